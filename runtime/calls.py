@@ -1,0 +1,76 @@
+"""What back ends are given and give back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from spdsl.analysis.plans import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileList:
+    """Tiles of every row, for rows ``[batch or 1, heads or 1, rows]``.
+
+    ``begin``, ``middle`` and ``end`` are int32 of that shape and index ``tiles`` (int32, flat): tiles from ``begin`` to
+    ``middle`` are full, from ``middle`` to ``end`` masked, ascending in each part.
+    """
+
+    begin: Tensor
+    middle: Tensor
+    end: Tensor
+    tiles: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """The tensors and run-time numbers of one call.
+
+    ``q`` is ``[batch, heads, nq, d]``, ``k`` ``[batch, groups, n, d]``, ``v`` ``[batch, groups, n, dv]``, any strides with
+    the last dimension contiguous.  ``tables`` holds inputs and stage results by name, each with a leading batch axis of
+    size 1 or batch unless its declaration names ``b``.  ``places`` is int32 ``[batch, 3]`` (q_start, k_start, k_len) for
+    the shape ``batched``, else None.  ``lists`` maps the kind of a kernel (``forward``, ``dq``, ``dkdv``) to its lists,
+    where its walk is a `ListWalk`.
+    """
+
+    plan: Plan
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    q_start: int = 0
+    places: Tensor | None = None
+    tables: dict[str, Tensor] = field(default_factory=dict)
+    lists: dict[str, TileList] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradients:
+    """Gradients of a call; None for those not asked for.  ``tables`` by name, in the shape of the table."""
+
+    q: Tensor | None
+    k: Tensor | None
+    v: Tensor | None
+    tables: dict[str, Tensor]
+
+
+class Engine(Protocol):
+    """A back end."""
+
+    name: str
+
+    def forward(self, call: Call) -> tuple[Tensor, Tensor]:
+        """Output ``[batch, heads, nq, dv]`` in the type of ``q``, and LSE ``[batch, heads, nq]`` in fp32, natural log."""
+        ...
+
+    def backward(
+        self, call: Call, out: Tensor, lse: Tensor, d_out: Tensor, d_lse: Tensor | None, wanted: frozenset[str]
+    ) -> Gradients:
+        """Gradients of those among ``q k v`` and the names of tables that are in ``wanted``."""
+        ...
+
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""Element types by the names that plans use."""

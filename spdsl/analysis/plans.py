@@ -1,0 +1,95 @@
+"""What is computed, and how: the result of planning, complete enough to write kernels from or to execute.
+
+All expressions here are expanded: arithmetic over ``q k h g b``, run-time extents, and loads of input or stage tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from spdsl.analysis.tiles import Shape, Walk
+from spdsl.semantics.nodes import BoundPattern, Expr, Reduce, Side, Table, Top
+
+Precision: TypeAlias = Literal["bf16", "fp16", "fp32"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A bound pattern with the shape class and types of a call; everything a kernel is specialised on but its tiles."""
+
+    pattern: BoundPattern
+    dtype: Precision
+    value_dim: int
+    shape: Shape
+    tables: tuple[tuple[str, str], ...] = ()  # run-time element types of the inputs, as (name, torch dtype name)
+    gradients: tuple[str, ...] = ()  # the tables for which a gradient is wanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageAxis:
+    """One axis of a stage's result: ``b``, ``h``, ``g``, or a coordinate (``side`` and ``axis``; ``axis`` None is the
+    position itself)."""
+
+    name: str
+    side: Side | None = None
+    axis: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of the set that is computed before the kernels run: a table the kernels load from.
+
+    ``value`` is a `Reduce` or a `Top`, its coordinates not expanded.  The table ``name`` has one axis for each of
+    ``axes``; a `Top` gives bool.
+    """
+
+    name: str
+    value: Reduce | Top
+    axes: tuple[StageAxis, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableGradient:
+    """The gradient of one load: sum over pairs of ``factor`` times the gradient of the logit, at ``indices``.
+
+    ``by`` says on what the position of the element depends besides ``b h g``: nothing, the query, the key, their
+    distance ``q - k``, or both.  ``of`` is ``bias`` or ``sink_logit``.
+    """
+
+    table: str
+    of: Literal["bias", "sink_logit"]
+    factor: Expr
+    indices: tuple[Expr, ...]
+    by: Literal["none", "query", "key", "distance", "pair"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelPlan:
+    """Tile sizes, launch options and walk of one kernel; the walk is by query for ``forward`` and ``dq``, else by key."""
+
+    kind: Literal["forward", "dq", "dkdv"]
+    block_q: int
+    block_k: int
+    warps: int
+    stages: int
+    walk: Walk
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that is decided about a problem before text is written."""
+
+    problem: Problem
+    keep: Expr
+    bias: Expr | None
+    scale: float
+    softcap: float | None
+    sink_logit: Expr | None
+    tables: tuple[Table, ...]
+    stages: tuple[Stage, ...]
+    gradients: tuple[TableGradient, ...]
+    forward: KernelPlan
+    dq: KernelPlan
+    dkdv: KernelPlan
