@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from spdsl.analysis.tiles import Shape, Walk
-from spdsl.semantics.nodes import BoundPattern, Expr, Reduce, Side, Table, Top
+from spdsl.semantics.nodes import BoundPattern, Expr, Side, Table
 
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32"]
 
@@ -40,12 +40,13 @@ class StageAxis:
 class Stage:
     """A part of the set that is computed before the kernels run: a table the kernels load from.
 
-    ``value`` is a `Reduce` or a `Top`, its coordinates not expanded.  The table ``name`` has one axis for each of
-    ``axes``; a `Top` gives bool.
+    ``value`` is the smallest bool expression around a `Reduce` or `Top` (a `Top` itself, or a comparison of reductions), or
+    the reduction itself if that expression depends on single positions; its coordinates are not expanded.  The table
+    ``name`` has one axis for each of ``axes`` (no batch axis unless ``b`` is among them) and the type of ``value``.
     """
 
     name: str
-    value: Reduce | Top
+    value: Expr
     axes: tuple[StageAxis, ...]
 
 
