@@ -42,7 +42,8 @@ class Stage:
 
     ``value`` is the smallest bool expression around a `Reduce` or `Top` (a `Top` itself, or a comparison of reductions), or
     the reduction itself if that expression depends on single positions; its coordinates are not expanded.  The table
-    ``name`` has one axis for each of ``axes`` (no batch axis unless ``b`` is among them) and the type of ``value``.
+    ``name`` is like an input: one axis for each of ``axes``, the type of ``value``, and a leading batch axis of size 1 or
+    batch unless ``b`` is among the axes.  `Plan.tables` declares it after the inputs.
     """
 
     name: str

@@ -1,0 +1,193 @@
+"""The torch operators: ``spdsl::attend`` and its backward.
+
+The operators carry tensors, numbers and one string, the key: the canonical text of the pattern with its parameters.  So a
+program that was exported loads in another process, and nothing that Dynamo traces reads a file.  How a key becomes a plan
+is given from above (`install`), because planning begins with parsing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spdsl.analysis.plans import Plan
+from spdsl.analysis.tiles import Shape
+from spdsl.runtime.calls import Call, Gradients
+from spdsl.runtime.checks import check_call
+from spdsl.runtime.engines import engine_for
+from spdsl.runtime.lists import lists_for
+from spdsl.runtime.stages import materialise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a call asks for: a key, the types and sizes that kernels are specialised on, and the gradients wanted."""
+
+    key: str
+    dtype: torch.dtype
+    heads: int
+    groups: int
+    head_dim: int
+    value_dim: int
+    shape: Shape
+    device: torch.device
+    tables: tuple[torch.dtype, ...]
+    gradients: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A plan, the engine's name, and the inputs in the order of the operator's list."""
+
+    plan: Plan
+    backend: str
+    inputs: tuple[str, ...]
+
+
+Prepare = Callable[[Request], Prepared]
+_prepare: list[Prepare] = []
+
+
+def install(prepare: Prepare) -> None:
+    """Tell the operators how a request becomes a plan; the last call counts."""
+    _prepare[:] = [prepare]
+
+
+def _request(
+    q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], places: Tensor | None, key: str, shape: str, gradients: tuple[int, ...]
+) -> Prepared:
+    return _prepare[0](
+        Request(
+            key=key,
+            dtype=q.dtype,
+            heads=q.shape[1],
+            groups=k.shape[1],
+            head_dim=q.shape[3],
+            value_dim=v.shape[3],
+            shape=shape,  # type: ignore[arg-type]  # a str in the operator's schema
+            device=q.device,
+            tables=tuple(table.dtype for table in tables),
+            gradients=gradients,
+        )
+    )
+
+
+def _call(prepared: Prepared, q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], places: Tensor | None, q_start: int) -> Call:
+    plan = prepared.plan
+    given = dict(zip(prepared.inputs, tables, strict=True))
+    call = Call(plan=plan, q=q, k=k, v=v, q_start=q_start, places=places, tables=given)
+    return materialise(call)
+
+
+@torch.library.custom_op("spdsl::attend", mutates_args=())
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Sequence[Tensor],
+    places: Tensor | None,
+    key: str,
+    shape: str,
+    q_start: int,
+) -> tuple[Tensor, Tensor]:
+    """Sparse attention: output ``[batch, heads, nq, dv]`` and LSE ``[batch, heads, nq]`` (fp32, natural log)."""
+    prepared = _request(q, k, v, tables, places, key, shape, ())
+    call = _call(prepared, q, k, v, tables, places, q_start)
+    check_call(call)
+    call = lists_for(call, ("forward",))
+    return engine_for(prepared.backend).forward(call)
+
+
+@attend.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], places: Tensor | None, key: str, shape: str, q_start: int
+) -> tuple[Tensor, Tensor]:
+    out = q.new_empty((q.shape[0], q.shape[1], q.shape[2], v.shape[3]))
+    return out, q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("spdsl::attend_backward", mutates_args=())
+def attend_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Sequence[Tensor],
+    places: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    d_out: Tensor,
+    d_lse: Tensor | None,
+    key: str,
+    shape: str,
+    q_start: int,
+    wanted: Sequence[int],
+) -> list[Tensor]:
+    """The gradients asked for: 0, 1, 2 are q, k, v and 3 + i is table i, in this order."""
+    gradients = tuple(each - 3 for each in wanted if each >= 3)
+    prepared = _request(q, k, v, tables, places, key, shape, gradients)
+    call = lists_for(_call(prepared, q, k, v, tables, places, q_start), ("dq", "dkdv"))
+    names = ("q", "k", "v", *prepared.inputs)
+    found = engine_for(prepared.backend).backward(
+        call, out, lse, d_out, d_lse, frozenset(names[each] for each in wanted)
+    )
+    return [_gradient(found, names[each]) for each in wanted]
+
+
+def _gradient(found: Gradients, name: str) -> Tensor:
+    gradient = {"q": found.q, "k": found.k, "v": found.v, **found.tables}[name]
+    assert gradient is not None
+    return gradient
+
+
+@attend_backward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Sequence[Tensor],
+    places: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    d_out: Tensor,
+    d_lse: Tensor | None,
+    key: str,
+    shape: str,
+    q_start: int,
+    wanted: Sequence[int],
+) -> list[Tensor]:
+    tensors = [q, k, v, *tables]
+    return [tensors[each].new_empty(tensors[each].shape) for each in wanted]
+
+
+def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:  # type: ignore[type-arg]
+    q, k, v, tables, places, key, shape, q_start = inputs
+    out, lse = output
+    ctx.save_for_backward(q, k, v, out, lse, *([] if places is None else [places]), *tables)
+    ctx.has_places, ctx.settings = places is not None, (key, shape, q_start)  # type: ignore[attr-defined]
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, d_out: Tensor | None, d_lse: Tensor | None):  # type: ignore[no-untyped-def]
+    q, k, v, out, lse, *rest = ctx.saved_tensors
+    places = rest.pop(0) if ctx.has_places else None
+    needs = [*ctx.needs_input_grad[:3], *_listed(ctx.needs_input_grad[3], len(rest))]
+    wanted = [position for position, need in enumerate(needs) if need]
+    none = (None,) * 5
+    if not wanted or (d_out is None and d_lse is None):
+        return None, None, None, [None] * len(rest), *none[1:]
+    if d_out is None:
+        d_out = torch.zeros_like(out)
+    found = attend_backward(q, k, v, rest, places, out, lse, d_out, d_lse, *ctx.settings, wanted)
+    by_position = dict(zip(wanted, found, strict=True))
+    tables = [by_position.get(3 + i) for i in range(len(rest))]
+    return by_position.get(0), by_position.get(1), by_position.get(2), tables, *none[1:]
+
+
+def _listed(needs: object, count: int) -> list[bool]:
+    return list(needs) if isinstance(needs, (list, tuple)) else [bool(needs)] * count
+
+
+attend.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,100 @@
+"""From an expanded bias or sink to the gradients of the tables it loads.
+
+The gradient of a table element is a sum over all pairs that read it.  Each kind of index has its own way to be summed in a
+fixed order; an index that has none is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from spdsl.analysis.plans import TableGradient
+from spdsl.diagnostics import error
+from spdsl.semantics.differentiate import derivative
+from spdsl.semantics.nodes import Apply, Const, Expr, Index, Load
+from spdsl.semantics.rewrite import free_indices, transform, walk
+
+By = Literal["none", "query", "key", "distance", "pair"]
+
+
+def table_gradients(clauses: Iterable[tuple[Literal["bias", "sink_logit"], Expr | None]], wanted: frozenset[str]) -> tuple[
+    TableGradient, ...
+]:
+    """One entry for each distinct load of a wanted table in the clauses.
+
+    Raises:
+        SpatError: a table in ``wanted`` is read at an index whose gradient cannot be summed in a fixed order, or by a clause
+            that is not differentiable in it.
+    """
+    found: list[TableGradient] = []
+    for of, clause in clauses:
+        if clause is None:
+            continue
+        for load in _loads(clause, wanted):
+            found.append(
+                TableGradient(
+                    table=load.table,
+                    of=of,
+                    factor=derivative(clause, load),
+                    indices=load.indices,
+                    by=_position(load),
+                )
+            )
+    return tuple(found)
+
+
+def _loads(clause: Expr, wanted: frozenset[str]) -> list[Load]:
+    loads: dict[Load, None] = {}
+    for node in walk(clause):
+        if isinstance(node, Load) and node.table in wanted:
+            loads.setdefault(node)
+    return list(loads)
+
+
+def _position(load: Load) -> By:
+    indices = frozenset[str]().union(*(free_indices(index) for index in load.indices)) & {"q", "k"}
+    if not indices:
+        return "none"
+    if indices == {"q"}:
+        return "query"
+    if indices == {"k"}:
+        return "key"
+    if all(_of_distance(index) for index in load.indices):
+        return "distance"
+    if _is_pair(load):
+        return "pair"
+    raise error(
+        "SP402",
+        f"`{load.table}` is read at an index that mixes q and k, and its gradient cannot be summed in a fixed order",
+        load.span,
+        help="index it by b, h, g, q, k, q - k or blocks of these, or pass it without requires_grad",
+    )
+
+
+def _of_distance(index: Expr) -> bool:
+    """Whether an index expression depends on q and k only through ``q - k`` (or ``k - q``)."""
+    return not free_indices(distance_form(index)) & {"q", "k"}
+
+
+def distance_form(index: Expr) -> Expr:
+    """``index`` with ``q - k`` replaced by ``Index("distance")``, and ``k - q`` by its negative."""
+    distance = Index(name="distance")
+
+    def rewrite(node: Expr) -> Expr | None:
+        match node:
+            case Apply(op="sub", args=(Index(name="q"), Index(name="k"))):
+                return distance
+            case Apply(op="sub", args=(Index(name="k"), Index(name="q"))):
+                return Apply(op="neg", args=(distance,), dtype="int")
+            case _:
+                return None
+
+    return transform(index, rewrite)
+
+
+def _is_pair(load: Load) -> bool:
+    """Whether distinct pairs read distinct elements, apart from batch and heads: ``[…, q, k]``."""
+    names = [index.name for index in load.indices if isinstance(index, Index)]
+    plain = all(isinstance(index, Index | Const) for index in load.indices)
+    return plain and names.count("q") == 1 and names.count("k") == 1

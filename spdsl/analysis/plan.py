@@ -1,0 +1,115 @@
+"""From a problem to a plan: expressions expanded, stages cut out, tiles and walks chosen for every kernel.
+
+Nothing is measured and no text is written here.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+from spdsl.analysis.gradients import table_gradients
+from spdsl.analysis.plans import KernelPlan, Plan, Problem
+from spdsl.analysis.relation import tile_relation
+from spdsl.analysis.stages import Staged, stage
+from spdsl.analysis.tiles import TileRelation, Walk
+from spdsl.analysis.tiling import Tiles, default_tiles
+from spdsl.diagnostics import error
+from spdsl.semantics.nodes import BoundPattern, Const, Expr
+
+Kind = Literal["forward", "dq", "dkdv"]
+
+
+@lru_cache(maxsize=512)
+def plan(problem: Problem, target: str) -> Plan:
+    """Decide everything about ``problem`` for ``target`` (``cpu``, ``sm_80``, ``sm_90``, ``sm_100``, ``gfx942``).
+
+    Raises:
+        SpatError: the pattern needs something that cannot be planned (SP4xx).
+    """
+    staged = _staged(problem.pattern)
+    attend = problem.pattern.attend
+    return Plan(
+        problem=problem,
+        keep=staged.keep,
+        bias=staged.bias,
+        scale=_constant(attend.scale, "scale", 1.0 / math.sqrt(problem.pattern.head_dim)),
+        softcap=None if attend.softcap is None else _constant(attend.softcap, "softcap", 0.0),
+        sink_logit=staged.sink_logit,
+        tables=staged.tables,
+        stages=staged.stages,
+        gradients=table_gradients(
+            (("bias", staged.bias), ("sink_logit", staged.sink_logit)), frozenset(problem.gradients)
+        ),
+        forward=_kernel("forward", staged, problem, target),
+        dq=_kernel("dq", staged, problem, target),
+        dkdv=_kernel("dkdv", staged, problem, target),
+    )
+
+
+@lru_cache(maxsize=512)
+def _staged(pattern: BoundPattern) -> Staged:
+    return stage(pattern)
+
+
+def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str) -> KernelPlan:
+    tiles = _tiles(kind, problem, None, target)
+    relation = _relation(staged, problem, tiles)
+    walk = _walk(kind, relation)
+    better = _tiles(kind, problem, walk, target)
+    if (better.block_q, better.block_k) != (tiles.block_q, tiles.block_k):
+        relation = _relation(staged, problem, better)
+        walk = _walk(kind, relation)
+    return KernelPlan(
+        kind=kind,
+        block_q=better.block_q,
+        block_k=better.block_k,
+        warps=better.warps,
+        stages=better.stages,
+        walk=walk,
+        notes=relation.notes,
+    )
+
+
+def _tiles(kind: Kind, problem: Problem, walk: Walk | None, target: str) -> Tiles:
+    return default_tiles(
+        kind,
+        dtype=problem.dtype,
+        head_dim=problem.pattern.head_dim,
+        value_dim=problem.value_dim,
+        walk=walk,
+        target=target,
+    )
+
+
+def _walk(kind: Kind, relation: TileRelation) -> Walk:
+    return relation.by_key if kind == "dkdv" else relation.by_query
+
+
+def _relation(staged: Staged, problem: Problem, tiles: Tiles) -> TileRelation:
+    return tile_relation(
+        staged.keep,
+        block_q=tiles.block_q,
+        block_k=tiles.block_k,
+        shape=problem.shape,
+        heads=problem.pattern.heads,
+        groups=problem.pattern.groups,
+        tables=staged.tables,
+    )
+
+
+def _constant(expr: Expr | None, word: str, default: float) -> float:
+    if expr is None:
+        return default
+    if not isinstance(expr, Const):
+        raise error(
+            "SP404",
+            f"`{word}` must be a number once the parameters are known",
+            expr.span,
+            help=f"write `{word}` in terms of parameters, `d` and constants; use `bias` for what varies",
+        )
+    value = float(expr.value)
+    if not math.isfinite(value):
+        raise error("SP305", f"`{word}` is {value}, but must be finite", expr.span, help="check the parameters")
+    return value
