@@ -1,0 +1,33 @@
+"""spdsl: sparsity patterns for attention, compiled to fused kernels.
+
+The names below are loaded when they are first used, so that `import spdsl` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spdsl.api import Attention, Pattern, compile, load, loads, names, raise_pending
+    from spdsl.diagnostics import SpatError, SpatWarning
+
+__version__ = "0.1.0"
+
+__all__ = ["Attention", "Pattern", "SpatError", "SpatWarning", "compile", "load", "loads", "names", "raise_pending"]
+
+_HOMES = {name: "spdsl.api" for name in ("Attention", "Pattern", "compile", "load", "loads", "raise_pending")} | {
+    "SpatError": "spdsl.diagnostics",
+    "SpatWarning": "spdsl.diagnostics",
+    "names": "spdsl.library",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'spdsl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,317 @@
+"""What Python users call: `load`, `loads`, `names`, `compile`, `Pattern` and `Attention`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spdsl import prepare as _prepare  # installs the planner of the operators
+from spdsl import reference
+from spdsl.diagnostics import SpatError, error
+from spdsl.library import names, resolver, text_of
+from spdsl.pipeline import Value, bound, key_of, read
+from spdsl.runtime import operator
+from spdsl.runtime.checks import raise_pending
+from spdsl.semantics.nodes import BoundPattern, CheckedPattern
+
+__all__ = ["Attention", "Pattern", "SpatError", "compile", "load", "loads", "names", "raise_pending"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A checked pattern, not yet given its parameters."""
+
+    checked: CheckedPattern
+
+    @property
+    def name(self) -> str:
+        """The name after `pattern`."""
+        return self.checked.name
+
+    @property
+    def parameters(self) -> dict[str, Value | None]:
+        """Parameters and their defaults; None where one must be given."""
+        return {each.name: each.default for each in self.checked.parameters}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the tensors that a call must give."""
+        return tuple(each.name for each in self.checked.tables)
+
+    def to_spat(self) -> str:
+        """The canonical text, imports inlined."""
+        return self.checked.text
+
+    def mask(
+        self,
+        nq: int,
+        nk: int,
+        heads: int = 1,
+        groups: int | None = None,
+        layer: int | None = None,
+        q_start: int | None = None,
+        **given: Any,
+    ) -> Tensor:
+        """The pairs that the pattern keeps, from the dense reference.
+
+        ``given`` holds parameters and inputs by name.  Queries are the last ``nq`` positions unless ``q_start`` is given.
+
+        Returns:
+            bool ``[heads, nq, nk]``, or ``[batch, heads, nq, nk]`` when an input has a batch axis.
+
+        Raises:
+            SpatError: an unknown or missing name, or a value that does not fit.
+        """
+        groups = heads if groups is None else groups
+        tables = {name: given.pop(name) for name in self.inputs if name in given}
+        pattern = _bind(self, given, layer, heads, groups, 64)
+        return reference.mask(pattern, nq, nk, tables=_tables(self, tables, torch.device("cpu")), q_start=q_start)
+
+    def __str__(self) -> str:
+        return self.to_spat()
+
+
+class Attention:
+    """A pattern with its parameters: a function of q, k and v.
+
+    Made by `compile`.  Kernels are planned and written at the first call of a new shape class; lengths do not matter.
+    """
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        parameters: Mapping[str, Value],
+        *,
+        layer: int | None = None,
+        backend: str | None = None,
+        deterministic: bool | None = None,
+    ) -> None:
+        self.pattern = pattern
+        self.parameters = dict(parameters)
+        self.layer = layer
+        self.backend = backend
+        self._key = key_of(pattern.checked, self.parameters, layer, backend, bool(deterministic))
+        bound(self._key, 1, 1, 64)
+
+    def __repr__(self) -> str:
+        given = "".join(f", {name}={value!r}" for name, value in self.parameters.items())
+        return f'spdsl.compile("{self.pattern.name}"{given})'
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        return_lse: bool = False,
+        q_start: int | Tensor | None = None,
+        k_start: int | Tensor | None = None,
+        k_len: int | Tensor | None = None,
+        **inputs: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attention of ``q`` over ``k`` and ``v`` restricted to the pattern.
+
+        Args:
+            q: ``[batch, heads, nq, d]``; bfloat16, float16 or float32, any strides.
+            k: ``[batch, groups, n, d]`` with ``heads`` a multiple of ``groups``.
+            v: ``[batch, groups, n, dv]``.
+            return_lse: also return the log-sum-exp of the logits.
+            q_start: position of the first query; the queries are the last ``nq`` positions by default.  An int, or int32
+                ``[batch]``.
+            k_start: row of ``k`` and ``v`` that is position 0 (padding on the left).
+            k_len: number of existing keys from ``k_start`` on (padding on the right, caches).
+            inputs: the declared inputs; each may have one extra leading axis of size 1 or batch.
+
+        Returns:
+            ``[batch, heads, nq, dv]`` in the type of ``q``; with ``return_lse`` also float32 ``[batch, heads, nq]``, natural
+            log.  A query that keeps nothing gives zeros and −inf.
+
+        Raises:
+            SpatError: shapes, types, devices or values that do not fit (SP3xx), or a pattern that cannot be run (SP4xx).
+        """
+        q, k, v = _autocast(q, k, v)
+        tables = list(_tables(self.pattern, inputs, q.device).values())
+        k, v, places, shape, start = _place(q, k, v, q_start, k_start, k_len)
+        out, lse = operator.attend(q, k, v, tables, places, self._key, shape, start)
+        return (out, lse) if return_lse else out
+
+    def reference(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        return_lse: bool = False,
+        q_start: int | Tensor | None = None,
+        k_start: int | Tensor | None = None,
+        k_len: int | Tensor | None = None,
+        **inputs: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The meaning of a call: dense, in float64, differentiable by autograd.  Arguments and result as in a call."""
+        pattern = bound(self._key, q.shape[1], k.shape[1], q.shape[3])
+        tables = _tables(self.pattern, inputs, q.device)
+        out, lse = reference.attend(
+            pattern, q, k, v, tables=tables, q_start=q_start, k_start=k_start, k_len=k_len
+        )
+        return (out, lse) if return_lse else out
+
+    def bind(self, heads: int, groups: int, head_dim: int) -> BoundPattern:
+        """The pattern as the compiler sees it for these sizes."""
+        return bound(self._key, heads, groups, head_dim)
+
+    def kernels(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, str]:
+        """The sources that are generated for tensors like these, by file name."""
+        from spdsl.kernels import sources
+
+        return sources(self._key, q, k, v)
+
+    def explain(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> str:
+        """How a call with tensors like these is computed: walks, tiles touched and full, pairs kept over pairs computed."""
+        from spdsl.explain import explain
+
+        return explain(self._key, q, k, v, _tables(self.pattern, inputs, q.device)).text()
+
+
+def loads(text: str, *, name: str | None = None) -> Pattern:
+    """The pattern ``name`` (by default the last) of a `.spat` text.
+
+    Raises:
+        SpatError: with everything that is wrong with the text.
+    """
+    return _pattern(read(text, name=name, resolve=resolver(None)))
+
+
+def load(path_or_name: str | Path) -> Pattern:
+    """A pattern of the library by name, or of a file: ``path.spat`` for its last pattern, ``path.spat:NAME`` for another.
+
+    Raises:
+        SpatError: no such file or pattern (SP60x), or what is wrong with the text.
+    """
+    given = str(path_or_name)
+    path, colon, name = given.rpartition(":") if ".spat:" in given else (given, "", "")
+    if not path.endswith(".spat"):
+        return _pattern(read(text_of(given), source=f"{given}.spat", name=given, resolve=resolver(None)))
+    from spdsl.grammar.parse import read_file
+
+    file = Path(path)
+    return _pattern(read(read_file(file), source=path, name=name or None, resolve=resolver(file.parent)))
+
+
+def compile(
+    pattern: str | Path | Pattern,
+    *,
+    layer: int | None = None,
+    backend: str | None = None,
+    deterministic: bool | None = None,
+    **parameters: Any,
+) -> Attention:
+    """Make attention from a pattern: a library name, a path to a `.spat` file, or a `Pattern`.
+
+    Args:
+        layer: the value of `layer`, for patterns that use it.
+        backend: ``cpu`` or ``triton``; by default the best for the tensors of a call.
+        deterministic: ask for gradients that repeat bitwise (they do in every back end today).
+        parameters: the pattern's parameters by name.
+
+    Raises:
+        SpatError: an unknown pattern or parameter, or a value that does not fit.
+    """
+    made = pattern if isinstance(pattern, Pattern) else load(pattern)
+    if backend is not None and backend not in _prepare.BACKENDS:
+        raise error("SP311", f"there is no back end `{backend}`", help=f"use one of {', '.join(_prepare.BACKENDS)}")
+    return Attention(made, _plain(parameters), layer=layer, backend=backend, deterministic=deterministic)
+
+
+def _pattern(checked: CheckedPattern) -> Pattern:
+    return Pattern(checked)
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Value]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()}
+
+
+def _bind(
+    pattern: Pattern, parameters: Mapping[str, Any], layer: int | None, heads: int, groups: int, head_dim: int
+) -> BoundPattern:
+    return bound(key_of(pattern.checked, _plain(parameters), layer, None, False), heads, groups, head_dim)
+
+
+def _tables(pattern: Pattern, given: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """The inputs in declared order as tensors."""
+    for name in given:
+        if name not in pattern.inputs:
+            close = difflib.get_close_matches(name, pattern.inputs, n=1)
+            known = f"its inputs are {', '.join(f'`{each}`' for each in pattern.inputs)}" if pattern.inputs else "it has none"
+            raise error(
+                "SP301",
+                f"`{pattern.name}` has no input `{name}`",
+                help=f"did you mean `{close[0]}`?" if close else known,
+            )
+    missing = [name for name in pattern.inputs if name not in given]
+    if missing:
+        raise error(
+            "SP302",
+            f"`{pattern.name}` needs the input `{missing[0]}`",
+            help=f"give it as a keyword: `{missing[0]}=tensor`",
+        )
+    return {
+        name: given[name] if isinstance(given[name], Tensor) else torch.as_tensor(given[name], device=device)
+        for name in pattern.inputs
+    }
+
+
+def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        return q.to(dtype), k.to(dtype), v.to(dtype)
+    return q, k, v
+
+
+def _place(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_start: int | Tensor | None,
+    k_start: int | Tensor | None,
+    k_len: int | Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, str, int]:
+    """Keys that exist, places for each sequence (or None), the shape class, and the position of the first query."""
+    nq, n = q.shape[2], k.shape[2]
+    if any(isinstance(each, Tensor) for each in (q_start, k_start, k_len)):
+        starts = _column(k_start, 0, q)
+        lengths = n - starts if k_len is None else _column(k_len, 0, q)
+        firsts = lengths - nq if q_start is None else _column(q_start, 0, q)
+        return k, v, torch.stack((firsts, starts, lengths), dim=1), "batched", 0
+    start = 0 if k_start is None else int(k_start)
+    length = n - start if k_len is None else int(k_len)
+    if (start, length) != (0, n):
+        if start < 0 or length < 0 or start + length > n:
+            raise error(
+                "SP303",
+                f"k_start={start} and k_len={length} reach outside the {n} rows of k",
+                help="0 <= k_start and k_start + k_len <= number of keys must hold",
+            )
+        k, v = k.narrow(2, start, length), v.narrow(2, start, length)
+    first = length - nq if q_start is None else int(q_start)
+    return k, v, None, "square" if first == 0 and nq == length else "offset", first
+
+
+def _column(value: int | Tensor | None, default: int, q: Tensor) -> Tensor:
+    batch = q.shape[0]
+    if isinstance(value, Tensor):
+        if value.shape != (batch,):
+            raise error(
+                "SP303",
+                f"q_start, k_start and k_len must be ints or have shape [{batch}], not {list(value.shape)}",
+                help="give one number for each sequence of the batch",
+            )
+        return value.to(device=q.device, dtype=torch.int32)
+    number = default if value is None else value
+    return torch.full((batch,), number, dtype=torch.int32, device=q.device)
+

@@ -1,0 +1,91 @@
+"""From a request of the operators to a plan: the part of the pipeline that needs torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+
+import torch
+
+from spdsl.analysis.plan import plan
+from spdsl.analysis.plans import Precision, Problem
+from spdsl.diagnostics import error
+from spdsl.pipeline import bound
+from spdsl.runtime.calls import DTYPES
+from spdsl.runtime.operator import Prepared, Request, install
+
+BACKENDS = ("cpu", "triton")
+
+
+@lru_cache(maxsize=1024)
+def prepare(request: Request) -> Prepared:
+    """Plan what ``request`` asks for.
+
+    Raises:
+        SpatError: the back end, the element type or the pattern does not fit (SP3xx, SP4xx).
+    """
+    fields = json.loads(request.key)
+    pattern = bound(request.key, request.heads, request.groups, request.head_dim)
+    names = tuple(table.name for table in pattern.tables)
+    backend = choose_backend(fields["backend"], request.device)
+    problem = Problem(
+        pattern=pattern,
+        dtype=precision(request.dtype),
+        value_dim=request.value_dim,
+        shape=request.shape,
+        tables=tuple((name, str(dtype).removeprefix("torch.")) for name, dtype in zip(names, request.tables, strict=True)),
+        gradients=tuple(names[each] for each in request.gradients),
+    )
+    return Prepared(plan=plan(problem, target_of(backend, request.device)), backend=backend, inputs=names)
+
+
+def precision(dtype: torch.dtype) -> Precision:
+    """The name of an element type.
+
+    Raises:
+        SpatError: attention is not computed in this type (SP310).
+    """
+    for name, known in DTYPES.items():
+        if dtype == known:
+            return name  # type: ignore[return-value]  # the keys of DTYPES are the names of Precision
+    raise error(
+        "SP310",
+        f"q, k and v are {str(dtype).removeprefix('torch.')}, but attention is computed in bfloat16, float16 or float32",
+        help="convert them, for example with `.to(torch.bfloat16)`; `attn.reference` computes in float64",
+    )
+
+
+def choose_backend(asked: str | None, device: torch.device) -> str:
+    """The back end: the one asked for, else that of ``SPDSL_BACKEND``, else the best for the device.
+
+    Raises:
+        SpatError: there is no such back end, or it cannot run on the device (SP311).
+    """
+    name = asked or os.environ.get("SPDSL_BACKEND") or ("triton" if device.type == "cuda" else "cpu")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if name not in BACKENDS:
+        raise error("SP311", f"there is no back end `{name}`", help=f"use one of {', '.join(BACKENDS)}")
+    if (name == "cpu") != (device.type == "cpu") and not (name == "triton" and interpreted):
+        other = "triton" if name == "cpu" else "cpu"
+        raise error(
+            "SP311",
+            f"the back end `{name}` cannot run on tensors of device `{device}`",
+            help=f"move the tensors, or use `backend=\"{other}\"`",
+        )
+    return name
+
+
+def target_of(backend: str, device: torch.device) -> str:
+    """The name of the machine for which tiles are chosen."""
+    if backend == "cpu":
+        return "cpu"
+    if device.type != "cuda":
+        return "sm_90"
+    if torch.version.hip:
+        return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+install(prepare)
