@@ -1,0 +1,105 @@
+"""Tile sizes and launch options to begin with, for each kernel and machine.
+
+The numbers come from measurements of the kernels' skeletons on an H100 with bf16 (causal, window and listed tiles); other
+machines take the nearest that fits their shared memory and registers.  Autotuning may replace them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from spdsl.analysis.plans import Precision
+from spdsl.analysis.tiles import ListWalk, SlotWalk, Walk
+
+Kind = Literal["forward", "dq", "dkdv"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiles:
+    """Queries and keys of a tile, warps of a program, and stages of its software pipeline."""
+
+    block_q: int
+    block_k: int
+    warps: int
+    stages: int
+
+
+def default_tiles(
+    kind: Kind, *, dtype: Precision, head_dim: int, value_dim: int, walk: Walk | None, target: str
+) -> Tiles:
+    """Good first tiles for a kernel on ``target`` (``cpu``, ``sm_80``, ``sm_90``, ``sm_100``, ``gfx942``, …).
+
+    ``walk`` is None before the walk is known; the caller asks again when it is.
+    """
+    width = max(head_dim, value_dim)
+    if target == "cpu":
+        return Tiles(block_q=64, block_k=64, warps=4, stages=1)
+    if dtype == "fp32":
+        return _single(kind, width)
+    if target.startswith("gfx"):
+        return _cdna(kind, width)
+    if target in ("sm_90", "sm_100"):
+        return _hopper(kind, width, _edges(walk))
+    return _ampere(kind, width)
+
+
+def _edges(walk: Walk | None) -> int:
+    """How many loops a row needs when each slot has a masked head, a full middle and a masked tail."""
+    match walk:
+        case None:
+            return 2
+        case ListWalk():
+            return 2
+        case SlotWalk(slots=slots):
+            loops = 0
+            for slot in slots:
+                loops += 1 if slot.full is None else 2 if slot.full.lo == slot.touched.lo else 3
+            return loops
+
+
+def _hopper(kind: Kind, width: int, loops: int) -> Tiles:
+    match kind:
+        case "forward" if width <= 64:
+            return Tiles(block_q=128, block_k=64 if loops > 2 else 128, warps=4, stages=3)
+        case "forward" if width <= 128:
+            return Tiles(block_q=128, block_k=64, warps=4, stages=2)
+        case "forward":
+            return Tiles(block_q=128, block_k=64, warps=8, stages=2)
+        case "dq" if width <= 64:
+            return Tiles(block_q=64, block_k=64, warps=4, stages=2)
+        case "dq" if width <= 128:
+            return Tiles(block_q=128, block_k=64, warps=8, stages=3 if loops <= 2 else 2)
+        case "dq":
+            return Tiles(block_q=64, block_k=32, warps=8, stages=2)
+        case "dkdv" if width <= 128:
+            return Tiles(block_q=64, block_k=64, warps=4, stages=2)
+        case "dkdv":
+            return Tiles(block_q=32, block_k=64, warps=8, stages=1)
+
+
+def _ampere(kind: Kind, width: int) -> Tiles:
+    """Within 99 KB of shared memory, which the smaller machines of the family have."""
+    if width <= 64:
+        return Tiles(block_q=128 if kind == "forward" else 64, block_k=64, warps=4, stages=2)
+    if width <= 128:
+        return Tiles(block_q=64, block_k=64 if kind != "dkdv" else 32, warps=4, stages=2 if kind == "forward" else 1)
+    return Tiles(block_q=32, block_k=32, warps=4, stages=1)
+
+
+def _cdna(kind: Kind, width: int) -> Tiles:
+    """Within the 64 KB of local memory of a compute unit."""
+    if width <= 128:
+        return Tiles(block_q=128 if kind == "forward" else 64, block_k=64 if width <= 64 else 32, warps=4, stages=1)
+    return Tiles(block_q=32, block_k=32, warps=4, stages=1)
+
+
+def _single(kind: Kind, width: int) -> Tiles:
+    """fp32: products run without tensor cores, so registers and shared memory bound the tile."""
+    if width <= 64:
+        return Tiles(block_q=64, block_k=32, warps=4, stages=1) if kind != "dkdv" else Tiles(
+            block_q=32, block_k=32, warps=4, stages=1
+        )
+    if width <= 128:
+        return Tiles(block_q=32, block_k=32, warps=4, stages=1)
+    return Tiles(block_q=16, block_k=16, warps=4, stages=1)
