@@ -1,0 +1,385 @@
+"""Expression → integer set: a bool expression over ``q`` and ``k`` as an isl set of pairs ``[q, k]``.
+
+From an expanded expression of `spdsl.semantics.nodes` to `PairSet`, by piecewise affine operations.  Whatever depends on
+neither ``q`` nor ``k`` and is not affine by itself (loads such as ``prefix[b]``, ``h * h``) becomes one opaque parameter.
+This pass does not choose tiles and knows no lengths beyond their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+import islpy as isl
+from islpy import dim_type
+
+from spdsl.analysis.tiles import Shape
+from spdsl.analysis.wording import describe
+from spdsl.semantics.nodes import (
+    Apply,
+    Const,
+    Coord,
+    Expr,
+    Extent,
+    Index,
+    Load,
+    Noise,
+    Param,
+    Reduce,
+    Table,
+    Top,
+)
+
+_COMPARE = ("lt", "le", "gt", "ge", "eq", "ne")
+_LOGIC = ("and", "or", "not")
+
+
+class NotAffine(Exception):
+    """``culprit`` cannot be written with sums, constant multiples and constant divisions of positions."""
+
+    def __init__(self, culprit: Expr, why: str) -> None:
+        self.culprit = culprit
+        self.why = why
+        super().__init__(f"`{describe(culprit)}` {why}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Symbols:
+    """What the parameters of a set stand for, by name, in a fixed order; and the facts about them."""
+
+    meaning: tuple[tuple[str, Expr], ...]
+    heads: int
+    groups: int
+    tables: tuple[Table, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters' names."""
+        return tuple(name for name, _ in self.meaning)
+
+    def context(self, space: isl.Space) -> isl.Set:
+        """The facts on indices, bool values and declared bounds, as a set of ``space``."""
+        known = isl.Set.universe(space)
+        builder = _Builder(space)
+        for name, expr in self.meaning:
+            low, high = self._range(expr)
+            value = builder.parameter(name)
+            if low is not None:
+                known = known.intersect(value.ge_set(builder.constant(low)))
+            if high is not None:
+                known = known.intersect(value.le_set(builder.constant(high)))
+        if {"h", "g"} <= set(self.names):
+            ratio = isl.Val(max(1, self.heads // self.groups))
+            known = known.intersect(builder.parameter("h").scale_down_val(ratio).floor().eq_set(builder.parameter("g")))
+        return known
+
+    def _range(self, expr: Expr) -> tuple[int | None, int | None]:
+        match expr:
+            case Index(name="h"):
+                return 0, self.heads - 1
+            case Index(name="g"):
+                return 0, self.groups - 1
+            case Index(name="b"):
+                return 0, None
+            case Extent(name=name):
+                return (None if name == "q_start" else 0), None
+            case Load(table=table, dtype="int"):
+                bounds = next((t.bounds for t in self.tables if t.name == table), None)
+                return (None, None) if bounds is None else (_whole(bounds.low), _whole(bounds.high))
+            case _:
+                return (0, 1) if expr.dtype == "bool" else (None, None)
+
+
+def _whole(value: int | float | None) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abstracted:
+    """An expression in which opaque parts are replaced by ``Extent`` names; affine throughout."""
+
+    expr: Expr
+    symbols: Symbols
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairSet:
+    """The pairs ``[q, k]`` for which an expression holds, in a space whose parameters are named by ``symbols``."""
+
+    pairs: isl.Set
+    symbols: Symbols
+
+
+def abstract(
+    exprs: Sequence[Expr],
+    *,
+    shape: Shape,
+    heads: int,
+    groups: int,
+    tables: Sequence[Table] = (),
+    over: bool = False,
+) -> tuple[tuple[Expr, ...], Symbols]:
+    """Expressions with opaque parts named, and what the names mean; the names are shared.
+
+    With ``over``, clauses that are not affine are replaced so that the set only grows; without, they raise `NotAffine`.
+    For ``square`` shapes ``nq`` is ``n`` and ``q_start`` is 0.
+    """
+    work = _Abstraction(square=shape == "square", over=over)
+    affine = tuple(work.logic(e, positive=True) if e.dtype == "bool" else work.value(e) for e in exprs)
+    meaning = tuple(sorted(work.meaning.items()))
+    return affine, Symbols(meaning=meaning, heads=heads, groups=groups, tables=tuple(tables))
+
+
+def space_of(names: Sequence[str]) -> isl.Space:
+    """The space of pairs ``[q, k]`` with these parameters."""
+    return isl.Space.create_from_names(isl.DEFAULT_CONTEXT, set=["q", "k"], params=list(names))
+
+
+def pairs_where(expr: Expr, space: isl.Space) -> isl.Set:
+    """The set of an abstracted bool expression in ``space``, which has all its names as parameters."""
+    return _Builder(space).holds(expr)
+
+
+def value_of(expr: Expr, space: isl.Space) -> isl.PwAff:
+    """The value of an abstracted int expression at the points of ``space``."""
+    return _Builder(space).value(expr)
+
+
+# ---------------------------------------------------------------- naming what is opaque
+
+
+def children(expr: Expr) -> Iterator[Expr]:
+    """The direct subexpressions."""
+    match expr:
+        case Const() | Index() | Extent() | Param() | Coord():
+            return
+        case Load(indices=indices):
+            yield from indices
+        case Apply(args=args):
+            yield from args
+        case Reduce(body=body):
+            yield body
+        case Noise(seed=seed, per=per):
+            yield from (seed, *per)
+        case Top(value=value, only=only, count=count):
+            yield from (value, only, count)
+        case _:
+            assert_never(expr)
+
+
+def is_program_constant(expr: Expr) -> bool:
+    """Whether a kernel can compute the value once: ints and bools over ``h g b``, lengths and loads, neither q nor k."""
+    if expr.dtype == "float" or isinstance(expr, Param | Coord | Reduce | Noise | Top):
+        return False
+    if isinstance(expr, Index) and expr.name in ("q", "k"):
+        return False
+    return all(is_program_constant(child) for child in children(expr))
+
+
+class _Abstraction:
+    """The walk behind `abstract`; collects names in ``meaning``."""
+
+    def __init__(self, *, square: bool, over: bool) -> None:
+        self.square = square
+        self.over = over
+        self.meaning: dict[str, Expr] = {}
+
+    def logic(self, expr: Expr, *, positive: bool) -> Expr:
+        """Abstract a bool expression; ``positive`` says whether growing it grows the whole."""
+        if isinstance(expr, Apply) and expr.op in _LOGIC:
+            turned = expr.op == "not"
+            args = tuple(self.logic(a, positive=positive != turned) for a in expr.args)
+            return replace(expr, args=args)
+        if not self.over:
+            return self.value(expr)
+        before = dict(self.meaning)
+        try:
+            return self.value(expr)
+        except NotAffine:
+            self.meaning = before
+            return Const(value=positive)
+
+    def value(self, expr: Expr) -> Expr:
+        """Abstract any int or bool expression.  Raises `NotAffine`."""
+        match expr:
+            case Const(value=value):
+                if isinstance(value, float):
+                    raise NotAffine(expr, "is not an integer")
+                return expr
+            case Extent(name=name):
+                return self._extent(name)
+            case Index(name=name):
+                return expr if name in ("q", "k") else self._named(name, expr)
+            case Apply():
+                return self._apply(expr)
+            case Load() if is_program_constant(expr):
+                return self._opaque(expr)
+            case Load():
+                raise NotAffine(expr, "is read from an input at every position")
+            case Reduce() | Top() | Noise():
+                raise NotAffine(expr, "is computed from the inputs or drawn at random, not from positions alone")
+            case Param() | Coord():
+                raise NotAffine(expr, "is not expanded")
+            case _:
+                assert_never(expr)
+
+    def _extent(self, name: str) -> Expr:
+        if self.square and name == "q_start":
+            return Const(value=0)
+        name = "n" if self.square and name == "nq" else name
+        return self._named(name, Extent(name=name))
+
+    def _named(self, name: str, expr: Expr) -> Expr:
+        self.meaning[name] = expr
+        return Extent(name=name)
+
+    def _opaque(self, expr: Expr) -> Expr:
+        for name, known in self.meaning.items():
+            if known == expr and known.dtype == expr.dtype:
+                break
+        else:
+            name = f"${len(self.meaning)}"
+        self.meaning[name] = expr
+        if expr.dtype == "bool":
+            return Apply(op="ge", args=(Extent(name=name), Const(value=1)), dtype="bool")
+        return Extent(name=name)
+
+    def _apply(self, expr: Apply) -> Expr:
+        before = dict(self.meaning)
+        try:
+            args = tuple(self.value(a) for a in expr.args)
+            return self._affine(expr, args)
+        except NotAffine:
+            if not is_program_constant(expr):
+                raise
+            self.meaning = before
+            return self._opaque(expr)
+
+    def _affine(self, expr: Apply, args: tuple[Expr, ...]) -> Expr:
+        rebuilt = replace(expr, args=args)
+        match expr.op:
+            case "add" | "sub" | "neg" | "abs" | "min" | "max" | "where" | "and" | "or" | "not":
+                return rebuilt
+            case op if op in _COMPARE:
+                return rebuilt
+            case "mul":
+                if not any(isinstance(a, Const) for a in args):
+                    raise NotAffine(expr, "multiplies two values that are not constants")
+                return rebuilt
+            case "floordiv" | "mod":
+                divisor = args[1]
+                if not isinstance(divisor, Const) or divisor.value == 0:
+                    raise NotAffine(expr, "divides by a value that is not a constant")
+                return rebuilt
+            case _:
+                raise NotAffine(expr, "is not linear in the positions")
+
+
+# ---------------------------------------------------------------- isl
+
+
+class _Builder:
+    """Piecewise affine values and sets in one space."""
+
+    def __init__(self, space: isl.Space) -> None:
+        self.space = space
+        self.local = isl.LocalSpace.from_space(space)
+
+    def constant(self, value: int) -> isl.PwAff:
+        return isl.PwAff.from_aff(isl.Aff.zero_on_domain(self.local).add_constant_val(isl.Val(value)))
+
+    def parameter(self, name: str) -> isl.PwAff:
+        position = self.space.find_dim_by_name(dim_type.param, name)
+        return isl.PwAff.from_aff(isl.Aff.var_on_domain(self.local, dim_type.param, position))
+
+    def position(self, side: str) -> isl.PwAff:
+        return isl.PwAff.from_aff(isl.Aff.var_on_domain(self.local, dim_type.set, "qk".index(side)))
+
+    def value(self, expr: Expr) -> isl.PwAff:
+        match expr:
+            case Const(value=value):
+                return self.constant(int(value))
+            case Index(name=name):
+                return self.position(name)
+            case Extent(name=name):
+                return self.parameter(name)
+            case Apply(op="where", args=(condition, chosen, other)):
+                where = self.holds(condition)
+                yes = self.value(chosen).intersect_domain(where)
+                return yes.union_add(self.value(other).intersect_domain(where.complement()))
+            case Apply(op="floordiv" | "mod" as op, args=(argument, Const(value=divisor))):
+                return self._divide(op, self.value(argument), int(divisor))
+            case Apply(op="mul", args=(left, right)):
+                scale, other = (left, right) if isinstance(left, Const) else (right, left)
+                assert isinstance(scale, Const)
+                return self.value(other).scale_val(isl.Val(int(scale.value)))
+            case Apply(op=op, args=args):
+                return self._arithmetic(op, [self.value(a) for a in args])
+            case _:
+                raise AssertionError(f"not abstracted: {expr}")
+
+    def _divide(self, op: str, value: isl.PwAff, divisor: int) -> isl.PwAff:
+        # Python's rules for a negative divisor: x // -d = -x // d, and x % -d = -(-x % d)
+        if divisor < 0:
+            turned = self._divide(op, value.neg(), -divisor)
+            return turned if op == "floordiv" else turned.neg()
+        return value.scale_down_val(isl.Val(divisor)).floor() if op == "floordiv" else value.mod_val(isl.Val(divisor))
+
+    def _arithmetic(self, op: str, args: list[isl.PwAff]) -> isl.PwAff:
+        match op, args:
+            case "add", [a, b]:
+                return a.add(b)
+            case "sub", [a, b]:
+                return a.sub(b)
+            case "neg", [a]:
+                return a.neg()
+            case "abs", [a]:
+                return a.max(a.neg())
+            case "min", [a, b]:
+                return a.min(b)
+            case "max", [a, b]:
+                return a.max(b)
+            case _:
+                raise AssertionError(f"not abstracted: {op}")
+
+    def holds(self, expr: Expr) -> isl.Set:
+        match expr:
+            case Const(value=value):
+                return isl.Set.universe(self.space) if value else isl.Set.empty(self.space)
+            case Apply(op="and", args=(a, b)):
+                return self.holds(a).intersect(self.holds(b)).coalesce()
+            case Apply(op="or", args=(a, b)):
+                return self.holds(a).union(self.holds(b)).coalesce()
+            case Apply(op="not", args=(a,)):
+                return self.holds(a).complement().coalesce()
+            case Apply(op="where", args=(c, a, b)):
+                where = self.holds(c)
+                return where.intersect(self.holds(a)).union(where.complement().intersect(self.holds(b))).coalesce()
+            case Apply(op="eq" | "ne" as op, args=(a, b)) if a.dtype == "bool":
+                return self._same(self.holds(a), self.holds(b), op == "eq")
+            case Apply(op=op, args=(a, b)):
+                return self._compare(op, self.value(a), self.value(b))
+            case _:
+                raise AssertionError(f"not abstracted: {expr}")
+
+    def _same(self, a: isl.Set, b: isl.Set, same: bool) -> isl.Set:
+        differ = a.subtract(b).union(b.subtract(a))
+        return (differ.complement() if same else differ).coalesce()
+
+    def _compare(self, op: str, a: isl.PwAff, b: isl.PwAff) -> isl.Set:
+        match op:
+            case "lt":
+                return a.lt_set(b)
+            case "le":
+                return a.le_set(b)
+            case "gt":
+                return a.gt_set(b)
+            case "ge":
+                return a.ge_set(b)
+            case "eq":
+                return a.eq_set(b)
+            case "ne":
+                return a.ne_set(b)
+            case _:
+                raise AssertionError(f"not abstracted: {op}")

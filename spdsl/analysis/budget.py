@@ -1,0 +1,78 @@
+"""Bounds on the time that isl takes.
+
+isl's operation counter limits one step, a deadline looked at between steps limits their sum.  Neither interrupts a
+single call that the counter does not see into.  What a caller does when the budget ends is its own ladder; each rung masks
+more tiles and stays correct.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import islpy as isl
+
+OPERATIONS = 300_000
+"""isl operations for one step: about a second in the worst cases measured."""
+
+PROOFS = 300
+"""Equality and subset proofs for one walk."""
+
+SECONDS = 2.0
+"""Wall-clock time for one walk."""
+
+_CONTEXT_LOCK = threading.RLock()  # all isl objects share one context, and so one counter
+
+
+class BudgetSpent(Exception):
+    """The time, the operations or the proofs that a derivation may use are used up."""
+
+
+class Budget:
+    """A running account of proofs and time; made by `limited`."""
+
+    def __init__(self, seconds: float, proofs: int) -> None:
+        self.deadline = time.monotonic() + seconds
+        self.proofs = proofs
+
+    def step(self) -> None:
+        """Begin the next isl step with a fresh operation count.  Raises `BudgetSpent` after the deadline."""
+        if time.monotonic() > self.deadline:
+            raise BudgetSpent("time")
+        isl.DEFAULT_CONTEXT.reset_operations()
+
+    def prove(self, question: Callable[[], bool]) -> bool:
+        """Ask a yes-or-no question; not finding out counts as no.  Raises `BudgetSpent` when nothing more may be asked."""
+        if self.proofs <= 0:
+            raise BudgetSpent("proofs")
+        self.proofs -= 1
+        self.step()
+        try:
+            return question()
+        except isl.Error:
+            return False
+        finally:
+            isl.DEFAULT_CONTEXT.reset_operations()
+
+
+@contextmanager
+def limited(*, seconds: float = SECONDS, proofs: int = PROOFS, operations: int = OPERATIONS) -> Iterator[Budget]:
+    """Run isl under limits; an exceeded operation limit leaves the block as `BudgetSpent`.
+
+    After the limit is hit every isl call fails, so the limit is always lifted again on the way out.
+    """
+    context = isl.DEFAULT_CONTEXT
+    with _CONTEXT_LOCK:
+        context.reset_operations()
+        context.set_max_operations(operations)
+        try:
+            yield Budget(seconds, proofs)
+        except isl.Error as problem:
+            if "maximal number of operations" not in str(problem):
+                raise
+            raise BudgetSpent("operations") from problem
+        finally:
+            context.reset_operations()
+            context.set_max_operations(0)

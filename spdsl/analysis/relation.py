@@ -1,0 +1,237 @@
+"""The tile relation of a set of pairs: which tiles it touches, which are full, and how to walk them by row and by column.
+
+From an expanded ``keep`` expression to `TileRelation`.  Lengths are rounded up to whole tiles: tiles beyond the ragged end
+are never walked, and a last tile that is full over the existing positions may be reported full.  The walks are exact, or
+mask more tiles than need be and say so in ``notes``; what has no closed form becomes a `ListWalk`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import islpy as isl
+from islpy import dim_type
+
+from spdsl.analysis.affine import NotAffine, Symbols, abstract, pairs_where, space_of
+from spdsl.analysis.budget import Budget, BudgetSpent, limited
+from spdsl.analysis.emission import Emission
+from spdsl.analysis.linear import TILE, Linear, nonnegative, symbol
+from spdsl.analysis.pieces import TooComplex
+from spdsl.analysis.rows import ROW, Row, row_form
+from spdsl.analysis.slots import closed_slots
+from spdsl.analysis.tiles import ListWalk, Shape, SlotWalk, TileRelation, Walk
+from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Table
+
+_UNITS = "units"  # square: lengths in multiples of both tile sizes
+_QUERY_TILES = "q tiles"
+_KEY_TILES = "k tiles"
+
+
+def tile_relation(
+    keep: Expr,
+    *,
+    block_q: int,
+    block_k: int,
+    shape: Shape,
+    heads: int,
+    groups: int,
+    tables: Sequence[Table] = (),
+) -> TileRelation:
+    """How to walk the tiles of ``keep``, ``block_q`` queries by ``block_k`` keys.
+
+    Every tile with a kept pair of existing positions is walked exactly once, in range; in a full interval every pair of
+    existing positions is kept.  Positions exist from 0 to ``n - 1`` (keys) and from ``max(0, q_start)`` to
+    ``q_start + nq - 1`` (queries).
+    """
+    tiling = _tiling(shape, block_q, block_k)
+    try:
+        (affine,), symbols = abstract([keep], shape=shape, heads=heads, groups=groups, tables=tables)
+    except NotAffine as problem:
+        walk = ListWalk(reason=str(problem))
+        return TileRelation(block_q=block_q, block_k=block_k, shape=shape, by_query=walk, by_key=walk)
+    try:
+        with limited():
+            tiles = _Tiles.of(affine, symbols, tiling)
+    except BudgetSpent as problem:
+        walk = ListWalk(reason=f"the tiles took too long to find ({problem})")
+        return TileRelation(block_q=block_q, block_k=block_k, shape=shape, by_query=walk, by_key=walk)
+    by_query, query_notes = _walk(tiles, symbols, tiling, walked=1)
+    by_key, key_notes = _walk(tiles, symbols, tiling, walked=0)
+    notes = tuple(f"by query: {note}" for note in query_notes) + tuple(f"by key: {note}" for note in key_notes)
+    return TileRelation(block_q=block_q, block_k=block_k, shape=shape, by_query=by_query, by_key=by_key, notes=notes)
+
+
+# ---------------------------------------------------------------- lengths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tiling:
+    """Tile sizes and how rounded lengths are written: ``counts`` tiles of queries and of keys, in ``lengths``."""
+
+    blocks: tuple[int, int]
+    square: bool
+    unit: int  # square only: the length of one unit, a multiple of both tile sizes
+    counts: tuple[Linear, Linear]
+    lengths: Mapping[str, Expr]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameters beside those of the pattern."""
+        return tuple(self.lengths)
+
+    def rounds(self, side: int) -> bool:
+        """Whether ``counts[side]`` may exceed the number of tiles that exist."""
+        return self.square and self.blocks[side] != self.unit
+
+    def exact_count(self, side: int) -> Expr:
+        """The number of tiles of queries (0) or keys (1) that exist."""
+        name = "n" if self.square or side == 1 else "nq"
+        return _ceil(Extent(name=name), self.blocks[side])
+
+
+def _ceil(length: Expr, by: int) -> Expr:
+    if by == 1:
+        return length
+    more = Apply(op="add", args=(length, Const(value=by - 1)), dtype="int")
+    return Apply(op="floordiv", args=(more, Const(value=by)), dtype="int")
+
+
+def _tiling(shape: Shape, block_q: int, block_k: int) -> _Tiling:
+    blocks = (block_q, block_k)
+    if shape == "square":
+        unit = math.lcm(block_q, block_k)
+        counts = (symbol(_UNITS, unit // block_q), symbol(_UNITS, unit // block_k))
+        lengths = {_UNITS: _ceil(Extent(name="n"), unit)}
+        return _Tiling(blocks=blocks, square=True, unit=unit, counts=counts, lengths=lengths)
+    return _Tiling(
+        blocks=blocks,
+        square=False,
+        unit=1,
+        counts=(symbol(_QUERY_TILES), symbol(_KEY_TILES)),
+        lengths={
+            "q_start": Extent(name="q_start"),
+            _QUERY_TILES: _ceil(Extent(name="nq"), block_q),
+            _KEY_TILES: _ceil(Extent(name="n"), block_k),
+        },
+    )
+
+
+# ---------------------------------------------------------------- sets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tiles:
+    """Touched and full tiles as sets of ``[i, j]``, and what is known about the parameters."""
+
+    touched: isl.Set
+    full: isl.Set
+    context: isl.Set
+
+    @staticmethod
+    def of(affine: Expr, symbols: Symbols, tiling: _Tiling) -> _Tiles:
+        names = tuple(dict.fromkeys((*tiling.names, *symbols.names)))
+        space = space_of(names)
+        context = _context(symbols, tiling, space)
+        exist = _existing(tiling, space).intersect(context).coalesce()
+        kept = pairs_where(affine, space).intersect(exist).coalesce()
+        to_tile = _to_tile(tiling, space)
+        touched = kept.apply(to_tile).coalesce()
+        not_full = exist.subtract(kept).coalesce().apply(to_tile).coalesce()
+        return _Tiles(touched=touched, full=touched.subtract(not_full).coalesce(), context=context.params())
+
+
+def _context(symbols: Symbols, tiling: _Tiling, space: isl.Space) -> isl.Set:
+    """What is known about the parameters: declared ranges, and how exact lengths lie to rounded ones."""
+    known = symbols.context(space)
+    if tiling.square:
+        facts = [symbol(_UNITS).shifted(-1)]
+        pairs = [("n", symbol(_UNITS, tiling.unit), tiling.unit)]
+    else:
+        facts = [symbol(_QUERY_TILES).shifted(-1), symbol(_KEY_TILES)]
+        pairs = [
+            ("nq", symbol(_QUERY_TILES, tiling.blocks[0]), tiling.blocks[0]),
+            ("n", symbol(_KEY_TILES, tiling.blocks[1]), tiling.blocks[1]),
+        ]
+    for name, rounded, unit in pairs:
+        if name in symbols.names:
+            facts += [rounded.plus(symbol(name), -1), symbol(name).plus(rounded, -1).shifted(unit - 1)]
+    for fact in facts:
+        known = known.intersect(nonnegative(fact, space))
+    return known
+
+
+def _existing(tiling: _Tiling, space: isl.Space) -> isl.Set:
+    """The pairs of positions that exist, lengths rounded up."""
+    local = isl.LocalSpace.from_space(space)
+    q, k = (isl.Aff.var_on_domain(local, dim_type.set, side) for side in (0, 1))
+    zero = isl.Aff.zero_on_domain(local)
+    first = zero if tiling.square else _parameter("q_start", space)
+    length_q, length_k = (
+        _affine(count, space).scale_val(isl.Val(block))
+        for count, block in zip(tiling.counts, tiling.blocks, strict=True)
+    )
+    pairs = q.ge_set(first).intersect(q.lt_set(first.add(length_q))).intersect(q.ge_set(zero))
+    return pairs.intersect(k.ge_set(zero)).intersect(k.lt_set(length_k))
+
+
+def _to_tile(tiling: _Tiling, space: isl.Space) -> isl.Map:
+    """``[q, k] -> [i, j]``."""
+    local = isl.LocalSpace.from_space(space)
+    q, k = (isl.Aff.var_on_domain(local, dim_type.set, side) for side in (0, 1))
+    if not tiling.square:
+        q = q.sub(_parameter("q_start", space))
+    block_q, block_k = (isl.Val(block) for block in tiling.blocks)
+    i, j = q.scale_down_val(block_q).floor(), k.scale_down_val(block_k).floor()
+    return isl.Map.from_multi_aff(isl.MultiAff.from_aff(i).flat_range_product(isl.MultiAff.from_aff(j)))
+
+
+def _parameter(name: str, space: isl.Space) -> isl.Aff:
+    return _affine(symbol(name), space)
+
+
+def _affine(term: Linear, space: isl.Space) -> isl.Aff:
+    """A term over parameters alone, on ``space``."""
+    total = isl.Aff.zero_on_domain(isl.LocalSpace.from_space(space)).add_constant_val(isl.Val(term.constant))
+    for atom, coefficient in term.terms:
+        assert isinstance(atom, str)
+        position = space.find_dim_by_name(dim_type.param, atom)
+        part = isl.Aff.var_on_domain(isl.LocalSpace.from_space(space), dim_type.param, position)
+        total = total.add(part.scale_val(isl.Val(coefficient)))
+    return total
+
+
+# ---------------------------------------------------------------- walks
+
+
+def _walk(tiles: _Tiles, symbols: Symbols, tiling: _Tiling, *, walked: int) -> tuple[Walk, tuple[str, ...]]:
+    """The walk over key tiles (``walked`` 1) of a query tile, or over query tiles (0) of a key tile."""
+    names = ("i", "j")
+    emission = Emission(
+        meaning={
+            **tiling.lengths,
+            **dict(symbols.meaning),
+            ROW: Index(name=names[1 - walked]),
+            TILE: Index(name=names[walked]),
+        },
+        count=tiling.counts[walked],
+        exact_count=tiling.exact_count(walked),
+        clamp=tiling.rounds(walked),
+    )
+    try:
+        with limited() as budget:
+            row, touched, full = _row_sets(tiles, tiling, walked, budget)
+            slots, notes = closed_slots(touched, full, row)
+            return SlotWalk(slots=tuple(emission.slot(slot) for slot in slots)), notes
+    except (TooComplex, BudgetSpent) as problem:
+        return ListWalk(reason=f"the tiles have no closed form of sensible length: {problem}"), ()
+
+
+def _row_sets(tiles: _Tiles, tiling: _Tiling, walked: int, budget: Budget) -> tuple[Row, isl.Set, isl.Set]:
+    touched, full = row_form(tiles.touched, walked), row_form(tiles.full, walked)
+    space = touched.get_space()
+    inside = nonnegative(symbol(ROW), space)
+    inside = inside.intersect(nonnegative(tiling.counts[1 - walked].plus(symbol(ROW), -1).shifted(-1), space))
+    context = inside.params().intersect_params(tiles.context)
+    return Row(space=space, context=context, count=tiling.counts[walked], budget=budget), touched, full
