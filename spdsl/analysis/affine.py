@@ -1,18 +1,18 @@
 """Expression → integer set: a bool expression over ``q`` and ``k`` as an isl set of pairs ``[q, k]``.
 
-From an expanded expression of `spdsl.semantics.nodes` to `PairSet`, by piecewise affine operations.  Whatever depends on
-neither ``q`` nor ``k`` and is not affine by itself (loads such as ``prefix[b]``, ``h * h``) becomes one opaque parameter.
-This pass does not choose tiles and knows no lengths beyond their names.
+From an expanded expression of `spdsl.semantics.nodes` to an isl set or value, by piecewise affine operations.  Whatever
+depends on neither ``q`` nor ``k`` and is not affine by itself (loads such as ``prefix[b]``, ``h * h``) becomes one
+opaque parameter.  This pass does not choose tiles and knows no lengths beyond their names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import assert_never
 
 import islpy as isl
 from islpy import dim_type
+from typing_extensions import assert_never
 
 from spdsl.analysis.tiles import Shape
 from spdsl.analysis.wording import describe
@@ -35,7 +35,7 @@ _COMPARE = ("lt", "le", "gt", "ge", "eq", "ne")
 _LOGIC = ("and", "or", "not")
 
 
-class NotAffine(Exception):
+class NotAffineError(Exception):
     """``culprit`` cannot be written with sums, constant multiples and constant divisions of positions."""
 
     def __init__(self, culprit: Expr, why: str) -> None:
@@ -95,22 +95,6 @@ def _whole(value: int | float | None) -> int | None:
     return value if isinstance(value, int) else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Abstracted:
-    """An expression in which opaque parts are replaced by ``Extent`` names; affine throughout."""
-
-    expr: Expr
-    symbols: Symbols
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairSet:
-    """The pairs ``[q, k]`` for which an expression holds, in a space whose parameters are named by ``symbols``."""
-
-    pairs: isl.Set
-    symbols: Symbols
-
-
 def abstract(
     exprs: Sequence[Expr],
     *,
@@ -122,8 +106,11 @@ def abstract(
 ) -> tuple[tuple[Expr, ...], Symbols]:
     """Expressions with opaque parts named, and what the names mean; the names are shared.
 
-    With ``over``, clauses that are not affine are replaced so that the set only grows; without, they raise `NotAffine`.
-    For ``square`` shapes ``nq`` is ``n`` and ``q_start`` is 0.
+    With ``over``, clauses that are not affine are replaced so that the set only grows.  For ``square`` shapes ``nq`` is
+    ``n`` and ``q_start`` is 0.
+
+    Raises:
+        NotAffineError: a value, or without ``over`` a clause, is not affine.
     """
     work = _Abstraction(square=shape == "square", over=over)
     affine = tuple(work.logic(e, positive=True) if e.dtype == "bool" else work.value(e) for e in exprs)
@@ -169,7 +156,7 @@ def children(expr: Expr) -> Iterator[Expr]:
 
 
 def is_program_constant(expr: Expr) -> bool:
-    """Whether a kernel can compute the value once: ints and bools over ``h g b``, lengths and loads, neither q nor k."""
+    """Whether a kernel can compute the value once: ints and bools over ``h g b``, lengths and loads, not q or k."""
     if expr.dtype == "float" or isinstance(expr, Param | Coord | Reduce | Noise | Top):
         return False
     if isinstance(expr, Index) and expr.name in ("q", "k"):
@@ -196,16 +183,16 @@ class _Abstraction:
         before = dict(self.meaning)
         try:
             return self.value(expr)
-        except NotAffine:
+        except NotAffineError:
             self.meaning = before
             return Const(value=positive)
 
     def value(self, expr: Expr) -> Expr:
-        """Abstract any int or bool expression.  Raises `NotAffine`."""
+        """Abstract any int or bool expression.  Raises `NotAffineError`."""
         match expr:
             case Const(value=value):
                 if isinstance(value, float):
-                    raise NotAffine(expr, "is not an integer")
+                    raise NotAffineError(expr, "is not an integer")
                 return expr
             case Extent(name=name):
                 return self._extent(name)
@@ -216,11 +203,11 @@ class _Abstraction:
             case Load() if is_program_constant(expr):
                 return self._opaque(expr)
             case Load():
-                raise NotAffine(expr, "is read from an input at every position")
+                raise NotAffineError(expr, "is read from an input at every position")
             case Reduce() | Top() | Noise():
-                raise NotAffine(expr, "is computed from the inputs or drawn at random, not from positions alone")
+                raise NotAffineError(expr, "is computed from the inputs or drawn at random, not from positions alone")
             case Param() | Coord():
-                raise NotAffine(expr, "is not expanded")
+                raise NotAffineError(expr, "is not expanded")
             case _:
                 assert_never(expr)
 
@@ -235,11 +222,8 @@ class _Abstraction:
         return Extent(name=name)
 
     def _opaque(self, expr: Expr) -> Expr:
-        for name, known in self.meaning.items():
-            if known == expr and known.dtype == expr.dtype:
-                break
-        else:
-            name = f"${len(self.meaning)}"
+        named = (name for name, known in self.meaning.items() if known == expr and known.dtype == expr.dtype)
+        name = next(named, f"${len(self.meaning)}")
         self.meaning[name] = expr
         if expr.dtype == "bool":
             return Apply(op="ge", args=(Extent(name=name), Const(value=1)), dtype="bool")
@@ -250,7 +234,7 @@ class _Abstraction:
         try:
             args = tuple(self.value(a) for a in expr.args)
             return self._affine(expr, args)
-        except NotAffine:
+        except NotAffineError:
             if not is_program_constant(expr):
                 raise
             self.meaning = before
@@ -265,15 +249,15 @@ class _Abstraction:
                 return rebuilt
             case "mul":
                 if not any(isinstance(a, Const) for a in args):
-                    raise NotAffine(expr, "multiplies two values that are not constants")
+                    raise NotAffineError(expr, "multiplies two values that are not constants")
                 return rebuilt
             case "floordiv" | "mod":
                 divisor = args[1]
                 if not isinstance(divisor, Const) or divisor.value == 0:
-                    raise NotAffine(expr, "divides by a value that is not a constant")
+                    raise NotAffineError(expr, "divides by a value that is not a constant")
                 return rebuilt
             case _:
-                raise NotAffine(expr, "is not linear in the positions")
+                raise NotAffineError(expr, "is not linear in the positions")
 
 
 # ---------------------------------------------------------------- isl

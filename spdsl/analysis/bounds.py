@@ -1,6 +1,7 @@
-"""Pieces → one closed form: bounds are guessed from the pieces' constraints, proved by isl, and shortened while the proof holds.
+"""Pieces → one closed form: bounds are guessed from the pieces' constraints, proved by isl, and then shortened.
 
-What is returned is proved.  Shortening stops early when the budget ends; guessing raises `TooComplex` when no guess is proved.
+What is returned is proved.  Shortening stops early when the budget ends; guessing raises `TooComplexError` when no
+guess is proved.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
-from spdsl.analysis.budget import BudgetSpent
+from spdsl.analysis.budget import BudgetSpentError
 from spdsl.analysis.linear import Linear, number
-from spdsl.analysis.pieces import Piece, TooComplex
+from spdsl.analysis.pieces import Piece, TooComplexError
 from spdsl.analysis.rows import Branch, ClosedForm, Lattice, Row
 
 Guarding: TypeAlias = Literal["none", "folded", "highs", "both"]
@@ -30,7 +31,7 @@ def closed_form(
     filters: tuple[tuple[Linear, ...], ...] = (),
     may_open: bool = False,
 ) -> ClosedForm:
-    """The shortest form found that ``proof`` accepts, with the given lattice and filters.  Raises `TooComplex`.
+    """The shortest form found that ``proof`` accepts, with the given lattice and filters.  Raises `TooComplexError`.
 
     With ``may_open`` a side may lose all its bounds.
     """
@@ -38,7 +39,7 @@ def closed_form(
         candidate = replace(form, lattice=lattice, filters=filters)
         if proof(candidate):
             return _shorten(candidate, proof, may_open)
-    raise TooComplex("no bounds of this form describe the tiles")
+    raise TooComplexError("no bounds of this form describe the tiles")
 
 
 def _guesses(members: Sequence[Piece], row: Row) -> Iterator[ClosedForm]:
@@ -79,7 +80,7 @@ def _shorten(form: ClosedForm, proof: Proof, may_open: bool) -> ClosedForm:
                 if proof(candidate):
                     form, shorter = candidate, True
                     break
-    except BudgetSpent:
+    except BudgetSpentError:
         pass  # what is proved so far is right, only longer than it need be
     return form
 
@@ -92,8 +93,8 @@ def _shorter(form: ClosedForm, may_open: bool) -> Iterator[ClosedForm]:
 
 
 def _shorter_side(side: tuple[Branch, ...], may_open: bool) -> Iterator[tuple[Branch, ...]]:
-    for at, branch in enumerate(side):
-        if len(side) > 1 or may_open:
+    if len(side) > 1 or may_open:
+        for at in range(len(side)):
             yield side[:at] + side[at + 1 :]
     for at, branch in enumerate(side):
         for smaller in _shorter_branch(branch):

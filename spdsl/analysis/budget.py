@@ -1,8 +1,8 @@
 """Bounds on the time that isl takes.
 
 isl's operation counter limits one step, a deadline looked at between steps limits their sum.  Neither interrupts a
-single call that the counter does not see into.  What a caller does when the budget ends is its own ladder; each rung masks
-more tiles and stays correct.
+single call that the counter does not see into.  What a caller does when the budget ends is its own ladder; each rung
+masks more tiles and stays correct.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SECONDS = 2.0
 _CONTEXT_LOCK = threading.RLock()  # all isl objects share one context, and so one counter
 
 
-class BudgetSpent(Exception):
+class BudgetSpentError(Exception):
     """The time, the operations or the proofs that a derivation may use are used up."""
 
 
@@ -38,15 +38,18 @@ class Budget:
         self.proofs = proofs
 
     def step(self) -> None:
-        """Begin the next isl step with a fresh operation count.  Raises `BudgetSpent` after the deadline."""
+        """Begin the next isl step with a fresh operation count.  Raises `BudgetSpentError` after the deadline."""
         if time.monotonic() > self.deadline:
-            raise BudgetSpent("time")
+            raise BudgetSpentError("time")
         isl.DEFAULT_CONTEXT.reset_operations()
 
     def prove(self, question: Callable[[], bool]) -> bool:
-        """Ask a yes-or-no question; not finding out counts as no.  Raises `BudgetSpent` when nothing more may be asked."""
+        """Ask a yes-or-no question; not finding out counts as no.
+
+        Raises `BudgetSpentError` when nothing more may be asked.
+        """
         if self.proofs <= 0:
-            raise BudgetSpent("proofs")
+            raise BudgetSpentError("proofs")
         self.proofs -= 1
         self.step()
         try:
@@ -59,7 +62,7 @@ class Budget:
 
 @contextmanager
 def limited(*, seconds: float = SECONDS, proofs: int = PROOFS, operations: int = OPERATIONS) -> Iterator[Budget]:
-    """Run isl under limits; an exceeded operation limit leaves the block as `BudgetSpent`.
+    """Run isl under limits; an exceeded operation limit leaves the block as `BudgetSpentError`.
 
     After the limit is hit every isl call fails, so the limit is always lifted again on the way out.
     """
@@ -72,7 +75,7 @@ def limited(*, seconds: float = SECONDS, proofs: int = PROOFS, operations: int =
         except isl.Error as problem:
             if "maximal number of operations" not in str(problem):
                 raise
-            raise BudgetSpent("operations") from problem
+            raise BudgetSpentError("operations") from problem
         finally:
             context.reset_operations()
             context.set_max_operations(0)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import assert_never
 
+from typing_extensions import assert_never
+
+from spdsl.analysis.full import ClosedSlot
 from spdsl.analysis.linear import Atom, Floor, Linear, Remainder, linear
 from spdsl.analysis.rows import Branch, ClosedForm
-from spdsl.analysis.slots import ClosedSlot
 from spdsl.analysis.tiles import Interval, Slot
 from spdsl.semantics.nodes import Apply, Const, Expr
 
@@ -24,8 +25,9 @@ FAR = 1 << 30
 class Emission:
     """How names are written.
 
-    ``meaning`` gives the expression of every name, the walked tile included.  ``count`` is the number of walked tiles as
-    it occurs in terms (rounded), ``exact_count`` the expression of the number that exist.
+    ``meaning`` gives the expression of every name, the walked tile included.  ``count`` is the number of walked tiles
+    as it occurs in terms (rounded), ``exact_count`` the expression of the number that exist; with ``clamp`` the first may
+    be larger, and walks must not go that far.
     """
 
     meaning: Mapping[str, Expr]

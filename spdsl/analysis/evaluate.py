@@ -7,7 +7,9 @@ middle and a masked tail, all on the slot's lattice and under its filter.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, assert_never
+from typing import Any, Literal, TypeAlias
+
+from typing_extensions import assert_never
 
 from spdsl.analysis.tiles import Slot, SlotWalk
 from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Param, Reduce, Top
@@ -74,7 +76,7 @@ def tiles_of(
 
 
 def _ends(slot: Slot, env: Mapping[str, int], tables: Tables | None) -> tuple[int, int, int, int]:
-    """lo <= full_lo <= full_hi <= hi."""
+    """The four ends in order: first tile, first full tile, end of the full tiles, end."""
     lo = evaluate(slot.touched.lo, env, tables)
     hi = max(lo, evaluate(slot.touched.hi, env, tables))
     if slot.full is None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, assert_never
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import assert_never
 
 from spdsl.analysis.evaluate import ROW_AND_TILE, By, Tables
 from spdsl.analysis.tiles import Interval, Slot, SlotWalk
@@ -63,8 +64,8 @@ def evaluate_many(expr: Expr, env: Mapping[str, Any], tables: Tables | None = No
         case Index(name=name) | Extent(name=name):
             return env[name]
         case Load(table=table, indices=indices):
-            value = np.asarray((tables or {})[table])
-            return value[tuple(evaluate_many(i, env, tables) for i in indices)] if indices else value[()]
+            array = np.asarray((tables or {})[table])
+            return array[tuple(evaluate_many(i, env, tables) for i in indices)] if indices else array[()]
         case Apply(op=op, args=args):
             return NUMPY_OPS[op](*(evaluate_many(a, env, tables) for a in args))
         case Param() | Coord() | Reduce() | Noise() | Top():
@@ -104,14 +105,14 @@ def tiles_of_rows(
         lo, hi = _many(slot.touched, here, tables, row.size)
         hi = np.maximum(lo, hi)
         if slot.full is None:
-            masked.append(_stretch(slot, lo, hi, here, tables, row_name, tile_name))
+            masked.append(_stretch(slot, lo, hi, here, tables, tile_name))
             continue
         full_lo, full_hi = _many(slot.full, here, tables, row.size)
         full_lo = np.clip(full_lo, lo, hi)
         full_hi = np.clip(full_hi, full_lo, hi)
-        masked.append(_stretch(slot, lo, full_lo, here, tables, row_name, tile_name))
-        full.append(_stretch(slot, full_lo, full_hi, here, tables, row_name, tile_name))
-        masked.append(_stretch(slot, full_hi, hi, here, tables, row_name, tile_name))
+        masked.append(_stretch(slot, lo, full_lo, here, tables, tile_name))
+        full.append(_stretch(slot, full_lo, full_hi, here, tables, tile_name))
+        masked.append(_stretch(slot, full_hi, hi, here, tables, tile_name))
     return _gather(full, masked, row.size)
 
 
@@ -120,9 +121,7 @@ def _many(interval: Interval, env: Mapping[str, Any], tables: Tables | None, row
     return lo, hi
 
 
-def _stretch(
-    slot: Slot, lo: Ints, hi: Ints, env: Mapping[str, Any], tables: Tables | None, row_name: str, tile_name: str
-) -> _Stretch:
+def _stretch(slot: Slot, lo: Ints, hi: Ints, env: Mapping[str, Any], tables: Tables | None, tile_name: str) -> _Stretch:
     """The tiles from lo to hi of each row that lie on the lattice and pass the filter."""
     count = hi - lo
     position = np.repeat(np.arange(lo.size), count)

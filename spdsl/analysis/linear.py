@@ -125,13 +125,13 @@ def ceil_div(term: Linear, by: int) -> Linear:
 # ---------------------------------------------------------------- from isl
 
 
-class UnknownDivision(Exception):
+class UnknownDivisionError(Exception):
     """isl holds an existential variable without an explicit floor for it."""
 
 
 def _int(value: isl.Val) -> int:
     if not value.is_int():
-        raise UnknownDivision
+        raise UnknownDivisionError
     return int(value.to_python())
 
 
@@ -169,7 +169,7 @@ def from_constraint(constraint: isl.Constraint) -> Linear:
         if coefficient:
             division = constraint.get_div(position)
             if division is None:
-                raise UnknownDivision
+                raise UnknownDivisionError
             inner, by = from_aff(division)
             total = total.plus(floor_div(inner, by), coefficient)
     return total

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import islpy as isl
-from islpy import dim_type
 
 from spdsl.analysis.linear import (
     TILE,
     Linear,
-    UnknownDivision,
+    UnknownDivisionError,
     ceil_div,
     floor_div,
     from_aff,
@@ -23,26 +22,26 @@ from spdsl.analysis.linear import (
     symbol,
     to_aff,
 )
-from spdsl.analysis.rows import Lattice, Row
+from spdsl.analysis.rows import DENSE, Lattice, Row
 
 PIECES = 32
 """More pieces than this are not worth grouping."""
 
 
-class TooComplex(Exception):
+class TooComplexError(Exception):
     """No closed form of a sensible length was found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Tiles of ``region``: at least all ``lows``, at most all ``highs``, on the lattice, where guards and filters are ≥ 0."""
+    """Tiles of ``region``: at least ``lows``, at most ``highs``, on the lattice, where guards and filters are ≥ 0."""
 
     region: isl.Set
     lows: tuple[Linear, ...]
     highs: tuple[Linear, ...]
     guards: tuple[Linear, ...] = ()
     filters: tuple[Linear, ...] = ()
-    lattice: Lattice = Lattice()
+    lattice: Lattice = DENSE
 
     @property
     def is_single(self) -> bool:
@@ -51,7 +50,7 @@ class Piece:
 
 
 def pieces_of(tiles: isl.Set, row: Row) -> list[Piece]:
-    """The pieces of ``tiles``, which may overlap.  Raises `TooComplex`."""
+    """The pieces of ``tiles``, which may overlap.  Raises `TooComplexError`."""
     found: list[Piece] = []
     for basic in tiles.compute_divs().get_basic_sets():
         simple = isl.Set.from_basic_set(basic).gist_params(row.context).coalesce().compute_divs()
@@ -61,15 +60,15 @@ def pieces_of(tiles: isl.Set, row: Row) -> list[Piece]:
             if not region.is_empty():
                 found += _pieces_of_basic(part, region, row)
     if len(found) > PIECES:
-        raise TooComplex(f"{len(found)} pieces")
+        raise TooComplexError(f"{len(found)} pieces")
     return found
 
 
 def _pieces_of_basic(basic: isl.BasicSet, region: isl.Set, row: Row) -> list[Piece]:
     try:
         constraints = [(from_constraint(c), bool(c.is_equality())) for c in basic.get_constraints()]
-    except UnknownDivision as problem:
-        raise TooComplex("an unknown division") from problem
+    except UnknownDivisionError as problem:
+        raise TooComplexError("an unknown division") from problem
     if not any(term.floors_of(TILE) for term, _ in constraints):
         return [_closed(region, _Sides.read(constraints), row)]
     return (
@@ -126,7 +125,7 @@ def _strided(basic: isl.BasicSet, region: isl.Set, row: Row) -> list[Piece]:
         return []
     try:
         offset, denominator = from_aff(info.get_offset())
-    except UnknownDivision:
+    except UnknownDivisionError:
         return []
     if denominator != 1 or offset.mentions(TILE):
         return []
@@ -188,17 +187,17 @@ def _residues(constraints: Sequence[tuple[Linear, bool]], region: isl.Set, row: 
 
 def _hull_of_interval(region: isl.Set, row: Row) -> list[Piece]:
     """A piece without floors of the tile, if the region has no gap and isl finds one expression for each end."""
-    if not gap_free(region, Lattice(), row):
+    if not gap_free(region, DENSE, row):
         return []
     ends: list[tuple[Linear, ...]] = []
     for end in (region.dim_min(0), region.dim_max(0)):
         affs: list[isl.Aff] = []
-        end.foreach_piece(lambda _, aff, affs=affs: affs.append(aff))  # type: ignore[misc]
+        end.foreach_piece(lambda _, aff, affs=affs: affs.append(aff))
         if len(affs) != 1:
             return []
         try:
             term, denominator = from_aff(affs[0])
-        except UnknownDivision:
+        except UnknownDivisionError:
             return []
         if denominator != 1:
             return []
@@ -217,7 +216,7 @@ def _guards_of(parameters: isl.Set, row: Row) -> tuple[Linear, ...] | None:
     try:
         (basic,) = simple.get_basic_sets()
         constraints = [(from_constraint(c), bool(c.is_equality())) for c in basic.get_constraints()]
-    except UnknownDivision:
+    except UnknownDivisionError:
         return None
     return _Sides.read(constraints).guards
 

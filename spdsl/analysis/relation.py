@@ -1,8 +1,8 @@
-"""The tile relation of a set of pairs: which tiles it touches, which are full, and how to walk them by row and by column.
+"""The tile relation of a set of pairs: which tiles it touches, which are full, and how to walk them both ways.
 
-From an expanded ``keep`` expression to `TileRelation`.  Lengths are rounded up to whole tiles: tiles beyond the ragged end
-are never walked, and a last tile that is full over the existing positions may be reported full.  The walks are exact, or
-mask more tiles than need be and say so in ``notes``; what has no closed form becomes a `ListWalk`.
+From an expanded ``keep`` expression to `TileRelation`.  Lengths are rounded up to whole tiles: tiles beyond the ragged
+end are never walked, and a last tile that is full over the existing positions may be reported full.  The walks are
+exact, or mask more tiles than need be and say so in ``notes``; what has no closed form becomes a `ListWalk`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import islpy as isl
 from islpy import dim_type
 
-from spdsl.analysis.affine import NotAffine, Symbols, abstract, pairs_where, space_of
-from spdsl.analysis.budget import Budget, BudgetSpent, limited
+from spdsl.analysis.affine import NotAffineError, Symbols, abstract, pairs_where, space_of
+from spdsl.analysis.budget import Budget, BudgetSpentError, limited
 from spdsl.analysis.emission import Emission
 from spdsl.analysis.linear import TILE, Linear, nonnegative, symbol
-from spdsl.analysis.pieces import TooComplex
+from spdsl.analysis.pieces import TooComplexError
 from spdsl.analysis.rows import ROW, Row, row_form
 from spdsl.analysis.slots import closed_slots
 from spdsl.analysis.tiles import ListWalk, Shape, SlotWalk, TileRelation, Walk
@@ -45,16 +46,23 @@ def tile_relation(
     existing positions is kept.  Positions exist from 0 to ``n - 1`` (keys) and from ``max(0, q_start)`` to
     ``q_start + nq - 1`` (queries).
     """
+    return _tile_relation(keep, block_q, block_k, shape, heads, groups, tuple(tables))
+
+
+@lru_cache(maxsize=1024)
+def _tile_relation(
+    keep: Expr, block_q: int, block_k: int, shape: Shape, heads: int, groups: int, tables: tuple[Table, ...]
+) -> TileRelation:
     tiling = _tiling(shape, block_q, block_k)
     try:
         (affine,), symbols = abstract([keep], shape=shape, heads=heads, groups=groups, tables=tables)
-    except NotAffine as problem:
+    except NotAffineError as problem:
         walk = ListWalk(reason=str(problem))
         return TileRelation(block_q=block_q, block_k=block_k, shape=shape, by_query=walk, by_key=walk)
     try:
         with limited():
             tiles = _Tiles.of(affine, symbols, tiling)
-    except BudgetSpent as problem:
+    except BudgetSpentError as problem:
         walk = ListWalk(reason=f"the tiles took too long to find ({problem})")
         return TileRelation(block_q=block_q, block_k=block_k, shape=shape, by_query=walk, by_key=walk)
     by_query, query_notes = _walk(tiles, symbols, tiling, walked=1)
@@ -224,7 +232,7 @@ def _walk(tiles: _Tiles, symbols: Symbols, tiling: _Tiling, *, walked: int) -> t
             row, touched, full = _row_sets(tiles, tiling, walked, budget)
             slots, notes = closed_slots(touched, full, row)
             return SlotWalk(slots=tuple(emission.slot(slot) for slot in slots)), notes
-    except (TooComplex, BudgetSpent) as problem:
+    except (TooComplexError, BudgetSpentError) as problem:
         return ListWalk(reason=f"the tiles have no closed form of sensible length: {problem}"), ()
 
 

@@ -1,7 +1,7 @@
 """One row of tiles as isl sees it, and the closed forms that describe sets of its tiles.
 
-A row's sets live in a space with one dimension, the walked tile; the row's own tile index is the parameter ``row``, beside
-the lengths and whatever else a pattern names.
+A row's sets live in a space with one dimension, the walked tile; the row's own tile index is the parameter ``row``,
+beside the lengths and whatever else a pattern names.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from spdsl.analysis.linear import TILE, Linear, nonnegative, symbol, to_aff
 
 ROW = "row"
 """The name of the parameter that holds the row's own tile index."""
+
+_ZERO = Linear()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,7 @@ class Lattice:
 
     step: int = 1
     run: int = 1
-    phase: Linear = Linear()
+    phase: Linear = _ZERO
 
     def region(self, space: isl.Space) -> isl.Set:
         """The lattice as a set."""
@@ -59,6 +61,10 @@ class Lattice:
         offset = to_aff(symbol(TILE).plus(self.phase, -1), space).mod_val(isl.Val(self.step))
         last = isl.Aff.zero_on_domain(isl.LocalSpace.from_space(space)).add_constant_val(isl.Val(self.run - 1))
         return offset.le_set(last)
+
+
+DENSE = Lattice()
+"""All tiles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +85,7 @@ class ClosedForm:
 
     lows: tuple[Branch, ...]
     highs: tuple[Branch, ...]
-    lattice: Lattice = Lattice()
+    lattice: Lattice = DENSE
     filters: tuple[tuple[Linear, ...], ...] = ()
 
     def region(self, space: isl.Space) -> isl.Set:

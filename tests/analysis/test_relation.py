@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 from spdsl.analysis.relation import tile_relation
-from spdsl.analysis.tiles import ListWalk, SlotWalk, TileRelation
+from spdsl.analysis.tiles import SlotWalk, TileRelation
 from spdsl.semantics.nodes import Bounds, Const, Table, TableAxis
 from tests.analysis.brute import check, environment
 from tests.analysis.build import Term, b, causal, g, h, k, load, maximum, minimum, n, q, where
