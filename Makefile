@@ -13,7 +13,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.6.0
-PATTERN ?= streaming
+PATTERN ?= examples/local.spat
 ARGS ?=
 JOBS ?= 2
 

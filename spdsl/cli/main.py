@@ -1,0 +1,97 @@
+"""The command `spdsl`: its commands by name, and the boundary past which no Python traceback goes.
+
+Exit status: 0 done, 1 the pattern, the input or the result is wrong, 2 the command line is wrong, 3 a fault of spdsl.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+import typer
+
+from spdsl import __version__
+from spdsl.cli import check, compile_, fmt, library, run_, show, view
+from spdsl.cli.output import show_error, show_fault, show_warning
+from spdsl.diagnostics import SpatError
+
+EPILOG = "Start with `spdsl new local` and `spdsl check local.spat`. Every command has examples: `spdsl run --help`."
+
+app = typer.Typer(
+    name="spdsl",
+    help="Sparsity patterns for attention: check, look at, run and compile them.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"spdsl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Sparsity patterns for attention: check, look at, run and compile them."""
+
+
+app.command("new")(library.new)
+app.command("list")(library.list_)
+app.command("check")(check.check)
+app.command("fmt")(fmt.fmt)
+app.command("show")(show.show)
+app.command("view")(view.view)
+app.command("run")(run_.run)
+app.command("compile")(compile_.compile_)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out one command line, without the program's name, and return its exit status."""
+    as_json = "--json" in arguments
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what libraries say to programmers is not for users of the command
+        warnings.showwarning = show_warning
+        warnings.simplefilter("always", _spat_warning())
+        try:
+            app(args=list(arguments), prog_name="spdsl")
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except SpatError as mistake:
+            show_error(mistake, as_json=as_json)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+        except BrokenPipeError:
+            # The reader of a pipe has gone, as in `spdsl list | head -1`; Python must not flush into it again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except Exception as fault:  # noqa: BLE001 — the boundary: whatever it is, the user gets a message
+            if os.environ.get("SPDSL_TRACEBACK") == "1":
+                traceback.print_exc()
+            show_fault(fault, as_json=as_json)
+            return 3
+    return 0
+
+
+def _spat_warning() -> type[Warning]:
+    from spdsl.diagnostics import SpatWarning
+
+    return SpatWarning
+
+
+def main() -> None:
+    """The entry point of the installed command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""What `spdsl run` does: make tensors, call, time, compare with the reference."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from spdsl.cli.options import Value
+from spdsl.cli.tensors import Sizes, make_inputs, read_tensors
+from spdsl.diagnostics import error
+
+if TYPE_CHECKING:
+    from spdsl.api import Attention, Pattern
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LIMITS = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
+"""Largest error of an output, ‖out − ref‖ / ‖ref‖; a gradient may have twice that."""
+PAIRS_AT_ONCE = 1 << 25
+"""Elements of the dense logits that the reference holds at a time (float64, 256 MB)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One run, as the command line asks for it."""
+
+    pattern: Pattern
+    parameters: Mapping[str, Value]
+    sizes: Sizes
+    value_dim: int
+    dtype: str
+    layer: int | None
+    backend: str | None
+    device: str
+    data: Path | None
+    given: tuple[str, ...]
+    seed: int
+    backward: bool
+    check: bool
+
+
+def carry_out(task: Task) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Run the task: the report as JSON knows it, and the tensors that were computed.
+
+    Raises:
+        SpatError: tensors, parameters or the pattern do not fit.
+    """
+    from spdsl.api import compile as compile_pattern
+
+    device = _device(task.device)
+    file = {} if task.data is None else read_tensors(task.data)
+    q, k, v = _queries(task, file, device)
+    sizes = Sizes(
+        batch=q.shape[0], heads=q.shape[1], groups=k.shape[1], nq=q.shape[2], n=k.shape[2], head_dim=q.shape[3]
+    )
+    inputs, generated = make_inputs(
+        task.pattern, task.parameters, task.given, sizes, layer=task.layer, seed=task.seed, file=file
+    )
+    attention = compile_pattern(task.pattern, layer=task.layer, backend=task.backend, **task.parameters)
+    inputs = {name: each.to(device) for name, each in inputs.items()}
+
+    seconds, tensors = _call(attention, q, k, v, inputs, backward=task.backward, seed=task.seed)
+    errors = _compare(attention, q, k, v, inputs, tensors) if task.check else {}
+    report = {
+        "ok": all(each["error"] <= each["limit"] for each in errors.values()),
+        "pattern": task.pattern.name,
+        "parameters": dict(task.parameters),
+        "shape": {"q": list(q.shape), "k": list(k.shape), "v": list(v.shape)},
+        "dtype": str(q.dtype).removeprefix("torch."),
+        "device": _name(device),
+        "backend": task.backend or ("triton" if device.type == "cuda" else "cpu"),
+        "seconds": seconds,
+        "kept_pairs": _kept(task, sizes, inputs),
+        "errors": errors,
+        "generated_inputs": list(generated),
+    }
+    return report, tensors
+
+
+def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to an .npz or .pt file (bfloat16 goes to .npz as float32, which numpy has).
+
+    Raises:
+        SpatError: the file cannot be written (SP605).
+    """
+    from spdsl.cli.files import cannot_write
+
+    plain = {name: each.detach().cpu() for name, each in tensors.items()}
+    try:
+        if path.suffix == ".pt":
+            torch.save(plain, path)
+        else:
+            import numpy as np
+
+            arrays = {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for n, t in plain.items()}
+            np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stubs take its own flag for one of the arrays
+    except OSError as refused:
+        raise cannot_write(path, refused) from None
+    except RuntimeError as refused:  # torch's word for a folder that is not there
+        raise error("SP605", f"`{path}` cannot be written: {str(refused).splitlines()[0]}") from None
+
+
+def _device(asked: str) -> torch.device:
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise error("SP613", f"there is no device `{asked}` here", help="Use `--device cpu`.") from None
+    return device
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _queries(task: Task, file: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    if file:
+        missing = [name for name in "qkv" if name not in file]
+        if missing:
+            raise error(
+                "SP612",
+                f"`{task.data}` holds {', '.join(file) or 'nothing'}, but not `{missing[0]}`",
+                help="It needs q [batch, heads, nq, d], k [batch, groups, n, d] and v [batch, groups, n, dv].",
+            )
+        flat = [name for name in "qkv" if file[name].ndim != 4]
+        if flat:
+            raise error(
+                "SP612",
+                f"`{flat[0]}` in `{task.data}` has shape {list(file[flat[0]].shape)}",
+                help="q, k and v have four axes: batch, heads, tokens, dim.",
+            )
+        return tuple(file[name].to(device) for name in "qkv")  # type: ignore[return-value]  # there are three
+    sizes, generator = task.sizes, torch.Generator().manual_seed(task.seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, DTYPES[task.dtype])
+
+    return (
+        draw(sizes.batch, sizes.heads, sizes.nq, sizes.head_dim),
+        draw(sizes.batch, sizes.groups, sizes.n, sizes.head_dim),
+        draw(sizes.batch, sizes.groups, sizes.n, task.value_dim),
+    )
+
+
+def _call(
+    attention: Attention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: Mapping[str, Tensor],
+    *,
+    backward: bool,
+    seed: int,
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    from spdsl.api import raise_pending
+
+    def forward() -> Tensor:
+        out = attention(q, k, v, **inputs)
+        assert isinstance(out, Tensor)
+        return out
+
+    out = forward()
+    raise_pending()
+    seconds = {"forward": _time(forward, q.device)}
+    tensors = {"out": out}
+    if backward:
+        leaves = [each.detach().requires_grad_() for each in (q, k, v)]
+        d_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed + 1)).to(out)
+        result = attention(*leaves, **inputs)
+        assert isinstance(result, Tensor)
+
+        def grads() -> tuple[Tensor, ...]:
+            return torch.autograd.grad(result, leaves, d_out, retain_graph=True)
+
+        found = grads()
+        seconds["backward"] = _time(grads, q.device)
+        tensors |= {"d_out": d_out} | dict(zip(("dq", "dk", "dv"), found, strict=True))
+    return seconds, tensors
+
+
+def _time(action: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    """The median time of an action that has run once before, in seconds."""
+    times = []
+    for _ in range(repeats):
+        _wait(device)
+        start = time.perf_counter()
+        action()
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return sorted(times)[repeats // 2]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _compare(
+    attention: Attention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+) -> dict[str, dict[str, float]]:
+    """Errors against the reference, which goes over the queries in parts that fit into memory."""
+    backward = "d_out" in tensors
+    leaves = [each.detach().double().requires_grad_(backward) for each in (q, k, v)]
+    nq, n = q.shape[2], k.shape[2]
+    rows = _rows_at_once(attention.pattern, q.shape[0] * q.shape[1], nq, n)
+    parts, grads = [], [torch.zeros_like(each) for each in leaves]
+    for start in range(0, nq, rows):
+        part = leaves[0][:, :, start : start + rows]
+        out = attention.reference(part, leaves[1], leaves[2], q_start=n - nq + start, **inputs)
+        assert isinstance(out, Tensor)
+        parts.append(out.detach())
+        if backward:
+            d_out = tensors["d_out"][:, :, start : start + rows].to(out)
+            for total, each in zip(grads, torch.autograd.grad(out, leaves, d_out), strict=True):
+                total += each
+    truth = {"out": torch.cat(parts, dim=2)}
+    if backward:
+        truth |= dict(zip(("dq", "dk", "dv"), grads, strict=True))
+    limit = LIMITS[q.dtype]
+    return {
+        name: {"error": _distance(tensors[name], each), "limit": limit if name == "out" else 2 * limit}
+        for name, each in truth.items()
+    }
+
+
+def _rows_at_once(pattern: Pattern, heads: int, nq: int, n: int) -> int:
+    """Queries that a part may have; a pattern that reads `nq` would change its meaning, and is not taken apart."""
+    return nq if re.search(r"\bnq\b", pattern.to_spat()) else max(1, PAIRS_AT_ONCE // (heads * n))
+
+
+def _distance(found: Tensor, truth: Tensor) -> float:
+    norm = truth.double().norm().item()
+    return (found.double() - truth.double()).norm().item() / (norm or 1.0)
+
+
+def _kept(task: Task, sizes: Sizes, inputs: Mapping[str, Tensor]) -> float:
+    """The share of the pairs kept, over all heads and sequences; counted in parts that fit into memory."""
+    kept, total = 0, 0
+    rows = _rows_at_once(task.pattern, sizes.batch * sizes.heads, sizes.nq, sizes.n)
+    plain = {name: each.cpu() for name, each in inputs.items()}
+    for start in range(0, sizes.nq, rows):
+        mask = task.pattern.mask(
+            min(rows, sizes.nq - start),
+            sizes.n,
+            sizes.heads,
+            sizes.groups,
+            task.layer,
+            sizes.n - sizes.nq + start,
+            **task.parameters,
+            **plain,
+        )
+        kept, total = kept + int(mask.sum()), total + mask.numel()
+    return kept / total

@@ -1,0 +1,122 @@
+"""How results and diagnostics reach a user: text with colour on a terminal, plain text elsewhere, or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, TextIO
+
+import typer
+
+from spdsl import __version__
+from spdsl.diagnostics import Diagnostic, SpatError, SpatWarning
+
+_COLOURS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW}
+
+
+def show_error(mistake: SpatError, *, as_json: bool) -> None:
+    """All diagnostics of a mistake: on standard error, or as JSON on standard output."""
+    if as_json:
+        print_json({"ok": False, "diagnostics": [as_record(each) for each in mistake.diagnostics]})
+    else:
+        show_diagnostics(mistake.diagnostics)
+
+
+def show_diagnostics(diagnostics: Iterable[Diagnostic]) -> None:
+    """Diagnostics on standard error, one empty line between them."""
+    for number, each in enumerate(diagnostics):
+        if number:
+            typer.echo(err=True)
+        typer.echo(paint(each), err=True)
+
+
+def paint(diagnostic: Diagnostic) -> str:
+    """The rendered diagnostic, its head, gutter and carets coloured (typer drops colours that nobody would see)."""
+    head, *rest = diagnostic.render().split("\n")
+    colour = _COLOURS[diagnostic.severity]
+    mark, colon, message = head.partition("]:")
+    lines = [typer.style(mark + colon, fg=colour, bold=True) + typer.style(message, bold=True)]
+    for line in rest:
+        gutter, bar, text = line.partition("| ")
+        if bar and not gutter.strip() and text.lstrip().startswith("^"):
+            lines.append(typer.style(gutter + bar, fg=typer.colors.BLUE) + typer.style(text, fg=colour, bold=True))
+        elif bar and gutter.strip(" 0123456789") == "":
+            lines.append(typer.style(gutter + bar, fg=typer.colors.BLUE) + text)
+        elif line.lstrip().startswith("= help:"):
+            start = line.index("= help:") + len("= help:")
+            lines.append(typer.style(line[:start], fg=typer.colors.CYAN) + line[start:])
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Stand in for `warnings.showwarning`: what spdsl warns of, without the line of Python that warned."""
+    del filename, lineno, file, line
+    if issubclass(category, SpatWarning):
+        carried = message.args[0] if isinstance(message, Warning) and message.args else message
+        typer.echo(paint(carried) if isinstance(carried, Diagnostic) else str(carried), err=True)
+
+
+def show_fault(fault: Exception, *, as_json: bool) -> None:
+    """A fault of spdsl itself: what happened in one line, and what to do about it."""
+    what = f"{type(fault).__name__}: {fault}".split("\n", 1)[0][:300].rstrip(": ")
+    if as_json:
+        print_json({"ok": False, "fault": what})
+        return
+    typer.echo(typer.style("internal error: ", fg=typer.colors.RED, bold=True) + what, err=True)
+    typer.echo(
+        f"   = help: this is a fault of spdsl {__version__}, not yours; please report it with the pattern, the command "
+        "and what `SPDSL_TRACEBACK=1` adds to this message",
+        err=True,
+    )
+
+
+def as_record(diagnostic: Diagnostic) -> dict[str, Any]:
+    """A diagnostic as JSON: places are 1-based, ``end_column`` exclusive; ``rendered`` is what a terminal shows."""
+    span = diagnostic.span
+    place = None
+    if span is not None:
+        place = {
+            "file": span.source.name,
+            "line": span.line,
+            "column": span.column,
+            "end_line": span.end_line,
+            "end_column": span.end_column,
+        }
+    return {
+        "severity": diagnostic.severity,
+        "code": diagnostic.code,
+        "message": diagnostic.message,
+        "note": diagnostic.note,
+        "help": diagnostic.help,
+        "place": place,
+        "rendered": diagnostic.render(),
+    }
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON document on standard output."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    """Left-aligned columns under a head; the last column may be as wide as it wants."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head) - 1)] + [0]
+    for number, line in enumerate(lines):
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        typer.echo(typer.style(text, bold=True) if number == 0 else text)
+
+
+def is_terminal() -> bool:
+    """Whether a person watches standard output."""
+    return sys.stdout.isatty()

@@ -1,0 +1,115 @@
+"""From a word of the command line to any intermediate result, each with no more than the stages it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from spdsl.cli.files import Given, read
+from spdsl.cli.options import Value, fit_tuples
+from spdsl.cli.tree import record, tree
+from spdsl.diagnostics import error
+
+if TYPE_CHECKING:
+    from spdsl.analysis.plans import Plan
+    from spdsl.semantics.nodes import BoundPattern, CheckedPattern
+
+Stage: TypeAlias = Literal["ast", "text", "checked", "bound", "tiles", "plan", "block", "triton"]
+Shape: TypeAlias = Literal["square", "offset", "batched"]
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942", "cpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a pattern is to be compiled for."""
+
+    parameters: Mapping[str, Value]
+    heads: int
+    groups: int
+    head_dim: int
+    value_dim: int
+    dtype: str
+    layer: int | None
+    shape: str
+    target: str
+
+
+def intermediate(word: str, stage: str, wish: Wish) -> tuple[str, Any]:
+    """What ``stage`` makes of the pattern that ``word`` names: as text, and as JSON knows it.
+
+    Raises:
+        SpatError: the pattern is wrong, or the stage cannot be reached with this wish.
+    """
+    given = read(word)
+    match stage:
+        case "ast":
+            from spdsl.grammar.parse import parse
+
+            program = parse(given.text, given.name)
+            return tree(program), record(program)
+        case "text":
+            text = checked_pattern(given).text
+            return text, text
+        case "checked":
+            return _both(checked_pattern(given))
+        case "bound":
+            return _both(bound_pattern(checked_pattern(given), wish))
+        case "tiles":
+            made = made_plan(checked_pattern(given), wish)
+            return _both({each.kind: each for each in (made.forward, made.dq, made.dkdv)})
+        case "plan":
+            return _both(made_plan(checked_pattern(given), wish))
+    from spdsl.codegen.emit import emit
+    from spdsl.codegen.lower import lower
+
+    blocks = lower(made_plan(checked_pattern(given), wish))
+    if stage == "block":
+        return _both(blocks)
+    text = emit(blocks).text
+    return text, text
+
+
+def checked_pattern(given: Given) -> CheckedPattern:
+    """The checked pattern of a text."""
+    from spdsl.pipeline import read as read_pattern
+
+    return read_pattern(given.text, source=given.name, name=given.pattern, resolve=given.resolve)
+
+
+def bound_pattern(pattern: CheckedPattern, wish: Wish) -> BoundPattern:
+    """The pattern with the parameters and sizes of ``wish``."""
+    from spdsl.semantics.bind import bind
+
+    return bind(
+        pattern,
+        fit_tuples(pattern, wish.parameters),
+        layer=wish.layer,
+        heads=wish.heads,
+        groups=wish.groups,
+        head_dim=wish.head_dim,
+    )
+
+
+def made_plan(pattern: CheckedPattern, wish: Wish) -> Plan:
+    """The plan for ``wish``, with gradients for every float input."""
+    from spdsl.analysis.plan import plan
+    from spdsl.analysis.plans import Problem
+
+    if wish.target not in TARGETS:
+        raise error("SP512", f"`{wish.target}` is not a target", help=f"Use one of {', '.join(TARGETS)}.")
+    bound = bound_pattern(pattern, wish)
+    types = {"float": "float32", "int": "int32", "bool": "bool"}
+    problem = Problem(
+        pattern=bound,
+        dtype=wish.dtype,  # type: ignore[arg-type]  # the command has checked it
+        value_dim=wish.value_dim,
+        shape=wish.shape,  # type: ignore[arg-type]  # the command has checked it
+        tables=tuple((table.name, types[table.dtype]) for table in bound.tables),
+        gradients=tuple(table.name for table in bound.tables if table.dtype == "float"),
+    )
+    return plan(problem, wish.target)
+
+
+def _both(node: object) -> tuple[str, Any]:
+    return tree(node), record(node)
