@@ -23,6 +23,7 @@ from spdsl.analysis.pieces import TooComplexError
 from spdsl.analysis.rows import ROW, Row, row_form
 from spdsl.analysis.slots import closed_slots
 from spdsl.analysis.tiles import ListWalk, Shape, SlotWalk, TileRelation, Walk
+from spdsl.analysis.writing import Writer
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Table
 
 _UNITS = "units"  # square: lengths in multiples of both tile sizes
@@ -217,12 +218,15 @@ def _walk(tiles: _Tiles, symbols: Symbols, tiling: _Tiling, *, walked: int) -> t
     """The walk over key tiles (``walked`` 1) of a query tile, or over query tiles (0) of a key tile."""
     names = ("i", "j")
     emission = Emission(
-        meaning={
-            **tiling.lengths,
-            **dict(symbols.meaning),
-            ROW: Index(name=names[1 - walked]),
-            TILE: Index(name=names[walked]),
-        },
+        writer=Writer(
+            meaning={
+                **tiling.lengths,
+                **dict(symbols.meaning),
+                ROW: Index(name=names[1 - walked]),
+                TILE: Index(name=names[walked]),
+            },
+            known={tiling.counts[walked]: tiling.exact_count(walked)},
+        ),
         count=tiling.counts[walked],
         exact_count=tiling.exact_count(walked),
         clamp=tiling.rounds(walked),
