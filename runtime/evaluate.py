@@ -124,16 +124,33 @@ def _fold(op: str, args: Sequence[Value], dtype: str) -> Value:
 
 def _load(expr: Load, scope: _Scope) -> Value:
     table = scope.tables.values[expr.table]
-    indices = [_value(index, scope) for index in expr.indices]
-    for axis in scope.tables.query_axes.get(expr.table, ()):
-        indices[axis] = indices[axis] - scope.env["q_start"]
-    if table.dim() == len(indices) + 1:
-        indices.insert(0, scope.env["b"] if table.shape[0] > 1 else 0)
-    inside = tuple(_clamp(index, size) for index, size in zip(indices, table.shape, strict=True))
+    inside = _places(expr.table, [_value(index, scope) for index in expr.indices], scope)
     read = table[inside] if inside else table
     if expr.dtype == "bool":
         return read.bool()
     return read.long() if expr.dtype == "int" else read.to(scope.real)
+
+
+def _places(name: str, indices: list[Value], scope: _Scope) -> tuple[Value, ...]:
+    """Where the element stands in the tensor: relative to the first query, with the batch, inside the table."""
+    table = scope.tables.values[name]
+    for axis in scope.tables.query_axes.get(name, ()):
+        indices[axis] = indices[axis] - scope.env["q_start"]
+    if table.dim() == len(indices) + 1:
+        indices.insert(0, scope.env["b"] if table.shape[0] > 1 else 0)
+    return tuple(_clamp(index, size) for index, size in zip(indices, table.shape, strict=True))
+
+
+def element_numbers(
+    name: str, indices: Sequence[Expr], env: Mapping[str, Tensor | int], tables: Tables = NO_TABLES
+) -> Tensor:
+    """The numbers, in row-major order, of the elements of a table that loads with these indices read."""
+    scope = _Scope(env=env, tables=tables, real=torch.float64, memo={})
+    found = torch.zeros((), dtype=torch.int64, device=tables.values[name].device)
+    places = _places(name, [_value(index, scope) for index in indices], scope)
+    for place, size in zip(places, tables.values[name].shape, strict=True):
+        found = found * size + place
+    return found
 
 
 def _clamp(index: Value, size: int) -> Value:

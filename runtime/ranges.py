@@ -42,6 +42,12 @@ class Truth:
 Bounded: TypeAlias = Range | Truth
 
 
+def truth_shape(truth: Truth, rows: slice, columns: slice) -> tuple[int, int, int, int]:
+    """The shape ``[batch or 1, heads or 1, rows, columns]`` of a block of tiles."""
+    shapes = torch.broadcast_shapes(truth.may.shape, truth.must.shape, (1, 1, 1, 1))
+    return shapes[0], shapes[1], rows.stop - rows.start, columns.stop - columns.start
+
+
 def exactly(value: Tensor) -> Bounded:
     """The bounds of one known value."""
     if value.dtype == torch.bool:

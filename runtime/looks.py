@@ -1,0 +1,73 @@
+"""Decide tiles by a look at their pairs where bounds leave them in doubt.
+
+From: the bounds of a predicate.  To: tiles that are surely touched, full or neither, as far as the look went.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spdsl.runtime.evaluate import evaluate
+from spdsl.runtime.intervals import TileBounds
+from spdsl.runtime.ranges import Truth, truth_shape
+
+_CHUNK_PAIRS = 1 << 21
+"""Pairs that are evaluated at once."""
+
+_DOUBT = 4
+"""Tiles in doubt are looked at when there are at most this many for each row and column."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looked:
+    """Bounds, improved by a look at all tiles in doubt (``exact`` True), at none (False), or at few (None)."""
+
+    bounds: TileBounds
+    exact: bool | None = None
+
+    @property
+    def rows(self) -> int:
+        """Tiles of queries."""
+        return self.bounds.rows
+
+    @property
+    def columns(self) -> int:
+        """Tiles of keys."""
+        return self.bounds.columns
+
+    def of(self, rows: slice, columns: slice) -> Truth:
+        """Which tiles are touched and full, in ``[batch or 1, heads or 1, rows, columns]``."""
+        truth = self.bounds.of(rows, columns)
+        shape = truth_shape(truth, rows, columns)
+        may, must = truth.may.expand(shape), truth.must.expand(shape)
+        if self.exact is False:
+            return Truth(may=may, must=must)
+        doubt = (may & ~must).nonzero()
+        if not len(doubt) or self.exact is None and len(doubt) > _DOUBT * (shape[-2] + shape[-1]):
+            return Truth(may=may, must=must)
+        offset = torch.tensor([0, 0, rows.start, columns.start], device=doubt.device)
+        step = max(1, _CHUNK_PAIRS // (self.bounds.block_q * self.bounds.block_k))
+        looks = [_look(self.bounds, chunk + offset) for chunk in doubt.split(step)]
+        may, must = may.clone(), must.clone()
+        may[tuple(doubt.T)] = torch.cat([look.may for look in looks])
+        must[tuple(doubt.T)] = torch.cat([look.must for look in looks])
+        return Truth(may=may, must=must)
+
+
+def _look(bounds: TileBounds, tiles: Tensor) -> Truth:
+    """Whether the tiles ``[count, 4]`` (batch, head, row, column) are touched, and whether they are full."""
+    pairs = bounds.pairs
+    batch, head, row, column = (index.view(-1, 1, 1) for index in tiles.T)
+    q = bounds.positions("q").view(bounds.rows, bounds.block_q)[row[:, 0, 0]].unsqueeze(-1)
+    k = bounds.positions("k").view(bounds.columns, bounds.block_k)[column[:, 0, 0]].unsqueeze(-2)
+    outer: dict[str, Tensor | int] = {
+        "b": batch + pairs.batches.start,
+        "h": head,
+        "g": head // (pairs.heads // pairs.groups),
+    }
+    kept = evaluate(bounds.expr, pairs.extents() | outer | {"q": q, "k": k, "d": q - k}, bounds.tables)
+    kept = kept.expand(len(tiles), bounds.block_q, bounds.block_k)
+    return Truth(may=kept.any(-1).any(-1), must=kept.all(-1).all(-1))
