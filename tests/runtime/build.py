@@ -145,5 +145,6 @@ def dense(
 
 def error(found: Tensor, expected: Tensor) -> float:
     """The norm of the difference over that of what is expected."""
+    expected = expected.detach()
     assert not found.isnan().any()
     return float((found.double() - expected).norm() / expected.norm().clamp(min=1e-30))
