@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from spdsl.diagnostics import error
+from spdsl.grammar.parse import decode
 
 
 def names() -> tuple[str, ...]:
@@ -37,9 +38,7 @@ def resolver(folder: Path | None) -> Callable[[str], str]:
 
     def resolve(path: str) -> str:
         if folder is not None and (folder / path).is_file():
-            from spdsl.grammar.parse import read_file
-
-            return read_file(folder / path)
+            return decode((folder / path).read_bytes(), str(folder / path))
         stem = path.removesuffix(".spat")
         if stem in _files():
             return text_of(stem)

@@ -1,0 +1,187 @@
+"""How a call is computed: walks, tiles, and the pairs kept over the pairs computed.  Counts are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from spdsl.analysis.plans import KernelPlan, Plan
+from spdsl.analysis.tiles import Interval, ListWalk, Slot, SlotWalk, Walk
+from spdsl.kernels import plan_like
+from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.evaluate import evaluate, tables_for
+from spdsl.runtime.lists import tile_lists, walk_lists
+from spdsl.runtime.pairs import pairs_of
+from spdsl.runtime.stages import materialise
+from spdsl.semantics.show import print_expr
+
+_CHUNK_PAIRS = 1 << 22
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelReport:
+    """One kernel: tile sizes, its walk in words, and how many tiles it visits over batch and heads."""
+
+    kind: str
+    block_q: int
+    block_k: int
+    walk: tuple[str, ...]
+    notes: tuple[str, ...]
+    touched: int
+    full: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What `Attention.explain` tells.  ``pairs`` are kept by the pattern, over ``batch`` and ``heads``."""
+
+    pattern: str
+    target: str
+    shape: str
+    batch: int
+    heads: int
+    nq: int
+    n: int
+    pairs: int
+    kernels: tuple[KernelReport, ...]
+
+    @property
+    def kept(self) -> float:
+        """Pairs kept over all pairs."""
+        return self.pairs / max(1, self.batch * self.heads * self.nq * self.n)
+
+    def as_dict(self) -> dict[str, object]:
+        """The report for `--json`."""
+        return asdict(self) | {"kept": self.kept}
+
+    def text(self) -> str:
+        """The report as lines to read."""
+        lines = [
+            f"{self.pattern} for {self.target}: {self.batch} × {self.heads} heads, {self.nq} queries, {self.n} keys ({self.shape})",
+            f"pairs kept: {self.pairs:,} of {self.batch * self.heads * self.nq * self.n:,} ({self.kept:.2%})",
+        ]
+        for kernel in self.kernels:
+            computed = kernel.touched * kernel.block_q * kernel.block_k
+            useful = self.pairs / computed if computed else 1.0
+            lines.append(
+                f"{kernel.kind}: tiles of {kernel.block_q} × {kernel.block_k}, {kernel.touched:,} touched, {kernel.full:,} of them"
+                f" full; {useful:.1%} of the pairs computed are kept"
+            )
+            lines += [f"  {line}" for line in (*kernel.walk, *kernel.notes)]
+        return "\n".join(lines)
+
+
+def explain(key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor], target: str | None = None) -> Report:
+    """Count what the kernels for tensors like these visit.
+
+    Raises:
+        SpatError: as a call with these tensors would.
+    """
+    target = target or ("cpu" if q.device.type == "cpu" else "sm_90")
+    plan = plan_like(key, q, k, v, target)
+    call = materialise(Call(plan=plan, q=q, k=k, v=v, q_start=k.shape[2] - q.shape[2], tables=dict(tables)))
+    return Report(
+        pattern=plan.problem.pattern.name,
+        target=target,
+        shape=plan.problem.shape,
+        batch=q.shape[0],
+        heads=q.shape[1],
+        nq=q.shape[2],
+        n=k.shape[2],
+        pairs=count_pairs(call),
+        kernels=tuple(_kernel(call, kernel) for kernel in (plan.forward, plan.dq, plan.dkdv)),
+    )
+
+
+def count_pairs(call: Call) -> int:
+    """The pairs that a call keeps, over batch and heads: full tiles by their area, masked ones pair by pair."""
+    plan = call.plan
+    lists = _lists(call, plan.forward)
+    batch, heads, nq, _ = call.q.shape
+    n = call.k.shape[2]
+    block_q, block_k = plan.forward.block_q, plan.forward.block_k
+    weight = (batch // lists.begin.shape[0]) * (heads // lists.begin.shape[1])
+    where = _rows_of(lists)
+    total = 0
+    step = max(1, _CHUNK_PAIRS // (block_q * block_k))
+    for start in range(0, len(where), step):
+        at, tiles = where[start : start + step], lists.tiles[start : start + step].long()
+        total += int(_count(call, at, tiles, (block_q, block_k), (nq, n)).sum())
+    return total * weight
+
+
+def _rows_of(lists: TileList) -> Tensor:
+    """For every listed tile, the (batch, head, row) it belongs to."""
+    counts = (lists.end - lists.begin).flatten().long()
+    owners = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    order = torch.repeat_interleave(lists.begin.flatten().long(), counts)
+    within = torch.arange(len(owners), device=counts.device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    placed = torch.empty_like(owners)
+    placed[order + within] = owners
+    return torch.stack(torch.unravel_index(placed, lists.begin.shape), dim=1)
+
+
+def _count(call: Call, at: Tensor, tiles: Tensor, blocks: tuple[int, int], lengths: tuple[int, int]) -> Tensor:
+    rows = at[:, 2, None, None] * blocks[0] + torch.arange(blocks[0], device=at.device)[None, :, None]
+    k = tiles[:, None, None] * blocks[1] + torch.arange(blocks[1], device=at.device)[None, None, :]
+    q = rows + call.q_start
+    pairs = pairs_of(call)
+    head = at[:, 1, None, None]
+    env = pairs.extents() | {"b": at[:, 0, None, None], "h": head, "g": head // (pairs.heads // pairs.groups), "q": q, "k": k}
+    kept = evaluate(call.plan.keep, env, tables_for(call.plan.tables, call.tables))
+    exists = (rows < lengths[0]) & (k < lengths[1]) & (q >= 0)
+    return (kept & exists).sum((1, 2))
+
+
+def _lists(call: Call, kernel: KernelPlan) -> TileList:
+    by = "key" if kernel.kind == "dkdv" else "query"
+    match kernel.walk:
+        case SlotWalk() as walk:
+            return walk_lists(call, walk, by=by, block_q=kernel.block_q, block_k=kernel.block_k)
+        case ListWalk():
+            return tile_lists(call, by=by, block_q=kernel.block_q, block_k=kernel.block_k)
+
+
+def _kernel(call: Call, kernel: KernelPlan) -> KernelReport:
+    lists = _lists(call, kernel)
+    weight = (call.q.shape[0] // lists.begin.shape[0]) * (call.q.shape[1] // lists.begin.shape[1])
+    return KernelReport(
+        kind=kernel.kind,
+        block_q=kernel.block_q,
+        block_k=kernel.block_k,
+        walk=describe(kernel.walk),
+        notes=kernel.notes,
+        touched=int((lists.end - lists.begin).sum()) * weight,
+        full=int((lists.middle - lists.begin).sum()) * weight,
+    )
+
+
+def describe(walk: Walk) -> tuple[str, ...]:
+    """A walk in lines: one for each slot, or the reason why tiles are listed."""
+    match walk:
+        case SlotWalk(slots=slots):
+            return tuple(_slot(slot) for slot in slots) or ("no tile is touched",)
+        case ListWalk(reason=reason):
+            return (f"tiles are listed at run time: {reason}",)
+
+
+def _slot(slot: Slot) -> str:
+    text = f"tiles {_interval(slot.touched)}"
+    if slot.phase is not None:
+        text += f" with (t - {print_expr(slot.phase)}) % {slot.step} < {slot.run}"
+    if slot.filter is not None:
+        text += f" where {print_expr(slot.filter)}"
+    return f"{text}, full in {_interval(slot.full)}" if slot.full is not None else f"{text}, all masked"
+
+
+def _interval(interval: Interval) -> str:
+    return f"[{print_expr(interval.lo)}, {print_expr(interval.hi)})"
+
+
+def kept_share(plan: Plan, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor]) -> float:
+    """Pairs kept over all pairs of a call."""
+    call = materialise(Call(plan=plan, q=q, k=k, v=v, q_start=k.shape[2] - q.shape[2], tables=dict(tables)))
+    return count_pairs(call) / max(1, q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])

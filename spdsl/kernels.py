@@ -1,0 +1,34 @@
+"""The kernels of a pattern as text, for people to read and for compilation ahead of time."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from spdsl.analysis.plan import plan
+from spdsl.analysis.plans import Plan, Problem
+from spdsl.analysis.tiles import Shape
+from spdsl.codegen.emit import emit
+from spdsl.codegen.lower import lower
+from spdsl.pipeline import bound
+from spdsl.prepare import precision
+
+
+def sources(key: str, q: Tensor, k: Tensor, v: Tensor, target: str = "sm_90") -> dict[str, str]:
+    """Generated sources by file name, for tensors like these, with gradients for every float input."""
+    made = plan_like(key, q, k, v, target)
+    return {f"{made.problem.pattern.name}.py": emit(lower(made)).text}
+
+
+def plan_like(key: str, q: Tensor, k: Tensor, v: Tensor, target: str) -> Plan:
+    """The plan for tensors like these; the shape class follows from the lengths."""
+    pattern = bound(key, q.shape[1], k.shape[1], q.shape[3])
+    shape: Shape = "square" if q.shape[2] == k.shape[2] else "offset"
+    types = {"float": "float32", "int": "int32", "bool": "bool"}
+    problem = Problem(
+        pattern=pattern,
+        dtype=precision(q.dtype),
+        value_dim=v.shape[3],
+        shape=shape,
+        tables=tuple((table.name, types[table.dtype]) for table in pattern.tables),
+    )
+    return plan(problem, target)

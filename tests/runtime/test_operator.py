@@ -1,0 +1,91 @@
+"""The torch operators: torch's own checks, compilation of whole graphs, export, and gradients that are asked for one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import spdsl
+from spdsl.runtime import operator
+
+
+def _tensors(requires_grad: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(1, 4, 40, 16, generator=generator)
+    k, v = (torch.randn(1, 2, 40, 16, generator=generator) for _ in range(2))
+    return tuple(each.requires_grad_(requires_grad) for each in (q, k, v))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("checks", ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static"))
+def test_opcheck(checks: str) -> None:
+    attn = spdsl.compile("alibi")
+    q, k, v = _tensors()
+    slope = torch.rand(4, requires_grad=True)
+    arguments = (q, k, v, [slope], None, attn._key, "square", 0)
+    torch.library.opcheck(operator.attend, arguments, test_utils=checks)
+
+
+def test_whole_graph_is_compiled() -> None:
+    attn = spdsl.compile("streaming", window=8, sinks=2)
+    q, k, v = _tensors()
+
+    def loss(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.nn.functional.gelu(attn(q * 2, k, v)).sum()  # type: ignore[arg-type]
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(loss(q, k, v), (q, k, v))
+    found = torch.autograd.grad(compiled(q, k, v), (q, k, v))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_export_loads_elsewhere(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    class Module(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = spdsl.compile("sliding_window", window=8)
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self.attn(q, k, v)  # type: ignore[return-value]
+
+    tensors = _tensors(requires_grad=False)
+    program = torch.export.export(Module(), tensors)
+    torch.export.save(program, tmp_path / "program.pt2")
+    loaded = torch.export.load(tmp_path / "program.pt2").module()
+    torch.testing.assert_close(loaded(*tensors), Module()(*tensors))
+
+
+def test_only_gradients_asked_for_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    attn = spdsl.compile("alibi")
+    q, k, v = _tensors(requires_grad=False)
+    slope = torch.rand(4, requires_grad=True)
+    seen: list[list[int]] = []
+    real = operator.attend_backward
+
+    def spy(*arguments: object) -> list[Tensor]:
+        seen.append(list(arguments[-1]))  # type: ignore[call-overload]
+        return real(*arguments)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(operator, "attend_backward", spy)
+    attn(q, k, v, slope=slope).sum().backward()  # type: ignore[union-attr]
+    assert seen == [[3]]
+    assert slope.grad is not None and slope.grad.shape == (4,)
+
+
+def test_the_gradient_of_lse_alone() -> None:
+    attn = spdsl.compile("causal")
+    q, k, v = _tensors()
+    _, lse = attn(q, k, v, return_lse=True)
+    _, expected = attn.reference(q, k, v, return_lse=True)
+    found = torch.autograd.grad(lse.sum(), (q, k))
+    wanted = torch.autograd.grad(expected.sum(), (q, k))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_computes_in_its_type() -> None:
+    attn = spdsl.compile("causal")
+    q, k, v = _tensors()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attn(q, k, v).dtype == torch.bfloat16  # type: ignore[union-attr]
