@@ -104,6 +104,8 @@ def run(text: str, build: Build, watch: Callable[[Token], None] = lambda token: 
     while True:
         token = _next_token(tables, text, previous[-1].end, states[-1])
         action = tables.states[states[-1]].get(token.kind)
+        # An LALR state may reduce on a word that only an outer rule would refuse: a misfit tells of the states before that.
+        standing = tuple(states)
         if action is not None:
             watch(token)
         while action is not None and action < 0:
@@ -112,7 +114,7 @@ def run(text: str, build: Build, watch: Callable[[Token], None] = lambda token: 
                 return stack[-1].values[0]
             action = tables.states[states[-1]].get(token.kind)
         if action is None:
-            raise Misfit(token, tuple(states), tuple(previous[1:]))
+            raise Misfit(token, standing, tuple(previous[1:]))
         states.append(action)
         stack.append(Built([token], token.start, token.end, 0))
         previous.append(token)

@@ -160,12 +160,14 @@ class _Expressions:
         """As many items a line as fit, below each other after the opening bracket."""
         lines = _append(head, brackets[0])
         base = len(lines[-1]) + (column if len(lines) == 1 else 0)
-        for item in items:
-            mark, room = (",", 1) if item is not items[-1] else (brackets[1], 1 + tail)
+        if not items:
+            return _append(lines, brackets[1])
+        for number, item in enumerate(items, 1):
+            mark, room = (",", 1) if number < len(items) else (brackets[1], 1 + tail)
             name, value = (item.name, item.value) if isinstance(item, Argument) else (None, item)
             label = f"{name} = " if name else ""
             at = len(lines[-1]) + (column if len(lines) == 1 else 0)
-            if item is not items[0]:
+            if number > 1:
                 if at + 1 + len(label) + len(print.expression(value)) + room > WIDTH:
                     lines.append(" " * base)
                     at = base
@@ -204,9 +206,9 @@ class _Statements(_Expressions):
         if isinstance(item, nodes.Use):
             return [f'use "{item.path}"']
         head = f"def {item.name}({', '.join(item.parameters)}) ="
-        flat = f"{head} {print.expression(item.value)}"
-        if len(flat) <= WIDTH and not self.comments.between(start_of(item.value), end_of(item.value)):
-            return [flat]
+        at = len(head) + 1
+        if at + len(print.expression(item.value)) <= WIDTH and not self.has_commented_parts(item.value):
+            return _prepend(f"{head} ", self.lines(item.value, 0, at, 0))
         # `and` and `or` hang left of their operands and need the room.
         column = INDENT + (len("and ") if isinstance(item.value, Binary) and item.value.op in ("and", "or") else 0)
         return [head, *_prepend(" " * column, self.root(item.value, INDENT, column, 0))]
@@ -223,9 +225,9 @@ class _Statements(_Expressions):
         base = len(lines[0])
         last = pattern.parameters[-1] if pattern.parameters else pattern
         scattered = bool(self.comments.between(START if last is pattern else start_of(pattern), start_of(last)))
-        for param in pattern.parameters:
-            text = print.param(param) + ("" if param is last else ",")
-            if param is pattern.parameters[0] and not scattered:
+        for number, param in enumerate(pattern.parameters, 1):
+            text = print.param(param) + ("," if number < len(pattern.parameters) else "")
+            if number == 1 and not scattered:
                 lines[-1] += text
             elif not scattered and len(lines[-1]) + 1 + len(text) + len(") {") <= WIDTH:
                 lines[-1] += f" {text}"
@@ -255,11 +257,16 @@ class _Statements(_Expressions):
 
     def root(self, expr: Expr, indent: int, column: int, tail: int) -> list[str]:
         """The main expression of a statement: comments between the parts of a chain keep their places."""
-        if isinstance(expr, Pipe) or (isinstance(expr, Binary) and expr.op in ("and", "or")):
-            parts = _parts(expr)
-            if any(self.comments.between(a.end, b.start) for a, b in zip(parts, parts[1:], strict=False)):
-                return self.chain(expr, indent, column, tail, claim=True)
+        if self.has_commented_parts(expr):
+            return self.chain(expr, indent, column, tail, claim=True)
         return self.lines(expr, indent, column, tail)
+
+    def has_commented_parts(self, expr: Expr) -> bool:
+        """Whether a comment stands between the operands of ``and`` or ``or``, or between the stages of a pipe."""
+        if not isinstance(expr, Pipe) and not (isinstance(expr, Binary) and expr.op in ("and", "or")):
+            return False
+        parts = _parts(expr)
+        return any(self.comments.between(a.end, b.start) for a, b in zip(parts, parts[1:], strict=False))
 
     def placed(self, node: Node, inner: Callable[[], list[str]], indent: int, first: bool, apart: bool) -> list[str]:
         """An item with the comments before it, those inside it that found no place of their own, and the one after it.

@@ -82,7 +82,7 @@ def _excerpt(span: Span, note: str) -> list[str]:
 
 def _clip(text: str, span: Span, room: int = 110) -> tuple[str, int, int]:
     """The part of a long line that holds the span: (text, column in it, carets)."""
-    text = text.expandtabs(1)
+    text = "".join(mark if mark.isprintable() else " " for mark in text)
     end = span.end_column if span.end_line == span.line else len(text) + 1
     start = max(0, min(span.column - 1 - room // 3, len(text) - room)) if len(text) > room else 0
     shown = text[start : start + room]
