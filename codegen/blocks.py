@@ -1,0 +1,365 @@
+"""The block graph: what every kernel does, in terms of tiles; one small language for all kernels and back ends.
+
+A kernel is a list of blocks; loops and conditions hold blocks.  Values have names.  In a kernel that walks *by query* a
+program owns one tile of queries (`q` is a column vector, `k` a row vector) and loops over tiles of keys; *by key* it owns a
+tile of keys (`k` is the column) and loops over tiles of queries.  Sides are called ``own`` and ``walked``.
+
+Expressions are those of `spdsl.semantics.nodes` without loads; ``Param`` stands for a value named earlier in the kernel, and
+``quotient`` and ``remainder`` are divisions that truncate.  Tile shapes are written in names: BLOCK_Q, BLOCK_K, HEAD_DIM,
+VALUE_DIM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from spdsl.analysis.plans import Precision
+from spdsl.analysis.tiles import Shape
+from spdsl.diagnostics import Span
+from spdsl.semantics.nodes import Dtype, Expr, Side
+
+By: TypeAlias = Literal["query", "key"]
+Part: TypeAlias = Literal["own", "walked"]
+
+# ---------------------------------------------------------------- naming values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """Which tile, head and sequence this program works on; names ``i`` or ``j``, ``h``, ``g``, ``b``.
+
+    ``ratio`` query heads share a key head.  A kernel by key starts from ``g`` and loops over the heads of the group.
+    ``reverse`` starts with the last tile, which under causal patterns has the longest row.
+    """
+
+    by: By
+    ratio: int
+    reverse: bool
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """Rows of the tensors and absolute positions of one side: ``q_rows`` and ``q``, or ``k_rows`` and ``k``."""
+
+    side: Side
+    part: Part
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Define:
+    """A named value of an expression; ``note`` becomes a comment."""
+
+    name: str
+    value: Expr
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableIndex:
+    """One index of a gather: its value, the name of the stride, and of the size when bounds have to be checked.
+
+    ``rows``: the axis counts query rows, so that ``q_start`` is subtracted.
+    """
+
+    value: Expr
+    stride: str
+    size: str | None
+    rows: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gather:
+    """Elements of a table at the given indices; 0 where an index is out of bounds.
+
+    ``batch_stride`` names the stride of the leading batch axis, None if the table's own axes name ``b``.  ``wide`` computes
+    offsets in 64 bits.
+    """
+
+    name: str
+    pointer: str
+    batch_stride: str | None
+    indices: tuple[TableIndex, ...]
+    dtype: Dtype
+    wide: bool
+
+
+# ---------------------------------------------------------------- tiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pointers:
+    """The address of a tensor's part for this head, offsets inside a tile, and the stride from tile to tile."""
+
+    tensor: str
+    prefix: str
+    side: Side
+    columns: str
+    head: Literal["h", "g"]
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadTile:
+    """A tile ``[block, columns]``; zeros for rows that do not exist (``guarded``) and for padded columns."""
+
+    name: str
+    prefix: str
+    side: Side
+    columns: str
+    guarded: bool
+    padded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreTile:
+    """Write ``value`` (times ``factor``) to the rows that exist."""
+
+    value: str
+    prefix: str
+    side: Side
+    columns: str
+    padded: bool
+    dtype: Precision
+    factor: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """LSE (in powers of two, +inf where the row keeps nothing, so that probabilities vanish) and delta of the query rows."""
+
+    part: Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreRows:
+    """Write one number for each row of ``side`` into ``pointer`` ``[batch, heads, rows]`` (contiguous, fp32)."""
+
+    value: str
+    pointer: str
+    side: Side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorePairs:
+    """Write a tile of numbers into ``pointer`` ``[batch, heads, nq, n]`` (contiguous, fp32)."""
+
+    value: str
+    pointer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zeros:
+    """An fp32 accumulator."""
+
+    name: str
+    shape: tuple[str, ...]
+
+
+# ---------------------------------------------------------------- arithmetic on tiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dot:
+    """``name = left @ right`` (``right`` transposed if asked), added to ``name`` if ``accumulate``; fp32 result.
+
+    ``cast`` converts the left side to the element type of the inputs first.
+    """
+
+    name: str
+    left: str
+    right: str
+    transpose: bool = False
+    accumulate: bool = False
+    cast: Precision | None = None
+    exact: bool = False
+    shape: tuple[str, str] = ("", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logits:
+    """From products to logits in powers of two: scale, softcap, bias.  Without softcap and bias nothing is done here:
+    the softmax folds the scale into its exponent.  ``keep_slope`` names the derivative of the cap for the backward."""
+
+    scale: float
+    softcap: float | None
+    bias: Expr | None
+    folded: bool
+    keep_slope: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mask:
+    """Give the pairs outside the set no weight: -inf for ``scores`` in the forward, 0 for ``p`` in the backward."""
+
+    target: Literal["scores", "p"]
+    keep: Expr
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftmaxState:
+    """Running maximum ``m``, sum ``l`` and output ``acc``; a sink starts them instead of nothing."""
+
+    sink: Expr | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineSoftmax:
+    """Update ``m`` and ``l``, rescale ``acc``, and name the weights ``p``.
+
+    ``factor`` is the scale folded into the exponent (1 when logits are scaled already); ``guarded`` when a whole row may be
+    -inf.
+    """
+
+    factor: float
+    guarded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftmaxEnd:
+    """Divide ``acc`` by ``l``; zeros for empty rows.  Names ``lse`` (natural logarithm)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probabilities:
+    """``p`` from logits and the row's LSE; ``factor`` as in `OnlineSoftmax`."""
+
+    factor: float
+    part: Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreGradient:
+    """``ds = p * (dp - delta)``, the gradient of the logit; ``dsc`` is ``ds`` through the softcap."""
+
+    part: Part
+    capped: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SumRows:
+    """Add the rows of ``ds * factor`` to the accumulator ``name``."""
+
+    name: str
+    factor: Expr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """``name = ds * factor`` as a tile of its own."""
+
+    name: str
+    factor: Expr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowProducts:
+    """Delta: row sums of ``dO * O``, minus ``dLSE`` if there is one; written to ``Delta``."""
+
+
+# ---------------------------------------------------------------- control
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """``variable`` from ``low`` to ``high``, half open."""
+
+    variable: str
+    low: Expr
+    high: Expr
+    body: tuple[Block, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class If:
+    """Do ``body`` where ``condition``, a scalar, holds."""
+
+    condition: Expr
+    body: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListBounds:
+    """Read ``begin``, ``middle`` and ``end`` of row ``tile`` from the tile lists."""
+
+    tile: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedTile:
+    """Read the walked tile's number from the lists, at position ``t``."""
+
+    variable: str
+
+
+Block: TypeAlias = (
+    Program
+    | Positions
+    | Define
+    | Gather
+    | Pointers
+    | LoadTile
+    | StoreTile
+    | Statistics
+    | StoreRows
+    | StorePairs
+    | Zeros
+    | Dot
+    | Logits
+    | Mask
+    | SoftmaxState
+    | OnlineSoftmax
+    | SoftmaxEnd
+    | Probabilities
+    | ScoreGradient
+    | SumRows
+    | Scale
+    | RowProducts
+    | Loop
+    | If
+    | ListBounds
+    | ListedTile
+)
+
+# ---------------------------------------------------------------- kernels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Argument:
+    """An argument of a kernel; ``type`` as Triton's signatures write it (``*bf16``, ``i32``), ``note`` its shape.
+
+    ``fixed`` integers take part in Triton's specialisation (strides); others never do, so that no length recompiles.
+    """
+
+    name: str
+    type: str
+    note: str = ""
+    fixed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """One kernel: a grid of programs ``(tiles, heads or groups, batch)`` that all run ``body``."""
+
+    name: str
+    doc: str
+    arguments: tuple[Argument, ...]
+    constants: tuple[tuple[str, int], ...]
+    body: tuple[Block, ...]
+    block: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockGraph:
+    """All kernels of a plan."""
+
+    name: str
+    dtype: Precision
+    notes: tuple[str, ...]
+    kernels: tuple[Kernel, ...]

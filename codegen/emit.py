@@ -1,0 +1,164 @@
+"""From the block graph to the text of a Python file with Triton kernels.
+
+Every kind of block has a macro of the same name in ``templates/blocks.jinja``; here is only the nesting.  The text depends on
+the graph alone.  Nothing is compiled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+
+from spdsl.codegen.blocks import Block, BlockGraph, If, Kernel, Loop
+from spdsl.codegen.expressions import helpers_of, literal, text_of
+from spdsl.codegen.frame import LN2, LOG2E, every
+from spdsl.diagnostics import Span
+from spdsl.semantics.nodes import Const, Expr, Node
+
+HELPERS = ("floor_div", "floor_mod", "int_power", "power", "isqrt", "is_pow2", "bitlen", "tanh")
+"""Functions of the generated file, in the order in which they are written."""
+
+NEEDED = {"floor_mod": ("floor_div",), "power": ("int_power",)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSource:
+    """The text of a generated file; ``digest`` identifies it."""
+
+    name: str
+    text: str
+    digest: str
+
+
+def emit(graph: BlockGraph) -> KernelSource:
+    """The source of all kernels of ``graph``."""
+    environment = _environment()
+    kernels = [(kernel, "\n".join(_lines(kernel.body, 1))) for kernel in graph.kernels]
+    text = environment.get_template("module.jinja").render(graph=graph, kernels=kernels, helpers=_helpers(graph))
+    text = re.sub(r"[ \t]+\n", "\n", text).rstrip("\n") + "\n"
+    return KernelSource(name=graph.name, text=text, digest=hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def _lines(blocks: tuple[Block, ...], depth: int) -> list[str]:
+    found: list[str] = []
+    for block in blocks:
+        text = _macro(type(block).__name__, block)
+        found += ["    " * depth + line if line else "" for line in text.splitlines() if line.strip()]
+        if isinstance(block, Loop | If):
+            found += _lines(block.body, depth + 1)
+    return found
+
+
+def _macro(kind: str, block: Block) -> str:
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", kind).lower()
+    name = {"if": "condition"}.get(name, name)
+    return str(getattr(_environment().get_template("blocks.jinja").module, name)(block))
+
+
+def _helpers(graph: BlockGraph) -> tuple[str, ...]:
+    found: set[str] = set()
+    for kernel in graph.kernels:
+        for block in every(kernel.body):
+            if type(block).__name__ == "Logits" and getattr(block, "softcap") is not None:
+                found.add("tanh")
+            for expr in expressions_in(block):
+                found |= helpers_of(expr)
+    for name in list(found):
+        found.update(NEEDED.get(name, ()))
+    return tuple(name for name in HELPERS if name in found)
+
+
+def expressions_in(block: Block) -> list[Expr]:
+    """The expressions that a block holds, not those of the blocks inside it."""
+    found: list[Expr] = []
+    for each in fields(block):
+        value: Any = getattr(block, each.name)
+        if isinstance(value, Node):
+            found.append(value)  # type: ignore[arg-type]  # the only nodes in blocks are expressions
+        elif each.name == "indices":
+            found += [index.value for index in value]
+    return found
+
+
+def _place(span: Span | None) -> str:
+    """Where a clause stands, for a comment: the file's name without its folder, and the line."""
+    if span is None:
+        return ""
+    name = re.split(r"[/\\]", span.source.name)[-1]
+    return f"  # {re.sub(r'[^A-Za-z0-9._-]', '_', name)}:{span.line}"
+
+
+def _signature(kernel: Kernel) -> str:
+    """The arguments, one tensor with its strides a line."""
+    lines: list[str] = []
+    for argument in kernel.arguments:
+        if argument.note or not lines:
+            lines.append(f"{argument.name},  # {argument.note}" if argument.note else f"{argument.name},")
+        elif "#" in lines[-1] and lines[-1].startswith("    "):
+            lines[-1] += f" {argument.name},"
+        else:
+            lines.append(f"{argument.name},")
+    return "\n".join("    " + line for line in _joined(lines))
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """Arguments without a note share a line."""
+    found: list[str] = []
+    for line in lines:
+        if found and "#" not in line and "#" not in found[-1] and len(found[-1]) + len(line) < 110:
+            found[-1] += " " + line
+        else:
+            found.append(line)
+    return found
+
+
+def _unspecialised(kernel: Kernel) -> str:
+    names = [argument.name for argument in kernel.arguments if argument.type == "i32" and not argument.fixed]
+    return "[" + ", ".join(f'"{name}"' for name in names) + "]"
+
+
+def _number(value: float) -> str:
+    return literal(float(value))[0]
+
+
+def _index_sum(gather: Any) -> str:
+    """The offset of a gathered element."""
+    parts = [f"b.to(tl.int64) * {gather.batch_stride}"] if gather.batch_stride else []
+    for each in gather.indices:
+        text = text_of(each.value)
+        text = text if re.fullmatch(r"\w+", text) else f"({text})"
+        parts.append(f"tl.cast({text}, tl.int64) * {each.stride}" if gather.wide else f"{text} * {each.stride}")
+    return "".join(f" + {part}" for part in parts)
+
+
+def _guards(gather: Any) -> str:
+    """The condition under which all indices of a gather are in bounds; empty if they always are."""
+    found = []
+    for each in gather.indices:
+        if each.size is not None:
+            text = text_of(each.value)
+            text = text if re.fullmatch(r"\w+", text) else f"({text})"
+            found.append(f"({text} >= 0) & ({text} < {each.size})")
+    return " & ".join(found)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("spdsl.codegen", "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    environment.filters.update(
+        text=text_of, num=_number, place=_place, signature=_signature, unspecialised=_unspecialised,
+        index_sum=_index_sum, guards=_guards,
+    )  # fmt: skip
+    environment.globals.update(LOG2E=LOG2E, LN2=LN2, is_true=lambda expr: expr == Const(value=True))
+    return environment

@@ -1,0 +1,105 @@
+"""The forward kernel: from a plan to the blocks that compute O and LSE, walking by query."""
+
+from __future__ import annotations
+
+from spdsl.analysis.plans import Plan
+from spdsl.codegen.blocks import (
+    Argument,
+    Block,
+    Dot,
+    Kernel,
+    LoadTile,
+    Logits,
+    Mask,
+    OnlineSoftmax,
+    Pointers,
+    Program,
+    SoftmaxEnd,
+    SoftmaxState,
+    StoreRows,
+    StoreTile,
+)
+from spdsl.codegen.expressions import truncated
+from spdsl.codegen.frame import Frame, masked, positions
+from spdsl.codegen.walks import Mode, Walker, lower_walk
+
+
+def lower_forward(plan: Plan) -> Kernel:
+    """The blocks of the forward kernel."""
+    frame = Frame(plan=plan, kernel=plan.forward, by="query")
+    problem = plan.problem
+    keep, bias = frame.keep(), frame.bias
+    frame.hoist.share((keep,) if bias is None else (keep, bias))
+    sink = None if plan.sink_logit is None else frame.hoist.place(truncated(plan.sink_logit), 1)
+    bias_blocks, bias = ((), None) if bias is None else frame.place_tile(bias)
+    keep_blocks, keep = frame.place_tile(keep)
+    logits = Logits(scale=plan.scale, softcap=plan.softcap, bias=bias, folded=frame.folded, keep_slope=False)
+    mask = Mask(target="scores", keep=keep, span=plan.keep.span)
+    exact = problem.dtype == "fp32"
+
+    def body(mode: Mode) -> tuple[Block, ...]:
+        guarded = mode != "full"
+        return (
+            *((positions(frame, "k", "walked"),) if guarded or bias is not None else ()),
+            _load(frame, "k", "HEAD_DIM", guarded),
+            Dot(name="scores", left="q_tile", right="k_tile", transpose=True, exact=exact, shape=("BLOCK_Q", "BLOCK_K")),
+            *bias_blocks,
+            *(() if frame.folded else (logits,)),
+            *masked(mode, keep_blocks, mask),
+            OnlineSoftmax(factor=frame.factor, guarded=guarded or bias is not None),
+            _load(frame, "v", "VALUE_DIM", guarded),
+            Dot(
+                name="acc", left="p", right="v_tile", accumulate=True, cast=problem.dtype, exact=exact,
+                shape=("BLOCK_Q", "VALUE_DIM"),
+            ),
+        )  # fmt: skip
+
+    walker = Walker(
+        by="query", shape=problem.shape, block_q=plan.forward.block_q, block_k=plan.forward.block_k, separate=2,
+        place=lambda expr: frame.hoist.place(expr, 0), place_tile=frame.place_tile, body=body,
+    )  # fmt: skip
+    loops = lower_walk(plan.forward.walk, walker)
+    blocks: tuple[Block, ...] = (
+        Program(by="query", ratio=frame.ratio, reverse=True, shape=problem.shape),
+        positions(frame, "q", "own"),
+        *frame.hoist.take(0),
+        *frame.hoist.take(1),
+        Pointers(tensor="Q", prefix="q", side="q", columns="HEAD_DIM", head="h", shape=problem.shape),
+        LoadTile(name="q_tile", prefix="q", side="q", columns="HEAD_DIM", guarded=True, padded=frame.is_padded("HEAD_DIM")),
+        Pointers(tensor="K", prefix="k", side="k", columns="HEAD_DIM", head="g", shape=problem.shape),
+        Pointers(tensor="V", prefix="v", side="k", columns="VALUE_DIM", head="g", shape=problem.shape),
+        SoftmaxState(sink=sink),
+        *loops,
+        SoftmaxEnd(),
+        Pointers(tensor="O", prefix="o", side="q", columns="VALUE_DIM", head="h", shape=problem.shape),
+        StoreTile(
+            value="acc", prefix="o", side="q", columns="VALUE_DIM", padded=frame.is_padded("VALUE_DIM"), dtype=problem.dtype
+        ),
+        StoreRows(value="lse", pointer="LSE", side="q"),
+    )
+    dim, value_dim = problem.pattern.head_dim, problem.value_dim
+    return Kernel(
+        name="forward",
+        doc="Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch.",
+        arguments=(
+            *frame.tensor("Q", "q", dim),
+            *frame.tensor("K", "k", dim),
+            *frame.tensor("V", "k", value_dim),
+            *frame.tensor("O", "q", value_dim),
+            Argument(name="LSE", type="*fp32", note="[batch, heads, nq], natural logarithm"),
+            *frame.lengths(),
+            *frame.lists(),
+            *frame.table_arguments(blocks),
+        ),
+        constants=frame.constants(),
+        body=blocks,
+        block=plan.forward.block_q,
+        warps=plan.forward.warps,
+        stages=plan.forward.stages,
+    )
+
+
+def _load(frame: Frame, prefix: str, columns: str, guarded: bool) -> LoadTile:
+    return LoadTile(
+        name=f"{prefix}_tile", prefix=prefix, side="k", columns=columns, guarded=guarded, padded=frame.is_padded(columns)
+    )

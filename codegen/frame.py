@@ -1,0 +1,175 @@
+"""What the kernels of a plan share: scopes, positions, the predicate with the bounds of the tensors, arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from spdsl.analysis.plans import KernelPlan, Plan
+from spdsl.analysis.tiles import ListWalk
+from spdsl.codegen.arith import both, compare, index, number
+from spdsl.codegen.blocks import Argument, Block, By, Gather, If, Loop, Mask, Positions
+from spdsl.codegen.expressions import truncated
+from spdsl.codegen.hoist import Hoist
+from spdsl.codegen.tables import Tables
+from spdsl.semantics.nodes import Const, Expr, Extent
+
+LOG2E = 1.4426950408889634
+LN2 = 0.6931471805599453
+TYPES = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """One kernel under construction."""
+
+    plan: Plan
+    kernel: KernelPlan
+    by: By
+    tables: Tables = field(init=False)
+    hoist: Hoist = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tables", Tables(self.plan))
+        object.__setattr__(self, "hoist", Hoist(self._scopes(), self.tables.gather))
+
+    @property
+    def ratio(self) -> int:
+        """Query heads for each key head."""
+        return self.plan.problem.pattern.heads // self.plan.problem.pattern.groups
+
+    @property
+    def loops_over_heads(self) -> bool:
+        """Whether a program loops over the query heads of its group."""
+        return self.by == "key" and self.ratio > 1
+
+    def _scopes(self) -> tuple[frozenset[str], ...]:
+        """Program, own tile, head of the group (by key, where heads share keys), walked tile."""
+        own, walked = ({"q"}, {"k", "j"}) if self.by == "query" else ({"k"}, {"q", "i"})
+        program = {"b", "g", "i" if self.by == "query" else "j"} | (set() if self.loops_over_heads else {"h"})
+        scopes = [program, program | own]
+        if self.loops_over_heads:
+            scopes.append(scopes[-1] | {"h"})
+        return tuple(frozenset(scope) for scope in (*scopes, scopes[-1] | walked))
+
+    @property
+    def shape(self) -> str:
+        """How positions relate to rows."""
+        return self.plan.problem.shape
+
+    def keep(self) -> Expr:
+        """The predicate in which pairs that do not exist are left out.
+
+        Query rows past the end need no test: their results are not stored, or their LSE is +inf.
+        """
+        found = both(None, truncated(self.plan.keep))
+        if self.by == "query":
+            found = both(found, compare("lt", index("k"), Extent(name="n")))
+        if self.shape != "square":
+            found = both(found, compare("ge", index("q"), number(0)))
+        return Const(value=True) if found is None else found
+
+    @property
+    def bias(self) -> Expr | None:
+        """The bias with truncating divisions."""
+        return None if self.plan.bias is None else truncated(self.plan.bias)
+
+    @property
+    def folded(self) -> bool:
+        """Whether the scale is left to the exponent of the softmax."""
+        return self.plan.softcap is None and self.plan.bias is None and self.plan.scale > 0
+
+    @property
+    def factor(self) -> float:
+        """The factor from products, or from finished logits, to exponents of two."""
+        return self.plan.scale * LOG2E if self.folded else 1.0
+
+    def place_tile(self, expr: Expr) -> tuple[tuple[Block, ...], Expr]:
+        """An expression inside the innermost loop, with the definitions it needs there."""
+        placed = self.hoist.place(expr)
+        return self.hoist.take(-1), placed
+
+    def constants(self) -> tuple[tuple[str, int], ...]:
+        """Compile-time sizes: tiles, dims rounded up to powers of two, and the real dims where they differ."""
+        dim, value_dim = self.plan.problem.pattern.head_dim, self.plan.problem.value_dim
+        widths = [("HEAD_DIM", padded(dim)), ("VALUE_DIM", padded(value_dim))]
+        widths += [("HEAD_WIDTH", dim)] if padded(dim) != dim else []
+        widths += [("VALUE_WIDTH", value_dim)] if padded(value_dim) != value_dim else []
+        return (("BLOCK_Q", self.kernel.block_q), ("BLOCK_K", self.kernel.block_k), *widths,
+                ("HEADS", self.plan.problem.pattern.heads))  # fmt: skip
+
+    def is_padded(self, columns: str) -> bool:
+        """Whether ``HEAD_DIM`` or ``VALUE_DIM`` is larger than the tensor's dimension."""
+        problem = self.plan.problem
+        dim = problem.pattern.head_dim if columns == "HEAD_DIM" else problem.value_dim
+        return padded(dim) != dim
+
+    def tensor(self, name: str, side: str, width: int, element: str | None = None) -> tuple[Argument, ...]:
+        """A tensor of four dimensions with its strides."""
+        heads, rows = ("heads", "nq") if side == "q" else ("groups", "n")
+        prefix = prefix_of(name)
+        return (
+            Argument(name=name, type=f"*{element or self.plan.problem.dtype}", note=f"[batch, {heads}, {rows}, {width}]"),
+            *(Argument(name=f"{prefix}_stride_{axis}", type="i32", fixed=True) for axis in ("b", "h", "n")),
+        )
+
+    def lengths(self) -> tuple[Argument, ...]:
+        """Run-time lengths and positions."""
+        count = Argument(name="nq", type="i32", note="query rows")
+        match self.plan.problem.shape:
+            case "square":
+                return count, Argument(name="n", type="i32", note="keys")
+            case "offset":
+                return (count, Argument(name="n", type="i32", note="keys"),
+                        Argument(name="q_start", type="i32", note="position of the first query row"))  # fmt: skip
+            case "batched":
+                note = "[batch, 3]: q_start, k_start, k_len"
+                return count, Argument(name="places", type="*i32", note=note)
+
+    def lists(self) -> tuple[Argument, ...]:
+        """Tile lists, where the walk is one."""
+        if not isinstance(self.kernel.walk, ListWalk):
+            return ()
+        bounds = (Argument(name=name, type="*i32", note="[batch or 1, heads or 1, rows]") for name in ("list_begin", "list_middle", "list_end"))
+        return (*bounds, Argument(name="list_tiles", type="*i32"),
+                Argument(name="list_stride_b", type="i32", fixed=True), Argument(name="list_stride_h", type="i32", fixed=True))  # fmt: skip
+
+    def table_arguments(self, body: Iterable[Block]) -> tuple[Argument, ...]:
+        """The arguments of the tables that ``body`` reads."""
+        return self.tables.arguments(block for block in every(body) if isinstance(block, Gather))
+
+
+def every(body: Iterable[Block]) -> Iterator[Block]:
+    """All blocks, those inside loops and conditions included."""
+    for block in body:
+        yield block
+        if isinstance(block, Loop | If):
+            yield from every(block.body)
+
+
+def padded(dim: int) -> int:
+    """The least power of two, at least 16, that holds ``dim``."""
+    return max(16, 1 << (dim - 1).bit_length())
+
+
+def prefix_of(tensor: str) -> str:
+    """The prefix of names that belong to a tensor: ``Q`` → ``q``, ``dQ`` → ``dq``."""
+    return tensor.lower()
+
+
+def masked(mode: str, definitions: tuple[Block, ...], mask: Mask) -> tuple[Block, ...]:
+    """The mask of a tile: none for full ones, behind the flag where a loop has both kinds."""
+    from spdsl.codegen.walks import MASKED
+
+    match mode:
+        case "full":
+            return ()
+        case "masked":
+            return (*definitions, mask)
+        case _:
+            return (If(condition=MASKED, body=(*definitions, mask)),)
+
+
+def positions(frame: Frame, side: str, part: str) -> Positions:
+    """The positions of a side."""
+    return Positions(side=side, part=part, shape=frame.plan.problem.shape)  # type: ignore[arg-type]

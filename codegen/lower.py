@@ -1,0 +1,35 @@
+"""From a plan to the block graph of its kernels.  What depends on the pattern is decided here; no text is written."""
+
+from __future__ import annotations
+
+from spdsl.analysis.plans import Plan
+from spdsl.analysis.tiles import ListWalk, Walk
+from spdsl.codegen.blocks import BlockGraph
+from spdsl.codegen.forward import lower_forward
+
+
+def lower(plan: Plan) -> BlockGraph:
+    """The kernels of ``plan``: forward and backward."""
+    return BlockGraph(
+        name=plan.problem.pattern.name,
+        dtype=plan.problem.dtype,
+        notes=_notes(plan),
+        kernels=(lower_forward(plan),),
+    )
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    problem = plan.problem
+    pattern = problem.pattern
+    return (
+        f"{problem.dtype}, {pattern.heads} query heads on {pattern.groups} key heads, dims {pattern.head_dim} and "
+        f"{problem.value_dim}, shape {problem.shape}.",
+        *(
+            f"{kernel.kind}: tiles of {kernel.block_q} queries and {kernel.block_k} keys, {_walk(kernel.walk)}."
+            for kernel in (plan.forward, plan.dq, plan.dkdv)
+        ),
+    )
+
+
+def _walk(walk: Walk) -> str:
+    return "tiles from lists" if isinstance(walk, ListWalk) else f"tiles in closed form, {len(walk.slots)} runs"

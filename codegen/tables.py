@@ -1,0 +1,93 @@
+"""How kernels read tables: from a load to a gather with named strides and sizes, and the arguments that carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from spdsl.analysis.plans import Plan
+from spdsl.codegen.arith import sub
+from spdsl.codegen.blocks import Argument, Gather, TableIndex
+from spdsl.semantics.nodes import Expr, Extent, Index, Load, Table, TableAxis
+from spdsl.semantics.rewrite import free_indices
+
+TYPES = {
+    "bool": "i1",
+    "uint8": "u8",
+    "int8": "i8",
+    "int16": "i16",
+    "int32": "i32",
+    "int64": "i64",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float32": "fp32",
+    "float64": "fp64",
+}
+"""Element types of torch by the names of Triton's signatures."""
+
+
+class Tables:
+    """The tables of a plan as kernels see them."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._tables = {table.name: table for table in plan.tables}
+        self._types = dict(plan.problem.tables)
+        self._square = plan.problem.shape == "square"
+
+    def gather(self, name: str, load: Load, indices: tuple[Expr, ...]) -> Gather:
+        """The gather that names the elements of ``load`` ``name``; ``indices`` are ready to be printed."""
+        table = self._tables[load.table]
+        pairs = zip(load.indices, indices, table.axes, strict=True)
+        vectors = sum(_is_vector(index) for index in load.indices)
+        return Gather(
+            name=name,
+            pointer=f"t_{table.name}",
+            batch_stride=None if _has_batch(table) else f"t_{table.name}_stride_b",
+            indices=tuple(self._index(table, at, old, new, axis) for at, (old, new, axis) in enumerate(pairs)),
+            dtype=load.dtype,
+            wide=vectors > 1,
+        )
+
+    def arguments(self, gathers: Iterable[Gather]) -> tuple[Argument, ...]:
+        """The arguments of the tables that are read, in the order of their declaration."""
+        read = {gather.pointer for gather in gathers}
+        return tuple(
+            argument
+            for table in self._tables.values()
+            if f"t_{table.name}" in read
+            for argument in self._arguments(table)
+        )
+
+    def _arguments(self, table: Table) -> tuple[Argument, ...]:
+        name = f"t_{table.name}"
+        axes = range(len(table.axes))
+        labels = ", ".join(axis.label for axis in table.axes)
+        element = TYPES[self._types.get(table.name, {"bool": "bool", "int": "int32", "float": "float32"}[table.dtype])]
+        strides = ([] if _has_batch(table) else [f"{name}_stride_b"]) + [f"{name}_stride_{axis}" for axis in axes]
+        return (
+            Argument(name=name, type=f"*{element}", note=f"table {table.name}[{_plain(labels)}]"),
+            *(Argument(name=stride, type="i32", fixed=True) for stride in strides),
+            *(Argument(name=f"{name}_size_{axis}", type="i32") for axis in axes),
+        )
+
+    def _index(self, table: Table, at: int, old: Expr, new: Expr, axis: TableAxis) -> TableIndex:
+        rows = axis.kind == "q" and not self._square
+        known = isinstance(old, Index) and old.name == axis.kind and old.name in ("h", "g", "b")
+        return TableIndex(
+            value=sub(new, Extent(name="q_start")) if rows else new,
+            stride=f"t_{table.name}_stride_{at}",
+            size=None if known else f"t_{table.name}_size_{at}",
+            rows=rows,
+        )
+
+
+def _has_batch(table: Table) -> bool:
+    return any(axis.kind == "b" for axis in table.axes)
+
+
+def _is_vector(index: Expr) -> bool:
+    return bool(free_indices(index) & {"q", "k"})
+
+
+def _plain(text: str) -> str:
+    """Text of a user for a comment: letters, digits and a few marks only."""
+    return "".join(character if character.isascii() and (character.isalnum() or character in " ._,") else "?" for character in text)

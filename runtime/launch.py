@@ -1,0 +1,112 @@
+"""From a plan to kernels that can be launched, and from a call to their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from spdsl.analysis.plans import Plan
+from spdsl.codegen.blocks import BlockGraph
+from spdsl.codegen.emit import KernelSource, emit
+from spdsl.codegen.frame import prefix_of
+from spdsl.codegen.lower import lower
+from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.load import load
+
+Value: TypeAlias = "Tensor | int"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """The kernels of a plan: what they do, their text, and the functions of the imported file by name."""
+
+    plan: Plan
+    graph: BlockGraph
+    source: KernelSource
+    functions: Mapping[str, Any]
+
+    def launch(self, name: str, rows: int, heads: int, batch: int, values: Mapping[str, Value]) -> None:
+        """Run a kernel on ``rows`` rows of its own side for every head and sequence."""
+        kernel = next(kernel for kernel in self.graph.kernels if kernel.name == name)
+        grid = (-(-rows // kernel.block), heads, batch)
+        if 0 in grid:
+            return
+        given = {argument.name: values[argument.name] for argument in kernel.arguments}
+        self.functions[name][grid](**given, num_warps=kernel.warps, num_stages=kernel.stages)
+
+
+_loaded: dict[int, Loaded] = {}
+
+
+def loaded(plan: Plan) -> Loaded:
+    """The kernels of ``plan``, written and imported when they are first asked for."""
+    # By identity: hashing a plan takes longer than launching a kernel.  The entry keeps the plan alive.
+    found = _loaded.get(id(plan))
+    if found is None:
+        graph = lower(plan)
+        source = emit(graph)
+        module = load(source)
+        functions = {kernel.name: getattr(module, kernel.name) for kernel in graph.kernels}
+        found = _loaded[id(plan)] = Loaded(plan=plan, graph=graph, source=source, functions=functions)
+    return found
+
+
+def tensor_values(**tensors: Tensor) -> dict[str, Value]:
+    """Tensors of four dimensions with the strides that kernels take; the last dimension must be contiguous."""
+    values: dict[str, Value] = {}
+    for name, tensor in tensors.items():
+        values[name] = tensor
+        for axis, stride in zip("bhn", tensor.stride(), strict=False):
+            values[f"{prefix_of(name)}_stride_{axis}"] = stride
+    return values
+
+
+def call_values(call: Call, kind: str) -> dict[str, Value]:
+    """What every kernel may ask for besides tensors of queries and keys: lengths, tables and lists."""
+    values: dict[str, Value] = {"nq": call.q.shape[2], "n": call.k.shape[2], "key_rows": call.k.shape[2], "q_start": call.q_start}
+    if call.places is not None:
+        values["places"] = call.places
+    for table in call.plan.tables:
+        values |= _table_values(table.name, call.tables[table.name], any(axis.kind == "b" for axis in table.axes))
+    if kind in call.lists:
+        values |= _list_values(call.lists[kind])
+    return values
+
+
+def _table_values(name: str, tensor: Tensor, has_batch: bool) -> dict[str, Value]:
+    prefix = f"t_{name}"
+    values: dict[str, Value] = {prefix: tensor}
+    strides, sizes = list(tensor.stride()), list(tensor.shape)
+    if not has_batch:
+        values[f"{prefix}_stride_b"] = strides.pop(0) if sizes.pop(0) > 1 else 0 * strides.pop(0)
+    for axis, (stride, size) in enumerate(zip(strides, sizes, strict=True)):
+        values[f"{prefix}_stride_{axis}"] = stride
+        values[f"{prefix}_size_{axis}"] = size
+    return values
+
+
+def _list_values(lists: TileList) -> dict[str, Value]:
+    begin, middle, end = (each.contiguous() for each in (lists.begin, lists.middle, lists.end))
+    batch, heads, rows = begin.shape
+    return {
+        "list_begin": begin,
+        "list_middle": middle,
+        "list_end": end,
+        "list_tiles": lists.tiles,
+        "list_stride_b": heads * rows if batch > 1 else 0,
+        "list_stride_h": rows if heads > 1 else 0,
+    }
+
+
+def lined(tensor: Tensor) -> Tensor:
+    """The tensor with its last dimension contiguous, copied if it is not."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory that a kernel fills."""
+    return torch.empty(shape, dtype=dtype, device=like.device)
