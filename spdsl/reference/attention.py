@@ -11,7 +11,7 @@ from torch import Tensor
 from spdsl.diagnostics import error
 from spdsl.reference.evaluate import evaluate
 from spdsl.reference.points import Points, points
-from spdsl.semantics.nodes import BoundPattern, Coord, Expr, Index
+from spdsl.semantics.nodes import BoundPattern, Const, Coord, Expr, Index
 from spdsl.semantics.rewrite import walk
 
 
@@ -29,6 +29,9 @@ def mask(
     """The pairs that ``pattern`` keeps among ``nq`` queries and ``n`` rows of keys.
 
     Args:
+        pattern: what is kept.
+        nq: the number of queries.
+        n: the number of rows of keys.
         tables: the inputs by name, each with a leading batch axis of size 1 or batch if it likes.
         q_start: position of the first query, int or ``[batch]``; by default the queries are the last positions.
         k_start: the row of keys that is position 0.
@@ -36,11 +39,12 @@ def mask(
         batch: how many sequences; by default what the tables and positions say.
 
     Returns:
-        bool ``[heads, nq, n]``, or ``[batch, heads, nq, n]`` if ``batch`` is given or a table or position has a batch axis.
+        bool ``[heads, nq, n]``, or ``[batch, heads, nq, n]`` if ``batch`` is given or a table or position has a batch
+        axis.
 
     Raises:
-        SpatError: more queries than keys without ``q_start`` (SP323), a grid that does not cover the keys (SP324), a table
-            read outside its extents (SP320), a division by zero (SP321).
+        SpatError: more queries than keys without ``q_start`` (SP323), a grid that does not cover the keys (SP324), a
+            table read outside its extents (SP320), a division by zero (SP321).
     """
     given = dict(tables or {})
     found = _batch(pattern, given, (q_start, k_start, k_len)) if batch is None else batch
@@ -66,14 +70,18 @@ def attend(
     logit = softcap * tanh(scale * q.k / softcap) + bias; the sink's logit enters the denominator only.
 
     Args:
+        pattern: what is kept, and how logits are made.
         q: ``[batch, heads, nq, d]``, any float type.
         k: ``[batch, groups, n, d]``.
         v: ``[batch, groups, n, dv]``.
-        tables: see `mask`, as are ``q_start``, ``k_start`` and ``k_len``.
+        tables: see `mask`.
+        q_start: see `mask`.
+        k_start: see `mask`.
+        k_len: see `mask`.
 
     Returns:
-        Output ``[batch, heads, nq, dv]`` and LSE ``[batch, heads, nq]`` (natural log), both float64.  A query that keeps
-        nothing gives zeros, −inf (or the sink's logit) and zero gradients.
+        Output ``[batch, heads, nq, dv]`` and LSE ``[batch, heads, nq]`` (natural log), both float64.  A query that
+        keeps nothing gives zeros, −inf (or the sink's logit) and zero gradients.
 
     Raises:
         SpatError: as in `mask`.
@@ -190,14 +198,14 @@ def _mentions_query(pattern: BoundPattern) -> bool:
 def _refuse_uncovered(pattern: BoundPattern, n: Tensor) -> None:
     """An unnamed grid of positions covers the keys exactly."""
     for grid in pattern.grids:
-        sizes = [getattr(extent, "value", None) for _, extent in grid.coordinates]
-        if grid.name is None and grid.of == Index(name="k") and all(isinstance(size, int) for size in sizes):
+        sizes = [int(extent.value) for _, extent in grid.coordinates if isinstance(extent, Const)]
+        if grid.name is None and grid.of == Index(name="k") and len(sizes) == len(grid.coordinates):
             cells = math.prod(sizes)
             if bool((n != cells).any()):
-                shown = " × ".join(map(str, sizes))
+                shown, found = " × ".join(map(str, sizes)), int(n[n != cells][0])
                 raise error(
                     "SP324",
-                    f"the grid of `{pattern.name}` has {shown} = {cells} places, but there are {int(n[n != cells][0])} keys",
+                    f"the grid of `{pattern.name}` has {shown} = {cells} places, but there are {found} keys",
                     grid.span,
                     help="give a sequence of that length, or name the grid: tokens outside a named grid are not in it",
                 )

@@ -1,16 +1,16 @@
-"""From an expression of a bound pattern to its value at points: the semantics, written down as plainly as torch allows.
+"""From an expression of a bound pattern to its value at points: the meaning, written down as plainly as torch allows.
 
-Expressions are evaluated as they are bound: nothing is expanded, staged or simplified before.  Shared nodes are evaluated
-once, without recursion except into reductions and selections, whose inside has points of its own.
+Expressions are evaluated as they are bound: nothing is expanded, staged or simplified before.  Shared nodes are
+evaluated once, without recursion except into reductions and selections, whose inside has points of its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import assert_never
 
 import torch
 from torch import Tensor
+from typing_extensions import assert_never
 
 from spdsl.reference.coordinates import coordinate
 from spdsl.reference.faults import Fault, Faults, either, only_where

@@ -1,7 +1,7 @@
 """Values that cannot be computed, remembered until it is known whether any pair depends on them.
 
-An index outside its table is no mistake behind a false guard (``known[q] and table[id[q]] > 0``).  So each value comes with
-a tensor of marks: 0 where it is good, else the number of the fault that spoils it.
+An index outside its table is no mistake behind a false guard (``known[q] and table[id[q]] > 0``).  So each value comes
+with a tensor of marks: 0 where it is good, else the number of the fault that spoils it.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "not": torch.logical_not,
     "where": torch.where,
 }
-"""A function for each name of `spdsl.semantics.ops.OPS`.  A division by zero gives some finite int: its caller reports it."""
+"""A function for each name of `OPS`.  An int divided by zero gives some int: whoever asked reports it."""
 
 
 def operate(op: str, args: list[Tensor], dtype: Dtype) -> Tensor:

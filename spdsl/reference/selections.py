@@ -23,7 +23,7 @@ def segments(
     All tensors have four dimensions that broadcast against each other, except that ``dimension`` of ``targets`` counts
     points and that of the others positions.
     """
-    body, exist, ids = torch.broadcast_tensors(body, exist, ids)
+    body, exist, ids = _broadcast(body, exist, ids)
     members = scatter(kind, body, exist, ids, count, dimension)
     return _seen_from(members, targets, dimension)
 
@@ -75,7 +75,7 @@ def chosen(
     if exist.shape[dimension] == 0:
         return torch.zeros_like(targets, dtype=torch.bool)
     first = _first_positions(exist, ids, count, dimension)
-    value, present = (_seen_from(x, first, dimension) for x in torch.broadcast_tensors(value, present))
+    value, present = (_seen_from(x, first, dimension) for x in _broadcast(value, present))
     members_exist = scatter("any", exist, exist, ids.broadcast_to(exist.shape), count, dimension)
     present = present & members_exist & ~torch.isnan(value)
     order = torch.where(present, value, -torch.inf).argsort(dim=dimension, descending=True, stable=True)
@@ -90,8 +90,12 @@ def _first_positions(exist: Tensor, ids: Tensor, count: int, dimension: int) -> 
     shape = [1, 1, 1, 1]
     shape[dimension] = exist.shape[dimension]
     line = torch.arange(exist.shape[dimension], device=exist.device).reshape(shape)
-    line, exist, ids = torch.broadcast_tensors(line, exist, ids)
+    line, exist, ids = _broadcast(line, exist, ids)
     return scatter("min", line, exist, ids, count, dimension)
+
+
+def _broadcast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]
 
 
 def _seen_from(members: Tensor, targets: Tensor, dimension: int) -> Tensor:

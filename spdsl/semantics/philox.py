@@ -1,7 +1,7 @@
 """Philox4x32-10, the counter-based generator behind ``noise``.
 
-Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).  Written with operators alone, so
-that the same lines draw one number from ints or many at once from int64 tensors that broadcast against each other.
+Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).  Written with operators alone,
+so that the same lines draw one number from ints or many at once from int64 tensors that broadcast against each other.
 Products are taken in halves of 16 bits because a 32 by 32 bit product does not fit into an int64.
 """
 
@@ -30,7 +30,8 @@ def first_word(seed: int, indices: Sequence[Words]) -> Words:
     """The first of the four words drawn for a counter of one to four indices, padded with zeros."""
     if not 1 <= len(indices) <= COUNTER_WORDS:
         raise ValueError(f"a counter has one to {COUNTER_WORDS} indices, got {len(indices)}")
-    a, b, c, d = (*(index & (WORD - 1) for index in indices), *(0,) * (COUNTER_WORDS - len(indices)))
+    words: list[Words] = [index & (WORD - 1) for index in indices]
+    a, b, c, d = words + [0] * (COUNTER_WORDS - len(words))
     for key_low, key_high in key_schedule(seed):
         left_high, left_low = _product(a, _MULTIPLIERS[0])
         right_high, right_low = _product(c, _MULTIPLIERS[1])

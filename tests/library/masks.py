@@ -130,7 +130,9 @@ def _spread(blocks: Mask, block: int, n: int) -> Mask:
 def power(n: int, heads: int, groups: int, block: int = 128, local_blocks: int = 8) -> Mask:
     count = math.ceil(n / block)
     powers = {1 << exponent for exponent in range(64)}
-    blocks = np.array([[0 <= i - j and (i - j < local_blocks or i - j in powers) for j in range(count)] for i in range(count)])
+    blocks = np.array(
+        [[i - j >= 0 and (i - j < local_blocks or i - j in powers) for j in range(count)] for i in range(count)]
+    )
     return _every_head(np.tril(_spread(blocks, block, n)), heads)
 
 
@@ -139,7 +141,9 @@ def s2(n: int, heads: int, groups: int, block: int = 64, local_blocks: int = 8, 
     masks = []
     for head in range(heads):
         shift = _group(head, heads, groups) * max(1, stride // groups)
-        blocks = np.array([[i - j < local_blocks or (j + shift) % stride == 0 for j in range(count)] for i in range(count)])
+        blocks = np.array(
+            [[i - j < local_blocks or (j + shift) % stride == 0 for j in range(count)] for i in range(count)]
+        )
         masks.append(np.tril(_spread(blocks, block, n)))
     return np.stack(masks)
 
@@ -218,7 +222,9 @@ def neighborhood(
 ) -> Mask:
     """``bool[n, n]`` over the row-major places of a grid of any dimension: seen on every axis."""
     ones = (1,) * len(extents)
-    settings = zip(extents, window, stride or ones, dilation or ones, causal_axes or (False,) * len(extents), strict=True)
+    settings = zip(
+        extents, window, stride or ones, dilation or ones, causal_axes or (False,) * len(extents), strict=True
+    )
     mask = np.ones((1, 1), bool)
     for axis in settings:
         mask = np.kron(mask, _neighbours(*axis))
