@@ -1,7 +1,6 @@
 """Tile sizes and launch options to begin with, for each kernel and machine.
 
-The numbers come from measurements of the kernels' skeletons on an H100 with bf16 (causal, window and listed tiles); other
-machines take the nearest that fits their shared memory and registers.  Autotuning may replace them.
+The numbers come from measurements on an H100 and an H200 with bf16 (causal, window and listed tiles); other machines take the nearest that fits their shared memory and registers.  Autotuning may replace them.
 """
 
 from __future__ import annotations
@@ -60,10 +59,12 @@ def _edges(walk: Walk | None) -> int:
 
 def _hopper(kind: Kind, width: int, loops: int) -> Tiles:
     match kind:
+        case "forward" if width <= 128 and loops > 2:
+            return Tiles(block_q=64, block_k=64, warps=4, stages=3)
         case "forward" if width <= 64:
-            return Tiles(block_q=128, block_k=64 if loops > 2 else 128, warps=4, stages=3)
+            return Tiles(block_q=128, block_k=64, warps=8, stages=3)
         case "forward" if width <= 128:
-            return Tiles(block_q=128, block_k=64, warps=4, stages=2)
+            return Tiles(block_q=128, block_k=128, warps=8, stages=3)
         case "forward":
             return Tiles(block_q=128, block_k=64, warps=8, stages=2)
         case "dq" if width <= 64:
