@@ -17,9 +17,9 @@ DIMENSION: dict[Side, int] = {"q": 2, "k": 3}
 class Points:
     """Index tensors that broadcast to ``[batch, heads, queries, keys]``.
 
-    ``indices`` holds ``b h g q k``, ``extents`` holds ``n nq q_start``; all int64 with four dimensions.  ``q`` and ``k``
-    are positions: a query may stand before position 0 (a row of padding), a key outside ``0 <= k < n`` does not exist.
-    ``span`` is the largest ``n``.
+    ``indices`` holds ``b h g q k``, ``extents`` holds ``n nq q_start``; all int64 with four dimensions.  ``q`` and
+    ``k`` are positions: a query may stand before position 0 (a row of padding), a key outside ``0 <= k < n`` does not
+    exist.  ``span`` is the largest ``n``, ``query_axes`` names the axes of tables that have a row for each query.
     """
 
     pattern: BoundPattern
@@ -54,7 +54,7 @@ def points(
     k_start: Tensor,
     n: Tensor,
 ) -> Points:
-    """The points of a call with ``rows`` rows of keys; ``q_start``, ``k_start`` and ``n`` are int64 ``[batch or 1]``."""
+    """The points of a call with ``rows`` rows of keys; ``q_start``, ``k_start``, ``n`` are int64 ``[batch or 1]``."""
     device = q_start.device
 
     def column(values: Tensor) -> Tensor:
