@@ -36,3 +36,12 @@ def check(files: FilesArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"ok": not failed, "files": records})
     raise typer.Exit(int(failed))
+
+
+def _one(word: str) -> tuple[list[str], tuple[Diagnostic, ...]]:
+    """The patterns of a text and everything that is to be said about it."""
+    try:
+        given = read(word)
+        return _patterns(given)
+    except SpatError as mistake:
+        return [], mistake.diagnostics

@@ -24,7 +24,7 @@ pattern {name}(window: int in 1.. = 256, sinks: int in 0.. = 4) {{
 
 
 def list_(as_json: JsonOption = False) -> None:
-    """List the library.
+    """List the library; `spdsl show NAME` prints one of its patterns.
 
     \b
     Examples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
@@ -109,11 +110,14 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def print_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    """Left-aligned columns under a head; the last column may be as wide as it wants."""
+    """Left-aligned columns under a head; on a terminal the last column ends where the line does."""
     lines = [head, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head) - 1)] + [0]
+    room = shutil.get_terminal_size().columns if is_terminal() else None
     for number, line in enumerate(lines):
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        if room is not None and len(text) > room:
+            text = text[: room - 1] + "…"
         typer.echo(typer.style(text, bold=True) if number == 0 else text)
 
 

@@ -52,8 +52,9 @@ def run(
 ) -> None:
     """Compute attention with a pattern, on random tensors or on yours, and check it against the reference.
 
-    Prints the time of a call after the first, the error ‖out − ref‖ / ‖ref‖, and the share of the pairs that the
-    pattern keeps.  The exit status is 1 if the error is above the limit for the element type.
+    Prints the time of a call after the first, the share of the pairs that is
+    kept, and the error ‖out − ref‖ / ‖ref‖; the exit status is 1 if that is
+    above the limit for the element type.
 
     \b
     Examples:

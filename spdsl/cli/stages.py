@@ -45,9 +45,10 @@ def intermediate(word: str, stage: str, wish: Wish) -> tuple[str, Any]:
     match stage:
         case "ast":
             from spdsl.grammar.parse import parse
+            from spdsl.grammar.show import dump
 
             program = parse(given.text, given.name)
-            return tree(program), record(program)
+            return dump(program), record(program)
         case "text":
             text = checked_pattern(given).text
             return text, text

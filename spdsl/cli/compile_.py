@@ -1,0 +1,88 @@
+"""`spdsl compile`: kernels as files, built without a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spdsl.cli.options import (
+    DtypeOption,
+    GroupsOption,
+    HeadDimOption,
+    HeadsOption,
+    JsonOption,
+    LayerOption,
+    ParameterOption,
+    PatternArgument,
+    ValueDimOption,
+    head_counts,
+    known_dtype,
+    parse_parameters,
+)
+from spdsl.cli.output import print_json, print_table
+from spdsl.cli.stages import TARGETS, Wish
+
+GPU_TARGETS = tuple(target for target in TARGETS if target != "cpu")
+
+
+def compile_(
+    pattern: PatternArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write; replaced if it was made by this.")],
+    target: Annotated[str, typer.Option(help=f"One of {', '.join(GPU_TARGETS)}.")] = "sm_90",
+    dtype: DtypeOption = "bf16",
+    head_dim: HeadDimOption = 128,
+    value_dim: ValueDimOption = None,
+    heads: HeadsOption = 8,
+    groups: GroupsOption = None,
+    parameter: ParameterOption = None,
+    layer: LayerOption = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="square, offset or batched; may be repeated. Square by default.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the kernels of a pattern: sources, binaries for a target, and a manifest.  No GPU is needed.
+
+    \b
+    Examples:
+      spdsl compile local.spat -o out --target sm_90 --dtype bf16 --head-dim 128
+      spdsl compile streaming -p window=512 -o out --target gfx942 --heads 32 --groups 8
+      spdsl compile local.spat -o out --shape square --shape offset
+    """
+    heads, groups = head_counts(heads, groups)
+    if target not in GPU_TARGETS:
+        raise typer.BadParameter(f"`{target}` is not one of {', '.join(GPU_TARGETS)}", param_hint="--target")
+    shapes = tuple(dict.fromkeys(shape or ["square"]))
+    for each in shapes:
+        if each not in ("square", "offset", "batched"):
+            raise typer.BadParameter(f"`{each}` is not one of square, offset, batched", param_hint="--shape")
+    parameters = parse_parameters(parameter)
+    wishes = [
+        Wish(
+            parameters=parameters,
+            heads=heads,
+            groups=groups,
+            head_dim=head_dim,
+            value_dim=value_dim or head_dim,
+            dtype=known_dtype(dtype),
+            layer=layer,
+            shape=each,
+            target=target,
+        )
+        for each in shapes
+    ]
+
+    from spdsl.cli.bundle import write_bundle
+
+    manifest = write_bundle(pattern, wishes, output)
+    if as_json:
+        print_json({"ok": True, "folder": str(output), "manifest": manifest})
+        return
+    rows = [
+        (each["shape"], each["name"], each["binary"], str(each["shared_bytes"]), str(each["registers"]), str(each["spills"]))
+        for each in manifest["kernels"]
+    ]
+    print_table(("shape", "kernel", "file", "shared memory", "registers", "spilled"), rows)
+    typer.echo(f"wrote {len(manifest['kernels'])} kernels, their sources and manifest.json to {output}")
