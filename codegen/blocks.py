@@ -241,7 +241,7 @@ class ScoreGradient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SumRows:
-    """Add the rows of ``ds * factor`` to the accumulator ``name``."""
+    """Add the row sums of ``ds * factor`` to the accumulator ``name``."""
 
     name: str
     factor: Expr
@@ -257,7 +257,63 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowProducts:
-    """Delta: row sums of ``dO * O``, minus ``dLSE`` if there is one; written to ``Delta``."""
+    """``lse`` as it is stored, and ``delta``: row sums of ``dO * O`` minus ``dLSE``; 0 for rows that keep nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkGradient:
+    """``ds``, the gradient of the sink's logit as a column: its weight times minus ``delta``."""
+
+    sink: Expr
+
+
+# ---------------------------------------------------------------- sums by distance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistanceProgram:
+    """A program that owns the distances from ``first`` on, of rows minus keys, for one query head.
+
+    Slots count from 0 at the least distance, ``1 - key_rows``.  Names ``first``, and ``lo`` and ``hi``: the query tiles with
+    such pairs.
+    """
+
+    ratio: int
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistancePositions:
+    """Rows and positions of query tile ``i`` and of the 2 * BLOCK_D keys that reach all its pairs at the owned distances."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRows:
+    """A tile of ``k_rows`` or ``q_rows``, wherever they begin; zeros for rows that do not exist."""
+
+    name: str
+    prefix: str
+    side: Side
+    columns: str
+    padded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SumDiagonals:
+    """Add the diagonals of ``ds * factor`` to ``name``, one number for each owned distance."""
+
+    name: str
+    factor: Expr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreDistances:
+    """Write one number for each owned distance into ``pointer`` ``[batch, heads, nq + key_rows - 1]``."""
+
+    value: str
+    pointer: str
 
 
 # ---------------------------------------------------------------- control
@@ -319,6 +375,12 @@ Block: TypeAlias = (
     | SumRows
     | Scale
     | RowProducts
+    | SinkGradient
+    | DistanceProgram
+    | DistancePositions
+    | LoadRows
+    | SumDiagonals
+    | StoreDistances
     | Loop
     | If
     | ListBounds

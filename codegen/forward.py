@@ -58,7 +58,7 @@ def lower_forward(plan: Plan) -> Kernel:
         by="query", shape=problem.shape, block_q=plan.forward.block_q, block_k=plan.forward.block_k, separate=2,
         place=lambda expr: frame.hoist.place(expr, 0), place_tile=frame.place_tile, body=body,
     )  # fmt: skip
-    loops = lower_walk(plan.forward.walk, walker)
+    setup, loops = lower_walk(plan.forward.walk, walker)
     blocks: tuple[Block, ...] = (
         Program(by="query", ratio=frame.ratio, reverse=True, shape=problem.shape),
         positions(frame, "q", "own"),
@@ -69,6 +69,7 @@ def lower_forward(plan: Plan) -> Kernel:
         Pointers(tensor="K", prefix="k", side="k", columns="HEAD_DIM", head="g", shape=problem.shape),
         Pointers(tensor="V", prefix="v", side="k", columns="VALUE_DIM", head="g", shape=problem.shape),
         SoftmaxState(sink=sink),
+        *setup,
         *loops,
         SoftmaxEnd(),
         Pointers(tensor="O", prefix="o", side="q", columns="VALUE_DIM", head="h", shape=problem.shape),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from spdsl.analysis.plans import Plan
 from spdsl.analysis.tiles import ListWalk, Walk
 from spdsl.codegen.blocks import BlockGraph
+from spdsl.codegen.backward import lower_delta, lower_dkdv, lower_dq
+from spdsl.codegen.distances import lower_distances
 from spdsl.codegen.forward import lower_forward
 
 
@@ -14,7 +16,11 @@ def lower(plan: Plan) -> BlockGraph:
         name=plan.problem.pattern.name,
         dtype=plan.problem.dtype,
         notes=_notes(plan),
-        kernels=(lower_forward(plan),),
+        kernels=tuple(
+            kernel
+            for lower_kernel in (lower_forward, lower_delta, lower_dq, lower_dkdv, lower_distances)
+            if (kernel := lower_kernel(plan)) is not None
+        ),
     )
 
 

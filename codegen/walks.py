@@ -30,7 +30,7 @@ from spdsl.codegen.arith import (
 from spdsl.codegen.blocks import Block, By, Define, If, ListBounds, ListedTile, Loop
 from spdsl.codegen.expressions import truncated
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Param
-from spdsl.semantics.rewrite import transform
+from spdsl.semantics.rewrite import free_indices, transform
 
 Mode: TypeAlias = Literal["full", "masked", "either"]
 MASKED = Param(name="masked", dtype="bool")
@@ -65,8 +65,23 @@ class Walker:
         return truncated(floordiv(length, number(size)))
 
 
-def lower_walk(walk: Walk, walker: Walker) -> tuple[Block, ...]:
-    """The definitions of the bounds and the loops."""
+def depends_on_head(walk: Walk) -> bool:
+    """Whether the tiles of a row differ from query head to query head."""
+    match walk:
+        case ListWalk():
+            return True
+        case SlotWalk(slots=slots):
+            return any("h" in free_indices(bound) for slot in slots for bound in _expressions(slot))
+
+
+def _expressions(slot: Slot) -> tuple[Expr, ...]:
+    intervals = (slot.touched,) if slot.full is None else (slot.touched, slot.full)
+    found = [bound for interval in intervals for bound in (interval.lo, interval.hi)]
+    return (*found, *(each for each in (slot.phase, slot.filter) if each is not None))
+
+
+def lower_walk(walk: Walk, walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+    """The definitions of the bounds, and the loops."""
     match walk:
         case ListWalk():
             return _lists(walker)
@@ -75,12 +90,13 @@ def lower_walk(walk: Walk, walker: Walker) -> tuple[Block, ...]:
             setup = tuple(block for part in parts for block in part.setup)
             plain = all(part.slot.step == 1 and part.slot.filter is None for part in parts)
             if plain and sum(len(part.loops) for part in parts) <= walker.separate:
-                loops = tuple(loop for part in parts for loop in _side_by_side(part, walker))
+                loops: tuple[Block, ...] = tuple(loop for part in parts for loop in _side_by_side(part, walker))
             elif len(parts) == 1 and parts[0].slot.step == 1:
                 loops = _flat_slot(parts[0], walker)
             else:
-                loops = _flat(parts, walker)
-            return setup + loops
+                more, loops = _flat(parts, walker)
+                setup += more
+            return setup, loops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +172,7 @@ def _flagged(flag: bool, tile: Expr, full_low: Expr, full_high: Expr, walker: Wa
     return (Define(name="masked", value=masked), *walker.body("either"))
 
 
-def _flat(parts: list[_Bounds], walker: Walker) -> tuple[Block, ...]:
+def _flat(parts: list[_Bounds], walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     """All slots one after the other: ``t`` counts, and the tile follows from it."""
     step = index("t")
     setup: list[Block] = []
@@ -184,7 +200,7 @@ def _flat(parts: list[_Bounds], walker: Walker) -> tuple[Block, ...]:
         test = _select_test(step, ends, tests)
     blocks += [*inner, *_when(test, body)]
     loop = Loop(variable="t", low=number(0), high=ends[-1], body=tuple(blocks), note="all runs of tiles, one after the other")
-    return (*setup, loop)
+    return tuple(setup), (loop,)
 
 
 def _lattice(part: _Bounds, position: int, at: Expr, setup: list[Block], walker: Walker) -> tuple[Expr, Expr, Expr | None]:
@@ -249,15 +265,13 @@ def _when(test: Expr | None, body: tuple[Block, ...]) -> tuple[Block, ...]:
     return body if test is None else (If(condition=test, body=body),)
 
 
-def _lists(walker: Walker) -> tuple[Block, ...]:
+def _lists(walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     """Full tiles of the list, then masked ones; a ragged last tile is among the masked."""
     tile = ListedTile(variable=walker.tile)
     begin, middle, end = _named("begin"), _named("middle"), _named("end")
-    return (
-        ListBounds(tile="i" if walker.by == "query" else "j"),
-        Loop(variable="t", low=begin, high=middle, body=(tile, *walker.body("full")), note="listed tiles that are full"),
-        Loop(variable="t", low=middle, high=end, body=(tile, *walker.body("masked")), note="listed tiles with an edge"),
-    )
+    full = Loop(variable="t", low=begin, high=middle, body=(tile, *walker.body("full")), note="listed tiles that are full")
+    edges = Loop(variable="t", low=middle, high=end, body=(tile, *walker.body("masked")), note="listed tiles with an edge")
+    return (ListBounds(tile="i" if walker.by == "query" else "j"),), (full, edges)
 
 
 def _named(name: str) -> Param:

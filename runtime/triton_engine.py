@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from spdsl.runtime.calls import Call
-from spdsl.runtime.launch import call_values, empty, lined, loaded, tensor_values
+from spdsl.codegen.backward import partial_pointer
+from spdsl.runtime.calls import Call, Gradients
+from spdsl.runtime.launch import Value, call_values, empty, lined, loaded, tensor_values
+from spdsl.runtime.table_gradients import partial_shape, table_gradients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,10 +23,66 @@ class TritonEngine:
     @torch.no_grad()
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
         """Output ``[batch, heads, nq, dv]`` in the type of ``q`` and LSE ``[batch, heads, nq]`` in fp32."""
-        call = replace(call, q=lined(call.q), k=lined(call.k), v=lined(call.v))
+        call = _lined(call)
         batch, heads, nq, _ = call.q.shape
         out = empty((batch, heads, nq, call.v.shape[3]), call.q, call.q.dtype)
         lse = empty((batch, heads, nq), call.q)
         values = call_values(call, "forward") | tensor_values(Q=call.q, K=call.k, V=call.v, O=out) | {"LSE": lse}
         loaded(call.plan).launch("forward", nq, heads, batch, values)
         return out, lse
+
+    @torch.no_grad()
+    def backward(
+        self, call: Call, out: Tensor, lse: Tensor, d_out: Tensor, d_lse: Tensor | None, wanted: frozenset[str]
+    ) -> Gradients:
+        """Gradients of those among ``q k v`` and the names of tables that are in ``wanted``."""
+        call = _lined(call)
+        kernels = loaded(call.plan)
+        batch, heads, nq, _ = call.q.shape
+        n, groups = call.k.shape[2], call.k.shape[1]
+        partials = {
+            position: torch.zeros(partial_shape(gradient, call), dtype=torch.float32, device=call.q.device)
+            for position, gradient in enumerate(call.plan.gradients)
+            if gradient.table in wanted
+        }
+        values: dict[str, Value] = {
+            **tensor_values(Q=call.q, K=call.k, V=call.v, O=lined(out), dO=lined(d_out.to(call.q.dtype))),
+            "LSE": lse.contiguous(),
+            "dLSE": torch.zeros_like(lse) if d_lse is None else d_lse.float().contiguous(),
+            "Delta": torch.empty_like(lse, memory_format=torch.contiguous_format),
+            **_partial_values(call, partials),
+        }
+        kernels.launch("delta", nq, heads, batch, values | call_values(call, "delta"))
+        by = {call.plan.gradients[position].by for position in partials}
+        d_q = d_k = d_v = None
+        if "q" in wanted or by & {"none", "query", "pair"}:
+            d_q = torch.empty_like(call.q, memory_format=torch.contiguous_format)
+            kernels.launch("dq", nq, heads, batch, values | call_values(call, "dq") | tensor_values(dQ=d_q))
+        if wanted & {"k", "v"} or "key" in by:
+            # Keys outside the places of a batched call get no gradient, and no program writes them.
+            make = torch.empty_like if call.places is None else torch.zeros_like
+            d_k = make(call.k, memory_format=torch.contiguous_format)
+            d_v = make(call.v, memory_format=torch.contiguous_format)
+            kernels.launch("dkdv", n, groups, batch, values | call_values(call, "dkdv") | tensor_values(dK=d_k, dV=d_v))
+        if "distance" in by:
+            kernels.launch("distances", nq + n - 1, heads, batch, values | call_values(call, "distances"))
+        return Gradients(
+            q=d_q if "q" in wanted else None,
+            k=d_k if "k" in wanted else None,
+            v=d_v if "v" in wanted else None,
+            tables=table_gradients(call, partials, wanted),
+        )
+
+
+def _lined(call: Call) -> Call:
+    return replace(call, q=lined(call.q), k=lined(call.k), v=lined(call.v))
+
+
+def _partial_values(call: Call, partials: Mapping[int, Tensor]) -> dict[str, Value]:
+    """Memory for the sums of every gradient of the plan; those not wanted are thrown away."""
+    return {
+        partial_pointer(position): partials[position]
+        if position in partials
+        else torch.empty(partial_shape(gradient, call), dtype=torch.float32, device=call.q.device)
+        for position, gradient in enumerate(call.plan.gradients)
+    }

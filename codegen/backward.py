@@ -1,0 +1,375 @@
+"""The kernels of the backward: delta and sinks, dQ by query, dK and dV by key.
+
+dQ and dK/dV each compute the weights again from the LSE, so that every sum has one owner and a fixed order.  Gradients of
+tables leave the kernels as sums for every row or key, which the run time adds up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from spdsl.analysis.plans import Plan, TableGradient
+from spdsl.analysis.tiles import ListWalk
+from spdsl.codegen.arith import add, index, mul, number
+from spdsl.codegen.blocks import (
+    Argument,
+    Block,
+    Define,
+    Dot,
+    Kernel,
+    LoadTile,
+    Logits,
+    Loop,
+    Mask,
+    Part,
+    Pointers,
+    Probabilities,
+    Program,
+    RowProducts,
+    Scale,
+    ScoreGradient,
+    SinkGradient,
+    Statistics,
+    StorePairs,
+    StoreRows,
+    StoreTile,
+    SumRows,
+    Zeros,
+)
+from spdsl.codegen.expressions import truncated
+from spdsl.codegen.frame import Frame, masked, positions
+from spdsl.codegen.walks import Mode, Walker, depends_on_head, lower_walk
+from spdsl.semantics.nodes import Expr, Side
+
+STATISTICS = (
+    Argument(name="LSE", type="*fp32", note="[batch, heads, nq], natural logarithm"),
+    Argument(name="Delta", type="*fp32", note="[batch, heads, nq]"),
+)
+KEY_ROWS = Argument(name="key_rows", type="i32", note="rows of K")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partial:
+    """Sums that a kernel leaves for one gradient of a table: accumulator ``name``, memory ``pointer``."""
+
+    number: int
+    gradient: TableGradient
+    factor: Expr
+
+    @property
+    def name(self) -> str:
+        """The accumulator."""
+        return f"grad_{self.number}"
+
+    @property
+    def pointer(self) -> str:
+        """The argument that holds the sums."""
+        return partial_pointer(self.number)
+
+    @property
+    def argument(self) -> Argument:
+        """The argument with its shape."""
+        shape = {"key": "key_rows", "pair": "nq, key_rows", "distance": "nq + key_rows - 1"}.get(self.gradient.by, "nq")
+        return Argument(name=self.pointer, type="*fp32", note=f"[batch, heads, {shape}], for table {self.gradient.table}")
+
+
+def partial_pointer(position: int) -> str:
+    """The name of the argument for the gradient at ``position`` of the plan."""
+    return f"Grad{position}"
+
+
+def partials(frame: Frame, of: str, by: tuple[str, ...]) -> tuple[tuple[int, TableGradient], ...]:
+    """The gradients of the plan that a kernel accumulates."""
+    return tuple(
+        (position, gradient)
+        for position, gradient in enumerate(frame.plan.gradients)
+        if gradient.of == of and gradient.by in by
+    )
+
+
+def lower_delta(plan: Plan) -> Kernel:
+    """Row sums of dO * O, and the gradients of sinks."""
+    frame = Frame(plan=plan, kernel=replace(plan.dq, block_q=64, warps=4, stages=1), by="query")
+    sinks = partials(frame, "sink_logit", ("none", "query"))
+    tail: list[Block] = []
+    arguments: list[Argument] = []
+    if sinks:
+        assert plan.sink_logit is not None
+        tail.append(SinkGradient(sink=frame.hoist.place(truncated(plan.sink_logit), 1)))
+        for position, gradient in sinks:
+            partial = Partial(
+                number=position, gradient=gradient, factor=frame.hoist.place(truncated(gradient.factor), 1)
+            )  # fmt: skip
+            tail += [
+                Zeros(name=partial.name, shape=("BLOCK_Q",)),
+                SumRows(name=partial.name, factor=partial.factor),
+                StoreRows(value=partial.name, pointer=partial.pointer, side="q"),
+            ]
+            arguments.append(partial.argument)
+    problem = plan.problem
+    body: tuple[Block, ...] = (
+        Program(by="query", ratio=frame.ratio, reverse=False, shape=problem.shape),
+        positions(frame, "q", "own"),
+        *frame.hoist.take(0),
+        *frame.hoist.take(1),
+        *_tile(frame, "O", "q", "VALUE_DIM", "h"),
+        *_tile(frame, "dO", "q", "VALUE_DIM", "h"),
+        RowProducts(),
+        StoreRows(value="delta", pointer="Delta", side="q"),
+        *tail,
+    )
+    return Kernel(
+        name="delta",
+        doc="Delta: the row sums of dO * O minus dLSE.",
+        arguments=(
+            *frame.tensor("O", "q", problem.value_dim),
+            *frame.tensor("dO", "q", problem.value_dim),
+            STATISTICS[0],
+            Argument(name="dLSE", type="*fp32", note="[batch, heads, nq]"),
+            STATISTICS[1],
+            *arguments,
+            *frame.lengths(),
+            *frame.table_arguments(body),
+        ),
+        constants=frame.constants(),
+        body=body,
+        block=frame.kernel.block_q,
+        warps=frame.kernel.warps,
+        stages=frame.kernel.stages,
+    )
+
+
+def lower_dq(plan: Plan) -> Kernel:
+    """dQ, and the sums of table gradients by query, by nothing, and by pair."""
+    frame = Frame(plan=plan, kernel=plan.dq, by="query")
+    found = partials(frame, "bias", ("none", "query", "pair"))
+    step = Step.of(frame, found)
+    problem = plan.problem
+    capped = "dsc" if plan.softcap is not None else "ds"
+
+    def body(mode: Mode) -> tuple[Block, ...]:
+        guarded = mode != "full"
+        needed = guarded or step.uses_positions or bool(step.sums)
+        return (
+            *((positions(frame, "k", "walked"),) if needed else ()),
+            _load(frame, "k", "k", "HEAD_DIM", guarded),
+            _load(frame, "v", "k", "VALUE_DIM", guarded),
+            step.dot("scores", "q_tile", "k_tile", transpose=True),
+            step.dot("dp", "do_tile", "v_tile", transpose=True),
+            *step.weights(mode, "own"),
+            ScoreGradient(part="own", capped=plan.softcap is not None),
+            *step.table_sums(),
+            step.dot("dq", capped, "k_tile", accumulate=True),
+        )
+
+    setup, loops = lower_walk(plan.dq.walk, step.walker(body))
+    rows = tuple(each for each in step.sums if each.gradient.by != "pair")
+    blocks: tuple[Block, ...] = (
+        Program(by="query", ratio=frame.ratio, reverse=True, shape=problem.shape),
+        positions(frame, "q", "own"),
+        *frame.hoist.take(0),
+        *frame.hoist.take(1),
+        *_tile(frame, "Q", "q", "HEAD_DIM", "h"),
+        *_tile(frame, "dO", "q", "VALUE_DIM", "h"),
+        Statistics(part="own"),
+        _pointers(frame, "K", "k", "HEAD_DIM", "g"),
+        _pointers(frame, "V", "k", "VALUE_DIM", "g"),
+        Zeros(name="dq", shape=("BLOCK_Q", "HEAD_DIM")),
+        *(Zeros(name=each.name, shape=("BLOCK_Q",)) for each in rows),
+        *setup,
+        *loops,
+        *_store(frame, "dQ", "q", "HEAD_DIM", plan.scale),
+        *(StoreRows(value=each.name, pointer=each.pointer, side="q") for each in rows),
+    )
+    return step.kernel("dq", "dQ: each program owns a tile of queries.", ("dQ",), blocks, plan.dq.block_q)
+
+
+def lower_dkdv(plan: Plan) -> Kernel:
+    """dK and dV, summed over the query heads of a group, and the sums of table gradients by key."""
+    frame = Frame(plan=plan, kernel=plan.dkdv, by="key")
+    step = Step.of(frame, partials(frame, "bias", ("key",)))
+    problem = plan.problem
+    capped = "dsc" if plan.softcap is not None else "ds"
+    listed = isinstance(plan.dkdv.walk, ListWalk)
+
+    def body(mode: Mode) -> tuple[Block, ...]:
+        # Full tiles of a list may hold rows past the last query: their LSE is +inf, but they must not be read.
+        guarded = mode != "full" or listed
+        return (
+            positions(frame, "q", "walked"),
+            _load(frame, "q", "q", "HEAD_DIM", guarded),
+            _load(frame, "do", "q", "VALUE_DIM", guarded),
+            Statistics(part="walked"),
+            step.dot("scores", "k_tile", "q_tile", transpose=True),
+            step.dot("dp", "v_tile", "do_tile", transpose=True),
+            *step.weights(mode, "walked"),
+            step.dot("dv", "p", "do_tile", accumulate=True),
+            ScoreGradient(part="walked", capped=plan.softcap is not None),
+            *step.table_sums(),
+            step.dot("dk", capped, "q_tile", accumulate=True),
+        )
+
+    setup, loops = lower_walk(plan.dkdv.walk, step.walker(body))
+    own_bounds = depends_on_head(plan.dkdv.walk)
+    head: tuple[Block, ...] = (
+        *(frame.hoist.take(2) if frame.loops_over_heads else ()),
+        _pointers(frame, "Q", "q", "HEAD_DIM", "h"),
+        _pointers(frame, "dO", "q", "VALUE_DIM", "h"),
+        *(Zeros(name=each.name, shape=("BLOCK_K",)) for each in step.sums),
+        *(setup if own_bounds else ()),
+        *loops,
+        *(StoreRows(value=each.name, pointer=each.pointer, side="k") for each in step.sums),
+    )
+    if frame.loops_over_heads:
+        name = Define(name="h", value=add(mul(index("g"), number(frame.ratio)), index("r")), note="query head")
+        head = (Loop(variable="r", low=number(0), high=number(frame.ratio), body=(name, *head), note="heads of the group"),)
+    blocks: tuple[Block, ...] = (
+        Program(by="key", ratio=frame.ratio, reverse=False, shape=problem.shape),
+        positions(frame, "k", "own"),
+        *frame.hoist.take(0),
+        *frame.hoist.take(1),
+        *_tile(frame, "K", "k", "HEAD_DIM", "g"),
+        *_tile(frame, "V", "k", "VALUE_DIM", "g"),
+        Zeros(name="dk", shape=("BLOCK_K", "HEAD_DIM")),
+        Zeros(name="dv", shape=("BLOCK_K", "VALUE_DIM")),
+        *(() if own_bounds else setup),
+        *head,
+        *_store(frame, "dK", "k", "HEAD_DIM", plan.scale),
+        *_store(frame, "dV", "k", "VALUE_DIM", None),
+    )
+    doc = "dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."
+    return step.kernel("dkdv", doc, ("dK", "dV"), blocks, plan.dkdv.block_k)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What dQ and dK/dV do with a tile: logits, weights, mask, and sums for tables."""
+
+    frame: Frame
+    bias: Expr | None
+    keep: Expr
+    bias_blocks: tuple[Block, ...]
+    sum_blocks: tuple[Block, ...]
+    keep_blocks: tuple[Block, ...]
+    sums: tuple[Partial, ...]
+
+    @classmethod
+    def of(cls, frame: Frame, found: tuple[tuple[int, TableGradient], ...]) -> Step:
+        """Place the expressions of a tile."""
+        keep, bias = frame.keep(), frame.bias
+        factors = [truncated(gradient.factor) for _, gradient in found]
+        frame.hoist.share((keep, *factors) if bias is None else (bias, keep, *factors))
+        bias_blocks, bias = ((), None) if bias is None else frame.place_tile(bias)
+        sums: list[Partial] = []
+        sum_blocks: tuple[Block, ...] = ()
+        for (position, gradient), factor in zip(found, factors, strict=True):
+            blocks, placed = frame.place_tile(factor)
+            sum_blocks += blocks
+            sums.append(Partial(number=position, gradient=gradient, factor=placed))
+        keep_blocks, keep = frame.place_tile(keep)
+        return cls(
+            frame=frame, bias=bias, keep=keep, bias_blocks=bias_blocks, sum_blocks=sum_blocks, keep_blocks=keep_blocks,
+            sums=tuple(sums),
+        )  # fmt: skip
+
+    @property
+    def uses_positions(self) -> bool:
+        """Whether a full tile needs positions too."""
+        return self.bias is not None
+
+    def weights(self, mode: Mode, part: Part) -> tuple[Block, ...]:
+        """From products to ``p``."""
+        plan, frame = self.frame.plan, self.frame
+        logits = Logits(
+            scale=plan.scale, softcap=plan.softcap, bias=self.bias, folded=frame.folded, keep_slope=plan.softcap is not None
+        )
+        mask = Mask(target="p", keep=self.keep, span=plan.keep.span)
+        return (
+            *self.bias_blocks,
+            *(() if frame.folded else (logits,)),
+            Probabilities(factor=frame.factor, part=part),
+            *masked(mode, self.keep_blocks, mask),
+        )
+
+    def table_sums(self) -> tuple[Block, ...]:
+        """Add to the sums for tables; a gradient by pair is written at once."""
+        found: list[Block] = list(self.sum_blocks)
+        for each in self.sums:
+            if each.gradient.by == "pair":
+                found += [Scale(name=each.name, factor=each.factor), StorePairs(value=each.name, pointer=each.pointer)]
+            else:
+                found.append(SumRows(name=each.name, factor=each.factor))
+        return tuple(found)
+
+    def dot(self, name: str, left: str, right: str, *, transpose: bool = False, accumulate: bool = False) -> Dot:
+        """A product of tiles; the left side of an accumulation is computed and must be rounded first."""
+        own, walked = ("BLOCK_Q", "BLOCK_K") if self.frame.by == "query" else ("BLOCK_K", "BLOCK_Q")
+        dtype = self.frame.plan.problem.dtype
+        return Dot(
+            name=name, left=left, right=right, transpose=transpose, accumulate=accumulate,
+            cast=dtype if accumulate else None, exact=dtype == "fp32",
+            shape=(own, walked) if transpose else (own, "VALUE_DIM" if name == "dv" else "HEAD_DIM"),
+        )  # fmt: skip
+
+    def walker(self, body: object) -> Walker:
+        """The walker of the kernel; dK/dV is faster as one flat loop."""
+        frame, kernel = self.frame, self.frame.kernel
+        scope = 2 if frame.loops_over_heads and depends_on_head(kernel.walk) else 0
+        return Walker(
+            by=frame.by, shape=frame.plan.problem.shape, block_q=kernel.block_q, block_k=kernel.block_k,
+            separate=2 if frame.by == "query" else 1, place=lambda expr: frame.hoist.place(expr, scope),
+            place_tile=frame.place_tile, body=body,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def kernel(self, name: str, doc: str, results: tuple[str, ...], body: tuple[Block, ...], block: int) -> Kernel:
+        """The kernel with its arguments."""
+        frame, problem = self.frame, self.frame.plan.problem
+        dim, value_dim = problem.pattern.head_dim, problem.value_dim
+        widths = {"dQ": ("q", dim), "dK": ("k", dim), "dV": ("k", value_dim)}
+        return Kernel(
+            name=name,
+            doc=doc,
+            arguments=(
+                *frame.tensor("Q", "q", dim),
+                *frame.tensor("K", "k", dim),
+                *frame.tensor("V", "k", value_dim),
+                *frame.tensor("dO", "q", value_dim),
+                *STATISTICS,
+                *(argument for result in results for argument in frame.tensor(result, *widths[result])),
+                *(each.argument for each in self.sums),
+                *((KEY_ROWS,) if any(each.gradient.by in ("key", "pair") for each in self.sums) else ()),
+                *frame.lengths(),
+                *frame.lists(),
+                *frame.table_arguments(body),
+            ),
+            constants=frame.constants(),
+            body=body,
+            block=block,
+            warps=frame.kernel.warps,
+            stages=frame.kernel.stages,
+        )
+
+
+def _pointers(frame: Frame, tensor: str, side: Side, columns: str, head: str) -> Pointers:
+    return Pointers(
+        tensor=tensor, prefix=tensor.lower(), side=side, columns=columns, head=head, shape=frame.plan.problem.shape  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _load(frame: Frame, prefix: str, side: Side, columns: str, guarded: bool) -> LoadTile:
+    return LoadTile(
+        name=f"{prefix}_tile", prefix=prefix, side=side, columns=columns, guarded=guarded, padded=frame.is_padded(columns)
+    )
+
+
+def _tile(frame: Frame, tensor: str, side: Side, columns: str, head: str) -> tuple[Block, ...]:
+    return (_pointers(frame, tensor, side, columns, head), _load(frame, tensor.lower(), side, columns, True))
+
+
+def _store(frame: Frame, tensor: str, side: Side, columns: str, factor: float | None) -> tuple[Block, ...]:
+    head = "h" if side == "q" else "g"
+    store = StoreTile(
+        value=tensor.lower(), prefix=tensor.lower(), side=side, columns=columns, padded=frame.is_padded(columns),
+        dtype=frame.plan.problem.dtype, factor=factor,
+    )  # fmt: skip
+    return (_pointers(frame, tensor, side, columns, head), store)

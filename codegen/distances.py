@@ -1,0 +1,84 @@
+"""The kernel that sums gradients of tables indexed by ``q - k``: every program owns a few distances.
+
+A tile of queries meets, at the distances that a program owns, a band of keys twice as wide; the diagonals of that tile are
+aligned by a gather and added up over the query tiles in order.  Memory is that of the distances, the order is fixed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from spdsl.analysis.plans import Plan
+from spdsl.codegen.arith import both, compare, index, number
+from spdsl.codegen.backward import KEY_ROWS, STATISTICS, Step, partials
+from spdsl.codegen.blocks import (
+    Block,
+    DistancePositions,
+    DistanceProgram,
+    Kernel,
+    LoadRows,
+    Loop,
+    Pointers,
+    ScoreGradient,
+    Statistics,
+    StoreDistances,
+    SumDiagonals,
+    Zeros,
+)
+from spdsl.codegen.frame import Frame
+from spdsl.semantics.nodes import Param
+
+BLOCK = 32
+"""Queries of a tile, and distances of a program."""
+
+
+def lower_distances(plan: Plan) -> Kernel | None:
+    """The kernel, or None where no gradient goes by distance."""
+    frame = Frame(plan=plan, kernel=replace(plan.dq, block_q=BLOCK, block_k=2 * BLOCK, warps=4, stages=1), by="query")
+    found = partials(frame, "bias", ("distance",))
+    if not found:
+        return None
+    step = Step.of(frame, found)
+    # Program and tile are one scope with the query tile: every tile has its own rows here.
+    inside = (*frame.hoist.take(0), *frame.hoist.take(1))
+    step = replace(step, keep=both(step.keep, compare("ge", index("k"), number(0))) or step.keep)
+    shape = plan.problem.shape
+    body: tuple[Block, ...] = (
+        DistancePositions(shape=shape),
+        *inside,
+        *(
+            LoadRows(name=f"{prefix}_tile", prefix=prefix, side=side, columns=columns, padded=frame.is_padded(columns))
+            for prefix, side, columns in (
+                ("q", "q", "HEAD_DIM"), ("do", "q", "VALUE_DIM"), ("k", "k", "HEAD_DIM"), ("v", "k", "VALUE_DIM"),
+            )
+        ),
+        Statistics(part="own"),
+        step.dot("scores", "q_tile", "k_tile", transpose=True),
+        step.dot("dp", "do_tile", "v_tile", transpose=True),
+        *step.weights("masked", "own"),
+        ScoreGradient(part="own", capped=False),
+        *step.sum_blocks,
+        *(SumDiagonals(name=each.name, factor=each.factor) for each in step.sums),
+    )  # fmt: skip
+    blocks: tuple[Block, ...] = (
+        DistanceProgram(ratio=frame.ratio, shape=shape),
+        *(
+            Pointers(tensor=tensor, prefix=tensor.lower(), side=side, columns=columns, head=head, shape=shape)
+            for tensor, side, columns, head in (
+                ("Q", "q", "HEAD_DIM", "h"), ("dO", "q", "VALUE_DIM", "h"),
+                ("K", "k", "HEAD_DIM", "g"), ("V", "k", "VALUE_DIM", "g"),
+            )
+        ),
+        *(Zeros(name=each.name, shape=("BLOCK_D",)) for each in step.sums),
+        Loop(
+            variable="i", low=Param(name="lo", dtype="int"), high=Param(name="hi", dtype="int"), body=body,
+            note="tiles of queries with pairs at these distances",
+        ),
+        *(StoreDistances(value=each.name, pointer=each.pointer) for each in step.sums),
+    )  # fmt: skip
+    doc = "Sums of the gradients of logits by distance: each program owns a few distances."
+    kernel = step.kernel("distances", doc, (), blocks, BLOCK)
+    assert KEY_ROWS not in kernel.arguments
+    at = kernel.arguments.index(STATISTICS[1]) + 1
+    arguments = (*kernel.arguments[:at], KEY_ROWS, *(a for a in kernel.arguments[at:] if not a.name.startswith("list_")))
+    return replace(kernel, arguments=arguments, constants=(*kernel.constants, ("BLOCK_D", BLOCK)))
