@@ -1,6 +1,7 @@
 """Tile sizes and launch options to begin with, for each kernel and machine.
 
-The numbers come from measurements on an H100 and an H200 with bf16 (causal, window and listed tiles); other machines take the nearest that fits their shared memory and registers.  Autotuning may replace them.
+The numbers come from measurements on an H100 and an H200 with bf16 (causal, window and listed tiles); other machines
+take the nearest that fits their shared memory and registers.  Autotuning may replace them.
 """
 
 from __future__ import annotations
