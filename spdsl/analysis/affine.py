@@ -58,6 +58,11 @@ class Symbols:
         """The parameters' names."""
         return tuple(name for name, _ in self.meaning)
 
+    @property
+    def has_promises(self) -> bool:
+        """Whether the context rests on the declared range of an input."""
+        return any(isinstance(expr, Load) and self._range(expr) != (None, None) for _, expr in self.meaning)
+
     def context(self, space: isl.Space) -> isl.Set:
         """The facts on indices, bool values and declared bounds, as a set of ``space``."""
         known = isl.Set.universe(space)

@@ -38,8 +38,20 @@ def closed_form(
     for form in _guesses(members, row):
         candidate = replace(form, lattice=lattice, filters=filters)
         if proof(candidate):
-            return _shorten(candidate, proof, may_open)
+            return _shorten(_widened(candidate, row, proof), proof, may_open)
     raise TooComplexError("no bounds of this form describe the tiles")
+
+
+def _widened(form: ClosedForm, row: Row, proof: Proof) -> ClosedForm:
+    """Begin at tile 0 or end at the last one where the lattice and the tests say the rest."""
+    first, last = (Branch(terms=(number(0),)),), (Branch(terms=(row.count.shifted(-1),)),)
+    try:
+        for wider in (replace(form, lows=first), replace(form, highs=last)):
+            if wider != form and proof(wider):
+                form = wider
+    except BudgetSpentError:
+        pass
+    return form
 
 
 def _guesses(members: Sequence[Piece], row: Row) -> Iterator[ClosedForm]:

@@ -25,13 +25,15 @@ class Emission:
     """How a walk is written.
 
     ``count`` is the number of walked tiles as it occurs in terms (rounded), ``exact_count`` the expression of the
-    number that exist; with ``clamp`` the first may be larger, and walks must not go that far.
+    number that exist.  With ``rounded`` the first may be larger, and walks must not go that far.  With ``promised``
+    bounds rest on declared ranges of inputs, which may be broken until a check reports it: they stay in range then too.
     """
 
     writer: Writer
     count: Linear
     exact_count: Expr
-    clamp: bool
+    rounded: bool
+    promised: bool
 
     def slot(self, slot: ClosedSlot) -> Slot:
         """The slot as kernels and the CPU back end read it."""
@@ -52,14 +54,15 @@ class Emission:
         )
 
     def _interval(self, form: ClosedForm) -> Interval:
-        hi = self._high(form.highs)
-        if self.clamp and not self._names_count(form.highs):
+        lo, hi = self._low(form.lows), self._high(form.highs)
+        if (self.rounded or self.promised) and not self._all_have(form.highs, 1, self.exact_count):
             hi = apply("min", hi, self.exact_count)
-        return Interval(lo=self._low(form.lows), hi=hi)
+        if self.promised and not self._all_have(form.lows, 0, Const(value=0)):
+            lo = apply("max", lo, Const(value=0))
+        return Interval(lo=lo, hi=hi)
 
-    def _names_count(self, highs: tuple[Branch, ...]) -> bool:
-        last = self.count.shifted(-1)
-        return all(last in branch.terms for branch in highs)
+    def _all_have(self, branches: tuple[Branch, ...], shift: int, end: Expr) -> bool:
+        return all(any(self.writer.term(t.shifted(shift)) == end for t in branch.terms) for branch in branches)
 
     def _low(self, lows: tuple[Branch, ...]) -> Expr:
         branches = [self._branch(b, b.terms, "max", FAR) for b in _in_order(lows)]

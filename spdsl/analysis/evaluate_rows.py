@@ -123,18 +123,21 @@ def _many(interval: Interval, env: Mapping[str, Any], tables: Tables | None, row
 
 def _stretch(slot: Slot, lo: Ints, hi: Ints, env: Mapping[str, Any], tables: Tables | None, tile_name: str) -> _Stretch:
     """The tiles from lo to hi of each row that lie on the lattice and pass the filter."""
-    count = hi - lo
+    phase = np.zeros(lo.size, np.int64)
+    if slot.phase is not None:
+        phase += evaluate_many(slot.phase, env, tables)
+    # whole periods from the one that holds lo; in each of them the first `run` tiles
+    first = phase + (lo - phase) // slot.step * slot.step
+    count = np.where(hi > lo, -(-(hi - first) // slot.step) * slot.run, 0)
     position = np.repeat(np.arange(lo.size), count)
-    tiles = np.arange(position.size) - np.repeat(np.cumsum(count) - count - lo, count)
+    rank = np.arange(position.size) - np.repeat(np.cumsum(count) - count, count)
+    tiles = first[position] + rank // slot.run * slot.step + rank % slot.run
     if slot.step == 1 and slot.filter is None:
         return _Stretch(tiles=tiles, count=count)
-    spread = {name: (value[position] if np.ndim(value) else value) for name, value in env.items()}
-    spread[tile_name] = tiles
-    kept = np.ones(tiles.size, np.bool_)
-    if slot.phase is not None:
-        kept &= (tiles - evaluate_many(slot.phase, spread, tables)) % slot.step < slot.run
+    kept = (tiles >= lo[position]) & (tiles < hi[position])
     if slot.filter is not None:
-        kept &= evaluate_many(slot.filter, spread, tables)
+        spread = {name: (value[position] if np.ndim(value) else value) for name, value in env.items()}
+        kept &= evaluate_many(slot.filter, {**spread, tile_name: tiles}, tables)
     return _Stretch(tiles=tiles[kept], count=np.bincount(position[kept], minlength=lo.size))
 
 

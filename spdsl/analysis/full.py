@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import islpy as isl
 
 from spdsl.analysis.bounds import Proof, closed_form
-from spdsl.analysis.budget import BudgetSpentError
+from spdsl.analysis.budget import BudgetSpentError, operations_end_as_spent
 from spdsl.analysis.grouping import group, in_order
 from spdsl.analysis.pieces import Piece, TooComplexError, pieces_of
 from spdsl.analysis.rows import DENSE, ClosedForm, Row
@@ -35,12 +35,13 @@ class ClosedSlot:
 def fill(touched: ClosedForm, full: isl.Set, row: Row, cuts: int = _CUTS) -> tuple[ClosedSlot, ...]:
     """The slot of ``touched``, or the slots that it is cut into so that each has one interval of full tiles."""
     try:
-        region = touched.region(row.space).intersect_params(row.context)
-        inner = row.known(full.intersect(region))
-        if inner.is_empty():
-            return (ClosedSlot(touched=touched, full=None),)
-        pieces = pieces_of(inner, row)
-        groups = [g.members for g in in_order(group(pieces, row))]
+        with operations_end_as_spent():
+            region = touched.region(row.space).intersect_params(row.context)
+            inner = row.known(full.intersect(region))
+            if inner.is_empty():
+                return (ClosedSlot(touched=touched, full=None),)
+            pieces = pieces_of(inner, row)
+            groups = [g.members for g in in_order(group(pieces, row))]
     except (TooComplexError, BudgetSpentError):
         return (ClosedSlot(touched=touched, full=None, exact=False),)
 
@@ -71,11 +72,13 @@ def _bounds(members: Sequence[Piece], row: Row, proof: Proof) -> ClosedForm | No
 
 def _cut(region: isl.Set, part: ClosedForm, full: isl.Set, row: Row, cuts: int) -> tuple[ClosedSlot, ...] | None:
     """Slots of the tiles up to the end of ``part`` and of those after it, if both have closed forms."""
-    head = row.known(region.intersect(ClosedForm(lows=(), highs=part.highs).region(row.space)))
     slots: list[ClosedSlot] = []
-    for half in (head, row.known(region.subtract(head))):
+    for end in ("head", "tail"):
         try:
-            groups = group(pieces_of(half, row), row)
+            with operations_end_as_spent():
+                head = row.known(region.intersect(ClosedForm(lows=(), highs=part.highs).region(row.space)))
+                half = head if end == "head" else row.known(region.subtract(head))
+                groups = group(pieces_of(half, row), row)
         except (TooComplexError, BudgetSpentError):
             return None
         if len(groups) != 1 or groups[0].lattice != DENSE or groups[0].filters:

@@ -137,16 +137,21 @@ def _strided(basic: isl.BasicSet, region: isl.Set, row: Row) -> list[Piece]:
         constraints = [(from_constraint(c), bool(c.is_equality())) for c in part.get_constraints()]
         if any(term.floors_of(TILE) for term, _ in constraints):
             return []
-        sides = _Sides.read(constraints)
-        lows = tuple(t.scaled(step).plus(offset) for t in sides.lows)
-        highs = tuple(t.scaled(step).plus(offset) for t in sides.highs)
+        sides = _Sides.read([(_lifted(term, step, offset), equality) for term, equality in constraints])
         own = region
         if len(parts) > 1:
             image = isl.Map.from_multi_aff(substitution)
             own = isl.Set.from_basic_set(part).apply(image).intersect_params(row.context)
-        sides = _Sides(lows=lows, highs=highs, guards=sides.guards)
         lifted.append(_closed(own, sides, row, lattice=Lattice(step=step, phase=offset)))
     return lifted
+
+
+def _lifted(term: Linear, step: int, offset: Linear) -> Linear:
+    """A constraint on t as one on ``tile = step * t + offset``; the lattice does the rounding to multiples."""
+    times = term.coefficient(TILE)
+    if not times:
+        return term
+    return term.without(TILE).scaled(step).plus(offset, -times).plus(symbol(TILE, times))
 
 
 def _residues(constraints: Sequence[tuple[Linear, bool]], region: isl.Set, row: Row) -> list[Piece]:

@@ -88,8 +88,8 @@ def violations(
     """When an index leaves ``0 <= index < extent`` for an existing pair at which ``guard`` holds.
 
     The condition is a bool expression over ``n nq q_start``, other extents and loads that depend on neither q nor k;
-    over ``h g b`` only if such loads mention them, and then it is to be tested for each.  ``unknown`` means that nothing is
-    proved, not even a weaker condition: test the values.
+    over ``h g b`` only if such loads mention them, and then it is to be tested for each.  ``unknown`` means that
+    nothing is proved, not even a weaker condition: test the values.
     """
     try:
         question = _Question.ask(

@@ -229,7 +229,8 @@ def _walk(tiles: _Tiles, symbols: Symbols, tiling: _Tiling, *, walked: int) -> t
         ),
         count=tiling.counts[walked],
         exact_count=tiling.exact_count(walked),
-        clamp=tiling.rounds(walked),
+        rounded=tiling.rounds(walked),
+        promised=symbols.has_promises,
     )
     try:
         with limited() as budget:

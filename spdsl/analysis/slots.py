@@ -16,7 +16,7 @@ from dataclasses import replace
 import islpy as isl
 
 from spdsl.analysis.bounds import closed_form
-from spdsl.analysis.budget import Budget, BudgetSpentError
+from spdsl.analysis.budget import Budget, BudgetSpentError, operations_end_as_spent
 from spdsl.analysis.full import ClosedSlot, fill
 from spdsl.analysis.grouping import Group, group, in_order
 from spdsl.analysis.linear import Linear, UnknownDivisionError, from_constraint
@@ -60,16 +60,15 @@ def _best_plan(touched: isl.Set, full: isl.Set, row: Row) -> tuple[ClosedSlot, .
     arrangements = _arrangements(touched, row)
     while best is None or not _is_ideal(best):
         try:
-            groups = next(arrangements, None)
+            with operations_end_as_spent():
+                groups = next(arrangements, None)
             if groups is None:
                 break
-            slots = tuple(slot for form in _disjoint(groups, row) for slot in fill(form, full, row))
-        except TooComplexError as found:
+            with operations_end_as_spent():
+                slots = tuple(slot for form in _disjoint(groups, row) for slot in fill(form, full, row))
+        except (TooComplexError, BudgetSpentError) as found:
             problem = found
             continue
-        except BudgetSpentError as found:
-            problem = found
-            break
         if best is None or _cost(slots) < _cost(best):
             best = slots
     if best is None:
@@ -137,6 +136,7 @@ def _disjoint(queue: list[Group], row: Row) -> list[ClosedForm]:
 
 def _tested_hull(touched: isl.Set, row: Row) -> ClosedForm:
     """One slot over the hull of all touched tiles, with a test of each tile.  Raises `TooComplexError`."""
+    isl.DEFAULT_CONTEXT.reset_operations()
     try:
         alternatives = []
         for basic in touched.compute_divs().get_basic_sets():

@@ -1,4 +1,4 @@
-"""Terms → expressions of `spdsl.semantics.nodes`: sums, floors, remainders, comparisons as a person would write them."""
+"""Terms → expressions of `spdsl.semantics.nodes`: sums, floors, remainders and comparisons as a person writes them."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ class Writer:
         right = Linear(terms=tuple((a, -c) for a, c in term.terms if c < 0), constant=max(0, -term.constant))
         if not left.terms:
             left, right, op = right, left, {"ge": "le"}.get(op, op)
+        if op == "le" and right == Linear() and isinstance(left.terms[0][0], Remainder) and len(left.terms) == 1:
+            op = "eq"
         return Apply(op=op, args=(self.term(left), self.term(right)), dtype="bool")
 
     def term(self, term: Linear) -> Expr:
