@@ -133,12 +133,14 @@ def demo(options: argparse.Namespace) -> int:
     mask = pattern.mask(n, n, heads, groups, 0, **options.parameters)
     mask = mask[0] if mask.ndim == 4 else mask
     causal = torch.ones(n, n, dtype=torch.bool).tril()
-    print(f"kept     {mask.float().mean():.2%} of all pairs, {(mask & causal).sum() / (heads * causal.sum()):.2%} of the causal ones")
+    of_causal = (mask & causal).sum() / (heads * causal.sum())
+    print(f"kept     {mask.float().mean():.2%} of all pairs, {of_causal:.2%} of the causal ones")
     if (mask & ~causal).any():
         print("         this pattern shows queries later tokens, so its perplexity says nothing about the model")
 
     worst, limit = error(sparse, of_layer), LIMITS[dtype]
-    print(f"error    {worst:.1e} against the float64 reference, the worst of layers {listed(CHECKED_LAYERS)} (limit {limit:.0e})")
+    layers = listed(CHECKED_LAYERS)
+    print(f"error    {worst:.1e} against the float64 reference, the worst of layers {layers} (limit {limit:.0e})")
 
     path = options.picture or Path("out") / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +155,7 @@ def attention_of_layers(pattern: spdsl.Pattern, parameters: dict[str, Any]) -> C
     """The attention of a layer: one for all of them, unless the pattern names `layer`."""
     if not re.search(r"\blayer\b", pattern.to_spat()):
         shared = spdsl.compile(pattern, **parameters)
-        return lambda layer: shared
+        return lambda _: shared
     made: dict[int, spdsl.Attention] = {}
 
     def attention(layer: int) -> spdsl.Attention:
@@ -169,7 +171,7 @@ def refuse_inputs(pattern: spdsl.Pattern) -> None:
     """The demo has no tables to give."""
     if pattern.inputs:
         names = ", ".join(f"`{each}`" for each in pattern.inputs)
-        sys.exit(f"error: `{pattern.name}` needs the input {names}, which this demo has not; try a pattern without inputs")
+        sys.exit(f"error: `{pattern.name}` needs {names}, which this demo has not; try a pattern without inputs")
 
 
 def load(device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from spdsl import prepare as _prepare  # installs the planner of the operators
 from spdsl import reference
 from spdsl.diagnostics import SpatError, error
-from spdsl.library import names, resolver, text_of
+from spdsl.library import names, read_file, resolver, text_of
 from spdsl.pipeline import Value, bound, key_of, read
 from spdsl.runtime import operator
 from spdsl.runtime.checks import raise_pending
@@ -197,8 +197,6 @@ def load(path_or_name: str | Path) -> Pattern:
     path, colon, name = given.rpartition(":") if ".spat:" in given else (given, "", "")
     if not path.endswith(".spat"):
         return _pattern(read(text_of(given), source=f"{given}.spat", name=given, resolve=resolver(None)))
-    from spdsl.grammar.parse import read_file
-
     file = Path(path)
     return _pattern(read(read_file(file), source=path, name=name or None, resolve=resolver(file.parent)))
 

@@ -136,7 +136,8 @@ def _draw_tiles(axes: Axes, tiles: Tiles, shape: tuple[int, ...]) -> list[Any]:
             axes.axhline(row * tiles.block_q, color="white", linewidth=0.8)
         for column in range(1, columns):
             axes.axvline(column * tiles.block_k, color="white", linewidth=0.8)
-    axes.set_title(f"tiles of {tiles.block_q} queries × {tiles.block_k} keys; {tiles.kept_tiles:.1%} touched", fontsize=10.5, pad=9)
+    size = f"{tiles.block_q} queries × {tiles.block_k} keys"
+    axes.set_title(f"tiles of {size}; {tiles.kept_tiles:.1%} touched", fontsize=10.5, pad=9)
     _label(axes, nq, nk)
     partial = tiles.kept_tiles - tiles.full_tiles
     handles: list[Any] = [

@@ -29,7 +29,7 @@ GPU_TARGETS = tuple(target for target in TARGETS if target != "cpu")
 
 def compile_(
     pattern: PatternArgument,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write; replaced if it was made by this.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write, or one to replace.")],
     target: Annotated[str, typer.Option(help=f"One of {', '.join(GPU_TARGETS)}.")] = "sm_90",
     dtype: DtypeOption = "bf16",
     head_dim: HeadDimOption = 128,
@@ -81,7 +81,7 @@ def compile_(
         print_json({"ok": True, "folder": str(output), "manifest": manifest})
         return
     rows = [
-        (each["shape"], each["name"], each["binary"], str(each["shared_bytes"]), str(each["registers"]), str(each["spills"]))
+        (each["shape"], each["name"], each["binary"], *(str(each[f]) for f in ("shared_bytes", "registers", "spills")))
         for each in manifest["kernels"]
     ]
     print_table(("shape", "kernel", "file", "shared memory", "registers", "spilled"), rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from spdsl.diagnostics import SpatError, error
 from spdsl.grammar.parse import MAX_BYTES, decode
-from spdsl.library import names, resolver, text_of
+from spdsl.library import names, read_file, resolver, text_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,42 +43,8 @@ def read(word: str) -> Given:
     path = Path(place)
     if place in names() and not path.is_file():
         return Given(name=f"{place}.spat", text=text_of(place), pattern=place, path=None, resolve=resolver(None))
-    text = decode(_bytes(path), place)
+    text = read_file(path)
     return Given(name=place, text=text, pattern=picked, path=path, resolve=resolver(path.parent))
-
-
-def _bytes(path: Path) -> bytes:
-    """At most one byte more than a pattern file may have.
-
-    Raises:
-        SpatError: the file is not there (SP601), a folder or a device (SP603), or may not be read (SP604).
-    """
-    try:
-        if path.exists() and not path.is_file():
-            kind = "a folder" if path.is_dir() else "not a regular file"
-            raise error("SP603", f"`{path}` is {kind}", help="Name a `.spat` file.")
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except (OSError, ValueError) as refused:  # ValueError: a null character in the name
-        reason = getattr(refused, "strerror", None) or str(refused)
-        raise error("SP604", f"`{path}` cannot be read: {reason}", help="Check its permissions and name.") from None
-
-
-def _missing(path: Path) -> SpatError:
-    folder = path.parent
-    beside = [each.name for each in folder.glob("*.spat")] if folder.is_dir() else []
-    known = names() if path.name == str(path) and path.suffix != ".spat" else ()
-    close = difflib.get_close_matches(path.name, [*beside, *known], n=1)
-    if close:
-        found = close[0] if close[0] in known else str(path.with_name(close[0]))
-        return error("SP601", f"there is no file or library pattern `{path}`", help=f"Did you mean `{found}`?")
-    return error(
-        "SP601",
-        f"there is no file or library pattern `{path}`",
-        help="`spdsl list` shows the library; `spdsl new NAME` writes a pattern to start from.",
-    )
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -105,7 +70,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def cannot_write(path: Path, refused: OSError) -> SpatError:
     """What a user reads when ``path`` cannot be written."""
-    return error("SP605", f"`{path}` cannot be written: {refused.strerror}", help="Check the folder and its permissions.")
+    return error("SP605", f"`{path}` cannot be written: {refused.strerror}", help="Check the folder's permissions.")
 
 
 def _umask() -> int:

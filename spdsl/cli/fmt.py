@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,8 @@ def fmt(
       spdsl fmt --check patterns/*.spat
       spdsl fmt --diff local.spat
     """
-    records, failed = [], False
+    records: list[dict[str, Any]] = []
+    failed = False
     for word in files:
         try:
             given = read(word)
@@ -55,7 +56,7 @@ def _one(given: Given, *, check: bool, diff: bool, quiet: bool) -> bool:
     changed = text != given.text
     if diff and changed and not quiet:
         lines = difflib.unified_diff(
-            given.text.splitlines(keepends=True), text.splitlines(keepends=True), given.name, f"{given.name} (formatted)"
+            given.text.splitlines(keepends=True), text.splitlines(keepends=True), given.name, f"{given.name}, laid out"
         )
         typer.echo("".join(lines), nl=False)
     if check and changed and not quiet:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spdsl.cli.options import Value
 from spdsl.cli.tensors import Sizes, make_inputs, read_tensors
 from spdsl.diagnostics import error
 
@@ -31,7 +30,7 @@ class Task:
     """One run, as the command line asks for it."""
 
     pattern: Pattern
-    parameters: Mapping[str, Value]
+    parameters: Mapping[str, Any]
     sizes: Sizes
     value_dim: int
     dtype: str
@@ -63,10 +62,10 @@ def carry_out(task: Task) -> tuple[dict[str, Any], dict[str, Tensor]]:
         task.pattern, task.parameters, task.given, sizes, layer=task.layer, seed=task.seed, file=file
     )
     attention = compile_pattern(task.pattern, layer=task.layer, backend=task.backend, **task.parameters)
-    inputs = {name: each.to(device) for name, each in inputs.items()}
+    on_device: dict[str, Any] = {name: each.to(device) for name, each in inputs.items()}
 
-    seconds, tensors = _call(attention, q, k, v, inputs, backward=task.backward, seed=task.seed)
-    errors = _compare(attention, q, k, v, inputs, tensors) if task.check else {}
+    seconds, tensors = _call(attention, q, k, v, on_device, backward=task.backward, seed=task.seed)
+    errors = _compare(attention, q, k, v, on_device, tensors) if task.check else {}
     report = {
         "ok": all(each["error"] <= each["limit"] for each in errors.values()),
         "pattern": task.pattern.name,
@@ -155,7 +154,7 @@ def _call(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Any],
     *,
     backward: bool,
     seed: int,
@@ -208,7 +207,7 @@ def _compare(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
 ) -> dict[str, dict[str, float]]:
     """Errors against the reference, which goes over the queries in parts that fit into memory."""
@@ -242,15 +241,15 @@ def _rows_at_once(pattern: Pattern, heads: int, nq: int, n: int) -> int:
 
 
 def _distance(found: Tensor, truth: Tensor) -> float:
-    norm = truth.double().norm().item()
-    return (found.double() - truth.double()).norm().item() / (norm or 1.0)
+    norm = float(truth.double().norm())
+    return float((found.double() - truth.double()).norm()) / (norm or 1.0)
 
 
 def _kept(task: Task, sizes: Sizes, inputs: Mapping[str, Tensor]) -> float:
     """The share of the pairs kept, over all heads and sequences; counted in parts that fit into memory."""
     kept, total = 0, 0
     rows = _rows_at_once(task.pattern, sizes.batch * sizes.heads, sizes.nq, sizes.n)
-    plain = {name: each.cpu() for name, each in inputs.items()}
+    plain: dict[str, Any] = {name: each.cpu() for name, each in inputs.items()}
     for start in range(0, sizes.nq, rows):
         mask = task.pattern.mask(
             min(rows, sizes.nq - start),

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 Scalar: TypeAlias = bool | int | float
 Value: TypeAlias = Scalar | tuple[Scalar, ...]
 
-PATTERN_HELP = "A `.spat` file (`file.spat:NAME` picks a pattern, else its last), `-` for standard input, or a library name."
+PATTERN_HELP = (
+    "A `.spat` file (`file.spat:NAME` picks a pattern, else its last), `-` for standard input, or a library name."
+)
 
 PatternArgument = Annotated[str, typer.Argument(metavar="PATTERN", help=PATTERN_HELP, show_default=False)]
 FilesArgument = Annotated[list[str], typer.Argument(metavar="FILE...", help=PATTERN_HELP, show_default=False)]
@@ -103,5 +105,5 @@ def head_counts(heads: int, groups: int | None) -> tuple[int, int]:
     """
     groups = heads if groups is None else groups
     if heads % groups:
-        raise typer.BadParameter(f"{heads} query heads cannot be shared out over {groups} groups", param_hint="--groups")
+        raise typer.BadParameter(f"{heads} query heads cannot be shared by {groups} groups", param_hint="--groups")
     return heads, groups

@@ -34,7 +34,7 @@ def run(
         list[str] | None, typer.Option("--input", metavar="NAME=FILE", help="An input, from an .npz, .npy or .pt file.")
     ] = None,
     n: Annotated[int, typer.Option("-n", help="Number of keys.", min=1)] = 1024,
-    nq: Annotated[int | None, typer.Option(help="Number of queries, the last positions; as many as keys.", min=1)] = None,
+    nq: Annotated[int | None, typer.Option(help="Number of queries, the last ones; all by default.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="Sequences.", min=1)] = 1,
     heads: HeadsOption = 8,
     groups: GroupsOption = None,

@@ -121,7 +121,7 @@ def _pick(found: Mapping[str, Tensor], name: str, path: str) -> Tensor:
         return found[name]
     if len(found) == 1:
         return next(iter(found.values()))
-    raise error("SP612", f"`{path}` holds {', '.join(found) or 'nothing'}, but not `{name}`", help=f"Name one `{name}`.")
+    raise error("SP612", f"`{path}` holds {', '.join(found) or 'nothing'}, not `{name}`", help=f"Name one `{name}`.")
 
 
 def _bound_tables(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,7 +25,7 @@ def view(
     parameter: ParameterOption = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture, a PNG.")] = Path("mask.png"),
     n: Annotated[int, typer.Option("-n", help="Number of keys.", min=1, max=16384)] = 1024,
-    nq: Annotated[int | None, typer.Option(help="Number of queries, the last positions; as many as keys.", min=1)] = None,
+    nq: Annotated[int | None, typer.Option(help="Number of queries, the last ones; all by default.", min=1)] = None,
     tile: Annotated[int, typer.Option(help="Rows and columns of the tiles in the picture.", min=1)] = 64,
     heads: HeadsOption = 1,
     groups: GroupsOption = None,
@@ -60,13 +60,12 @@ def view(
     inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
     if not as_json:
         note_generated(generated)
-    mask = loaded.mask(sizes.nq, n, heads, groups, layer, **values, **inputs)
+    settings: dict[str, Any] = {**values, **inputs}
+    mask = loaded.mask(sizes.nq, n, heads, groups, layer, **settings)
     mask = mask[0] if mask.ndim == 4 else mask
-    settings = [f"{name}={value}" for name, value in ({**loaded.parameters, **values}).items()]
-    settings += [f"head={head}"] * (heads > 1) + [f"layer={layer}"] * (layer is not None)
-    tiles = draw(
-        mask[head].numpy(), output, title=loaded.name, subtitle=", ".join(settings), block_q=tile, block_k=tile
-    )
+    shown = [f"{name}={value}" for name, value in {**loaded.parameters, **values}.items()]
+    shown += [f"head={head}"] * (heads > 1) + [f"layer={layer}"] * (layer is not None)
+    tiles = draw(mask[head].numpy(), output, title=loaded.name, subtitle=", ".join(shown), block_q=tile, block_k=tile)
     if as_json:
         print_json(
             {

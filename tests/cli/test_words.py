@@ -71,7 +71,7 @@ def test_wrong_words_are_status_2(spdsl: Spdsl, tmp_path: Path, words: tuple[str
 
 
 def test_values_of_parameters() -> None:
-    words = ["a=1", "b=-2", "c=1.5", "d=1e3", "e=true", "f=false", "g=1,2,3", "h=(1,2)", "i=5,", "j=true,false", "k= 7 "]
+    words = ["a=1", "b=-2", "c=1.5", "d=1e3", "e=true", "f=false", "g=1,2,3", "h=(1,2)", "i=5,", "j=true,false", "k= 7"]
     assert options.parse_parameters(words) == {
         "a": 1,
         "b": -2,
