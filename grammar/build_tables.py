@@ -23,10 +23,11 @@ def build() -> str:
     from lark import Lark
 
     lark = Lark(GRAMMAR.read_text(), start="program", parser="lalr", strict=True)
-    table = lark.parser.parser._parse_table  # type: ignore[union-attr]
+    front: Any = lark.parser
+    table = front.parser._parse_table  # noqa: SLF001  (Lark shows its table nowhere else)
     rules = sorted(lark.rules, key=lambda rule: (rule.origin.name, [symbol.name for symbol in rule.expansion]))
     order = _state_order(table)
-    lexer: Any = lark.parser.lexer
+    lexer = front.lexer
     return _write(
         {
             "start": order[table.start_states["program"]],

@@ -44,6 +44,14 @@ class Comments:
             self.waiting = [comment for comment in self.waiting if comment not in found]
         return found
 
+    def take_beside(self, start: Place, end: Place) -> str:
+        """The first in this part of the text if it stands behind something on its line; empty if there is none."""
+        found = self.between(start, end)
+        if not found or found[0].alone:
+            return ""
+        self.waiting.remove(found[0])
+        return f"  {found[0].text}"
+
     def take_trailing(self, end: Place) -> str:
         """The comment on the line on which a node ends, as it stands after that line; empty if there is none."""
         for comment in self.waiting:

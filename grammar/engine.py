@@ -67,6 +67,14 @@ class Misfit(Exception):
         self.token, self.states, self.previous = token, states, previous
 
 
+class TooDeep(Exception):
+    """The text opens more constructs at ``token`` than the caller allows."""
+
+    def __init__(self, token: Token) -> None:
+        super().__init__(token)
+        self.token = token
+
+
 class Built(NamedTuple):
     """What stands on the stack: the children that a rule hands up, the text they cover, and how deep they are nested."""
 
@@ -93,11 +101,11 @@ def load_tables() -> Tables:
     )
 
 
-def run(text: str, build: Build, watch: Callable[[Token], None] = lambda token: None) -> Any:
+def run(text: str, build: Build, most: int) -> Any:
     """Parse ``text``: ``build(node, children, start, end, depth)`` makes a value of every rule.
 
-    ``depth`` counts the values nested in this one, itself included; ``watch`` sees every token before it is used.
-    Raises `Misfit` at the first token that cannot continue the text.
+    ``depth`` counts the values nested in this one, itself included; a tuple does not count.  Raises `Misfit` at the first token
+    that cannot continue the text, and `TooDeep` where more than ``most`` words and values wait for what they belong to.
     """
     tables = load_tables()
     states, stack, previous = [tables.start], [Built([], 0, 0, 0)], [Token(END, "", 0, 0)]
@@ -106,8 +114,6 @@ def run(text: str, build: Build, watch: Callable[[Token], None] = lambda token: 
         action = tables.states[states[-1]].get(token.kind)
         # An LALR state may reduce on a word that only an outer rule would refuse: a misfit tells of the states before that.
         standing = tuple(states)
-        if action is not None:
-            watch(token)
         while action is not None and action < 0:
             _reduce(tables, tables.rules[-1 - action], states, stack, build)
             if token.kind == END and states[-1] == tables.end:
@@ -115,6 +121,8 @@ def run(text: str, build: Build, watch: Callable[[Token], None] = lambda token: 
             action = tables.states[states[-1]].get(token.kind)
         if action is None:
             raise Misfit(token, standing, tuple(previous[1:]))
+        if len(states) > most:
+            raise TooDeep(token)
         states.append(action)
         stack.append(Built([token], token.start, token.end, 0))
         previous.append(token)
@@ -128,8 +136,8 @@ def _reduce(tables: Tables, rule: Rule, states: list[int], stack: list[Built], b
     depth = max((part.depth for part in parts), default=0)
     values = _children(rule, parts)
     if rule.node is not None:
-        depth += 1
-        values = [build(rule.node, tuple(values), start, end, depth)]
+        values = [build(rule.node, tuple(values), start, end, depth + 1)]
+        depth += not isinstance(values[0], tuple)
     states.append(tables.states[states[-1]][rule.origin])
     stack.append(Built(values, start, end, depth))
 

@@ -5,20 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
-from spdsl.diagnostics import SpatError, Span, error
+from spdsl.diagnostics import Span, SpatError, error
 from spdsl.grammar import engine
 from spdsl.grammar.engine import END, ILLEGAL, Misfit, Token
 from spdsl.grammar.hints import CHARACTERS, HINTS, Hint
 
-_STATEMENTS = frozenset("_INPUT _GRID _AXIS _LET _EXPORT _RETURN _KEEP SETTING".split())
+_STATEMENTS = frozenset(["_INPUT", "_GRID", "_AXIS", "_LET", "_EXPORT", "_RETURN", "_KEEP", "SETTING"])
 _CLAUSES = frozenset(("_KEEP", "SETTING"))
 _ITEMS = frozenset(("_USE", "_DEF", "_PATTERN"))
-_VALUE_ENDS = frozenset("NAME NUMBER STRING RPAR RSQB RBRACE".split())
-_VALUE_STARTS = frozenset("NAME NUMBER STRING LPAR MINUS ATTEND LINEAR".split())
+_VALUE_ENDS = frozenset(["NAME", "NUMBER", "STRING", "RPAR", "RSQB", "RBRACE"])
+_VALUE_STARTS = frozenset(["NAME", "NUMBER", "STRING", "LPAR", "MINUS", "ATTEND", "LINEAR"])
 _OPERATORS = frozenset(
-    "OR AND PLUS MINUS STAR SLASH DOUBLE_SLASH PERCENT DOUBLE_STAR LESS LESS_EQUAL GREATER GREATER_EQUAL EQUAL UNEQUAL IN".split()
+    [
+        "OR",
+        "AND",
+        "PLUS",
+        "MINUS",
+        "STAR",
+        "SLASH",
+        "DOUBLE_SLASH",
+        "PERCENT",
+        "DOUBLE_STAR",
+        "LESS",
+        "LESS_EQUAL",
+        "GREATER",
+        "GREATER_EQUAL",
+        "EQUAL",
+        "UNEQUAL",
+        "IN",
+    ]
 )
 _PIPE, _EQUALS = "__ANON_1", "__ANON_0"
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
@@ -40,16 +56,17 @@ def explain(misfit: Misfit, text: str, place: Place) -> SpatError:
         "SP101",
         f"unexpected `{token.text}`" + (f" after `{before}`" if before else ""),
         place(token.start, token.end),
-        help=_mend(hint, token.text, before) if hint else _still_open(misfit, place) or f"Here can stand {_words(allowed)}.",
+        help=(_mend(hint, token.text, before) if hint else _still_open(misfit, place))
+        or f"Here can stand {_words(allowed)}.",
     )
 
 
 def _still_open(misfit: Misfit, place: Place) -> str:
     """What to say when a statement or an item begins although a bracket before it was never closed."""
-    open_brackets = _open_brackets(misfit.previous)
-    if not open_brackets or misfit.token.kind not in (_ITEMS if open_brackets[-1].text == "{" else _ITEMS | _STATEMENTS):
+    marks = _open_brackets(misfit.previous)
+    if not marks or misfit.token.kind not in (_ITEMS if marks[-1].text == "{" else _ITEMS | _STATEMENTS):
         return ""
-    mark = open_brackets[-1]
+    mark = marks[-1]
     return f"`{mark.text}` on line {place(mark.start, mark.end).line} is still open: close it with `{_BRACKETS[mark.text]}`."
 
 
@@ -95,7 +112,8 @@ class Situation:
     """What a hint may look at, where a text left the language.
 
     ``construct`` is the statement or item begun last, ``bracket`` the innermost open one; ``waits_…`` say what the parser
-    hoped for; ``is_value`` that an expression could have gone on; ``piped`` that a ``|>`` stands in this expression.
+    hoped for; ``before_word`` that a word of the language was read as a name just before;
+    ``is_value`` that an expression could have gone on; ``piped`` that a ``|>`` stands in this expression.
     """
 
     construct: str
@@ -103,6 +121,7 @@ class Situation:
     before: str
     before_that: str
     before_value: bool
+    before_word: bool
     found: str
     text: str
     next: str
@@ -133,17 +152,18 @@ def _situation(misfit: Misfit, text: str, allowed: frozenset[str]) -> Situation:
         before=kinds[-1],
         before_that=kinds[-2],
         before_value=kinds[-1] in _VALUE_ENDS,
+        before_word=bool(previous) and previous[-1].kind == "NAME" and previous[-1].text in _keywords(),
         found=token.kind,
         text=token.text,
         next=following.kind if following else "",
-        top=_ITEMS <= allowed,
+        top=allowed >= _ITEMS,
         statement=token.kind in _STATEMENTS,
         operator=token.kind in _OPERATORS,
         is_value=_PIPE in allowed,
         piped=_piped(previous),
-        waits_value=_VALUE_STARTS <= allowed,
-        waits_statement=_STATEMENTS <= allowed,
-        waits_clause=_CLAUSES <= allowed and "_LET" not in allowed,
+        waits_value=allowed >= _VALUE_STARTS,
+        waits_statement=allowed >= _STATEMENTS,
+        waits_clause=allowed >= _CLAUSES and "_LET" not in allowed,
         waits_type=allowed == {"COLON"},
         waits_range=allowed == {"DOTS", "MINUS", "NUMBER"},
         waits_dots=allowed == {"DOTS"},
@@ -172,10 +192,16 @@ def _examples() -> tuple[tuple[Hint, Situation], ...]:
 def situation_of(text: str) -> Situation:
     """Where a malformed text leaves the language.  Raises `ValueError` for one that does not."""
     try:
-        engine.run(text, lambda node, children, start, end, depth: None)
+        engine.run(text, lambda node, children, start, end, depth: None, most=100)
     except Misfit as misfit:
         return _situation(misfit, text, engine.acceptable(misfit.states))
     raise ValueError(f"this text is well formed: {text}")
+
+
+@cache
+def _keywords() -> frozenset[str]:
+    patterns = (regexp for regexp in engine.load_tables().terminals.values() if regexp.endswith("\\b"))
+    return frozenset(word for regexp in patterns for word in regexp.removesuffix("\\b").strip("()").split("|"))
 
 
 def _open_brackets(tokens: Iterable[Token]) -> list[Token]:
@@ -233,5 +259,5 @@ def _words(allowed: frozenset[str]) -> str:
 def _word(kind: str) -> str:
     if kind in _NAMED:
         return _NAMED[kind]
-    pattern: Any = engine.load_tables().terminals[kind]
+    pattern = engine.load_tables().terminals[kind]
     return "`" + pattern.replace("\\b", "").replace("\\", "") + "`"

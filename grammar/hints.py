@@ -128,8 +128,14 @@ HINTS = (
     ),
     # ---- words of other languages
     Hint(
+        example="pattern p() { keep a and and b }",
+        help="An operand is missing before `{before}`.",
+        needs=("before_word", "is_value"),
+    ),
+    Hint(
         example="pattern p() { let x = a if c else b }",
         help="Write `if … then … else …`: the condition comes first.",
+        needs=("before_value", "found", "is_value"),
     ),
     Hint(
         example="pattern p() { let x = if c: a else b }",

@@ -53,6 +53,8 @@ class _Expressions:
 
     def lines(self, expr: Expr, indent: int, column: int, tail: int) -> list[str]:
         """An expression: on one line if it fits, else broken at its loosest operator."""
+        if self.has_commented_parts(expr):
+            return self.chain(expr, indent, column, tail)
         flat = print.expression(expr)
         if column + len(flat) + tail <= WIDTH and not self.must_break(expr):
             return [flat]
@@ -60,7 +62,7 @@ class _Expressions:
             case Binary(op="and" | "or") | Pipe():
                 return self.chain(expr, indent, column, tail)
             case Binary() | Compare():
-                return self.arithmetic(expr, column, tail)
+                return self.arithmetic(expr, indent, column, tail)
             case Choose():
                 return self.choose(expr, column, tail)
             case Call(function=function, arguments=given):
@@ -93,23 +95,34 @@ class _Expressions:
             return False
         return any(self.comments.between(_opening(body), end_of(body)) for body in _bodies(expr))
 
-    def chain(self, expr: Expr, indent: int, column: int, tail: int, claim: bool = False) -> list[str]:
-        """``a and b and c``, or a value and its stages.  With ``claim`` the comments between the parts are written, too."""
+    def has_commented_parts(self, expr: Expr) -> bool:
+        """Whether a comment stands between the operands of ``and`` or ``or``, or between the stages of a pipe."""
+        if not isinstance(expr, Pipe) and not (isinstance(expr, Binary) and expr.op in ("and", "or")):
+            return False
+        if not self.comments.between(start_of(expr), end_of(expr)):
+            return False
+        parts = _parts(expr)
+        return any(self.comments.between(a.end, b.start) for a, b in zip(parts, parts[1:], strict=False)) or any(
+            self.has_commented_parts(part.expr) for part in parts if not part.stage
+        )
+
+    def chain(self, expr: Expr, indent: int, column: int, tail: int) -> list[str]:
+        """``a and b and c``, or a value and its stages, with the comments between them."""
         first, *others = _parts(expr)
         lines = self.operand(first.expr, first.least, indent, column, tail if not others else 0)
         end = first.end
         for part in others:
             room = tail if part is others[-1] else 0
-            notes = self.comments.take(end, part.start) if claim else []
-            fill = part.is_stage and not notes
+            notes = self.comments.take(end, part.start)
+            fill = bool(part.stage) and not notes
             if notes and not notes[0].alone:
                 lines[-1] += f"  {notes.pop(0).text}"
             lines += [" " * column + note.text for note in notes]
             used = len(lines[-1]) + (column if len(lines) == 1 else 0)
-            if fill and used + len(" |> ") + len(print.stage(part.expr)) + room <= WIDTH:
-                lines[-1] += f" |> {print.stage(part.expr)}"
+            if fill and used + len(" |> ") + len(part.stage) + room <= WIDTH:
+                lines[-1] += f" |> {part.stage}"
             else:
-                start = column if part.is_stage else max(0, column - len(part.word) - 1)
+                start = column if part.stage else max(0, column - len(part.word) - 1)
                 at = start + len(part.word) + 1
                 lines += _prepend(" " * start + part.word + " ", self.part(part, indent, at, room))
             end = part.end
@@ -117,17 +130,17 @@ class _Expressions:
 
     def part(self, part: _Part, indent: int, column: int, tail: int) -> list[str]:
         match part.expr:
-            case Pipe(stage=stage, arguments=given) if part.is_stage:
-                if not given or column + len(print.stage(part.expr)) + tail <= WIDTH:
-                    return [print.stage(part.expr)]
-                return self.bracketed([stage], given, "()", indent, column, tail)
+            case Pipe(stage=name, arguments=given) if part.stage:
+                if not given or column + len(part.stage) + tail <= WIDTH:
+                    return [part.stage]
+                return self.bracketed([name], given, "()", indent, column, tail)
             case _:
                 return self.operand(part.expr, part.least, indent, column, tail)
 
-    def arithmetic(self, expr: Expr, column: int, tail: int) -> list[str]:
+    def arithmetic(self, expr: Expr, indent: int, column: int, tail: int) -> list[str]:
         """Sums, products and comparisons: as many operands a line as fit, the others below them behind their operators."""
         first, *others = _parts(expr)
-        lines = self.operand(first.expr, first.least, column, column, 0)
+        lines = self.operand(first.expr, first.least, indent, column, 0)
         for part in others:
             room = tail if part is others[-1] else 0
             at = len(lines[-1]) + (column if len(lines) == 1 else 0) + len(part.word) + 2
@@ -135,7 +148,7 @@ class _Expressions:
             # What is short (`0 <= …`) never stands on a line of its own.
             if (at + len(flat) + room <= WIDTH and not self.must_break(part.expr)) or at - column <= SHORT:
                 word = f" {part.word} "
-                first_line, *rest = self.operand(part.expr, part.least, column, at, room)
+                first_line, *rest = self.operand(part.expr, part.least, indent, at, room)
                 lines[-1] += word + first_line
                 lines += rest
             else:
@@ -211,7 +224,7 @@ class _Statements(_Expressions):
             return _prepend(f"{head} ", self.lines(item.value, 0, at, 0))
         # `and` and `or` hang left of their operands and need the room.
         column = INDENT + (len("and ") if isinstance(item.value, Binary) and item.value.op in ("and", "or") else 0)
-        return [head, *_prepend(" " * column, self.root(item.value, INDENT, column, 0))]
+        return [head, *_prepend(" " * column, self.lines(item.value, INDENT, column, 0))]
 
     def pattern(self, pattern: Pattern) -> list[str]:
         head = self.head(pattern)
@@ -223,29 +236,32 @@ class _Statements(_Expressions):
         """``pattern name(parameters)``; a comment among the parameters gives each of them a line."""
         lines = [f"pattern {pattern.name}("]
         base = len(lines[0])
-        last = pattern.parameters[-1] if pattern.parameters else pattern
-        scattered = bool(self.comments.between(START if last is pattern else start_of(pattern), start_of(last)))
-        for number, param in enumerate(pattern.parameters, 1):
-            text = print.param(param) + ("," if number < len(pattern.parameters) else "")
-            if number == 1 and not scattered:
-                lines[-1] += text
-            elif not scattered and len(lines[-1]) + 1 + len(text) + len(") {") <= WIDTH:
-                lines[-1] += f" {text}"
-            else:
-                lines += [" " * base + note.text for note in self.comments.take(START, start_of(param))]
-                lines.append(" " * base + text)
-        return _append(lines, ")")
+        texts = [print.param(param) + "," for param in pattern.parameters]
+        ends = [start_of(param) for param in pattern.parameters[1:]]
+        if pattern.parameters and self.comments.between(start_of(pattern), start_of(pattern.parameters[-1])):
+            for param, text, end in zip(pattern.parameters, texts, [*ends, START], strict=True):
+                above = [" " * base + note.text for note in self.comments.take(START, start_of(param))]
+                lines = (
+                    _append(lines, text)
+                    if lines[-1].endswith("(") and not above
+                    else [*lines, *above, " " * base + text]
+                )
+                lines[-1] += self.comments.take_beside(end_of(param), end)
+        else:
+            for number, text in enumerate(texts):
+                if number == 0 or len(lines[-1]) + len(text) + len(" ) {") <= WIDTH:
+                    lines[-1] += f" {text}" if number else text
+                else:
+                    lines.append(" " * base + text)
+        return _append(lines[:-1] + [lines[-1].removesuffix(",")], ")")
 
     def block(self, head: list[str], items: Sequence[nodes.Statement], indent: int, owner: Pattern | Body) -> list[str]:
         """A head that ends in ``{`` and the statements behind it, without the closing brace."""
-        opening = self.comments.between(_opening(owner), start_of(items[0]) if items else end_of(owner))
-        if opening and not opening[0].alone:
-            self.comments.take(opening[0].at, (opening[0].at[0], opening[0].at[1] + 1))
-            head = _append(head, f"  {opening[0].text}")
+        opening = self.comments.take_beside(_opening(owner), start_of(items[0]) if items else end_of(owner))
         lines: list[str] = []
         for item in items:
             lines += self.placed(item, partial(self.statement, item, indent), indent, not lines, False)
-        return head + lines + self.remaining(end_of(owner), indent, not lines)
+        return _append(head, opening) + lines + self.remaining(end_of(owner), indent, not lines)
 
     def statement(self, node: nodes.Statement, indent: int) -> list[str]:
         before, value, after = print.statement_parts(node)
@@ -253,20 +269,7 @@ class _Statements(_Expressions):
         if value is None:
             return [margin + before]
         column = indent + len(before)
-        return _append(_prepend(margin + before, self.root(value, indent, column, len(after))), after)
-
-    def root(self, expr: Expr, indent: int, column: int, tail: int) -> list[str]:
-        """The main expression of a statement: comments between the parts of a chain keep their places."""
-        if self.has_commented_parts(expr):
-            return self.chain(expr, indent, column, tail, claim=True)
-        return self.lines(expr, indent, column, tail)
-
-    def has_commented_parts(self, expr: Expr) -> bool:
-        """Whether a comment stands between the operands of ``and`` or ``or``, or between the stages of a pipe."""
-        if not isinstance(expr, Pipe) and not (isinstance(expr, Binary) and expr.op in ("and", "or")):
-            return False
-        parts = _parts(expr)
-        return any(self.comments.between(a.end, b.start) for a, b in zip(parts, parts[1:], strict=False))
+        return _append(_prepend(margin + before, self.lines(value, indent, column, len(after))), after)
 
     def placed(self, node: Node, inner: Callable[[], list[str]], indent: int, first: bool, apart: bool) -> list[str]:
         """An item with the comments before it, those inside it that found no place of their own, and the one after it.
@@ -296,14 +299,14 @@ class _Statements(_Expressions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """One operand of a chain, or one stage of a pipe (then ``expr`` is the `Pipe` whose last stage it is)."""
+    """One operand of a chain, or one stage of a pipe: then ``stage`` is its text, and ``expr`` the `Pipe` that ends in it."""
 
     word: str
     expr: Expr
     least: int
     start: Place
     end: Place
-    is_stage: bool = False
+    stage: str = ""
 
 
 def _parts(expr: Expr) -> list[_Part]:
@@ -316,7 +319,7 @@ def _parts(expr: Expr) -> list[_Part]:
                 least=print.PIPE,
                 start=start_of(given[0]) if given else end_of(expr),
                 end=end_of(expr),
-                is_stage=True,
+                stage=print.stage(expr),
             )
             return [*(_parts(value) if isinstance(value, Pipe) else [_operand("", value, print.PIPE)]), stage]
         case Binary(op=op, left=left, right=right):

@@ -11,13 +11,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from spdsl.diagnostics import Source, Span, error
+from spdsl.diagnostics import Source, Span, SpatError, error
 from spdsl.grammar import engine
 from spdsl.grammar.build import BUILDERS
 from spdsl.grammar.nodes import Program
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 128
+# Words and values that wait at once for what they belong to; one level of a tree needs at most eight.
+MAX_WAITING = 8 * MAX_DEPTH
 
 
 def parse(text: str, name: str = "<string>") -> Program:
@@ -29,7 +31,9 @@ def parse(text: str, name: str = "<string>") -> Program:
         raise _too_large(name)
     reader = _Reader(Source(name=name, text=text))
     try:
-        program: Program = engine.run(text, reader.build, reader.watch)
+        program: Program = engine.run(text, reader.build, MAX_WAITING)
+    except engine.TooDeep as deep:
+        raise reader.too_deep(deep.token.start) from None
     except engine.Misfit as misfit:
         # Only a text with a mistake pays for the machinery that explains it.
         from spdsl.grammar.errors import explain
@@ -64,7 +68,7 @@ def decode(data: bytes, name: str = "<string>") -> str:
         ) from None
 
 
-def _too_large(name: str) -> Exception:
+def _too_large(name: str) -> SpatError:
     return error(
         "SP107",
         f"`{name}` is larger than a megabyte",
@@ -79,7 +83,6 @@ class _Reader:
         self.source = source
         lengths = [len(line) for line in source.text.splitlines(keepends=True)]
         self.starts = list(accumulate(lengths[:-1], initial=0))
-        self.open = 0
 
     def span(self, start: int, end: int) -> Span:
         """The place of ``text[start:end]``."""
@@ -92,25 +95,14 @@ class _Reader:
         return line, at - self.starts[line - 1] + 1
 
     def build(self, node: str, children: tuple[Any, ...], start: int, end: int, depth: int) -> Any:
-        span = self.span(start, end)
         if depth > MAX_DEPTH:
-            raise error(
-                "SP105",
-                f"this is nested more than {MAX_DEPTH} levels deep; every operator of a chain counts as one",
-                Span(source=span.source, line=span.line, column=span.column, end_line=span.line, end_column=span.column + 1),
-                help="Name parts of it with `let`.",
-            )
-        return BUILDERS[node](children, span)
+            raise self.too_deep(start)
+        return BUILDERS[node](children, self.span(start, end))
 
-    def watch(self, token: engine.Token) -> None:
-        if token.text in ("(", "[", "{"):
-            self.open += 1
-            if self.open > MAX_DEPTH:
-                raise error(
-                    "SP105",
-                    f"brackets are nested more than {MAX_DEPTH} deep",
-                    self.span(token.start, token.end),
-                    help="Name parts of the expression with `let`.",
-                )
-        elif token.text in (")", "]", "}"):
-            self.open -= 1
+    def too_deep(self, at: int) -> SpatError:
+        return error(
+            "SP105",
+            f"this is nested more than {MAX_DEPTH} levels deep; every operator of a chain counts as one",
+            self.span(at, at + 1),
+            help="Name parts of it with `let`.",
+        )

@@ -7,7 +7,8 @@ are broken is decided in ``layout``.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import assert_never
+
+from typing_extensions import assert_never
 
 from spdsl.grammar import nodes
 from spdsl.grammar.nodes import (

@@ -15,7 +15,9 @@ TESTS = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="write the golden files instead of comparing with them")
+    parser.addoption(
+        "--update-golden", action="store_true", help="write the golden files instead of comparing with them"
+    )
 
 
 def compare(text: str, path: Path, update: bool) -> None:
@@ -25,7 +27,9 @@ def compare(text: str, path: Path, update: bool) -> None:
         path.write_text(text, encoding="utf-8", newline="\n")
         return
     if not path.exists():
-        pytest.fail(f"{path.relative_to(TESTS)} does not exist; run pytest --update-golden and read it before committing")
+        pytest.fail(
+            f"{path.relative_to(TESTS)} does not exist; run pytest --update-golden and read it before committing"
+        )
     assert text == path.read_text(encoding="utf-8")
 
 

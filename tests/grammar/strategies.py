@@ -13,11 +13,42 @@ T = TypeVar("T")
 
 # Words of the language are good names wherever the grammar lets them be names: all but `if not attend linear`.
 NAMES = st.sampled_from(
-    "q k h g b n layer causal all token window doc x y _0 in then else and or keep let by step from weight bias sorted".split()
+    [
+        "q",
+        "k",
+        "h",
+        "g",
+        "b",
+        "n",
+        "layer",
+        "causal",
+        "all",
+        "token",
+        "window",
+        "doc",
+        "x",
+        "y",
+        "_0",
+        "in",
+        "then",
+        "else",
+        "and",
+        "or",
+        "keep",
+        "let",
+        "by",
+        "step",
+        "from",
+        "weight",
+        "bias",
+        "sorted",
+    ]
 )
-BINARY = st.sampled_from("+ - * / // % ** and or".split())
-RELATIONS = st.sampled_from("< <= > >= == != in".split())
-CLAUSES = st.sampled_from("bias scale softcap sink_logit skip times decay update normalize fit".split())
+BINARY = st.sampled_from(["+", "-", "*", "/", "//", "%", "**", "and", "or"])
+RELATIONS = st.sampled_from(["<", "<=", ">", ">=", "==", "!=", "in"])
+CLAUSES = st.sampled_from(
+    ["bias", "scale", "softcap", "sink_logit", "skip", "times", "decay", "update", "normalize", "fit"]
+)
 INTS = st.integers(0, 9) | st.integers(0, 2**63 - 1)
 FLOATS = st.floats(0, allow_nan=False, allow_infinity=False)
 BOUNDS = INTS | INTS.map(int.__neg__) | FLOATS | FLOATS.map(float.__neg__)
@@ -67,10 +98,10 @@ LEAVES: st.SearchStrategy[Expr] = st.one_of(
 EXPRESSIONS: st.SearchStrategy[Expr] = st.recursive(LEAVES, _extend, max_leaves=24)
 SMALL = st.recursive(LEAVES, _extend, max_leaves=4)
 
-RANGES = st.builds(nodes.Range, low=BOUNDS, high=st.none() | BOUNDS) | st.builds(nodes.Range, low=st.none(), high=BOUNDS)
-TYPES = st.builds(
-    nodes.Type, name=NAMES, extents=tuples(st.builds(nodes.Extent, name=st.none() | NAMES, value=SMALL))
+RANGES = st.builds(nodes.Range, low=BOUNDS, high=st.none() | BOUNDS) | st.builds(
+    nodes.Range, low=st.none(), high=BOUNDS
 )
+TYPES = st.builds(nodes.Type, name=NAMES, extents=tuples(st.builds(nodes.Extent, name=st.none() | NAMES, value=SMALL)))
 PARAMS = st.builds(nodes.Param, name=NAMES, type=TYPES, range=st.none() | RANGES, default=st.none() | SMALL)
 
 STATEMENTS: st.SearchStrategy[Statement] = st.one_of(
