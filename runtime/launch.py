@@ -15,7 +15,7 @@ from spdsl.codegen.emit import KernelSource, emit
 from spdsl.codegen.frame import prefix_of
 from spdsl.codegen.lower import lower
 from spdsl.runtime.calls import Call, TileList
-from spdsl.runtime.load import load
+from spdsl.codegen.load import load
 
 Value: TypeAlias = "Tensor | int"
 

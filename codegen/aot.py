@@ -1,0 +1,148 @@
+"""From a plan to binaries for a GPU that need not be present.
+
+Triton compiles for any target when it is told the types of the arguments.  Pointers and strides of tensors are taken to be
+multiples of 16, as torch's allocator and common layouts give them.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spdsl.analysis.plans import Plan
+from spdsl.codegen.blocks import Argument, Kernel
+from spdsl.codegen.emit import KernelSource, emit
+from spdsl.codegen.load import load
+from spdsl.codegen.lower import lower
+from spdsl.diagnostics import error
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binary:
+    """One compiled kernel.
+
+    ``extension`` is ``cubin`` or ``hsaco``; ``assembly`` is PTX or AMD assembly.  ``shared`` counts bytes of shared memory of
+    a program, ``spills`` 32-bit registers that live in local memory, both of one thread's point of view as are
+    ``registers``.  ``signature`` names the arguments with their types, in order.
+    """
+
+    name: str
+    target: str
+    extension: str
+    binary: bytes
+    assembly: str
+    registers: int
+    spills: int
+    shared: int
+    warps: int
+    stages: int
+    entry: str
+    signature: tuple[tuple[str, str], ...]
+
+
+def compile_kernels(plan: Plan, target: str, kinds: tuple[str, ...] | None = None) -> tuple[KernelSource, tuple[Binary, ...]]:
+    """The source of ``plan`` and its kernels (all, or those named in ``kinds``) compiled for ``target``.
+
+    Raises:
+        SpatError: the target is not known, or kernels are being interpreted in this process (SP5xx).
+    """
+    graph = lower(plan)
+    source = emit(graph)
+    gpu = _gpu(target)
+    module = load(source)
+    kernels = [kernel for kernel in graph.kernels if kinds is None or kernel.name in kinds]
+    return source, tuple(_compile(kernel, getattr(module, kernel.name), gpu, target) for kernel in kernels)
+
+
+def _gpu(target: str) -> Any:
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+
+    if target not in TARGETS:
+        raise error("SP502", f"there is no target `{target}`", help=f"use one of {', '.join(TARGETS)}")
+    if knobs.runtime.interpret:
+        raise error(
+            "SP503",
+            "kernels are interpreted in this process and cannot be compiled",
+            help="unset TRITON_INTERPRET and start again",
+        )
+    if target.startswith("gfx"):
+        return GPUTarget("hip", target, 64)
+    return GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+
+
+def _compile(kernel: Kernel, function: Any, gpu: Any, target: str) -> Binary:
+    import triton
+    from triton.compiler import ASTSource
+
+    constants = {argument.name: 1 for argument in kernel.arguments if _is_one(argument, kernel)}
+    signature = {a.name: "constexpr" if a.name in constants else a.type for a in kernel.arguments}
+    attributes = {
+        (position,): [["tt.divisibility", 16]]
+        for position, argument in enumerate(kernel.arguments)
+        if _is_multiple(argument, kernel)
+    }
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=gpu, options={"num_warps": kernel.warps, "num_stages": kernel.stages})
+    extension = "hsaco" if target.startswith("gfx") else "cubin"
+    assembly = compiled.asm["amdgcn" if extension == "hsaco" else "ptx"]
+    binary = compiled.asm[extension]
+    registers, spills = _amd_resources(assembly) if extension == "hsaco" else _cuda_resources(binary)
+    return Binary(
+        name=kernel.name,
+        target=target,
+        extension=extension,
+        binary=binary,
+        assembly=assembly,
+        registers=registers,
+        spills=spills,
+        shared=compiled.metadata.shared,
+        warps=kernel.warps,
+        stages=kernel.stages,
+        entry=compiled.metadata.name,
+        signature=tuple(signature.items()),
+    )
+
+
+def _is_one(argument: Argument, kernel: Kernel) -> bool:
+    """The last stride of a table: tables are contiguous along their last axis."""
+    match = re.fullmatch(r"(t_\w+)_stride_(\d+)", argument.name)
+    if match is None:
+        return False
+    following = f"{match[1]}_stride_{int(match[2]) + 1}"
+    return all(other.name != following for other in kernel.arguments)
+
+
+def _is_multiple(argument: Argument, kernel: Kernel) -> bool:
+    if argument.type.startswith("*"):
+        return True
+    sizes = dict(kernel.constants)
+    wide = sizes.get("HEAD_WIDTH", 16) % 16 == 0 and sizes.get("VALUE_WIDTH", 16) % 16 == 0
+    return wide and argument.fixed and not argument.name.startswith(("t_", "list_"))
+
+
+def _cuda_resources(binary: bytes) -> tuple[int, int]:
+    """Registers of a thread, and those that are spilled, as `cuobjdump` tells."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(binary)
+        shown = subprocess.run(  # noqa: S603  # the tool comes with triton, the path is ours
+            [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)], capture_output=True, text=True, check=True
+        ).stdout
+    found: Mapping[str, str] = dict(re.findall(r"(REG|STACK):(\d+)", shown))
+    return int(found["REG"]), int(found["STACK"]) // 4
+
+
+def _amd_resources(assembly: str) -> tuple[int, int]:
+    """Vector registers of a thread, and those that are spilled, from the metadata in the assembly."""
+    found = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count):\s*(\d+)", assembly))
+    return int(found["vgpr_count"]), int(found["vgpr_spill_count"])
