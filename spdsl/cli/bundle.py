@@ -1,0 +1,130 @@
+"""From a pattern to a folder of kernels: sources, binaries and a manifest, all or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from spdsl import __version__
+from spdsl.cli.files import cannot_write, read
+from spdsl.cli.stages import Wish, bound_pattern, checked_pattern, made_plan
+from spdsl.cli.tree import record
+from spdsl.diagnostics import error
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+def write_bundle(word: str, wishes: Sequence[Wish], output: Path) -> dict[str, Any]:
+    """Compile the pattern that ``word`` names for every wish, write ``output``, and return its manifest.
+
+    The folder appears when everything has been compiled.  One that exists is replaced if it is empty or was written by
+    this function before.
+
+    Raises:
+        SpatError: the pattern is wrong, triton is not installed (SP505), the folder holds something else (SP614), or it
+            cannot be written (SP605).
+    """
+    pattern = checked_pattern(read(word))
+    bound = bound_pattern(pattern, wishes[0])
+    _refuse_other_folder(output)
+    try:
+        import triton
+    except ImportError:
+        raise error("SP505", "kernels are compiled by triton, which is not installed", help="Install triton.") from None
+    files: dict[str, bytes] = {f"{pattern.name}.spat": pattern.text.encode()}
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "spdsl": __version__,
+        "triton": triton.__version__,
+        "pattern": pattern.name,
+        "text": f"{pattern.name}.spat",
+        "parameters": {name: list(value) if isinstance(value, tuple) else value for name, value in bound.parameters},
+        **{name: value for name, value in asdict(wishes[0]).items() if name not in ("parameters", "shape")},
+        "inputs": [record(table) for table in bound.tables],
+        "kernels": [each for wish in wishes for each in _compile(word, wish, files)],
+    }
+    manifest["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    files[MANIFEST] = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+    _write(output, files)
+    return manifest
+
+
+def _compile(word: str, wish: Wish, files: dict[str, bytes]) -> list[dict[str, Any]]:
+    """Add the files of one shape class to ``files`` and describe its kernels."""
+    from spdsl.codegen.aot import compile_kernels
+
+    plan = made_plan(checked_pattern(read(word)), wish)
+    source, binaries = compile_kernels(plan, wish.target)
+    source_file = f"{source.name}.{wish.shape}.py"
+    files[source_file] = source.text.encode()
+    blocks = {each.kind: each for each in (plan.forward, plan.dq, plan.dkdv)}
+    kernels = []
+    for each in binaries:
+        binary_file = f"{source.name}.{wish.shape}.{each.name}.{each.extension}"
+        files[binary_file] = each.binary
+        kernel: dict[str, Any] = {
+            "name": each.name,
+            "shape": wish.shape,
+            "source": source_file,
+            "binary": binary_file,
+            "entry": each.entry,
+            "warps": each.warps,
+            "stages": each.stages,
+            "shared_bytes": each.shared,
+            "registers": each.registers,
+            "spills": each.spills,
+            "arguments": [{"name": name, "type": kind} for name, kind in each.signature],
+        }
+        if each.name in blocks:
+            kernel |= {"block_q": blocks[each.name].block_q, "block_k": blocks[each.name].block_k}
+        kernels.append(kernel)
+    return kernels
+
+
+def _refuse_other_folder(output: Path) -> None:
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise error("SP614", f"`{output}` is not a folder", help="Name a folder that is new, or was written before.")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    try:
+        known = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        names = {MANIFEST, *known["files"]}
+        ours = known["format"] <= FORMAT and {each.name for each in output.iterdir()} <= names
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise error(
+            "SP614",
+            f"the folder `{output}` holds files that `spdsl compile` did not write",
+            help="Name a folder that is new, or was written before.",
+        )
+
+
+def _write(output: Path, files: dict[str, bytes]) -> None:
+    temporary = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+        temporary.chmod(0o755)
+        if output.exists():
+            # A folder cannot be replaced in one step; the old one steps aside first.
+            old = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.old."))
+            output.rename(old / "was")
+            temporary.rename(output)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(output)
+    except OSError as refused:
+        raise cannot_write(output, refused) from None
+    finally:
+        if temporary is not None and temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
