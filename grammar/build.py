@@ -37,11 +37,11 @@ def pattern(children: Children, span: Span) -> nodes.Pattern:
     return nodes.Pattern(name=name.text, parameters=parameters or (), statements=tuple(statements), span=span)
 
 
-def names(children: Children, span: Span) -> tuple[str, ...]:
+def names(children: Children, _: Span) -> tuple[str, ...]:
     return tuple(name.text for name in children)
 
 
-def several(children: Children, span: Span) -> Children:
+def several(children: Children, _: Span) -> Children:
     return children
 
 

@@ -1,7 +1,8 @@
-"""From ``spat.lark`` to ``tables.json``: Lark checks the grammar and computes the LALR(1) tables, this file writes them down.
+"""From ``spat.lark`` to ``tables.json``: Lark checks the grammar and computes the LALR(1) tables, this file writes
+them down.
 
-Parsing needs neither Lark nor this file: `engine` runs the tables.  Run ``python -m spdsl.grammar.build_tables`` after a change
-of the grammar; a test compares the saved tables with freshly built ones.
+Parsing needs neither Lark nor this file: `engine` runs the tables.  Run ``python -m spdsl.grammar.build_tables``
+after a change of the grammar; a test compares the saved tables with freshly built ones.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def build() -> str:
 
 
 def _state_order(table: Any) -> dict[int, int]:
-    """New numbers for the states, breadth first from the start, so that the file does not depend on Lark's internal order."""
+    """New numbers for the states, breadth first from the start, so that the file does not depend on Lark's internal
+    order."""
     from lark.parsers.lalr_analysis import Shift
 
     order = {table.start_states["program"]: 0}

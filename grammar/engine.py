@@ -1,7 +1,8 @@
 """From text to one nested value: a contextual lexer and an LALR(1) loop over the tables that ``build_tables`` saved.
 
-The caller says how a rule's children become a value.  Nothing here knows the language, and nothing recurses, so depth is
-bounded by the caller alone.  A text that does not fit raises `Misfit` (never seen by users; ``errors`` explains it).
+The caller says how a rule's children become a value.  Nothing here knows the language, and nothing recurses, so depth
+is bounded by the caller alone.  A text that does not fit raises `MisfitError` (never seen by users; ``errors``
+explains it).
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ class Token(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """One expansion: ``node`` is built from ``children`` (positions, None for an absent option); None passes them on."""
+    """One expansion: ``node`` is built from ``children`` (positions, None for an absent option).
+
+    A ``node`` of None passes its children on.
+    """
 
     origin: str
     node: str | None
@@ -50,7 +54,7 @@ class Tables:
     scanners: dict[int, re.Pattern[str]] = field(default_factory=dict, compare=False, repr=False)
 
     def scanner(self, state: int) -> re.Pattern[str]:
-        """What a state can read next; `ANYWHERE` reads every terminal.  The table's order decides between equal starts."""
+        """What a state can read next; `ANYWHERE` reads every terminal.  Their order decides between equal starts."""
         found = self.scanners.get(state)
         if found is None:
             usable = self.terminals.keys() if state == ANYWHERE else self.ignored | self.states[state].keys()
@@ -59,7 +63,7 @@ class Tables:
         return found
 
 
-class Misfit(Exception):
+class MisfitError(Exception):
     """The text leaves the language at ``token``; ``states`` and ``previous`` are where the parser stood then."""
 
     def __init__(self, token: Token, states: tuple[int, ...], previous: tuple[Token, ...]) -> None:
@@ -67,7 +71,7 @@ class Misfit(Exception):
         self.token, self.states, self.previous = token, states, previous
 
 
-class TooDeep(Exception):
+class TooDeepError(Exception):
     """The text opens more constructs at ``token`` than the caller allows."""
 
     def __init__(self, token: Token) -> None:
@@ -76,7 +80,7 @@ class TooDeep(Exception):
 
 
 class Built(NamedTuple):
-    """What stands on the stack: the children that a rule hands up, the text they cover, and how deep they are nested."""
+    """What stands on the stack: the children that a rule hands up, the text they cover, how deep they nest."""
 
     values: list[Any]
     start: int
@@ -104,15 +108,16 @@ def load_tables() -> Tables:
 def run(text: str, build: Build, most: int) -> Any:
     """Parse ``text``: ``build(node, children, start, end, depth)`` makes a value of every rule.
 
-    ``depth`` counts the values nested in this one, itself included; a tuple does not count.  Raises `Misfit` at the first token
-    that cannot continue the text, and `TooDeep` where more than ``most`` words and values wait for what they belong to.
+    ``depth`` counts the values nested in this one, itself included; a tuple does not count.  Raises `MisfitError` at
+    the first token that cannot continue the text, and `TooDeepError` where more than ``most`` words and values wait
+    for what they belong to.
     """
     tables = load_tables()
     states, stack, previous = [tables.start], [Built([], 0, 0, 0)], [Token(END, "", 0, 0)]
     while True:
         token = _next_token(tables, text, previous[-1].end, states[-1])
         action = tables.states[states[-1]].get(token.kind)
-        # An LALR state may reduce on a word that only an outer rule would refuse: a misfit tells of the states before that.
+        # An LALR state may reduce on a word that an outer rule then refuses: a misfit tells of the states before that.
         standing = tuple(states)
         while action is not None and action < 0:
             _reduce(tables, tables.rules[-1 - action], states, stack, build)
@@ -120,9 +125,9 @@ def run(text: str, build: Build, most: int) -> Any:
                 return stack[-1].values[0]
             action = tables.states[states[-1]].get(token.kind)
         if action is None:
-            raise Misfit(token, standing, tuple(previous[1:]))
+            raise MisfitError(token, standing, tuple(previous[1:]))
         if len(states) > most:
-            raise TooDeep(token)
+            raise TooDeepError(token)
         states.append(action)
         stack.append(Built([token], token.start, token.end, 0))
         previous.append(token)
@@ -143,7 +148,7 @@ def _reduce(tables: Tables, rule: Rule, states: list[int], stack: list[Built], b
 
 
 def _children(rule: Rule, parts: list[Built]) -> list[Any]:
-    # A list grows by one item per reduction: its first part is extended in place, or long files would take quadratic time.
+    # A list grows by one item per reduction: extending its first part in place keeps long files from quadratic time.
     keeps_first = rule.node is None and rule.children[:1] == (0,)
     values = parts[0].values if keeps_first else []
     for position in rule.children[keeps_first:]:
@@ -152,7 +157,7 @@ def _children(rule: Rule, parts: list[Built]) -> list[Any]:
 
 
 def _next_token(tables: Tables, text: str, at: int, state: int) -> Token:
-    """The next token that this state can use; failing that, one that the language knows; failing that, an illegal one."""
+    """The next token that this state can use, or else one that the language knows, or else an illegal one."""
     scanner = tables.scanner(state)
     while at < len(text):
         match = scanner.match(text, at)
@@ -183,7 +188,7 @@ def tokens(text: str) -> Iterator[Token]:
 
 
 def acceptable(states: tuple[int, ...]) -> frozenset[str]:
-    """The terminals that can really follow: tried one by one, since an LALR state also reduces on what a caller refuses."""
+    """The terminals that can really follow, tried one by one: a state also reduces on what an outer rule refuses."""
     tables = load_tables()
     return frozenset(kind for kind in (*tables.terminals, END) if _accepts(tables, list(states), kind))
 

@@ -1,4 +1,4 @@
-"""From a `Misfit` to the `SpatError` that a user reads: what was found, what could stand there, how to mend it."""
+"""From a `MisfitError` to the `SpatError` that a user reads: what was found, what could stand there, how to mend it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 
 from spdsl.diagnostics import Span, SpatError, error
 from spdsl.grammar import engine
-from spdsl.grammar.engine import END, ILLEGAL, Misfit, Token
+from spdsl.grammar.engine import END, ILLEGAL, MisfitError, Token
 from spdsl.grammar.hints import CHARACTERS, HINTS, Hint
 
 _STATEMENTS = frozenset(["_INPUT", "_GRID", "_AXIS", "_LET", "_EXPORT", "_RETURN", "_KEEP", "SETTING"])
@@ -42,7 +42,7 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 Place = Callable[[int, int], Span]
 
 
-def explain(misfit: Misfit, text: str, place: Place) -> SpatError:
+def explain(misfit: MisfitError, text: str, place: Place) -> SpatError:
     """The error for a text that left the language; ``place`` turns offsets into a span."""
     token, allowed = misfit.token, engine.acceptable(misfit.states)
     if token.kind == ILLEGAL:
@@ -61,13 +61,14 @@ def explain(misfit: Misfit, text: str, place: Place) -> SpatError:
     )
 
 
-def _still_open(misfit: Misfit, place: Place) -> str:
+def _still_open(misfit: MisfitError, place: Place) -> str:
     """What to say when a statement or an item begins although a bracket before it was never closed."""
     marks = _open_brackets(misfit.previous)
     if not marks or misfit.token.kind not in (_ITEMS if marks[-1].text == "{" else _ITEMS | _STATEMENTS):
         return ""
     mark = marks[-1]
-    return f"`{mark.text}` on line {place(mark.start, mark.end).line} is still open: close it with `{_BRACKETS[mark.text]}`."
+    line = place(mark.start, mark.end).line
+    return f"`{mark.text}` on line {line} is still open: close it with `{_BRACKETS[mark.text]}`."
 
 
 def _illegal(token: Token, text: str, place: Place) -> SpatError:
@@ -84,7 +85,7 @@ def _illegal(token: Token, text: str, place: Place) -> SpatError:
     return error("SP102", f"`{shown}` is not part of the language", place(at, at + len(known or token.text)), help=mend)
 
 
-def _ended(misfit: Misfit, place: Place, situation: Situation, allowed: frozenset[str]) -> SpatError:
+def _ended(misfit: MisfitError, place: Place, situation: Situation, allowed: frozenset[str]) -> SpatError:
     """The text ended too early; the place is right behind its last word, not at some blank or comment after it."""
     last = misfit.previous[-1]
     span = place(last.end, last.end)
@@ -111,8 +112,8 @@ def _closing() -> frozenset[str]:
 class Situation:
     """What a hint may look at, where a text left the language.
 
-    ``construct`` is the statement or item begun last, ``bracket`` the innermost open one; ``waits_…`` say what the parser
-    hoped for; ``before_word`` that a word of the language was read as a name just before;
+    ``construct`` is the statement or item begun last, ``bracket`` the innermost open one; ``waits_…`` say what the
+    parser hoped for; ``before_word`` that a word of the language was read as a name just before;
     ``is_value`` that an expression could have gone on; ``piped`` that a ``|>`` stands in this expression.
     """
 
@@ -141,7 +142,7 @@ class Situation:
     waits_by: bool
 
 
-def _situation(misfit: Misfit, text: str, allowed: frozenset[str]) -> Situation:
+def _situation(misfit: MisfitError, text: str, allowed: frozenset[str]) -> Situation:
     token, previous = misfit.token, misfit.previous
     kinds = ["", "", *(one.kind for one in previous)]
     following = next(engine.tokens(text[token.end :]), None)
@@ -189,11 +190,15 @@ def _examples() -> tuple[tuple[Hint, Situation], ...]:
     return tuple((hint, situation_of(hint.example)) for hint in HINTS)
 
 
+def _build_nothing(*_: object) -> None:
+    """Examples are only run as far as they go."""
+
+
 def situation_of(text: str) -> Situation:
     """Where a malformed text leaves the language.  Raises `ValueError` for one that does not."""
     try:
-        engine.run(text, lambda node, children, start, end, depth: None, most=100)
-    except Misfit as misfit:
+        engine.run(text, _build_nothing, most=100)
+    except MisfitError as misfit:
         return _situation(misfit, text, engine.acceptable(misfit.states))
     raise ValueError(f"this text is well formed: {text}")
 

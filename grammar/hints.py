@@ -1,7 +1,8 @@
 """What to say about common mistakes: malformed examples with the sentence that mends them, kept as data.
 
-`errors` looks at where the parser gives up in each example, and takes the first hint whose example agrees with the user's
-text in the features that the hint needs (see `errors.Situation`).  A test runs every example through its own hint.
+`errors` looks at where the parser gives up in each example, and takes the first hint whose example agrees with the
+user's text in the features that the hint needs (see `errors.Situation`).  A test runs every example through its own
+hint.
 """
 
 from __future__ import annotations

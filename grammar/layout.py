@@ -1,8 +1,8 @@
 """From a tree to lines of at most 100 columns, with the comments that belong between them.
 
 A node that fits stays on its line.  What does not fit is broken at its loosest operators: ``and`` and ``or`` stand
-right-aligned before their operands, pipes under the value, arguments after their bracket, the clauses of a branch one a line.
-The tree is never changed, and where the source broke its lines does not matter, save where a comment stands.
+right-aligned before their operands, pipes under the value, arguments after their bracket, the clauses of a branch one
+a line. The tree is never changed, and where the source broke its lines does not matter, save where a comment stands.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import pairwise
 
-from spdsl.grammar import nodes, print
+from spdsl.grammar import nodes
+from spdsl.grammar import print as one_line
 from spdsl.grammar.comments import END, START, Comments, Place, end_of, start_of
 from spdsl.grammar.nodes import (
     Argument,
@@ -44,8 +46,8 @@ def lay_out(program: Program, comments: Comments | None = None) -> str:
 class _Expressions:
     """Lines of expressions.
 
-    Every method returns lines; the first lacks what stands left of ``column``, where the expression begins.  ``indent`` is
-    where the line itself begins, ``tail`` how many columns must stay free after the last line.
+    Every method returns lines; the first lacks what stands left of ``column``, where the expression begins.
+    ``indent`` is where the line itself begins, ``tail`` how many columns must stay free after the last line.
     """
 
     def __init__(self, comments: Comments) -> None:
@@ -55,7 +57,7 @@ class _Expressions:
         """An expression: on one line if it fits, else broken at its loosest operator."""
         if self.has_commented_parts(expr):
             return self.chain(expr, indent, column, tail)
-        flat = print.expression(expr)
+        flat = one_line.expression(expr)
         if column + len(flat) + tail <= WIDTH and not self.must_break(expr):
             return [flat]
         match expr:
@@ -66,18 +68,18 @@ class _Expressions:
             case Choose():
                 return self.choose(expr, column, tail)
             case Call(function=function, arguments=given):
-                head = self.operand(function, print.POSTFIX, indent, column, 1)
+                head = self.operand(function, one_line.POSTFIX, indent, column, 1)
                 return self.bracketed(head, given, "()", indent, column, tail)
             case Subscript(value=value, indices=indices):
-                head = self.operand(value, print.POSTFIX, indent, column, 1)
+                head = self.operand(value, one_line.POSTFIX, indent, column, 1)
                 return self.bracketed(head, indices, "[]", indent, column, tail)
             case Tuple(items=items):
                 return self.bracketed([""], items, "()", indent, column, tail)
             case Attribute(value=value, name=name):
-                return _append(self.operand(value, print.POSTFIX, indent, column, len(name) + 1 + tail), f".{name}")
+                return _append(self.operand(value, one_line.POSTFIX, indent, column, len(name) + 1 + tail), f".{name}")
             case Unary(op=op, operand=inner):
                 sign = "not " if op == "not" else op
-                return _prepend(sign, self.operand(inner, print.level(expr), indent, column + len(sign), tail))
+                return _prepend(sign, self.operand(inner, one_line.level(expr), indent, column + len(sign), tail))
             case Body():
                 return self.body(expr, indent, column)
             case _:
@@ -85,7 +87,7 @@ class _Expressions:
 
     def operand(self, expr: Expr, least: int, indent: int, column: int, tail: int) -> list[str]:
         """An expression where one of at least this level must stand."""
-        if print.level(expr) >= least:
+        if one_line.level(expr) >= least:
             return self.lines(expr, indent, column, tail)
         return _prepend("(", _append(self.lines(expr, indent, column + 1, tail + 1), ")"))
 
@@ -102,7 +104,7 @@ class _Expressions:
         if not self.comments.between(start_of(expr), end_of(expr)):
             return False
         parts = _parts(expr)
-        return any(self.comments.between(a.end, b.start) for a, b in zip(parts, parts[1:], strict=False)) or any(
+        return any(self.comments.between(a.end, b.start) for a, b in pairwise(parts)) or any(
             self.has_commented_parts(part.expr) for part in parts if not part.stage
         )
 
@@ -138,13 +140,14 @@ class _Expressions:
                 return self.operand(part.expr, part.least, indent, column, tail)
 
     def arithmetic(self, expr: Expr, indent: int, column: int, tail: int) -> list[str]:
-        """Sums, products and comparisons: as many operands a line as fit, the others below them behind their operators."""
+        """Sums, products and comparisons: as many operands a line as fit, the others below them behind their
+        operators."""
         first, *others = _parts(expr)
         lines = self.operand(first.expr, first.least, indent, column, 0)
         for part in others:
             room = tail if part is others[-1] else 0
             at = len(lines[-1]) + (column if len(lines) == 1 else 0) + len(part.word) + 2
-            flat = print.operand(part.expr, part.least)
+            flat = one_line.operand(part.expr, part.least)
             # What is short (`0 <= …`) never stands on a line of its own.
             if (at + len(flat) + room <= WIDTH and not self.must_break(part.expr)) or at - column <= SHORT:
                 word = f" {part.word} "
@@ -159,9 +162,9 @@ class _Expressions:
     def choose(self, expr: Choose, column: int, tail: int) -> list[str]:
         """``if … then …`` above ``else …``; three lines where the first two parts do not fit on one."""
         margin = " " * column
-        head = f"if {print.expression(expr.condition)} then "
+        head = f"if {one_line.expression(expr.condition)} then "
         otherwise = _prepend(f"{margin}else ", self.lines(expr.no, column, column + len("else "), tail))
-        if column + len(head) + len(print.expression(expr.yes)) <= WIDTH and not self.must_break(expr.condition):
+        if column + len(head) + len(one_line.expression(expr.yes)) <= WIDTH and not self.must_break(expr.condition):
             return _prepend(head, self.lines(expr.yes, column, column + len(head), 0)) + otherwise
         condition = _prepend("if ", self.lines(expr.condition, column, column + len("if "), 0))
         yes = _prepend(f"{margin}then ", self.lines(expr.yes, column, column + len("then "), 0))
@@ -181,7 +184,7 @@ class _Expressions:
             label = f"{name} = " if name else ""
             at = len(lines[-1]) + (column if len(lines) == 1 else 0)
             if number > 1:
-                if at + 1 + len(label) + len(print.expression(value)) + room > WIDTH:
+                if at + 1 + len(label) + len(one_line.expression(value)) + room > WIDTH:
                     lines.append(" " * base)
                     at = base
                 else:
@@ -220,7 +223,7 @@ class _Statements(_Expressions):
             return [f'use "{item.path}"']
         head = f"def {item.name}({', '.join(item.parameters)}) ="
         at = len(head) + 1
-        if at + len(print.expression(item.value)) <= WIDTH and not self.has_commented_parts(item.value):
+        if at + len(one_line.expression(item.value)) <= WIDTH and not self.has_commented_parts(item.value):
             return _prepend(f"{head} ", self.lines(item.value, 0, at, 0))
         # `and` and `or` hang left of their operands and need the room.
         column = INDENT + (len("and ") if isinstance(item.value, Binary) and item.value.op in ("and", "or") else 0)
@@ -236,7 +239,7 @@ class _Statements(_Expressions):
         """``pattern name(parameters)``; a comment among the parameters gives each of them a line."""
         lines = [f"pattern {pattern.name}("]
         base = len(lines[0])
-        texts = [print.param(param) + "," for param in pattern.parameters]
+        texts = [one_line.param(param) + "," for param in pattern.parameters]
         ends = [start_of(param) for param in pattern.parameters[1:]]
         if pattern.parameters and self.comments.between(start_of(pattern), start_of(pattern.parameters[-1])):
             for param, text, end in zip(pattern.parameters, texts, [*ends, START], strict=True):
@@ -253,7 +256,7 @@ class _Statements(_Expressions):
                     lines[-1] += f" {text}" if number else text
                 else:
                     lines.append(" " * base + text)
-        return _append(lines[:-1] + [lines[-1].removesuffix(",")], ")")
+        return _append([*lines[:-1], lines[-1].removesuffix(",")], ")")
 
     def block(self, head: list[str], items: Sequence[nodes.Statement], indent: int, owner: Pattern | Body) -> list[str]:
         """A head that ends in ``{`` and the statements behind it, without the closing brace."""
@@ -264,7 +267,7 @@ class _Statements(_Expressions):
         return _append(head, opening) + lines + self.remaining(end_of(owner), indent, not lines)
 
     def statement(self, node: nodes.Statement, indent: int) -> list[str]:
-        before, value, after = print.statement_parts(node)
+        before, value, after = one_line.statement_parts(node)
         margin = " " * indent
         if value is None:
             return [margin + before]
@@ -299,7 +302,8 @@ class _Statements(_Expressions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """One operand of a chain, or one stage of a pipe: then ``stage`` is its text, and ``expr`` the `Pipe` that ends in it."""
+    """One operand of a chain, or one stage of a pipe: then ``stage`` is its text, and ``expr`` the `Pipe` that ends
+    in it."""
 
     word: str
     expr: Expr
@@ -316,19 +320,19 @@ def _parts(expr: Expr) -> list[_Part]:
             stage = _Part(
                 word="|>",
                 expr=expr,
-                least=print.PIPE,
+                least=one_line.PIPE,
                 start=start_of(given[0]) if given else end_of(expr),
                 end=end_of(expr),
-                stage=print.stage(expr),
+                stage=one_line.stage(expr),
             )
-            return [*(_parts(value) if isinstance(value, Pipe) else [_operand("", value, print.PIPE)]), stage]
+            return [*(_parts(value) if isinstance(value, Pipe) else [_operand("", value, one_line.PIPE)]), stage]
         case Binary(op=op, left=left, right=right):
-            level, at_left, at_right = print.levels(op)
+            level, at_left, at_right = one_line.levels(op)
             # `**` holds from the right: its left operand is never another one without parentheses.
-            same = isinstance(left, Binary) and print.level(left) == level and at_left == level
+            same = isinstance(left, Binary) and one_line.level(left) == level and at_left == level
             return [*(_parts(left) if same else [_operand("", left, at_left)]), _operand(op, right, at_right)]
         case Compare(ops=ops, operands=operands):
-            return [_operand(op, one, print.SUM) for op, one in zip(("", *ops), operands, strict=True)]
+            return [_operand(op, one, one_line.SUM) for op, one in zip(("", *ops), operands, strict=True)]
         case _:
             raise TypeError(f"{expr} is not a chain")
 

@@ -1,7 +1,7 @@
 """From the text of a ``.spat`` file to a `Program`: places on every node, nothing checked.
 
-Bounds on what is read are here: size, encoding, depth.  Depth is bounded so that every later pass may walk the tree by plain
-recursion.  Comments are not in the tree; the formatter finds them again in ``Program.source``.
+Bounds on what is read are here: size, encoding, depth.  Depth is bounded so that every later pass may walk the tree
+by plain recursion.  Comments are not in the tree; the formatter finds them again in ``Program.source``.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ MAX_WAITING = 8 * MAX_DEPTH
 def parse(text: str, name: str = "<string>") -> Program:
     """The tree of ``text``; ``name`` is what messages call it.
 
-    Raises `SpatError` (SP1xx) where the text is not in the language, too long, nested too deeply or has a literal too large.
+    Raises `SpatError` (SP1xx) where the text is not in the language, too long, nested too deeply or has a literal too
+    large.
     """
     if len(text) > MAX_BYTES:
         raise _too_large(name)
     reader = _Reader(Source(name=name, text=text))
     try:
         program: Program = engine.run(text, reader.build, MAX_WAITING)
-    except engine.TooDeep as deep:
+    except engine.TooDeepError as deep:
         raise reader.too_deep(deep.token.start) from None
-    except engine.Misfit as misfit:
+    except engine.MisfitError as misfit:
         # Only a text with a mistake pays for the machinery that explains it.
         from spdsl.grammar.errors import explain
 
@@ -44,7 +45,7 @@ def parse(text: str, name: str = "<string>") -> Program:
 
 def parse_file(path: str | Path) -> Program:
     """The tree of a file.  Raises `SpatError`, and `OSError` where the file cannot be read."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     return parse(decode(data, str(path)), str(path))
 

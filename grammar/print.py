@@ -1,7 +1,7 @@
 """From a tree to text: one canonical way to write each node, with as few parentheses as the grammar allows.
 
-``parse(to_spat(program)) == program`` for every tree that `parse` can return.  Here a node becomes one line; where lines
-are broken is decided in ``layout``.
+``parse(to_spat(program)) == program`` for every tree that `parse` can return.  Here a node becomes one line; where
+lines are broken is decided in ``layout``.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ def compare(text: str, path: Path, update: bool) -> None:
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """``golden(text)`` or ``golden(text, "part.txt")`` where one test has several; ``ending`` names the kind of file."""
+    """``golden(text)`` or ``golden(text, "part.txt")`` where one test has several; ``ending`` names the kind of
+    file."""
 
     def check(text: str, part: str = "", *, ending: str = "txt") -> None:
         area = request.path.relative_to(TESTS).with_suffix("")

@@ -1,7 +1,8 @@
 """Every ``.spat`` file here is malformed; beside it stands what the user reads.
 
-A name is ``CODE_what_is_wrong.spat``: the text must report that code, first or among others.  `spdsl.grammar.parse` and, where the
-text parses, `spdsl.semantics.check` are asked; a file of bytes that are not text has the ending ``.bytes``.
+A name is ``CODE_what_is_wrong.spat``: the text must report that code, first or among others.  `spdsl.grammar.parse`
+and, where the text parses, `spdsl.semantics.check` are asked; a file of bytes that are not text has the ending
+``.bytes``.
 """
 
 from __future__ import annotations
