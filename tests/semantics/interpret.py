@@ -9,41 +9,15 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from spdsl.grammar import nodes as syntax
 from tests.library.masks import philox_uniform
+from tests.semantics.point import Later, OutsideError, Point
+from tests.semantics.varying import axes_of
 
 Number = Any
-
-
-class OutsideError(Exception):
-    """A coordinate was asked of a position outside its named grid: the comparison around it is false."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Later:
-    """An expression with the names that it may use; positions are those at the time of evaluation."""
-
-    expr: syntax.Expr
-    names: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """A pair of positions, and everything that a call fixes."""
-
-    q: int
-    k: int
-    h: int
-    b: int
-    sizes: Mapping[str, int]
-    tables: Mapping[str, Any]
-    pattern: syntax.Pattern
-    axes: Mapping[str, syntax.AxisBy | syntax.AxisInto] = field(default_factory=dict)
-    grids: tuple[syntax.Grid, ...] = ()
-    names: Mapping[str, Any] = field(default_factory=dict)
 
 
 FUNCTIONS: dict[str, Callable[..., Number]] = {
@@ -345,6 +319,10 @@ def _reduced(name: str, body: syntax.Expr, named: Mapping[str, syntax.Expr], at:
     positions = range(at.sizes["n"])
     match named.get("per"), named.get("over"):
         case syntax.Attribute(value=syntax.Name(id=side), name=axis), None:
+            if {each for each in axes_of(body, at) if each.startswith(side)} <= {f"{side}.{axis}"}:
+                # The array has no finer axis that could be reduced.
+                value = value_of(body, at)
+                return int(value) if name == "sum" and isinstance(value, bool) else value
             here = _coordinate(axis, getattr(at, side), at)
             members = [p for p in positions if _coordinate_or_none(axis, p, at) == here]
         case None, syntax.Name(id=side):
