@@ -25,6 +25,7 @@ from spdsl.codegen.blocks import (
     Pointers,
     Probabilities,
     Program,
+    RowBase,
     RowProducts,
     Scale,
     ScoreGradient,
@@ -42,7 +43,7 @@ from spdsl.codegen.walks import Mode, Walker, depends_on_head, lower_walk
 from spdsl.semantics.nodes import Expr, Side
 
 STATISTICS = (
-    Argument(name="LSE", type="*fp32", note="[batch, heads, nq], natural logarithm"),
+    Argument(name="LSE2", type="*fp32", note="[batch, heads, nq], in powers of two, +inf for rows that keep nothing"),
     Argument(name="Delta", type="*fp32", note="[batch, heads, nq]"),
 )
 KEY_ROWS = Argument(name="key_rows", type="i32", note="rows of K")
@@ -114,7 +115,9 @@ def lower_delta(plan: Plan) -> Kernel:
         *frame.hoist.take(1),
         *_tile(frame, "O", "q", "VALUE_DIM", "h"),
         *_tile(frame, "dO", "q", "VALUE_DIM", "h"),
+        RowBase(),
         RowProducts(),
+        StoreRows(value="lse2", pointer="LSE2", side="q"),
         StoreRows(value="delta", pointer="Delta", side="q"),
         *tail,
     )
@@ -124,9 +127,9 @@ def lower_delta(plan: Plan) -> Kernel:
         arguments=(
             *frame.tensor("O", "q", problem.value_dim),
             *frame.tensor("dO", "q", problem.value_dim),
-            STATISTICS[0],
+            Argument(name="LSE", type="*fp32", note="[batch, heads, nq], natural logarithm"),
             Argument(name="dLSE", type="*fp32", note="[batch, heads, nq]"),
-            STATISTICS[1],
+            *STATISTICS,
             *arguments,
             *frame.lengths(),
             *frame.table_arguments(body),
@@ -171,6 +174,7 @@ def lower_dq(plan: Plan) -> Kernel:
         *frame.hoist.take(1),
         *_tile(frame, "Q", "q", "HEAD_DIM", "h"),
         *_tile(frame, "dO", "q", "VALUE_DIM", "h"),
+        RowBase(),
         Statistics(part="own"),
         _pointers(frame, "K", "k", "HEAD_DIM", "g"),
         _pointers(frame, "V", "k", "VALUE_DIM", "g"),
@@ -215,6 +219,7 @@ def lower_dkdv(plan: Plan) -> Kernel:
         *(frame.hoist.take(2) if frame.loops_over_heads else ()),
         _pointers(frame, "Q", "q", "HEAD_DIM", "h"),
         _pointers(frame, "dO", "q", "VALUE_DIM", "h"),
+        RowBase(),
         *(Zeros(name=each.name, shape=("BLOCK_K",)) for each in step.sums),
         *(setup if own_bounds else ()),
         *loops,

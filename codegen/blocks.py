@@ -128,9 +128,14 @@ class StoreTile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """LSE (in powers of two, +inf where the row keeps nothing, so that probabilities vanish) and delta of the query rows."""
+    """``lse`` (in powers of two, +inf for rows that keep nothing or do not exist, so that weights vanish) and ``delta``."""
 
     part: Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowBase:
+    """Name ``row_base``: where the rows of this sequence and head begin in ``[batch, heads, nq]``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +262,8 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowProducts:
-    """``lse`` as it is stored, and ``delta``: row sums of ``dO * O`` minus ``dLSE``; 0 for rows that keep nothing."""
+    """``lse`` as it is stored, and for the kernels that follow ``lse2``, in powers of two and +inf for rows that keep
+    nothing, and ``delta``: row sums of ``dO * O`` minus ``dLSE``, 0 for rows that keep nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,6 +367,7 @@ Block: TypeAlias = (
     | LoadTile
     | StoreTile
     | Statistics
+    | RowBase
     | StoreRows
     | StorePairs
     | Zeros

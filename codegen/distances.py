@@ -19,6 +19,7 @@ from spdsl.codegen.blocks import (
     LoadRows,
     Loop,
     Pointers,
+    RowBase,
     ScoreGradient,
     Statistics,
     StoreDistances,
@@ -62,6 +63,7 @@ def lower_distances(plan: Plan) -> Kernel | None:
     )  # fmt: skip
     blocks: tuple[Block, ...] = (
         DistanceProgram(ratio=frame.ratio, shape=shape),
+        RowBase(),
         *(
             Pointers(tensor=tensor, prefix=tensor.lower(), side=side, columns=columns, head=head, shape=shape)
             for tensor, side, columns, head in (

@@ -14,6 +14,7 @@ from spdsl.codegen.blocks import (
     OnlineSoftmax,
     Pointers,
     Program,
+    RowBase,
     SoftmaxEnd,
     SoftmaxState,
     StoreRows,
@@ -76,6 +77,7 @@ def lower_forward(plan: Plan) -> Kernel:
         StoreTile(
             value="acc", prefix="o", side="q", columns="VALUE_DIM", padded=frame.is_padded("VALUE_DIM"), dtype=problem.dtype
         ),
+        RowBase(),
         StoreRows(value="lse", pointer="LSE", side="q"),
     )
     dim, value_dim = problem.pattern.head_dim, problem.value_dim

@@ -49,6 +49,7 @@ class TritonEngine:
             **tensor_values(Q=call.q, K=call.k, V=call.v, O=lined(out), dO=lined(d_out.to(call.q.dtype))),
             "LSE": lse.contiguous(),
             "dLSE": torch.zeros_like(lse) if d_lse is None else d_lse.float().contiguous(),
+            "LSE2": torch.empty_like(lse, memory_format=torch.contiguous_format),
             "Delta": torch.empty_like(lse, memory_format=torch.contiguous_format),
             **_partial_values(call, partials),
         }
