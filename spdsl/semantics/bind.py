@@ -1,237 +1,260 @@
-"""From a checked pattern and the values of its parameters to a bound one, in which only run-time lengths are open.
+"""From `CheckedPattern` to `BoundPattern`: parameters, layer, heads, groups and head dim become constants, and all is folded.
 
-It checks the values against their declarations and folds.  What depends on tensors is checked at the call.
+Does not look at inputs or lengths: those come with each call.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Mapping
+import numbers
+from collections.abc import Mapping
 from dataclasses import replace
 
-from spdsl.diagnostics import error
-from spdsl.semantics.bounds import Facts
-from spdsl.semantics.fold import fold
-from spdsl.semantics.nodes import (
-    Attend,
-    Axis,
-    BoundPattern,
-    CheckedPattern,
-    Const,
-    Dtype,
-    Expr,
-    Extent,
-    Grid,
-    Param,
-    Parameter,
-    Table,
-)
-from spdsl.semantics.rewrite import mentions, transform
+from spdsl.diagnostics import SpatError, Span, error
+from spdsl.semantics import nodes as ir
+from spdsl.semantics.bounds import Facts, interval
+from spdsl.semantics.fold import INT_HIGH, INT_LOW, fold
+from spdsl.semantics.nodes import Attend, BoundPattern, CheckedPattern, Const, Expr, Extent, Parameter
+from spdsl.semantics.report import did_you_mean
+from spdsl.semantics.rewrite import mentions, substitute, walk
+from spdsl.semantics.windows import lift_windows
 
-Scalar = bool | int | float
-Value = Scalar | tuple[Scalar, ...]
+Value = bool | int | float
+Bindings = tuple[tuple[str, Value | tuple[Value, ...]], ...]
 
 
 def bind(
     checked: CheckedPattern,
     parameters: Mapping[str, object],
     *,
-    layer: int | None,
+    layer: int | None = None,
     heads: int,
     groups: int,
     head_dim: int,
 ) -> BoundPattern:
-    """Fix the parameters (by name; defaults fill in), the layer, and the sizes that a call knows.
+    """Fix what is known before tensors are seen.
 
-    Raises:
-        SpatError: an unknown or missing parameter, a value of the wrong kind or out of range (SP32x), a missing layer, or
-            an operation that these values make impossible (SP307).
+    Raises `SpatError`: unknown (SP330), missing (SP331), wrong kind (SP332), out of range (SP333) or wrong length (SP334) of
+    a parameter; no layer for a pattern that asks for it (SP335); arithmetic that fails (SP336); an axis or grid of no size
+    (SP337); heads and groups that do not fit (SP338); a scale or cap that is not finite (SP339).
     """
-    values = parameter_values(checked, parameters)
-    if layer is None and any(mentions(expr, Extent(name="layer")) for expr in _expressions(checked)):
-        raise error(
-            "SP325",
-            f"`{checked.name}` depends on `layer`, but no layer is given",
-            checked.span,
-            help="give it: `spdsl.compile(…, layer=0)`, or `--layer 0` on the command line",
-        )
-    sizes = {"layer": layer or 0, "heads": heads, "groups": groups, "d": head_dim}
-    facts = Facts(
-        tables={t.name: (t.bounds.low, t.bounds.high) for t in checked.tables if t.bounds is not None},
-        indices={"h": (0, heads - 1), "g": (0, groups - 1)},
-    )
+    values = _values(checked, parameters)
+    _check_heads(heads, groups, head_dim)
+    mapping: dict[Expr, Expr] = {
+        Extent(name="heads"): Const(value=heads),
+        Extent(name="groups"): Const(value=groups),
+        Extent(name="d"): Const(value=head_dim),
+    }
+    if layer is not None:
+        mapping[Extent(name="layer")] = Const(value=_integer(layer, "layer", None))
+    elif any(mentions(expr, Extent(name="layer")) for expr in _expressions(checked)):
+        raise error("SP335", f"`{checked.name}` depends on the layer, but none is given", checked.span,
+                    help="pass `layer=…`, counted from 0")
+    for declared in checked.parameters:
+        value = values[declared.name]
+        if isinstance(value, tuple):
+            for item, one in enumerate(value):
+                mapping[ir.Param(name=declared.name, dtype=declared.dtype, item=item)] = Const(value=one)
+        else:
+            mapping[ir.Param(name=declared.name, dtype=declared.dtype)] = Const(value=value)
+    tables = {t.name: (t.bounds.low, t.bounds.high) for t in checked.tables if t.bounds is not None}
+    facts = Facts(tables=tables, indices={"h": (0, heads - 1), "g": (0, groups - 1)}, extents={"n": (1, None)})
+    folded: dict[int, Expr] = {}
 
-    def close(expr: Expr) -> Expr:
-        return fold(transform(expr, lambda node: _fixed(node, values, sizes)), facts=facts)
+    def fix(expr: Expr) -> Expr:
+        if id(expr) not in folded:
+            folded[id(expr)] = fold(substitute_everywhere(expr, mapping), code="SP336", facts=facts)
+        return folded[id(expr)]
 
-    return BoundPattern(
+    bound = BoundPattern(
         name=checked.name,
-        parameters=tuple(values.items()),
-        tables=tuple(_table(table, close) for table in checked.tables),
-        axes=tuple(_axis(axis, close) for axis in checked.axes),
-        grids=tuple(_grid(grid, close) for grid in checked.grids),
-        attend=_attend(checked.attend, close),
-        layer=layer or 0,
+        parameters=tuple((declared.name, values[declared.name]) for declared in checked.parameters),
+        tables=tuple(_table(table, fix) for table in checked.tables),
+        axes=tuple(_axis(axis, fix) for axis in checked.axes),
+        grids=tuple(_grid(grid, fix) for grid in checked.grids),
+        attend=_attend(checked.attend, fix),
+        layer=0 if layer is None else int(layer),
         heads=heads,
         groups=groups,
         head_dim=head_dim,
         text=checked.text,
         span=checked.span,
     )
+    return lift_windows(bound)
 
 
-def parameter_values(checked: CheckedPattern, given: Mapping[str, object]) -> dict[str, Value]:
-    """The value of every parameter, checked against its declaration."""
-    known = {each.name for each in checked.parameters}
-    for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=1)
-            listed = ", ".join(f"`{each.name}`" for each in checked.parameters)
-            raise error(
-                "SP321",
-                f"`{checked.name}` has no parameter `{name}`",
-                checked.span,
-                help=f"did you mean `{close[0]}`?" if close else f"its parameters are {listed}" if listed else "it has none",
-            )
-    return {each.name: _value(checked, each, given) for each in checked.parameters}
-
-
-def _value(checked: CheckedPattern, declared: Parameter, given: Mapping[str, object]) -> Value:
-    value = given.get(declared.name, declared.default)
-    if value is None:
-        raise error(
-            "SP322",
-            f"`{checked.name}` needs a value for `{declared.name}`",
-            declared.span,
-            note="has no default",
-            help=f"give it: `{declared.name}=…` in Python, `-p {declared.name}=…` on the command line",
-        )
-    if declared.length is None:
-        return _item(declared, value)
-    if not isinstance(value, (tuple, list)) or len(value) != declared.length:
-        raise error(
-            "SP323",
-            f"`{declared.name}` must be {declared.length} values of type {declared.dtype}, not {value!r}",
-            declared.span,
-            help=f"for example `{declared.name}=({', '.join(['1'] * declared.length)}{',' if declared.length == 1 else ''})`",
-        )
-    return tuple(_item(declared, item) for item in value)
-
-
-_KINDS: dict[Dtype, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float)}
-
-
-def _item(declared: Parameter, value: object) -> Scalar:
-    fits = isinstance(value, _KINDS[declared.dtype]) and (declared.dtype == "bool" or not isinstance(value, bool))
-    if not fits:
-        raise error(
-            "SP323",
-            f"`{declared.name}` must be {_article(declared.dtype)}, not {value!r}",
-            declared.span,
-            note=f"declared as {declared.dtype}",
-            help="give a value of this type",
-        )
-    assert isinstance(value, (bool, int, float))
-    if isinstance(value, float) and not math.isfinite(value):
-        raise error("SP323", f"`{declared.name}` is {value}, but must be finite", declared.span, help="give a finite number")
-    if declared.dtype == "int" and not -(2**63) <= value < 2**63:
-        raise error("SP323", f"`{declared.name}` does not fit into 64 bits", declared.span, help="give a smaller number")
-    bounds = declared.bounds
-    low, high = (None, None) if bounds is None else (bounds.low, bounds.high)
-    if (low is not None and value < low) or (high is not None and value > high):
-        span = f"{'' if low is None else low}..{'' if high is None else high}"
-        raise error(
-            "SP324",
-            f"`{declared.name}` is {value}, outside {span}",
-            declared.span,
-            note=f"declared in {span}",
-            help=f"give a value {'' if low is None else f'of at least {low}'}"
-            f"{' and ' if low is not None and high is not None else ''}{'' if high is None else f'of at most {high}'}",
-        )
-    return float(value) if declared.dtype == "float" else value
-
-
-def _article(dtype: Dtype) -> str:
-    return {"bool": "true or false", "int": "an int", "float": "a float"}[dtype]
-
-
-def _fixed(node: Expr, values: Mapping[str, Value], sizes: Mapping[str, int]) -> Expr | None:
-    match node:
-        case Param(name=name, item=item):
-            value = values[name]
-            if isinstance(value, tuple):
-                assert item is not None
-                value = value[item]
-            return Const(value=value, span=node.span)
-        case Extent(name=name) if name in sizes:
-            return Const(value=sizes[name], span=node.span)
-        case _:
-            return None
+def substitute_everywhere(expr: Expr, mapping: Mapping[Expr, Expr]) -> Expr:
+    """Replace parameters and extents, which no stage binds."""
+    return substitute(expr, mapping)
 
 
 def _expressions(checked: CheckedPattern) -> list[Expr]:
     attend = checked.attend
-    found = [attend.keep, attend.bias, attend.scale, attend.softcap, attend.sink_logit]
+    found: list[Expr | None] = [attend.keep, attend.bias, attend.scale, attend.softcap, attend.sink_logit]
+    found += [axis.size for table in checked.tables for axis in table.axes]
     for axis in checked.axes:
         found += [*axis.of, *(axis.size or ()), axis.step, axis.into, *axis.extents]
     for grid in checked.grids:
         found += [grid.of, *(extent for _, extent in grid.coordinates)]
-    for table in checked.tables:
-        found += [each.size for each in table.axes]
     return [expr for expr in found if expr is not None]
 
 
-Close = Callable[[Expr], Expr]
+# ---------------------------------------------------------------- values of parameters
 
 
-def _maybe(expr: Expr | None, close: Close) -> Expr | None:
-    return None if expr is None else close(expr)
+def _values(checked: CheckedPattern, given: Mapping[str, object]) -> dict[str, Value | tuple[Value, ...]]:
+    names = [declared.name for declared in checked.parameters]
+    for name in given:
+        if name not in names:
+            has = f"its parameters are {', '.join(names)}" if names else "it has none"
+            raise error("SP330", f"`{checked.name}` has no parameter `{name}`", checked.span,
+                        help=did_you_mean(str(name), names) or has)
+    found: dict[str, Value | tuple[Value, ...]] = {}
+    for declared in checked.parameters:
+        if declared.name in given:
+            found[declared.name] = _value(declared, given[declared.name])
+        elif declared.default is not None:
+            found[declared.name] = declared.default
+        else:
+            raise error("SP331", f"`{checked.name}` needs a value for `{declared.name}`", declared.span,
+                        note=_kind(declared), help=f"pass `{declared.name}=…`")
+    return found
 
 
-def _attend(attend: Attend, close: Close) -> Attend:
-    return replace(
-        attend,
-        keep=close(attend.keep),
-        bias=_maybe(attend.bias, close),
-        scale=_maybe(attend.scale, close),
-        softcap=_maybe(attend.softcap, close),
-        sink_logit=_maybe(attend.sink_logit, close),
-    )
+def _kind(declared: Parameter) -> str:
+    return declared.dtype if declared.length is None else f"{declared.dtype}[{declared.length}]"
 
 
-def _table(table: Table, close: Close) -> Table:
-    return replace(table, axes=tuple(replace(axis, size=close(axis.size)) for axis in table.axes))
+def _value(declared: Parameter, value: object) -> Value | tuple[Value, ...]:
+    if declared.length is None:
+        return _one(declared, value, declared.name)
+    items = value if isinstance(value, (tuple, list)) else (value,) if declared.length == 1 else None
+    if items is None:
+        raise error("SP334", f"`{declared.name}` is a tuple of {declared.length}, but {value!r:.80} is given", declared.span,
+                    note=_kind(declared))
+    if len(items) != declared.length:
+        raise error("SP334", f"`{declared.name}` is a tuple of {declared.length}, but {len(items)} values are given",
+                    declared.span, note=_kind(declared))
+    return tuple(_one(declared, item, f"{declared.name}[{place}]") for place, item in enumerate(items))
 
 
-def _axis(axis: Axis, close: Close) -> Axis:
-    size = None if axis.size is None else tuple(_positive(close(each), axis, "size") for each in axis.size)
-    return replace(
+def _one(declared: Parameter, value: object, name: str) -> Value:
+    found: Value
+    match declared.dtype:
+        case "bool":
+            if not isinstance(value, bool):
+                raise _wrong_kind(name, declared, value)
+            found = value
+        case "int":
+            found = _integer(value, name, declared)
+        case "float":
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise _wrong_kind(name, declared, value)
+            try:
+                found = float(value)
+            except OverflowError:
+                raise error("SP332", f"`{name}` is larger than any float", declared.span) from None
+    bounds = declared.bounds
+    if bounds is not None:
+        low, high = bounds.low, bounds.high
+        if not ((low is None or found >= low) and (high is None or found <= high)):
+            text = f"{'' if low is None else low}..{'' if high is None else high}"
+            raise error("SP333", f"`{name}` is {found}, but must be in {text}", declared.span, note="declared here")
+    return found
+
+
+def _integer(value: object, name: str, declared: Parameter | None) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise _wrong_kind(name, declared, value)
+    found = int(value)
+    if not INT_LOW <= found <= INT_HIGH:
+        raise error("SP332", f"`{name}` does not fit into 64 bits", declared.span if declared else None)
+    return found
+
+
+def _wrong_kind(name: str, declared: Parameter | None, value: object) -> SpatError:
+    wanted = {"bool": "a bool", "int": "an int", "float": "a float"}[declared.dtype if declared else "int"]
+    return error("SP332", f"`{name}` needs {wanted}, but {value!r:.80} is {_a_type(value)}",
+                 declared.span if declared else None, note="declared here" if declared else "")
+
+
+def _a_type(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _check_heads(heads: int, groups: int, head_dim: int) -> None:
+    for name, value in (("heads", heads), ("groups", groups), ("head_dim", head_dim)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise error("SP338", f"{name} must be an int of at least 1, not {value!r:.80}")
+    if heads % groups:
+        raise error("SP338", f"{heads} heads cannot share {groups} key and value heads evenly",
+                    help="the number of query heads must be a multiple of the number of key heads")
+
+
+# ---------------------------------------------------------------- declarations
+
+
+def _table(table: ir.Table, fix: object) -> ir.Table:
+    fixed = tuple(replace(axis, size=fix(axis.size)) for axis in table.axes)  # type: ignore[operator]
+    for axis in fixed:
+        _at_least_one(axis.size, f"the axis `{axis.label}` of `{table.name}`", axis.span)
+    return replace(table, axes=fixed)
+
+
+def _axis(axis: ir.Axis, fix: object) -> ir.Axis:
+    def one(expr: Expr) -> Expr:
+        fixed: Expr = fix(expr)  # type: ignore[operator]
+        return fixed
+
+    fixed = replace(
         axis,
-        of=tuple(close(each) for each in axis.of),
-        size=size,
-        step=None if axis.step is None else _positive(close(axis.step), axis, "step"),
-        into=None if axis.into is None else _positive(close(axis.into), axis, "number of parts"),
-        extents=tuple(close(each) for each in axis.extents),
+        of=tuple(one(part) for part in axis.of),
+        size=None if axis.size is None else tuple(one(part) for part in axis.size),
+        step=None if axis.step is None else one(axis.step),
+        into=None if axis.into is None else one(axis.into),
+        extents=tuple(one(part) for part in axis.extents),
     )
+    for part in (*(fixed.size or ()), *((fixed.step,) if fixed.step else ()), *((fixed.into,) if fixed.into else ())):
+        _at_least_one(part, f"the axis `{axis.name}`", axis.span)
+        if not isinstance(part, Const):
+            raise error("SP337", f"the size of the axis `{axis.name}` is not fixed by the parameters", axis.span,
+                        help="use parameters and numbers; lengths of a call cannot be block sizes")
+    # Windows that begin one after the other are blocks.
+    return replace(fixed, step=None) if fixed.size is not None and fixed.step == fixed.size[0] else fixed
 
 
-def _grid(grid: Grid, close: Close) -> Grid:
-    return replace(
-        grid,
-        of=close(grid.of),
-        coordinates=tuple((name, _positive(close(extent), grid, f"extent `{name}`")) for name, extent in grid.coordinates),
-    )
+def _grid(grid: ir.Grid, fix: object) -> ir.Grid:
+    coordinates = tuple((name, fix(extent)) for name, extent in grid.coordinates)  # type: ignore[operator]
+    for name, extent in coordinates:
+        _at_least_one(extent, f"the extent of `{name}`", grid.span)
+    return replace(grid, of=fix(grid.of), coordinates=coordinates)  # type: ignore[operator]
 
 
-def _positive(expr: Expr, of: Axis | Grid, what: str) -> Expr:
-    """Sizes of axes and grids are constants of at least 1; an extent may also be a run-time length."""
-    if isinstance(expr, Const) and (not isinstance(expr.value, int) or expr.value < 1):
-        kind = "axis" if isinstance(of, Axis) else "grid"
-        raise error(
-            "SP326",
-            f"the {what} of {kind} `{of.name or '(unnamed)'}` is {expr.value}, but must be an int of at least 1",
-            expr.span or of.span,
-            help="check the parameters it is made from",
-        )
-    return expr
+def _at_least_one(expr: Expr, what: str, span: Span | None) -> None:
+    _, high = interval(expr)
+    if high is not None and high < 1:
+        shown = f"{expr.value}" if isinstance(expr, Const) else "below 1"
+        raise error("SP337", f"{what} is {shown}, but must be at least 1", span)
+
+
+def _attend(attend: Attend, fix: object) -> Attend:
+    def one(expr: Expr | None) -> Expr | None:
+        return None if expr is None else fix(expr)  # type: ignore[operator, no-any-return]
+
+    keep: Expr = fix(attend.keep)  # type: ignore[operator]
+    scale, softcap = one(attend.scale), one(attend.softcap)
+    for word, setting in (("scale", scale), ("softcap", softcap)):
+        if setting is None:
+            continue
+        if not isinstance(setting, Const):
+            raise error("SP339", f"`{word}` is not fixed by the parameters", setting.span)
+        if not math.isfinite(setting.value) or (word == "softcap" and setting.value <= 0):
+            wanted = "finite" if word == "scale" else "finite and above 0"
+            raise error("SP339", f"`{word}` is {setting.value}, but must be {wanted}", setting.span,
+                        help="check the parameters that it is made of")
+    for node in walk(keep):
+        if isinstance(node, ir.Top) and isinstance(node.count, Const) and node.count.value < 0:
+            raise error("SP333", f"`top` cannot take {node.count.value} candidates", node.span)
+    return replace(attend, keep=keep, bias=one(attend.bias), scale=scale, softcap=softcap,
+                   sink_logit=one(attend.sink_logit))

@@ -1,96 +1,108 @@
-"""The derivative of a float expression with respect to one load of a table.
+"""The derivative of a float expression with respect to one table load, for the gradients of bias tables and sinks.
 
-From: an expression and a load in it.  To: how the value changes with that element, other elements of the table held fixed.
-Comparisons and roundings are constants for the gradient; at a kink the derivative is that of the side the value is on.
+Rules of calculus on expanded expressions; conditions, ints and selections are constants.  At a kink (``min``, ``max``,
+``abs``) the derivative is that of the side which the value takes; of equal sides, the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from spdsl.diagnostics import error
+from spdsl.diagnostics import SpatError, error
 from spdsl.semantics import build
 from spdsl.semantics.fold import fold
-from spdsl.semantics.nodes import Apply, Const, Expr, Load
+from spdsl.semantics.nodes import Apply, Const, Expr, Load, Reduce
 from spdsl.semantics.rewrite import children, walk
 
-ZERO, ONE = Const(value=0.0), Const(value=1.0)
+_ZERO = Const(value=0.0)
+_ONE = Const(value=1.0)
 
 
 def derivative(expr: Expr, load: Load) -> Expr:
-    """``d expr / d load``, folded.
+    """d ``expr`` / d ``load``, folded.
 
-    Raises:
-        SpatError: an operation between the load and the value has no derivative (SP405).
+    All loads equal to ``load`` are that variable; other loads of the same table are not.  Raises `SpatError` (SP290) where
+    the load passes through a reduction or a power whose exponent depends on it.
     """
     found: dict[int, Expr] = {}
-    for node in walk(expr, into_stages=False):
-        found[id(node)] = ONE if node == load else _chain(node, load, found)
-    return fold(found[id(expr)])
+    for node in walk(expr):
+        found[id(node)] = fold(_rule(node, load, [found[id(part)] for part in children(node)]))
+    return found[id(expr)]
 
 
-def _chain(node: Expr, load: Load, found: dict[int, Expr]) -> Expr:
-    parts = children(node)
-    slopes = [found.get(id(part), ZERO) for part in parts]
-    moving = [slope != ZERO for slope in slopes]
-    if not isinstance(node, Apply) or node.dtype != "float" or not any(moving):
-        return ZERO
-    rule = _RULES.get(node.op)
-    if rule is None:
-        raise error(
-            "SP405",
-            f"`{node.op}` of `{load.table}` has no derivative",
-            node.span,
-            help=f"write it with + - * / min max abs exp log sqrt, or pass `{load.table}` without requires_grad",
-        )
-    total: Expr = ZERO
-    for slope, share, moves in zip(slopes, rule(node, *node.args), moving, strict=True):
-        if moves and share is not None:
-            total = _sum(total, _product(slope, share))
-    return total
+def _rule(node: Expr, load: Load, parts: list[Expr]) -> Expr:
+    match node:
+        case Load() if node == load:
+            return _ONE
+        case Apply(dtype="float"):
+            if all(_is_zero(part) for part in parts):
+                return _ZERO
+            return _apply(node, parts)
+        case Reduce(dtype="float"):
+            if _is_zero(parts[0]):
+                return _ZERO
+            raise _refusal(node, f"the gradient of `{node.kind}` over positions")
+        case _:
+            return _ZERO
 
 
-def _sum(a: Expr, b: Expr) -> Expr:
-    return b if a == ZERO else a if b == ZERO else build.add(a, b)
+def _is_zero(expr: Expr) -> bool:
+    return isinstance(expr, Const) and expr.value == 0.0
 
 
-def _product(a: Expr, b: Expr) -> Expr:
-    return b if a == ONE else a if b == ONE else build.mul(a, b)
+def _mul(a: Expr, b: Expr) -> Expr:
+    if _is_zero(a) or _is_zero(b):
+        return _ZERO
+    if a == _ONE:
+        return b
+    return a if b == _ONE else build.mul(a, b)
 
 
-def _if(condition: Expr, yes: Expr, no: Expr) -> Expr:
-    return build.apply("where", condition, yes, no)
+def _add(a: Expr, b: Expr) -> Expr:
+    return b if _is_zero(a) else a if _is_zero(b) else build.add(a, b)
 
 
-def _div(node: Apply, a: Expr, b: Expr) -> tuple[Expr, ...]:
-    return build.apply("div", ONE, b), build.apply("neg", build.apply("div", a, build.mul(b, b)))
+def _sub(a: Expr, b: Expr) -> Expr:
+    return a if _is_zero(b) else _neg(b) if _is_zero(a) else build.sub(a, b)
 
 
-def _pow(node: Apply, a: Expr, b: Expr) -> tuple[Expr, ...]:
-    return build.mul(b, build.apply("pow", a, build.sub(b, 1.0))), build.mul(node, build.apply("log", a))
+def _neg(a: Expr) -> Expr:
+    return _ZERO if _is_zero(a) else build.apply("neg", a)
 
 
-def _pick(op: str) -> Callable[..., tuple[Expr, ...]]:
-    def rule(node: Apply, a: Expr, b: Expr) -> tuple[Expr, ...]:
-        first = build.apply(op, a, b)
-        return _if(first, ONE, ZERO), _if(first, ZERO, ONE)
+def _apply(node: Apply, parts: list[Expr]) -> Expr:
+    args = node.args
+    match node.op:
+        case "add":
+            return _add(parts[0], parts[1])
+        case "sub":
+            return _sub(parts[0], parts[1])
+        case "neg":
+            return _neg(parts[0])
+        case "mul":
+            return _add(_mul(parts[0], args[1]), _mul(args[0], parts[1]))
+        case "div":
+            top = _sub(parts[0], _mul(node, parts[1]))
+            return _ZERO if _is_zero(top) else build.apply("div", top, args[1])
+        case "pow" if _is_zero(parts[1]):
+            slope = build.mul(args[1], build.apply("pow", args[0], build.sub(args[1], 1.0)))
+            return _mul(slope, parts[0])
+        case "where":
+            return build.apply("where", args[0], parts[1], parts[2])
+        case "min":
+            return build.apply("where", build.apply("le", args[0], args[1]), parts[0], parts[1])
+        case "max":
+            return build.apply("where", build.apply("ge", args[0], args[1]), parts[0], parts[1])
+        case "abs":
+            return build.apply("where", build.apply("ge", args[0], 0.0), parts[0], _neg(parts[0]))
+        case "exp":
+            return _mul(node, parts[0])
+        case "log":
+            return build.apply("div", parts[0], args[0])
+        case "sqrt":
+            return build.apply("div", parts[0], build.mul(2.0, node))
+        case op:
+            raise _refusal(node, f"the gradient of `{op}`")
 
-    return rule
 
-
-# For each operation, what a small change of each argument does to the value; None where an argument has no slope.
-_RULES: dict[str, Callable[..., tuple[Expr | None, ...]]] = {
-    "add": lambda node, a, b: (ONE, ONE),
-    "sub": lambda node, a, b: (ONE, Const(value=-1.0)),
-    "mul": lambda node, a, b: (b, a),
-    "div": _div,
-    "pow": _pow,
-    "neg": lambda node, a: (Const(value=-1.0),),
-    "abs": lambda node, a: (_if(build.apply("lt", a, 0.0), Const(value=-1.0), _if(build.apply("gt", a, 0.0), ONE, ZERO)),),
-    "min": _pick("le"),
-    "max": _pick("ge"),
-    "exp": lambda node, a: (node,),
-    "log": lambda node, a: (build.apply("div", ONE, a),),
-    "sqrt": lambda node, a: (build.apply("div", Const(value=0.5), node),),
-    "where": lambda node, c, a, b: (None, _if(c, ONE, ZERO), _if(c, ZERO, ONE)),
-}
+def _refusal(node: Expr, what: str) -> SpatError:
+    return error("SP290", f"{what} with respect to a table is not supported yet", node.span,
+                 help="call without asking for this gradient: detach the table")

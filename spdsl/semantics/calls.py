@@ -1,0 +1,201 @@
+"""Calls and pipes: built-in functions by their table, `def` by writing it out, patterns by checking them in place."""
+
+from __future__ import annotations
+
+from spdsl.diagnostics import Span
+from spdsl.grammar import nodes as syntax
+from spdsl.semantics.expressions import Arg, Evaluator, Invocation, excerpt
+from spdsl.semantics.scope import Scope
+from spdsl.semantics.unsupported import UNSUPPORTED
+from spdsl.semantics.values import POISON, FunctionRef, Items, Poison, Scalar, Value, describe
+
+
+def invoke(ev: Evaluator, node: syntax.Call | syntax.Pipe) -> Value:
+    """The value of ``f(x)`` and of ``x |> f``, which are the same."""
+    match node:
+        case syntax.Call(function=syntax.Name(id=name)):
+            place = node.function.span
+        case syntax.Call(function=function):
+            ev.mark_used(node)
+            return _not_a_function(ev, ev.arg(function), node)
+        case syntax.Pipe(stage=name):
+            place = node.span
+    from spdsl.semantics.functions import FUNCTIONS
+
+    entry = ev.scope.entries.get(name)
+    if entry is not None and not isinstance(entry.value, FunctionRef):
+        entry.used = True
+        function_node = node.function if isinstance(node, syntax.Call) else syntax.Name(id=name, span=place)
+        return _not_a_function(ev, Arg(value=entry.value, node=function_node), node)
+    if name in UNSUPPORTED and name not in ev.unit.library.defs:
+        return _unsupported(ev, name, node)
+    if not (name in FUNCTIONS or name in ev.unit.library.defs or name in ev.unit.library.patterns):
+        value = ev.evaluate(syntax.Name(id=name, span=place))
+        if isinstance(value, Poison):
+            ev.mark_used(node)
+            return POISON
+        return _not_a_function(ev, Arg(value=value, node=syntax.Name(id=name, span=place)), node)
+    call = _arguments(ev, name, node)
+    if call is None:
+        return POISON
+    if name in ev.unit.library.defs:
+        return _expand(ev, ev.unit.library.defs[name], call)
+    if name in ev.unit.library.patterns:
+        return _inline(ev, ev.unit.library.patterns[name], call)
+    return FUNCTIONS[name](ev, call)
+
+
+def _arguments(ev: Evaluator, name: str, node: syntax.Call | syntax.Pipe) -> Invocation | None:
+    args: list[Arg] = [ev.arg(node.value)] if isinstance(node, syntax.Pipe) else []
+    keywords: dict[str, syntax.Argument] = {}
+    for argument in node.arguments:
+        if argument.name is not None:
+            if argument.name in keywords:
+                ev.error("SP204", f"`{argument.name}` is given twice", argument.span)
+                return None
+            keywords[argument.name] = argument
+        elif keywords:
+            ev.error("SP204", "arguments without a name come before those with one", argument.span)
+            return None
+        else:
+            args.append(ev.arg(argument.value))
+    return Invocation(name=name, span=node.span, args=tuple(args), keywords=keywords)
+
+
+def _unsupported(ev: Evaluator, name: str, node: syntax.Call | syntax.Pipe) -> Value:
+    # What comes before a refused stage may be refused too, and has the better place.
+    if isinstance(node, syntax.Pipe):
+        if isinstance(ev.evaluate(node.value), Poison):
+            ev.mark_used(node)
+            return POISON
+    ev.mark_used(node)
+    return ev.unsupported(f"`{name}`", node.span)
+
+
+def _not_a_function(ev: Evaluator, function: Arg, node: syntax.Call | syntax.Pipe) -> Value:
+    if isinstance(function.value, Poison):
+        return POISON
+    match function.value:
+        case Scalar(dtype="bool"):
+            hint = "is an `and` missing?"
+        case Scalar():
+            hint = "is an operator missing?"
+        case _:
+            hint = f"it is {describe(function.value)}"
+    note = ev.note(function)
+    return ev.error("SP205", f"{excerpt(function.node)} is not a function: {hint}", function.node.span or node.span,
+                    note=note)
+
+
+def _named(ev: Evaluator, names: tuple[str, ...], required: frozenset[str], call: Invocation, kind: str) -> (
+    dict[str, Arg] | None
+):
+    """Arguments by the name of their parameter; None after a mistake."""
+    found: dict[str, Arg] = {}
+    if len(call.args) > len(names):
+        ev.error("SP204", f"`{call.name}` takes {_count(len(names))}, not {len(call.args)}", call.span,
+                 note=f"{kind} {call.name}({', '.join(names)})")
+        return None
+    found.update(zip(names, call.args, strict=False))
+    for name, argument in call.keywords.items():
+        from spdsl.semantics.report import did_you_mean
+
+        if name not in names:
+            ev.error("SP204", f"`{call.name}` has no parameter `{name}`", argument.span, help=did_you_mean(name, names))
+            return None
+        if name in found:
+            ev.error("SP204", f"`{name}` is given twice", argument.span)
+            return None
+        found[name] = ev.arg(argument.value)
+    missing = [name for name in names if name in required and name not in found]
+    if missing:
+        shown = f"{kind} {call.name}({', '.join(names)})"
+        ev.error("SP204", f"`{call.name}` needs a value for `{missing[0]}`", call.span, note=shown)
+        return None
+    return found
+
+
+def _count(number: int) -> str:
+    return "no arguments" if number == 0 else "1 argument" if number == 1 else f"{number} arguments"
+
+
+def _enter(ev: Evaluator, name: str, span: Span | None) -> bool:
+    """Whether a definition may be entered: it may not be one that is being written out already."""
+    if any(active == name for active, _ in ev.unit.trail) or ev.unit.root == name:
+        ev.error("SP209", f"`{name}` calls itself", span,
+                 help="definitions and patterns are written out where they are called, so none may call itself")
+        return False
+    ev.unit.trail.append((name, str(span) if span else "?"))
+    return True
+
+
+def _expand(ev: Evaluator, definition: syntax.Def, call: Invocation) -> Value:
+    values = _named(ev, definition.parameters, frozenset(definition.parameters), call, "def")
+    ev.unit.used.setdefault(definition.name, definition)
+    if values is None or definition.name in ev.unit.broken:
+        return POISON
+    if not _enter(ev, definition.name, call.span):
+        return POISON
+    scope = Scope(ev.scope.coordinates)
+    for name, arg in values.items():
+        scope.declare(name, arg.value, definition.span, "argument")
+    try:
+        return Evaluator(ev.unit, scope).evaluate(definition.value)
+    finally:
+        ev.unit.trail.pop()
+        # Callees first, so that the canonical text reads top-down.
+        ev.unit.used[definition.name] = ev.unit.used.pop(definition.name)
+
+
+def _inline(ev: Evaluator, pattern: syntax.Pattern, call: Invocation) -> Value:
+    from spdsl.semantics import declarations
+
+    names = tuple(parameter.name for parameter in pattern.parameters)
+    required = frozenset(p.name for p in pattern.parameters if p.default is None)
+    values = _named(ev, names, required, call, "pattern")
+    if values is None or not _enter(ev, pattern.name, call.span):
+        ev.unit.used.setdefault(pattern.name, pattern)
+        return POISON
+    scope = Scope()
+    inner = Evaluator(ev.unit, scope)
+    try:
+        for parameter in pattern.parameters:
+            declared = declarations.parameter(inner, parameter)
+            given = values.get(parameter.name)
+            value: Value = POISON
+            if declared is not None and given is not None:
+                value = _argument(ev, declared, given)
+            elif declared is not None:
+                value = declarations.default_value(declared)
+            declarations.declare(inner, parameter.name, value, parameter.span, "parameter")
+        return declarations.statements(inner, pattern)
+    finally:
+        ev.unit.trail.pop()
+        ev.unit.used.pop(pattern.name, None)
+        ev.unit.used[pattern.name] = pattern
+
+
+def _argument(ev: Evaluator, declared: object, given: Arg) -> Value:
+    """A value for a parameter of a called pattern: fixed before the call of the kernel, of the declared type."""
+    from spdsl.semantics import nodes as ir
+    from spdsl.semantics.build import to_float
+
+    assert isinstance(declared, ir.Parameter)
+    context = f"the parameter `{declared.name}`"
+    if declared.length is not None:
+        match given.value:
+            case Items(items=items) if len(items) == declared.length:
+                one = ir.Parameter(name=declared.name, dtype=declared.dtype, length=None, bounds=None, default=None)
+                return Items(items=tuple(_argument(ev, one, Arg(value=item, node=given.node)) for item in items))
+            case Poison():
+                return POISON
+            case value:
+                return ev.error("SP203", f"{excerpt(given.node)} is {describe(value)}, but {context} needs a tuple of "
+                                f"{declared.length}", given.node.span)
+    value = ev.expect(given, {"bool": "bool", "int": "int", "float": "number"}[declared.dtype], context)  # type: ignore[arg-type]
+    if value is None:
+        return POISON
+    if value.axes:
+        return ev.error("SP203", f"{excerpt(given.node)} varies along {', '.join(sorted(value.axes))}, but {context} "
+                        "is one value", given.node.span)
+    return Scalar(expr=to_float(value.expr), size=value.size) if declared.dtype == "float" else value

@@ -1,0 +1,114 @@
+"""From `Program` to `CheckedPattern`: every name resolved, every expression typed, every mistake of the file reported.
+
+Does not look at values of parameters (`bind`), nor at which tiles a set touches (the analysis).
+"""
+
+from __future__ import annotations
+
+from spdsl.diagnostics import Diagnostic, SpatError, SpatWarning, error, raise_errors
+from spdsl.grammar import nodes as syntax
+from spdsl.grammar.print import to_spat
+from spdsl.semantics import declarations
+from spdsl.semantics.expressions import Evaluator
+from spdsl.semantics.nodes import CheckedPattern, Parameter
+from spdsl.semantics.program import Resolve, check_definitions, collect
+from spdsl.semantics.report import Report, did_you_mean
+from spdsl.semantics.scope import Scope
+from spdsl.semantics.unit import Library, Unit
+from spdsl.semantics.values import POISON, Branch
+
+__all__ = ["SpatWarning", "check", "check_all"]
+
+
+def check(program: syntax.Program, name: str | None = None, *, resolve: Resolve | None = None) -> CheckedPattern:
+    """The pattern ``name`` of a program, by default its last.
+
+    ``resolve`` gives the text of a file that is named by ``use``.  Raises `SpatError` (SP2xx) with every mistake of that
+    pattern and of what it uses; warnings are left to `check_all`.
+    """
+    report = Report()
+    library = collect(program, resolve, report)
+    broken = check_definitions(library, report)
+    own = [item for item in program.items if isinstance(item, syntax.Pattern)]
+    if name is None:
+        chosen = own[-1] if own else None
+    else:
+        chosen = library.patterns.get(name)
+    if chosen is None:
+        raise_errors(report.diagnostics)
+        raise _no_pattern(program, name, library)
+    checked = _check(chosen, library, broken, report)
+    raise_errors(report.diagnostics)
+    assert checked is not None
+    return checked
+
+
+def check_all(
+    program: syntax.Program, *, resolve: Resolve | None = None
+) -> tuple[tuple[CheckedPattern, ...], tuple[Diagnostic, ...]]:
+    """The patterns of a program that are right, and all diagnostics, warnings among them; raises nothing."""
+    whole = Report()
+    library = collect(program, resolve, whole)
+    broken = check_definitions(library, whole)
+    shared_failed = whole.failed
+    found: list[CheckedPattern] = []
+    for item in program.items:
+        if isinstance(item, syntax.Pattern):
+            report = Report()
+            checked = _check(item, library, broken, report)
+            whole.merge(report)
+            if checked is not None and not shared_failed:
+                found.append(checked)
+    return tuple(found), whole.diagnostics
+
+
+def _no_pattern(program: syntax.Program, name: str | None, library: Library) -> SpatError:
+    where = program.source.name if program.source is not None else "the text"
+    if name is None:
+        return error("SP214", f"there is no pattern in {where}", program.span,
+                     help="for example `pattern mine() { keep causal }`")
+    return error("SP214", f"there is no pattern `{name}` in {where}", program.span,
+                 help=did_you_mean(name, library.patterns))
+
+
+def _check(pattern: syntax.Pattern, library: Library, broken: frozenset[str], report: Report) -> CheckedPattern | None:
+    unit = Unit(library, report, root=pattern.name, broken=broken)
+    scope = Scope()
+    ev = Evaluator(unit, scope)
+    parameters: list[Parameter] = []
+    try:
+        for node in pattern.parameters:
+            declared = declarations.parameter(ev, node)
+            value = POISON if declared is None else declarations.parameter_value(declared)
+            if declared is not None:
+                parameters.append(declared)
+                if declared.bounds is not None:
+                    unit.params[declared.name] = (declared.bounds.low, declared.bounds.high)
+            declarations.declare(ev, node.name, value, node.span, "parameter")
+        result = declarations.statements(ev, pattern)
+    except SpatError as failure:
+        for found in failure.diagnostics:
+            report.error(found.code, found.message, found.span, note=found.note, help=found.help)
+        return None
+    _unused(scope, report)
+    if report.failed or not isinstance(result, Branch):
+        return None
+    return CheckedPattern(
+        name=pattern.name,
+        parameters=tuple(parameters),
+        tables=tuple(unit.tables.values()),
+        axes=tuple(unit.axes.values()),
+        grids=tuple(unit.grids),
+        attend=result.attend,
+        text=to_spat(syntax.Program(items=(*unit.used.values(), pattern))),
+        span=pattern.span,
+    )
+
+
+def _unused(scope: Scope, report: Report) -> None:
+    if report.failed:
+        # Names in what was not understood may be used there.
+        return
+    for name, entry in scope.unused():
+        if entry.kind in ("parameter", "input", "let", "axis"):
+            report.warning("SP217", f"{entry.kind} `{name}` is never used", entry.span, help="remove it")

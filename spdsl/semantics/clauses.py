@@ -1,0 +1,206 @@
+"""What a softmax is made of: ``keep`` and settings, in ``attend { … }`` or bare in a pattern, and choices between two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from spdsl.diagnostics import Span
+from spdsl.grammar import nodes as syntax
+from spdsl.semantics import build
+from spdsl.semantics.expressions import Arg, Evaluator, excerpt
+from spdsl.semantics.nodes import Attend, Expr, Extent
+from spdsl.semantics.report import listing
+from spdsl.semantics.rewrite import mentions
+from spdsl.semantics.unsupported import UNSUPPORTED_SETTINGS
+from spdsl.semantics.values import POISON, Branch, Scalar, TensorRef, Value
+
+SETTINGS: dict[str, frozenset[str]] = {
+    "bias": frozenset("bhgqk"),
+    "scale": frozenset(),
+    "softcap": frozenset(),
+    "sink_logit": frozenset("bhgq"),
+}
+"""The settings of a softmax and the indices they may vary along."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Clauses:
+    """The clauses of one softmax as they are read."""
+
+    keeps: list[Scalar] = field(default_factory=list)
+    settings: dict[str, Scalar] = field(default_factory=dict)
+    places: dict[str, Span | None] = field(default_factory=dict)
+    poisoned: bool = False
+
+
+def body(ev: Evaluator, node: syntax.Body) -> Value:
+    """The value of ``attend(…) { … }``."""
+    if node.kind == "linear":
+        ev.mark_used(node)
+        return ev.unsupported("`linear`", node.span)
+    given = [ev.evaluate(argument.value) for argument in node.arguments]
+    names = [value.name if isinstance(value, TensorRef) else "" for value in given]
+    if node.arguments and names != ["Q", "K", "V"]:
+        ev.mark_used(node)
+        return ev.unsupported("`attend` over tensors other than Q, K and V", node.span)
+    clauses = Clauses()
+    for part in node.clauses:
+        clause(ev, clauses, part)
+    return finish(ev, clauses, node.span, "`attend`")
+
+
+def clause(ev: Evaluator, clauses: Clauses, node: syntax.Clause) -> None:
+    """Check one clause and add it."""
+    match node:
+        case syntax.Keep():
+            if node.source is not None or node.weight is not None:
+                word = "keep … from" if node.source is not None else "keep … weight"
+                ev.mark_used(node.set)
+                for part in (*(node.source or ()), *((node.weight,) if node.weight is not None else ())):
+                    ev.mark_used(part)
+                ev.unsupported(f"`{word}`", node.span)
+                clauses.poisoned = True
+                return
+            kept = ev.scalar(node.set, "bool", "`keep`")
+            if kept is None:
+                clauses.poisoned = True
+            else:
+                clauses.keeps.append(kept)
+        case syntax.Setting():
+            _setting(ev, clauses, node)
+
+
+def _setting(ev: Evaluator, clauses: Clauses, node: syntax.Setting) -> None:
+    word = node.word
+    if word in UNSUPPORTED_SETTINGS:
+        ev.mark_used(node.value)
+        ev.unsupported(f"`{word}`", node.span)
+        clauses.poisoned = True
+        return
+    value = ev.scalar(node.value, "number", f"`{word}`")
+    if word in clauses.places:
+        first = clauses.places[word]
+        line = f"the first is on line {first.line}" if first else ""
+        ev.error("SP213", f"`{word}` is given twice", node.span, note=line,
+                 help="a softmax has one; add biases up in one expression" if word == "bias" else "a softmax has one")
+        value = None
+    clauses.places.setdefault(word, node.span)
+    if value is None:
+        clauses.poisoned = True
+        return
+    excess = sorted(name for name in value.axes if name.partition(".")[0] not in SETTINGS[word])
+    runtime = [name for name in ("n", "nq") if mentions(value.expr, Extent(name=name))]
+    if excess or (not SETTINGS[word] and (runtime or _loads(value.expr))):
+        what = listing(excess or runtime) if excess or runtime else "an input"
+        may = "`b`, `h`, `g` and `q` alone" if SETTINGS[word] else "parameters alone"
+        ev.error("SP213", f"`{word}` depends on {what}, but may depend on {may}", node.value.span,
+                 help="what varies along pairs belongs into `bias`")
+        clauses.poisoned = True
+        return
+    if value.guards:
+        ev.unsupported(f"coordinates of a named grid in `{word}`", node.value.span,
+                       help="choose by `if q in … and k in … then … else 0.0` around comparisons")
+        clauses.poisoned = True
+        return
+    clauses.settings[word] = Scalar(expr=build.to_float(value.expr), axes=value.axes, size=value.size)
+
+
+def _loads(expr: Expr) -> bool:
+    from spdsl.semantics.nodes import Load
+    from spdsl.semantics.rewrite import walk
+
+    return any(isinstance(node, Load) for node in walk(expr))
+
+
+def finish(ev: Evaluator, clauses: Clauses, span: Span | None, what: str) -> Value:
+    """The softmax of the clauses: the union of its `keep`s, in which a pair counts once."""
+    if clauses.poisoned:
+        return POISON
+    if not clauses.keeps:
+        return ev.error("SP214", f"{what} keeps nothing", span,
+                        help="say which pairs count, for example `keep causal` or `keep all`")
+    whole = clauses.keeps[0]
+    for kept in clauses.keeps[1:]:
+        joined = ev.combine("or", (whole, kept), whole.expr.span)
+        if not isinstance(joined, Scalar):
+            return POISON
+        whole = joined
+    settings: dict[str, Expr] = {word: value.expr for word, value in clauses.settings.items()}
+    attend = Attend(
+        keep=whole.expr,
+        bias=settings.get("bias"),
+        scale=settings.get("scale"),
+        softcap=settings.get("softcap"),
+        sink_logit=settings.get("sink_logit"),
+        span=span,
+    )
+    return Branch(attend=attend, axes=whole.axes, size=whole.size)
+
+
+def choose_branch(ev: Evaluator, condition: Scalar, yes: Branch, no: Branch, node: syntax.Choose) -> Value:
+    """``if c then attend { … } else attend { … }`` as one softmax: every query has one side or the other."""
+    keys = sorted(name for name in condition.axes if name.partition(".")[0] == "k")
+    if keys:
+        return ev.error("SP213", f"a choice between softmaxes may not depend on {listing(keys)}", node.condition.span,
+                        help="choose inside one softmax: `attend { keep if … then … else … }`")
+    merged: dict[str, Expr | None] = {}
+    for word in SETTINGS:
+        one: Expr | None = getattr(yes.attend, word)
+        two: Expr | None = getattr(no.attend, word)
+        if one == two:
+            merged[word] = one
+        elif word == "bias" or (one is not None and two is not None and word == "sink_logit"):
+            merged[word] = build.apply(
+                "where", condition.expr, build.lift(0.0) if one is None else one, build.lift(0.0) if two is None else two
+            )
+        else:
+            return ev.unsupported(f"a choice between softmaxes whose `{word}` differs", node.span)
+    kept = ev.operate(
+        "where",
+        (
+            Arg(value=condition, node=node.condition),
+            Arg(value=Scalar(expr=yes.attend.keep, axes=yes.axes, size=yes.size), node=node.yes),
+            Arg(value=Scalar(expr=no.attend.keep, axes=no.axes, size=no.size), node=node.no),
+        ),
+        node.span,
+        "`if`",
+    )
+    if not isinstance(kept, Scalar):
+        return POISON
+    attend = Attend(keep=kept.expr, span=node.span, **merged)
+    return Branch(attend=attend, axes=kept.axes, size=kept.size)
+
+
+Bare = Literal["clauses", "return"]
+
+
+def result(ev: Evaluator, node: syntax.Return) -> Value:
+    """The softmax that a pattern returns."""
+    value = ev.evaluate(node.value)
+    match value:
+        case Branch():
+            return value
+        case Scalar(dtype="bool"):
+            return ev.error("SP214", f"{excerpt(node.value)} is a set, not a softmax", node.value.span, note="bool",
+                            help="write `keep` instead of `return`")
+        case _:
+            arg = Arg(value=value, node=node.value)
+            if ev.expect(arg, "bool", "`return`") is None:
+                return POISON
+            return ev.error("SP214", "a pattern returns a softmax", node.value.span, note=ev.note(arg),
+                            help="write `return attend { keep … }`")
+
+
+def only_keeps(statements: Sequence[syntax.Statement]) -> Bare | None:
+    """Whether a pattern states its clauses bare or returns a softmax; None if it does neither."""
+    for statement in statements:
+        match statement:
+            case syntax.Keep() | syntax.Setting():
+                return "clauses"
+            case syntax.Return():
+                return "return"
+            case _:
+                pass
+    return None

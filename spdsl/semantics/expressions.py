@@ -1,0 +1,612 @@
+"""From an expression of the syntax tree to its value: names resolved, types checked, nothing simplified but constants.
+
+What functions mean is in `functions` and `reductions`, what calls of `def` and patterns mean in `calls`, what follows
+``attend`` in `clauses`; this file knows names, operators, indices and attributes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from spdsl.diagnostics import SpatError, Span
+from spdsl.grammar import nodes as syntax
+from spdsl.semantics import build
+from spdsl.semantics.bounds import is_non_negative
+from spdsl.semantics.fold import fold_constants
+from spdsl.semantics.nodes import Const, Coord, Expr, Index, Load, Table
+from spdsl.semantics.ops import OPS
+from spdsl.semantics.report import did_you_mean
+from spdsl.semantics.scope import BUILTINS, Scope
+from spdsl.semantics.values import (
+    POISON,
+    AxisRef,
+    Branch,
+    Candidates,
+    FunctionRef,
+    GridRef,
+    Items,
+    Poison,
+    Scalar,
+    TableRef,
+    TensorRef,
+    Value,
+    describe,
+)
+
+if TYPE_CHECKING:
+    from spdsl.semantics.unit import Unit
+
+Want = Literal["bool", "int", "number", "any"]
+
+MAX_SIZE = 20_000
+"""The most nodes one expression may have when every `let` and `def` is written out."""
+
+BINARY = {
+    "+": "add",
+    "-": "sub",
+    "*": "mul",
+    "/": "div",
+    "//": "floordiv",
+    "%": "mod",
+    "**": "pow",
+    "and": "and",
+    "or": "or",
+}
+COMPARE = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arg:
+    """A value and the syntax it came from, for messages."""
+
+    value: Value
+    node: syntax.Expr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invocation:
+    """A call or a pipe: what is called, the evaluated positional arguments, the named ones as they stand."""
+
+    name: str
+    span: Span | None
+    args: tuple[Arg, ...]
+    keywords: dict[str, syntax.Argument]
+
+
+class Evaluator:
+    """Gives values to expressions in one scope of one unit."""
+
+    def __init__(self, unit: Unit, scope: Scope) -> None:
+        self.unit = unit
+        self.scope = scope
+
+    # ------------------------------------------------------------ remarks
+
+    def error(self, code: str, message: str, span: Span | None, *, note: str = "", help: str = "") -> Poison:
+        """Record a mistake, with the call that led into a `def` or pattern, and give the value of what is wrong."""
+        if self.unit.trail:
+            name, place = self.unit.trail[-1]
+            where = f"in `{name}`, called at {place}"
+            help = f"{help} ({where})" if help else where
+        self.unit.report.error(code, message, span, note=note, help=help)
+        return POISON
+
+    def unsupported(self, construct: str, span: Span | None, *, help: str = "") -> Poison:
+        """Refuse a construct by name."""
+        self.unit.report.unsupported(construct, span, help=help)
+        return POISON
+
+    def note(self, arg: Arg) -> str:
+        """What the marked text is and where it was declared."""
+        what = describe(arg.value).partition(" ")[2]
+        if isinstance(arg.node, syntax.Name):
+            entry = self.scope.entries.get(arg.node.id)
+            if entry is not None and entry.span is not None:
+                return f"{what}, declared on line {entry.span.line}"
+        return what
+
+    # ------------------------------------------------------------ evaluation
+
+    def evaluate(self, node: syntax.Expr) -> Value:
+        """The value of an expression; mistakes are recorded and give `POISON`."""
+        self.unit.tick(node.span)
+        match node:
+            case syntax.Name():
+                return self._name(node)
+            case syntax.Number(value=value):
+                return self._number(value, node.span)
+            case syntax.String():
+                return self.error("SP203", "a text has no place in an expression", node.span)
+            case syntax.Tuple(items=items):
+                return Items(items=tuple(self.evaluate(item) for item in items))
+            case syntax.Attribute():
+                return self._attribute(node)
+            case syntax.Subscript():
+                return self._subscript(node)
+            case syntax.Call() | syntax.Pipe():
+                return self._invoke(node)
+            case syntax.Unary():
+                return self._unary(node)
+            case syntax.Binary():
+                return self._binary(node)
+            case syntax.Compare():
+                return self._compare(node)
+            case syntax.Choose():
+                return self._choose(node)
+            case syntax.Body():
+                from spdsl.semantics.clauses import body
+
+                return body(self, node)
+
+    def arg(self, node: syntax.Expr) -> Arg:
+        """A value together with its syntax."""
+        return Arg(value=self.evaluate(node), node=node)
+
+    def scalar(self, node: syntax.Expr, want: Want, context: str) -> Scalar | None:
+        """The value of an expression that must be an array of the wanted type; None if it is not."""
+        return self.expect(self.arg(node), want, context)
+
+    def expect(self, arg: Arg, want: Want, context: str) -> Scalar | None:
+        """An argument as an array of the wanted type; None after a mistake."""
+        value = self.settle(arg)
+        if not isinstance(value, Scalar):
+            if not isinstance(value, Poison):
+                self._refuse(arg, value, want, context)
+            return None
+        fits = {
+            "bool": value.dtype == "bool",
+            "int": value.dtype == "int",
+            "number": value.dtype != "bool",
+            "any": True,
+        }[want]
+        if not fits:
+            self._refuse(arg, value, want, context)
+            return None
+        return value
+
+    def settle(self, arg: Arg) -> Value:
+        """Things that stand for an array, as that array: tables with all axes implied, softmaxes as their sets."""
+        match arg.value:
+            case TableRef(table=table):
+                return self.load(table, (), arg.node)
+            case Branch(attend=attend) as branch:
+                settings = [
+                    word
+                    for word in ("bias", "scale", "softcap", "sink_logit")
+                    if getattr(attend, word) is not None
+                ]
+                if settings:
+                    return self.error(
+                        "SP203",
+                        f"{excerpt(arg.node)} has a `{settings[0]}`, so it is more than a set",
+                        arg.node.span,
+                        note="softmax branch",
+                        help="only a pattern or `attend` whose clauses are all `keep` can stand for its set",
+                    )
+                return Scalar(expr=attend.keep, axes=branch.axes, size=branch.size)
+            case value:
+                return value
+
+    def _refuse(self, arg: Arg, value: Value, want: Want, context: str) -> None:
+        needs = {"bool": "a bool", "int": "an int", "number": "a number", "any": "an array"}[want]
+        help = ""
+        match value:
+            case Scalar() if want == "bool":
+                help = f"compare it, for example {_quoted(f'{plain(arg.node)} > 0')}"
+            case Scalar(dtype="bool"):
+                help = f"choose numbers by it, for example {_quoted(f'if {plain(arg.node)} then 1 else 0')}"
+            case Scalar():
+                help = "round it with `floor` or `ceil`"
+            case AxisRef(name=name):
+                help = f"write `q.{name}` or `k.{name}` for a coordinate, or `{name}.count` for their number"
+                help = "write `q` or `k` for a position, `n` for their number" if name == "token" else help
+            case TensorRef():
+                help = "tensors take part in `attend` alone so far"
+            case Candidates():
+                help = "end the selection with `|> top(…)`"
+            case FunctionRef(kind=kind):
+                help = f"call it: {_quoted(f'{plain(arg.node)}(…)')}" if kind != "word" else ""
+            case _:
+                pass
+        what = describe(value)
+        self.error("SP203", f"{excerpt(arg.node)} is {what}, but {context} needs {needs}", arg.node.span,
+                   note=self.note(Arg(value=value, node=arg.node)), help=help)
+
+    # ------------------------------------------------------------ names and literals
+
+    def _name(self, node: syntax.Name) -> Value:
+        entry = self.scope.find(node.id)
+        if entry is not None:
+            return entry.value
+        if node.id in BUILTINS:
+            value = BUILTINS[node.id]
+            if isinstance(value, Scalar):
+                return Scalar(expr=build.place(value.expr, node.span), axes=value.axes, size=value.size)
+            return value
+        return self.unit.unknown(self, node)
+
+    def _number(self, value: int | float, span: Span | None) -> Value:
+        if isinstance(value, int) and value >= 2**63:
+            return self.error("SP215", "this number does not fit into 64 bits", span)
+        if isinstance(value, float) and value == float("inf"):
+            return self.error("SP215", "this number is larger than any float", span)
+        return Scalar(expr=Const(value=value, span=span))
+
+    # ------------------------------------------------------------ attributes and indices
+
+    def _attribute(self, node: syntax.Attribute) -> Value:
+        value = self.evaluate(node.value)
+        match value:
+            case Poison():
+                return POISON
+            case Scalar(expr=Index(name="q" | "k" as side)):
+                name = self.scope.coordinates.get(node.name)
+                if name is None:
+                    entry = self.scope.entries.get(node.name)
+                    help = did_you_mean(node.name, self.scope.coordinates)
+                    if entry is not None:
+                        help = f"`{node.name}` is {a_kind(entry.kind)}, not an axis or grid coordinate"
+                    elif not self.scope.coordinates:
+                        help = f"declare it, for example `axis {node.name} = token by 64`"
+                    return self.error("SP207", f"there is no axis `{node.name}`", node.span, help=help)
+                entry = self.scope.entries.get(node.name)
+                if entry is not None:
+                    entry.used = True
+                coordinate = Coord(side=side, axis=name, span=node.span)
+                return Scalar(
+                    expr=coordinate,
+                    axes=frozenset((f"{side}.{name}",)),
+                    guards=self.unit.guards(side, name),
+                )
+            case Scalar(expr=Coord() as coordinate):
+                return self.unit.member(self, coordinate, node)
+            case AxisRef(name=name) if node.name == "count" and name != "token":
+                return Scalar(expr=self.unit.count(name), size=4)
+            case AxisRef(name=name):
+                help = "the number of positions is `n`" if name == "token" else f"an axis has `{name}.count`"
+                return self.error("SP207", f"an axis has no `{node.name}`", node.span, help=help)
+            case _:
+                return self.error(
+                    "SP207",
+                    f"{excerpt(node.value)} is {describe(value)}, which has no `{node.name}`",
+                    node.span,
+                    help="coordinates are written `q.name` and `k.name`",
+                )
+
+    def _subscript(self, node: syntax.Subscript) -> Value:
+        value = self.evaluate(node.value)
+        indices = tuple(self.arg(index) for index in node.indices)
+        match value:
+            case Poison():
+                return POISON
+            case TableRef(table=table):
+                return self.load(table, indices, node)
+            case Items(items=items):
+                return self._item(items, indices, node)
+            case _:
+                return self.error(
+                    "SP206",
+                    f"{excerpt(node.value)} is {describe(value)} and takes no index",
+                    node.span,
+                    note=self.note(Arg(value=value, node=node.value)),
+                    help="inputs and tuples are indexed; everything else is written at a point already",
+                )
+
+    def _item(self, items: tuple[Value, ...], indices: tuple[Arg, ...], node: syntax.Subscript) -> Value:
+        if len(indices) != 1:
+            return self.error("SP206", f"a tuple takes one index, not {len(indices)}", node.span)
+        index = self.expect(indices[0], "int", "an index")
+        if index is None:
+            return POISON
+        match index.expr:
+            case Const(value=int() as number):
+                pass
+            case _:
+                return self.error(
+                    "SP206", "a tuple is indexed by a constant", node.span, help="write the number of the item"
+                )
+        if not 0 <= number < len(items):
+            last = len(items) - 1
+            return self.error(
+                "SP206",
+                f"{excerpt(node.value)} has no item {number}",
+                node.span,
+                note=f"a tuple of {len(items)}",
+                help=f"its items are 0 to {last}",
+            )
+        return items[number]
+
+    def load(self, table: Table, indices: tuple[Arg, ...], node: syntax.Expr) -> Value:
+        """An element of a table; index names among the trailing axes are implied."""
+        if len(indices) > len(table.axes):
+            return self.error(
+                "SP206",
+                f"`{table.name}` has {len(table.axes)} axes, but here are {len(indices)} indices",
+                node.span,
+                note=f"declared as {describe(TableRef(table=table)).partition('table ')[2]}",
+            )
+        scalars = [self.expect(index, "int", "an index") for index in indices]
+        if any(scalar is None for scalar in scalars):
+            return POISON
+        found = [scalar for scalar in scalars if scalar is not None]
+        for axis in table.axes[len(indices):]:
+            match axis.kind:
+                case "q" | "h" | "g" | "b":
+                    found.append(Scalar(expr=Index(name=axis.kind), axes=frozenset((axis.kind,))))
+                case "axis":
+                    side, _, name = self.unit.coordinate_of(axis).partition(".")
+                    found.append(
+                        Scalar(
+                            expr=Coord(side="q" if side == "q" else "k", axis=name),
+                            axes=frozenset((f"{side}.{name}",)),
+                            guards=self.unit.guards("q" if side == "q" else "k", name),
+                        )
+                    )
+                case _:
+                    example = "q" if axis.kind == "token" else "0"
+                    written = ", ".join([*(plain(index.node) for index in indices), example])
+                    return self.error(
+                        "SP206",
+                        f"`{table.name}` needs an index for its axis `{axis.label}`",
+                        node.span,
+                        note=describe(TableRef(table=table)),
+                        help=f"write for example {_quoted(f'{table.name}[{written}]')}",
+                    )
+        expr = Load(table=table.name, dtype=table.dtype, indices=tuple(s.expr for s in found), span=node.span)
+        return self._whole(expr, found, node.span)
+
+    # ------------------------------------------------------------ operators
+
+    def _unary(self, node: syntax.Unary) -> Value:
+        return self.operate("not" if node.op == "not" else "neg", (self.arg(node.operand),), node.span, f"`{node.op}`")
+
+    def _binary(self, node: syntax.Binary) -> Value:
+        # Chains lean to the left: walk down their spine instead of recursing.
+        spine: list[syntax.Binary] = [node]
+        while isinstance(spine[-1].left, syntax.Binary):
+            spine.append(spine[-1].left)
+        left = self.arg(spine[-1].left)
+        for link in reversed(spine):
+            value = self.operate(BINARY[link.op], (left, self.arg(link.right)), link.span, f"`{link.op}`")
+            left = Arg(value=value, node=link)
+        return left.value
+
+    def _compare(self, node: syntax.Compare) -> Value:
+        args: list[Arg | None] = []
+        for position, operand in enumerate(node.operands):
+            members = position > 0 and node.ops[position - 1] == "in"
+            args.append(None if members and isinstance(operand, syntax.Tuple) else self.arg(operand))
+        links: list[Value] = []
+        for position, op in enumerate(node.ops):
+            left, right = args[position], args[position + 1]
+            operand = node.operands[position + 1]
+            if op == "in":
+                if left is not None:
+                    links.append(self._member(left, right or self.arg(operand), node.span))
+            elif left is None or right is None:
+                links.append(self.error("SP203", "a tuple cannot be compared", operand.span))
+            else:
+                links.append(self.operate(COMPARE[op], (left, right), node.span, f"`{op}`"))
+        return self._join("and", links, node.span)
+
+    def _join(self, op: str, values: list[Value], span: Span | None) -> Value:
+        if any(isinstance(value, Poison) for value in values):
+            return POISON
+        scalars = [value for value in values if isinstance(value, Scalar)]
+        whole = scalars[0]
+        for scalar in scalars[1:]:
+            joined = self.combine(op, (whole, scalar), span)
+            if not isinstance(joined, Scalar):
+                return POISON
+            whole = joined
+        return whole
+
+    def _member(self, left: Arg, right: Arg, span: Span | None) -> Value:
+        match right.value:
+            case Poison():
+                return POISON
+            case GridRef(name=name):
+                match left.value:
+                    case Scalar(expr=Index(name="q" | "k" as side)):
+                        return self.unit.inside(side, name)
+                    case Poison():
+                        return POISON
+                    case _:
+                        return self.error(
+                            "SP203",
+                            f"{excerpt(left.node)} is not a position: only `q` and `k` are in a grid",
+                            left.node.span,
+                        )
+            case Items(items=items):
+                nodes = right.node.items if isinstance(right.node, syntax.Tuple) else (right.node,) * len(items)
+                links = [
+                    self.operate("eq", (left, Arg(value=item, node=node)), span, "`in`")
+                    for item, node in zip(items, nodes, strict=True)
+                ]
+                return self._join("or", links, span)
+            case _:
+                return self.error(
+                    "SP203",
+                    f"{excerpt(right.node)} is {describe(right.value)}, but `in` needs a tuple or a grid",
+                    right.node.span,
+                    note=self.note(right),
+                    help="write the members in brackets: `layer in (0, 1, 2)`",
+                )
+
+    def _choose(self, node: syntax.Choose) -> Value:
+        condition = self.scalar(node.condition, "bool", "`if`")
+        yes, no = self.arg(node.yes), self.arg(node.no)
+        if condition is None or isinstance(yes.value, Poison) or isinstance(no.value, Poison):
+            return POISON
+        if isinstance(yes.value, Branch) and isinstance(no.value, Branch):
+            from spdsl.semantics.clauses import choose_branch
+
+            return choose_branch(self, condition, yes.value, no.value, node)
+        return self.operate("where", (Arg(value=condition, node=node.condition), yes, no), node.span, "`if`")
+
+    def operate(self, op: str, args: tuple[Arg, ...], span: Span | None, context: str) -> Value:
+        """An operation on arguments, typed by its signature in `OPS`."""
+        if any(isinstance(arg.value, TensorRef) for arg in args):
+            return self.unsupported("arithmetic on tensors", span)
+        if any(isinstance(arg.value, Branch) for arg in args) and OPS[op].signature in ("arith", "divide"):
+            return self.unsupported("arithmetic on softmax branches", span)
+        if any(isinstance(arg.value, Candidates) for arg in args):
+            return self.unsupported("arithmetic after `only`", span)
+        signature = OPS[op].signature
+        wants: tuple[Want, ...]
+        match signature:
+            case "logic":
+                wants = ("bool",) * len(args)
+            case "int" if op in ("floordiv", "mod"):
+                wants = ("number",) * len(args)
+            case "int" | "test":
+                wants = ("int",) * len(args)
+            case "equal":
+                wants = ("any",) * len(args)
+            case "where":
+                wants = ("bool", "any", "any")
+            case _:
+                wants = ("number",) * len(args)
+        scalars = [self.expect(arg, want, context) for arg, want in zip(args, wants, strict=True)]
+        if any(scalar is None for scalar in scalars):
+            return POISON
+        found = tuple(scalar for scalar in scalars if scalar is not None)
+        if signature in ("equal", "where"):
+            pair = found[-2:]
+            if (pair[0].dtype == "bool") != (pair[1].dtype == "bool"):
+                one, two = args[-2], args[-1]
+                return self.error(
+                    "SP203",
+                    f"{excerpt(one.node)} is {describe(pair[0])} and {excerpt(two.node)} is {describe(pair[1])}: "
+                    f"{context} needs both of one type",
+                    span,
+                )
+        return self.combine(op, found, span)
+
+    def combine(self, op: str, scalars: tuple[Scalar, ...], span: Span | None) -> Value:
+        """An operation on well-typed arrays: the type rules of floats, and the conditions of named grids."""
+        exprs = [scalar.expr for scalar in scalars]
+        floats = any(expr.dtype == "float" for expr in exprs)
+        if op in ("div", "floordiv", "mod") and isinstance(exprs[1], Const) and exprs[1].value == 0:
+            return self.error("SP215", "division by zero", exprs[1].span or span)
+        if op == "floordiv" and floats:
+            # Floors as for ints, and is an int like them.
+            expr = build.apply("floor", build.apply("div", *exprs), span=span)
+        elif op == "mod" and floats:
+            quotient = build.apply("floor", build.apply("div", *exprs))
+            expr = build.apply("sub", exprs[0], build.apply("mul", quotient, exprs[1]), span=span)
+        elif op == "pow" and not floats and not is_non_negative(exprs[1], self.unit.facts):
+            expr = build.apply("pow", build.to_float(exprs[0]), exprs[1], span=span)
+        else:
+            expr = build.apply(op, *exprs, span=span)
+        if all(isinstance(part, Const) for part in exprs):
+            try:
+                expr = fold_constants(expr, code="SP215")
+            except SpatError as failure:
+                return self.error(failure.code, failure.diagnostics[0].message, span, help=failure.help)
+        return self._whole(expr, scalars, span)
+
+    def _whole(self, expr: Expr, scalars: tuple[Scalar, ...] | list[Scalar], span: Span | None) -> Value:
+        axes = frozenset[str]().union(*(scalar.axes for scalar in scalars))
+        guards = frozenset[tuple[Literal["q", "k"], str]]().union(*(scalar.guards for scalar in scalars))
+        size = 1 + sum(scalar.size for scalar in scalars)
+        if size > MAX_SIZE:
+            return self.error(
+                "SP216",
+                f"this expression has more than {MAX_SIZE} parts once every `let` and `def` is written out",
+                span,
+                help="split the pattern, or let fewer definitions build on each other twice",
+            )
+        whole = Scalar(expr=expr, axes=axes, guards=guards, size=size)
+        if expr.dtype == "bool" and guards:
+            return self._guarded(whole, span)
+        return whole
+
+    def _guarded(self, value: Scalar, span: Span | None) -> Value:
+        """A comparison of coordinates of named grids, which is false outside of them."""
+        conditions = [self.unit.inside(side, grid) for side, grid in sorted(value.guards)]
+        expr = build.conj(*(condition.expr for condition in conditions), value.expr)
+        axes = value.axes.union(*(condition.axes for condition in conditions))
+        size = value.size + sum(condition.size + 1 for condition in conditions)
+        return Scalar(expr=build.place(expr, span), axes=axes, size=size)
+
+    # ------------------------------------------------------------ calls
+
+    def _invoke(self, node: syntax.Call | syntax.Pipe) -> Value:
+        from spdsl.semantics.calls import invoke
+
+        return invoke(self, node)
+
+    def mark_used(self, node: syntax.Expr | syntax.Argument) -> None:
+        """Count the names in an expression as used without looking at what they mean."""
+        match node:
+            case syntax.Name(id=name):
+                self.scope.find(name)
+            case syntax.Argument(value=value):
+                self.mark_used(value)
+            case syntax.Tuple(items=items):
+                for item in items:
+                    self.mark_used(item)
+            case syntax.Attribute(value=value, name=name):
+                self.mark_used(value)
+                self.scope.find(name)
+            case syntax.Subscript(value=value, indices=indices):
+                for part in (value, *indices):
+                    self.mark_used(part)
+            case syntax.Call(function=function, arguments=arguments):
+                self.unit.mention(function)
+                for part in (function, *arguments):
+                    self.mark_used(part)
+            case syntax.Unary(operand=operand):
+                self.mark_used(operand)
+            case syntax.Binary(left=left, right=right):
+                self.mark_used(left)
+                self.mark_used(right)
+            case syntax.Compare(operands=operands):
+                for operand in operands:
+                    self.mark_used(operand)
+            case syntax.Choose(condition=condition, yes=yes, no=no):
+                for part in (condition, yes, no):
+                    self.mark_used(part)
+            case syntax.Pipe(value=value, arguments=arguments):
+                for part in (value, *arguments):
+                    self.mark_used(part)
+            case syntax.Body(arguments=arguments, clauses=clauses):
+                for part in arguments:
+                    self.mark_used(part)
+                for clause in clauses:
+                    match clause:
+                        case syntax.Keep(set=kept, source=source, weight=weight):
+                            for part in (kept, *(source or ()), *((weight,) if weight is not None else ())):
+                                self.mark_used(part)
+                        case syntax.Setting(value=value):
+                            self.mark_used(value)
+            case _:
+                pass
+
+
+def plain(node: syntax.Expr, room: int = 40) -> str:
+    """The text of an expression as the user wrote it, if it is short and stands on one line; else ``…``."""
+    if isinstance(node, syntax.Name):
+        return node.id
+    span = node.span
+    if span is None or span.line != span.end_line:
+        return "…"
+    text = span.source.line(span.line)[span.column - 1 : span.end_column - 1]
+    return text if 0 < len(text) <= room else "…"
+
+
+def excerpt(node: syntax.Expr) -> str:
+    """The quoted text of an expression, or ``this``."""
+    text = plain(node)
+    return "this" if text == "…" else f"`{text}`"
+
+
+def a_kind(kind: str) -> str:
+    """The kind of a declaration with its article."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def _quoted(text: str) -> str:
+    return f"`{text}`"

@@ -1,0 +1,94 @@
+"""Built-in functions, one handler each, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from spdsl.semantics.expressions import Arg, Evaluator, Invocation
+from spdsl.semantics.reductions import REDUCTIONS, noise, only, reduce, top
+from spdsl.semantics.values import POISON, Poison, TensorRef, Value
+
+Handler: TypeAlias = Callable[[Evaluator, Invocation], Value]
+
+
+def plain_arguments(ev: Evaluator, call: Invocation, least: int, most: int | None = None) -> bool:
+    """Whether a call has the right number of arguments and none by name; records the mistake."""
+    most = least if most is None else most
+    for name, argument in call.keywords.items():
+        ev.error("SP204", f"`{call.name}` takes no argument `{name}`", argument.span)
+        return False
+    if not least <= len(call.args) <= most:
+        wanted = str(least) if most == least else f"{least} or more"
+        plural = "" if wanted == "1" else "s"
+        ev.error("SP204", f"`{call.name}` takes {wanted} argument{plural}, not {len(call.args)}", call.span)
+        return False
+    for arg in call.args:
+        if isinstance(arg.value, TensorRef):
+            ev.unsupported(f"`{call.name}` of a tensor", call.span)
+            return False
+    return not any(isinstance(arg.value, Poison) for arg in call.args)
+
+
+def _unary(op: str) -> Handler:
+    def handler(ev: Evaluator, call: Invocation) -> Value:
+        if not plain_arguments(ev, call, 1):
+            return POISON
+        return ev.operate(op, call.args, call.span, f"`{call.name}`")
+
+    return handler
+
+
+def _extreme(op: str) -> Handler:
+    def handler(ev: Evaluator, call: Invocation) -> Value:
+        if {"per", "over", "upto"} & set(call.keywords):
+            return reduce(ev, call)
+        if len(call.args) == 1 and not call.keywords and not isinstance(call.args[0].value, Poison):
+            return ev.error(
+                "SP204",
+                f"`{call.name}` of one value needs to know over what",
+                call.span,
+                help=f"write `{call.name}(x, per = q.blk)`, `{call.name}(x, over = k)`, or give several values",
+            )
+        if not plain_arguments(ev, call, 1, 64):
+            return POISON
+        whole = call.args[0]
+        for arg in call.args[1:]:
+            value = ev.operate(op, (whole, arg), call.span, f"`{call.name}`")
+            whole = Arg(value=value, node=whole.node)
+        return whole.value
+
+    return handler
+
+
+def _clamp(ev: Evaluator, call: Invocation) -> Value:
+    if not plain_arguments(ev, call, 3):
+        return POISON
+    value, low, high = call.args
+    raised = ev.operate("max", (value, low), call.span, "`clamp`")
+    return ev.operate("min", (Arg(value=raised, node=value.node), high), call.span, "`clamp`")
+
+
+def _round(op: str) -> Handler:
+    def handler(ev: Evaluator, call: Invocation) -> Value:
+        if not plain_arguments(ev, call, 1):
+            return POISON
+        value = ev.expect(call.args[0], "number", f"`{call.name}`")
+        # An int is its own floor.
+        return POISON if value is None else value if value.dtype == "int" else ev.combine(op, (value,), call.span)
+
+    return handler
+
+
+FUNCTIONS: dict[str, Handler] = {
+    **{name: _unary(name) for name in ("abs", "isqrt", "is_pow2", "bitlen", "sqrt", "exp", "log", "float")},
+    **{name: _round(name) for name in ("floor", "ceil")},
+    **{name: _extreme(name) for name in ("min", "max")},
+    **{name: reduce for name in REDUCTIONS if name not in ("min", "max")},
+    "clamp": _clamp,
+    "noise": noise,
+    "only": only,
+    "top": top,
+}
+"""Handlers by name; what the grammar reads beyond these is in `unsupported`."""
+

@@ -1,0 +1,14 @@
+"""Constructs that the grammar reads and the checker refuses by name, so that each can be added where it belongs."""
+
+from __future__ import annotations
+
+UNSUPPORTED = frozenset(
+    (
+        "score", "softmax", "top_p", "force", "merge", "smooth", "at", "dot", "norm", "unit", "relu", "silu", "elu",
+        "sigmoid", "mix", "descend", "logsumexp", "previous", "delta", "hedgehog", "taylor",
+    )
+)  # fmt: skip
+"""Functions of scores, tensors and recurrent states."""
+
+UNSUPPORTED_SETTINGS = frozenset(("skip", "times", "decay", "update", "normalize", "fit"))
+"""Clauses of skipping, reweighting and recurrent states."""
