@@ -16,7 +16,7 @@ from spdsl.analysis.tiles import Interval, Slot
 from spdsl.analysis.writing import Writer, apply
 from spdsl.semantics.nodes import Apply, Const, Expr
 
-FAR = 1 << 30
+FAR = 1 << 28
 """Stands for no bound; no tile index comes near it."""
 
 

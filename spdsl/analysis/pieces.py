@@ -5,6 +5,7 @@ One basic set gives one piece or a few.  Bounds read off are candidates: `bounds
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,9 @@ from spdsl.analysis.linear import (
     to_aff,
 )
 from spdsl.analysis.rows import DENSE, Lattice, Row
+
+PERIOD = 4096
+"""isl needs minutes for proofs about sets that are periodic in the tile with a longer period than this."""
 
 PIECES = 32
 """More pieces than this are not worth grouping."""
@@ -69,8 +73,12 @@ def _pieces_of_basic(basic: isl.BasicSet, region: isl.Set, row: Row) -> list[Pie
         constraints = [(from_constraint(c), bool(c.is_equality())) for c in basic.get_constraints()]
     except UnknownDivisionError as problem:
         raise TooComplexError("an unknown division") from problem
-    if not any(term.floors_of(TILE) for term, _ in constraints):
+    floors = {floor for term, _ in constraints for floor in term.floors_of(TILE)}
+    if not floors:
         return [_closed(region, _Sides.read(constraints), row)]
+    period = math.lcm(*(floor.by for floor in floors))
+    if period > PERIOD:
+        raise TooComplexError(f"the tiles repeat only after {period} tiles")
     return (
         _strided(basic, region, row)
         or _residues(constraints, region, row)
