@@ -18,6 +18,7 @@ from torch import Tensor
 from spdsl.runtime.philox import uniform
 from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Param, Reduce, Table, Top
 from spdsl.semantics.ops import OPS
+from spdsl.semantics.rewrite import walk
 
 Value: TypeAlias = Tensor | int | float | bool
 """A tensor, or a Python number where no tensor takes part."""
@@ -297,14 +298,7 @@ TORCH_OPS: dict[str, Callable[..., Value]] = {
 
 def depends_on(expr: Expr, tables: Tables = NO_TABLES) -> frozenset[str]:
     """The index variables that the value may vary with; ``b`` also where a table has more than one batch."""
-    memo: dict[int, frozenset[str]] = {}
-
-    def visit(node: Expr) -> frozenset[str]:
-        if id(node) not in memo:
-            memo[id(node)] = own_names(node, tables).union(*map(visit, children(node)))
-        return memo[id(node)]
-
-    return visit(expr)
+    return frozenset[str]().union(*(own_names(node, tables) for node in walk(expr)))
 
 
 def own_names(node: Expr, tables: Tables) -> frozenset[str]:
@@ -316,22 +310,3 @@ def own_names(node: Expr, tables: Tables) -> frozenset[str]:
         if table is not None and table.dim() == len(node.indices) + 1 and table.shape[0] > 1:
             return frozenset({"b"})
     return frozenset()
-
-
-def children(expr: Expr) -> tuple[Expr, ...]:
-    """The direct parts of a node."""
-    match expr:
-        case Const() | Index() | Extent() | Param() | Coord():
-            return ()
-        case Load(indices=indices):
-            return indices
-        case Apply(args=args):
-            return args
-        case Reduce(body=body):
-            return (body,)
-        case Noise(seed=seed, per=per):
-            return (seed, *per)
-        case Top(value=value, only=only, count=count):
-            return (value, only, count)
-        case _:
-            assert_never(expr)

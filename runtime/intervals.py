@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime.distance import with_distances
-from spdsl.runtime.evaluate import NO_TABLES, Tables, children, evaluate, own_names
+from spdsl.runtime.evaluate import NO_TABLES, Tables, evaluate, own_names
 from spdsl.runtime.pairs import Pairs
 from spdsl.runtime.ranges import Bounded, Range, Truth, apply_range, exactly, extremes, joined, unknown
 from spdsl.semantics.nodes import Apply, Expr, Index, Load
+from spdsl.semantics.rewrite import children, walk
 
 _MOST_COMBINATIONS = 64
 """How many elements of a table are read for one tile before it counts as unknown."""
@@ -28,25 +29,29 @@ _SIDES = frozenset({"q", "k", "d"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileBounds:
-    """Bounds of ``expr`` in tiles of ``block_q`` times ``block_k`` pairs.  Make one with `tile_bounds`."""
+    """Bounds of ``expr`` in tiles; make one with `tile_bounds` or `bounds_over`.
+
+    ``query_tiles [rows, block]`` and ``key_tiles [columns, block]`` are the positions of each tile; where a tile has fewer
+    positions, one of them is repeated.
+    """
 
     expr: Expr
     pairs: Pairs
     tables: Tables
-    block_q: int
-    block_k: int
+    query_tiles: Tensor
+    key_tiles: Tensor
     names: dict[int, frozenset[str]]
     kept: dict[int, Bounded | Distances] = field(default_factory=dict, repr=False)
 
     @property
     def rows(self) -> int:
         """How many tiles of queries there are."""
-        return -(-self.pairs.queries // self.block_q)
+        return self.query_tiles.shape[0]
 
     @property
     def columns(self) -> int:
         """How many tiles of keys there are."""
-        return -(-self.pairs.keys // self.block_k)
+        return self.key_tiles.shape[0]
 
     def of(self, rows: slice, columns: slice) -> Truth:
         """Bounds for a block of tiles, broadcastable over ``[batch, heads, rows, columns]``.
@@ -83,34 +88,23 @@ class TileBounds:
         """Bounds in all tiles of one side, ``[…, rows, 1]`` or ``[…, 1, columns]``."""
         found = self.kept.get(id(node))
         if found is None:
-            tiles, block = (self.rows, self.block_q) if side == "q" else (self.columns, self.block_k)
-            env = self.pairs.extents() | self.pairs.outer(1) | {side: self.positions(side)}
+            tiles = self.query_tiles if side == "q" else self.key_tiles
+            env = self.pairs.extents() | self.pairs.outer(1) | {side: tiles.flatten()}
             values = evaluate(node, env, self.tables)
-            shape = (*values.shape[:-1], tiles, block)
-            found = _lifted(extremes(values.expand(*values.shape[:-1], tiles * block).reshape(shape), -1), side)
+            found = _lifted(extremes(values.unflatten(-1, tiles.shape), -1), side)
             self.kept[id(node)] = found
         assert not isinstance(found, Distances)
         return found
 
-    def positions(self, side: str) -> Tensor:
-        """All positions of a side in whole tiles, ``[tiles * block]``; past the end the last one is repeated."""
-        if side == "q":
-            count = torch.arange(self.rows * self.block_q, device=self.pairs.device)
-            # Rows at negative positions are padding, so the first real position stands for them.
-            return (self.pairs.q_start + count.clamp(max=self.pairs.queries - 1)).clamp(min=0)
-        count = torch.arange(self.columns * self.block_k, device=self.pairs.device)
-        return count.clamp(max=self.pairs.keys - 1)
-
     def _distance_range(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        q = self.positions("q").view(self.rows, self.block_q)[rows]
-        k = self.positions("k").view(self.columns, self.block_k)[columns]
-        return q[:, :1] - k[None, :, -1], q[:, -1:] - k[None, :, 0]
+        q, k = self.query_tiles[rows], self.key_tiles[columns]
+        return q.amin(1)[:, None] - k.amax(1), q.amax(1)[:, None] - k.amin(1)
 
     def _distances(self, node: Expr) -> Distances:
         found = self.kept.get(id(node))
         if found is None:
-            q, k = self.positions("q"), self.positions("k")
-            first, last = int(q[0] - k[-1]), int(q[-1] - k[0])
+            q, k = self.query_tiles, self.key_tiles
+            first, last = int(q.min() - k.max()), int(q.max() - k.min())
             distance = torch.arange(first, last + 1, device=self.pairs.device)
             env = self.pairs.extents() | self.pairs.outer(1) | {"d": distance}
             values = evaluate(node, env, self.tables)
@@ -179,19 +173,27 @@ class Distances:
 
 
 def tile_bounds(expr: Expr, pairs: Pairs, tables: Tables = NO_TABLES, *, block_q: int, block_k: int) -> TileBounds:
-    """Prepare the bounds of a predicate in tiles."""
-    expr = with_distances(expr)
+    """The bounds of a predicate in tiles of ``block_q`` times ``block_k`` pairs."""
+    # Rows at negative positions are padding, so the first real position stands for them.
+    queries = (pairs.q_start + _tiles(pairs.queries, block_q, pairs.device)).clamp(min=0)
+    keys = _tiles(pairs.keys, block_k, pairs.device)
+    return bounds_over(with_distances(expr), pairs, tables, queries, keys)
+
+
+def bounds_over(expr: Expr, pairs: Pairs, tables: Tables, query_tiles: Tensor, key_tiles: Tensor) -> TileBounds:
+    """The bounds of an expression in tiles of any positions."""
     names: dict[int, frozenset[str]] = {}
+    for node in walk(expr):
+        names[id(node)] = own_names(node, tables).union(*(names[id(part)] for part in children(node)))
+    return TileBounds(
+        expr=expr, pairs=pairs, tables=tables, query_tiles=query_tiles, key_tiles=key_tiles, names=names
+    )
 
-    def visit(node: Expr) -> None:
-        if id(node) not in names:
-            parts = children(node)
-            for part in parts:
-                visit(part)
-            names[id(node)] = own_names(node, tables).union(*(names[id(part)] for part in parts))
 
-    visit(expr)
-    return TileBounds(expr=expr, pairs=pairs, tables=tables, block_q=block_q, block_k=block_k, names=names)
+def _tiles(length: int, block: int, device: torch.device) -> Tensor:
+    """Positions of whole tiles; past the end the last one is repeated."""
+    count = -(-length // block) * block
+    return torch.arange(count, device=device).clamp(max=length - 1).view(-1, block)
 
 
 def _number(values: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Looked:
         if not len(doubt) or self.exact is None and len(doubt) > _DOUBT * (shape[-2] + shape[-1]):
             return Truth(may=may, must=must)
         offset = torch.tensor([0, 0, rows.start, columns.start], device=doubt.device)
-        step = max(1, _CHUNK_PAIRS // (self.bounds.block_q * self.bounds.block_k))
+        step = max(1, _CHUNK_PAIRS // (self.bounds.query_tiles.shape[1] * self.bounds.key_tiles.shape[1]))
         looks = [_look(self.bounds, chunk + offset) for chunk in doubt.split(step)]
         may, must = may.clone(), must.clone()
         may[tuple(doubt.T)] = torch.cat([look.may for look in looks])
@@ -61,13 +61,13 @@ def _look(bounds: TileBounds, tiles: Tensor) -> Truth:
     """Whether the tiles ``[count, 4]`` (batch, head, row, column) are touched, and whether they are full."""
     pairs = bounds.pairs
     batch, head, row, column = (index.view(-1, 1, 1) for index in tiles.T)
-    q = bounds.positions("q").view(bounds.rows, bounds.block_q)[row[:, 0, 0]].unsqueeze(-1)
-    k = bounds.positions("k").view(bounds.columns, bounds.block_k)[column[:, 0, 0]].unsqueeze(-2)
+    q = bounds.query_tiles[row[:, 0, 0]].unsqueeze(-1)
+    k = bounds.key_tiles[column[:, 0, 0]].unsqueeze(-2)
     outer: dict[str, Tensor | int] = {
         "b": batch + pairs.batches.start,
         "h": head,
         "g": head // (pairs.heads // pairs.groups),
     }
     kept = evaluate(bounds.expr, pairs.extents() | outer | {"q": q, "k": k, "d": q - k}, bounds.tables)
-    kept = kept.expand(len(tiles), bounds.block_q, bounds.block_k)
+    kept = kept.expand(len(tiles), q.shape[1], k.shape[2])
     return Truth(may=kept.any(-1).any(-1), must=kept.all(-1).all(-1))
