@@ -9,13 +9,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spdsl import __version__
 from spdsl.cli.files import cannot_write, read
 from spdsl.cli.stages import Wish, bound_pattern, checked_pattern, made_plan
 from spdsl.cli.tree import record
 from spdsl.diagnostics import error
+
+if TYPE_CHECKING:
+    from spdsl.semantics.nodes import CheckedPattern
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -48,7 +51,7 @@ def write_bundle(word: str, wishes: Sequence[Wish], output: Path) -> dict[str, A
         "parameters": {name: list(value) if isinstance(value, tuple) else value for name, value in bound.parameters},
         **{name: value for name, value in asdict(wishes[0]).items() if name not in ("parameters", "shape")},
         "inputs": [record(table) for table in bound.tables],
-        "kernels": [each for wish in wishes for each in _compile(word, wish, files)],
+        "kernels": [each for wish in wishes for each in _compile(pattern, wish, files)],
     }
     manifest["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     files[MANIFEST] = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
@@ -56,11 +59,11 @@ def write_bundle(word: str, wishes: Sequence[Wish], output: Path) -> dict[str, A
     return manifest
 
 
-def _compile(word: str, wish: Wish, files: dict[str, bytes]) -> list[dict[str, Any]]:
+def _compile(pattern: CheckedPattern, wish: Wish, files: dict[str, bytes]) -> list[dict[str, Any]]:
     """Add the files of one shape class to ``files`` and describe its kernels."""
     from spdsl.codegen.aot import compile_kernels
 
-    plan = made_plan(checked_pattern(read(word)), wish)
+    plan = made_plan(pattern, wish)
     source, binaries = compile_kernels(plan, wish.target)
     source_file = f"{source.name}.{wish.shape}.py"
     files[source_file] = source.text.encode()

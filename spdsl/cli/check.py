@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
 
-from spdsl.cli.files import Given, read
+from spdsl.cli.files import read
 from spdsl.cli.options import FilesArgument, JsonOption
 from spdsl.cli.output import as_record, print_json, show_diagnostics
 from spdsl.diagnostics import Diagnostic, SpatError
+from spdsl.grammar.parse import parse
+from spdsl.semantics.check import check as check_one
+from spdsl.semantics.check import check_all
 
 
 def check(files: FilesArgument, as_json: JsonOption = False) -> None:
@@ -32,16 +33,31 @@ def check(files: FilesArgument, as_json: JsonOption = False) -> None:
         if not as_json:
             show_diagnostics(diagnostics)
             if not wrong:
-                typer.echo(f"{word}: {', '.join(patterns)} {'is' if len(patterns) == 1 else 'are'} fine")
+                typer.echo(f"{word}: {_verdict(patterns)}")
     if as_json:
         print_json({"ok": not failed, "files": records})
     raise typer.Exit(int(failed))
 
 
 def _one(word: str) -> tuple[list[str], tuple[Diagnostic, ...]]:
-    """The patterns of a text and everything that is to be said about it."""
+    """The names of the patterns of a text that are right, and everything that is to be said about it."""
     try:
         given = read(word)
-        return _patterns(given)
+        program = parse(given.text, given.name)
+        if given.pattern is not None:
+            checked = check_one(program, given.pattern, resolve=given.resolve)
+            return [checked.name], ()
+        patterns, diagnostics = check_all(program, resolve=given.resolve)
     except SpatError as mistake:
         return [], mistake.diagnostics
+    return [each.name for each in patterns], diagnostics
+
+
+def _verdict(patterns: list[str]) -> str:
+    match patterns:
+        case []:
+            return "its definitions are fine"
+        case [only]:
+            return f"{only} is fine"
+        case _:
+            return f"{', '.join(patterns)} are fine"

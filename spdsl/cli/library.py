@@ -12,7 +12,7 @@ from spdsl.cli.files import cannot_write
 from spdsl.cli.options import JsonOption
 from spdsl.cli.output import print_json, print_table
 from spdsl.diagnostics import error
-from spdsl.library import names, text_of
+from spdsl.library import names, resolver, text_of
 
 STARTER = """\
 # What a query keeps: a window of tokens before it, and the first tokens of the text.
@@ -52,15 +52,13 @@ def new(
       spdsl new local
       spdsl new patterns/mine.spat --like documents
     """
-    path = Path(name)
-    if path.suffix != ".spat":
-        path = path.with_name(path.name + ".spat")
+    path = Path(f"{name.removesuffix('.spat')}.spat")
     if not re.fullmatch(r"[A-Za-z_]\w*", path.stem, re.ASCII):
-        raise typer.BadParameter(f"`{path.stem}` is not a name: letters, digits and `_`, no digit first")
+        raise typer.BadParameter(f"`{name}` does not end in a name: letters, digits and `_`, no digit first")
     text = STARTER.format(name=path.stem)
     if like is not None:
         text = re.sub(rf"^pattern {like}\b", f"pattern {path.stem}", text_of(like), flags=re.MULTILINE)
-    _check(text, path)
+    text = _proved(text, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w" if force else "x", encoding="utf-8") as file:
@@ -75,12 +73,13 @@ def new(
         typer.echo(f"wrote {path}; next: `spdsl check {path}`, `spdsl view {path}`")
 
 
-def _check(text: str, path: Path) -> None:
-    """Refuse a name that the language keeps for itself before anything is written."""
-    from spdsl.library import resolver
+def _proved(text: str, path: Path) -> str:
+    """The text, laid out; refuses a name that the language keeps for itself before anything is written."""
+    from spdsl.grammar.format import format_text
     from spdsl.pipeline import read
 
     read(text, source=str(path), resolve=resolver(None))
+    return format_text(text, str(path))
 
 
 def _heading(name: str) -> str:

@@ -19,8 +19,8 @@ def load_pattern(word: str, parameters: Mapping[str, Value]) -> tuple[Pattern, d
     Raises:
         SpatError: it cannot be read or is not right.
     """
-    from spdsl.api import Pattern
-
     given = read(word)
     checked = read_pattern(given.text, source=given.name, name=given.pattern, resolve=given.resolve)
+    from spdsl.api import Pattern  # imports torch, for which a mistake in the pattern should not wait
+
     return Pattern(checked), fit_tuples(checked, parameters)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from spdsl.cli.loading import load_pattern
 from spdsl.cli.options import (
     DtypeOption,
     GroupsOption,
@@ -68,11 +69,10 @@ def run(
         raise typer.BadParameter(f"`{output}` ends neither in .npz nor in .pt", param_hint="--output")
     values = parse_parameters(parameter)
 
-    from spdsl.cli.loading import load_pattern
+    loaded, values = load_pattern(pattern, values)
     from spdsl.cli.measure import Task, carry_out, save
     from spdsl.cli.tensors import Sizes, note_generated
 
-    loaded, values = load_pattern(pattern, values)
     task = Task(
         pattern=loaded,
         parameters=values,

@@ -41,6 +41,8 @@ def intermediate(word: str, stage: str, wish: Wish) -> tuple[str, Any]:
     Raises:
         SpatError: the pattern is wrong, or the stage cannot be reached with this wish.
     """
+    from spdsl.semantics.show import dump as dump_pattern
+
     given = read(word)
     match stage:
         case "ast":
@@ -53,9 +55,11 @@ def intermediate(word: str, stage: str, wish: Wish) -> tuple[str, Any]:
             text = checked_pattern(given).text
             return text, text
         case "checked":
-            return _both(checked_pattern(given))
+            checked = checked_pattern(given)
+            return dump_pattern(checked), record(checked)
         case "bound":
-            return _both(bound_pattern(checked_pattern(given), wish))
+            bound = bound_pattern(checked_pattern(given), wish)
+            return dump_pattern(bound), record(bound)
         case "tiles":
             made = made_plan(checked_pattern(given), wish)
             return _both({each.kind: each for each in (made.forward, made.dq, made.dkdv)})

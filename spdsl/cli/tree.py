@@ -1,13 +1,16 @@
 """Any intermediate result of the compiler as an indented tree of text, or as JSON.
 
-Places are left out, and so are fields that have their default value.
+Expressions are written as in the language.  Places are left out, and so are fields that have their default value.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
+
+from spdsl.semantics.nodes import Expr
+from spdsl.semantics.show import print_expr
 
 _HIDDEN = ("span", "source", "text")
 _WIDTH = 100
@@ -46,6 +49,8 @@ def _short(node: object) -> str:
             return "(" + ", ".join(_short(each) for each in node) + ")"
         case dict():
             return "{" + ", ".join(f"{key}: {_short(value)}" for key, value in node.items()) + "}"
+    if isinstance(node, get_args(Expr)):
+        return print_expr(node)
     if dataclasses.is_dataclass(node):
         return f"{type(node).__name__}(" + ", ".join(f"{name}={_short(value)}" for name, value in _fields(node)) + ")"
     return repr(node)
@@ -53,18 +58,20 @@ def _short(node: object) -> str:
 
 def _lines(node: object, indent: str, label: str) -> Iterator[str]:
     short = _short(node)
-    if len(indent) + len(label) + len(short) <= _WIDTH:
+    if len(indent) + len(label) + len(short) <= _WIDTH or isinstance(node, get_args(Expr)):
         yield f"{indent}{label}{short}"
         return
     deeper = indent + "  "
+    head = f"{indent}{label}".rstrip()
     match node:
         case tuple() | list():
-            yield f"{indent}{label}".rstrip()
+            yield head
             for each in node:
                 yield from _lines(each, deeper, "- ")
             return
         case dict():
-            yield f"{indent}{label}".rstrip()
+            if head:
+                yield head
             for key, value in node.items():
                 yield from _lines(value, deeper, f"{key}: ")
             return

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from spdsl.cli.loading import load_pattern
 from spdsl.cli.options import (
     GroupsOption,
     HeadsOption,
@@ -51,11 +52,10 @@ def view(
     if output.suffix.lower() != ".png":
         raise typer.BadParameter(f"`{output}` does not end in .png", param_hint="--output")
 
-    from spdsl.cli.loading import load_pattern
+    loaded, values = load_pattern(pattern, parse_parameters(parameter))
     from spdsl.cli.tensors import Sizes, make_inputs, note_generated
     from spdsl.picture import draw
 
-    loaded, values = load_pattern(pattern, parse_parameters(parameter))
     sizes = Sizes(batch=1, heads=heads, groups=groups, nq=nq or n, n=n)
     inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
     if not as_json:

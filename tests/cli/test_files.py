@@ -102,12 +102,12 @@ def test_a_close_name_is_suggested(spdsl: Spdsl, good: Path) -> None:
 
 
 def test_a_pattern_is_picked_by_name(spdsl: Spdsl, tmp_path: Path) -> None:
-    (tmp_path / "two.spat").write_text("pattern a() { keep causal }\npattern b() { keep all }\n")
-    assert "pattern a" in spdsl("show", "two.spat:a").out
-    assert "pattern b" in spdsl("show", "two.spat").out
-    answer = spdsl("show", "two.spat:c")
+    (tmp_path / "two.spat").write_text("pattern one() { keep causal }\npattern two() { keep all }\n")
+    assert "pattern one" in spdsl("show", "two.spat:one").out
+    assert "pattern two" in spdsl("show", "two.spat").out
+    answer = spdsl("show", "two.spat:three")
     assert answer.status == 1
-    assert "`c`" in answer.err
+    assert "`three`" in answer.err
 
 
 def test_fmt_writes_in_place_and_is_idempotent(spdsl: Spdsl, good: Path) -> None:

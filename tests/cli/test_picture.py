@@ -1,0 +1,60 @@
+"""Pictures: tile counts against brute force, and files that are pictures."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spdsl.diagnostics import SpatError
+from spdsl.picture import count_tiles, draw
+
+
+def brute(mask: np.ndarray, block_q: int, block_k: int) -> np.ndarray:
+    rows, columns = -(-mask.shape[0] // block_q), -(-mask.shape[1] // block_k)
+    state = np.zeros((rows, columns), np.int8)
+    for i in range(rows):
+        for j in range(columns):
+            tile = mask[i * block_q : (i + 1) * block_q, j * block_k : (j + 1) * block_k]
+            state[i, j] = 2 if tile.all() else 1 if tile.any() else 0
+    return state
+
+
+SIZES = [(64, 64, 16, 16), (50, 70, 16, 32), (1, 9, 4, 2), (7, 7, 9, 3)]
+
+
+@pytest.mark.parametrize(("nq", "nk", "block_q", "block_k"), SIZES)
+def test_tiles_are_counted(nq: int, nk: int, block_q: int, block_k: int) -> None:
+    rng = np.random.default_rng(0)
+    mask = np.kron(rng.random((nq, nk)) < 0.4, np.ones((3, 3), bool))[:nq, :nk]
+    mask[:, : nk // 2] |= np.tri(nq, nk // 2, dtype=bool)
+    tiles = count_tiles(mask, block_q, block_k)
+    expected = brute(mask, block_q, block_k)
+    assert (tiles.state == expected).all()
+    assert tiles.kept_pairs == mask.mean()
+    assert tiles.kept_tiles == (expected > 0).mean()
+    assert tiles.full_tiles == (expected == 2).mean()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (20, 70), (1500, 1500)])
+def test_a_picture_is_a_png(tmp_path: Path, shape: tuple[int, int]) -> None:
+    path = tmp_path / "mask.png"
+    draw(np.tri(*shape, dtype=bool), path, title="causal", subtitle="n=20")
+    data = path.read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", data[16:24])
+    assert width > height > 600
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SpatError) as caught:
+        draw(np.tri(4, dtype=bool), tmp_path / "no" / "mask.png", title="causal")
+    assert caught.value.code == "SP605"
+
+
+def test_nothing_to_draw(tmp_path: Path) -> None:
+    with pytest.raises(SpatError) as caught:
+        draw(np.zeros((0, 4), bool), tmp_path / "mask.png", title="nothing")
+    assert caught.value.code == "SP609"
