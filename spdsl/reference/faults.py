@@ -26,10 +26,15 @@ class Fault:
     help: str
     expr: Expr
 
-    def error(self) -> SpatError:
-        """The remark about the first bad point; ``{value}`` in the message is the value there."""
-        values = self.value.broadcast_to(self.bad.shape)[self.bad]
-        shown = int(values.flatten()[0])
+    def error(self, where: Tensor) -> SpatError:
+        """The remark about the first bad point of ``where``; ``{value}`` in the message is the value there."""
+        bad, value = self.bad, self.value
+        if all(1 in (a, b) or a == b for a, b in zip(bad.shape, where.shape, strict=True)) and bool(
+            (bad & where).any()
+        ):
+            # A fault inside a reduction has points of its own, of which any bad one will do.
+            bad = bad & where
+        shown = int(value.broadcast_to(bad.shape)[bad].flatten()[0])
         return error(self.code, self.message.format(value=shown), self.expr.span, help=self.help)
 
 
@@ -52,7 +57,7 @@ class Faults:
             return
         worst = int(torch.where(where, marks, 0).max()) if where.numel() and marks.numel() else 0
         if worst > 0:
-            raise self._found[worst - 1].error()
+            raise self._found[worst - 1].error(where)
 
 
 def either(*marks: Tensor | None) -> Tensor | None:

@@ -149,7 +149,7 @@ def test_an_empty_row_gives_zeros() -> None:
 
 
 def test_an_empty_row_with_a_sink_has_its_logit() -> None:
-    text = "pattern rest() { input rest: float[h] return attend { keep k < q sink_logit rest[h] } }"
+    text = "pattern p() { input rest: float[h] return attend { keep k < q sink_logit rest[h] } }"
     pattern = program(text, heads=2, groups=2)
     rest = torch.tensor([0.5, -1.0], dtype=torch.float64, requires_grad=True)
     out, lse = reference.attend(pattern, *tensors(1, 2, 2, 4, 4), tables={"rest": rest})
