@@ -20,6 +20,7 @@ from spdsl.runtime.checks import check_call
 from spdsl.runtime.engines import engine_for
 from spdsl.runtime.lists import lists_for
 from spdsl.runtime.stages import materialise
+from spdsl.semantics.nodes import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +78,16 @@ def _request(
 
 def _call(prepared: Prepared, q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], places: Tensor | None, q_start: int) -> Call:
     plan = prepared.plan
-    given = dict(zip(prepared.inputs, tables, strict=True))
-    call = Call(plan=plan, q=q, k=k, v=v, q_start=q_start, places=places, tables=given)
-    return materialise(call)
+    given = {
+        table.name: _with_batch(table, tensor) for table, tensor in zip(plan.problem.pattern.tables, tables, strict=True)
+    }
+    return materialise(Call(plan=plan, q=q, k=k, v=v, q_start=q_start, places=places, tables=given))
+
+
+def _with_batch(table: Table, tensor: Tensor) -> Tensor:
+    """The input with a leading batch axis, unless it names one or has one already."""
+    names_batch = any(axis.kind == "b" for axis in table.axes)
+    return tensor if names_batch or tensor.dim() > len(table.axes) else tensor.unsqueeze(0)
 
 
 @torch.library.custom_op("spdsl::attend", mutates_args=())
@@ -133,7 +141,8 @@ def attend_backward(
     found = engine_for(prepared.backend).backward(
         call, out, lse, d_out, d_lse, frozenset(names[each] for each in wanted)
     )
-    return [_gradient(found, names[each]) for each in wanted]
+    tensors = (q, k, v, *tables)
+    return [_gradient(found, names[each]).view_as(tensors[each]) for each in wanted]
 
 
 def _gradient(found: Gradients, name: str) -> Tensor:

@@ -79,12 +79,19 @@ class Writer:
             case Remainder(of=of, by=by):
                 value = apply("mod", self.term(of), Const(value=by))
             case str():
-                value = self.meaning[atom]
+                value = _as_int(self.meaning[atom])
             case _:
                 assert_never(atom)
         times = abs(coefficient)
         value = value if times == 1 else apply("mul", Const(value=times), value)
         return (1 if coefficient > 0 else -1), value
+
+
+def _as_int(expr: Expr) -> Expr:
+    """A bool counts as 0 or 1."""
+    if expr.dtype != "bool":
+        return expr
+    return Apply(op="where", args=(expr, Const(value=1), Const(value=0)), dtype="int")
 
 
 def _is_certain(term: Linear) -> bool:

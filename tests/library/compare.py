@@ -23,7 +23,7 @@ def sizes_for(case: Case, shape: Sizes) -> Sizes:
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """‖found − expected‖ / ‖expected‖; infinite if anything found is not a finite number."""
-    found, expected = found.double(), expected.double()
+    found, expected = found.detach().double(), expected.detach().double()
     if not torch.isfinite(found).all():
         return float("inf")
     norm = float(expected.norm())
