@@ -1,4 +1,4 @@
-"""From `CheckedPattern` to `BoundPattern`: parameters, layer, heads, groups and head dim become constants, and all is folded.
+"""From `CheckedPattern` to `BoundPattern`: parameters, layer and head counts become constants, and all is folded.
 
 Does not look at inputs or lengths: those come with each call.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeAlias
 
-from spdsl.diagnostics import SpatError, Span, error
+from spdsl.diagnostics import Span, SpatError, error
 from spdsl.semantics import nodes as ir
 from spdsl.semantics.bounds import Facts, interval
 from spdsl.semantics.fold import INT_HIGH, INT_LOW, fold
@@ -19,8 +20,8 @@ from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.rewrite import mentions, substitute, walk
 from spdsl.semantics.windows import lift_windows
 
-Value = bool | int | float
-Bindings = tuple[tuple[str, Value | tuple[Value, ...]], ...]
+Value: TypeAlias = "bool | int | float"
+Fix: TypeAlias = Callable[[Expr], Expr]
 
 
 def bind(
@@ -34,9 +35,11 @@ def bind(
 ) -> BoundPattern:
     """Fix what is known before tensors are seen.
 
-    Raises `SpatError`: unknown (SP330), missing (SP331), wrong kind (SP332), out of range (SP333) or wrong length (SP334) of
-    a parameter; no layer for a pattern that asks for it (SP335); arithmetic that fails (SP336); an axis or grid of no size
-    (SP337); heads and groups that do not fit (SP338); a scale or cap that is not finite (SP339).
+    Raises:
+        SpatError: a parameter that is unknown (SP330), missing (SP331), of the wrong kind (SP332), out of range (SP333) or
+            of the wrong length (SP334); no layer for a pattern that asks for it (SP335); arithmetic that fails (SP336); an
+            axis or grid of no size (SP337); heads and groups that do not fit (SP338); a scale or cap that is not finite
+            (SP339).
     """
     values = _values(checked, parameters)
     _check_heads(heads, groups, head_dim)
@@ -48,8 +51,12 @@ def bind(
     if layer is not None:
         mapping[Extent(name="layer")] = Const(value=_integer(layer, "layer", None))
     elif any(mentions(expr, Extent(name="layer")) for expr in _expressions(checked)):
-        raise error("SP335", f"`{checked.name}` depends on the layer, but none is given", checked.span,
-                    help="pass `layer=…`, counted from 0")
+        raise error(
+            "SP335",
+            f"`{checked.name}` depends on the layer, but none is given",
+            checked.span,
+            help="pass `layer=…`, counted from 0",
+        )
     for declared in checked.parameters:
         value = values[declared.name]
         if isinstance(value, tuple):
@@ -63,7 +70,7 @@ def bind(
 
     def fix(expr: Expr) -> Expr:
         if id(expr) not in folded:
-            folded[id(expr)] = fold(substitute_everywhere(expr, mapping), code="SP336", facts=facts)
+            folded[id(expr)] = fold(substitute(expr, mapping), code="SP336", facts=facts)
         return folded[id(expr)]
 
     bound = BoundPattern(
@@ -81,11 +88,6 @@ def bind(
         span=checked.span,
     )
     return lift_windows(bound)
-
-
-def substitute_everywhere(expr: Expr, mapping: Mapping[Expr, Expr]) -> Expr:
-    """Replace parameters and extents, which no stage binds."""
-    return substitute(expr, mapping)
 
 
 def _expressions(checked: CheckedPattern) -> list[Expr]:
@@ -107,8 +109,12 @@ def _values(checked: CheckedPattern, given: Mapping[str, object]) -> dict[str, V
     for name in given:
         if name not in names:
             has = f"its parameters are {', '.join(names)}" if names else "it has none"
-            raise error("SP330", f"`{checked.name}` has no parameter `{name}`", checked.span,
-                        help=did_you_mean(str(name), names) or has)
+            raise error(
+                "SP330",
+                f"`{checked.name}` has no parameter `{name}`",
+                checked.span,
+                help=did_you_mean(str(name), names) or has,
+            )
     found: dict[str, Value | tuple[Value, ...]] = {}
     for declared in checked.parameters:
         if declared.name in given:
@@ -116,8 +122,13 @@ def _values(checked: CheckedPattern, given: Mapping[str, object]) -> dict[str, V
         elif declared.default is not None:
             found[declared.name] = declared.default
         else:
-            raise error("SP331", f"`{checked.name}` needs a value for `{declared.name}`", declared.span,
-                        note=_kind(declared), help=f"pass `{declared.name}=…`")
+            raise error(
+                "SP331",
+                f"`{checked.name}` needs a value for `{declared.name}`",
+                declared.span,
+                note=_kind(declared),
+                help=f"pass `{declared.name}=…`",
+            )
     return found
 
 
@@ -130,11 +141,19 @@ def _value(declared: Parameter, value: object) -> Value | tuple[Value, ...]:
         return _one(declared, value, declared.name)
     items = value if isinstance(value, (tuple, list)) else (value,) if declared.length == 1 else None
     if items is None:
-        raise error("SP334", f"`{declared.name}` is a tuple of {declared.length}, but {value!r:.80} is given", declared.span,
-                    note=_kind(declared))
+        raise error(
+            "SP334",
+            f"`{declared.name}` is a tuple of {declared.length}, but {value!r:.80} is given",
+            declared.span,
+            note=_kind(declared),
+        )
     if len(items) != declared.length:
-        raise error("SP334", f"`{declared.name}` is a tuple of {declared.length}, but {len(items)} values are given",
-                    declared.span, note=_kind(declared))
+        raise error(
+            "SP334",
+            f"`{declared.name}` is a tuple of {declared.length}, but {len(items)} values are given",
+            declared.span,
+            note=_kind(declared),
+        )
     return tuple(_one(declared, item, f"{declared.name}[{place}]") for place, item in enumerate(items))
 
 
@@ -174,8 +193,12 @@ def _integer(value: object, name: str, declared: Parameter | None) -> int:
 
 def _wrong_kind(name: str, declared: Parameter | None, value: object) -> SpatError:
     wanted = {"bool": "a bool", "int": "an int", "float": "a float"}[declared.dtype if declared else "int"]
-    return error("SP332", f"`{name}` needs {wanted}, but {value!r:.80} is {_a_type(value)}",
-                 declared.span if declared else None, note="declared here" if declared else "")
+    return error(
+        "SP332",
+        f"`{name}` needs {wanted}, but {value!r:.80} is {_a_type(value)}",
+        declared.span if declared else None,
+        note="declared here" if declared else "",
+    )
 
 
 def _a_type(value: object) -> str:
@@ -184,51 +207,55 @@ def _a_type(value: object) -> str:
 
 
 def _check_heads(heads: int, groups: int, head_dim: int) -> None:
-    for name, value in (("heads", heads), ("groups", groups), ("head_dim", head_dim)):
+    sizes: dict[str, object] = {"heads": heads, "groups": groups, "head_dim": head_dim}
+    for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise error("SP338", f"{name} must be an int of at least 1, not {value!r:.80}")
     if heads % groups:
-        raise error("SP338", f"{heads} heads cannot share {groups} key and value heads evenly",
-                    help="the number of query heads must be a multiple of the number of key heads")
+        raise error(
+            "SP338",
+            f"{heads} heads cannot share {groups} key and value heads evenly",
+            help="the number of query heads must be a multiple of the number of key heads",
+        )
 
 
 # ---------------------------------------------------------------- declarations
 
 
-def _table(table: ir.Table, fix: object) -> ir.Table:
-    fixed = tuple(replace(axis, size=fix(axis.size)) for axis in table.axes)  # type: ignore[operator]
+def _table(table: ir.Table, fix: Fix) -> ir.Table:
+    fixed = tuple(replace(axis, size=fix(axis.size)) for axis in table.axes)
     for axis in fixed:
         _at_least_one(axis.size, f"the axis `{axis.label}` of `{table.name}`", axis.span)
     return replace(table, axes=fixed)
 
 
-def _axis(axis: ir.Axis, fix: object) -> ir.Axis:
-    def one(expr: Expr) -> Expr:
-        fixed: Expr = fix(expr)  # type: ignore[operator]
-        return fixed
-
+def _axis(axis: ir.Axis, fix: Fix) -> ir.Axis:
     fixed = replace(
         axis,
-        of=tuple(one(part) for part in axis.of),
-        size=None if axis.size is None else tuple(one(part) for part in axis.size),
-        step=None if axis.step is None else one(axis.step),
-        into=None if axis.into is None else one(axis.into),
-        extents=tuple(one(part) for part in axis.extents),
+        of=tuple(fix(part) for part in axis.of),
+        size=None if axis.size is None else tuple(fix(part) for part in axis.size),
+        step=None if axis.step is None else fix(axis.step),
+        into=None if axis.into is None else fix(axis.into),
+        extents=tuple(fix(part) for part in axis.extents),
     )
     for part in (*(fixed.size or ()), *((fixed.step,) if fixed.step else ()), *((fixed.into,) if fixed.into else ())):
         _at_least_one(part, f"the axis `{axis.name}`", axis.span)
         if not isinstance(part, Const):
-            raise error("SP337", f"the size of the axis `{axis.name}` is not fixed by the parameters", axis.span,
-                        help="use parameters and numbers; lengths of a call cannot be block sizes")
+            raise error(
+                "SP337",
+                f"the size of the axis `{axis.name}` is not fixed by the parameters",
+                axis.span,
+                help="use parameters and numbers; lengths of a call cannot be block sizes",
+            )
     # Windows that begin one after the other are blocks.
     return replace(fixed, step=None) if fixed.size is not None and fixed.step == fixed.size[0] else fixed
 
 
-def _grid(grid: ir.Grid, fix: object) -> ir.Grid:
-    coordinates = tuple((name, fix(extent)) for name, extent in grid.coordinates)  # type: ignore[operator]
+def _grid(grid: ir.Grid, fix: Fix) -> ir.Grid:
+    coordinates = tuple((name, fix(extent)) for name, extent in grid.coordinates)
     for name, extent in coordinates:
         _at_least_one(extent, f"the extent of `{name}`", grid.span)
-    return replace(grid, of=fix(grid.of), coordinates=coordinates)  # type: ignore[operator]
+    return replace(grid, of=fix(grid.of), coordinates=coordinates)
 
 
 def _at_least_one(expr: Expr, what: str, span: Span | None) -> None:
@@ -238,11 +265,11 @@ def _at_least_one(expr: Expr, what: str, span: Span | None) -> None:
         raise error("SP337", f"{what} is {shown}, but must be at least 1", span)
 
 
-def _attend(attend: Attend, fix: object) -> Attend:
+def _attend(attend: Attend, fix: Fix) -> Attend:
     def one(expr: Expr | None) -> Expr | None:
-        return None if expr is None else fix(expr)  # type: ignore[operator, no-any-return]
+        return None if expr is None else fix(expr)
 
-    keep: Expr = fix(attend.keep)  # type: ignore[operator]
+    keep = fix(attend.keep)
     scale, softcap = one(attend.scale), one(attend.softcap)
     for word, setting in (("scale", scale), ("softcap", softcap)):
         if setting is None:
@@ -251,10 +278,15 @@ def _attend(attend: Attend, fix: object) -> Attend:
             raise error("SP339", f"`{word}` is not fixed by the parameters", setting.span)
         if not math.isfinite(setting.value) or (word == "softcap" and setting.value <= 0):
             wanted = "finite" if word == "scale" else "finite and above 0"
-            raise error("SP339", f"`{word}` is {setting.value}, but must be {wanted}", setting.span,
-                        help="check the parameters that it is made of")
+            raise error(
+                "SP339",
+                f"`{word}` is {setting.value}, but must be {wanted}",
+                setting.span,
+                help="check the parameters that it is made of",
+            )
     for node in walk(keep):
         if isinstance(node, ir.Top) and isinstance(node.count, Const) and node.count.value < 0:
             raise error("SP333", f"`top` cannot take {node.count.value} candidates", node.span)
-    return replace(attend, keep=keep, bias=one(attend.bias), scale=scale, softcap=softcap,
-                   sink_logit=one(attend.sink_logit))
+    return replace(
+        attend, keep=keep, bias=one(attend.bias), scale=scale, softcap=softcap, sink_logit=one(attend.sink_logit)
+    )

@@ -206,7 +206,10 @@ def _sqrt(a: Range) -> Range:
 
 def _exp(a: Range) -> Range:
     fits = a[1] is not None and a[1] < 700
-    return (math.exp(min(a[0], 700)) if a[0] is not None else 0.0, math.exp(a[1]) if fits and a[1] is not None else None)
+    return (
+        math.exp(min(a[0], 700)) if a[0] is not None else 0.0,
+        math.exp(a[1]) if fits and a[1] is not None else None,
+    )
 
 
 def _log(a: Range) -> Range:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from spdsl.diagnostics import Span
 from spdsl.grammar import nodes as syntax
-from spdsl.semantics.expressions import Arg, Evaluator, Invocation, excerpt
+from spdsl.semantics import nodes as ir
+from spdsl.semantics.build import to_float
+from spdsl.semantics.expressions import Arg, Evaluator, Invocation, Want, excerpt
+from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.scope import Scope
 from spdsl.semantics.unsupported import UNSUPPORTED
-from spdsl.semantics.values import POISON, FunctionRef, Items, Poison, Scalar, Value, describe
+from spdsl.semantics.values import POISON, Items, Poison, Scalar, Value, describe
 
 
 def invoke(ev: Evaluator, node: syntax.Call | syntax.Pipe) -> Value:
@@ -23,7 +26,7 @@ def invoke(ev: Evaluator, node: syntax.Call | syntax.Pipe) -> Value:
     from spdsl.semantics.functions import FUNCTIONS
 
     entry = ev.scope.entries.get(name)
-    if entry is not None and not isinstance(entry.value, FunctionRef):
+    if entry is not None and name not in UNSUPPORTED:
         entry.used = True
         function_node = node.function if isinstance(node, syntax.Call) else syntax.Name(id=name, span=place)
         return _not_a_function(ev, Arg(value=entry.value, node=function_node), node)
@@ -64,10 +67,9 @@ def _arguments(ev: Evaluator, name: str, node: syntax.Call | syntax.Pipe) -> Inv
 
 def _unsupported(ev: Evaluator, name: str, node: syntax.Call | syntax.Pipe) -> Value:
     # What comes before a refused stage may be refused too, and has the better place.
-    if isinstance(node, syntax.Pipe):
-        if isinstance(ev.evaluate(node.value), Poison):
-            ev.mark_used(node)
-            return POISON
+    if isinstance(node, syntax.Pipe) and isinstance(ev.evaluate(node.value), Poison):
+        ev.mark_used(node)
+        return POISON
     ev.mark_used(node)
     return ev.unsupported(f"`{name}`", node.span)
 
@@ -83,23 +85,26 @@ def _not_a_function(ev: Evaluator, function: Arg, node: syntax.Call | syntax.Pip
         case _:
             hint = f"it is {describe(function.value)}"
     note = ev.note(function)
-    return ev.error("SP205", f"{excerpt(function.node)} is not a function: {hint}", function.node.span or node.span,
-                    note=note)
+    return ev.error(
+        "SP205", f"{excerpt(function.node)} is not a function: {hint}", function.node.span or node.span, note=note
+    )
 
 
-def _named(ev: Evaluator, names: tuple[str, ...], required: frozenset[str], call: Invocation, kind: str) -> (
-    dict[str, Arg] | None
-):
+def _named(
+    ev: Evaluator, names: tuple[str, ...], required: frozenset[str], call: Invocation, kind: str
+) -> dict[str, Arg] | None:
     """Arguments by the name of their parameter; None after a mistake."""
     found: dict[str, Arg] = {}
     if len(call.args) > len(names):
-        ev.error("SP204", f"`{call.name}` takes {_count(len(names))}, not {len(call.args)}", call.span,
-                 note=f"{kind} {call.name}({', '.join(names)})")
+        ev.error(
+            "SP204",
+            f"`{call.name}` takes {_count(len(names))}, not {len(call.args)}",
+            call.span,
+            note=f"{kind} {call.name}({', '.join(names)})",
+        )
         return None
     found.update(zip(names, call.args, strict=False))
     for name, argument in call.keywords.items():
-        from spdsl.semantics.report import did_you_mean
-
         if name not in names:
             ev.error("SP204", f"`{call.name}` has no parameter `{name}`", argument.span, help=did_you_mean(name, names))
             return None
@@ -122,8 +127,12 @@ def _count(number: int) -> str:
 def _enter(ev: Evaluator, name: str, span: Span | None) -> bool:
     """Whether a definition may be entered: it may not be one that is being written out already."""
     if any(active == name for active, _ in ev.unit.trail) or ev.unit.root == name:
-        ev.error("SP209", f"`{name}` calls itself", span,
-                 help="definitions and patterns are written out where they are called, so none may call itself")
+        ev.error(
+            "SP209",
+            f"`{name}` calls itself",
+            span,
+            help="definitions and patterns are written out where they are called, so none may call itself",
+        )
         return False
     ev.unit.trail.append((name, str(span) if span else "?"))
     return True
@@ -175,12 +184,8 @@ def _inline(ev: Evaluator, pattern: syntax.Pattern, call: Invocation) -> Value:
         ev.unit.used[pattern.name] = pattern
 
 
-def _argument(ev: Evaluator, declared: object, given: Arg) -> Value:
+def _argument(ev: Evaluator, declared: ir.Parameter, given: Arg) -> Value:
     """A value for a parameter of a called pattern: fixed before the call of the kernel, of the declared type."""
-    from spdsl.semantics import nodes as ir
-    from spdsl.semantics.build import to_float
-
-    assert isinstance(declared, ir.Parameter)
     context = f"the parameter `{declared.name}`"
     if declared.length is not None:
         match given.value:
@@ -190,12 +195,19 @@ def _argument(ev: Evaluator, declared: object, given: Arg) -> Value:
             case Poison():
                 return POISON
             case value:
-                return ev.error("SP203", f"{excerpt(given.node)} is {describe(value)}, but {context} needs a tuple of "
-                                f"{declared.length}", given.node.span)
-    value = ev.expect(given, {"bool": "bool", "int": "int", "float": "number"}[declared.dtype], context)  # type: ignore[arg-type]
-    if value is None:
+                return ev.error(
+                    "SP203",
+                    f"{excerpt(given.node)} is {describe(value)}, but {context} needs a tuple of {declared.length}",
+                    given.node.span,
+                )
+    wants: dict[str, Want] = {"bool": "bool", "int": "int", "float": "number"}
+    one_value = ev.expect(given, wants[declared.dtype], context)
+    if one_value is None:
         return POISON
-    if value.axes:
-        return ev.error("SP203", f"{excerpt(given.node)} varies along {', '.join(sorted(value.axes))}, but {context} "
-                        "is one value", given.node.span)
-    return Scalar(expr=to_float(value.expr), size=value.size) if declared.dtype == "float" else value
+    if one_value.axes:
+        return ev.error(
+            "SP203",
+            f"{excerpt(given.node)} varies along {', '.join(sorted(one_value.axes))}, but {context} is one value",
+            given.node.span,
+        )
+    return Scalar(expr=to_float(one_value.expr), size=one_value.size) if declared.dtype == "float" else one_value

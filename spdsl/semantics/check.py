@@ -23,17 +23,17 @@ __all__ = ["SpatWarning", "check", "check_all"]
 def check(program: syntax.Program, name: str | None = None, *, resolve: Resolve | None = None) -> CheckedPattern:
     """The pattern ``name`` of a program, by default its last.
 
-    ``resolve`` gives the text of a file that is named by ``use``.  Raises `SpatError` (SP2xx) with every mistake of that
-    pattern and of what it uses; warnings are left to `check_all`.
+    ``resolve`` gives the text of a file that is named by ``use``.  Warnings are left to `check_all`.
+
+    Raises:
+        SpatError: every mistake (SP2xx) of that pattern and of what it uses.
     """
     report = Report()
     library = collect(program, resolve, report)
     broken = check_definitions(library, report)
     own = [item for item in program.items if isinstance(item, syntax.Pattern)]
-    if name is None:
-        chosen = own[-1] if own else None
-    else:
-        chosen = library.patterns.get(name)
+    latest = own[-1] if own else None
+    chosen = latest if name is None else library.patterns.get(name)
     if chosen is None:
         raise_errors(report.diagnostics)
         raise _no_pattern(program, name, library)
@@ -65,10 +65,15 @@ def check_all(
 def _no_pattern(program: syntax.Program, name: str | None, library: Library) -> SpatError:
     where = program.source.name if program.source is not None else "the text"
     if name is None:
-        return error("SP214", f"there is no pattern in {where}", program.span,
-                     help="for example `pattern mine() { keep causal }`")
-    return error("SP214", f"there is no pattern `{name}` in {where}", program.span,
-                 help=did_you_mean(name, library.patterns))
+        return error(
+            "SP214",
+            f"there is no pattern in {where}",
+            program.span,
+            help="for example `pattern mine() { keep causal }`",
+        )
+    return error(
+        "SP214", f"there is no pattern `{name}` in {where}", program.span, help=did_you_mean(name, library.patterns)
+    )
 
 
 def _check(pattern: syntax.Pattern, library: Library, broken: frozenset[str], report: Report) -> CheckedPattern | None:

@@ -1,4 +1,4 @@
-"""What a softmax is made of: ``keep`` and settings, in ``attend { … }`` or bare in a pattern, and choices between two."""
+"""What a softmax is made of: ``keep`` and settings, in ``attend { … }`` or bare, and choices between two."""
 
 from __future__ import annotations
 
@@ -83,8 +83,13 @@ def _setting(ev: Evaluator, clauses: Clauses, node: syntax.Setting) -> None:
     if word in clauses.places:
         first = clauses.places[word]
         line = f"the first is on line {first.line}" if first else ""
-        ev.error("SP213", f"`{word}` is given twice", node.span, note=line,
-                 help="a softmax has one; add biases up in one expression" if word == "bias" else "a softmax has one")
+        ev.error(
+            "SP213",
+            f"`{word}` is given twice",
+            node.span,
+            note=line,
+            help="a softmax has one; add biases up in one expression" if word == "bias" else "a softmax has one",
+        )
         value = None
     clauses.places.setdefault(word, node.span)
     if value is None:
@@ -92,22 +97,30 @@ def _setting(ev: Evaluator, clauses: Clauses, node: syntax.Setting) -> None:
         return
     excess = sorted(name for name in value.axes if name.partition(".")[0] not in SETTINGS[word])
     runtime = [name for name in ("n", "nq") if mentions(value.expr, Extent(name=name))]
-    if excess or (not SETTINGS[word] and (runtime or _loads(value.expr))):
+    if excess or (not SETTINGS[word] and (runtime or has_loads(value.expr))):
         what = listing(excess or runtime) if excess or runtime else "an input"
         may = "`b`, `h`, `g` and `q` alone" if SETTINGS[word] else "parameters alone"
-        ev.error("SP213", f"`{word}` depends on {what}, but may depend on {may}", node.value.span,
-                 help="what varies along pairs belongs into `bias`")
+        ev.error(
+            "SP213",
+            f"`{word}` depends on {what}, but may depend on {may}",
+            node.value.span,
+            help="what varies along pairs belongs into `bias`",
+        )
         clauses.poisoned = True
         return
     if value.guards:
-        ev.unsupported(f"coordinates of a named grid in `{word}`", node.value.span,
-                       help="choose by `if q in … and k in … then … else 0.0` around comparisons")
+        ev.unsupported(
+            f"coordinates of a named grid in `{word}`",
+            node.value.span,
+            help="choose by `if q in … and k in … then … else 0.0` around comparisons",
+        )
         clauses.poisoned = True
         return
     clauses.settings[word] = Scalar(expr=build.to_float(value.expr), axes=value.axes, size=value.size)
 
 
-def _loads(expr: Expr) -> bool:
+def has_loads(expr: Expr) -> bool:
+    """Whether the value comes from an input."""
     from spdsl.semantics.nodes import Load
     from spdsl.semantics.rewrite import walk
 
@@ -119,8 +132,12 @@ def finish(ev: Evaluator, clauses: Clauses, span: Span | None, what: str) -> Val
     if clauses.poisoned:
         return POISON
     if not clauses.keeps:
-        return ev.error("SP214", f"{what} keeps nothing", span,
-                        help="say which pairs count, for example `keep causal` or `keep all`")
+        return ev.error(
+            "SP214",
+            f"{what} keeps nothing",
+            span,
+            help="say which pairs count, for example `keep causal` or `keep all`",
+        )
     whole = clauses.keeps[0]
     for kept in clauses.keeps[1:]:
         joined = ev.combine("or", (whole, kept), whole.expr.span)
@@ -143,8 +160,12 @@ def choose_branch(ev: Evaluator, condition: Scalar, yes: Branch, no: Branch, nod
     """``if c then attend { … } else attend { … }`` as one softmax: every query has one side or the other."""
     keys = sorted(name for name in condition.axes if name.partition(".")[0] == "k")
     if keys:
-        return ev.error("SP213", f"a choice between softmaxes may not depend on {listing(keys)}", node.condition.span,
-                        help="choose inside one softmax: `attend { keep if … then … else … }`")
+        return ev.error(
+            "SP213",
+            f"a choice between softmaxes may not depend on {listing(keys)}",
+            node.condition.span,
+            help="choose inside one softmax: `attend { keep if … then … else … }`",
+        )
     merged: dict[str, Expr | None] = {}
     for word in SETTINGS:
         one: Expr | None = getattr(yes.attend, word)
@@ -153,7 +174,10 @@ def choose_branch(ev: Evaluator, condition: Scalar, yes: Branch, no: Branch, nod
             merged[word] = one
         elif word == "bias" or (one is not None and two is not None and word == "sink_logit"):
             merged[word] = build.apply(
-                "where", condition.expr, build.lift(0.0) if one is None else one, build.lift(0.0) if two is None else two
+                "where",
+                condition.expr,
+                build.lift(0.0) if one is None else one,
+                build.lift(0.0) if two is None else two,
             )
         else:
             return ev.unsupported(f"a choice between softmaxes whose `{word}` differs", node.span)
@@ -183,14 +207,24 @@ def result(ev: Evaluator, node: syntax.Return) -> Value:
         case Branch():
             return value
         case Scalar(dtype="bool"):
-            return ev.error("SP214", f"{excerpt(node.value)} is a set, not a softmax", node.value.span, note="bool",
-                            help="write `keep` instead of `return`")
+            return ev.error(
+                "SP214",
+                f"{excerpt(node.value)} is a set, not a softmax",
+                node.value.span,
+                note="bool",
+                help="write `keep` instead of `return`",
+            )
         case _:
             arg = Arg(value=value, node=node.value)
             if ev.expect(arg, "bool", "`return`") is None:
                 return POISON
-            return ev.error("SP214", "a pattern returns a softmax", node.value.span, note=ev.note(arg),
-                            help="write `return attend { keep … }`")
+            return ev.error(
+                "SP214",
+                "a pattern returns a softmax",
+                node.value.span,
+                note=ev.note(arg),
+                help="write `return attend { keep … }`",
+            )
 
 
 def only_keeps(statements: Sequence[syntax.Statement]) -> Bare | None:

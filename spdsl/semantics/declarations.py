@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from spdsl.diagnostics import SpatError, Span
+from spdsl.diagnostics import Span, SpatError
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import build, clauses
 from spdsl.semantics import nodes as ir
@@ -14,20 +14,29 @@ from spdsl.semantics.inputs import input_table
 from spdsl.semantics.nodes import Bounds, Const, Coord, Dtype, Expr, Index
 from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.scope import ARGUMENTS, BUILTINS, TYPES, WORDS
-from spdsl.semantics.unsupported import UNSUPPORTED
-from spdsl.semantics.values import POISON, AxisRef, GridRef, Items, Poison, Scalar, TableRef, Value, describe
+from spdsl.semantics.values import POISON, AxisRef, Entry, GridRef, Items, Poison, Scalar, TableRef, Value, describe
 
 
 def declare(ev: Evaluator, name: str, value: Value, span: Span | None, kind: str) -> bool:
     """Add a name to the scope unless it is taken or reserved."""
     from spdsl.semantics.functions import FUNCTIONS
 
-    if name in BUILTINS or name in WORDS or name in FUNCTIONS or name in UNSUPPORTED or name in TYPES:
-        ev.error("SP202", f"`{name}` already means something in the language", span, help=f"give the {kind} another name")
+    if name in BUILTINS or name in WORDS or name in FUNCTIONS or name in TYPES:
+        ev.error(
+            "SP202", f"`{name}` already means something in the language", span, help=f"give the {kind} another name"
+        )
+        if name not in BUILTINS:
+            ev.scope.declare(name, POISON, span, kind)
         return False
     if kind in ("parameter", "input") and name in ARGUMENTS:
-        ev.error("SP202", f"no {kind} may be called `{name}`", span,
-                 help="calls from Python have an argument of that name; choose another")
+        ev.error(
+            "SP202",
+            f"no {kind} may be called `{name}`",
+            span,
+            help="calls from Python have an argument of that name; choose another",
+        )
+        if name not in BUILTINS:
+            ev.scope.declare(name, POISON, span, kind)
         return False
     earlier = ev.scope.entries.get(name)
     if earlier is not None:
@@ -48,8 +57,12 @@ def declare(ev: Evaluator, name: str, value: Value, span: Span | None, kind: str
 def parameter(ev: Evaluator, node: syntax.Param) -> ir.Parameter | None:
     """A declared parameter with its default checked; None after a mistake."""
     if node.type.name not in TYPES:
-        ev.error("SP203", f"there is no type `{node.type.name}`", node.type.span,
-                 help=did_you_mean(node.type.name, TYPES) or "types are int, float and bool")
+        ev.error(
+            "SP203",
+            f"there is no type `{node.type.name}`",
+            node.type.span,
+            help=did_you_mean(node.type.name, TYPES) or "types are int, float and bool",
+        )
         return None
     dtype = cast(Dtype, node.type.name)
     length: int | None = None
@@ -57,6 +70,8 @@ def parameter(ev: Evaluator, node: syntax.Param) -> ir.Parameter | None:
         named = next((extent for extent in node.type.extents if extent.name is not None), None)
         if named is not None:
             ev.unsupported(f"the free axis `{named.name}`", named.span)
+            assert named.name is not None
+            ev.scope.entries.setdefault(named.name, Entry(value=POISON, span=named.span, kind="free axis", used=True))
             return None
         if len(node.type.extents) > 1:
             ev.error("SP203", "a parameter is a number or a tuple", node.type.span, help="larger tables are inputs")
@@ -78,8 +93,11 @@ def parameter(ev: Evaluator, node: syntax.Param) -> ir.Parameter | None:
         default = found if length is not None else found[0]
         for value in found:
             if not within(value, bounds):
-                ev.error("SP211", f"the default {shown(value)} of `{node.name}` is outside its range {range_text(bounds)}",
-                         node.default.span)
+                ev.error(
+                    "SP211",
+                    f"the default {shown(value)} of `{node.name}` is outside its range {range_text(bounds)}",
+                    node.default.span,
+                )
                 return None
     return ir.Parameter(name=node.name, dtype=dtype, length=length, bounds=bounds, default=default, span=node.span)
 
@@ -119,7 +137,9 @@ def shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _default(ev: Evaluator, node: syntax.Param, dtype: Dtype, length: int | None) -> tuple[bool | int | float, ...] | None:
+def _default(
+    ev: Evaluator, node: syntax.Param, dtype: Dtype, length: int | None
+) -> tuple[bool | int | float, ...] | None:
     assert node.default is not None
     value = ev.evaluate(node.default)
     if isinstance(value, Poison):
@@ -127,7 +147,9 @@ def _default(ev: Evaluator, node: syntax.Param, dtype: Dtype, length: int | None
     items = value.items if isinstance(value, Items) else (value,)
     if (length or 1) != len(items) or (length is None and isinstance(value, Items)):
         wanted = "a single value" if length is None else f"a tuple of {length}"
-        ev.error("SP211", f"the default of `{node.name}` is {describe(value)}, but its type is {wanted}", node.default.span)
+        ev.error(
+            "SP211", f"the default of `{node.name}` is {describe(value)}, but its type is {wanted}", node.default.span
+        )
         return None
     found: list[bool | int | float] = []
     for item in items:
@@ -143,8 +165,11 @@ def _default(ev: Evaluator, node: syntax.Param, dtype: Dtype, length: int | None
             ev.error("SP211", f"the default of `{node.name}` is not a constant", node.default.span)
             return None
         if expr.dtype != dtype and not (dtype == "float" and expr.dtype == "int"):
-            ev.error("SP211", f"the default {shown(expr.value)} of `{node.name}` is {describe(item)}, but its type is {dtype}",
-                     node.default.span)
+            ev.error(
+                "SP211",
+                f"the default {shown(expr.value)} of `{node.name}` is {describe(item)}, but its type is {dtype}",
+                node.default.span,
+            )
             return None
         found.append(float(expr.value) if dtype == "float" else expr.value)
     return tuple(found)
@@ -189,13 +214,21 @@ def statements(ev: Evaluator, pattern: syntax.Pattern) -> Value:
             match statement:
                 case syntax.Keep() | syntax.Setting():
                     if style == "return":
-                        ev.error("SP214", "a pattern with `return` has no clauses of its own", statement.span,
-                                 help="put the clause into the `attend { … }` that is returned")
+                        ev.error(
+                            "SP214",
+                            "a pattern with `return` has no clauses of its own",
+                            statement.span,
+                            help="put the clause into the `attend { … }` that is returned",
+                        )
                     clauses.clause(ev, found, statement)
                 case syntax.Return():
                     if style == "clauses" or returned is not None:
-                        ev.error("SP214", "a pattern has either clauses or one `return`", statement.span,
-                                 help="put the clauses into `attend { … }`" if style == "clauses" else "")
+                        ev.error(
+                            "SP214",
+                            "a pattern has either clauses or one `return`",
+                            statement.span,
+                            help="put the clauses into `attend { … }`" if style == "clauses" else "",
+                        )
                     value = clauses.result(ev, statement)
                     returned = value if returned is None else returned
                 case _:
@@ -241,9 +274,13 @@ def _size(ev: Evaluator, node: syntax.Expr, context: str) -> Expr | None:
 
 
 def _fixed(ev: Evaluator, value: Scalar, node: syntax.Expr, context: str) -> Expr | None:
-    if value.axes or clauses._loads(value.expr):
-        ev.error("SP203", f"{context} must be fixed, but {excerpt(node)} varies", node.span,
-                 help="use parameters, numbers and `n`")
+    if value.axes or clauses.has_loads(value.expr):
+        ev.error(
+            "SP203",
+            f"{context} must be fixed, but {excerpt(node)} varies",
+            node.span,
+            help="use parameters, numbers and `n`",
+        )
         return None
     if isinstance(value.expr, Const) and value.expr.value < 1:
         ev.error("SP203", f"{context} must be at least 1, not {value.expr.value}", node.span)
@@ -264,7 +301,9 @@ def _grid(ev: Evaluator, node: syntax.Grid) -> None:
             case _:
                 begin = ev.scalar(node.start, "int", "the start of a grid")
                 if begin is not None and begin.axes:
-                    ev.error("SP203", "the start of a grid must be fixed", node.start.span, help="use parameters and `n`")
+                    ev.error(
+                        "SP203", "the start of a grid must be fixed", node.start.span, help="use parameters and `n`"
+                    )
                     begin = None
                 of = None if begin is None else build.sub(Index(name="k"), begin.expr)
     coordinates: list[tuple[str, Expr]] = []
@@ -308,17 +347,33 @@ def _divided(ev: Evaluator, node: syntax.AxisBy | syntax.AxisInto) -> ir.Axis | 
             case Poison():
                 return None
             case _:
-                ev.error("SP203", f"{excerpt(written)} is {describe(part)}, but an axis divides `token`, an axis or a "
-                         "coordinate of a grid", written.span, help="for example `axis blk = token by 64`")
+                ev.error(
+                    "SP203",
+                    f"{excerpt(written)} is {describe(part)}, but an axis divides `token`, an axis or a "
+                    "coordinate of a grid",
+                    written.span,
+                    help="for example `axis blk = token by 64`",
+                )
                 return None
         extents.append(ev.unit.extent(part.name))
     name = ev.unit.fresh(node.name)
     if isinstance(node, syntax.AxisInto):
         number = _size(ev, node.into, "the number of parts")
-        if number is None or len(of) != 1:
-            return None if number is None else _refuse(ev, "`into` of several coordinates", node.span)
-        return ir.Axis(name=name, of=tuple(of), size=None, step=None, table=None, into=number, extents=tuple(extents),
-                       span=node.span)
+        if number is None:
+            return None
+        if len(of) != 1:
+            ev.unsupported("`into` of several coordinates", node.span)
+            return None
+        return ir.Axis(
+            name=name,
+            of=tuple(of),
+            size=None,
+            step=None,
+            table=None,
+            into=number,
+            extents=tuple(extents),
+            span=node.span,
+        )
     by = ev.evaluate(node.by)
     if isinstance(by, TableRef):
         return _by_table(ev, node, by.table, name, of, extents)
@@ -327,8 +382,12 @@ def _divided(ev: Evaluator, node: syntax.AxisBy | syntax.AxisInto) -> ir.Axis | 
         return None
     sizes = by.items if isinstance(by, Items) else (by,)
     if len(sizes) != len(of):
-        ev.error("SP203", f"{len(of)} coordinates are divided by {len(sizes)} sizes", node.by.span,
-                 help="give one size for each coordinate")
+        ev.error(
+            "SP203",
+            f"{len(of)} coordinates are divided by {len(sizes)} sizes",
+            node.by.span,
+            help="give one size for each coordinate",
+        )
         return None
     found: list[Expr] = []
     for size in sizes:
@@ -340,25 +399,37 @@ def _divided(ev: Evaluator, node: syntax.AxisBy | syntax.AxisInto) -> ir.Axis | 
             return None
         found.append(fixed)
     if step is not None and len(of) != 1:
-        return _refuse(ev, "`step` of several coordinates", node.span)
-    return ir.Axis(name=name, of=tuple(of), size=tuple(found), step=step, table=None, into=None, extents=tuple(extents),
-                   span=node.span)
-
-
-def _refuse(ev: Evaluator, what: str, span: Span | None) -> None:
-    ev.unsupported(what, span)
+        ev.unsupported("`step` of several coordinates", node.span)
+        return None
+    return ir.Axis(
+        name=name,
+        of=tuple(of),
+        size=tuple(found),
+        step=step,
+        table=None,
+        into=None,
+        extents=tuple(extents),
+        span=node.span,
+    )
 
 
 def _by_table(
     ev: Evaluator, node: syntax.AxisBy, table: ir.Table, name: str, of: list[Expr], extents: list[Expr]
 ) -> ir.Axis | None:
     if table.dtype != "int" or len(table.axes) != 1 or table.axes[0].kind != "token":
-        ev.error("SP203", f"an axis by a table needs an int[token], but `{table.name}` is {describe(TableRef(table=table))}",
-                 node.by.span)
+        ev.error(
+            "SP203",
+            f"an axis by a table needs an int[token], but `{table.name}` is {describe(TableRef(table=table))}",
+            node.by.span,
+        )
         return None
     if not table.sorted:
-        ev.error("SP203", f"an axis by a table needs a sorted one, but `{table.name}` is not declared `sorted`", node.by.span,
-                 help=f"write `input {table.name}: int[token] sorted`")
+        ev.error(
+            "SP203",
+            f"an axis by a table needs a sorted one, but `{table.name}` is not declared `sorted`",
+            node.by.span,
+            help=f"write `input {table.name}: int[token] sorted`",
+        )
         return None
     if len(of) != 1 or not isinstance(of[0], Index):
         ev.error("SP203", "a table divides `token`", node.of.span)
@@ -366,7 +437,13 @@ def _by_table(
     if node.step is not None:
         ev.error("SP203", "an axis by a table has no step", node.step.span)
         return None
-    return ir.Axis(name=name, of=tuple(of), size=None, step=None, table=table.name, into=None, extents=tuple(extents),
-                   span=node.span)
-
-
+    return ir.Axis(
+        name=name,
+        of=tuple(of),
+        size=None,
+        step=None,
+        table=table.name,
+        into=None,
+        extents=tuple(extents),
+        span=node.span,
+    )

@@ -17,10 +17,12 @@ _ONE = Const(value=1.0)
 
 
 def derivative(expr: Expr, load: Load) -> Expr:
-    """d ``expr`` / d ``load``, folded.
+    """The derivative d ``expr`` / d ``load``, folded.
 
-    All loads equal to ``load`` are that variable; other loads of the same table are not.  Raises `SpatError` (SP290) where
-    the load passes through a reduction or a power whose exponent depends on it.
+    All loads equal to ``load`` are that variable; other loads of the same table are not.
+
+    Raises:
+        SpatError: the load passes through a reduction, or a power whose exponent depends on it (SP290).
     """
     found: dict[int, Expr] = {}
     for node in walk(expr):
@@ -104,5 +106,9 @@ def _apply(node: Apply, parts: list[Expr]) -> Expr:
 
 
 def _refusal(node: Expr, what: str) -> SpatError:
-    return error("SP290", f"{what} with respect to a table is not supported yet", node.span,
-                 help="call without asking for this gradient: detach the table")
+    return error(
+        "SP290",
+        f"{what} with respect to a table is not supported yet",
+        node.span,
+        help="call without asking for this gradient: detach the table",
+    )

@@ -10,8 +10,7 @@ from spdsl.semantics import axes as axis_rules
 from spdsl.semantics import build
 from spdsl.semantics.fold import fold
 from spdsl.semantics.nodes import Axis, BoundPattern, Coord, Expr, Grid, Side
-from spdsl.semantics.rewrite import transform
-from spdsl.semantics.unit import on_side
+from spdsl.semantics.rewrite import on_side, transform
 
 
 def expand(pattern: BoundPattern, expr: Expr) -> Expr:

@@ -9,15 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from spdsl.diagnostics import SpatError, Span
+from spdsl.diagnostics import Span, SpatError
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import build
 from spdsl.semantics.bounds import is_non_negative
 from spdsl.semantics.fold import fold_constants
-from spdsl.semantics.nodes import Const, Coord, Expr, Index, Load, Table
+from spdsl.semantics.nodes import Const, Coord, Expr, Extent, Index, Load, Table
 from spdsl.semantics.ops import OPS
 from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.scope import BUILTINS, Scope
+from spdsl.semantics.usage import names_of
 from spdsl.semantics.values import (
     POISON,
     AxisRef,
@@ -172,9 +173,7 @@ class Evaluator:
                 return self.load(table, (), arg.node)
             case Branch(attend=attend) as branch:
                 settings = [
-                    word
-                    for word in ("bias", "scale", "softcap", "sink_logit")
-                    if getattr(attend, word) is not None
+                    word for word in ("bias", "scale", "softcap", "sink_logit") if getattr(attend, word) is not None
                 ]
                 if settings:
                     return self.error(
@@ -210,8 +209,13 @@ class Evaluator:
             case _:
                 pass
         what = describe(value)
-        self.error("SP203", f"{excerpt(arg.node)} is {what}, but {context} needs {needs}", arg.node.span,
-                   note=self.note(Arg(value=value, node=arg.node)), help=help)
+        self.error(
+            "SP203",
+            f"{excerpt(arg.node)} is {what}, but {context} needs {needs}",
+            arg.node.span,
+            note=self.note(Arg(value=value, node=arg.node)),
+            help=help,
+        )
 
     # ------------------------------------------------------------ names and literals
 
@@ -330,7 +334,7 @@ class Evaluator:
         if any(scalar is None for scalar in scalars):
             return POISON
         found = [scalar for scalar in scalars if scalar is not None]
-        for axis in table.axes[len(indices):]:
+        for axis in table.axes[len(indices) :]:
             match axis.kind:
                 case "q" | "h" | "g" | "b":
                     found.append(Scalar(expr=Index(name=axis.kind), axes=frozenset((axis.kind,))))
@@ -343,6 +347,8 @@ class Evaluator:
                             guards=self.unit.guards("q" if side == "q" else "k", name),
                         )
                     )
+                case "own" if axis.size == Extent(name="d"):
+                    return self.unsupported("a table of vectors in arithmetic", node.span)
                 case _:
                     example = "q" if axis.kind == "token" else "0"
                     written = ", ".join([*(plain(index.node) for index in indices), example])
@@ -454,20 +460,7 @@ class Evaluator:
         if any(isinstance(arg.value, Candidates) for arg in args):
             return self.unsupported("arithmetic after `only`", span)
         signature = OPS[op].signature
-        wants: tuple[Want, ...]
-        match signature:
-            case "logic":
-                wants = ("bool",) * len(args)
-            case "int" if op in ("floordiv", "mod"):
-                wants = ("number",) * len(args)
-            case "int" | "test":
-                wants = ("int",) * len(args)
-            case "equal":
-                wants = ("any",) * len(args)
-            case "where":
-                wants = ("bool", "any", "any")
-            case _:
-                wants = ("number",) * len(args)
+        wants = _wants(op, len(args))
         scalars = [self.expect(arg, want, context) for arg, want in zip(args, wants, strict=True)]
         if any(scalar is None for scalar in scalars):
             return POISON
@@ -540,50 +533,26 @@ class Evaluator:
 
     def mark_used(self, node: syntax.Expr | syntax.Argument) -> None:
         """Count the names in an expression as used without looking at what they mean."""
-        match node:
-            case syntax.Name(id=name):
-                self.scope.find(name)
-            case syntax.Argument(value=value):
-                self.mark_used(value)
-            case syntax.Tuple(items=items):
-                for item in items:
-                    self.mark_used(item)
-            case syntax.Attribute(value=value, name=name):
-                self.mark_used(value)
-                self.scope.find(name)
-            case syntax.Subscript(value=value, indices=indices):
-                for part in (value, *indices):
-                    self.mark_used(part)
-            case syntax.Call(function=function, arguments=arguments):
-                self.unit.mention(function)
-                for part in (function, *arguments):
-                    self.mark_used(part)
-            case syntax.Unary(operand=operand):
-                self.mark_used(operand)
-            case syntax.Binary(left=left, right=right):
-                self.mark_used(left)
-                self.mark_used(right)
-            case syntax.Compare(operands=operands):
-                for operand in operands:
-                    self.mark_used(operand)
-            case syntax.Choose(condition=condition, yes=yes, no=no):
-                for part in (condition, yes, no):
-                    self.mark_used(part)
-            case syntax.Pipe(value=value, arguments=arguments):
-                for part in (value, *arguments):
-                    self.mark_used(part)
-            case syntax.Body(arguments=arguments, clauses=clauses):
-                for part in arguments:
-                    self.mark_used(part)
-                for clause in clauses:
-                    match clause:
-                        case syntax.Keep(set=kept, source=source, weight=weight):
-                            for part in (kept, *(source or ()), *((weight,) if weight is not None else ())):
-                                self.mark_used(part)
-                        case syntax.Setting(value=value):
-                            self.mark_used(value)
-            case _:
-                pass
+        for name in names_of(node):
+            self.scope.find(name)
+            self.unit.mention(name)
+
+
+def _wants(op: str, number: int) -> tuple[Want, ...]:
+    """What the signature of an operation asks of its arguments."""
+    want: Want
+    match OPS[op].signature:
+        case "where":
+            return ("bool", "any", "any")
+        case "logic":
+            want = "bool"
+        case "equal":
+            want = "any"
+        case "int" | "test" if op not in ("floordiv", "mod"):
+            want = "int"
+        case _:
+            want = "number"
+    return (want,) * number
 
 
 def plain(node: syntax.Expr, room: int = 40) -> str:

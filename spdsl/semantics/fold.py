@@ -1,8 +1,8 @@
 """Constant folding and light simplification: from an expression to one with the same meaning and fewer nodes.
 
-The meaning of constants is that of `OPS`, Python's, within 64-bit ints and floats.  What cannot be computed (a division by
-zero, a power too large) is an error only if it is still there at the end: `if block > 0 then q // block else 0` is fine for
-a block of 0.  Nothing here reorders float arithmetic.
+The meaning of constants is that of `OPS`, Python's, within 64-bit ints and floats.  What cannot be computed (a division
+by zero, a power too large) is an error only if it is still there at the end: `if block > 0 then q // block else 0` is
+fine for a block of 0.  Nothing here reorders float arithmetic.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ INT_LOW, INT_HIGH = -(2**63), 2**63 - 1
 _FLIPPED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 
 
-class _Fault(Exception):
+class _FaultError(Exception):
     """Why constants cannot be computed, and what would help."""
 
     def __init__(self, message: str, help: str = "") -> None:
@@ -47,10 +47,10 @@ def fold_constants(expr: Expr, *, code: str) -> Expr:
 def _refuse_fault(node: Apply, code: str) -> None:
     try:
         if _is_divided_by_zero(node):
-            raise _Fault("division by zero")
+            raise _FaultError("division by zero")
         if all(isinstance(arg, Const) for arg in node.args):
             _compute(node)
-    except _Fault as fault:
+    except _FaultError as fault:
         shown = ""
         if all(isinstance(arg, Const) for arg in node.args):
             from spdsl.semantics.show import print_expr
@@ -71,19 +71,19 @@ def _compute(node: Apply) -> Const:
     try:
         value = OPS[node.op].fold(*values)
     except ZeroDivisionError:
-        raise _Fault("division by zero") from None
+        raise _FaultError("division by zero") from None
     except OverflowError:
-        raise _Fault("the result is larger than any float") from None
+        raise _FaultError("the result is larger than any float") from None
     except ValueError:
-        raise _Fault(f"`{OPS[node.op].symbol or node.op}` has no value here") from None
+        raise _FaultError(f"`{OPS[node.op].symbol or node.op}` has no value here") from None
     if isinstance(value, complex):
-        raise _Fault("a root of a negative number has no real value")
+        raise _FaultError("a root of a negative number has no real value")
     if node.dtype == "float":
         return Const(value=float(value), span=node.span)
     if node.dtype == "int":
         value = int(value)
         if not INT_LOW <= value <= INT_HIGH:
-            raise _Fault("the result does not fit into 64 bits")
+            raise _FaultError("the result does not fit into 64 bits")
         return Const(value=value, span=node.span)
     return Const(value=bool(value), span=node.span)
 
@@ -91,9 +91,9 @@ def _compute(node: Apply) -> Const:
 def _guard_power(base: float, exponent: float) -> None:
     if isinstance(base, int) and isinstance(exponent, int):
         if exponent < 0 and base == 0:
-            raise _Fault("division by zero")
+            raise _FaultError("division by zero")
         if abs(base) > 1 and exponent * (abs(base).bit_length() - 1) > 64:
-            raise _Fault("the result does not fit into 64 bits")
+            raise _FaultError("the result does not fit into 64 bits")
 
 
 def _simplify(node: Expr, facts: Facts) -> Expr | None:
@@ -101,7 +101,7 @@ def _simplify(node: Expr, facts: Facts) -> Expr | None:
         case Apply(args=args) if all(isinstance(arg, Const) for arg in args):
             try:
                 return _compute(node)
-            except _Fault:
+            except _FaultError:
                 return None
         case Apply(op="and" | "or" | "not" | "where"):
             return _logic(node)
@@ -131,6 +131,8 @@ def _logic(node: Apply) -> Expr | None:
             return build.TRUE if value else other
         case "and" | "or", (left, right) if left is right:
             return left
+        case "and" | "or", (left, right):
+            return _without_repeats(node, left, right)
         case "not", (Apply(op="not", args=(inner,)),):
             return inner
         case "not", (Apply(op=op, args=inner),) if op in _FLIPPED and inner[0].dtype == "int":
@@ -147,6 +149,32 @@ def _logic(node: Apply) -> Expr | None:
             return build.place(build.conj(condition, yes), node.span)
         case _:
             return None
+
+
+def _without_repeats(node: Apply, left: Expr, right: Expr) -> Expr | None:
+    """A chain of `and` or `or` whose right side repeats parts of the left (the same objects)."""
+    before = {id(part) for part in _links(node.op, left)}
+    parts = _links(node.op, right)
+    new = [part for part in parts if id(part) not in before]
+    if len(new) == len(parts):
+        return None
+    whole = left
+    for part in new:
+        whole = Apply(op=node.op, args=(whole, part), dtype="bool", span=node.span)
+    return whole
+
+
+def _links(op: str, expr: Expr, most: int = 32) -> list[Expr]:
+    """The first parts of a chain of one operation; parts beyond ``most`` are left in one piece."""
+    found: list[Expr] = []
+    stack = [expr]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, Apply) and part.op == op and len(found) + len(stack) < most:
+            stack.extend(reversed(part.args))
+        else:
+            found.append(part)
+    return found
 
 
 def _decided(node: Apply, facts: Facts) -> Expr | None:

@@ -91,4 +91,3 @@ FUNCTIONS: dict[str, Handler] = {
     "top": top,
 }
 """Handlers by name; what the grammar reads beyond these is in `unsupported`."""
-

@@ -21,8 +21,12 @@ def input_table(ev: Evaluator, node: syntax.Input) -> ir.Table | None:
     from spdsl.semantics.declarations import check_range
 
     if node.type.name not in TYPES:
-        ev.error("SP203", f"there is no type `{node.type.name}`", node.type.span,
-                 help=did_you_mean(node.type.name, TYPES) or "types are int, float and bool")
+        ev.error(
+            "SP203",
+            f"there is no type `{node.type.name}`",
+            node.type.span,
+            help=did_you_mean(node.type.name, TYPES) or "types are int, float and bool",
+        )
         return None
     dtype = cast(Dtype, node.type.name)
     axes = [_axis(ev, extent, node.name) for extent in node.type.extents]
@@ -41,15 +45,24 @@ def input_table(ev: Evaluator, node: syntax.Input) -> ir.Table | None:
         ev.error("SP203", f"the axis `b` of `{node.name}` comes first", node.type.span)
         return None
     if node.sorted and (dtype != "int" or kinds[-1:] != ["token"]):
-        ev.error("SP203", f"only an int table along `token` can be sorted, but `{node.name}` is "
-                 f"{dtype}[{', '.join(axis.label for axis in found)}]", node.span)
+        ev.error(
+            "SP203",
+            f"only an int table along `token` can be sorted, but `{node.name}` is "
+            f"{dtype}[{', '.join(axis.label for axis in found)}]",
+            node.span,
+        )
         return None
     table = ir.Table(name=node.name, dtype=dtype, axes=found, bounds=bounds, sorted=node.sorted, span=node.span)
     known = ev.unit.tables.get(node.name)
     if known is not None and known != table:
         line = known.span.line if known.span else "?"
-        ev.error("SP202", f"input `{node.name}` is declared in two ways", node.span, note=f"the other is on line {line}",
-                 help="a pattern and those it calls share inputs by name; rename one of them")
+        ev.error(
+            "SP202",
+            f"input `{node.name}` is declared in two ways",
+            node.span,
+            note=f"the other is on line {line}",
+            help="a pattern and those it calls share inputs by name; rename one of them",
+        )
         return None
     ev.unit.tables[node.name] = table
     if bounds is not None:
@@ -64,9 +77,11 @@ def _axis(ev: Evaluator, extent: syntax.Extent, table: str) -> TableAxis | None:
             return TableAxis(kind="token", size=Extent(name="n"), label="token", span=extent.span)
         case syntax.Name(id="q" | "h" | "g" | "b" as name) if extent.name is None:
             size = Index(name="b") if name == "b" else Extent(name=_SIZES[name])
-            return TableAxis(kind=name, size=size, label=name, span=extent.span)  # type: ignore[arg-type]
+            return TableAxis(kind=name, size=size, label=name, span=extent.span)
         case syntax.Name(id="k") if extent.name is None:
-            ev.error("SP203", "a table along keys has the axis `token`", extent.span, help=f"write `{table}[k]` to read it")
+            ev.error(
+                "SP203", "a table along keys has the axis `token`", extent.span, help=f"write `{table}[k]` to read it"
+            )
             return None
         case syntax.Name(id=name) if extent.name is None and _is_free(ev, name):
             ev.unsupported(f"the free axis `{name}`", extent.span)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from spdsl.diagnostics import SpatError, Span
+from spdsl.diagnostics import Span, SpatError
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics.report import Report, did_you_mean
 from spdsl.semantics.scope import BUILTINS, TYPES, WORDS
@@ -39,12 +39,21 @@ def _collect(
                 known = defs.get(item.name) or patterns.get(item.name)
                 if known is not None and known != item:
                     where = f"also at {known.span}" if known.span else ""
-                    report.error("SP202", f"`{item.name}` is defined twice", _head(item), note=where,
-                                 help="give one of them another name")
+                    report.error(
+                        "SP202",
+                        f"`{item.name}` is defined twice",
+                        _head(item),
+                        note=where,
+                        help="give one of them another name",
+                    )
                 elif _is_taken(item.name) and not (isinstance(item, syntax.Pattern) and item.name == "causal"):
                     # The library has a pattern `causal`: with brackets it is that, without it is the set.
-                    report.error("SP202", f"`{item.name}` already means something in the language", _head(item),
-                                 help="give it another name")
+                    report.error(
+                        "SP202",
+                        f"`{item.name}` already means something in the language",
+                        _head(item),
+                        help="give it another name",
+                    )
                 elif isinstance(item, syntax.Def):
                     defs[item.name] = item
                     _parameters(item, report)
@@ -54,9 +63,8 @@ def _collect(
 
 def _is_taken(name: str) -> bool:
     from spdsl.semantics.functions import FUNCTIONS
-    from spdsl.semantics.unsupported import UNSUPPORTED
 
-    return name in BUILTINS or name in WORDS or name in TYPES or name in FUNCTIONS or name in UNSUPPORTED
+    return name in BUILTINS or name in WORDS or name in TYPES or name in FUNCTIONS
 
 
 def _parameters(item: syntax.Def, report: Report) -> None:
@@ -64,8 +72,12 @@ def _parameters(item: syntax.Def, report: Report) -> None:
         if name in item.parameters[:position]:
             report.error("SP202", f"`{item.name}` has two parameters `{name}`", _head(item))
         elif name in BUILTINS or name in WORDS:
-            report.error("SP202", f"`{name}` already means something in the language", _head(item),
-                         help=f"give the parameter of `{item.name}` another name")
+            report.error(
+                "SP202",
+                f"`{name}` already means something in the language",
+                _head(item),
+                help=f"give the parameter of `{item.name}` another name",
+            )
 
 
 def _head(item: syntax.Def | syntax.Pattern) -> Span | None:
@@ -87,15 +99,19 @@ def _use(
     done: set[str],
 ) -> None:
     if item.path in active:
-        chain = " → ".join((*active[active.index(item.path):], item.path))
+        chain = " → ".join((*active[active.index(item.path) :], item.path))
         report.error("SP209", f"`{item.path}` uses itself", item.span, note=chain)
         return
     if item.path in done:
         return
     done.add(item.path)
     if resolve is None:
-        report.error("SP210", f"`use \"{item.path}\"` has no folder to look in", item.span,
-                     help="load the pattern from a file, or copy the definitions into the text")
+        report.error(
+            "SP210",
+            f'`use "{item.path}"` has no folder to look in',
+            item.span,
+            help="load the pattern from a file, or copy the definitions into the text",
+        )
         return
     from spdsl.grammar.parse import parse
 
@@ -108,8 +124,13 @@ def _use(
             report.error(found.code, found.message, found.span or item.span, note=found.note, help=found.help)
         return
     except (OSError, KeyError, UnicodeError) as failure:
-        report.error("SP210", f"cannot read `{item.path}`", item.span, note=type(failure).__name__,
-                     help="the path counts from the file that uses it")
+        report.error(
+            "SP210",
+            f"cannot read `{item.path}`",
+            item.span,
+            note=type(failure).__name__,
+            help="the path counts from the file that uses it",
+        )
         return
     _collect(used, resolve, report, defs, patterns, active=(*active, item.path), done=done)
 
@@ -123,18 +144,26 @@ def check_definitions(library: Library, report: Report) -> frozenset[str]:
     broken: set[str] = set()
     calls: dict[str, set[str]] = {}
     for definition in library.defs.values():
-        names = list(_names(definition.value))
-        for name in names:
-            if name.id not in known and name.id not in definition.parameters:
-                close = did_you_mean(name.id, (*known, *definition.parameters))
-                report.error("SP201", f"unknown name `{name.id}`", name.span,
-                             help=close or f"a `def` sees its parameters and the built-in names: add `{name.id}` to them")
+        names = _names(definition.value)
+        for used in names:
+            if used.id not in known and used.id not in definition.parameters:
+                close = did_you_mean(used.id, (*known, *definition.parameters))
+                report.error(
+                    "SP201",
+                    f"unknown name `{used.id}`",
+                    used.span,
+                    help=close or f"a `def` sees its parameters and the built-in names: add `{used.id}` to them",
+                )
                 broken.add(definition.name)
-        calls[definition.name] = {name.id for name in names if name.id in library.defs} - set(definition.parameters)
+        calls[definition.name] = {used.id for used in names if used.id in library.defs} - set(definition.parameters)
     for name in calls:
         if _reaches(name, name, calls):
-            report.error("SP209", f"`{name}` calls itself", _head(library.defs[name]),
-                         help="definitions are written out where they are called, so none may call itself")
+            report.error(
+                "SP209",
+                f"`{name}` calls itself",
+                _head(library.defs[name]),
+                help="definitions are written out where they are called, so none may call itself",
+            )
             broken.add(name)
     return frozenset(broken)
 

@@ -62,10 +62,13 @@ def _reduce(ev: Evaluator, call: Invocation, direction: str) -> Value:
             case Scalar(expr=Coord() as coordinate), "per" if coordinate.axis in ev.unit.axes:
                 whole = _along(ev, call, cast(Scalar, whole), coordinate.side, coordinate.axis)
             case Scalar(expr=Index(name="q" | "k" as side)), "over":
-                whole = _along(ev, call, cast(Scalar, whole), cast(Side, side), None)
+                whole = _along(ev, call, cast(Scalar, whole), side, None)
             case _:
-                return ev.unsupported(f"`{direction} = {_written(argument.value)}`", argument.span,
-                                      help="static sets reduce `per` a coordinate of an axis, or `over` q or k")
+                return ev.unsupported(
+                    f"`{direction} = {_written(argument.value)}`",
+                    argument.span,
+                    help="static sets reduce `per` a coordinate of an axis, or `over` q or k",
+                )
         if not isinstance(whole, Scalar):
             return whole
     return whole
@@ -82,8 +85,11 @@ def _along(ev: Evaluator, call: Invocation, value: Scalar, side: Side, axis: str
         # One value for each coordinate already: pooling it again changes nothing.
         return value
     if value.guards and any(guard[0] == side for guard in value.guards):
-        return ev.unsupported(f"`{call.name}` of coordinates of a named grid", call.span,
-                              help="compare them first: outside the grid they mean nothing")
+        return ev.unsupported(
+            f"`{call.name}` of coordinates of a named grid",
+            call.span,
+            help="compare them first: outside the grid they mean nothing",
+        )
     body, dtype = _body(call.name, value.expr)
     expr = Reduce(kind=call.name, side=side, axis=axis, body=body, dtype=dtype, span=call.span)  # type: ignore[arg-type]
     axes = value.axes - own | (frozenset() if axis is None else frozenset((result,)))
@@ -105,8 +111,12 @@ def _body(kind: str, body: Expr) -> tuple[Expr, Dtype]:
 def noise(ev: Evaluator, call: Invocation) -> Value:
     """``noise(seed, per = (h, q.blk, k.blk))``: a number in [0, 1) for each combination of the indices."""
     if len(call.args) != 1 or set(call.keywords) != {"per"}:
-        return ev.error("SP204", "`noise` takes a seed and `per = (…)`", call.span,
-                        help="for example `noise(seed, per = (h, q.blk, k.blk))`")
+        return ev.error(
+            "SP204",
+            "`noise` takes a seed and `per = (…)`",
+            call.span,
+            help="for example `noise(seed, per = (h, q.blk, k.blk))`",
+        )
     seed = ev.expect(call.args[0], "int", "a seed")
     node = call.keywords["per"].value
     nodes = node.items if isinstance(node, syntax.Tuple) else (node,)
@@ -117,8 +127,11 @@ def noise(ev: Evaluator, call: Invocation) -> Value:
     if len(found) > 4:
         return ev.unsupported("`noise` of more than four indices", call.span)
     if seed.axes:
-        return ev.error("SP203", f"{excerpt(call.args[0].node)} varies along {listing(sorted(seed.axes))}, but a seed is "
-                        "one number", call.args[0].node.span)
+        return ev.error(
+            "SP203",
+            f"{excerpt(call.args[0].node)} varies along {listing(sorted(seed.axes))}, but a seed is one number",
+            call.args[0].node.span,
+        )
     axes = frozenset[str]().union(*(index.axes for index in found))
     guards = frozenset[tuple[Side, str]]().union(*(index.guards for index in found))
     expr = Noise(seed=seed.expr, per=tuple(index.expr for index in found), span=call.span)
@@ -126,7 +139,7 @@ def noise(ev: Evaluator, call: Invocation) -> Value:
 
 
 def only(ev: Evaluator, call: Invocation) -> Value:
-    """``x |> only(SET)``: the candidates of a selection."""
+    """The candidates of a selection, ``x |> only(SET)``."""
     if len(call.args) != 2 or call.keywords:
         return ev.error("SP204", "`only` takes one set", call.span, help="for example `x |> only(k.blk <= q.blk)`")
     value, chosen = call.args
@@ -164,9 +177,7 @@ def _coarser(ev: Evaluator, name: str, coarse: list[str]) -> bool:
 
 def _too_fine(ev: Evaluator, chosen: Arg, side: str, coordinate: str) -> Value:
     what = {"k": "keys", "q": "queries"}[side]
-    example = (
-        f"`{coordinate}.last <= q` or `{coordinate}.first <= q`" if side == "k" else f"`k <= {coordinate}.last`"
-    )
+    example = f"`{coordinate}.last <= q` or `{coordinate}.first <= q`" if side == "k" else f"`k <= {coordinate}.last`"
     return ev.error(
         "SP212",
         f"{excerpt(chosen.node)} varies inside a block of {what}: {example}",
@@ -177,7 +188,7 @@ def _too_fine(ev: Evaluator, chosen: Arg, side: str, coordinate: str) -> Value:
 
 
 def top(ev: Evaluator, call: Invocation) -> Value:
-    """``x |> top(n)``: the set of the n largest candidates along the axis of keys."""
+    """The set of the n largest candidates along the axis of keys, ``x |> top(n)``."""
     for name, argument in call.keywords.items():
         if name != "over":
             ev.mark_used(argument)
@@ -224,7 +235,7 @@ def _along_axis(ev: Evaluator, call: Invocation, value: Scalar) -> tuple[Side, s
             case Scalar(expr=Coord(side=side, axis=axis)) if f"{side}.{axis}" in value.axes:
                 return side, axis
             case Scalar(expr=Index(name="q" | "k" as name)) if name in value.axes:
-                return cast(Side, name), None
+                return name, None
             case Poison():
                 return None
             case Items():
@@ -235,7 +246,12 @@ def _along_axis(ev: Evaluator, call: Invocation, value: Scalar) -> tuple[Side, s
         return None
     found = sorted(name for name in value.axes if name.partition(".")[0] == "k")
     if len(found) != 1:
-        ev.error("SP203", "`top` needs one axis of keys to select along", call.span,
-                 note="it has none" if not found else f"it has {listing(found)}", help="name it: `top(n, over = k.blk)`")
+        ev.error(
+            "SP203",
+            "`top` needs one axis of keys to select along",
+            call.span,
+            note="it has none" if not found else f"it has {listing(found)}",
+            help="name it: `top(n, over = k.blk)`",
+        )
         return None
     return "k", found[0].partition(".")[2] or None

@@ -47,7 +47,7 @@ class Report:
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         """Everything recorded, by file and place."""
-        order = {}
+        order: dict[str, int] = {}
         for diagnostic in self._found.values():
             if diagnostic.span is not None:
                 order.setdefault(diagnostic.span.source.name, len(order))

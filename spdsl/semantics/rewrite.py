@@ -1,8 +1,8 @@
 """Walking and rebuilding expressions, one place for all passes.
 
-Expressions are trees on paper and graphs in memory: a `let` that is used twice is one node.  Everything here remembers what
-it has done by identity, so that shared nodes cost once and stay shared, and works without recursion, so that long chains
-do not exhaust the stack.
+Expressions are trees on paper and graphs in memory: a `let` that is used twice is one node.  Everything here remembers
+what it has done by identity, so that shared nodes cost once and stay shared, and works without recursion, so that long
+chains do not exhaust the stack.
 
 `Reduce` and `Top` are stages: they bind the positions of their side.  `substitute` leaves the bound indices alone.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Param, Reduce, Top
+from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Param, Reduce, Side, Top
 
 Rewrite = Callable[[Expr], "Expr | None"]
 
@@ -109,6 +109,21 @@ def substitute(expr: Expr, mapping: Mapping[Expr, Expr]) -> Expr:
 
 def _of_side(node: Expr, side: str) -> bool:
     return node == Index(name=side) or (isinstance(node, Coord) and node.side == side)
+
+
+def on_side(expr: Expr, side: Side) -> Expr:
+    """An expression of key positions, written for a side."""
+
+    def rewrite(node: Expr) -> Expr | None:
+        match node:
+            case Index(name="k"):
+                return Index(name=side)
+            case Coord():
+                return Coord(side=side, axis=node.axis)
+            case _:
+                return None
+
+    return transform(expr, rewrite)
 
 
 def free_indices(expr: Expr) -> frozenset[str]:

@@ -25,7 +25,19 @@ from spdsl.semantics.nodes import (
 )
 from spdsl.semantics.ops import OPS
 
-_LEVELS = {"or": 1, "and": 2, "not": 3, "add": 5, "sub": 5, "mul": 6, "div": 6, "floordiv": 6, "mod": 6, "neg": 7, "pow": 8}
+_LEVELS = {
+    "or": 1,
+    "and": 2,
+    "not": 3,
+    "add": 5,
+    "sub": 5,
+    "mul": 6,
+    "div": 6,
+    "floordiv": 6,
+    "mod": 6,
+    "neg": 7,
+    "pow": 8,
+}
 _LEVELS |= dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne"), 4)
 _ATOM = 9
 

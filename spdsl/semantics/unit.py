@@ -15,8 +15,9 @@ from spdsl.semantics import build
 from spdsl.semantics import nodes as ir
 from spdsl.semantics.bounds import Facts, Range
 from spdsl.semantics.expressions import Evaluator, excerpt
-from spdsl.semantics.nodes import Coord, Expr, Index, Side
+from spdsl.semantics.nodes import Coord, Expr, Side
 from spdsl.semantics.report import Report, did_you_mean
+from spdsl.semantics.rewrite import on_side
 from spdsl.semantics.scope import BUILTINS
 from spdsl.semantics.values import FunctionRef, Scalar, Value
 
@@ -86,18 +87,15 @@ class Unit:
                 "SP208", f"`{name}` is used before it is declared", node.span, note=line, help="move it up"
             )
         if name in evaluator.scope.coordinates:
-            return evaluator.error(
-                "SP201", f"`{name}` needs a side", node.span, help=f"write `q.{name}` or `k.{name}`"
-            )
+            return evaluator.error("SP201", f"`{name}` needs a side", node.span, help=f"write `q.{name}` or `k.{name}`")
         known = [*evaluator.scope.entries, *BUILTINS, *self.library.defs, *self.library.patterns, *FUNCTIONS]
         return evaluator.error("SP201", f"unknown name `{name}`", node.span, help=did_you_mean(name, known))
 
-    def mention(self, function: syntax.Expr) -> None:
+    def mention(self, name: str) -> None:
         """Keep a definition that only a refused construct calls."""
-        if isinstance(function, syntax.Name):
-            found = self.library.defs.get(function.id) or self.library.patterns.get(function.id)
-            if found is not None:
-                self.used.setdefault(function.id, found)
+        found = self.library.defs.get(name) or self.library.patterns.get(name)
+        if found is not None:
+            self.used.setdefault(name, found)
 
     # ------------------------------------------------------------ axes and grids
 
@@ -140,14 +138,15 @@ class Unit:
                 total = build.mul(total, extent)
             where = on_side(grid.of, side)
             within = build.conj(build.apply("le", 0, where), build.apply("lt", where, total))
-            axes, size = frozenset((side,)), 12
+            axes: frozenset[str] = frozenset((side,))
+            size = 12
             if isinstance(grid.of, Coord):
                 axes = frozenset((f"{side}.{grid.of.axis}",))
                 for _, outer in self.guards(side, grid.of.axis):
                     condition = self.inside(side, outer)
                     within = build.conj(condition.expr, within)
                     axes, size = axes | condition.axes, size + condition.size
-            self._inside[key] = Scalar(expr=within, axes=frozenset(axes), size=size)
+            self._inside[key] = Scalar(expr=within, axes=axes, size=size)
         return self._inside[key]
 
     def extent(self, name: str) -> Expr:
@@ -197,21 +196,3 @@ class Unit:
             guards=self.guards(coordinate.side, coordinate.axis),
             size=8,
         )
-
-
-def on_side(expr: Expr, side: Side) -> Expr:
-    """An expression of key positions, written for a side."""
-    from spdsl.semantics.rewrite import transform
-
-    def rewrite(node: Expr) -> Expr | None:
-        match node:
-            case Index(name="k"):
-                return Index(name=side)
-            case Coord():
-                return Coord(side=side, axis=node.axis)
-            case _:
-                return None
-
-    return transform(expr, rewrite)
-
-

@@ -1,7 +1,7 @@
 """What an expression of the syntax tree means to the checker.
 
-Only a `Scalar` becomes part of the checked pattern; the others are things that must still be applied to something: a table
-without its indices, an axis, a pattern's softmax, a set of candidates on its way to ``top``.
+Only a `Scalar` becomes part of the checked pattern; the others are things that must still be applied to something: a
+table without its indices, an axis, a pattern's softmax, a set of candidates on its way to ``top``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from spdsl.semantics.nodes import Attend, Dtype, Expr, Side
 class Scalar:
     """A typed expression, pointwise.
 
-    ``axes`` are the axes it varies along: ``q k h g b`` and coordinates such as ``q.blk``.  ``guards`` are the named grids
-    whose coordinates take part in the number: the first comparison that uses it must hold inside them only.  ``size``
-    counts the nodes as a tree.
+    ``axes`` are the axes it varies along: ``q k h g b`` and coordinates such as ``q.blk``.  ``guards`` are the named
+    grids whose coordinates take part in the number: the first comparison that uses it must hold inside them only.
+    ``size`` counts the nodes as a tree.
     """
 
     expr: Expr
@@ -99,7 +99,9 @@ class Poison:
     """The value of what was wrong: everything made of it is wrong too, and nothing more is said about it."""
 
 
-Value: TypeAlias = Scalar | Items | TableRef | AxisRef | GridRef | TensorRef | Branch | Candidates | FunctionRef | Poison
+Value: TypeAlias = (
+    Scalar | Items | TableRef | AxisRef | GridRef | TensorRef | Branch | Candidates | FunctionRef | Poison
+)
 
 POISON = Poison()
 

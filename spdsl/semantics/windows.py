@@ -18,7 +18,11 @@ MAX_WINDOWS = 64
 
 
 def lift_windows(pattern: BoundPattern) -> BoundPattern:
-    """Write ``keep`` out over the windows that contain each position.  Raises `SpatError` (SP290) where that has no meaning."""
+    """Write ``keep`` out over the windows that contain each position.
+
+    Raises:
+        SpatError: windows stand where that is not possible (SP290).
+    """
     overlapping = {axis.name: axis for axis in pattern.axes if axis.step is not None}
     if not overlapping:
         return pattern
@@ -46,14 +50,15 @@ def lift_windows(pattern: BoundPattern) -> BoundPattern:
 
 
 def _lift(keep: Expr, coordinate: Coord, axis: Axis) -> Expr:
-    """Any of the windows w with ``w * step <= p < w * step + size``, counted back from the last that begins before p."""
+    """Any of the windows w with ``w * step <= p < w * step + size``, counted back from p."""
     position: Expr = Index(name=coordinate.side)
     match axis.of[0]:
         case Coord(axis=inner):
             position = Coord(side=coordinate.side, axis=inner)
         case _:
             pass
-    assert axis.size is not None and axis.step is not None
+    assert axis.size is not None
+    assert axis.step is not None
     match axis.size[0], axis.step:
         case Const(value=size), Const(value=step):
             pass
@@ -61,8 +66,12 @@ def _lift(keep: Expr, coordinate: Coord, axis: Axis) -> Expr:
             raise AssertionError(axis)
     number = -(-int(size) // int(step))
     if number > MAX_WINDOWS:
-        raise error("SP290", f"{number} overlapping windows at one position is not supported yet", axis.span,
-                    help=f"use a step of at least {-(-int(size) // MAX_WINDOWS)}")
+        raise error(
+            "SP290",
+            f"{number} overlapping windows at one position is not supported yet",
+            axis.span,
+            help=f"use a step of at least {-(-int(size) // MAX_WINDOWS)}",
+        )
     found: list[Expr] = []
     for back in range(number):
         window = build.sub(build.floordiv(position, axis.step), back)
@@ -75,4 +84,6 @@ def _lift(keep: Expr, coordinate: Coord, axis: Axis) -> Expr:
 
 
 def _refusal(node: Expr, what: str) -> Exception:
-    return error("SP290", f"{what} is not supported yet", node.span, help="use windows that do not overlap: leave out `step`")
+    return error(
+        "SP290", f"{what} is not supported yet", node.span, help="use windows that do not overlap: leave out `step`"
+    )
