@@ -62,32 +62,33 @@ def write_bundle(word: str, wishes: Sequence[Wish], output: Path) -> dict[str, A
 def _compile(pattern: CheckedPattern, wish: Wish, files: dict[str, bytes]) -> list[dict[str, Any]]:
     """Add the files of one shape class to ``files`` and describe its kernels."""
     from spdsl.codegen.aot import compile_kernels
+    from spdsl.codegen.lower import lower
 
     plan = made_plan(pattern, wish)
     source, binaries = compile_kernels(plan, wish.target)
     source_file = f"{source.name}.{wish.shape}.py"
     files[source_file] = source.text.encode()
-    blocks = {each.kind: each for each in (plan.forward, plan.dq, plan.dkdv)}
+    rows = {kernel.name: kernel.block for kernel in lower(plan).kernels}
     kernels = []
     for each in binaries:
         binary_file = f"{source.name}.{wish.shape}.{each.name}.{each.extension}"
         files[binary_file] = each.binary
-        kernel: dict[str, Any] = {
-            "name": each.name,
-            "shape": wish.shape,
-            "source": source_file,
-            "binary": binary_file,
-            "entry": each.entry,
-            "warps": each.warps,
-            "stages": each.stages,
-            "shared_bytes": each.shared,
-            "registers": each.registers,
-            "spills": each.spills,
-            "arguments": [{"name": name, "type": kind} for name, kind in each.signature],
-        }
-        if each.name in blocks:
-            kernel |= {"block_q": blocks[each.name].block_q, "block_k": blocks[each.name].block_k}
-        kernels.append(kernel)
+        kernels.append(
+            {
+                "name": each.name,
+                "shape": wish.shape,
+                "source": source_file,
+                "binary": binary_file,
+                "entry": each.entry,
+                "warps": each.warps,
+                "stages": each.stages,
+                "rows_per_program": rows[each.name],
+                "shared_bytes": each.shared,
+                "registers": each.registers,
+                "spills": each.spills,
+                "arguments": [f"{name}: {kind}" for name, kind in each.signature],
+            }
+        )
     return kernels
 
 
