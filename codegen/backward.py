@@ -205,9 +205,10 @@ def lower_dkdv(plan: Plan) -> Kernel:
             _load(frame, "do", "q", "VALUE_DIM", guarded),
             Statistics(part="walked"),
             step.dot("scores", "k_tile", "q_tile", transpose=True),
-            step.dot("dp", "v_tile", "do_tile", transpose=True),
             *step.weights(mode, "walked"),
             step.dot("dv", "p", "do_tile", accumulate=True),
+            # Not earlier: while the weights are computed there is no room for another tile in registers.
+            step.dot("dp", "v_tile", "do_tile", transpose=True),
             ScoreGradient(part="walked", capped=plan.softcap is not None),
             *step.table_sums(),
             step.dot("dk", capped, "q_tile", accumulate=True),
