@@ -17,6 +17,9 @@ import islpy as isl
 OPERATIONS = 300_000
 """isl operations for one step: about a second in the worst cases measured."""
 
+PROOF_OPERATIONS = 30_000
+"""isl operations for one proof; those that need more rarely end well, and can take many seconds for each 100,000."""
+
 PROOFS = 300
 """Equality and subset proofs for one walk."""
 
@@ -52,12 +55,16 @@ class Budget:
             raise BudgetSpentError("proofs")
         self.proofs -= 1
         self.step()
+        context = isl.DEFAULT_CONTEXT
+        limit = context.get_max_operations()
+        context.set_max_operations(min(limit, PROOF_OPERATIONS))
         try:
             return question()
         except isl.Error:
             return False
         finally:
-            isl.DEFAULT_CONTEXT.reset_operations()
+            context.set_max_operations(limit)
+            context.reset_operations()
 
 
 def _is_exhausted() -> bool:

@@ -16,8 +16,6 @@ from spdsl.analysis.grouping import group, in_order
 from spdsl.analysis.pieces import Piece, TooComplexError, pieces_of
 from spdsl.analysis.rows import DENSE, ClosedForm, Row
 
-_CUTS = 2
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClosedSlot:
@@ -32,8 +30,8 @@ class ClosedSlot:
     exact: bool = True
 
 
-def fill(touched: ClosedForm, full: isl.Set, row: Row, cuts: int = _CUTS) -> tuple[ClosedSlot, ...]:
-    """The slot of ``touched``, or the slots that it is cut into so that each has one interval of full tiles."""
+def fill(touched: ClosedForm, full: isl.Set, row: Row, cuts: int) -> tuple[ClosedSlot, ...]:
+    """The slot of ``touched``, or those that at most ``cuts`` cuts make of it, each with one interval of full tiles."""
     try:
         with operations_end_as_spent():
             region = touched.region(row.space).intersect_params(row.context)

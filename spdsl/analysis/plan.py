@@ -16,7 +16,7 @@ from spdsl.analysis.stages import Staged, stage
 from spdsl.analysis.tiles import TileRelation, Walk
 from spdsl.analysis.tiling import Tiles, default_tiles
 from spdsl.diagnostics import error
-from spdsl.semantics.nodes import BoundPattern, Const, Expr
+from spdsl.semantics.nodes import BoundPattern, Const, Expr, Index
 
 Kind = Literal["forward", "dq", "dkdv"]
 
@@ -96,7 +96,17 @@ def _relation(staged: Staged, problem: Problem, tiles: Tiles) -> TileRelation:
         heads=problem.pattern.heads,
         groups=problem.pattern.groups,
         tables=staged.tables,
+        length=None if problem.shape == "batched" else grid_length(problem.pattern),
     )
+
+
+def grid_length(pattern: BoundPattern) -> int | None:
+    """The length that an unnamed grid of the positions themselves demands of ``n``, if there is one."""
+    for grid in pattern.grids:
+        sizes = [size.value for _, size in grid.coordinates if isinstance(size, Const)]
+        if grid.name is None and grid.of == Index(name="k") and len(sizes) == len(grid.coordinates):
+            return math.prod(int(size) for size in sizes)
+    return None
 
 
 def _constant(expr: Expr | None, word: str, default: float) -> float:

@@ -40,21 +40,30 @@ def tile_relation(
     heads: int,
     groups: int,
     tables: Sequence[Table] = (),
+    length: int | None = None,
 ) -> TileRelation:
     """How to walk the tiles of ``keep``, ``block_q`` queries by ``block_k`` keys.
 
     Every tile with a kept pair of existing positions is walked exactly once, in range; in a full interval every pair of
     existing positions is kept.  Positions exist from 0 to ``n - 1`` (keys) and from ``max(0, q_start)`` to
-    ``q_start + nq - 1`` (queries).
+    ``q_start + nq - 1`` (queries).  ``length`` is a value of ``n`` that every call is known to have: patterns on grids
+    become much simpler by it.
     """
-    return _tile_relation(keep, block_q, block_k, shape, heads, groups, tuple(tables))
+    return _tile_relation(keep, block_q, block_k, shape, heads, groups, tuple(tables), length)
 
 
 @lru_cache(maxsize=1024)
 def _tile_relation(
-    keep: Expr, block_q: int, block_k: int, shape: Shape, heads: int, groups: int, tables: tuple[Table, ...]
+    keep: Expr,
+    block_q: int,
+    block_k: int,
+    shape: Shape,
+    heads: int,
+    groups: int,
+    tables: tuple[Table, ...],
+    length: int | None,
 ) -> TileRelation:
-    tiling = _tiling(shape, block_q, block_k)
+    tiling = _tiling(shape, block_q, block_k, length)
     try:
         (affine,), symbols = abstract([keep], shape=shape, heads=heads, groups=groups, tables=tables)
     except NotAffineError as problem:
@@ -84,6 +93,7 @@ class _Tiling:
     unit: int  # square only: the length of one unit, a multiple of both tile sizes
     counts: tuple[Linear, Linear]
     lengths: Mapping[str, Expr]
+    length: int | None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,17 +117,18 @@ def _ceil(length: Expr, by: int) -> Expr:
     return Apply(op="floordiv", args=(more, Const(value=by)), dtype="int")
 
 
-def _tiling(shape: Shape, block_q: int, block_k: int) -> _Tiling:
+def _tiling(shape: Shape, block_q: int, block_k: int, length: int | None = None) -> _Tiling:
     blocks = (block_q, block_k)
     if shape == "square":
         unit = math.lcm(block_q, block_k)
         counts = (symbol(_UNITS, unit // block_q), symbol(_UNITS, unit // block_k))
         lengths = {_UNITS: _ceil(Extent(name="n"), unit)}
-        return _Tiling(blocks=blocks, square=True, unit=unit, counts=counts, lengths=lengths)
+        return _Tiling(blocks=blocks, square=True, unit=unit, counts=counts, lengths=lengths, length=length)
     return _Tiling(
         blocks=blocks,
         square=False,
         unit=1,
+        length=length,
         counts=(symbol(_QUERY_TILES), symbol(_KEY_TILES)),
         lengths={
             "q_start": Extent(name="q_start"),
@@ -163,12 +174,21 @@ def _context(symbols: Symbols, tiling: _Tiling, space: isl.Space) -> isl.Set:
             ("nq", symbol(_QUERY_TILES, tiling.blocks[0]), tiling.blocks[0]),
             ("n", symbol(_KEY_TILES, tiling.blocks[1]), tiling.blocks[1]),
         ]
+    if tiling.length is not None:
+        _, rounded, unit = pairs[-1]
+        facts += _equal(rounded, -(-tiling.length // unit) * unit)
+        facts += _equal(symbol("n"), tiling.length) if "n" in symbols.names else []
     for name, rounded, unit in pairs:
         if name in symbols.names:
             facts += [rounded.plus(symbol(name), -1), symbol(name).plus(rounded, -1).shifted(unit - 1)]
     for fact in facts:
         known = known.intersect(nonnegative(fact, space))
     return known
+
+
+def _equal(term: Linear, value: int) -> list[Linear]:
+    """Terms that are all ≥ 0 where ``term`` has this value."""
+    return [term.shifted(-value), term.scaled(-1).shifted(value)]
 
 
 def _existing(tiling: _Tiling, space: isl.Space) -> isl.Set:

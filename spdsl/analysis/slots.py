@@ -10,8 +10,9 @@ tile; and then `TooComplexError`, upon which the caller takes lists.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import islpy as isl
 
@@ -30,6 +31,7 @@ LENGTH = 1600
 """Characters of all bounds of a walk."""
 
 _ORDERS = 6
+_CUTS = 2
 _HULL_SECONDS = 0.5
 _REST_ROUNDS = 40
 
@@ -43,7 +45,8 @@ def closed_slots(touched: isl.Set, full: isl.Set, row: Row) -> tuple[tuple[Close
     if touched.is_empty():
         return (), ()
     try:
-        best = _best_plan(touched, full, row)
+        with operations_end_as_spent():
+            best = _best_plan(touched, full, row)
     except (TooComplexError, BudgetSpentError) as problem:
         form = _tested_hull(touched, replace(row, budget=Budget(_HULL_SECONDS, proofs=20)))
         return (ClosedSlot(touched=form, full=None, exact=full.is_empty()),), (
@@ -54,23 +57,18 @@ def closed_slots(touched: isl.Set, full: isl.Set, row: Row) -> tuple[tuple[Close
 
 
 def _best_plan(touched: isl.Set, full: isl.Set, row: Row) -> tuple[ClosedSlot, ...]:
-    """Try arrangements of the touched tiles until one has an exact full interval in every slot."""
+    """Try plans until one has an exact full interval in every slot; else the cheapest.  Raises `TooComplexError`."""
     best: tuple[ClosedSlot, ...] | None = None
     problem: Exception = TooComplexError("no arrangement")
-    arrangements = _arrangements(touched, row)
-    while best is None or not _is_ideal(best):
-        try:
-            with operations_end_as_spent():
-                groups = next(arrangements, None)
-            if groups is None:
-                break
-            with operations_end_as_spent():
-                slots = tuple(slot for form in _disjoint(groups, row) for slot in fill(form, full, row))
-        except (TooComplexError, BudgetSpentError) as found:
-            problem = found
+    for plan in _plans(touched, full, row):
+        slots = _attempt(plan)
+        if isinstance(slots, Exception):
+            problem = slots
             continue
         if best is None or _cost(slots) < _cost(best):
             best = slots
+        if _is_ideal(best):
+            break
     if best is None:
         raise problem
     if sum(slot.touched.length + (slot.full.length if slot.full else 0) for slot in best) > LENGTH:
@@ -86,7 +84,7 @@ def _cost(slots: Sequence[ClosedSlot]) -> int:
     """Characters, with charges for slots, tests and full tiles that are masked."""
     total = 0
     for slot in slots:
-        total += 60 + slot.touched.length + (60 + slot.full.length if slot.full else 0)
+        total += 150 + slot.touched.length + (60 + slot.full.length if slot.full else 0)
         total += 300 * (not slot.exact) + 100 * bool(slot.touched.filters)
     return total
 
@@ -94,14 +92,29 @@ def _cost(slots: Sequence[ClosedSlot]) -> int:
 # ---------------------------------------------------------------- touched tiles
 
 
-def _arrangements(touched: isl.Set, row: Row) -> Iterator[list[Group]]:
-    """Ways to part the touched tiles into groups, in the order in which they become slots."""
+def _plans(touched: isl.Set, full: isl.Set, row: Row) -> Iterator[Callable[[], tuple[ClosedSlot, ...]]]:
+    """Ways to part the touched tiles into slots, the most promising first; slots are cut where nothing else helps."""
     pieces = pieces_of(touched, row)
-    yield in_order(group(pieces, row))
+    joined = in_order(group(pieces, row))
     apart = in_order(group(pieces, row, merge=False))
+    orders = [joined]
     if 2 <= len(apart) <= 4:
-        for order in itertools.islice(itertools.permutations(apart), _ORDERS):
-            yield list(order)
+        orders += [list(order) for order in itertools.islice(itertools.permutations(apart), _ORDERS)]
+    for order in orders:
+        yield partial(_plan, order, full, row, 0)
+    yield partial(_plan, joined, full, row, _CUTS)
+
+
+def _plan(groups: list[Group], full: isl.Set, row: Row, cuts: int) -> tuple[ClosedSlot, ...]:
+    return tuple(slot for form in _disjoint(groups, row) for slot in fill(form, full, row, cuts))
+
+
+def _attempt(plan: Callable[[], tuple[ClosedSlot, ...]]) -> tuple[ClosedSlot, ...] | Exception:
+    try:
+        with operations_end_as_spent():
+            return plan()
+    except (TooComplexError, BudgetSpentError) as problem:
+        return problem
 
 
 def _disjoint(queue: list[Group], row: Row) -> list[ClosedForm]:

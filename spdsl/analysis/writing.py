@@ -40,6 +40,11 @@ class Writer:
     def _test(self, term: Linear, op: str) -> Expr:
         """``term >= 0`` (or ``== 0``) with its negative part on the right."""
         term = _with_remainders(term)
+        match term:
+            case Linear(terms=((str() as name, 1),), constant=-1) if self.meaning[name].dtype == "bool":
+                return self.meaning[name]
+            case Linear(terms=((str() as name, -1),), constant=0) if self.meaning[name].dtype == "bool":
+                return Apply(op="not", args=(self.meaning[name],), dtype="bool")
         left = Linear(terms=tuple(t for t in term.terms if t[1] > 0), constant=max(0, term.constant))
         right = Linear(terms=tuple((a, -c) for a, c in term.terms if c < 0), constant=max(0, -term.constant))
         if not left.terms:

@@ -178,7 +178,7 @@ def test_few_proofs_only_mask_more(name: str, monkeypatch: pytest.MonkeyPatch) -
 def _with_proofs(keep: Term, proofs: int, monkeypatch: pytest.MonkeyPatch) -> TileRelation:
     with monkeypatch.context() as patch:
         patch.setattr(relation_module, "limited", lambda: limited(proofs=proofs))
-        return relation_module._tile_relation.__wrapped__(keep.expr, 32, 16, "square", 8, 2, TABLES)
+        return relation_module._tile_relation.__wrapped__(keep.expr, 32, 16, "square", 8, 2, TABLES, None)
 
 
 def test_a_tested_hull_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_a_tested_hull_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(slots, "_best_plan", too_complex)
     keep = PATTERNS["composed"]
-    found = relation_module._tile_relation.__wrapped__(keep.expr, 32, 16, "square", 8, 2, ())
+    found = relation_module._tile_relation.__wrapped__(keep.expr, 32, 16, "square", 8, 2, (), None)
     assert isinstance(found.by_query, SlotWalk)
     assert found.by_query.slots[0].filter is not None
     assert "told so" in found.notes[0]

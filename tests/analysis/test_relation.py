@@ -113,3 +113,38 @@ def test_named_patterns(name: str, shape: str) -> None:
 
 
 MAY_GIVE_UP: set[str] = set()
+
+
+def near(x: Term, y: Term, window: int, extent: int) -> Term:
+    return abs(y - centre(x, window, Term(Const(value=extent)))) <= window // 2
+
+
+GRIDS: dict[str, tuple[int, Term]] = {
+    "block diffusion": (
+        512,
+        (q // 256).eq(k // 256) & (q % 256 // 16).eq(k % 256 // 16)
+        | (k // 256).eq(1) & (k % 256 // 16 < q % 256 // 16 + q // 256),
+    ),
+    "near in two dimensions": (12 * 20, near(q // 20, k // 20, 5, 12) & near(q % 20, k % 20, 7, 20)),
+    "rows of a grid": (15 * 16, (q // 16).eq(k // 16) | (q % 16).eq(k % 16)),
+}
+
+
+@pytest.mark.parametrize("shape", ["square", "offset"])
+@pytest.mark.parametrize("name", GRIDS)
+def test_known_lengths(name: str, shape: str) -> None:
+    length, keep = GRIDS[name]
+    for block_q, block_k in ((32, 32), (64, 32), (32, 64)):
+        walks = tile_relation(
+            keep.expr,
+            block_q=block_q,
+            block_k=block_k,
+            shape=shape,  # type: ignore[arg-type]
+            heads=1,
+            groups=1,
+            length=length,
+        )
+        assert in_slots(walks)
+        for queries, start in ((length, 0), (40, length - 40), (100, 33), (1, 77)):
+            if shape == "offset" or queries == length:
+                check(walks, keep.expr, environment(shape, length, queries, start), tight=False)
