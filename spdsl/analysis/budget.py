@@ -17,14 +17,14 @@ import islpy as isl
 OPERATIONS = 300_000
 """isl operations for one step: about a second in the worst cases measured."""
 
-PROOF_OPERATIONS = 30_000
+PROOF_OPERATIONS = 10_000
 """isl operations for one proof; those that need more rarely end well, and can take many seconds for each 100,000."""
 
-PROOFS = 300
-"""Equality and subset proofs for one walk."""
+PROOFS = 150
+"""Proofs for one walk."""
 
-SECONDS = 1.0
-"""Wall-clock time for one walk."""
+SECONDS = 5.0
+"""Wall-clock time for one walk.  The counts above end almost all derivations, so that results do not depend on time."""
 
 _CONTEXT_LOCK = threading.RLock()  # all isl objects share one context, and so one counter
 
