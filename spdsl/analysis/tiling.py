@@ -40,7 +40,7 @@ def default_tiles(
     if target.startswith("gfx"):
         return _cdna(kind, width)
     if target in ("sm_90", "sm_100"):
-        return _hopper(kind, width, _edges(walk))
+        return _hopper(kind, width, _edges(walk), _has_full_tiles(walk))
     return _ampere(kind, width)
 
 
@@ -58,14 +58,26 @@ def _edges(walk: Walk | None) -> int:
             return loops
 
 
-def _hopper(kind: Kind, width: int, loops: int) -> Tiles:
+def _has_full_tiles(walk: Walk | None) -> bool:
+    """Whether loops without a mask do most of the work."""
+    match walk:
+        case None:
+            return True
+        case ListWalk():
+            return False
+        case SlotWalk(slots=slots):
+            return all(slot.full is not None for slot in slots)
+
+
+def _hopper(kind: Kind, width: int, loops: int, full: bool) -> Tiles:
+    """Tiles that spill no more than 16 registers, with every pattern of the library."""
     match kind:
         case "forward" if width <= 128 and loops > 2:
             return Tiles(block_q=64, block_k=64, warps=4, stages=3)
         case "forward" if width <= 64:
             return Tiles(block_q=128, block_k=64, warps=8, stages=3)
         case "forward" if width <= 128:
-            return Tiles(block_q=128, block_k=128, warps=8, stages=3)
+            return Tiles(block_q=128, block_k=128 if full else 64, warps=8, stages=3)
         case "forward":
             return Tiles(block_q=128, block_k=64, warps=8, stages=2)
         case "dq" if width <= 64:
@@ -75,7 +87,7 @@ def _hopper(kind: Kind, width: int, loops: int) -> Tiles:
         case "dq":
             return Tiles(block_q=64, block_k=32, warps=8, stages=2)
         case "dkdv" if width <= 128:
-            return Tiles(block_q=64, block_k=64, warps=4, stages=2)
+            return Tiles(block_q=64, block_k=64, warps=4 if width <= 64 else 8, stages=2)
         case "dkdv":
             return Tiles(block_q=32, block_k=64, warps=8, stages=1)
 
