@@ -45,6 +45,8 @@ Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 def measure(case: Case, rate: float, peers: bool = True) -> list[Measurement]:
     """Check and time ``case``; ``rate`` is the machine's measured matrix rate in operations a second."""
     device = torch.device("cuda")
+    torch._dynamo.reset()  # or FlexAttention gives up compiling after eight masks
+    torch.cuda.empty_cache()
     torch.manual_seed(0)
     q = torch.randn(case.batch, case.heads, case.n, case.dim, device=device, dtype=case.dtype)
     k, v = (torch.randn(case.batch, case.groups, case.n, case.dim, device=device, dtype=case.dtype) for _ in range(2))

@@ -8,9 +8,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from spdsl.analysis.plans import Plan
-from spdsl.codegen.blocks import BlockGraph
+from spdsl.codegen.blocks import BlockGraph, Kernel
 from spdsl.codegen.emit import KernelSource, emit
 from spdsl.codegen.frame import prefix_of
 from spdsl.codegen.lower import lower
@@ -36,10 +37,21 @@ class Loaded:
         if 0 in grid:
             return
         given = {argument.name: values[argument.name] for argument in kernel.arguments}
-        self.functions[name][grid](**given, num_warps=kernel.warps, num_stages=kernel.stages)
+        self._run(kernel, grid, given, _stages.get((id(self.plan), name), kernel.stages))
+
+    def _run(self, kernel: Kernel, grid: tuple[int, int, int], given: Mapping[str, Value], stages: int) -> None:
+        """Run with as many pipeline stages as the device has shared memory for, and remember the number."""
+        try:
+            self.functions[kernel.name][grid](**given, num_warps=kernel.warps, num_stages=stages)
+        except OutOfResources:
+            if stages == 1:
+                raise
+            _stages[id(self.plan), kernel.name] = stages - 1
+            self._run(kernel, grid, given, stages - 1)
 
 
 _loaded: dict[int, Loaded] = {}
+_stages: dict[tuple[int, str], int] = {}  # where the planned number did not fit the device
 
 
 def loaded(plan: Plan) -> Loaded:

@@ -77,7 +77,7 @@ def _hopper(kind: Kind, width: int, loops: int, full: bool) -> Tiles:
         case "forward" if width <= 64:
             return Tiles(block_q=128, block_k=64, warps=8, stages=3)
         case "forward" if width <= 128:
-            return Tiles(block_q=128, block_k=128 if full else 64, warps=8, stages=3)
+            return Tiles(block_q=128, block_k=64, warps=8, stages=3)
         case "forward":
             return Tiles(block_q=128, block_k=64, warps=8, stages=2)
         case "dq" if width <= 64:
