@@ -37,11 +37,22 @@ class EmptyRow:
 
 
 def empty_rows(
-    keep: Expr, *, heads: int = 1, groups: int = 1, tables: Sequence[Table] = (), shape: Shape = "square"
+    keep: Expr,
+    *,
+    heads: int = 1,
+    groups: int = 1,
+    tables: Sequence[Table] = (),
+    shape: Shape = "square",
+    length: int | None = None,
 ) -> EmptyRow | None:
-    """A small example of a query that keeps nothing, or None if there is none or none is found."""
+    """A small example of a query that keeps nothing, or None if there is none or none is found.
+
+    ``length`` is a value of ``n`` that every call is known to have.
+    """
     try:
-        question = _Question.ask([keep], heads=heads, groups=groups, tables=tables, shape=shape, over=True)
+        question = _Question.ask(
+            [keep], heads=heads, groups=groups, tables=tables, shape=shape, over=True, length=length
+        )
         with limited():
             (kept,) = question.sets()
             exist = question.existing()
@@ -84,6 +95,7 @@ def violations(
     groups: int = 1,
     tables: Sequence[Table] = (),
     shape: Shape = "offset",
+    length: int | None = None,
 ) -> Expr | Literal["never", "unknown"]:
     """When an index leaves ``0 <= index < extent`` for an existing pair at which ``guard`` holds.
 
@@ -93,7 +105,7 @@ def violations(
     """
     try:
         question = _Question.ask(
-            [guard, index, extent], heads=heads, groups=groups, tables=tables, shape=shape, over=True
+            [guard, index, extent], heads=heads, groups=groups, tables=tables, shape=shape, over=True, length=length
         )
         with limited():
             return question.outside()
@@ -110,6 +122,7 @@ class _Question:
     space: isl.Space
     square: bool
     exact: bool
+    length: int | None
 
     @staticmethod
     def ask(
@@ -120,6 +133,7 @@ class _Question:
         tables: Sequence[Table],
         shape: Shape,
         over: bool = False,
+        length: int | None = None,
     ) -> _Question:
         square = shape == "square"
         lengths = tuple(Extent(name=name) for name in (_LENGTHS[:1] if square else _LENGTHS))
@@ -127,7 +141,12 @@ class _Question:
         found, symbols = abstract([*lengths, *exprs], **options, over=over)  # type: ignore[arg-type]
         exact = not over or _is_affine(exprs, options)
         return _Question(
-            exprs=found[len(lengths) :], symbols=symbols, space=space_of(symbols.names), square=square, exact=exact
+            exprs=found[len(lengths) :],
+            symbols=symbols,
+            space=space_of(symbols.names),
+            square=square,
+            exact=exact,
+            length=length,
         )
 
     def existing(self) -> isl.Set:
@@ -139,8 +158,11 @@ class _Question:
         q, k, zero = value(Index(name="q")), value(Index(name="k")), value(Const(value=0))
         n = value(Extent(name="n"))
         start, rows = (zero, n) if self.square else (value(Extent(name="q_start")), value(Extent(name="nq")))
+        known = self.symbols.context(self.space)
+        if self.length is not None:
+            known = known.intersect(n.eq_set(value(Const(value=self.length))))
         queries = q.ge_set(zero).intersect(q.ge_set(start)).intersect(q.lt_set(start.add(rows)))
-        return queries.intersect(k.ge_set(zero)).intersect(k.lt_set(n)).intersect(self.symbols.context(self.space))
+        return queries.intersect(k.ge_set(zero)).intersect(k.lt_set(n)).intersect(known)
 
     def sets(self) -> tuple[isl.Set, ...]:
         """The kept pairs of all expressions."""

@@ -26,6 +26,14 @@ def test_empty_rows() -> None:
     assert found.query == 0
 
 
+def test_a_known_length_rules_cases_out() -> None:
+    second_half = (k >= 8) & (k < 16)
+    assert str(empty_rows(second_half.expr)) == "q = 0, n = 1"
+    assert empty_rows(second_half.expr, length=16) is None
+    assert violations((k // 4).expr, YES.expr, Const(value=4), length=16) == "never"
+    assert violations((k // 4).expr, YES.expr, Const(value=4), length=17) != "never"
+
+
 def test_causality() -> None:
     assert is_causal((causal & (q - k < 7)).expr)
     assert is_causal((causal & load("doc", q).eq(load("doc", k))).expr)
