@@ -40,7 +40,7 @@ def default_tiles(
     if target.startswith("gfx"):
         return _cdna(kind, width)
     if target in ("sm_90", "sm_100"):
-        return _hopper(kind, width, _edges(walk), _has_full_tiles(walk))
+        return _hopper(kind, width, _edges(walk))
     return _ampere(kind, width)
 
 
@@ -58,18 +58,7 @@ def _edges(walk: Walk | None) -> int:
             return loops
 
 
-def _has_full_tiles(walk: Walk | None) -> bool:
-    """Whether loops without a mask do most of the work."""
-    match walk:
-        case None:
-            return True
-        case ListWalk():
-            return False
-        case SlotWalk(slots=slots):
-            return all(slot.full is not None for slot in slots)
-
-
-def _hopper(kind: Kind, width: int, loops: int, full: bool) -> Tiles:
+def _hopper(kind: Kind, width: int, loops: int) -> Tiles:
     """Tiles that spill no more than 16 registers, with every pattern of the library."""
     match kind:
         case "forward" if width <= 128 and loops > 2:
