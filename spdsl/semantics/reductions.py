@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 from spdsl.grammar import nodes as syntax
@@ -82,8 +83,8 @@ def _along(ev: Evaluator, call: Invocation, value: Scalar, side: Side, axis: str
     own = {name for name in value.axes if name.partition(".")[0] == side}
     result = f"{side}.{axis}"
     if axis is not None and own <= {result}:
-        # One value for each coordinate already: pooling it again changes nothing.
-        return value
+        # One value for each coordinate already: pooling it again changes nothing but its type.
+        return replace(value, expr=_body(call.name, value.expr)[0])
     if value.guards and any(guard[0] == side for guard in value.guards):
         return ev.unsupported(
             f"`{call.name}` of coordinates of a named grid",

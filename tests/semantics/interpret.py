@@ -172,7 +172,7 @@ def _named(name: str, at: Point) -> Any:
 def _element(table: syntax.Expr, indices: tuple[int, ...], at: Point) -> Any:
     if isinstance(table, syntax.Name) and table.id in at.tables:
         value = at.tables[table.id]
-        for index in indices:
+        for index in (*indices, *_implied(table.id, len(indices), at)):
             if not 0 <= index < len(value):
                 raise IndexError(f"{table.id}[{index}]")
             value = value[index]
@@ -181,6 +181,13 @@ def _element(table: syntax.Expr, indices: tuple[int, ...], at: Point) -> Any:
     value = value_of(table, at)
     # The default of a tuple of one item is written without parentheses.
     return value[place] if isinstance(value, tuple) else value
+
+
+def _implied(table: str, given: int, at: Point) -> list[int]:
+    """Indices for the trailing axes of an input that are left out because they bear the names of indices."""
+    declared = [each for each in at.pattern.statements if isinstance(each, syntax.Input) and each.name == table]
+    axes = declared[0].type.extents[given:] if declared else ()
+    return [_named(axis.value.id, at) for axis in axes if isinstance(axis.value, syntax.Name)]
 
 
 def _compared(ops: tuple[str, ...], operands: tuple[syntax.Expr, ...], at: Point) -> bool:
