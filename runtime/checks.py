@@ -1,0 +1,252 @@
+"""What must hold of the tensors of a call: shapes, types and devices always, values as soon as they are known.
+
+On the CPU, and everywhere under ``SPDSL_VERIFY=1``, wrong values raise at once.  On a GPU they set flags; without waiting
+for the device, the error is raised by the next call or by `raise_pending`.  Until then memory stays in bounds, because
+indices are clamped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from spdsl.diagnostics import SpatError, error
+from spdsl.runtime.calls import DTYPES, Call
+from spdsl.runtime.evaluate import evaluate, tables_for
+from spdsl.runtime.pairs import pairs_of
+from spdsl.runtime.recent import Recent, identity
+from spdsl.runtime.values import Fault, value_faults
+from spdsl.semantics.nodes import BoundPattern, Grid, Index, Load, Table, TableAxis
+from spdsl.semantics.rewrite import walk
+
+_TYPES: dict[str, tuple[torch.dtype, ...]] = {
+    "bool": (torch.bool,),
+    "int": (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8),
+    "float": (torch.float32, torch.bfloat16, torch.float16),
+}
+
+_checked: Recent[bool] = Recent(size=64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pending:
+    """Faults that a device was asked for, ``flags`` in their order, and the event after which they are known."""
+
+    faults: tuple[Fault, ...]
+    flags: Tensor
+    event: torch.cuda.Event = field(compare=False)
+
+
+_pending: list[_Pending] = []
+
+
+def check_call(call: Call) -> None:
+    """Check the tensors of a call against its pattern; stages need not be there yet.
+
+    Raises:
+        SpatError: SP340 to SP349 for shapes, types and devices, SP324 for a grid that does not cover the keys, SP320, SP350
+            and SP351 for values, of this call or an earlier one.
+    """
+    _raise_known(wait=False)
+    pattern = call.plan.problem.pattern
+    _check_tensors(call, pattern)
+    for table in pattern.tables:
+        _check_table(table, call)
+    for grid in pattern.grids:
+        if grid.name is None and grid.of == Index(name="k"):
+            _check_grid(grid, call)
+    _check_values(call, pattern)
+
+
+def raise_pending() -> None:
+    """Wait for the checks of earlier calls and raise the error that one of them has found.
+
+    Raises:
+        SpatError: as `check_call`.
+    """
+    _raise_known(wait=True)
+
+
+# ---------------------------------------------------------------- shapes, types, devices
+
+
+def _check_tensors(call: Call, pattern: BoundPattern) -> None:
+    q, k, v = call.q, call.k, call.v
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != 4:
+            raise _wrong("SP340", f"`{name}` has {x.dim()} dimensions", "pass tensors [batch, heads, tokens, dim]")
+        if x.dtype not in DTYPES.values():
+            names = ", ".join(str(each).removeprefix("torch.") for each in DTYPES.values())
+            raise _wrong("SP341", f"`{name}` is {_type(x)}", f"use one of {names}")
+        if x.dtype != q.dtype:
+            raise _wrong("SP341", f"`{name}` is {_type(x)}, but `q` is {_type(q)}", "convert them to one type")
+        if x.device != q.device:
+            raise _wrong("SP342", f"`{name}` is on {x.device}, but `q` is on {q.device}", "move them to one device")
+        if x.shape[0] != q.shape[0]:
+            raise _wrong("SP345", f"`{name}` has batch {x.shape[0]}, but `q` has batch {q.shape[0]}", "expand one of them")
+    if k.shape[1] != v.shape[1]:
+        raise _wrong("SP343", f"`k` has {k.shape[1]} heads, but `v` has {v.shape[1]}", "give both the same heads")
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise _wrong(
+            "SP343",
+            f"`q` has {q.shape[1]} heads, which is no multiple of the {k.shape[1]} heads of `k`",
+            "each head of `k` serves a group of heads of `q` of equal size",
+        )
+    if (q.shape[1], k.shape[1]) != (pattern.heads, pattern.groups):
+        raise _wrong(
+            "SP343",
+            f"`q` and `k` have {q.shape[1]} and {k.shape[1]} heads, but the pattern was bound to {pattern.heads} and "
+            f"{pattern.groups}",
+            "compile the pattern for these heads",
+        )
+    if k.shape[3] != q.shape[3]:
+        raise _wrong("SP344", f"`k` has head dim {k.shape[3]}, but `q` has {q.shape[3]}", "project them to one size")
+    if k.shape[2] != v.shape[2]:
+        raise _wrong("SP340", f"`k` has {k.shape[2]} tokens, but `v` has {v.shape[2]}", "give both the same tokens")
+
+
+def _check_table(table: Table, call: Call) -> None:
+    given = call.tables.get(table.name)
+    written = f"{table.dtype}[{', '.join(axis.label for axis in table.axes)}]" if table.axes else table.dtype
+    if given is None:
+        raise error("SP346", f"the input `{table.name}` is missing", table.span, help=f"pass a tensor {written}")
+    if given.device != call.q.device:
+        raise error(
+            "SP348",
+            f"`{table.name}` is on {given.device}, but `q` is on {call.q.device}",
+            table.span,
+            help=f"move it with `{table.name}.to(q.device)`",
+        )
+    if given.dtype not in _TYPES[table.dtype]:
+        names = ", ".join(str(each).removeprefix("torch.") for each in _TYPES[table.dtype])
+        raise error(
+            "SP347", f"`{table.name}` is {_type(given)}, but is declared {table.dtype}", table.span, help=f"use {names}"
+        )
+    named_b = bool(table.axes) and table.axes[0].kind == "b"
+    if given.dim() != len(table.axes) + (not named_b):
+        raise error(
+            "SP346",
+            f"`{table.name}` has shape {list(given.shape)}, but is declared {written}",
+            table.span,
+            help="pass one dimension for each axis, and if it differs between sequences, one more for the batch in front",
+        )
+    batch = call.q.shape[0]
+    if given.shape[0] != batch and (named_b or given.shape[0] != 1):
+        raise error(
+            "SP346",
+            f"`{table.name}` has batch {given.shape[0]}, but `q` has batch {batch}",
+            table.span,
+            help="pass 1 or as many as there are sequences" if not named_b else "pass one for each sequence",
+        )
+    sizes = given.shape if named_b else given.shape[1:]
+    for axis, size in zip(table.axes, sizes, strict=True):
+        _check_size(table, axis, size, call)
+
+
+_THINGS = {"token": "keys", "q": "queries", "h": "heads", "g": "groups", "b": "sequences"}
+
+
+def _check_size(table: Table, axis: TableAxis, size: int, call: Call) -> None:
+    batch, heads, queries, _ = call.q.shape
+    sizes = {"token": call.k.shape[2], "q": queries, "h": heads, "g": call.k.shape[1], "b": batch}
+    wanted = sizes.get(axis.kind)
+    if wanted is None:
+        if any(isinstance(node, Load) for node in walk(axis.size)) or call.places is not None:
+            # The count of a ragged axis is a value; its indices are checked with the values.
+            return
+        wanted = int(evaluate(axis.size, pairs_of(call).extents()))
+    if size == wanted:
+        return
+    elements = "element" if size == 1 else "elements"
+    if axis.kind in _THINGS:
+        reason = f"but there are {wanted} {_THINGS[axis.kind]}"
+    else:
+        reason = f"but the axis has {wanted}"
+    raise error(
+        "SP346",
+        f"`{table.name}` has {size} {elements} on axis `{axis.label}`, {reason}",
+        axis.span or table.span,
+        help=f"pass {wanted}",
+    )
+
+
+def _check_grid(grid: Grid, call: Call) -> None:
+    extents = pairs_of(call).extents()
+    sizes = [int(evaluate(size, extents)) for _, size in grid.coordinates]
+    covered = torch.Size(sizes).numel()
+    keys = call.k.shape[2]
+    if call.places is not None:
+        # Lengths on a GPU are not waited for; a coordinate outside the grid is harmless there.
+        if call.places.device.type != "cpu":
+            return
+        keys = next((int(n) for n in call.places[:, 2] if int(n) != covered), covered)
+    if covered != keys:
+        shown = ", ".join(f"{name}: {size}" for (name, _), size in zip(grid.coordinates, sizes, strict=True))
+        raise error(
+            "SP324",
+            f"the grid ({shown}) has {covered} positions, but there are {keys} keys",
+            grid.span,
+            help="change its sizes, or name the grid: tokens after a named grid are outside of it",
+        )
+
+
+# ---------------------------------------------------------------- values
+
+
+def _check_values(call: Call, pattern: BoundPattern) -> None:
+    if not pattern.tables:
+        return
+    tables = [call.tables[table.name] for table in pattern.tables]
+    same = identity(call.places, *tables)
+    key = None if same is None else (id(call.plan.keep), call.q.shape[:3], call.k.shape[1:3], call.q_start, same)
+    if key is not None and key in _checked.entries:
+        return
+    faults = tuple(value_faults(call, tables_for(pattern.tables, call.tables)))
+    if call.q.device.type == "cpu" or os.environ.get("SPDSL_VERIFY") == "1":
+        for fault in faults:
+            if bool(fault.flag):
+                raise fault.error()
+        _checked.get(key, (call.plan.keep, call.places, tables), lambda: True)
+    elif faults:
+        _defer(faults)
+        _checked.get(key, (call.plan.keep, call.places, tables), lambda: True)
+
+
+def _defer(faults: tuple[Fault, ...]) -> None:
+    flags = torch.stack([fault.flag.any() for fault in faults]).to("cpu", non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    _pending.append(_Pending(faults=faults, flags=flags, event=event))
+
+
+def _raise_known(*, wait: bool) -> None:
+    found = list(_known(wait=wait))
+    if found:
+        raise found[0]
+
+
+def _known(*, wait: bool) -> Iterator[SpatError]:
+    """The errors of checks that have ended, which are then forgotten."""
+    for each in list(_pending):
+        if wait:
+            each.event.synchronize()
+        elif not each.event.query():
+            continue
+        _pending.remove(each)
+        for fault, flag in zip(each.faults, each.flags.tolist(), strict=True):
+            if flag:
+                yield fault.error()
+
+
+def _wrong(code: str, message: str, help: str) -> SpatError:
+    return error(code, message, help=help)
+
+
+def _type(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
