@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TQDM_DISABLE"] = "1"
 
 import torch
 from torch import Tensor
@@ -214,8 +215,7 @@ def warm_up(sparse: Meter, model: Any, n: int, device: torch.device, dtype: torc
     with torch.no_grad():
         for layer in range(config.num_hidden_layers):
             sparse.attend(layer, q, k, k)
-            if layer == 0:
-                spdsl.raise_pending()
+    spdsl.raise_pending()
 
 
 def perplexity(model: Any, tokens: Tensor, name: str, attention: Meter) -> tuple[float, float]:

@@ -18,7 +18,7 @@ Bools = npt.NDArray[np.bool_]
 
 INK = "#1f2933"
 EMPTY, PARTIAL, FULL = "#f4f5f7", "#f2b263", "#2f6fb0"
-MOST = 512
+MOST = 768
 """Rows and columns that a picture of pairs shows; a longer mask is shown by squares of pairs, as shades."""
 
 
@@ -77,7 +77,7 @@ def draw(mask: Bools, path: Path, *, title: str, subtitle: str = "", block_q: in
 
     tiles = count_tiles(mask, block_q, block_k)
     with plt.rc_context({"font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK}):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6.7), dpi=150)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6.7), dpi=160)
         _draw_pairs(left, mask)
         handles = _draw_tiles(right, tiles, mask.shape)
         figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 0.005))
