@@ -106,7 +106,8 @@ def attend(
     call = _call(prepared, q, k, v, tables, places, q_start)
     check_call(call)
     call = lists_for(call, ("forward",))
-    return engine_for(prepared.backend).forward(call)
+    with torch.autocast(q.device.type, enabled=False):  # the types of the tensors are the types computed in
+        return engine_for(prepared.backend).forward(call)
 
 
 @attend.register_fake
@@ -138,9 +139,10 @@ def attend_backward(
     prepared = _request(q, k, v, tables, places, key, shape, gradients)
     call = lists_for(_call(prepared, q, k, v, tables, places, q_start), ("dq", "dkdv"))
     names = ("q", "k", "v", *prepared.inputs)
-    found = engine_for(prepared.backend).backward(
-        call, out, lse, d_out, d_lse, frozenset(names[each] for each in wanted)
-    )
+    with torch.autocast(q.device.type, enabled=False):
+        found = engine_for(prepared.backend).backward(
+            call, out, lse, d_out, d_lse, frozenset(names[each] for each in wanted)
+        )
     tensors = (q, k, v, *tables)
     return [_gradient(found, names[each]).view_as(tensors[each]) for each in wanted]
 
