@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import assert_never
+
+from typing_extensions import assert_never
 
 from spdsl.semantics.bounds import interval, is_non_negative
 from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Param, Reduce, Top
