@@ -53,7 +53,7 @@ def check_call(call: Call) -> None:
     """
     _raise_known(wait=False)
     pattern = call.plan.problem.pattern
-    _check_tensors(call, pattern)
+    check_tensors(call.q, call.k, call.v)
     for table in pattern.tables:
         _check_table(table, call)
     for grid in pattern.grids:
@@ -74,8 +74,12 @@ def raise_pending() -> None:
 # ---------------------------------------------------------------- shapes, types, devices
 
 
-def _check_tensors(call: Call, pattern: BoundPattern) -> None:
-    q, k, v = call.q, call.k, call.v
+def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Check what does not depend on a pattern.
+
+    Raises:
+        SpatError: SP340 to SP345 for shapes, types and devices.
+    """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4:
             raise _wrong("SP340", f"`{name}` has {x.dim()} dimensions", "pass tensors [batch, heads, tokens, dim]")
@@ -95,13 +99,6 @@ def _check_tensors(call: Call, pattern: BoundPattern) -> None:
             "SP343",
             f"`q` has {q.shape[1]} heads, which is no multiple of the {k.shape[1]} heads of `k`",
             "each head of `k` serves a group of heads of `q` of equal size",
-        )
-    if (q.shape[1], k.shape[1]) != (pattern.heads, pattern.groups):
-        raise _wrong(
-            "SP343",
-            f"`q` and `k` have {q.shape[1]} and {k.shape[1]} heads, but the pattern was bound to {pattern.heads} and "
-            f"{pattern.groups}",
-            "compile the pattern for these heads",
         )
     if k.shape[3] != q.shape[3]:
         raise _wrong("SP344", f"`k` has head dim {k.shape[3]}, but `q` has {q.shape[3]}", "project them to one size")

@@ -81,7 +81,7 @@ def _call(prepared: Prepared, q: Tensor, k: Tensor, v: Tensor, tables: Sequence[
     given = {
         table.name: _with_batch(table, tensor) for table, tensor in zip(plan.problem.pattern.tables, tables, strict=True)
     }
-    return materialise(Call(plan=plan, q=q, k=k, v=v, q_start=q_start, places=places, tables=given))
+    return Call(plan=plan, q=q, k=k, v=v, q_start=q_start, places=places, tables=given)
 
 
 def _with_batch(table: Table, tensor: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def attend(
     prepared = _request(q, k, v, tables, places, key, shape, ())
     call = _call(prepared, q, k, v, tables, places, q_start)
     check_call(call)
-    call = lists_for(call, ("forward",))
+    call = lists_for(materialise(call), ("forward",))
     with torch.autocast(q.device.type, enabled=False):  # the types of the tensors are the types computed in
         return engine_for(prepared.backend).forward(call)
 
@@ -137,7 +137,7 @@ def attend_backward(
     """The gradients asked for: 0, 1, 2 are q, k, v and 3 + i is table i, in this order."""
     gradients = tuple(each - 3 for each in wanted if each >= 3)
     prepared = _request(q, k, v, tables, places, key, shape, gradients)
-    call = lists_for(_call(prepared, q, k, v, tables, places, q_start), ("dq", "dkdv"))
+    call = lists_for(materialise(_call(prepared, q, k, v, tables, places, q_start)), ("dq", "dkdv"))
     names = ("q", "k", "v", *prepared.inputs)
     with torch.autocast(q.device.type, enabled=False):
         found = engine_for(prepared.backend).backward(

@@ -17,7 +17,7 @@ from spdsl.diagnostics import SpatError, error
 from spdsl.library import names, read_file, resolver, text_of
 from spdsl.pipeline import Value, bound, key_of, read
 from spdsl.runtime import operator
-from spdsl.runtime.checks import raise_pending
+from spdsl.runtime.checks import check_tensors, raise_pending
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 
 __all__ = ["Attention", "Pattern", "SpatError", "compile", "load", "loads", "names", "raise_pending"]
@@ -136,6 +136,7 @@ class Attention:
             SpatError: shapes, types, devices or values that do not fit (SP3xx), or a pattern that cannot be run (SP4xx).
         """
         q, k, v = _autocast(q, k, v)
+        check_tensors(q, k, v)
         tables = list(_tables(self.pattern, inputs, q.device).values())
         k, v, places, shape, start = _place(q, k, v, q_start, k_start, k_len)
         out, lse = operator.attend(q, k, v, tables, places, self._key, shape, start)

@@ -41,7 +41,6 @@ MISTAKES: list[tuple[str, str, Call]] = [
     ("SP342", "`k` is on meta, but `q` is on cpu", bad(lambda c: replace(c, k=c.k.to("meta")))),
     ("SP343", "`k` has 2 heads, but `v` has 1", bad(lambda c: replace(c, v=c.v[:, :1]))),
     ("SP343", "`q` has 3 heads, which is no multiple of the 2", bad(lambda c: replace(c, q=c.q[:, :3]))),
-    ("SP343", "bound to 4 and 2", bad(lambda c: replace(c, q=c.q[:, :2]))),
     ("SP344", "`k` has head dim 4, but `q` has 8", bad(lambda c: replace(c, k=c.k[..., :4]))),
     ("SP345", "`k` has batch 1, but `q` has batch 2", bad(lambda c: replace(c, k=c.k[:1]))),
     ("SP346", "the input `doc` is missing", call(DOC)),
