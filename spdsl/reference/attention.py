@@ -32,7 +32,8 @@ def mask(
         pattern: what is kept.
         nq: the number of queries.
         n: the number of rows of keys.
-        tables: the inputs by name, each with a leading batch axis of size 1 or batch if it likes.
+        tables: the inputs by name, each with a leading batch axis of size 1 or batch if it likes.  They are read at
+            positions, which count from ``k_start``; an axis ``q`` has a row for each query.
         q_start: position of the first query, int or ``[batch]``; by default the queries are the last positions.
         k_start: the row of keys that is position 0.
         k_len: how many keys exist from there on.

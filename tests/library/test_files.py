@@ -1,0 +1,84 @@
+"""The files of the library: names, parameters, comments, layout, and the page that describes them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from spdsl.grammar.format import format_text
+from spdsl.library import names, resolver, text_of
+from spdsl.pipeline import read
+
+ROOT = Path(__file__).parent.parent.parent
+SIGNATURES = {
+    "full": {},
+    "causal": {},
+    "sliding_window": {"window": 1024},
+    "streaming": {"window": 1024, "sinks": 4},
+    "prefix_lm": {},
+    "documents": {},
+    "block_local": {"block": 128},
+    "dilated": {"span": 4096, "dilation": 4},
+    "strided": {"local": 128, "stride": 128},
+    "longformer": {"window": 512},
+    "bigbird": {"block": 64, "window_blocks": 3, "global_blocks": 2, "random_blocks": 3, "seed": 0},
+    "power": {"block": 128, "local_blocks": 8},
+    "log_sparse": {},
+    "s2": {"block": 64, "local_blocks": 8, "stride": 16},
+    "block_diffusion": {"half": None, "block": 16},
+    "blockrank": {},
+    **{
+        f"neighborhood_{k}d": {
+            "extents": None,
+            "window": None,
+            "stride": (1,) * k,
+            "dilation": (1,) * k,
+            "causal_axes": (False,) * k,
+        }
+        for k in (1, 2, 3)
+    },
+    "sliding_tile_3d": {"extents": None, "tile": (6, 8, 8)},
+    "radial": {"frames": None, "frame_tokens": None, "rho": 0.95, "block": 128, "sink": False},
+    "alibi": {},
+    "softcap": {"cap": 50.0},
+    "head_modes": {"sinks": 64, "window": 256},
+}
+INPUTS = {
+    "prefix_lm": "prefix: int[b]",
+    "documents": "doc: int[token] sorted",
+    "longformer": "is_global: bool[token]",
+    "blockrank": "segment: int[token], last: int",
+    "sliding_tile_3d": "window: int[h, 3]",
+    "alibi": "slope: float[h]",
+    "head_modes": "full: bool[g]",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_parameters_and_inputs(name: str) -> None:
+    checked = read(text_of(name), source=f"{name}.spat", name=name, resolve=resolver(None))
+    assert {each.name: each.default for each in checked.parameters} == SIGNATURES[name]
+    shown = []
+    for table in checked.tables:
+        axes = f"[{', '.join(axis.label for axis in table.axes)}]" if table.axes else ""
+        shown.append(f"{table.name}: {table.dtype}{axes}{' sorted' if table.sorted else ''}")
+    assert ", ".join(shown) == INPUTS.get(name, "")
+
+
+def test_names() -> None:
+    assert set(names()) == set(SIGNATURES)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "patterns").glob("*.spat")), ids=lambda path: path.stem)
+def test_layout(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert format_text(text) == text
+
+
+def test_every_pattern_is_described() -> None:
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"`?(\w+)`?", " ".join(re.findall(r"^### (.*)$", page, re.MULTILINE))))
+    assert described == set(SIGNATURES)
