@@ -19,6 +19,7 @@ from spdsl.pipeline import Value, bound, key_of, read
 from spdsl.runtime import operator
 from spdsl.runtime.checks import check_tensors, raise_pending
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern
+from spdsl.semantics.rewrite import free_indices
 
 __all__ = ["Attention", "Pattern", "SpatError", "compile", "load", "loads", "names", "raise_pending"]
 
@@ -138,6 +139,8 @@ class Attention:
         q, k, v = _autocast(q, k, v)
         check_tensors(q, k, v)
         tables = list(_tables(self.pattern, inputs, q.device).values())
+        if q_start is None and k_start is None and k_len is None and q.shape[2] > k.shape[2]:
+            q_start = self._first_of_more_queries(q.shape[2], k.shape[2])
         k, v, places, shape, start = _place(q, k, v, q_start, k_start, k_len)
         out, lse = operator.attend(q, k, v, tables, places, self._key, shape, start)
         return (out, lse) if return_lse else out
@@ -155,12 +158,26 @@ class Attention:
         **inputs: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The meaning of a call: dense, in float64, differentiable by autograd.  Arguments and result as in a call."""
+        if q_start is None and k_start is None and k_len is None and q.shape[2] > k.shape[2]:
+            q_start = self._first_of_more_queries(q.shape[2], k.shape[2])
         pattern = bound(self._key, q.shape[1], k.shape[1], q.shape[3])
         tables = _tables(self.pattern, inputs, q.device)
         out, lse = reference.attend(
             pattern, q, k, v, tables=tables, q_start=q_start, k_start=k_start, k_len=k_len
         )
         return (out, lse) if return_lse else out
+
+    def _first_of_more_queries(self, nq: int, n: int) -> int:
+        """The position of the first query where there are more queries than keys and nothing says where they stand."""
+        attend = self.pattern.checked.attend
+        clauses = [clause for clause in (attend.keep, attend.bias, attend.sink_logit) if clause is not None]
+        if any("q" in free_indices(clause) for clause in clauses):
+            raise error(
+                "SP304",
+                f"there are {nq} queries but {n} keys, so the queries cannot be the last positions",
+                help="say where the first query stands: `q_start=0`",
+            )
+        return 0
 
     def bind(self, heads: int, groups: int, head_dim: int) -> BoundPattern:
         """The pattern as the compiler sees it for these sizes."""
