@@ -78,13 +78,15 @@ def _hopper(kind: Kind, width: int, loops: int) -> Tiles:
         case "dkdv" if width <= 128:
             return Tiles(block_q=64, block_k=64, warps=4 if width <= 64 else 8, stages=2)
         case "dkdv":
-            return Tiles(block_q=32, block_k=64, warps=8, stages=1)
+            return Tiles(block_q=64, block_k=32, warps=8, stages=1)
 
 
 def _ampere(kind: Kind, width: int) -> Tiles:
     """Within 99 KB of shared memory, which the smaller machines of the family have."""
     if width <= 64:
-        return Tiles(block_q=128 if kind == "forward" else 64, block_k=64, warps=4, stages=2)
+        return Tiles(
+            block_q=128 if kind == "forward" else 64, block_k=32 if kind == "dkdv" else 64, warps=4, stages=2
+        )
     if width <= 128:
         return Tiles(block_q=64, block_k=64 if kind != "dkdv" else 32, warps=4, stages=2 if kind == "forward" else 1)
     return Tiles(block_q=32, block_k=32, warps=4, stages=1)
@@ -100,9 +102,7 @@ def _cdna(kind: Kind, width: int) -> Tiles:
 def _single(kind: Kind, width: int) -> Tiles:
     """fp32: products run without tensor cores, so registers and shared memory bound the tile."""
     if width <= 64:
-        return Tiles(block_q=64, block_k=32, warps=4, stages=1) if kind != "dkdv" else Tiles(
-            block_q=32, block_k=32, warps=4, stages=1
-        )
+        return Tiles(block_q=32 if kind == "dkdv" else 64, block_k=32, warps=4 if kind == "dkdv" else 8, stages=1)
     if width <= 128:
-        return Tiles(block_q=32, block_k=32, warps=4, stages=1)
+        return Tiles(block_q=32, block_k=32, warps=4 if kind == "dkdv" else 8, stages=1)
     return Tiles(block_q=16, block_k=16, warps=4, stages=1)

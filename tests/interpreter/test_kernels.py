@@ -21,12 +21,7 @@ from tests.interpreter import walks
 from tests.interpreter.walks import BLOCK_K, BLOCK_Q, Walks
 from tests.runtime.build import B, CAUSAL, G, H, K, Q, dense, error, every, load, op, plan, table, window
 
-pytestmark = [
-    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"),
-    # Of the interpreter itself: it turns arrays of one element into loop bounds, and computes both sides of `where`.
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-]
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}
 LISTS = (ListWalk(reason="test"), ListWalk(reason="test"))
