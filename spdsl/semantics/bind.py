@@ -36,10 +36,10 @@ def bind(
     """Fix what is known before tensors are seen.
 
     Raises:
-        SpatError: a parameter that is unknown (SP330), missing (SP331), of the wrong kind (SP332), out of range (SP333) or
-            of the wrong length (SP334); no layer for a pattern that asks for it (SP335); arithmetic that fails (SP336); an
-            axis or grid of no size (SP337); heads and groups that do not fit (SP338); a scale or cap that is not finite
-            (SP339).
+        SpatError: a parameter that is unknown (SP330), missing (SP331), of the wrong kind (SP332), out of range (SP333)
+            or of the wrong length (SP334); no layer for a pattern that asks for it (SP335); arithmetic that fails
+            (SP336); an axis or grid of no size (SP337); heads and groups that do not fit (SP338); a scale or cap that
+            is not finite (SP339).
     """
     values = _values(checked, parameters)
     _check_heads(heads, groups, head_dim)
@@ -146,6 +146,7 @@ def _value(declared: Parameter, value: object) -> Value | tuple[Value, ...]:
             f"`{declared.name}` is a tuple of {declared.length}, but {value!r:.80} is given",
             declared.span,
             note=_kind(declared),
+            help=f"pass {declared.length} values",
         )
     if len(items) != declared.length:
         raise error(
@@ -153,6 +154,7 @@ def _value(declared: Parameter, value: object) -> Value | tuple[Value, ...]:
             f"`{declared.name}` is a tuple of {declared.length}, but {len(items)} values are given",
             declared.span,
             note=_kind(declared),
+            help=f"pass {declared.length} values",
         )
     return tuple(_one(declared, item, f"{declared.name}[{place}]") for place, item in enumerate(items))
 
@@ -172,13 +174,21 @@ def _one(declared: Parameter, value: object, name: str) -> Value:
             try:
                 found = float(value)
             except OverflowError:
-                raise error("SP332", f"`{name}` is larger than any float", declared.span) from None
+                raise error(
+                    "SP332", f"`{name}` is larger than any float", declared.span, help="pass a smaller number"
+                ) from None
     bounds = declared.bounds
     if bounds is not None:
         low, high = bounds.low, bounds.high
         if not ((low is None or found >= low) and (high is None or found <= high)):
             text = f"{'' if low is None else low}..{'' if high is None else high}"
-            raise error("SP333", f"`{name}` is {found}, but must be in {text}", declared.span, note="declared here")
+            raise error(
+                "SP333",
+                f"`{name}` is {found}, but must be in {text}",
+                declared.span,
+                note="declared here",
+                help="pass a value of this range",
+            )
     return found
 
 
@@ -187,7 +197,12 @@ def _integer(value: object, name: str, declared: Parameter | None) -> int:
         raise _wrong_kind(name, declared, value)
     found = int(value)
     if not INT_LOW <= found <= INT_HIGH:
-        raise error("SP332", f"`{name}` does not fit into 64 bits", declared.span if declared else None)
+        raise error(
+            "SP332",
+            f"`{name}` does not fit into 64 bits",
+            declared.span if declared else None,
+            help="pass a smaller number",
+        )
     return found
 
 
@@ -198,6 +213,7 @@ def _wrong_kind(name: str, declared: Parameter | None, value: object) -> SpatErr
         f"`{name}` needs {wanted}, but {value!r:.80} is {_a_type(value)}",
         declared.span if declared else None,
         note="declared here" if declared else "",
+        help=f"pass {wanted}",
     )
 
 
@@ -210,7 +226,11 @@ def _check_heads(heads: int, groups: int, head_dim: int) -> None:
     sizes: dict[str, object] = {"heads": heads, "groups": groups, "head_dim": head_dim}
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise error("SP338", f"{name} must be an int of at least 1, not {value!r:.80}")
+            raise error(
+                "SP338",
+                f"{name} must be an int of at least 1, not {value!r:.80}",
+                help="check the shapes of the tensors",
+            )
     if heads % groups:
         raise error(
             "SP338",
@@ -262,7 +282,9 @@ def _at_least_one(expr: Expr, what: str, span: Span | None) -> None:
     _, high = interval(expr)
     if high is not None and high < 1:
         shown = f"{expr.value}" if isinstance(expr, Const) else "below 1"
-        raise error("SP337", f"{what} is {shown}, but must be at least 1", span)
+        raise error(
+            "SP337", f"{what} is {shown}, but must be at least 1", span, help="check the parameters that it is made of"
+        )
 
 
 def _attend(attend: Attend, fix: Fix) -> Attend:
@@ -275,7 +297,12 @@ def _attend(attend: Attend, fix: Fix) -> Attend:
         if setting is None:
             continue
         if not isinstance(setting, Const):
-            raise error("SP339", f"`{word}` is not fixed by the parameters", setting.span)
+            raise error(
+                "SP339",
+                f"`{word}` is not fixed by the parameters",
+                setting.span,
+                help="use parameters and numbers alone",
+            )
         if not math.isfinite(setting.value) or (word == "softcap" and setting.value <= 0):
             wanted = "finite" if word == "scale" else "finite and above 0"
             raise error(
@@ -286,7 +313,12 @@ def _attend(attend: Attend, fix: Fix) -> Attend:
             )
     for node in walk(keep):
         if isinstance(node, ir.Top) and isinstance(node.count, Const) and node.count.value < 0:
-            raise error("SP333", f"`top` cannot take {node.count.value} candidates", node.span)
+            raise error(
+                "SP333",
+                f"`top` cannot take {node.count.value} candidates",
+                node.span,
+                help="pass a number of at least 0",
+            )
     return replace(
         attend, keep=keep, bias=one(attend.bias), scale=scale, softcap=softcap, sink_logit=one(attend.sink_logit)
     )

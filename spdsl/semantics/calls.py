@@ -5,8 +5,10 @@ from __future__ import annotations
 from spdsl.diagnostics import Span
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import nodes as ir
+from spdsl.semantics import parameters
 from spdsl.semantics.build import to_float
 from spdsl.semantics.expressions import Arg, Evaluator, Invocation, Want, excerpt
+from spdsl.semantics.names import declare
 from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.scope import Scope
 from spdsl.semantics.unsupported import UNSUPPORTED
@@ -54,11 +56,16 @@ def _arguments(ev: Evaluator, name: str, node: syntax.Call | syntax.Pipe) -> Inv
     for argument in node.arguments:
         if argument.name is not None:
             if argument.name in keywords:
-                ev.error("SP204", f"`{argument.name}` is given twice", argument.span)
+                ev.error("SP204", f"`{argument.name}` is given twice", argument.span, help="leave one of them out")
                 return None
             keywords[argument.name] = argument
         elif keywords:
-            ev.error("SP204", "arguments without a name come before those with one", argument.span)
+            ev.error(
+                "SP204",
+                "arguments without a name come before those with one",
+                argument.span,
+                help="move it to the front",
+            )
             return None
         else:
             args.append(ev.arg(argument.value))
@@ -86,7 +93,11 @@ def _not_a_function(ev: Evaluator, function: Arg, node: syntax.Call | syntax.Pip
             hint = f"it is {describe(function.value)}"
     note = ev.note(function)
     return ev.error(
-        "SP205", f"{excerpt(function.node)} is not a function: {hint}", function.node.span or node.span, note=note
+        "SP205",
+        f"{excerpt(function.node)} is not a function: {hint}",
+        function.node.span or node.span,
+        note=note,
+        help="only built-in functions, `def`s and patterns are called",
     )
 
 
@@ -101,6 +112,7 @@ def _named(
             f"`{call.name}` takes {_count(len(names))}, not {len(call.args)}",
             call.span,
             note=f"{kind} {call.name}({', '.join(names)})",
+            help="leave the others out",
         )
         return None
     found.update(zip(names, call.args, strict=False))
@@ -109,13 +121,19 @@ def _named(
             ev.error("SP204", f"`{call.name}` has no parameter `{name}`", argument.span, help=did_you_mean(name, names))
             return None
         if name in found:
-            ev.error("SP204", f"`{name}` is given twice", argument.span)
+            ev.error("SP204", f"`{name}` is given twice", argument.span, help="leave one of them out")
             return None
         found[name] = ev.arg(argument.value)
     missing = [name for name in names if name in required and name not in found]
     if missing:
         shown = f"{kind} {call.name}({', '.join(names)})"
-        ev.error("SP204", f"`{call.name}` needs a value for `{missing[0]}`", call.span, note=shown)
+        ev.error(
+            "SP204",
+            f"`{call.name}` needs a value for `{missing[0]}`",
+            call.span,
+            note=shown,
+            help=f"add `{missing[0]} = …`",
+        )
         return None
     return found
 
@@ -169,14 +187,14 @@ def _inline(ev: Evaluator, pattern: syntax.Pattern, call: Invocation) -> Value:
     inner = Evaluator(ev.unit, scope)
     try:
         for parameter in pattern.parameters:
-            declared = declarations.parameter(inner, parameter)
+            declared = parameters.parameter(inner, parameter)
             given = values.get(parameter.name)
             value: Value = POISON
             if declared is not None and given is not None:
                 value = _argument(ev, declared, given)
             elif declared is not None:
-                value = declarations.default_value(declared)
-            declarations.declare(inner, parameter.name, value, parameter.span, "parameter")
+                value = parameters.default_value(declared)
+            declare(inner, parameter.name, value, parameter.span, "parameter")
         return declarations.statements(inner, pattern)
     finally:
         ev.unit.trail.pop()
@@ -199,6 +217,7 @@ def _argument(ev: Evaluator, declared: ir.Parameter, given: Arg) -> Value:
                     "SP203",
                     f"{excerpt(given.node)} is {describe(value)}, but {context} needs a tuple of {declared.length}",
                     given.node.span,
+                    help=f"write {declared.length} values in brackets",
                 )
     wants: dict[str, Want] = {"bool": "bool", "int": "int", "float": "number"}
     one_value = ev.expect(given, wants[declared.dtype], context)
@@ -209,5 +228,6 @@ def _argument(ev: Evaluator, declared: ir.Parameter, given: Arg) -> Value:
             "SP203",
             f"{excerpt(given.node)} varies along {', '.join(sorted(one_value.axes))}, but {context} is one value",
             given.node.span,
+            help="use parameters, numbers and `n`",
         )
     return Scalar(expr=to_float(one_value.expr), size=one_value.size) if declared.dtype == "float" else one_value

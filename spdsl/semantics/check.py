@@ -8,8 +8,9 @@ from __future__ import annotations
 from spdsl.diagnostics import Diagnostic, SpatError, SpatWarning, error, raise_errors
 from spdsl.grammar import nodes as syntax
 from spdsl.grammar.print import to_spat
-from spdsl.semantics import declarations
+from spdsl.semantics import declarations, parameters
 from spdsl.semantics.expressions import Evaluator
+from spdsl.semantics.names import declare
 from spdsl.semantics.nodes import CheckedPattern, Parameter
 from spdsl.semantics.program import Resolve, check_definitions, collect
 from spdsl.semantics.report import Report, did_you_mean
@@ -80,16 +81,16 @@ def _check(pattern: syntax.Pattern, library: Library, broken: frozenset[str], re
     unit = Unit(library, report, root=pattern.name, broken=broken)
     scope = Scope()
     ev = Evaluator(unit, scope)
-    parameters: list[Parameter] = []
+    declared_parameters: list[Parameter] = []
     try:
         for node in pattern.parameters:
-            declared = declarations.parameter(ev, node)
-            value = POISON if declared is None else declarations.parameter_value(declared)
+            declared = parameters.parameter(ev, node)
+            value = POISON if declared is None else parameters.parameter_value(declared)
             if declared is not None:
-                parameters.append(declared)
+                declared_parameters.append(declared)
                 if declared.bounds is not None:
                     unit.params[declared.name] = (declared.bounds.low, declared.bounds.high)
-            declarations.declare(ev, node.name, value, node.span, "parameter")
+            declare(ev, node.name, value, node.span, "parameter")
         result = declarations.statements(ev, pattern)
     except SpatError as failure:
         for found in failure.diagnostics:
@@ -100,7 +101,7 @@ def _check(pattern: syntax.Pattern, library: Library, broken: frozenset[str], re
         return None
     return CheckedPattern(
         name=pattern.name,
-        parameters=tuple(parameters),
+        parameters=tuple(declared_parameters),
         tables=tuple(unit.tables.values()),
         axes=tuple(unit.axes.values()),
         grids=tuple(unit.grids),

@@ -9,14 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from spdsl.diagnostics import Span, SpatError
+from spdsl.diagnostics import Span
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import build
-from spdsl.semantics.bounds import is_non_negative
-from spdsl.semantics.fold import fold_constants
-from spdsl.semantics.nodes import Const, Coord, Expr, Extent, Index, Load, Table
-from spdsl.semantics.ops import OPS
-from spdsl.semantics.report import did_you_mean
+from spdsl.semantics.nodes import Const, Index
 from spdsl.semantics.scope import BUILTINS, Scope
 from spdsl.semantics.usage import names_of
 from spdsl.semantics.values import (
@@ -39,9 +35,6 @@ if TYPE_CHECKING:
     from spdsl.semantics.unit import Unit
 
 Want = Literal["bool", "int", "number", "any"]
-
-MAX_SIZE = 20_000
-"""The most nodes one expression may have when every `let` and `def` is written out."""
 
 BINARY = {
     "+": "add",
@@ -89,7 +82,7 @@ class Evaluator:
         if self.unit.trail:
             name, place = self.unit.trail[-1]
             where = f"in `{name}`, called at {place}"
-            help = f"{help} ({where})" if help else where
+            help = f"{help}; {where}" if help else where
         self.unit.report.error(code, message, span, note=note, help=help)
         return POISON
 
@@ -104,6 +97,8 @@ class Evaluator:
         if isinstance(arg.node, syntax.Name):
             entry = self.scope.entries.get(arg.node.id)
             if entry is not None and entry.span is not None:
+                if entry.kind == "argument":
+                    return what
                 return f"{what}, declared on line {entry.span.line}"
         return what
 
@@ -112,19 +107,23 @@ class Evaluator:
     def evaluate(self, node: syntax.Expr) -> Value:
         """The value of an expression; mistakes are recorded and give `POISON`."""
         self.unit.tick(node.span)
+        from spdsl.semantics import access
+
         match node:
             case syntax.Name():
                 return self._name(node)
             case syntax.Number(value=value):
                 return self._number(value, node.span)
             case syntax.String():
-                return self.error("SP203", "a text has no place in an expression", node.span)
+                return self.error(
+                    "SP203", "a text has no place in an expression", node.span, help="only `use` takes a text"
+                )
             case syntax.Tuple(items=items):
                 return Items(items=tuple(self.evaluate(item) for item in items))
             case syntax.Attribute():
-                return self._attribute(node)
+                return access.attribute(self, node)
             case syntax.Subscript():
-                return self._subscript(node)
+                return access.subscript(self, node)
             case syntax.Call() | syntax.Pipe():
                 return self._invoke(node)
             case syntax.Unary():
@@ -170,7 +169,9 @@ class Evaluator:
         """Things that stand for an array, as that array: tables with all axes implied, softmaxes as their sets."""
         match arg.value:
             case TableRef(table=table):
-                return self.load(table, (), arg.node)
+                from spdsl.semantics import access
+
+                return access.load(self, table, (), arg.node)
             case Branch(attend=attend) as branch:
                 settings = [
                     word for word in ("bias", "scale", "softcap", "sink_logit") if getattr(attend, word) is not None
@@ -232,135 +233,10 @@ class Evaluator:
 
     def _number(self, value: int | float, span: Span | None) -> Value:
         if isinstance(value, int) and value >= 2**63:
-            return self.error("SP215", "this number does not fit into 64 bits", span)
+            return self.error("SP215", "this number does not fit into 64 bits", span, help="use a smaller one")
         if isinstance(value, float) and value == float("inf"):
-            return self.error("SP215", "this number is larger than any float", span)
+            return self.error("SP215", "this number is larger than any float", span, help="use a smaller one")
         return Scalar(expr=Const(value=value, span=span))
-
-    # ------------------------------------------------------------ attributes and indices
-
-    def _attribute(self, node: syntax.Attribute) -> Value:
-        value = self.evaluate(node.value)
-        match value:
-            case Poison():
-                return POISON
-            case Scalar(expr=Index(name="q" | "k" as side)):
-                name = self.scope.coordinates.get(node.name)
-                if name is None:
-                    entry = self.scope.entries.get(node.name)
-                    help = did_you_mean(node.name, self.scope.coordinates)
-                    if entry is not None:
-                        help = f"`{node.name}` is {a_kind(entry.kind)}, not an axis or grid coordinate"
-                    elif not self.scope.coordinates:
-                        help = f"declare it, for example `axis {node.name} = token by 64`"
-                    return self.error("SP207", f"there is no axis `{node.name}`", node.span, help=help)
-                entry = self.scope.entries.get(node.name)
-                if entry is not None:
-                    entry.used = True
-                coordinate = Coord(side=side, axis=name, span=node.span)
-                return Scalar(
-                    expr=coordinate,
-                    axes=frozenset((f"{side}.{name}",)),
-                    guards=self.unit.guards(side, name),
-                )
-            case Scalar(expr=Coord() as coordinate):
-                return self.unit.member(self, coordinate, node)
-            case AxisRef(name=name) if node.name == "count" and name != "token":
-                return Scalar(expr=self.unit.count(name), size=4)
-            case AxisRef(name=name):
-                help = "the number of positions is `n`" if name == "token" else f"an axis has `{name}.count`"
-                return self.error("SP207", f"an axis has no `{node.name}`", node.span, help=help)
-            case _:
-                return self.error(
-                    "SP207",
-                    f"{excerpt(node.value)} is {describe(value)}, which has no `{node.name}`",
-                    node.span,
-                    help="coordinates are written `q.name` and `k.name`",
-                )
-
-    def _subscript(self, node: syntax.Subscript) -> Value:
-        value = self.evaluate(node.value)
-        indices = tuple(self.arg(index) for index in node.indices)
-        match value:
-            case Poison():
-                return POISON
-            case TableRef(table=table):
-                return self.load(table, indices, node)
-            case Items(items=items):
-                return self._item(items, indices, node)
-            case _:
-                return self.error(
-                    "SP206",
-                    f"{excerpt(node.value)} is {describe(value)} and takes no index",
-                    node.span,
-                    note=self.note(Arg(value=value, node=node.value)),
-                    help="inputs and tuples are indexed; everything else is written at a point already",
-                )
-
-    def _item(self, items: tuple[Value, ...], indices: tuple[Arg, ...], node: syntax.Subscript) -> Value:
-        if len(indices) != 1:
-            return self.error("SP206", f"a tuple takes one index, not {len(indices)}", node.span)
-        index = self.expect(indices[0], "int", "an index")
-        if index is None:
-            return POISON
-        match index.expr:
-            case Const(value=int() as number):
-                pass
-            case _:
-                return self.error(
-                    "SP206", "a tuple is indexed by a constant", node.span, help="write the number of the item"
-                )
-        if not 0 <= number < len(items):
-            last = len(items) - 1
-            return self.error(
-                "SP206",
-                f"{excerpt(node.value)} has no item {number}",
-                node.span,
-                note=f"a tuple of {len(items)}",
-                help=f"its items are 0 to {last}",
-            )
-        return items[number]
-
-    def load(self, table: Table, indices: tuple[Arg, ...], node: syntax.Expr) -> Value:
-        """An element of a table; index names among the trailing axes are implied."""
-        if len(indices) > len(table.axes):
-            return self.error(
-                "SP206",
-                f"`{table.name}` has {len(table.axes)} axes, but here are {len(indices)} indices",
-                node.span,
-                note=f"declared as {describe(TableRef(table=table)).partition('table ')[2]}",
-            )
-        scalars = [self.expect(index, "int", "an index") for index in indices]
-        if any(scalar is None for scalar in scalars):
-            return POISON
-        found = [scalar for scalar in scalars if scalar is not None]
-        for axis in table.axes[len(indices) :]:
-            match axis.kind:
-                case "q" | "h" | "g" | "b":
-                    found.append(Scalar(expr=Index(name=axis.kind), axes=frozenset((axis.kind,))))
-                case "axis":
-                    side, _, name = self.unit.coordinate_of(axis).partition(".")
-                    found.append(
-                        Scalar(
-                            expr=Coord(side="q" if side == "q" else "k", axis=name),
-                            axes=frozenset((f"{side}.{name}",)),
-                            guards=self.unit.guards("q" if side == "q" else "k", name),
-                        )
-                    )
-                case "own" if axis.size == Extent(name="d"):
-                    return self.unsupported("a table of vectors in arithmetic", node.span)
-                case _:
-                    example = "q" if axis.kind == "token" else "0"
-                    written = ", ".join([*(plain(index.node) for index in indices), example])
-                    return self.error(
-                        "SP206",
-                        f"`{table.name}` needs an index for its axis `{axis.label}`",
-                        node.span,
-                        note=describe(TableRef(table=table)),
-                        help=f"write for example {_quoted(f'{table.name}[{written}]')}",
-                    )
-        expr = Load(table=table.name, dtype=table.dtype, indices=tuple(s.expr for s in found), span=node.span)
-        return self._whole(expr, found, node.span)
 
     # ------------------------------------------------------------ operators
 
@@ -391,7 +267,14 @@ class Evaluator:
                 if left is not None:
                     links.append(self._member(left, right or self.arg(operand), node.span))
             elif left is None or right is None:
-                links.append(self.error("SP203", "a tuple cannot be compared", operand.span))
+                links.append(
+                    self.error(
+                        "SP203",
+                        "a tuple cannot be compared",
+                        operand.span,
+                        help="write `x in (1, 2, 3)`, or compare item by item",
+                    )
+                )
             else:
                 links.append(self.operate(COMPARE[op], (left, right), node.span, f"`{op}`"))
         return self._join("and", links, node.span)
@@ -423,6 +306,7 @@ class Evaluator:
                             "SP203",
                             f"{excerpt(left.node)} is not a position: only `q` and `k` are in a grid",
                             left.node.span,
+                            help="write `q in …` or `k in …`",
                         )
             case Items(items=items):
                 nodes = right.node.items if isinstance(right.node, syntax.Tuple) else (right.node,) * len(items)
@@ -453,76 +337,15 @@ class Evaluator:
 
     def operate(self, op: str, args: tuple[Arg, ...], span: Span | None, context: str) -> Value:
         """An operation on arguments, typed by its signature in `OPS`."""
-        if any(isinstance(arg.value, TensorRef) for arg in args):
-            return self.unsupported("arithmetic on tensors", span)
-        if any(isinstance(arg.value, Branch) for arg in args) and OPS[op].signature in ("arith", "divide"):
-            return self.unsupported("arithmetic on softmax branches", span)
-        if any(isinstance(arg.value, Candidates) for arg in args):
-            return self.unsupported("arithmetic after `only`", span)
-        signature = OPS[op].signature
-        wants = _wants(op, len(args))
-        scalars = [self.expect(arg, want, context) for arg, want in zip(args, wants, strict=True)]
-        if any(scalar is None for scalar in scalars):
-            return POISON
-        found = tuple(scalar for scalar in scalars if scalar is not None)
-        if signature in ("equal", "where"):
-            pair = found[-2:]
-            if (pair[0].dtype == "bool") != (pair[1].dtype == "bool"):
-                one, two = args[-2], args[-1]
-                return self.error(
-                    "SP203",
-                    f"{excerpt(one.node)} is {describe(pair[0])} and {excerpt(two.node)} is {describe(pair[1])}: "
-                    f"{context} needs both of one type",
-                    span,
-                )
-        return self.combine(op, found, span)
+        from spdsl.semantics import operators
+
+        return operators.operate(self, op, args, span, context)
 
     def combine(self, op: str, scalars: tuple[Scalar, ...], span: Span | None) -> Value:
-        """An operation on well-typed arrays: the type rules of floats, and the conditions of named grids."""
-        exprs = [scalar.expr for scalar in scalars]
-        floats = any(expr.dtype == "float" for expr in exprs)
-        if op in ("div", "floordiv", "mod") and isinstance(exprs[1], Const) and exprs[1].value == 0:
-            return self.error("SP215", "division by zero", exprs[1].span or span)
-        if op == "floordiv" and floats:
-            # Floors as for ints, and is an int like them.
-            expr = build.apply("floor", build.apply("div", *exprs), span=span)
-        elif op == "mod" and floats:
-            quotient = build.apply("floor", build.apply("div", *exprs))
-            expr = build.apply("sub", exprs[0], build.apply("mul", quotient, exprs[1]), span=span)
-        elif op == "pow" and not floats and not is_non_negative(exprs[1], self.unit.facts):
-            expr = build.apply("pow", build.to_float(exprs[0]), exprs[1], span=span)
-        else:
-            expr = build.apply(op, *exprs, span=span)
-        if all(isinstance(part, Const) for part in exprs):
-            try:
-                expr = fold_constants(expr, code="SP215")
-            except SpatError as failure:
-                return self.error(failure.code, failure.diagnostics[0].message, span, help=failure.help)
-        return self._whole(expr, scalars, span)
+        """An operation on well-typed arrays."""
+        from spdsl.semantics import operators
 
-    def _whole(self, expr: Expr, scalars: tuple[Scalar, ...] | list[Scalar], span: Span | None) -> Value:
-        axes = frozenset[str]().union(*(scalar.axes for scalar in scalars))
-        guards = frozenset[tuple[Literal["q", "k"], str]]().union(*(scalar.guards for scalar in scalars))
-        size = 1 + sum(scalar.size for scalar in scalars)
-        if size > MAX_SIZE:
-            return self.error(
-                "SP216",
-                f"this expression has more than {MAX_SIZE} parts once every `let` and `def` is written out",
-                span,
-                help="split the pattern, or let fewer definitions build on each other twice",
-            )
-        whole = Scalar(expr=expr, axes=axes, guards=guards, size=size)
-        if expr.dtype == "bool" and guards:
-            return self._guarded(whole, span)
-        return whole
-
-    def _guarded(self, value: Scalar, span: Span | None) -> Value:
-        """A comparison of coordinates of named grids, which is false outside of them."""
-        conditions = [self.unit.inside(side, grid) for side, grid in sorted(value.guards)]
-        expr = build.conj(*(condition.expr for condition in conditions), value.expr)
-        axes = value.axes.union(*(condition.axes for condition in conditions))
-        size = value.size + sum(condition.size + 1 for condition in conditions)
-        return Scalar(expr=build.place(expr, span), axes=axes, size=size)
+        return operators.combine(self, op, scalars, span)
 
     # ------------------------------------------------------------ calls
 
@@ -536,23 +359,6 @@ class Evaluator:
         for name in names_of(node):
             self.scope.find(name)
             self.unit.mention(name)
-
-
-def _wants(op: str, number: int) -> tuple[Want, ...]:
-    """What the signature of an operation asks of its arguments."""
-    want: Want
-    match OPS[op].signature:
-        case "where":
-            return ("bool", "any", "any")
-        case "logic":
-            want = "bool"
-        case "equal":
-            want = "any"
-        case "int" | "test" if op not in ("floordiv", "mod"):
-            want = "int"
-        case _:
-            want = "number"
-    return (want,) * number
 
 
 def plain(node: syntax.Expr, room: int = 40) -> str:

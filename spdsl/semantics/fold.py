@@ -21,7 +21,7 @@ _FLIPPED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "e
 class _FaultError(Exception):
     """Why constants cannot be computed, and what would help."""
 
-    def __init__(self, message: str, help: str = "") -> None:
+    def __init__(self, message: str, help: str = "use other numbers, or choose with `if … then … else …`") -> None:
         super().__init__(message)
         self.message, self.help = message, help
 

@@ -16,12 +16,17 @@ def plain_arguments(ev: Evaluator, call: Invocation, least: int, most: int | Non
     """Whether a call has the right number of arguments and none by name; records the mistake."""
     most = least if most is None else most
     for name, argument in call.keywords.items():
-        ev.error("SP204", f"`{call.name}` takes no argument `{name}`", argument.span)
+        ev.error("SP204", f"`{call.name}` takes no argument `{name}`", argument.span, help="leave it out")
         return False
     if not least <= len(call.args) <= most:
         wanted = str(least) if most == least else f"{least} or more"
         plural = "" if wanted == "1" else "s"
-        ev.error("SP204", f"`{call.name}` takes {wanted} argument{plural}, not {len(call.args)}", call.span)
+        ev.error(
+            "SP204",
+            f"`{call.name}` takes {wanted} argument{plural}, not {len(call.args)}",
+            call.span,
+            help=f"write `{call.name}({', '.join('xyz'[:least])})`",
+        )
         return False
     for arg in call.args:
         if isinstance(arg.value, TensorRef):

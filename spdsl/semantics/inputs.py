@@ -8,6 +8,7 @@ from spdsl.grammar import nodes as syntax
 from spdsl.semantics import nodes as ir
 from spdsl.semantics.expressions import Evaluator, excerpt
 from spdsl.semantics.nodes import Const, Coord, Dtype, Extent, Index, TableAxis
+from spdsl.semantics.parameters import check_range
 from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.scope import BUILTINS, TYPES
 from spdsl.semantics.values import POISON, AxisRef, Entry, Poison, Scalar, describe
@@ -18,8 +19,6 @@ _SIZES = {"q": "nq", "h": "heads", "g": "groups", "b": "b"}
 
 def input_table(ev: Evaluator, node: syntax.Input) -> ir.Table | None:
     """The declared table, made known to the unit; None after a mistake."""
-    from spdsl.semantics.declarations import check_range
-
     if node.type.name not in TYPES:
         ev.error(
             "SP203",
@@ -39,10 +38,15 @@ def input_table(ev: Evaluator, node: syntax.Input) -> ir.Table | None:
         return None
     kinds = [axis.kind for axis in found]
     if any(kinds.count(kind) > 1 for kind in ("h", "g", "b", "q")):
-        ev.error("SP203", f"`{node.name}` names an axis twice", node.type.span)
+        ev.error(
+            "SP203",
+            f"`{node.name}` names an axis twice",
+            node.type.span,
+            help="an axis with a name of its own size may stand there twice: give its size",
+        )
         return None
     if "b" in kinds[1:]:
-        ev.error("SP203", f"the axis `b` of `{node.name}` comes first", node.type.span)
+        ev.error("SP203", f"the axis `b` of `{node.name}` comes first", node.type.span, help="move it to the front")
         return None
     if node.sorted and (dtype != "int" or kinds[-1:] != ["token"]):
         ev.error(
@@ -50,6 +54,7 @@ def input_table(ev: Evaluator, node: syntax.Input) -> ir.Table | None:
             f"only an int table along `token` can be sorted, but `{node.name}` is "
             f"{dtype}[{', '.join(axis.label for axis in found)}]",
             node.span,
+            help="leave `sorted` out",
         )
         return None
     table = ir.Table(name=node.name, dtype=dtype, axes=found, bounds=bounds, sorted=node.sorted, span=node.span)
@@ -97,10 +102,20 @@ def _computed(ev: Evaluator, extent: syntax.Extent) -> TableAxis | None:
         case Scalar(expr=Coord(side=side, axis=name)):
             return TableAxis(kind="axis", size=ev.unit.count(name), label=f"{side}.{name}", span=extent.span)
         case Scalar(expr=Index(name=name)):
-            ev.error("SP203", f"`{name}` is not the size of an axis", extent.span)
+            ev.error(
+                "SP203",
+                f"`{name}` is not the size of an axis",
+                extent.span,
+                help="use `token`, `q`, `h`, `g`, `b`, a coordinate such as `q.blk`, or a size",
+            )
         case Scalar(dtype="int", axes=axes, expr=expr) if not axes:
             if isinstance(expr, Const) and expr.value < 1:
-                ev.error("SP203", f"the size of an axis must be at least 1, not {expr.value}", extent.span)
+                ev.error(
+                    "SP203",
+                    f"the size of an axis must be at least 1, not {expr.value}",
+                    extent.span,
+                    help="give a larger number",
+                )
                 return None
             written = excerpt(extent.value).strip("`")
             label = extent.name if extent.name is not None else written
@@ -113,7 +128,12 @@ def _computed(ev: Evaluator, extent: syntax.Extent) -> TableAxis | None:
         case AxisRef(name=name):
             ev.error("SP203", f"`{name}` needs a side", extent.span, help=f"write `q.{name}` or `k.{name}`")
         case _:
-            ev.error("SP203", f"{excerpt(extent.value)} is {describe(value)}, not the size of an axis", extent.span)
+            ev.error(
+                "SP203",
+                f"{excerpt(extent.value)} is {describe(value)}, not the size of an axis",
+                extent.span,
+                help="use `token`, `q`, `h`, `g`, `b`, a coordinate such as `q.blk`, or a size",
+            )
     return None
 
 

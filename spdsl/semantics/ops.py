@@ -17,9 +17,10 @@ from typing import Any
 class Op:
     """An operation: how many arguments, its types, and what it does to numbers.
 
-    ``signature`` names the rule by which the checker types it: ``arith`` (numbers; int only if all are), ``int`` (ints to
-    int), ``divide`` (numbers to float), ``real`` (numbers to float), ``round`` (numbers to int), ``compare`` (numbers to
-    bool), ``equal`` (alike to bool), ``logic`` (bools), ``where`` (bool, alike, alike).
+    ``signature`` names the rule by which the checker types it: ``arith`` (numbers; int only if all are), ``int`` (ints
+    to int), ``divide`` (numbers to float), ``real`` (numbers to float), ``round`` (numbers to int), ``compare``
+    (numbers to bool), ``equal`` (alike to bool), ``logic`` (bools), ``test`` (an int to bool), ``where`` (bool, alike,
+    alike).
     """
 
     name: str
@@ -46,7 +47,8 @@ def isqrt(x: int) -> int:
 
 def power(x: float, y: float) -> float:
     """``x ** y``; an int to a negative power is a float."""
-    return x**y
+    result: float = x**y
+    return result
 
 
 OPS: dict[str, Op] = {
@@ -84,4 +86,7 @@ OPS: dict[str, Op] = {
         Op(name="where", arity=3, signature="where", fold=lambda c, a, b: a if c else b),
     )
 }
-"""All operations by name.  ``floordiv`` and ``mod`` floor; ``clamp(x, a, b)`` is ``min(max(x, a), b)`` and ``in`` an ``or`` of ``eq``."""
+"""All operations by name.
+
+``floordiv`` and ``mod`` floor; ``clamp(x, a, b)`` is ``min(max(x, a), b)`` and ``in`` an ``or`` of ``eq``.
+"""

@@ -70,7 +70,9 @@ def _is_taken(name: str) -> bool:
 def _parameters(item: syntax.Def, report: Report) -> None:
     for position, name in enumerate(item.parameters):
         if name in item.parameters[:position]:
-            report.error("SP202", f"`{item.name}` has two parameters `{name}`", _head(item))
+            report.error(
+                "SP202", f"`{item.name}` has two parameters `{name}`", _head(item), help="give one of them another name"
+            )
         elif name in BUILTINS or name in WORDS:
             report.error(
                 "SP202",
@@ -100,7 +102,7 @@ def _use(
 ) -> None:
     if item.path in active:
         chain = " → ".join((*active[active.index(item.path) :], item.path))
-        report.error("SP209", f"`{item.path}` uses itself", item.span, note=chain)
+        report.error("SP209", f"`{item.path}` uses itself", item.span, note=chain, help="remove one of these lines")
         return
     if item.path in done:
         return

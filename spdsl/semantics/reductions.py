@@ -132,6 +132,7 @@ def noise(ev: Evaluator, call: Invocation) -> Value:
             "SP203",
             f"{excerpt(call.args[0].node)} varies along {listing(sorted(seed.axes))}, but a seed is one number",
             call.args[0].node.span,
+            help="put what varies into `per`",
         )
     axes = frozenset[str]().union(*(index.axes for index in found))
     guards = frozenset[tuple[Side, str]]().union(*(index.guards for index in found))
@@ -140,7 +141,7 @@ def noise(ev: Evaluator, call: Invocation) -> Value:
 
 
 def only(ev: Evaluator, call: Invocation) -> Value:
-    """The candidates of a selection, ``x |> only(SET)``."""
+    """Values of which only those in a set are present."""
     if len(call.args) != 2 or call.keywords:
         return ev.error("SP204", "`only` takes one set", call.span, help="for example `x |> only(k.blk <= q.blk)`")
     value, chosen = call.args
@@ -189,7 +190,7 @@ def _too_fine(ev: Evaluator, chosen: Arg, side: str, coordinate: str) -> Value:
 
 
 def top(ev: Evaluator, call: Invocation) -> Value:
-    """The set of the n largest candidates along the axis of keys, ``x |> top(n)``."""
+    """The set of the largest candidates along the axis of keys."""
     for name, argument in call.keywords.items():
         if name != "over":
             ev.mark_used(argument)
@@ -205,7 +206,12 @@ def top(ev: Evaluator, call: Invocation) -> Value:
         case Candidates(value=value, only=chosen):
             pass
         case Branch() | Items():
-            return ev.error("SP203", "`top` selects among numbers", call.args[0].node.span)
+            return ev.error(
+                "SP203",
+                "`top` selects among numbers",
+                call.args[0].node.span,
+                help="for example `noise(seed, per = (q.blk, k.blk)) |> top(3)`",
+            )
         case _:
             found = ev.expect(call.args[0], "number", "`top`")
             if found is None:
@@ -216,9 +222,19 @@ def top(ev: Evaluator, call: Invocation) -> Value:
     if not isinstance(value.expr, Noise):
         return ev.unsupported("`top` of anything but `noise(…)`", call.span)
     if any(name.partition(".")[0] in ("q", "k") for name in count.axes):
-        return ev.error("SP203", "the number that `top` takes may not depend on positions", call.args[1].node.span)
+        return ev.error(
+            "SP203",
+            "the number that `top` takes may not depend on positions",
+            call.args[1].node.span,
+            help="it may depend on parameters, `n`, `h` and `g`",
+        )
     if isinstance(count.expr, Const) and count.expr.value < 0:
-        return ev.error("SP203", f"`top` cannot take {count.expr.value} candidates", call.args[1].node.span)
+        return ev.error(
+            "SP203",
+            f"`top` cannot take {count.expr.value} candidates",
+            call.args[1].node.span,
+            help="give a number of at least 0",
+        )
     along = _along_axis(ev, call, value)
     if along is None:
         return POISON
@@ -243,7 +259,12 @@ def _along_axis(ev: Evaluator, call: Invocation, value: Scalar) -> tuple[Side, s
                 ev.unsupported("`over` of several axes", argument.span)
             case _:
                 names = listing(sorted(value.axes))
-                ev.error("SP203", f"`top` selects along an axis of its values: {names}", argument.span)
+                ev.error(
+                    "SP203",
+                    f"`top` selects along an axis of its values: {names}",
+                    argument.span,
+                    help="name one of these",
+                )
         return None
     found = sorted(name for name in value.axes if name.partition(".")[0] == "k")
     if len(found) != 1:

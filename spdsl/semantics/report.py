@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from spdsl.diagnostics import Diagnostic, Severity, Span
 
+STATIC = "sets of pairs, `bias`, `scale`, `softcap` and `sink_logit` are what a pattern can be made of so far"
+
 
 class Report:
     """The diagnostics of one check, in the order of the text."""
@@ -26,7 +28,7 @@ class Report:
         """Refuse a construct by name, once for each pattern file."""
         message = f"{construct} is not supported yet"
         if not any(d.code == "SP290" and d.message == message for d in self._found.values()):
-            self.error("SP290", message, span, help=help)
+            self.error("SP290", message, span, help=help or STATIC)
 
     def merge(self, other: Report) -> None:
         """Take over what another report found."""
