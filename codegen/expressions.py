@@ -39,7 +39,7 @@ FORMS: dict[str, Form] = {
     "floordiv": Form(text="floor_div({0}, {1})", helper="floor_div"),
     "mod": Form(text="floor_mod({0}, {1})", helper="floor_mod"),
     "pow": Form(text="power({0}, {1})", helper="power"),
-    "neg": Form(text="-{0}", binds=UNARY, needs=(UNARY,)),
+    "neg": Form(text="-{0}", binds=UNARY, needs=(ATOM,)),
     "abs": Form(text="tl.abs({0})"),
     "min": Form(text="tl.minimum({0}, {1})"),
     "max": Form(text="tl.maximum({0}, {1})"),

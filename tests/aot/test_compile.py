@@ -1,0 +1,85 @@
+"""Kernels compile for every target with no GPU, and do not spill."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from spdsl.analysis.plan import plan
+from spdsl.analysis.plans import Problem
+from spdsl.codegen.aot import TARGETS, Binary, compile_kernels
+from spdsl.diagnostics import SpatError
+from tests.library.bound import library
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here")
+
+PARAMETERS: dict[str, dict[str, object]] = {
+    "block_diffusion": {"half": 4096},
+    "neighborhood_1d": {"extents": (8192,), "window": (255,)},
+    "neighborhood_2d": {"extents": (64, 128), "window": (13, 13)},
+    "neighborhood_3d": {"extents": (16, 32, 32), "window": (5, 7, 7)},
+    "sliding_tile_3d": {"extents": (30, 48, 80)},
+    "radial": {"frames": 20, "frame_tokens": 1024},
+}
+FEW = ("causal", "streaming", "documents", "alibi")
+MANY = (
+    "full", "sliding_window", "prefix_lm", "block_local", "dilated", "strided", "longformer", "bigbird", "power",
+    "log_sparse", "s2", "block_diffusion", "blockrank", "neighborhood_1d", "neighborhood_2d", "neighborhood_3d",
+    "sliding_tile_3d", "radial", "softcap", "head_modes",
+)  # fmt: skip
+MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024 + 5 * 1024, "sm_100": 232448, "gfx942": 64 * 1024}
+
+
+def built(name: str, target: str, dtype: str, dim: int, shape: str = "square") -> tuple[Binary, ...]:
+    """All kernels of a library pattern, with gradients for its float inputs."""
+    pattern = library(name, heads=8, groups=8, head_dim=dim, **PARAMETERS.get(name, {}))
+    types = {"float": "float32", "int": "int32", "bool": "bool"}
+    problem = Problem(
+        pattern=pattern,
+        dtype=dtype,  # type: ignore[arg-type]
+        value_dim=dim,
+        shape=shape,  # type: ignore[arg-type]
+        tables=tuple((each.name, types[each.dtype]) for each in pattern.tables),
+        gradients=tuple(each.name for each in pattern.tables if each.dtype == "float"),
+    )
+    _, binaries = compile_kernels(plan(problem, target), target)
+    for binary in binaries:
+        assert binary.binary[:4] == b"\x7fELF"
+        assert binary.shared <= MEMORY[target], (binary.name, binary.shared)
+    return binaries
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets(target: str) -> None:
+    names = [binary.name for binary in built("causal", target, "bf16", 64)]
+    assert names == ["forward", "delta", "dq", "dkdv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "dtype", "dim", "shape"),
+    [
+        ("streaming", "sm_80", "fp16", 128, "offset"),
+        ("documents", "sm_100", "fp16", 64, "batched"),
+        ("alibi", "gfx942", "fp32", 40, "square"),
+        ("streaming", "sm_90", "fp32", 256, "batched"),
+        ("bigbird", "gfx942", "bf16", 128, "square"),
+        ("radial", "sm_80", "bf16", 96, "square"),
+    ],
+)
+def test_pairs(name: str, target: str, dtype: str, dim: int, shape: str) -> None:
+    built(name, target, dtype, dim, shape)
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize(
+    "name", [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in MANY)]
+)  # fmt: skip
+def test_spills(name: str, dim: int) -> None:
+    spills = {binary.name: binary.spills for binary in built(name, "sm_90", "bf16", dim)}
+    assert max(spills.values()) <= 16, spills
+
+
+def test_unknown_target() -> None:
+    with pytest.raises(SpatError, match="SP502"):
+        compile_kernels(plan(Problem(pattern=library("causal"), dtype="bf16", value_dim=16, shape="square"), "sm_90"), "sm_1")

@@ -1,0 +1,89 @@
+"""Generated files: goldens, determinism, and what may stand in them."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spdsl.analysis.plan import plan
+from spdsl.analysis.plans import Plan, Problem
+from spdsl.codegen.emit import emit
+from spdsl.codegen.lower import lower
+from spdsl.codegen.show import dump
+from spdsl.diagnostics import Source, Span
+from tests.library.bound import library
+from tests.runtime.build import CAUSAL, Q, load, op, table
+from tests.runtime.build import plan as by_hand
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ("causal", "streaming", "documents", "alibi")
+
+
+def planned(name: str, shape: str = "square", **parameters: object) -> Plan:
+    """A library pattern as it is compiled for an H100, with gradients for its float inputs."""
+    pattern = library(name, heads=4, groups=2, head_dim=64, **parameters)
+    types = {"float": "float32", "int": "int32", "bool": "bool"}
+    problem = Problem(
+        pattern=pattern,
+        dtype="bf16",
+        value_dim=64,
+        shape=shape,  # type: ignore[arg-type]
+        tables=tuple((each.name, types[each.dtype]) for each in pattern.tables),
+        gradients=tuple(each.name for each in pattern.tables if each.dtype == "float"),
+    )
+    return plan(problem, "sm_90")
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_source(name: str, golden: Callable[..., None]) -> None:
+    golden(emit(lower(planned(name))).text, ending="py")
+
+
+def test_blocks(golden: Callable[..., None]) -> None:
+    golden(dump(lower(planned("streaming"))))
+
+
+@pytest.mark.parametrize("shape", ["offset", "batched"])
+def test_shapes_are_python(shape: str) -> None:
+    text = emit(lower(planned("streaming", shape))).text
+    ast.parse(text)
+    assert "q_start" in text
+    assert all(len(line) < 200 for line in text.splitlines())
+
+
+def test_the_same_text_for_every_hash_seed() -> None:
+    code = (
+        "from tests.codegen.test_emit import *\n"
+        "print([emit(lower(planned(name))).digest for name in ('documents', 'head_modes', 'bigbird')])"
+    )
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT,
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT), "PATH": "/usr/bin"},
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(texts) == 1
+
+
+def test_text_of_a_user_stays_out() -> None:
+    """Names of files, labels and tables cannot end a comment, a string or an expression."""
+    evil = Source(name='a/b"""\n import os#.spat', text="x")
+    span = Span(source=evil, line=1, column=1, end_line=1, end_column=2)
+    own = replace(table("doc", "int", "token"), axes=(replace(table("doc", "int", "token").axes[0], label='"""\nboom()'),))
+    keep = replace(op("and", CAUSAL, op("ge", load("doc", Q), 0)), span=span)
+    text = emit(lower(by_hand(keep, tables=(own,)))).text
+    ast.parse(text)
+    assert "boom()" not in text
+    assert "import os" not in text
+    assert 'b"""' not in text
+
+
+def test_clauses_name_their_line() -> None:
+    assert "# causal.spat:3" in emit(lower(planned("causal"))).text
