@@ -1,13 +1,13 @@
 """Coarse values tile by tile, each kind of tile computed once.
 
-From: an expression with reductions over both sides, and the members of the coarse points.  To: its value for each pair of
-coarse points.
+From: an expression with reductions over both sides, and the members of the coarse points.  To: its value for each
+pair of coarse points.
 
-A tile's value depends on the rows of numbers that the one-sided parts of the expression give over its members.  Where the
-sides meet in a difference or comparison of ints, only the rows up to a shift and the shift between them matter.  Tiles in
-which all these agree are alike; among the kinds so found, parts of both sides that are constant in a tile count by their
-value alone.  Patterns on regular grids have few kinds: Radial Attention over 128 frames of 3,840 tokens has 14.7 million
-tiles of 128 by 128 pairs, some ten thousand kinds by shifts, and some hundred by values.
+A tile's value depends on the rows of numbers that the one-sided parts of the expression give over its members.  Where
+the sides meet in a difference or comparison of ints, only the rows up to a shift and the shift between them matter.
+Tiles in which all these agree are alike; among the kinds so found, parts of both sides that are constant in a tile
+count by their value alone.  Patterns on regular grids have few kinds: Radial Attention over 128 frames of 3,840
+tokens has 14.7 million tiles of 128 by 128 pairs, some ten thousand kinds by shifts, and some hundred by values.
 """
 
 from __future__ import annotations
@@ -121,9 +121,7 @@ def tile_values(expr: Expr, sides: Sides, pairs: Pairs, tables: Tables) -> Tenso
     marks = _marks(tiles)
     step = max(1, _TILES // max(1, columns))
     known: dict[int, tuple[tuple[int, ...], float]] = {}
-    found = [
-        _block(tiles, marks, slice(start, min(start + step, rows)), known) for start in range(0, rows, step)
-    ]
+    found = [_block(tiles, marks, slice(start, min(start + step, rows)), known) for start in range(0, rows, step)]
     return torch.cat(found)
 
 
@@ -291,7 +289,9 @@ def _evaluated(tiles: _Tiles, row: Tensor, column: Tensor, constants: Mapping[in
         i, j = row[some], column[some]
         place = Coarse(
             sides={
-                "q": Points(axis=tiles.sides.axes["q"], positions=q.positions[i][..., None], exist=q.exist[i][..., None]),
+                "q": Points(
+                    axis=tiles.sides.axes["q"], positions=q.positions[i][..., None], exist=q.exist[i][..., None]
+                ),
                 "k": Points(axis=tiles.sides.axes["k"], positions=k.positions[j][:, None], exist=k.exist[j][:, None]),
             },
             everything={},

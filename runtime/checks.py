@@ -1,8 +1,8 @@
 """What must hold of the tensors of a call: shapes, types and devices always, values as soon as they are known.
 
-On the CPU, and everywhere under ``SPDSL_VERIFY=1``, wrong values raise at once.  On a GPU they set flags; without waiting
-for the device, the error is raised by the next call or by `raise_pending`.  Until then memory stays in bounds, because
-indices are clamped.
+On the CPU, and everywhere under ``SPDSL_VERIFY=1``, wrong values raise at once.  On a GPU they set flags; without
+waiting for the device, the error is raised by the next call or by `raise_pending`.  Until then memory stays in
+bounds, because indices are clamped.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def check_call(call: Call) -> None:
     """Check the tensors of a call against its pattern; stages need not be there yet.
 
     Raises:
-        SpatError: SP340 to SP349 for shapes, types and devices, SP324 for a grid that does not cover the keys, SP320, SP350
-            and SP351 for values, of this call or an earlier one.
+        SpatError: SP340 to SP349 for shapes, types and devices, SP324 for a grid that does not cover the keys,
+            SP320, SP350 and SP351 for values, of this call or an earlier one.
     """
     _raise_known(wait=False)
     pattern = call.plan.problem.pattern
@@ -91,7 +91,7 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         if x.device != q.device:
             raise _wrong("SP342", f"`{name}` is on {x.device}, but `q` is on {q.device}", "move them to one device")
         if x.shape[0] != q.shape[0]:
-            raise _wrong("SP345", f"`{name}` has batch {x.shape[0]}, but `q` has batch {q.shape[0]}", "expand one of them")
+            raise _wrong("SP345", f"`{name}` has batch {x.shape[0]}, but `q` has batch {q.shape[0]}", "expand one")
     if k.shape[1] != v.shape[1]:
         raise _wrong("SP343", f"`k` has {k.shape[1]} heads, but `v` has {v.shape[1]}", "give both the same heads")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
@@ -129,7 +129,7 @@ def _check_table(table: Table, call: Call) -> None:
             "SP346",
             f"`{table.name}` has shape {list(given.shape)}, but is declared {written}",
             table.span,
-            help="pass one dimension for each axis, and if it differs between sequences, one more for the batch in front",
+            help="pass one dimension for each axis, and one more in front for the batch (1 if all sequences share it)",
         )
     batch = call.q.shape[0]
     if given.shape[0] != batch and (named_b or given.shape[0] != 1):
@@ -159,10 +159,8 @@ def _check_size(table: Table, axis: TableAxis, size: int, call: Call) -> None:
     if size == wanted:
         return
     elements = "element" if size == 1 else "elements"
-    if axis.kind in _THINGS:
-        reason = f"but there are {wanted} {_THINGS[axis.kind]}"
-    else:
-        reason = f"but the axis has {wanted}"
+    things = _THINGS.get(axis.kind)
+    reason = f"but the axis has {wanted}" if things is None else f"but there are {wanted} {things}"
     raise error(
         "SP346",
         f"`{table.name}` has {size} {elements} on axis `{axis.label}`, {reason}",
@@ -245,5 +243,3 @@ def _wrong(code: str, message: str, help: str) -> SpatError:
 
 def _type(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
-
-

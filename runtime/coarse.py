@@ -36,8 +36,8 @@ class Points:
 class Coarse:
     """A place to evaluate coarse expressions.
 
-    ``everything`` holds all positions, for reductions without an axis; ``candidates`` is the dimension, counted from the
-    end, along which a selection on each side ranks.
+    ``everything`` holds all positions, for reductions without an axis; ``candidates`` is the dimension, counted from
+    the end, along which a selection on each side ranks.
     """
 
     sides: Mapping[Side, Points]

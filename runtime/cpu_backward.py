@@ -18,7 +18,7 @@ from spdsl.runtime.cpu_rows import Chunk, Segment
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incoming:
-    """What backward starts from, fp32: ``d_out [batch, heads, nq, dv]``, ``lse`` and ``delta`` ``[batch, heads, nq, 1]``.
+    """What backward starts from, fp32: ``d_out [batch, heads, nq, dv]``, and ``lse`` and ``delta [batch, heads, nq, 1]``.
 
     ``lse`` is infinite for rows without keys, so that their weights are zero.
     """
@@ -40,7 +40,7 @@ def incoming(part: Part, out: Tensor, lse: Tensor, d_out: Tensor, d_lse: Tensor 
 
 
 def query_gradient(part: Part, given: Incoming, sums: TableSums) -> Tensor:
-    """dQ ``[batch, heads, nq, d]``; adds the gradients of biases to ``sums``."""
+    """The gradient dQ ``[batch, heads, nq, d]``; adds the gradients of biases to ``sums``."""
     call, kernel = part.call, part.call.plan.dq
     q, d_out = blocks(part.queries(call.q), kernel.block_q), blocks(given.d_out, kernel.block_q)
     lse, delta = _padded_lse(given.lse, kernel.block_q), blocks(given.delta, kernel.block_q)
@@ -63,7 +63,7 @@ def query_gradient(part: Part, given: Incoming, sums: TableSums) -> Tensor:
 
 
 def key_gradients(part: Part, given: Incoming) -> tuple[Tensor, Tensor]:
-    """dK ``[batch, groups, n, d]`` and dV ``[batch, groups, n, dv]`` of the part's keys."""
+    """The gradients dK ``[batch, groups, n, d]`` and dV ``[batch, groups, n, dv]`` of the part's keys."""
     call, kernel = part.call, part.call.plan.dkdv
     q, d_out = blocks(part.queries(call.q), kernel.block_q), blocks(given.d_out, kernel.block_q)
     lse, delta = _padded_lse(given.lse, kernel.block_q), blocks(given.delta, kernel.block_q)

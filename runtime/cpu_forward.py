@@ -29,7 +29,10 @@ def forward(part: Part) -> tuple[Tensor, Tensor]:
         lse[place] = norm.view(len(units), len(chunk.rows), block)
     queries = call.q.shape[2]
     return _with_sink(
-        part, logits, out.view(batch, heads, -1, out.shape[-1])[:, :, :queries], lse.view(batch, heads, -1)[..., :queries]
+        part,
+        logits,
+        out.view(batch, heads, -1, out.shape[-1])[:, :, :queries],
+        lse.view(batch, heads, -1)[..., :queries],
     )
 
 
@@ -53,7 +56,9 @@ def _rows(
             fade = (peak - safe).exp_()
             here, values = here.addcmul_(total, fade), values.addcmul_(out, fade)
         peak, total, out = top, here, values
-    assert peak is not None and total is not None and out is not None
+    assert peak is not None
+    assert total is not None
+    assert out is not None
     norm = peak + total.log()
     return out.div_(total.masked_fill_(total == 0, 1.0)), norm.squeeze(-1)
 

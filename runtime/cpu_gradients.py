@@ -41,9 +41,7 @@ class TableSums:
         """The gradient of a table, in its shape and type."""
         return self.sums[name].view(like.shape).to(like.dtype)
 
-    def _scatter(
-        self, gradient: TableGradient, d_logits: Tensor, env: dict[str, Tensor | int], tables: Tables
-    ) -> None:
+    def _scatter(self, gradient: TableGradient, d_logits: Tensor, env: dict[str, Tensor | int], tables: Tables) -> None:
         given = d_logits
         if gradient.factor != Const(value=1) and gradient.factor != Const(value=1.0):
             factor = evaluate(gradient.factor, env, tables, torch.float32)

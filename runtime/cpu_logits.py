@@ -1,7 +1,7 @@
 """Tensors cut into tiles, and the logits of chunks of rows, on the CPU.
 
-Everything here is in fp32, shapes ``[heads * rows, block, length]``: ``heads`` pairs of batch and head that are computed
-together, ``rows`` tile rows, ``block`` elements of a row, ``length`` elements of the tiles it meets.
+Everything here is in fp32, shapes ``[heads * rows, block, length]``: ``heads`` pairs of batch and head that are
+computed together, ``rows`` tile rows, ``block`` elements of a row, ``length`` elements of the tiles it meets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OUTER = frozenset({"b", "h", "g"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
-    """A tensor ``[batch, heads, tiles, block, dim]`` in fp32, zeros past the end, and the same with the first three joined."""
+    """A tensor ``[batch, heads, tiles, block, dim]`` in fp32, zeros past the end; ``joined`` joins the first three."""
 
     tiles: Tensor
     joined: Tensor
@@ -38,7 +38,7 @@ class Blocks:
         return self.joined[self._places(units, chunk.rows)]
 
     def others(self, units: Tensor, segment: Segment) -> Tensor:
-        """The tiles of a segment side by side, ``[units * rows, count * block, dim]``; a view where they are a slice."""
+        """The tiles of a segment side by side, ``[units * rows, count * block, dim]``; a view if a slice."""
         rows, count = segment.tiles.shape
         block, dim = self.tiles.shape[-2:]
         if len(units) == 1 and segment.first is not None:
@@ -69,7 +69,8 @@ def cut(x: Tensor, block: int) -> Tensor:
     short = -x.shape[2] % block
     if short:
         x = torch.nn.functional.pad(x, (0, 0, 0, short))
-    return x.unflatten(2, (x.shape[2] // block, block))
+    tiles: Tensor = x.unflatten(2, (x.shape[2] // block, block))
+    return tiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +132,8 @@ class Logits:
 
     def _kept(self, env: dict[str, Tensor | int]) -> Tensor:
         q, k = env["q"], env["k"]
-        assert isinstance(q, Tensor) and isinstance(k, Tensor)
+        assert isinstance(q, Tensor)
+        assert isinstance(k, Tensor)
         kept = evaluate(self.plan.keep, env, self.tables)
         if self.pairs.keys % (self.block if self.by == "key" else self.other_block):
             kept = kept & (k < self.pairs.keys)

@@ -42,9 +42,7 @@ class Part:
     def logits(self, kernel: KernelPlan) -> Logits:
         """How the logits of a kernel are made."""
         by, own, other = _sides(kernel)
-        return Logits(
-            plan=self.call.plan, pairs=self.pairs, tables=self.tables, by=by, block=own, other_block=other
-        )
+        return Logits(plan=self.call.plan, pairs=self.pairs, tables=self.tables, by=by, block=own, other_block=other)
 
     def key_units(self, units: Tensor) -> Tensor:
         """The pair of batch and group, as one number, of each pair of batch and head."""

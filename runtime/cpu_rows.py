@@ -55,17 +55,14 @@ class Schedule:
 
 def schedule(lists: TileList, own_block: int, other_block: int) -> Schedule:
     """The chunks of all rows; rows of ``own_block`` elements meet tiles of ``other_block`` elements."""
-    parts = (lists.begin.tolist(), lists.middle.tolist(), lists.end.tolist())
+    begin, middle, end = lists.begin.tolist(), lists.middle.tolist(), lists.end.tolist()
     tiles = lists.tiles.tolist()
-    return Schedule(
-        chunks=tuple(
-            tuple(
-                tuple(_chunks(*(part[batch][head] for part in parts), tiles, own_block, other_block))
-                for head in range(lists.begin.shape[1])
-            )
-            for batch in range(lists.begin.shape[0])
-        )
-    )
+
+    def of(batch: int, head: int) -> tuple[Chunk, ...]:
+        return tuple(_chunks(begin[batch][head], middle[batch][head], end[batch][head], tiles, own_block, other_block))
+
+    batches, heads, _ = lists.begin.shape
+    return Schedule(chunks=tuple(tuple(of(batch, head) for head in range(heads)) for batch in range(batches)))
 
 
 def _chunks(
@@ -98,7 +95,8 @@ def _chunk(members: list[tuple[int, list[int]]], flags: tuple[bool, ...], size: 
     tiles = torch.tensor([order for _, order in members])
     cuts = range(0, len(flags), longest)
     segments = tuple(_segment(tiles[:, cut : cut + longest], flags[cut : cut + longest]) for cut in cuts)
-    return Chunk(rows=rows, first=_slice_start(rows), segments=segments, logits=min(size, longest * size // len(flags)) * len(rows))
+    logits = min(size, longest * size // len(flags)) * len(rows)
+    return Chunk(rows=rows, first=_slice_start(rows), segments=segments, logits=logits)
 
 
 def _segment(tiles: Tensor, flags: tuple[bool, ...]) -> Segment:

@@ -1,7 +1,7 @@
 """Write a predicate with the distance ``d = q - k`` where it can be.
 
-From: an expanded expression.  To: one of the same value in which ``Index("d")`` replaces linear terms in which ``q`` and
-``k`` have opposite factors.  Bounds of such a term are then exact, and so are those of functions of it.
+From: an expanded expression.  To: one of the same value in which ``Index("d")`` replaces linear terms in which ``q``
+and ``k`` have opposite factors.  Bounds of such a term are then exact, and so are those of functions of it.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class _Rewriter:
     def _new(self, expr: Expr) -> Expr:
         match expr:
             case Apply(op=op) if op in _LINEAR and expr.dtype == "int":
-                return self._distance(expr, linear(expr)) or self._parts(expr)
+                return self._distance(linear(expr)) or self._parts(expr)
             case Apply(op=op, args=(left, right)) if op in _COMPARE and left.dtype == right.dtype == "int":
                 difference = Apply(op="sub", args=(left, right), dtype="int")
-                found = self._distance(difference, linear(difference))
+                found = self._distance(linear(difference))
                 return replace(expr, args=(found, Const(value=0))) if found else self._parts(expr)
             case Apply():
                 return self._parts(expr)
@@ -60,10 +60,10 @@ class _Rewriter:
     def _parts(self, expr: Apply) -> Apply:
         return replace(expr, args=tuple(map(self.rewrite, expr.args)))
 
-    def _distance(self, expr: Expr, found: _Linear | None) -> Expr | None:
+    def _distance(self, found: _Linear | None) -> Expr | None:
         if found is None or found.q == 0 or found.q != -found.k:
             return None
-        scaled: Expr = _DISTANCE if found.q == 1 else Apply(op="mul", args=(_DISTANCE, Const(value=found.q)), dtype="int")
+        scaled = _times(_DISTANCE, found.q)
         if found.rest == Const(value=0):
             return scaled
         return Apply(op="add", args=(scaled, found.rest), dtype="int")

@@ -1,8 +1,8 @@
 """The value of expanded expressions at many points at once, with torch operations, on any device.
 
 From: an expression without coordinates, parameters and stages.  To: a tensor, broadcast over the index tensors given.
-Ints are computed in int64 and floats in ``real``.  It does not report values out of range: indices are clamped into their
-table, and divisions by zero give some finite int, because a guard around them may discard the value.
+Ints are computed in int64 and floats in ``real``.  It does not report values out of range: indices are clamped into
+their table, and divisions by zero give some finite int, because a guard around them may discard the value.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _compute(expr: Expr, scope: _Scope) -> Value:
             indices = [torch.as_tensor(_value(index, scope)) for index in per]
             return uniform(int(_value(seed, scope)), indices).to(scope.real)
         case Param() | Coord() | Reduce() | Top():
-            raise TypeError(f"{type(expr).__name__} is no arithmetic: it is bound, expanded or a stage before evaluation")
+            raise TypeError(f"{type(expr).__name__} is no arithmetic: it is bound, expanded or a stage before that")
         case _:
             assert_never(expr)
 
@@ -121,13 +121,13 @@ def _fold(op: str, args: Sequence[Value], dtype: str) -> Value:
         value = OPS[op].fold(*args)
     except (ZeroDivisionError, ValueError, OverflowError):
         return math.nan if dtype == "float" else 0
-    return float(value) if dtype == "float" else value  # type: ignore[no-any-return]
+    return float(value) if dtype == "float" else value
 
 
 def _load(expr: Load, scope: _Scope) -> Value:
     table = scope.tables.values[expr.table]
     inside = _places(expr.table, [_value(index, scope) for index in expr.indices], scope)
-    read = table[inside] if inside else table
+    read = table[inside] if inside else table  # type: ignore[index]  # numbers and tensors mixed
     if expr.dtype == "bool":
         return read.bool()
     return read.long() if expr.dtype == "int" else read.to(scope.real)
@@ -192,14 +192,14 @@ def _mod(x: Value, y: Value) -> Tensor:
     shift = _shift_of(y)
     if shift is not None and isinstance(x, Tensor):
         return x & ((1 << shift) - 1)
-    return torch.remainder(x, _nonzero(y))  # type: ignore[call-overload, no-any-return]
+    return torch.remainder(torch.as_tensor(x), torch.as_tensor(_nonzero(y)))
 
 
 def _pow(x: Value, y: Value) -> Tensor:
     if _is_int(x) and _is_int(y):
         # An int result means that the checker has proved the exponent not negative.
         y = y.clamp(min=0) if isinstance(y, Tensor) else max(y, 0)
-    return torch.pow(x, y)  # type: ignore[call-overload, no-any-return]
+    return torch.pow(*_pair(x, y))
 
 
 def _is_int(x: Value) -> bool:

@@ -1,10 +1,11 @@
 """What a predicate can be in each tile of the attention matrix, without looking at its pairs.
 
-From: an expanded bool expression, tables and lengths.  To: for blocks of tiles, `Truth` tensors ``[batch?, heads?, rows,
-columns]``.  Sound, not complete: a tile that is neither empty nor full by these bounds may still be either.
+From: an expanded bool expression, tables and lengths.  To: for blocks of tiles, `Truth` tensors ``[batch?, heads?,
+rows, columns]``.  Sound, not complete: a tile that is neither empty nor full by these bounds may still be either.
 
-Expressions of one side are evaluated at all positions of the side, expressions of the distance ``q - k`` at all distances:
-O(N) values, whose extremes over a tile are exact.  Only where both sides meet, interval arithmetic takes over.
+Expressions of one side are evaluated at all positions of the side, expressions of the distance ``q - k`` at all
+distances: O(N) values, whose extremes over a tile are exact.  Only where both sides meet, interval arithmetic takes
+over.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _SIDES = frozenset({"q", "k", "d"})
 class TileBounds:
     """Bounds of ``expr`` in tiles; make one with `tile_bounds` or `bounds_over`.
 
-    ``query_tiles [rows, block]`` and ``key_tiles [columns, block]`` are the positions of each tile; where a tile has fewer
-    positions, one of them is repeated.
+    ``query_tiles [rows, block]`` and ``key_tiles [columns, block]`` are the positions of each tile; where a tile has
+    fewer positions, one of them is repeated.
     """
 
     expr: Expr
@@ -120,9 +121,9 @@ class TileBounds:
         places = torch.Size(spans).numel()
         table = self.tables.values[node.table]
         if places > _MOST_COMBINATIONS:
-            return _lifted_scalar(extremes(_typed(table, node).flatten(), 0)) if table.numel() else unknown(
-                node.dtype, self.pairs.device
-            )
+            if not table.numel():
+                return unknown(node.dtype, self.pairs.device)
+            return _lifted_scalar(extremes(_typed(table, node).flatten(), 0))
         names = [f"index {n}" for n in range(len(ranges))]
         element = Load(table=node.table, dtype=node.dtype, indices=tuple(Index(name=name) for name in names))
         found: Bounded | None = None
@@ -146,7 +147,7 @@ class Distances:
     highest: list[Tensor]
 
     def between(self, lo: Tensor, hi: Tensor) -> Bounded:
-        """Bounds over the distances ``lo … hi``; tiles have few different lengths, so each length is looked up in turn."""
+        """Bounds over the distances ``lo … hi``; tiles have few different lengths, each is looked up in turn."""
         found: Bounded | None = None
         lengths = hi - lo + 1
         for length in lengths.unique().tolist():
@@ -185,9 +186,7 @@ def bounds_over(expr: Expr, pairs: Pairs, tables: Tables, query_tiles: Tensor, k
     names: dict[int, frozenset[str]] = {}
     for node in walk(expr):
         names[id(node)] = own_names(node, tables).union(*(names[id(part)] for part in children(node)))
-    return TileBounds(
-        expr=expr, pairs=pairs, tables=tables, query_tiles=query_tiles, key_tiles=key_tiles, names=names
-    )
+    return TileBounds(expr=expr, pairs=pairs, tables=tables, query_tiles=query_tiles, key_tiles=key_tiles, names=names)
 
 
 def _tiles(length: int, block: int, device: torch.device) -> Tensor:

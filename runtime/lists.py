@@ -1,7 +1,7 @@
 """Lists of the touched tiles of every row, built on the device of the tables.
 
-From: a predicate or a walk in closed form, tables, lengths and tile sizes.  To: a `TileList`, full tiles first.  Tiles are
-decided in chunks of rows, so memory is that of the list and one chunk.
+From: a predicate or a walk in closed form, tables, lengths and tile sizes.  To: a `TileList`, full tiles first.
+Tiles are decided in chunks of rows, so memory is that of the list and one chunk.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _recent: Recent[TileList] = Recent(size=32)
 _CHUNK = 1 << 20
 """Tiles (times heads and batches) that are bounded at once."""
 
+
 class Tiles(Protocol):
     """The tiles of some pairs, ``rows`` times ``columns`` of them."""
 
@@ -45,7 +46,7 @@ class Tiles(Protocol):
         ...
 
     def of(self, rows: slice, columns: slice) -> Truth:
-        """Which tiles are touched (``may``) and full (``must``), broadcastable over ``[batch, heads, rows, columns]``."""
+        """Which tiles are touched (``may``) and full (``must``), for ``[batch, heads, rows, columns]``."""
         ...
 
 
@@ -72,8 +73,9 @@ def lists_for(call: Call, kinds: Sequence[Kind]) -> Call:
 def tile_lists(call: Call, *, by: By, block_q: int, block_k: int, exact: bool | None = None) -> TileList:
     """The tiles of every query tile (or, ``by="key"``, of every key tile) for the set of a call.
 
-    A tile is full when every existing pair of it is kept, and then never one with keys past the end or queries at negative
-    positions; those are masked.  ``exact`` looks at all tiles in doubt (True) or at none (False); by default at few.
+    A tile is full when every existing pair of it is kept, and then never one with keys past the end or queries at
+    negative positions; those are masked.  ``exact`` looks at all tiles in doubt (True) or at none (False); by default
+    at few.
     """
     keep, tables = call.plan.keep, tables_for(call.plan.tables, call.tables)
 
@@ -95,7 +97,12 @@ def walk_lists(call: Call, walk: SlotWalk, *, by: By, block_q: int, block_k: int
 
 
 def _cached(
-    call: Call, tiles: Callable[[Pairs], Tiles], by: By, blocks: tuple[int, int], parts: tuple[Hashable, ...], source: object
+    call: Call,
+    tiles: Callable[[Pairs], Tiles],
+    by: By,
+    blocks: tuple[int, int],
+    parts: tuple[Hashable, ...],
+    source: object,
 ) -> TileList:
     rows = -(-call.q.shape[2] // blocks[0]) if by == "query" else -(-call.k.shape[2] // blocks[1])
     tensors = (call.places, *call.tables.values())

@@ -46,7 +46,8 @@ class Looked:
         if self.exact is False:
             return Truth(may=may, must=must)
         doubt = (may & ~must).nonzero()
-        if not len(doubt) or self.exact is None and len(doubt) > _DOUBT * (shape[-2] + shape[-1]):
+        many = len(doubt) > _DOUBT * (shape[-2] + shape[-1])
+        if not len(doubt) or (many and self.exact is None):
             return Truth(may=may, must=must)
         offset = torch.tensor([0, 0, rows.start, columns.start], device=doubt.device)
         step = max(1, _CHUNK_PAIRS // (self.bounds.query_tiles.shape[1] * self.bounds.key_tiles.shape[1]))

@@ -87,5 +87,3 @@ def _grouped(coordinate: Tensor, count: int) -> Members:
     places = torch.where(exist, starts[:, None] + place, starts[:, None]).clamp(max=max(len(order) - 1, 0))
     positions = order[places] if len(order) else places
     return Members(positions=torch.where(sizes[:, None] > 0, positions, 0), exist=exist)
-
-

@@ -15,7 +15,8 @@ class Pairs:
     """The pairs of some batches that have the same lengths.
 
     ``queries`` rows stand at the positions from ``q_start`` on, ``keys`` keys at the positions from 0 on.  Queries at
-    negative positions are padding.  ``batches`` are the numbers of the batches, ``key_offset`` is the row of the first key.
+    negative positions are padding.  ``batches`` are the numbers of the batches, ``key_offset`` is the row of the
+    first key.
     """
 
     queries: int
@@ -59,7 +60,7 @@ def pairs_of(call: Call) -> Pairs:
 
 
 def pairs_by_batch(call: Call) -> tuple[Pairs, ...]:
-    """The pairs of a call, split where batches differ in their places.  On a GPU a `batched` call waits for the device."""
+    """The pairs of a call, split where batches differ in their places; on a GPU that waits for the device."""
     pairs = pairs_of(call)
     if call.places is None:
         return (pairs,)

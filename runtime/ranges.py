@@ -1,7 +1,7 @@
 """Interval arithmetic on tensors: what an operation can give when its arguments range over intervals.
 
-From: ranges of the arguments.  To: a range that holds every result.  Ranges may be wider than the truth, never narrower;
-they treat arguments as independent.
+From: ranges of the arguments.  To: a range that holds every result.  Ranges may be wider than the truth, never
+narrower; they treat arguments as independent.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def unknown(dtype: Dtype, device: torch.device) -> Bounded:
     if dtype == "bool":
         return Truth(may=torch.tensor(True, device=device), must=torch.tensor(False, device=device))
     far = float("inf") if dtype == "float" else FAR
-    return Range(lo=torch.tensor(-far, device=device).to(_kind(dtype)), hi=torch.tensor(far, device=device).to(_kind(dtype)))
+    limit = torch.tensor(far, device=device, dtype=_kind(dtype))
+    return Range(lo=-limit, hi=limit)
 
 
 def joined(a: Bounded, b: Bounded) -> Bounded:

@@ -14,7 +14,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recent(Generic[T]):
-    """The ``size`` results used last.  Each entry keeps what it was made from, so that no address in a key is used again."""
+    """The ``size`` results used last.
+
+    Each entry keeps what it was made from, so that no address in a key is used again.
+    """
 
     size: int
     entries: OrderedDict[Hashable, tuple[T, object]] = field(default_factory=OrderedDict)
@@ -40,5 +43,5 @@ def identity(*tensors: Tensor | None) -> Hashable | None:
 
 
 def _identity(tensor: Tensor) -> Hashable:
-    place = (tensor.data_ptr(), tensor._version, str(tensor.device))
+    place = (tensor.data_ptr(), tensor._version, str(tensor.device))  # noqa: SLF001  # torch has no public name for it
     return (*place, tensor.dtype, tuple(tensor.shape), tensor.stride())

@@ -1,13 +1,14 @@
 """Fill the tables of a plan's stages before its kernels run.
 
-From: a call with its inputs.  To: the call with a table for each stage.  Reductions and selections are evaluated in chunks of
-coarse rows; nothing of the size of all pairs is held.
+From: a call with its inputs.  To: the call with a table for each stage.  Reductions and selections are evaluated in
+chunks of coarse rows; nothing of the size of all pairs is held.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 import torch
@@ -46,8 +47,8 @@ def materialise(call: Call) -> Call:
         same = identity(call.places, *read)
         sizes = (call.q.shape[:3], call.k.shape[1:3], call.q_start, str(call.q.device))
         key = None if same is None else (id(stage), sizes, same)
-        here = replace(call, tables=tables)
-        tables[stage.name] = _recent.get(key, (stage, call.places, read), lambda: _stage_table(stage, here))
+        make = partial(_stage_table, stage, replace(call, tables=dict(tables)))
+        tables[stage.name] = _recent.get(key, (stage, call.places, read), make)
     return replace(call, tables=tables)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from spdsl.runtime.evaluate import Tables, depends_on, evaluate
 from spdsl.runtime.intervals import tile_bounds
 from spdsl.runtime.looks import Looked
 from spdsl.runtime.pairs import Pairs, pairs_of
-from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Load, Table
+from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Load, Table, TableAxis
 from spdsl.semantics.rewrite import children
 
 _BLOCK = 128
@@ -56,11 +57,12 @@ def _unsorted(table: Table, given: Tensor) -> Fault:
     def fault() -> SpatError:
         place = _first(falls)
         at = place[-1]
-        here, there = given[place].item(), given[(*place[:-1], at + 1)].item()
+        after = (*place[:-1], at + 1)
+        here, there = given[place].item(), given[after].item()
         where = f" of sequence {place[0]}" if given.dim() > 1 and given.shape[0] > 1 else ""
         return error(
             "SP350",
-            f"`{table.name}` is declared sorted, but{where} falls from {here} at token {at} to {there} at token {at + 1}",
+            f"`{table.name}` is declared sorted, but{where} falls from {here} at token {at} to {there}",
             table.span,
             help="sort the tokens by it, or leave out `sorted`",
         )
@@ -143,19 +145,19 @@ def _outside(table: Table, load: Load, when: Expr, pairs: Pairs, tables: Tables)
     for axis, index, size in zip(table.axes, load.indices, shape, strict=True):
         if axis.kind == "q":
             index = Apply(op="sub", args=(index, Extent(name="q_start")), dtype="int")
-        names = depends_on(index, tables)
-        if names and names <= {"h", "g", "b"} or (axis.kind == "token" and depends_on(index) == {"k"} and _is_index(index)):
+        if _follows_from_shapes(axis, index):
             continue
         beyond: Expr = Apply(op="ge", args=(index, Const(value=size)), dtype="bool")
         below: Expr = Apply(op="lt", args=(index, Const(value=0)), dtype="bool")
         wrong = _both(when, Apply(op="or", args=(below, beyond), dtype="bool"))
         flag = _anywhere(wrong, pairs, tables)
         if flag is not None:
-            yield Fault(flag=flag, error=lambda label=axis.label, size=size: _read_error(load, label, size))  # type: ignore[misc]
+            yield Fault(flag=flag, error=partial(_read_error, load, axis.label, size))
 
 
-def _is_index(index: Expr) -> bool:
-    return not children(index)
+def _follows_from_shapes(axis: TableAxis, index: Expr) -> bool:
+    """Whether the index is the variable of its axis, which the checks of shapes cover."""
+    return isinstance(index, Index) and (axis.kind == index.name or (axis.kind == "token" and index.name == "k"))
 
 
 def _read_error(load: Load, label: str, size: int) -> SpatError:
@@ -170,8 +172,8 @@ def _read_error(load: Load, label: str, size: int) -> SpatError:
 def _anywhere(wrong: Expr, pairs: Pairs, tables: Tables) -> Tensor | None:
     """Whether a condition holds for any existing pair.
 
-    Conditions of one side or of the distance take O(N).  Others are bounded tile by tile, which on a GPU would wait for the
-    device: there they are left to the clamp.
+    Conditions of one side or of the distance take O(N).  Others are bounded tile by tile, which on a GPU would wait
+    for the device: there they are left to the clamp.
     """
     if not pairs.queries or not pairs.keys:
         return None

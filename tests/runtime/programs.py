@@ -43,7 +43,18 @@ def number(rng: random.Random, depth: int) -> Expr:
 def integer(rng: random.Random, depth: int) -> Expr:
     """A random int expression whose values stay small."""
     if depth == 0 or rng.random() < 0.2:
-        return rng.choice((Q, K, op("sub", Q, K), H, G, load("doc", rng.choice((Q, K))), load("limit", H), Const(value=rng.randrange(-9, 60))))
+        return rng.choice(
+            (
+                Q,
+                K,
+                op("sub", Q, K),
+                H,
+                G,
+                load("doc", rng.choice((Q, K))),
+                load("limit", H),
+                Const(value=rng.randrange(-9, 60)),
+            )
+        )
     kind = rng.choice(("add", "sub", "scale", "divide", "divide", "abs", "minmax", "bits", "where"))
     x = integer(rng, depth - 1)
     if kind in ("add", "sub"):
@@ -70,7 +81,7 @@ def at(expr: Expr, env: Mapping[str, int], tables: Mapping[str, Tensor]) -> bool
             return env[name]
         case Load(table=name, indices=indices):
             table = tables[name][0]
-            places = (min(max(int(at(index, env, tables)), 0), size - 1) for index, size in zip(indices, table.shape))
+            places = (min(max(int(at(index, env, tables)), 0), size - 1) for index, size in zip(indices, table.shape, strict=False))
             value: bool | int | float = table[tuple(places)].item()
             return value
         case Apply(op=name, args=args, dtype=dtype):

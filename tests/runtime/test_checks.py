@@ -16,11 +16,12 @@ from spdsl.semantics.nodes import Bounds, Expr, Grid, Index, Table
 from tests.runtime.build import CAUSAL, H, K, Q, const, every, load, op, plan, table
 
 
-def call(*tables: Table, keep: Expr = CAUSAL, bias: Expr | None = None, batch: int = 2, nq: int = 12, **given: Tensor) -> Call:
+def call(
+    *tables: Table, keep: Expr = CAUSAL, bias: Expr | None = None, batch: int = 2, nq: int = 12, **given: Tensor
+) -> Call:
     chosen = plan(keep, bias=bias, tables=tables, heads=4, groups=2, head_dim=8)
     q, k = torch.zeros(batch, 4, nq, 8), torch.zeros(batch, 2, 12, 8)
     return Call(plan=chosen, q=q, k=k, v=k, q_start=12 - nq, tables=given)
-
 
 
 DOC = table("doc", "int", "token")
@@ -55,7 +56,7 @@ MISTAKES: list[tuple[str, str, Call]] = [
     ("SP348", "`doc` is on meta, but `q` is on cpu", call(DOC, doc=torch.zeros(1, 12, device="meta").int())),
     (
         "SP350",
-        "of sequence 1 falls from 2 at token 3 to 0 at token 4",
+        "of sequence 1 falls from 2 at token 3 to 0",
         call(replace(DOC, sorted=True), doc=torch.tensor([[0] * 12, [0, 1, 2, 2, 0] + [5] * 7])),
     ),
     ("SP351", "`doc` is 9 at [0, 11], but must be in 0..7", call(RANGED, doc=torch.tensor([[0] * 11 + [9]]))),

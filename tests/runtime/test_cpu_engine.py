@@ -12,7 +12,7 @@ from spdsl.analysis.plans import Plan, TableGradient
 from spdsl.runtime.calls import Call
 from spdsl.runtime.cpu_engine import CpuEngine
 from spdsl.semantics.nodes import Const, Expr
-from tests.runtime.build import B, CAUSAL, H, K, Q, G, dense, error, every, load, op, plan, table, window
+from tests.runtime.build import CAUSAL, B, G, H, K, Q, dense, error, every, load, op, plan, table, window
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -63,12 +63,14 @@ def compare(case: Case, dtype: torch.dtype = torch.float32) -> None:
     gradients = torch.autograd.grad(loss, [*leaves, *wanted], allow_unused=True)
     results = [found.q, found.k, found.v, *found.tables.values()]
     for mine, true in zip(results, gradients, strict=True):
-        assert mine is not None and true is not None
+        assert mine is not None
+        assert true is not None
         assert mine.shape == true.shape
         assert error(mine, true) <= 2 * TOLERANCE[dtype]
 
     again = engine.forward(call)
-    assert torch.equal(again[0], out) and torch.equal(again[1], lse)
+    assert torch.equal(again[0], out)
+    assert torch.equal(again[1], lse)
 
 
 ALIBI: Expr = op("mul", op("neg", load("slope", H, dtype="float")), op("sub", Q, K))
@@ -170,7 +172,8 @@ def test_nothing_kept() -> None:
     assert bool((lse == -torch.inf).all())
     found = CpuEngine().backward(call, out, lse, out + 1, None, frozenset("qkv"))
     for gradient in (found.q, found.k, found.v):
-        assert gradient is not None and not gradient.any()
+        assert gradient is not None
+        assert not gradient.any()
 
 
 def test_only_what_is_wanted() -> None:
@@ -178,7 +181,10 @@ def test_only_what_is_wanted() -> None:
     call = Call(plan=plan(CAUSAL), q=q, k=k, v=v)
     out, lse = CpuEngine().forward(call)
     found = CpuEngine().backward(call, out, lse, out, None, frozenset("v"))
-    assert found.q is None and found.k is None and found.v is not None and not found.tables
+    assert found.q is None
+    assert found.k is None
+    assert found.v is not None
+    assert not found.tables
 
 
 def test_batches_with_places_of_their_own() -> None:
@@ -190,8 +196,12 @@ def test_batches_with_places_of_their_own() -> None:
     out, lse = CpuEngine().forward(call)
     d_out = torch.randn_like(out)
     found = CpuEngine().backward(call, out, lse, d_out, None, frozenset("qkv"))
-    assert found.q is not None and found.k is not None and found.v is not None
-    assert not out[3].any() and bool((lse[3] == -torch.inf).all()) and not found.k[3].any()
+    assert found.q is not None
+    assert found.k is not None
+    assert found.v is not None
+    assert not out[3].any()
+    assert bool((lse[3] == -torch.inf).all())
+    assert not found.k[3].any()
     for b, (q_start, k_start, k_len) in enumerate(places.tolist()[:3]):
         there = slice(k_start, k_start + k_len)
         leaves = [x.double().requires_grad_() for x in (q[b : b + 1], k[b : b + 1, :, there], v[b : b + 1, :, there])]
@@ -202,5 +212,3 @@ def test_batches_with_places_of_their_own() -> None:
         mine = (found.q[b : b + 1], found.k[b : b + 1, :, there], found.v[b : b + 1, :, there])
         for one, true in zip(mine, gradients, strict=True):
             assert error(one, true) < 2e-5
-
-

@@ -7,12 +7,11 @@ import random
 import pytest
 import torch
 
-from spdsl.runtime.evaluate import TORCH_OPS, Tables, apply, evaluate
+from spdsl.runtime.evaluate import TORCH_OPS, Tables, apply, evaluate, tables_for
 from spdsl.runtime.philox import uniform
 from spdsl.runtime.ranges import RANGE_OPS
 from spdsl.semantics.nodes import Noise, Table
 from spdsl.semantics.ops import OPS
-from spdsl.runtime.evaluate import tables_for
 from tests.runtime.build import B, H, K, Q, const, load, op, table
 from tests.runtime.programs import at, condition
 
@@ -38,7 +37,8 @@ def test_division_floors(name: str, divisor: int) -> None:
     expected = [OPS[name].fold(x, divisor) for x in INTS]
     for y in (divisor, torch.tensor(divisor)):
         found = apply(name, [torch.tensor(INTS), y], "int")
-        assert isinstance(found, torch.Tensor) and found.tolist() == expected
+        assert isinstance(found, torch.Tensor)
+        assert found.tolist() == expected
 
 
 def test_large_ints_compare_exactly_with_floats() -> None:
@@ -71,9 +71,7 @@ def test_random_programs(seed: int) -> None:
     points = [(rng.randrange(n), rng.randrange(n), rng.randrange(4)) for _ in range(60)]
     q, k, h = torch.tensor(points).T
     found = evaluate(expr, {"q": q, "k": k, "h": h, "g": h // 2}, Tables(values=given)).expand(60)
-    assert found.tolist() == [
-        bool(at(expr, {"q": a, "k": c, "h": d, "g": d // 2}, given)) for a, c, d in points
-    ]
+    assert found.tolist() == [bool(at(expr, {"q": a, "k": c, "h": d, "g": d // 2}, given)) for a, c, d in points]
 
 
 def test_tables_have_a_batch_axis_unless_they_name_it() -> None:
@@ -100,4 +98,5 @@ def test_indices_stay_inside() -> None:
 def test_noise_is_philox() -> None:
     drawn = evaluate(Noise(seed=const(3), per=(H, K)), {"h": torch.tensor([[0], [1]]), "k": torch.arange(4)})
     assert torch.equal(drawn, uniform(3, [torch.tensor([[0], [1]]), torch.arange(4)]))
-    assert bool(((drawn >= 0) & (drawn < 1)).all()) and len(drawn.unique()) == 8
+    assert bool(((drawn >= 0) & (drawn < 1)).all())
+    assert len(drawn.unique()) == 8

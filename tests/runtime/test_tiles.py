@@ -18,7 +18,7 @@ from spdsl.runtime.lists import lists_for, tile_lists, walk_lists
 from spdsl.runtime.pairs import pairs_of
 from spdsl.runtime.slots import By
 from spdsl.semantics.nodes import Expr, Extent, Index, Table
-from tests.runtime.build import B, CAUSAL, H, K, Q, every, load, op, plan, table, window
+from tests.runtime.build import CAUSAL, B, H, K, Q, every, load, op, plan, table, window
 from tests.runtime.programs import condition
 
 DECLARED: tuple[Table, ...] = (
@@ -112,7 +112,8 @@ def test_lists_hold_all_touched_tiles_once(seed: int, by: By) -> None:
                 assert masked == (touched & ~full)[batch, head, row].nonzero().flatten().tolist()
                 assert set(rough_whole) <= set(whole)
                 assert set(whole + masked) <= set(rough_whole + rough_masked)
-                assert rough_whole == sorted(rough_whole) and rough_masked == sorted(rough_masked)
+                assert rough_whole == sorted(rough_whole)
+                assert rough_masked == sorted(rough_masked)
     assert exact.begin.dtype == exact.tiles.dtype == torch.int32
 
 
@@ -147,7 +148,8 @@ def test_lists_are_kept_for_the_same_table() -> None:
     assert tile_lists(replace(call, tables={"doc": doc}), by="query", block_q=32, block_k=32) is first
     doc[0, 32:] = 1
     second = tile_lists(call, by="query", block_q=32, block_k=32)
-    assert second is not first and len(second.tiles) == 2
+    assert second is not first
+    assert len(second.tiles) == 2
 
 
 def test_batches_with_places() -> None:
@@ -200,5 +202,5 @@ def test_tables_for_each_batch() -> None:
     declared = (table("prefix", "int", "b"),)
     call = _call(plan(op("lt", K, load("prefix", B)), tables=declared, heads=4, groups=2), 64, 64, 0, batch=2)
     lists = tile_lists(replace(call, tables={"prefix": torch.tensor([16, 40])}), by="query", block_q=16, block_k=16)
-    assert [row for row, _ in zip(_rows(lists, 0, 0), range(1))] == [([0], [])]
+    assert [row for row, _ in zip(_rows(lists, 0, 0), range(1), strict=False)] == [([0], [])]
     assert _rows(lists, 1, 0)[0] == ([0, 1], [2])
