@@ -14,6 +14,9 @@ from spdsl.semantics.scope import Scope
 from spdsl.semantics.unsupported import UNSUPPORTED
 from spdsl.semantics.values import POISON, Items, Poison, Scalar, Value, describe
 
+MAX_CALLS = 32
+"""How deep calls of `def`s and patterns may go: they are written out by recursion."""
+
 
 def invoke(ev: Evaluator, node: syntax.Call | syntax.Pipe) -> Value:
     """The value of ``f(x)`` and of ``x |> f``, which are the same."""
@@ -151,6 +154,9 @@ def _enter(ev: Evaluator, name: str, span: Span | None) -> bool:
             span,
             help="definitions and patterns are written out where they are called, so none may call itself",
         )
+        return False
+    if len(ev.unit.trail) >= MAX_CALLS:
+        ev.error("SP216", f"more than {MAX_CALLS} definitions call each other", span, help="write some of them out")
         return False
     ev.unit.trail.append((name, str(span) if span else "?"))
     return True

@@ -106,7 +106,13 @@ class Evaluator:
 
     def evaluate(self, node: syntax.Expr) -> Value:
         """The value of an expression; mistakes are recorded and give `POISON`."""
-        self.unit.tick(node.span)
+        self.unit.enter(node.span)
+        try:
+            return self._evaluate(node)
+        finally:
+            self.unit.leave()
+
+    def _evaluate(self, node: syntax.Expr) -> Value:
         from spdsl.semantics import access
 
         match node:

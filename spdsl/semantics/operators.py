@@ -16,6 +16,9 @@ from spdsl.semantics.values import POISON, Branch, Candidates, Scalar, TensorRef
 MAX_SIZE = 20_000
 """The most nodes one expression may have when every `let` and `def` is written out."""
 
+MAX_DEPTH = 250
+"""The most operations that may stand inside each other, every `let` and `def` written out: later passes recurse."""
+
 
 def operate(ev: Evaluator, op: str, args: tuple[Arg, ...], span: Span | None, context: str) -> Value:
     """An operation on arguments, typed by its signature in `OPS`."""
@@ -79,14 +82,15 @@ def whole(ev: Evaluator, expr: Expr, scalars: tuple[Scalar, ...] | list[Scalar],
     axes = frozenset[str]().union(*(scalar.axes for scalar in scalars))
     guards = frozenset[tuple[Literal["q", "k"], str]]().union(*(scalar.guards for scalar in scalars))
     size = 1 + sum(scalar.size for scalar in scalars)
-    if size > MAX_SIZE:
+    depth = 1 + max((scalar.depth for scalar in scalars), default=0)
+    if size > MAX_SIZE or depth > MAX_DEPTH:
         return ev.error(
             "SP216",
-            f"this expression has more than {MAX_SIZE} parts once every `let` and `def` is written out",
+            "this expression is too large once every `let` and `def` is written out",
             span,
             help="split the pattern, or let fewer definitions build on each other twice",
         )
-    result = Scalar(expr=expr, axes=axes, guards=guards, size=size)
+    result = Scalar(expr=expr, axes=axes, guards=guards, size=size, depth=depth)
     if expr.dtype == "bool" and guards:
         return _guarded(ev, result, span)
     return result
@@ -98,7 +102,7 @@ def _guarded(ev: Evaluator, value: Scalar, span: Span | None) -> Value:
     expr = build.conj(*(condition.expr for condition in conditions), value.expr)
     axes = value.axes.union(*(condition.axes for condition in conditions))
     size = value.size + sum(condition.size + 1 for condition in conditions)
-    return Scalar(expr=build.place(expr, span), axes=axes, size=size)
+    return Scalar(expr=build.place(expr, span), axes=axes, size=size, depth=value.depth + 1)
 
 
 def _wants(op: str, number: int) -> tuple[Want, ...]:

@@ -18,7 +18,8 @@ def collect(program: syntax.Program, resolve: Resolve | None, report: Report) ->
     defs: dict[str, syntax.Def] = {}
     patterns: dict[str, syntax.Pattern] = {}
     _collect(program, resolve, report, defs, patterns, active=(), done=set())
-    return Library(defs=defs, patterns=patterns)
+    unread = any(d.code.startswith("SP1") or d.code in ("SP209", "SP210") for d in report.diagnostics)
+    return Library(defs=defs, patterns=patterns, incomplete=unread)
 
 
 def _collect(
@@ -148,7 +149,7 @@ def check_definitions(library: Library, report: Report) -> frozenset[str]:
     for definition in library.defs.values():
         names = _names(definition.value)
         for used in names:
-            if used.id not in known and used.id not in definition.parameters:
+            if not (used.id in known or used.id in definition.parameters or library.incomplete):
                 close = did_you_mean(used.id, (*known, *definition.parameters))
                 report.error(
                     "SP201",

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import cast
 
 from spdsl.grammar import nodes as syntax
-from spdsl.semantics import build
+from spdsl.semantics import build, operators
 from spdsl.semantics.expressions import Arg, Evaluator, Invocation, excerpt
 from spdsl.semantics.nodes import Const, Coord, Dtype, Expr, Index, Noise, Reduce, Side, Top
 from spdsl.semantics.report import did_you_mean, listing
@@ -94,7 +94,7 @@ def _along(ev: Evaluator, call: Invocation, value: Scalar, side: Side, axis: str
     body, dtype = _body(call.name, value.expr)
     expr = Reduce(kind=call.name, side=side, axis=axis, body=body, dtype=dtype, span=call.span)  # type: ignore[arg-type]
     axes = value.axes - own | (frozenset() if axis is None else frozenset((result,)))
-    return Scalar(expr=expr, axes=axes, guards=value.guards, size=value.size + 1)
+    return Scalar(expr=expr, axes=axes, guards=value.guards, size=value.size + 1, depth=value.depth + 1)
 
 
 def _body(kind: str, body: Expr) -> tuple[Expr, Dtype]:
@@ -240,8 +240,7 @@ def top(ev: Evaluator, call: Invocation) -> Value:
         return POISON
     side, axis = along
     expr = Top(value=value.expr, only=chosen.expr, count=count.expr, side=side, axis=axis, span=call.span)
-    axes = value.axes | chosen.axes | count.axes
-    return Scalar(expr=expr, axes=axes, guards=value.guards, size=1 + value.size + chosen.size + count.size)
+    return operators.whole(ev, expr, (value, chosen, count), call.span)
 
 
 def _along_axis(ev: Evaluator, call: Invocation, value: Scalar) -> tuple[Side, str | None] | None:

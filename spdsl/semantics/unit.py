@@ -19,18 +19,24 @@ from spdsl.semantics.nodes import Coord, Expr, Side
 from spdsl.semantics.report import Report, did_you_mean
 from spdsl.semantics.rewrite import on_side
 from spdsl.semantics.scope import BUILTINS
-from spdsl.semantics.values import FunctionRef, Scalar, Value
+from spdsl.semantics.values import POISON, FunctionRef, Scalar, Value
 
 MAX_STEPS = 200_000
 """The most expressions that are looked at for one pattern, every call of a `def` counted."""
 
+MAX_NESTING = 150
+"""How deep expressions may nest, every call of a `def` counted: they are looked at by recursion."""
+
+UNDECLARED = "declare it above: as a parameter, an input, an axis or a `let`"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Library:
-    """The definitions and patterns that a file sees, by name."""
+    """The definitions and patterns that a file sees, by name; ``incomplete`` if a file it uses could not be read."""
 
     defs: Mapping[str, syntax.Def] = field(default_factory=dict)
     patterns: Mapping[str, syntax.Pattern] = field(default_factory=dict)
+    incomplete: bool = False
 
 
 class Unit:
@@ -54,10 +60,23 @@ class Unit:
         self._grid_of: dict[str, str | None] = {}
         self._inside: dict[tuple[str, str], Scalar] = {}
         self._steps = 0
+        self._nesting = 0
 
-    def tick(self, span: Span | None) -> None:
-        """Count a step of work.  Raises `SpatError` when definitions that call each other multiply."""
+    def leave(self) -> None:
+        """End a step of work."""
+        self._nesting -= 1
+
+    def enter(self, span: Span | None) -> None:
+        """Begin a step of work.  Raises `SpatError` when definitions that call each other multiply, or nest too deeply."""
         self._steps += 1
+        self._nesting += 1
+        if self._nesting > MAX_NESTING:
+            raise error(
+                "SP216",
+                "this is nested too deeply once every `def` is written out",
+                span,
+                help="name parts with `let`",
+            )
         if self._steps > MAX_STEPS:
             raise error(
                 "SP216",
@@ -88,8 +107,13 @@ class Unit:
             )
         if name in evaluator.scope.coordinates:
             return evaluator.error("SP201", f"`{name}` needs a side", node.span, help=f"write `q.{name}` or `k.{name}`")
+        if self.library.incomplete:
+            # It may be in the file that could not be read.
+            return POISON
         known = [*evaluator.scope.entries, *BUILTINS, *self.library.defs, *self.library.patterns, *FUNCTIONS]
-        return evaluator.error("SP201", f"unknown name `{name}`", node.span, help=did_you_mean(name, known))
+        return evaluator.error(
+            "SP201", f"unknown name `{name}`", node.span, help=did_you_mean(name, known) or UNDECLARED
+        )
 
     def mention(self, name: str) -> None:
         """Keep a definition that only a refused construct calls."""

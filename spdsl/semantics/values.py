@@ -20,13 +20,14 @@ class Scalar:
 
     ``axes`` are the axes it varies along: ``q k h g b`` and coordinates such as ``q.blk``.  ``guards`` are the named
     grids whose coordinates take part in the number: the first comparison that uses it must hold inside them only.
-    ``size`` counts the nodes as a tree.
+    ``size`` counts the nodes as a tree, ``depth`` the longest way down.
     """
 
     expr: Expr
     axes: frozenset[str] = frozenset()
     guards: frozenset[tuple[Side, str]] = frozenset()
     size: int = 1
+    depth: int = 1
 
     @property
     def dtype(self) -> Dtype:

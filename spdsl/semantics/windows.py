@@ -1,6 +1,7 @@
 """Overlapping windows: a position has several, so a set over windows is lifted to positions by `any` over them.
 
-From a `BoundPattern` to one whose `keep` has no coordinate of an overlapping axis.
+From a `BoundPattern` to one whose `keep` has no coordinate of an overlapping axis.  Parts of a union are lifted one by one:
+what does not speak of windows also holds where there is none.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from dataclasses import replace
 from spdsl.diagnostics import error
 from spdsl.semantics import build
 from spdsl.semantics.fold import fold
-from spdsl.semantics.nodes import Axis, BoundPattern, Const, Coord, Expr, Index, Noise, Reduce, Top
-from spdsl.semantics.rewrite import substitute, walk
+from spdsl.semantics.nodes import Apply, Axis, BoundPattern, Const, Coord, Expr, Index, Noise, Reduce, Top
+from spdsl.semantics.rewrite import mentions, substitute, walk
 
 MAX_WINDOWS = 64
 """The most windows that may contain one position."""
@@ -45,8 +46,24 @@ def lift_windows(pattern: BoundPattern) -> BoundPattern:
                 raise _refusal(node, "a reduction over overlapping windows")
     used = sorted({(n.side, n.axis) for n in walk(keep) if isinstance(n, Coord) and n.axis in overlapping})
     for side, name in used:
-        keep = _lift(keep, Coord(side=side, axis=name), overlapping[name])
+        window = Coord(side=side, axis=name)
+        keep = build.disj(
+            *(_lift(part, window, overlapping[name]) if mentions(part, window) else part for part in _parts(keep))
+        )
     return replace(pattern, attend=replace(attend, keep=fold(keep)))
+
+
+def _parts(keep: Expr) -> list[Expr]:
+    """The sets that ``keep`` is the union of, in order."""
+    found: list[Expr] = []
+    waiting = [keep]
+    while waiting:
+        match waiting.pop():
+            case Apply(op="or", args=(one, two)):
+                waiting += [two, one]
+            case part:
+                found.append(part)
+    return found
 
 
 def _lift(keep: Expr, coordinate: Coord, axis: Axis) -> Expr:
