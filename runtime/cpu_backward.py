@@ -18,7 +18,7 @@ from spdsl.runtime.cpu_rows import Chunk, Segment
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incoming:
-    """What backward starts from, fp32: ``d_out [batch, heads, nq, dv]``, and ``lse`` and ``delta [batch, heads, nq, 1]``.
+    """What backward starts from, fp32: ``d_out [batch, heads, nq, dv]``; ``lse``, ``delta [batch, heads, nq, 1]``.
 
     ``lse`` is infinite for rows without keys, so that their weights are zero.
     """

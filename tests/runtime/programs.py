@@ -17,10 +17,15 @@ TABLES = {"doc": "token", "flag": "token", "heads": "h", "pairs": "own"}
 def condition(rng: random.Random, depth: int) -> Expr:
     """A random bool expression of q, k, h, g and the tables ``doc flag limit pairs``."""
     if depth == 0 or rng.random() < 0.15:
-        return rng.choice((
-            op("le", K, Q), op("lt", op("sub", Q, K), rng.randrange(1, 90)), load("flag", rng.choice((Q, K)), dtype="bool"),
-            op("eq", load("doc", Q), load("doc", K)), load("pairs", op("floordiv", Q, 24), op("floordiv", K, 24), dtype="bool"),
-        ))  # fmt: skip
+        return rng.choice(
+            (
+                op("le", K, Q),
+                op("lt", op("sub", Q, K), rng.randrange(1, 90)),
+                load("flag", rng.choice((Q, K)), dtype="bool"),
+                op("eq", load("doc", Q), load("doc", K)),
+                load("pairs", op("floordiv", Q, 24), op("floordiv", K, 24), dtype="bool"),
+            )
+        )
     kind = rng.choice(("and", "or", "not", "compare", "compare", "pow2", "where"))
     if kind in ("and", "or"):
         return op(kind, condition(rng, depth - 1), condition(rng, depth - 1))
@@ -81,7 +86,10 @@ def at(expr: Expr, env: Mapping[str, int], tables: Mapping[str, Tensor]) -> bool
             return env[name]
         case Load(table=name, indices=indices):
             table = tables[name][0]
-            places = (min(max(int(at(index, env, tables)), 0), size - 1) for index, size in zip(indices, table.shape, strict=False))
+            places = (
+                min(max(int(at(index, env, tables)), 0), size - 1)
+                for index, size in zip(indices, table.shape, strict=True)
+            )
             value: bool | int | float = table[tuple(places)].item()
             return value
         case Apply(op=name, args=args, dtype=dtype):

@@ -49,7 +49,11 @@ MISTAKES: list[tuple[str, str, Call]] = [
     ("SP346", "`doc` has batch 3, but `q` has batch 2", call(DOC, doc=torch.zeros(3, 12).int())),
     ("SP346", "`doc` has shape [12]", call(DOC, doc=torch.zeros(12).int())),
     ("SP346", "`slope` has 3 elements on axis `h`, but there are 4 heads", call(SLOPE, slope=torch.zeros(1, 3))),
-    ("SP346", "`t` has 4 elements on axis `5`, but the axis has 5", call(table("t", "int", "5"), t=torch.zeros(1, 4).int())),
+    (
+        "SP346",
+        "`t` has 4 elements on axis `5`, but the axis has 5",
+        call(table("t", "int", "5"), t=torch.zeros(1, 4).int()),
+    ),
     ("SP346", "`p` has batch 1, but", call(table("p", "int", "b"), p=torch.zeros(1).int())),
     ("SP347", "`doc` is float32, but is declared int", call(DOC, doc=torch.zeros(1, 12))),
     ("SP347", "`slope` is int64, but is declared float", call(SLOPE, slope=torch.zeros(1, 4).long())),
@@ -63,9 +67,7 @@ MISTAKES: list[tuple[str, str, Call]] = [
     (
         "SP320",
         "`lean` is read outside of its axis `5`, which has 5 elements",
-        call(
-            table("lean", "float", "5"), bias=load("lean", op("sub", Q, K), dtype="float"), lean=torch.zeros(1, 5)
-        ),
+        call(table("lean", "float", "5"), bias=load("lean", op("sub", Q, K), dtype="float"), lean=torch.zeros(1, 5)),
     ),
     (
         "SP320",
@@ -76,11 +78,12 @@ MISTAKES: list[tuple[str, str, Call]] = [
         "SP320",
         "`tree` is read outside of its axis `6`",
         call(
-            table("tree", "bool", "6", "6"), keep=every(CAUSAL, load("tree", Q, op("floordiv", K, 2), dtype="bool")),
+            table("tree", "bool", "6", "6"),
+            keep=every(CAUSAL, load("tree", Q, op("floordiv", K, 2), dtype="bool")),
             tree=torch.ones(1, 6, 6).bool(),
         ),
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("code", "message", "given"), MISTAKES, ids=[each[1] for each in MISTAKES])
@@ -110,14 +113,17 @@ FINE = [
     call(replace(RANGED, sorted=True), keep=READ_DOC, doc=torch.arange(12)[None] // 2),
     call(table("a", "float", "q"), bias=load("a", Q, dtype="float"), nq=3, a=torch.zeros(1, 3)),
     call(
-        table("lean", "float", "h", "5"), keep=every(CAUSAL, op("lt", op("sub", Q, K), 5)),
-        bias=load("lean", H, op("sub", Q, K), dtype="float"), lean=torch.zeros(1, 4, 5),
+        table("lean", "float", "h", "5"),
+        keep=every(CAUSAL, op("lt", op("sub", Q, K), 5)),
+        bias=load("lean", H, op("sub", Q, K), dtype="float"),
+        lean=torch.zeros(1, 4, 5),
     ),
     call(
         table("tree", "bool", "6", "6"),
-        keep=every(op("lt", Q, 6), op("lt", K, 6), load("tree", Q, K, dtype="bool")), tree=torch.ones(1, 6, 6).bool(),
+        keep=every(op("lt", Q, 6), op("lt", K, 6), load("tree", Q, K, dtype="bool")),
+        tree=torch.ones(1, 6, 6).bool(),
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("given", FINE)

@@ -95,12 +95,16 @@ CASES = {
     "more queries than keys": Case(plan(NEAR, blocks=(32, 32)), nq=150, n=61),
     "strided": Case(plan(every(CAUSAL, op("eq", op("mod", op("sub", Q, K), 7), 0)), blocks=(32, 32))),
     "far tiles": Case(plan(every(CAUSAL, op("is_pow2", op("sub", Q, K))), blocks=(16, 16))),
-    "by head": Case(plan(op("lt", op("abs", op("sub", Q, K)), op("mul", op("add", H, 1), 11)), blocks=(32, 32)), heads=4),
-    "by group": Case(
-        plan(op("or", op("eq", G, 0), op("lt", K, 5)), blocks=(32, 32)), heads=4, groups=2
+    "by head": Case(
+        plan(op("lt", op("abs", op("sub", Q, K)), op("mul", op("add", H, 1), 11)), blocks=(32, 32)), heads=4
     ),
+    "by group": Case(plan(op("or", op("eq", G, 0), op("lt", K, 5)), blocks=(32, 32)), heads=4, groups=2),
     "documents": Case(
-        plan(every(CAUSAL, op("eq", load("doc", Q), load("doc", K))), tables=(table("doc", "int", "token"),), blocks=(32, 32)),
+        plan(
+            every(CAUSAL, op("eq", load("doc", Q), load("doc", K))),
+            tables=(table("doc", "int", "token"),),
+            blocks=(32, 32),
+        ),
         tables={"doc": _doc(150)},
         batch=2,
     ),
@@ -112,34 +116,50 @@ CASES = {
     "softcap": Case(plan(window(50), softcap=2.0, scale=0.7, blocks=(32, 32))),
     "alibi": Case(
         plan(
-            CAUSAL, bias=ALIBI, tables=(table("slope", "float", "h"),), blocks=(32, 32), softcap=3.0,
+            CAUSAL,
+            bias=ALIBI,
+            tables=(table("slope", "float", "h"),),
+            blocks=(32, 32),
+            softcap=3.0,
             gradients=(_gradient("slope", op("neg", op("float", op("sub", Q, K))), H, by="none"),),
         ),
         tables={"slope": torch.rand(1, 4)},
-        heads=4, groups=2, batch=2,
+        heads=4,
+        groups=2,
+        batch=2,
     ),
     "distances": Case(
         plan(
-            window(50), bias=load("lean", H, op("sub", Q, K), dtype="float"), tables=(table("lean", "float", "h", "50"),),
-            gradients=(_gradient("lean", Const(value=1), H, op("sub", Q, K), by="distance"),), blocks=(32, 16),
+            window(50),
+            bias=load("lean", H, op("sub", Q, K), dtype="float"),
+            tables=(table("lean", "float", "h", "50"),),
+            gradients=(_gradient("lean", Const(value=1), H, op("sub", Q, K), by="distance"),),
+            blocks=(32, 16),
         ),
         tables={"lean": torch.randn(2, 2, 50)},
         batch=2,
     ),
     "queries and keys": Case(
         plan(
-            CAUSAL, bias=op("add", load("a", Q, dtype="float"), op("mul", load("c", K, dtype="float"), 2.0)),
-            tables=(table("a", "float", "q"), table("c", "float", "token")), shape="offset", blocks=(32, 16),
+            CAUSAL,
+            bias=op("add", load("a", Q, dtype="float"), op("mul", load("c", K, dtype="float"), 2.0)),
+            tables=(table("a", "float", "q"), table("c", "float", "token")),
+            shape="offset",
+            blocks=(32, 16),
             gradients=(
-                _gradient("a", Const(value=1.0), Q, by="query"), _gradient("c", Const(value=2.0), K, by="key"),
+                _gradient("a", Const(value=1.0), Q, by="query"),
+                _gradient("c", Const(value=2.0), K, by="key"),
             ),
         ),
         tables={"a": torch.randn(1, 50), "c": torch.randn(1, 150)},
-        nq=50, q_start=100,
+        nq=50,
+        q_start=100,
     ),
     "sinks": Case(
         plan(
-            every(window(50), op("ge", Q, 20)), sink_logit=load("rest", H, dtype="float"), blocks=(32, 32),
+            every(window(50), op("ge", Q, 20)),
+            sink_logit=load("rest", H, dtype="float"),
+            blocks=(32, 32),
             tables=(table("rest", "float", "h"),),
             gradients=(_gradient("rest", Const(value=1), H, by="none", of="sink_logit"),),
         ),
@@ -147,7 +167,7 @@ CASES = {
         batch=2,
     ),
     "empty rows": Case(plan(every(CAUSAL, op("ge", Q, 40), op("ne", op("mod", Q, 3), 0)), blocks=(32, 32))),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

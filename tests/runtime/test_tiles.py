@@ -22,8 +22,11 @@ from tests.runtime.build import CAUSAL, B, H, K, Q, every, load, op, plan, table
 from tests.runtime.programs import condition
 
 DECLARED: tuple[Table, ...] = (
-    table("doc", "int", "token"), table("flag", "bool", "token"), table("limit", "int", "h"), table("pairs", "bool", "9", "9")
-)  # fmt: skip
+    table("doc", "int", "token"),
+    table("flag", "bool", "token"),
+    table("limit", "int", "h"),
+    table("pairs", "bool", "9", "9"),
+)
 
 
 def _call(chosen: Plan, nq: int, n: int, q_start: int, batch: int = 1, heads: int = 4, **tables: Tensor) -> Call:
@@ -176,8 +179,13 @@ def test_walks_in_closed_form() -> None:
             touched=Interval(lo=op("floordiv", Extent(name="nq"), 1000), hi=op("min", diagonal, 1)),
             filter=op("eq", op("mod", Index(name="j"), 2), 0),
         ),
-        Slot(touched=Interval(lo=op("add", i, 2), hi=op("floordiv", op("add", Extent(name="n"), 15), 16)), step=3, run=1, phase=H),
-    )  # fmt: skip
+        Slot(
+            touched=Interval(lo=op("add", i, 2), hi=op("floordiv", op("add", Extent(name="n"), 15), 16)),
+            step=3,
+            run=1,
+            phase=H,
+        ),
+    )
     walk = SlotWalk(slots=slots)
     call = _call(plan(CAUSAL, heads=4, groups=2), 120, 120, 0)
     lists = walk_lists(call, walk, by="query", block_q=16, block_k=16)
