@@ -103,7 +103,7 @@ class _Cutter:
         match expr:
             case Reduce() | Top() | Noise():
                 return self._load(expr)
-            case Apply(args=args) if expr.dtype == "bool" and all(arg.dtype != "bool" for arg in args) and _coarse(expr):
+            case Apply(args=args) if expr.dtype == "bool" and all(arg.dtype != "bool" for arg in args) and _fits(expr):
                 return self._load(expr)
             case Apply(args=args):
                 return replace(expr, args=tuple(self.cut(arg) for arg in args))
@@ -149,6 +149,12 @@ def _coarse(expr: Expr) -> bool:
     positions = {axis.side for axis in axes_of(expr) if axis.side is not None and axis.axis is None}
     sides = {axis.side for axis in axes_of(expr) if axis.side is not None}
     return not positions or len(sides) == 1
+
+
+def _fits(expr: Expr) -> bool:
+    """Whether one table holds the values: `k == min(k, per = k.blk)` needs positions beside a table of blocks."""
+    sides = [axis.side for axis in axes_of(expr) if axis.side is not None]
+    return _coarse(expr) and len(set(sides)) == len(sides)
 
 
 def _order(axis: StageAxis) -> tuple[int, str]:

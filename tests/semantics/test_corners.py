@@ -1,0 +1,82 @@
+"""Odd corners of the language: masks against plain Python, calls on the CPU and their gradients against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import spdsl
+from tests.semantics.corners import CORNERS, Corner, Point
+
+
+def expected(case: Corner) -> np.ndarray:
+    """``[batch, heads, nq, n]`` by the case's own words."""
+    nq = case.n if case.nq is None else case.nq
+    found = np.zeros((case.batch, case.heads, nq, case.n), dtype=bool)
+    for b, h, row, k in np.ndindex(found.shape):
+        place = Point(
+            b=b, h=h, g=h // (case.heads // case.groups), q=row + case.n - nq, k=k, n=case.n, nq=nq
+        )
+        found[b, h, row, k] = case.kept(place, case.inputs)
+    return found
+
+
+def tensors(case: Corner) -> dict[str, Any]:
+    return {name: torch.from_numpy(np.array(value)) for name, value in case.inputs.items()}
+
+
+@pytest.mark.parametrize("case", CORNERS, ids=lambda case: case.name)
+def test_masks(case: Corner) -> None:
+    pattern = spdsl.loads(case.text)
+    assert pattern.name == case.name
+    mask = pattern.mask(
+        case.n if case.nq is None else case.nq,
+        case.n,
+        heads=case.heads,
+        groups=case.groups,
+        layer=case.layer,
+        **case.parameters,
+        **tensors(case),
+    )
+    wanted = expected(case)
+    assert np.array_equal(np.broadcast_to(mask.numpy(), wanted.shape), wanted)
+    assert 0 < wanted.mean() < 1, "the case says something"
+
+
+@pytest.mark.parametrize("case", CORNERS, ids=lambda case: case.name)
+def test_calls_and_gradients(case: Corner) -> None:
+    generator = torch.Generator().manual_seed(0)
+    nq = case.n if case.nq is None else case.nq
+
+    def leaf(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).requires_grad_()
+
+    q, k, v = leaf(case.batch, case.heads, nq, 16), leaf(case.batch, case.groups, case.n, 16), leaf(
+        case.batch, case.groups, case.n, 8
+    )
+    inputs = tensors(case)
+    for name in case.trained:
+        inputs[name].requires_grad_()
+    leaves = [q, k, v, *(inputs[name] for name in case.trained)]
+    attn = spdsl.compile(spdsl.loads(case.text), layer=case.layer, **case.parameters)
+    out, lse = attn(q, k, v, return_lse=True, **inputs)
+    wanted, wanted_lse = attn.reference(q, k, v, return_lse=True, **inputs)
+    seen = torch.isfinite(wanted_lse)
+    assert torch.equal(seen, torch.isfinite(lse))
+    assert close(out, wanted, 1e-5)
+    assert close(lse[seen], wanted_lse[seen], 1e-5)
+    d_out = torch.randn(out.shape, generator=generator)
+    d_lse = torch.where(seen, torch.randn(lse.shape, generator=generator), 0.0)
+    found = torch.autograd.grad((out, lse), leaves, (d_out, d_lse))
+    right = torch.autograd.grad((wanted, wanted_lse), leaves, (d_out.double(), d_lse.double()))
+    for name, one, two in zip(("q", "k", "v", *case.trained), found, right, strict=True):
+        assert close(one, two, 2e-5), f"gradient of {name}"
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, most: float) -> bool:
+    """Whether the relative error ‖found − wanted‖ / ‖wanted‖ is at most ``most``."""
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return bool(torch.isfinite(found).all()) and float((found - wanted).norm()) <= most * float(wanted.norm())
