@@ -1,7 +1,7 @@
 """From a plan to binaries for a GPU that need not be present.
 
-Triton compiles for any target when it is told the types of the arguments.  Pointers and strides of tensors are taken to be
-multiples of 16, as torch's allocator and common layouts give them.
+Triton compiles for any target when it is told the types of the arguments.  Pointers and strides of tensors are taken to
+be multiples of 16, as torch's allocator and common layouts give them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 class Binary:
     """One compiled kernel.
 
-    ``extension`` is ``cubin`` or ``hsaco``; ``assembly`` is PTX or AMD assembly.  ``shared`` counts bytes of shared memory of
-    a program, ``spills`` 32-bit registers that live in local memory, both of one thread's point of view as are
-    ``registers``.  ``signature`` names the arguments with their types, in order.
+    ``extension`` is ``cubin`` or ``hsaco``; ``assembly`` is PTX or AMD assembly.  ``shared`` counts bytes of shared
+    memory of a program, ``spills`` 32-bit registers that live in local memory, both of one thread's point of view as
+    are ``registers``.  ``signature`` names the arguments with their types, in order.
     """
 
     name: str
@@ -47,7 +47,9 @@ class Binary:
     signature: tuple[tuple[str, str], ...]
 
 
-def compile_kernels(plan: Plan, target: str, kinds: tuple[str, ...] | None = None) -> tuple[KernelSource, tuple[Binary, ...]]:
+def compile_kernels(
+    plan: Plan, target: str, kinds: tuple[str, ...] | None = None
+) -> tuple[KernelSource, tuple[Binary, ...]]:
     """The source of ``plan`` and its kernels (all, or those named in ``kinds``) compiled for ``target``.
 
     Raises:
@@ -136,7 +138,10 @@ def _cuda_resources(binary: bytes) -> tuple[int, int]:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(binary)
         shown = subprocess.run(  # noqa: S603  # the tool comes with triton, the path is ours
-            [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)], capture_output=True, text=True, check=True
+            [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
     found: Mapping[str, str] = dict(re.findall(r"(REG|STACK):(\d+)", shown))
     return int(found["REG"]), int(found["STACK"]) // 4

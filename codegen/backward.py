@@ -1,7 +1,7 @@
 """The kernels of the backward: delta and sinks, dQ by query, dK and dV by key.
 
-dQ and dK/dV each compute the weights again from the LSE, so that every sum has one owner and a fixed order.  Gradients of
-tables leave the kernels as sums for every row or key, which the run time adds up.
+dQ and dK/dV each compute the weights again from the LSE, so that every sum has one owner and a fixed order.  Gradients
+of tables leave the kernels as sums for every row or key, which the run time adds up.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Partial:
     def argument(self) -> Argument:
         """The argument with its shape."""
         shape = {"key": "key_rows", "pair": "nq, key_rows", "distance": "nq + key_rows - 1"}.get(self.gradient.by, "nq")
-        return Argument(name=self.pointer, type="*fp32", note=f"[batch, heads, {shape}], for table {self.gradient.table}")
+        return Argument(
+            name=self.pointer, type="*fp32", note=f"[batch, heads, {shape}], for table {self.gradient.table}"
+        )
 
 
 def partial_pointer(position: int) -> str:
@@ -100,7 +102,7 @@ def lower_delta(plan: Plan) -> Kernel:
         for position, gradient in sinks:
             partial = Partial(
                 number=position, gradient=gradient, factor=frame.hoist.place(truncated(gradient.factor), 1)
-            )  # fmt: skip
+            )
             tail += [
                 Zeros(name=partial.name, shape=("BLOCK_Q",)),
                 SumRows(name=partial.name, factor=partial.factor),
@@ -189,7 +191,7 @@ def lower_dq(plan: Plan) -> Kernel:
 
 
 def lower_dkdv(plan: Plan) -> Kernel:
-    """dK and dV, summed over the query heads of a group, and the sums of table gradients by key."""
+    """The gradients of K and V, summed over the query heads of a group, and the sums of table gradients by key."""
     frame = Frame(plan=plan, kernel=plan.dkdv, by="key")
     step = Step.of(frame, partials(frame, "bias", ("key",)))
     problem = plan.problem
@@ -228,7 +230,9 @@ def lower_dkdv(plan: Plan) -> Kernel:
     )
     if frame.loops_over_heads:
         name = Define(name="h", value=add(mul(index("g"), number(frame.ratio)), index("r")), note="query head")
-        head = (Loop(variable="r", low=number(0), high=number(frame.ratio), body=(name, *head), note="heads of the group"),)
+        head = (
+            Loop(variable="r", low=number(0), high=number(frame.ratio), body=(name, *head), note="heads of the group"),
+        )
     blocks: tuple[Block, ...] = (
         Program(by="key", ratio=frame.ratio, reverse=False, shape=problem.shape),
         positions(frame, "k", "own"),
@@ -243,7 +247,9 @@ def lower_dkdv(plan: Plan) -> Kernel:
         *_store(frame, "dK", "k", "HEAD_DIM", plan.scale),
         *_store(frame, "dV", "k", "VALUE_DIM", None),
     )
-    doc = "dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."
+    doc = (
+        "dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."
+    )
     return step.kernel("dkdv", doc, ("dK", "dV"), blocks, plan.dkdv.block_k)
 
 
@@ -274,9 +280,14 @@ class Step:
             sums.append(Partial(number=position, gradient=gradient, factor=placed))
         keep_blocks, keep = frame.place_tile(keep)
         return cls(
-            frame=frame, bias=bias, keep=keep, bias_blocks=bias_blocks, sum_blocks=sum_blocks, keep_blocks=keep_blocks,
+            frame=frame,
+            bias=bias,
+            keep=keep,
+            bias_blocks=bias_blocks,
+            sum_blocks=sum_blocks,
+            keep_blocks=keep_blocks,
             sums=tuple(sums),
-        )  # fmt: skip
+        )
 
     @property
     def uses_positions(self) -> bool:
@@ -287,7 +298,11 @@ class Step:
         """From products to ``p``."""
         plan, frame = self.frame.plan, self.frame
         logits = Logits(
-            scale=plan.scale, softcap=plan.softcap, bias=self.bias, folded=frame.folded, keep_slope=plan.softcap is not None
+            scale=plan.scale,
+            softcap=plan.softcap,
+            bias=self.bias,
+            folded=frame.folded,
+            keep_slope=plan.softcap is not None,
         )
         mask = Mask(target="p", keep=self.keep, span=plan.keep.span)
         return (
@@ -312,20 +327,30 @@ class Step:
         own, walked = ("BLOCK_Q", "BLOCK_K") if self.frame.by == "query" else ("BLOCK_K", "BLOCK_Q")
         dtype = self.frame.plan.problem.dtype
         return Dot(
-            name=name, left=left, right=right, transpose=transpose, accumulate=accumulate,
-            cast=dtype if accumulate else None, exact=dtype == "fp32",
+            name=name,
+            left=left,
+            right=right,
+            transpose=transpose,
+            accumulate=accumulate,
+            cast=dtype if accumulate else None,
+            exact=dtype == "fp32",
             shape=(own, walked) if transpose else (own, "VALUE_DIM" if name == "dv" else "HEAD_DIM"),
-        )  # fmt: skip
+        )
 
     def walker(self, body: object) -> Walker:
         """The walker of the kernel; dK/dV is faster as one flat loop."""
         frame, kernel = self.frame, self.frame.kernel
         scope = 2 if frame.loops_over_heads and depends_on_head(kernel.walk) else 0
         return Walker(
-            by=frame.by, shape=frame.plan.problem.shape, block_q=kernel.block_q, block_k=kernel.block_k,
-            separate=2 if frame.by == "query" else 1, place=lambda expr: frame.hoist.place(expr, scope),
-            place_tile=frame.place_tile, body=body,  # type: ignore[arg-type]
-        )  # fmt: skip
+            by=frame.by,
+            shape=frame.plan.problem.shape,
+            block_q=kernel.block_q,
+            block_k=kernel.block_k,
+            separate=2 if frame.by == "query" else 1,
+            place=lambda expr: frame.hoist.place(expr, scope),
+            place_tile=frame.place_tile,
+            body=body,  # type: ignore[arg-type]
+        )
 
     def kernel(self, name: str, doc: str, results: tuple[str, ...], body: tuple[Block, ...], block: int) -> Kernel:
         """The kernel with its arguments."""
@@ -358,13 +383,23 @@ class Step:
 
 def _pointers(frame: Frame, tensor: str, side: Side, columns: str, head: str) -> Pointers:
     return Pointers(
-        tensor=tensor, prefix=tensor.lower(), side=side, columns=columns, head=head, shape=frame.plan.problem.shape  # type: ignore[arg-type]
-    )  # fmt: skip
+        tensor=tensor,
+        prefix=tensor.lower(),
+        side=side,
+        columns=columns,
+        head=head,
+        shape=frame.plan.problem.shape,  # type: ignore[arg-type]
+    )
 
 
 def _load(frame: Frame, prefix: str, side: Side, columns: str, guarded: bool) -> LoadTile:
     return LoadTile(
-        name=f"{prefix}_tile", prefix=prefix, side=side, columns=columns, guarded=guarded, padded=frame.is_padded(columns)
+        name=f"{prefix}_tile",
+        prefix=prefix,
+        side=side,
+        columns=columns,
+        guarded=guarded,
+        padded=frame.is_padded(columns),
     )
 
 
@@ -375,7 +410,12 @@ def _tile(frame: Frame, tensor: str, side: Side, columns: str, head: str) -> tup
 def _store(frame: Frame, tensor: str, side: Side, columns: str, factor: float | None) -> tuple[Block, ...]:
     head = "h" if side == "q" else "g"
     store = StoreTile(
-        value=tensor.lower(), prefix=tensor.lower(), side=side, columns=columns, padded=frame.is_padded(columns),
-        dtype=frame.plan.problem.dtype, factor=factor,
-    )  # fmt: skip
+        value=tensor.lower(),
+        prefix=tensor.lower(),
+        side=side,
+        columns=columns,
+        padded=frame.is_padded(columns),
+        dtype=frame.plan.problem.dtype,
+        factor=factor,
+    )
     return (_pointers(frame, tensor, side, columns, head), store)

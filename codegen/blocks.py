@@ -1,12 +1,12 @@
 """The block graph: what every kernel does, in terms of tiles; one small language for all kernels and back ends.
 
 A kernel is a list of blocks; loops and conditions hold blocks.  Values have names.  In a kernel that walks *by query* a
-program owns one tile of queries (`q` is a column vector, `k` a row vector) and loops over tiles of keys; *by key* it owns a
-tile of keys (`k` is the column) and loops over tiles of queries.  Sides are called ``own`` and ``walked``.
+program owns one tile of queries (`q` is a column vector, `k` a row vector) and loops over tiles of keys; *by key* it
+owns a tile of keys (`k` is the column) and loops over tiles of queries.  Sides are called ``own`` and ``walked``.
 
-Expressions are those of `spdsl.semantics.nodes` without loads; ``Param`` stands for a value named earlier in the kernel, and
-``quotient`` and ``remainder`` are divisions that truncate.  Tile shapes are written in names: BLOCK_Q, BLOCK_K, HEAD_DIM,
-VALUE_DIM.
+Expressions are those of `spdsl.semantics.nodes` without loads; ``Param`` stands for a value named earlier in the
+kernel, and ``quotient`` and ``remainder`` are divisions that truncate.  Tile shapes are written in names: BLOCK_Q,
+BLOCK_K, HEAD_DIM, VALUE_DIM.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class TableIndex:
 class Gather:
     """Elements of a table at the given indices; 0 where an index is out of bounds.
 
-    ``batch_stride`` names the stride of the leading batch axis, None if the table's own axes name ``b``.  ``wide`` computes
-    offsets in 64 bits.
+    ``batch_stride`` names the stride of the leading batch axis, None if the table's own axes name ``b``.  ``wide``
+    computes offsets in 64 bits.
     """
 
     name: str
@@ -128,7 +128,8 @@ class StoreTile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """``lse`` (in powers of two, +inf for rows that keep nothing or do not exist, so that weights vanish) and ``delta``."""
+    """``lse`` (in powers of two, +inf for rows that keep nothing or do not exist, so that weights vanish) and
+    ``delta``."""
 
     part: Part
 
@@ -215,8 +216,8 @@ class SoftmaxState:
 class OnlineSoftmax:
     """Update ``m`` and ``l``, rescale ``acc``, and name the weights ``p``.
 
-    ``factor`` is the scale folded into the exponent (1 when logits are scaled already); ``guarded`` when a whole row may be
-    -inf.
+    ``factor`` is the scale folded into the exponent (1 when logits are scaled already); ``guarded`` when a whole row
+    may be -inf.
     """
 
     factor: float
@@ -280,8 +281,8 @@ class SinkGradient:
 class DistanceProgram:
     """A program that owns the distances from ``first`` on, of rows minus keys, for one query head.
 
-    Slots count from 0 at the least distance, ``1 - key_rows``.  Names ``first``, and ``lo`` and ``hi``: the query tiles with
-    such pairs.
+    Slots count from 0 at the least distance, ``1 - key_rows``.  Names ``first``, and ``lo`` and ``hi``: the query tiles
+    with such pairs.
     """
 
     ratio: int
@@ -290,7 +291,8 @@ class DistanceProgram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistancePositions:
-    """Rows and positions of query tile ``i`` and of the 2 * BLOCK_D keys that reach all its pairs at the owned distances."""
+    """Rows and positions of query tile ``i`` and of the 2 * BLOCK_D keys that reach all its pairs at the owned
+    distances."""
 
     shape: Shape
 

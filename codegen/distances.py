@@ -1,12 +1,14 @@
 """The kernel that sums gradients of tables indexed by ``q - k``: every program owns a few distances.
 
-A tile of queries meets, at the distances that a program owns, a band of keys twice as wide; the diagonals of that tile are
-aligned by a gather and added up over the query tiles in order.  Memory is that of the distances, the order is fixed.
+A tile of queries meets, at the distances that a program owns, a band of keys twice as wide; the diagonals of that tile
+are aligned by a gather and added up over the query tiles in order.  Memory is that of the distances, the order is
+fixed.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from spdsl.analysis.plans import Plan
 from spdsl.codegen.arith import both, compare, index, number
@@ -27,10 +29,17 @@ from spdsl.codegen.blocks import (
     Zeros,
 )
 from spdsl.codegen.frame import Frame
-from spdsl.semantics.nodes import Param
+from spdsl.semantics.nodes import Param, Side
 
 BLOCK = 32
 """Queries of a tile, and distances of a program."""
+
+TENSORS: tuple[tuple[str, Side, str, Literal["h", "g"]], ...] = (
+    ("Q", "q", "HEAD_DIM", "h"),
+    ("dO", "q", "VALUE_DIM", "h"),
+    ("K", "k", "HEAD_DIM", "g"),
+    ("V", "k", "VALUE_DIM", "g"),
+)
 
 
 def lower_distances(plan: Plan) -> Kernel | None:
@@ -48,10 +57,14 @@ def lower_distances(plan: Plan) -> Kernel | None:
         DistancePositions(shape=shape),
         *inside,
         *(
-            LoadRows(name=f"{prefix}_tile", prefix=prefix, side=side, columns=columns, padded=frame.is_padded(columns))
-            for prefix, side, columns in (
-                ("q", "q", "HEAD_DIM"), ("do", "q", "VALUE_DIM"), ("k", "k", "HEAD_DIM"), ("v", "k", "VALUE_DIM"),
+            LoadRows(
+                name=f"{tensor.lower()}_tile",
+                prefix=tensor.lower(),
+                side=side,
+                columns=columns,
+                padded=frame.is_padded(columns),
             )
+            for tensor, side, columns, _ in TENSORS
         ),
         Statistics(part="own"),
         step.dot("scores", "q_tile", "k_tile", transpose=True),
@@ -60,27 +73,31 @@ def lower_distances(plan: Plan) -> Kernel | None:
         ScoreGradient(part="own", capped=False),
         *step.sum_blocks,
         *(SumDiagonals(name=each.name, factor=each.factor) for each in step.sums),
-    )  # fmt: skip
+    )
     blocks: tuple[Block, ...] = (
         DistanceProgram(ratio=frame.ratio, shape=shape),
         RowBase(),
         *(
             Pointers(tensor=tensor, prefix=tensor.lower(), side=side, columns=columns, head=head, shape=shape)
-            for tensor, side, columns, head in (
-                ("Q", "q", "HEAD_DIM", "h"), ("dO", "q", "VALUE_DIM", "h"),
-                ("K", "k", "HEAD_DIM", "g"), ("V", "k", "VALUE_DIM", "g"),
-            )
+            for tensor, side, columns, head in TENSORS
         ),
         *(Zeros(name=each.name, shape=("BLOCK_D",)) for each in step.sums),
         Loop(
-            variable="i", low=Param(name="lo", dtype="int"), high=Param(name="hi", dtype="int"), body=body,
+            variable="i",
+            low=Param(name="lo", dtype="int"),
+            high=Param(name="hi", dtype="int"),
+            body=body,
             note="tiles of queries with pairs at these distances",
         ),
         *(StoreDistances(value=each.name, pointer=each.pointer) for each in step.sums),
-    )  # fmt: skip
+    )
     doc = "Sums of the gradients of logits by distance: each program owns a few distances."
     kernel = step.kernel("distances", doc, (), blocks, BLOCK)
     assert KEY_ROWS not in kernel.arguments
     at = kernel.arguments.index(STATISTICS[1]) + 1
-    arguments = (*kernel.arguments[:at], KEY_ROWS, *(a for a in kernel.arguments[at:] if not a.name.startswith("list_")))
+    arguments = (
+        *kernel.arguments[:at],
+        KEY_ROWS,
+        *(a for a in kernel.arguments[at:] if not a.name.startswith("list_")),
+    )
     return replace(kernel, arguments=arguments, constants=(*kernel.constants, ("BLOCK_D", BLOCK)))

@@ -1,7 +1,7 @@
 """From the block graph to the text of a Python file with Triton kernels.
 
-Every kind of block has a macro of the same name in ``templates/blocks.jinja``; here is only the nesting.  The text depends on
-the graph alone.  Nothing is compiled.
+Every kind of block has a macro of the same name in ``templates/blocks.jinja``; here is only the nesting.  The text
+depends on the graph alone.  Nothing is compiled.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from spdsl.codegen.blocks import Block, BlockGraph, If, Kernel, Loop
+from spdsl.codegen.blocks import Block, BlockGraph, Gather, If, Kernel, Logits, Loop
 from spdsl.codegen.expressions import helpers_of, literal, text_of
 from spdsl.codegen.frame import LN2, LOG2E, every
 from spdsl.diagnostics import Span
@@ -64,7 +64,7 @@ def _helpers(graph: BlockGraph) -> tuple[str, ...]:
     found: set[str] = set()
     for kernel in graph.kernels:
         for block in every(kernel.body):
-            if type(block).__name__ == "Logits" and getattr(block, "softcap") is not None:
+            if isinstance(block, Logits) and block.softcap is not None:
                 found.add("tanh")
             for expr in expressions_in(block):
                 found |= helpers_of(expr)
@@ -94,27 +94,16 @@ def _place(span: Span | None) -> str:
 
 
 def _signature(kernel: Kernel) -> str:
-    """The arguments, one tensor with its strides a line."""
+    """The arguments: one with a note has a line of its own, others share lines."""
     lines: list[str] = []
     for argument in kernel.arguments:
-        if argument.note or not lines:
-            lines.append(f"{argument.name},  # {argument.note}" if argument.note else f"{argument.name},")
-        elif "#" in lines[-1] and lines[-1].startswith("    "):
+        if argument.note:
+            lines.append(f"    {argument.name},  # {argument.note}")
+        elif lines and "#" not in lines[-1] and len(lines[-1]) + len(argument.name) < 110:
             lines[-1] += f" {argument.name},"
         else:
-            lines.append(f"{argument.name},")
-    return "\n".join("    " + line for line in _joined(lines))
-
-
-def _joined(lines: list[str]) -> list[str]:
-    """Arguments without a note share a line."""
-    found: list[str] = []
-    for line in lines:
-        if found and "#" not in line and "#" not in found[-1] and len(found[-1]) + len(line) < 110:
-            found[-1] += " " + line
-        else:
-            found.append(line)
-    return found
+            lines.append(f"    {argument.name},")
+    return "\n".join(lines)
 
 
 def _unspecialised(kernel: Kernel) -> str:
@@ -126,7 +115,7 @@ def _number(value: float) -> str:
     return literal(float(value))[0]
 
 
-def _index_sum(gather: Any) -> str:
+def _index_sum(gather: Gather) -> str:
     """The offset of a gathered element."""
     parts = [f"b.to(tl.int64) * {gather.batch_stride}"] if gather.batch_stride else []
     for each in gather.indices:
@@ -136,7 +125,7 @@ def _index_sum(gather: Any) -> str:
     return "".join(f" + {part}" for part in parts)
 
 
-def _guards(gather: Any) -> str:
+def _guards(gather: Gather) -> str:
     """The condition under which all indices of a gather are in bounds; empty if they always are."""
     found = []
     for each in gather.indices:
@@ -154,11 +143,16 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,
+        autoescape=False,  # noqa: S701  # Python is written, not HTML
     )
     environment.filters.update(
-        text=text_of, num=_number, place=_place, signature=_signature, unspecialised=_unspecialised,
-        index_sum=_index_sum, guards=_guards,
-    )  # fmt: skip
+        text=text_of,
+        num=_number,
+        place=_place,
+        signature=_signature,
+        unspecialised=_unspecialised,
+        index_sum=_index_sum,
+        guards=_guards,
+    )
     environment.globals.update(LOG2E=LOG2E, LN2=LN2, is_true=lambda expr: expr == Const(value=True))
     return environment

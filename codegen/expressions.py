@@ -1,7 +1,7 @@
 """From expressions to Triton text: one table, operation → text.
 
-Names keep their shapes: in every kernel ``q`` and ``k`` are a column and a row vector (or the other way round), so the same
-text broadcasts to a tile wherever it stands.  Loads do not occur here: lowering has given each of them a name.
+Names keep their shapes: in every kernel ``q`` and ``k`` are a column and a row vector (or the other way round), so the
+same text broadcasts to a tile wherever it stands.  Loads do not occur here: lowering has given each of them a name.
 """
 
 from __future__ import annotations

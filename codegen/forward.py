@@ -43,22 +43,35 @@ def lower_forward(plan: Plan) -> Kernel:
         return (
             *((positions(frame, "k", "walked"),) if guarded or bias is not None else ()),
             _load(frame, "k", "HEAD_DIM", guarded),
-            Dot(name="scores", left="q_tile", right="k_tile", transpose=True, exact=exact, shape=("BLOCK_Q", "BLOCK_K")),
+            Dot(
+                name="scores", left="q_tile", right="k_tile", transpose=True, exact=exact, shape=("BLOCK_Q", "BLOCK_K")
+            ),
             *bias_blocks,
             *(() if frame.folded else (logits,)),
             *masked(mode, keep_blocks, mask),
             OnlineSoftmax(factor=frame.factor, guarded=guarded or bias is not None),
             _load(frame, "v", "VALUE_DIM", guarded),
             Dot(
-                name="acc", left="p", right="v_tile", accumulate=True, cast=problem.dtype, exact=exact,
+                name="acc",
+                left="p",
+                right="v_tile",
+                accumulate=True,
+                cast=problem.dtype,
+                exact=exact,
                 shape=("BLOCK_Q", "VALUE_DIM"),
             ),
-        )  # fmt: skip
+        )
 
     walker = Walker(
-        by="query", shape=problem.shape, block_q=plan.forward.block_q, block_k=plan.forward.block_k, separate=2,
-        place=lambda expr: frame.hoist.place(expr, 0), place_tile=frame.place_tile, body=body,
-    )  # fmt: skip
+        by="query",
+        shape=problem.shape,
+        block_q=plan.forward.block_q,
+        block_k=plan.forward.block_k,
+        separate=2,
+        place=lambda expr: frame.hoist.place(expr, 0),
+        place_tile=frame.place_tile,
+        body=body,
+    )
     setup, loops = lower_walk(plan.forward.walk, walker)
     blocks: tuple[Block, ...] = (
         Program(by="query", ratio=frame.ratio, reverse=True, shape=problem.shape),
@@ -66,7 +79,9 @@ def lower_forward(plan: Plan) -> Kernel:
         *frame.hoist.take(0),
         *frame.hoist.take(1),
         Pointers(tensor="Q", prefix="q", side="q", columns="HEAD_DIM", head="h", shape=problem.shape),
-        LoadTile(name="q_tile", prefix="q", side="q", columns="HEAD_DIM", guarded=True, padded=frame.is_padded("HEAD_DIM")),
+        LoadTile(
+            name="q_tile", prefix="q", side="q", columns="HEAD_DIM", guarded=True, padded=frame.is_padded("HEAD_DIM")
+        ),
         Pointers(tensor="K", prefix="k", side="k", columns="HEAD_DIM", head="g", shape=problem.shape),
         Pointers(tensor="V", prefix="v", side="k", columns="VALUE_DIM", head="g", shape=problem.shape),
         SoftmaxState(sink=sink),
@@ -75,7 +90,12 @@ def lower_forward(plan: Plan) -> Kernel:
         SoftmaxEnd(),
         Pointers(tensor="O", prefix="o", side="q", columns="VALUE_DIM", head="h", shape=problem.shape),
         StoreTile(
-            value="acc", prefix="o", side="q", columns="VALUE_DIM", padded=frame.is_padded("VALUE_DIM"), dtype=problem.dtype
+            value="acc",
+            prefix="o",
+            side="q",
+            columns="VALUE_DIM",
+            padded=frame.is_padded("VALUE_DIM"),
+            dtype=problem.dtype,
         ),
         RowBase(),
         StoreRows(value="lse", pointer="LSE", side="q"),
@@ -104,5 +124,10 @@ def lower_forward(plan: Plan) -> Kernel:
 
 def _load(frame: Frame, prefix: str, columns: str, guarded: bool) -> LoadTile:
     return LoadTile(
-        name=f"{prefix}_tile", prefix=prefix, side="k", columns=columns, guarded=guarded, padded=frame.is_padded(columns)
+        name=f"{prefix}_tile",
+        prefix=prefix,
+        side="k",
+        columns=columns,
+        guarded=guarded,
+        padded=frame.is_padded(columns),
     )

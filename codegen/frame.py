@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.analysis.tiles import ListWalk
 from spdsl.codegen.arith import both, compare, index, number
-from spdsl.codegen.blocks import Argument, Block, By, Gather, If, Loop, Mask, Positions
+from spdsl.codegen.blocks import Argument, Block, By, Gather, If, Loop, Mask, Part, Positions
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.hoist import Hoist
 from spdsl.codegen.tables import Tables
-from spdsl.semantics.nodes import Const, Expr, Extent
+from spdsl.codegen.walks import MASKED, Mode
+from spdsl.semantics.nodes import Const, Expr, Extent, Side
 
 LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
-TYPES = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +52,6 @@ class Frame:
             scopes.append(scopes[-1] | {"h"})
         return tuple(frozenset(scope) for scope in (*scopes, scopes[-1] | walked))
 
-    @property
-    def shape(self) -> str:
-        """How positions relate to rows."""
-        return self.plan.problem.shape
-
     def keep(self) -> Expr:
         """The predicate in which pairs that do not exist are left out.
 
@@ -65,7 +60,7 @@ class Frame:
         found = both(None, truncated(self.plan.keep))
         if self.by == "query":
             found = both(found, compare("lt", index("k"), Extent(name="n")))
-        if self.shape != "square":
+        if self.plan.problem.shape != "square":
             found = both(found, compare("ge", index("q"), number(0)))
         return Const(value=True) if found is None else found
 
@@ -95,8 +90,12 @@ class Frame:
         widths = [("HEAD_DIM", padded(dim)), ("VALUE_DIM", padded(value_dim))]
         widths += [("HEAD_WIDTH", dim)] if padded(dim) != dim else []
         widths += [("VALUE_WIDTH", value_dim)] if padded(value_dim) != value_dim else []
-        return (("BLOCK_Q", self.kernel.block_q), ("BLOCK_K", self.kernel.block_k), *widths,
-                ("HEADS", self.plan.problem.pattern.heads))  # fmt: skip
+        return (
+            ("BLOCK_Q", self.kernel.block_q),
+            ("BLOCK_K", self.kernel.block_k),
+            *widths,
+            ("HEADS", self.plan.problem.pattern.heads),
+        )
 
     def is_padded(self, columns: str) -> bool:
         """Whether ``HEAD_DIM`` or ``VALUE_DIM`` is larger than the tensor's dimension."""
@@ -109,7 +108,9 @@ class Frame:
         heads, rows = ("heads", "nq") if side == "q" else ("groups", "n")
         prefix = prefix_of(name)
         return (
-            Argument(name=name, type=f"*{element or self.plan.problem.dtype}", note=f"[batch, {heads}, {rows}, {width}]"),
+            Argument(
+                name=name, type=f"*{element or self.plan.problem.dtype}", note=f"[batch, {heads}, {rows}, {width}]"
+            ),
             *(Argument(name=f"{prefix}_stride_{axis}", type="i32", fixed=True) for axis in ("b", "h", "n")),
         )
 
@@ -120,8 +121,11 @@ class Frame:
             case "square":
                 return count, Argument(name="n", type="i32", note="keys")
             case "offset":
-                return (count, Argument(name="n", type="i32", note="keys"),
-                        Argument(name="q_start", type="i32", note="position of the first query row"))  # fmt: skip
+                return (
+                    count,
+                    Argument(name="n", type="i32", note="keys"),
+                    Argument(name="q_start", type="i32", note="position of the first query row"),
+                )
             case "batched":
                 note = "[batch, 3]: q_start, k_start, k_len"
                 return count, Argument(name="places", type="*i32", note=note)
@@ -130,9 +134,14 @@ class Frame:
         """Tile lists, where the walk is one."""
         if not isinstance(self.kernel.walk, ListWalk):
             return ()
-        bounds = (Argument(name=name, type="*i32", note="[batch or 1, heads or 1, rows]") for name in ("list_begin", "list_middle", "list_end"))
-        return (*bounds, Argument(name="list_tiles", type="*i32"),
-                Argument(name="list_stride_b", type="i32", fixed=True), Argument(name="list_stride_h", type="i32", fixed=True))  # fmt: skip
+        names = ("list_begin", "list_middle", "list_end")
+        bounds = (Argument(name=name, type="*i32", note="[batch or 1, heads or 1, rows]") for name in names)
+        return (
+            *bounds,
+            Argument(name="list_tiles", type="*i32"),
+            Argument(name="list_stride_b", type="i32"),
+            Argument(name="list_stride_h", type="i32"),
+        )
 
     def table_arguments(self, body: Iterable[Block]) -> tuple[Argument, ...]:
         """The arguments of the tables that ``body`` reads."""
@@ -157,10 +166,8 @@ def prefix_of(tensor: str) -> str:
     return tensor.lower()
 
 
-def masked(mode: str, definitions: tuple[Block, ...], mask: Mask) -> tuple[Block, ...]:
+def masked(mode: Mode, definitions: tuple[Block, ...], mask: Mask) -> tuple[Block, ...]:
     """The mask of a tile: none for full ones, behind the flag where a loop has both kinds."""
-    from spdsl.codegen.walks import MASKED
-
     match mode:
         case "full":
             return ()
@@ -170,6 +177,6 @@ def masked(mode: str, definitions: tuple[Block, ...], mask: Mask) -> tuple[Block
             return (If(condition=MASKED, body=(*definitions, mask)),)
 
 
-def positions(frame: Frame, side: str, part: str) -> Positions:
+def positions(frame: Frame, side: Side, part: Part) -> Positions:
     """The positions of a side."""
-    return Positions(side=side, part=part, shape=frame.plan.problem.shape)  # type: ignore[arg-type]
+    return Positions(side=side, part=part, shape=frame.plan.problem.shape)

@@ -1,7 +1,8 @@
 """Where the parts of a kernel's expressions are computed.
 
-From the expressions of a plan to expressions without loads and without repeated work: loads, and parts that do not change
-inside a loop, get a name in the outermost scope where everything they depend on is known.  Nothing is simplified.
+From the expressions of a plan to expressions without loads and without repeated work: loads, and parts that do not
+change inside a loop, get a name in the outermost scope where everything they depend on is known.  Nothing is
+simplified.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class Hoist:
     ``blocks[s]`` collects the definitions of scope ``s``.
     """
 
-    def __init__(self, scopes: tuple[frozenset[str], ...], gather: Callable[[str, Load, tuple[Expr, ...]], Gather]) -> None:
+    def __init__(
+        self, scopes: tuple[frozenset[str], ...], gather: Callable[[str, Load, tuple[Expr, ...]], Gather]
+    ) -> None:
         self._scopes = scopes
         self._gather = gather
         self._names: dict[Expr, Param] = {}

@@ -1,7 +1,7 @@
 """From generated source to a module: written to the cache directory, then imported as an ordinary file.
 
-Triton reads the source of kernels through `inspect`, so they must be files.  Writing is atomic: processes that start together
-may write the same file, and each sees a whole one.
+Triton reads the source of kernels through `inspect`, so they must be files.  Writing is atomic: processes that start
+together may write the same file, and each sees a whole one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def load(source: KernelSource) -> ModuleType:
     path = write(source, cache_directory())
     name = f"spdsl_kernels_{source.digest}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -47,7 +48,7 @@ def write(source: KernelSource, directory: Path) -> Path:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(source.text)
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from spdsl.analysis.plans import Plan
 from spdsl.analysis.tiles import ListWalk, Walk
-from spdsl.codegen.blocks import BlockGraph
 from spdsl.codegen.backward import lower_delta, lower_dkdv, lower_dq
+from spdsl.codegen.blocks import BlockGraph
 from spdsl.codegen.distances import lower_distances
 from spdsl.codegen.forward import lower_forward
 
@@ -28,8 +28,7 @@ def _notes(plan: Plan) -> tuple[str, ...]:
     problem = plan.problem
     pattern = problem.pattern
     return (
-        f"{problem.dtype}, {pattern.heads} query heads on {pattern.groups} key heads, dims {pattern.head_dim} and "
-        f"{problem.value_dim}, shape {problem.shape}.",
+        f"{problem.dtype}, {pattern.heads} query heads on {pattern.groups} key heads, shape {problem.shape}.",
         *(
             f"{kernel.kind}: tiles of {kernel.block_q} queries and {kernel.block_k} keys, {_walk(kernel.walk)}."
             for kernel in (plan.forward, plan.dq, plan.dkdv)

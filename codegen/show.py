@@ -31,7 +31,9 @@ def _blocks(blocks: tuple[Block, ...], depth: int) -> Iterator[str]:
 
 
 def _line(block: Block) -> str:
-    parts = [f"{each.name}={_value(getattr(block, each.name))}" for each in fields(block) if _is_shown(block, each.name)]
+    parts = [
+        f"{each.name}={_value(getattr(block, each.name))}" for each in fields(block) if _is_shown(block, each.name)
+    ]
     return " ".join((type(block).__name__, *parts))
 
 

@@ -65,7 +65,8 @@ class Tables:
         strides = ([] if _has_batch(table) else [f"{name}_stride_b"]) + [f"{name}_stride_{axis}" for axis in axes]
         return (
             Argument(name=name, type=f"*{element}", note=f"table {table.name}[{_plain(labels)}]"),
-            *(Argument(name=stride, type="i32", fixed=True) for stride in strides),
+            # The last stride is 1 for contiguous tables, which makes wide loads; the others follow the lengths of a call.
+            *(Argument(name=stride, type="i32", fixed=stride == strides[-1]) for stride in strides),
             *(Argument(name=f"{name}_size_{axis}", type="i32") for axis in axes),
         )
 
@@ -90,4 +91,6 @@ def _is_vector(index: Expr) -> bool:
 
 def _plain(text: str) -> str:
     """Text of a user for a comment: letters, digits and a few marks only."""
-    return "".join(character if character.isascii() and (character.isalnum() or character in " ._,") else "?" for character in text)
+    return "".join(
+        character if character.isascii() and (character.isalnum() or character in " ._,") else "?" for character in text
+    )

@@ -1,7 +1,7 @@
 """From a walk over tiles to loops: which are unrolled side by side, and which are one loop with a test.
 
-One or two loops stand side by side: the compiler pipelines each, and full tiles pay nothing for the mask.  Three or more
-cost too many registers; they become one flat loop whose tiles are masked where a flag says so.
+One or two loops stand side by side: the compiler pipelines each, and full tiles pay nothing for the mask.  Three or
+more cost too many registers; they become one flat loop whose tiles are masked where a flag says so.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ MASKED = Param(name="masked", dtype="bool")
 class Walker:
     """What the loops of one kernel need: its tile sizes, and where its expressions and tiles come from.
 
-    ``place`` names the loads of a bound, ``place_tile`` those of a condition inside the loop (it returns the definitions
-    too).  ``body`` gives the blocks of one tile.  ``separate`` is the largest number of loops that stand side by side.
+    ``place`` names the loads of a bound, ``place_tile`` those of a condition inside the loop (it returns the
+    definitions too).  ``body`` gives the blocks of one tile.  ``separate`` is the largest number of loops that stand
+    side by side.
     """
 
     by: By
@@ -87,7 +88,7 @@ def lower_walk(walk: Walk, walker: Walker) -> tuple[tuple[Block, ...], tuple[Blo
             return _lists(walker)
         case SlotWalk(slots=slots):
             parts = [_bounds(slot, number, len(slots), walker) for number, slot in enumerate(slots)]
-            setup = tuple(block for part in parts for block in part.setup)
+            setup: tuple[Block, ...] = tuple(block for part in parts for block in part.setup)
             plain = all(part.slot.step == 1 and part.slot.filter is None for part in parts)
             if plain and sum(len(part.loops) for part in parts) <= walker.separate:
                 loops: tuple[Block, ...] = tuple(loop for part in parts for loop in _side_by_side(part, walker))
@@ -121,9 +122,14 @@ def _bounds(slot: Slot, position: int, count: int, walker: Walker) -> _Bounds:
     ]
     if slot.full is None:
         return _Bounds(
-            slot=slot, setup=tuple(setup), low=low, high=high, full_low=high, full_high=high,
+            slot=slot,
+            setup=tuple(setup),
+            low=low,
+            high=high,
+            full_low=high,
+            full_high=high,
             loops=(("masked", low, high),),
-        )  # fmt: skip
+        )
     full_low, full_high = _named("full_lo" + suffix), _named("full_hi" + suffix)
     headless = slot.full.lo == slot.touched.lo and walker.shape == "square"
     if headless:
@@ -132,7 +138,9 @@ def _bounds(slot: Slot, position: int, count: int, walker: Walker) -> _Bounds:
         start = _bound(slot.full.lo, walker)
         if walker.by == "key" and walker.shape != "square":
             # Query tiles with a row at a negative position are never full.
-            start = maximum(start, truncated(ceildiv(maximum(sub(number(0), Extent(name="q_start")), number(0)), walker.block_q)))
+            start = maximum(
+                start, truncated(ceildiv(maximum(sub(number(0), Extent(name="q_start")), number(0)), walker.block_q))
+            )
         setup.append(Define(name=full_low.name, value=minimum(maximum(start, low), high), note="full tiles"))
     end = minimum(minimum(_bound(slot.full.hi, walker), high), walker.whole)
     if walker.by == "query" and walker.shape != "square":
@@ -143,7 +151,7 @@ def _bounds(slot: Slot, position: int, count: int, walker: Walker) -> _Bounds:
     loops = (*head, ("full", full_low, full_high), ("masked", full_high, high))
     return _Bounds(
         slot=slot, setup=tuple(setup), low=low, high=high, full_low=full_low, full_high=full_high, loops=loops
-    )  # fmt: skip
+    )
 
 
 def _bound(expr: Expr, walker: Walker) -> Expr:
@@ -162,7 +170,9 @@ def _flat_slot(part: _Bounds, walker: Walker) -> tuple[Loop, ...]:
     tile = index(walker.tile)
     inside, test = _filter(part.slot, walker)
     body = inside + _when(test, _flagged(part.slot.full is not None, tile, part.full_low, part.full_high, walker))
-    return (Loop(variable=walker.tile, low=part.low, high=part.high, body=body, note="masked where the tile is not full"),)
+    return (
+        Loop(variable=walker.tile, low=part.low, high=part.high, body=body, note="masked where the tile is not full"),
+    )
 
 
 def _flagged(flag: bool, tile: Expr, full_low: Expr, full_high: Expr, walker: Walker) -> tuple[Block, ...]:
@@ -199,11 +209,15 @@ def _flat(parts: list[_Bounds], walker: Walker) -> tuple[tuple[Block, ...], tupl
     if any(each is not None for each in tests):
         test = _select_test(step, ends, tests)
     blocks += [*inner, *_when(test, body)]
-    loop = Loop(variable="t", low=number(0), high=ends[-1], body=tuple(blocks), note="all runs of tiles, one after the other")
+    loop = Loop(
+        variable="t", low=number(0), high=ends[-1], body=tuple(blocks), note="all runs of tiles, one after the other"
+    )
     return tuple(setup), (loop,)
 
 
-def _lattice(part: _Bounds, position: int, at: Expr, setup: list[Block], walker: Walker) -> tuple[Expr, Expr, Expr | None]:
+def _lattice(
+    part: _Bounds, position: int, at: Expr, setup: list[Block], walker: Walker
+) -> tuple[Expr, Expr, Expr | None]:
     """How many turns a slot takes, the tile of turn ``at``, and whether it counts."""
     slot = part.slot
     if slot.step == 1:
@@ -212,7 +226,9 @@ def _lattice(part: _Bounds, position: int, at: Expr, setup: list[Block], walker:
     step, run = number(slot.step), number(slot.run)
     first, last = _named(f"period_{position}"), _named(f"last_period_{position}")
     setup += [
-        Define(name=first.name, value=floordiv(sub(part.low, phase), step), note=f"every {slot.step} tiles, {slot.run}"),
+        Define(
+            name=first.name, value=floordiv(sub(part.low, phase), step), note=f"every {slot.step} tiles, {slot.run}"
+        ),
         Define(name=last.name, value=floordiv(sub(sub(part.high, number(1)), phase), step)),
     ]
     count = mul(add(sub(last, first), number(1)), run)
@@ -269,8 +285,12 @@ def _lists(walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     """Full tiles of the list, then masked ones; a ragged last tile is among the masked."""
     tile = ListedTile(variable=walker.tile)
     begin, middle, end = _named("begin"), _named("middle"), _named("end")
-    full = Loop(variable="t", low=begin, high=middle, body=(tile, *walker.body("full")), note="listed tiles that are full")
-    edges = Loop(variable="t", low=middle, high=end, body=(tile, *walker.body("masked")), note="listed tiles with an edge")
+    full = Loop(
+        variable="t", low=begin, high=middle, body=(tile, *walker.body("full")), note="listed tiles that are full"
+    )
+    edges = Loop(
+        variable="t", low=middle, high=end, body=(tile, *walker.body("masked")), note="listed tiles with an edge"
+    )
     return (ListBounds(tile="i" if walker.by == "query" else "j"),), (full, edges)
 
 

@@ -14,9 +14,9 @@ from spdsl.analysis.plans import Plan
 from spdsl.codegen.blocks import BlockGraph, Kernel
 from spdsl.codegen.emit import KernelSource, emit
 from spdsl.codegen.frame import prefix_of
+from spdsl.codegen.load import load
 from spdsl.codegen.lower import lower
 from spdsl.runtime.calls import Call, TileList
-from spdsl.codegen.load import load
 
 Value: TypeAlias = "Tensor | int"
 
@@ -79,7 +79,12 @@ def tensor_values(**tensors: Tensor) -> dict[str, Value]:
 
 def call_values(call: Call, kind: str) -> dict[str, Value]:
     """What every kernel may ask for besides tensors of queries and keys: lengths, tables and lists."""
-    values: dict[str, Value] = {"nq": call.q.shape[2], "n": call.k.shape[2], "key_rows": call.k.shape[2], "q_start": call.q_start}
+    values: dict[str, Value] = {
+        "nq": call.q.shape[2],
+        "n": call.k.shape[2],
+        "key_rows": call.k.shape[2],
+        "q_start": call.q_start,
+    }
     if call.places is not None:
         values["places"] = call.places
     for table in call.plan.tables:

@@ -1,8 +1,8 @@
 """From the sums that kernels leave to the gradients of tables, added up in a fixed order.
 
-Kernels give one number for each query row, key, distance or pair of every head; here the elements that these belong to are
-computed, and the numbers of every element are added.  Sorting is stable and segments are summed one by one, so the result
-is the same in every run.
+Kernels give one number for each query row, key, distance or pair of every head; here the elements that these belong to
+are computed, and the numbers of every element are added.  Sorting is stable and segments are summed one by one, so the
+result is the same in every run.
 """
 
 from __future__ import annotations
@@ -96,7 +96,10 @@ def _env(call: Call, gradient: TableGradient) -> Env:
             env |= {"k": axis(n, 2)}
         case "distance":
             # The element depends on q - k alone: any pair at the distance stands for all.
-            env |= {"q": start + axis(nq + n - 1, 2) - (n - 1), "k": torch.zeros((1,) * rank, dtype=torch.int64, device=device)}
+            env |= {
+                "q": start + axis(nq + n - 1, 2) - (n - 1),
+                "k": torch.zeros((1,) * rank, dtype=torch.int64, device=device),
+            }
         case "pair":
             env |= {"q": start + axis(nq, 2), "k": axis(n, 3)}
     return env

@@ -82,4 +82,6 @@ def test_spills(name: str, dim: int) -> None:
 
 def test_unknown_target() -> None:
     with pytest.raises(SpatError, match="SP502"):
-        compile_kernels(plan(Problem(pattern=library("causal"), dtype="bf16", value_dim=16, shape="square"), "sm_90"), "sm_1")
+        compile_kernels(
+            plan(Problem(pattern=library("causal"), dtype="bf16", value_dim=16, shape="square"), "sm_90"), "sm_1"
+        )

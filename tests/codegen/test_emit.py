@@ -76,7 +76,9 @@ def test_text_of_a_user_stays_out() -> None:
     """Names of files, labels and tables cannot end a comment, a string or an expression."""
     evil = Source(name='a/b"""\n import os#.spat', text="x")
     span = Span(source=evil, line=1, column=1, end_line=1, end_column=2)
-    own = replace(table("doc", "int", "token"), axes=(replace(table("doc", "int", "token").axes[0], label='"""\nboom()'),))
+    own = replace(
+        table("doc", "int", "token"), axes=(replace(table("doc", "int", "token").axes[0], label='"""\nboom()'),)
+    )
     keep = replace(op("and", CAUSAL, op("ge", load("doc", Q), 0)), span=span)
     text = emit(lower(by_hand(keep, tables=(own,)))).text
     ast.parse(text)

@@ -19,7 +19,7 @@ from spdsl.runtime.lists import lists_for
 from spdsl.semantics.nodes import Const, Expr
 from tests.interpreter import walks
 from tests.interpreter.walks import BLOCK_K, BLOCK_Q, Walks
-from tests.runtime.build import B, CAUSAL, G, H, K, Q, dense, error, every, load, op, plan, table, window
+from tests.runtime.build import CAUSAL, B, G, H, K, Q, dense, error, every, load, op, plan, table, window
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
@@ -41,9 +41,17 @@ class Case:
     tables: dict[str, Tensor] = field(default_factory=dict)
 
 
-def make(keep: Expr, tiles: Walks | None = None, *, heads: int = 2, groups: int = 1, dim: int = 16, blocks=None, **rest) -> Plan:  # type: ignore[no-untyped-def]
+def make(
+    keep: Expr, tiles: Walks | None = None, *, heads: int = 2, groups: int = 1, dim: int = 16, blocks=None, **rest
+) -> Plan:  # type: ignore[no-untyped-def]
     return plan(
-        keep, walks=tiles or LISTS, blocks=blocks or (BLOCK_Q, BLOCK_K), heads=heads, groups=groups, head_dim=dim, **rest
+        keep,
+        walks=tiles or LISTS,
+        blocks=blocks or (BLOCK_Q, BLOCK_K),
+        heads=heads,
+        groups=groups,
+        head_dim=dim,
+        **rest,
     )
 
 
@@ -86,7 +94,9 @@ def run(case: Case) -> None:
     poison()
     found = engine.backward(call, out, lse, d_out, d_lse, names)
     empty = expected_lse == -torch.inf
-    loss = (expected * d_out.double()).sum() + (expected_lse.masked_fill(empty, 0.0) * d_lse.masked_fill(empty, 0.0)).sum()
+    loss = (expected * d_out.double()).sum() + (
+        expected_lse.masked_fill(empty, 0.0) * d_lse.masked_fill(empty, 0.0)
+    ).sum()
     wanted = [floats[name] for name in found.tables]
     gradients = torch.autograd.grad(loss, [*leaves, *wanted], allow_unused=True)
     for mine, true in zip([found.q, found.k, found.v, *found.tables.values()], gradients, strict=True):
@@ -172,7 +182,12 @@ def test_bias_of_minus_infinity() -> None:
     values = torch.randn(1, 77)
     values[:, :40] = -torch.inf
     bias = load("fade", K, dtype="float")
-    run(Case(plan=make(CAUSAL, walks.causal(), bias=bias, tables=(table("fade", "float", "token"),)), tables={"fade": values}))
+    run(
+        Case(
+            plan=make(CAUSAL, walks.causal(), bias=bias, tables=(table("fade", "float", "token"),)),
+            tables={"fade": values},
+        )
+    )
 
 
 def test_tables() -> None:
@@ -211,7 +226,9 @@ def test_int_operations(value: Expr) -> None:
 
 
 def test_float_operations() -> None:
-    bias = op("sub", op("exp", op("neg", op("pow", 2, op("div", op("neg", op("add", H, 1)), 2)))), op("log", op("add", 1, K)))
+    bias = op(
+        "sub", op("exp", op("neg", op("pow", 2, op("div", op("neg", op("add", H, 1)), 2)))), op("log", op("add", 1, K))
+    )
     run(Case(plan=make(CAUSAL, walks.causal(), bias=bias)))
 
 
@@ -232,9 +249,15 @@ def test_bias_gradients(by: str, rows: int) -> None:
     kinds, indices, shape = TRAINED[by]
     bias = op("mul", load("lean", *indices, dtype="float"), op("div", op("add", Q, 1), 50))
     gradient = TableGradient(
-        table="lean", of="bias", factor=op("div", op("add", Q, 1), 50), indices=indices, by=by  # type: ignore[arg-type]
+        table="lean",
+        of="bias",
+        factor=op("div", op("add", Q, 1), 50),
+        indices=indices,
+        by=by,  # type: ignore[arg-type]
     )
-    chosen = make(window(30), walks.window(30), bias=bias, tables=(table("lean", "float", *kinds),), gradients=(gradient,))
+    chosen = make(
+        window(30), walks.window(30), bias=bias, tables=(table("lean", "float", *kinds),), gradients=(gradient,)
+    )
     run(Case(plan=chosen, batch=2, tables={"lean": torch.randn(rows, *shape)}))
 
 
@@ -255,7 +278,9 @@ def test_sink_gradients(by: str) -> None:
     sink = op("mul", load("rest", *indices, dtype="float"), 2.0)
     gradient = TableGradient(table="rest", of="sink_logit", factor=Const(value=2.0), indices=indices, by=by)  # type: ignore[arg-type]
     keep = every(CAUSAL, op("ge", K, 10))
-    chosen = make(keep, walks.masked(), sink_logit=sink, tables=(table("rest", "float", *kinds),), gradients=(gradient,))
+    chosen = make(
+        keep, walks.masked(), sink_logit=sink, tables=(table("rest", "float", *kinds),), gradients=(gradient,)
+    )
     run(Case(plan=chosen, batch=2, tables={"rest": torch.randn(1, *shape)}))
 
 
@@ -285,7 +310,9 @@ def test_places() -> None:
         assert error(out[b], expected[0]) <= 1e-5
         if expected_lse is None:
             assert (lse[b] == -torch.inf).all()
-            assert not found.q[b].any() and not found.k[b].any() and not found.v[b].any()  # type: ignore[index]
+            for gradient in (found.q, found.k, found.v):
+                assert gradient is not None
+                assert not gradient[b].any()
             continue
         torch.testing.assert_close(lse[b].double(), expected_lse[0].detach(), atol=1e-4, rtol=1e-5)
         finite = expected_lse != -torch.inf

@@ -7,7 +7,7 @@ from spdsl.semantics.nodes import Expr, Extent, Index
 from tests.runtime.build import const, op
 
 BLOCK_Q, BLOCK_K = 32, 16
-I, J = Index(name="i"), Index(name="j")
+I, J = Index(name="i"), Index(name="j")  # noqa: E741  # as in tile bounds
 N, NQ, START = Extent(name="n"), Extent(name="nq"), Extent(name="q_start")
 
 Walks = tuple[SlotWalk, SlotWalk]

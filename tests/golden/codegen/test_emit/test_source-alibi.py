@@ -1,6 +1,6 @@
 """Attention kernels of the pattern `alibi`, written by spdsl.
 
-bf16, 4 query heads on 2 key heads, dims 64 and 64, shape square.
+bf16, 4 query heads on 2 key heads, shape square.
 forward: tiles of 128 queries and 64 keys, tiles in closed form, 1 runs.
 dq: tiles of 64 queries and 64 keys, tiles in closed form, 1 runs.
 dkdv: tiles of 64 queries and 64 keys, tiles in closed form, 1 runs.
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["nq", "n", "t_slope_size_0"])
+@triton.jit(do_not_specialize=["nq", "n", "t_slope_stride_b", "t_slope_size_0"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     q_stride_b, q_stride_h, q_stride_n,
@@ -142,7 +142,7 @@ def delta(
     tl.store(Delta + row_base + q_rows, delta, mask=q_rows < nq)
 
 
-@triton.jit(do_not_specialize=["nq", "n", "t_slope_size_0"])
+@triton.jit(do_not_specialize=["nq", "n", "t_slope_stride_b", "t_slope_size_0"])
 def dq(
     Q,  # [batch, heads, nq, 64]
     q_stride_b, q_stride_h, q_stride_n,
@@ -234,7 +234,7 @@ def dq(
     tl.store(Grad0 + row_base + q_rows, grad_0, mask=q_rows < nq)
 
 
-@triton.jit(do_not_specialize=["nq", "n", "t_slope_size_0"])
+@triton.jit(do_not_specialize=["nq", "n", "t_slope_stride_b", "t_slope_size_0"])
 def dkdv(
     Q,  # [batch, heads, nq, 64]
     q_stride_b, q_stride_h, q_stride_n,

@@ -1,6 +1,6 @@
 """Attention kernels of the pattern `documents`, written by spdsl.
 
-bf16, 4 query heads on 2 key heads, dims 64 and 64, shape square.
+bf16, 4 query heads on 2 key heads, shape square.
 forward: tiles of 128 queries and 64 keys, tiles from lists.
 dq: tiles of 64 queries and 64 keys, tiles from lists.
 dkdv: tiles of 64 queries and 64 keys, tiles from lists.
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["nq", "n", "t_doc_size_0"])
+@triton.jit(do_not_specialize=["nq", "n", "list_stride_b", "list_stride_h", "t_doc_stride_b", "t_doc_size_0"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     q_stride_b, q_stride_h, q_stride_n,
@@ -145,7 +145,7 @@ def delta(
     tl.store(Delta + row_base + q_rows, delta, mask=q_rows < nq)
 
 
-@triton.jit(do_not_specialize=["nq", "n", "t_doc_size_0"])
+@triton.jit(do_not_specialize=["nq", "n", "list_stride_b", "list_stride_h", "t_doc_stride_b", "t_doc_size_0"])
 def dq(
     Q,  # [batch, heads, nq, 64]
     q_stride_b, q_stride_h, q_stride_n,
@@ -234,7 +234,7 @@ def dq(
     tl.store(dq_base + i * dq_step + dq_offsets, dq.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
 
 
-@triton.jit(do_not_specialize=["nq", "n", "t_doc_size_0"])
+@triton.jit(do_not_specialize=["nq", "n", "list_stride_b", "list_stride_h", "t_doc_stride_b", "t_doc_size_0"])
 def dkdv(
     Q,  # [batch, heads, nq, 64]
     q_stride_b, q_stride_h, q_stride_n,

@@ -1,6 +1,6 @@
 """Attention kernels of the pattern `streaming`, written by spdsl.
 
-bf16, 4 query heads on 2 key heads, dims 64 and 64, shape square.
+bf16, 4 query heads on 2 key heads, shape square.
 forward: tiles of 64 queries and 64 keys, tiles in closed form, 2 runs.
 dq: tiles of 64 queries and 64 keys, tiles in closed form, 2 runs.
 dkdv: tiles of 64 queries and 64 keys, tiles in closed form, 1 runs.
