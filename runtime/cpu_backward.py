@@ -14,6 +14,7 @@ from spdsl.runtime.cpu_gradients import TableSums
 from spdsl.runtime.cpu_logits import Blocks, Logits, blocks
 from spdsl.runtime.cpu_parts import Part
 from spdsl.runtime.cpu_rows import Chunk, Segment
+from spdsl.runtime.scratch import scratch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +43,9 @@ def incoming(part: Part, out: Tensor, lse: Tensor, d_out: Tensor, d_lse: Tensor 
 def query_gradient(part: Part, given: Incoming, sums: TableSums) -> Tensor:
     """The gradient dQ ``[batch, heads, nq, d]``; adds the gradients of biases to ``sums``."""
     call, kernel = part.call, part.call.plan.dq
-    q, d_out = blocks(part.queries(call.q), kernel.block_q), blocks(given.d_out, kernel.block_q)
-    lse, delta = _padded_lse(given.lse, kernel.block_q), blocks(given.delta, kernel.block_q)
-    k, v = (blocks(part.keys(x), kernel.block_k) for x in (call.k, call.v))
+    q, d_out = blocks("q", part.queries(call.q), kernel.block_q), blocks("d_out", given.d_out, kernel.block_q)
+    lse, delta = _padded_lse(given.lse, kernel.block_q), blocks("delta", given.delta, kernel.block_q)
+    k, v = (blocks(name, part.keys(x), kernel.block_k) for name, x in (("k", call.k), ("v", call.v)))
     found = torch.zeros_like(q.joined).view(-1, *q.tiles.shape[2:])
     logits = part.logits(kernel)
     for chunk, units in part.work(kernel):
@@ -53,11 +54,11 @@ def query_gradient(part: Part, given: Incoming, sums: TableSums) -> Tensor:
         for segment in chunk.segments:
             keys = k.others(kv, segment)
             weights, factor = _weights(logits, own[0], keys, own[2], units, chunk, segment)
-            d_logits = torch.bmm(own[1], v.others(kv, segment).transpose(1, 2)).sub_(own[3]).mul_(weights)
+            d_logits = _product("d_logits", own[1], v.others(kv, segment).transpose(1, 2)).sub_(own[3]).mul_(weights)
             sums.add(logits, d_logits, units, chunk, segment)
             if factor is not None:
                 d_logits.mul_(factor)
-            product = torch.bmm(d_logits, keys).mul_(call.plan.scale)
+            product = _product("product", d_logits, keys).mul_(call.plan.scale)
             _accumulate(found, product, units, chunk)
     return found.view(*q.tiles.shape[:2], -1, found.shape[-1])[:, :, : call.q.shape[2]]
 
@@ -65,9 +66,9 @@ def query_gradient(part: Part, given: Incoming, sums: TableSums) -> Tensor:
 def key_gradients(part: Part, given: Incoming) -> tuple[Tensor, Tensor]:
     """The gradients dK ``[batch, groups, n, d]`` and dV ``[batch, groups, n, dv]`` of the part's keys."""
     call, kernel = part.call, part.call.plan.dkdv
-    q, d_out = blocks(part.queries(call.q), kernel.block_q), blocks(given.d_out, kernel.block_q)
-    lse, delta = _padded_lse(given.lse, kernel.block_q), blocks(given.delta, kernel.block_q)
-    k, v = (blocks(part.keys(x), kernel.block_k) for x in (call.k, call.v))
+    q, d_out = blocks("q", part.queries(call.q), kernel.block_q), blocks("d_out", given.d_out, kernel.block_q)
+    lse, delta = _padded_lse(given.lse, kernel.block_q), blocks("delta", given.delta, kernel.block_q)
+    k, v = (blocks(name, part.keys(x), kernel.block_k) for name, x in (("k", call.k), ("v", call.v)))
     tiles = k.tiles.shape[2]
     heads = len(part.pairs.batches) * part.pairs.heads
     d_k, d_v = (x.joined.new_zeros(heads, tiles, *x.tiles.shape[3:]) for x in (k, v))
@@ -79,11 +80,11 @@ def key_gradients(part: Part, given: Incoming) -> tuple[Tensor, Tensor]:
             queries, d_outs = q.others(units, segment), d_out.others(units, segment)
             row_lse, row_delta = (each.others(units, segment).transpose(1, 2) for each in (lse, delta))
             weights, factor = _weights(logits, keys, queries, row_lse, units, chunk, segment)
-            _accumulate(d_v, torch.bmm(weights, d_outs), units, chunk)
-            d_logits = torch.bmm(values, d_outs.transpose(1, 2)).sub_(row_delta).mul_(weights)
+            _accumulate(d_v, _product("product", weights, d_outs), units, chunk)
+            d_logits = _product("d_logits", values, d_outs.transpose(1, 2)).sub_(row_delta).mul_(weights)
             if factor is not None:
                 d_logits.mul_(factor)
-            _accumulate(d_k, torch.bmm(d_logits, queries).mul_(call.plan.scale), units, chunk)
+            _accumulate(d_k, _product("product", d_logits, queries).mul_(call.plan.scale), units, chunk)
     d_key, d_value = (_by_group(part, x) for x in (d_k, d_v))
     return d_key, d_value
 
@@ -101,7 +102,12 @@ def _weights(
 def _padded_lse(lse: Tensor, block: int) -> Blocks:
     """LSE in tiles, infinite past the end: the weights of rows that do not exist are zero."""
     short = -lse.shape[2] % block
-    return blocks(torch.nn.functional.pad(lse, (0, 0, 0, short), value=torch.inf), block)
+    return blocks("lse", torch.nn.functional.pad(lse, (0, 0, 0, short), value=torch.inf), block)
+
+
+def _product(name: str, left: Tensor, right: Tensor) -> Tensor:
+    """Batched product of matrices; overwritten by the next of this name."""
+    return torch.bmm(left, right, out=scratch(name, *left.shape[:2], right.shape[2]))
 
 
 def _accumulate(total: Tensor, product: Tensor, units: Tensor, chunk: Chunk) -> None:

@@ -11,13 +11,14 @@ from torch import Tensor
 from spdsl.runtime.cpu_logits import Blocks, Logits, blocks
 from spdsl.runtime.cpu_parts import Part
 from spdsl.runtime.cpu_rows import Chunk
+from spdsl.runtime.scratch import scratch
 
 
 def forward(part: Part) -> tuple[Tensor, Tensor]:
     """Output ``[batch, heads, nq, dv]`` and LSE ``[batch, heads, nq]`` of a part, both fp32."""
     call, kernel = part.call, part.call.plan.forward
-    q = blocks(part.queries(call.q), kernel.block_q)
-    k, v = (blocks(part.keys(x), kernel.block_k) for x in (call.k, call.v))
+    q = blocks("q", part.queries(call.q), kernel.block_q)
+    k, v = (blocks(name, part.keys(x), kernel.block_k) for name, x in (("k", call.k), ("v", call.v)))
     batch, heads, rows, block = q.tiles.shape[:4]
     out = q.joined.new_zeros(batch * heads, rows, block, call.v.shape[3])
     lse = q.joined.new_full((batch * heads, rows, block), -torch.inf)
@@ -39,10 +40,10 @@ def forward(part: Part) -> tuple[Tensor, Tensor]:
 def _rows(
     logits: Logits, q: Blocks, k: Blocks, v: Blocks, units: Tensor, key_units: Tensor, chunk: Chunk
 ) -> tuple[Tensor, Tensor]:
-    """Output ``[units * rows, block, dv]`` and LSE ``[units * rows, block]``, without sink."""
+    """Output ``[units * rows, block, dv]``, overwritten by the next, and LSE ``[units * rows, block]``, without sink."""
     own = q.rows(units, chunk)
     peak = total = out = None
-    for segment in chunk.segments:
+    for number, segment in enumerate(chunk.segments):
         scores = logits.finish(logits.capped(own, k.others(key_units, segment)), units, chunk, segment)
         top = scores.amax(-1, keepdim=True)
         if peak is not None:
@@ -51,7 +52,9 @@ def _rows(
         safe = top.masked_fill(top == -torch.inf, 0.0)
         weights = scores.sub_(safe).exp_()
         here = weights.sum(-1, keepdim=True)
-        values = torch.bmm(weights, v.others(key_units, segment))
+        # The sum so far lies in the other of two places.
+        values = scratch(f"values_{number % 2}", *weights.shape[:2], v.tiles.shape[-1])
+        torch.bmm(weights, v.others(key_units, segment), out=values)
         if peak is not None and total is not None and out is not None:
             fade = (peak - safe).exp_()
             here, values = here.addcmul_(total, fade), values.addcmul_(out, fade)

@@ -15,6 +15,7 @@ from spdsl.analysis.plans import Plan
 from spdsl.runtime.cpu_rows import Chunk, Segment
 from spdsl.runtime.evaluate import Tables, depends_on, evaluate
 from spdsl.runtime.pairs import Pairs
+from spdsl.runtime.scratch import scratch
 from spdsl.runtime.slots import By
 from spdsl.semantics.nodes import Expr
 
@@ -26,8 +27,12 @@ _OUTER = frozenset({"b", "h", "g"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
-    """A tensor ``[batch, heads, tiles, block, dim]`` in fp32, zeros past the end; ``joined`` joins the first three."""
+    """A tensor ``[batch, heads, tiles, block, dim]`` in fp32, zeros past the end; ``joined`` joins the first three.
 
+    What `rows` and `others` give is overwritten by their next call for a tensor of the same ``name``.
+    """
+
+    name: str
     tiles: Tensor
     joined: Tensor
 
@@ -35,7 +40,7 @@ class Blocks:
         """The rows of a chunk, ``[units * rows, block, dim]``."""
         if len(units) == 1 and chunk.first is not None:
             return self._unit(units)[chunk.first : chunk.first + len(chunk.rows)]
-        return self.joined[self._places(units, chunk.rows)]
+        return self._gather(self._places(units, chunk.rows))
 
     def others(self, units: Tensor, segment: Segment) -> Tensor:
         """The tiles of a segment side by side, ``[units * rows, count * block, dim]``; a view if a slice."""
@@ -47,20 +52,24 @@ class Blocks:
                 size, stride = (rows, count * block, dim), (segment.step * source.stride(0), *source.stride()[1:])
                 return source.as_strided(size, stride, source.storage_offset() + segment.first * source.stride(0))
         places = self._places(units, segment.tiles.flatten())
-        return self.joined[places].view(len(units) * rows, count * block, dim)
+        return self._gather(places).view(len(units) * rows, count * block, dim)
 
     def _unit(self, units: Tensor) -> Tensor:
         batch, head = divmod(int(units[0]), self.tiles.shape[1])
         return self.tiles[batch, head]
 
+    def _gather(self, places: Tensor) -> Tensor:
+        found = scratch(self.name, len(places), *self.joined.shape[1:])
+        return torch.index_select(self.joined, 0, places, out=found)
+
     def _places(self, units: Tensor, tiles: Tensor) -> Tensor:
         return (units[:, None] * self.tiles.shape[2] + tiles).flatten()
 
 
-def blocks(x: Tensor, block: int) -> Blocks:
+def blocks(name: str, x: Tensor, block: int) -> Blocks:
     """Cut ``[batch, heads, length, dim]`` into tiles; no copy where the length is whole and the type fp32."""
     tiles = cut(x, block)
-    return Blocks(tiles=tiles, joined=tiles.reshape(-1, *tiles.shape[-2:]))
+    return Blocks(name=name, tiles=tiles, joined=tiles.reshape(-1, *tiles.shape[-2:]))
 
 
 def cut(x: Tensor, block: int) -> Tensor:
@@ -88,9 +97,8 @@ class Logits:
     other_block: int
 
     def capped(self, own: Tensor, others: Tensor) -> Tensor:
-        """Scaled and soft-capped products, without bias and mask."""
-        rows, block, _ = own.shape
-        out = own.new_empty(rows, block, others.shape[1])
+        """Scaled and soft-capped products, without bias and mask; overwritten by the next."""
+        out = scratch("logits", *own.shape[:2], others.shape[1])
         torch.baddbmm(out, own, others.transpose(1, 2), beta=0, alpha=self.plan.scale, out=out)
         cap = self.plan.softcap
         return out if cap is None else out.div_(cap).tanh_().mul_(cap)
