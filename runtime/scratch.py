@@ -1,7 +1,7 @@
 """Memory for the intermediate results of the CPU back end, kept by each thread from call to call.
 
-Memory that is given back and taken again costs a fault for every page that is touched, which for products of two megabytes
-can cost more than the products.
+Memory that is given back and taken again costs a fault for every page that is touched, which for products of two
+megabytes can cost more than the products.
 """
 
 from __future__ import annotations
