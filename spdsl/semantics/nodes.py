@@ -1,9 +1,9 @@
 """The checked pattern: typed expressions over named axes, and nothing that needs a lookup by name.
 
-An expression denotes an array whose axes are a subset of ``b h g q k`` and of coordinates such as ``q.blk``; it is written
-pointwise, as its value at one point.  ``q`` and ``k`` are absolute positions.  After `check`, parameters are `Param` nodes;
-`bind` replaces them, and the extents that a call fixes, by constants; `expand` replaces coordinates by arithmetic, so that
-what the analysis and the kernels see is arithmetic over ``q k h g b``, table loads and stages alone.
+An expression denotes an array whose axes are a subset of ``b h g q k`` and of coordinates such as ``q.blk``; it is
+written pointwise, as its value at one point.  ``q`` and ``k`` are absolute positions.  After `check`, parameters are
+`Param` nodes; `bind` replaces them, and the extents that a call fixes, by constants; `expand` replaces coordinates by
+arithmetic: the analysis and the kernels see arithmetic over ``q k h g b``, table loads and stages alone.
 """
 
 from __future__ import annotations
@@ -116,10 +116,10 @@ class Apply(Node):
 class Reduce(Node):
     """A reduction of ``body`` over positions of one side.
 
-    With ``axis`` the positions are those of one coordinate (``per = side.axis``) and the value has that coordinate as its
-    axis; without, all existing positions (``over = side``).  ``body`` is written with ``Index(side)`` free.  Positions
-    outside ``0 <= position < n`` do not exist and take no part.  Over nothing, any is false, all is true, sum is 0, and
-    mean, min and max are an error of `bind`'s caller to avoid: a coordinate always has a member.
+    With ``axis`` the positions are those of one coordinate (``per = side.axis``) and the value has that coordinate as
+    its axis; without, all existing positions (``over = side``).  ``body`` is written with ``Index(side)`` free.
+    Positions outside ``0 <= position < n`` do not exist and take no part.  Over nothing, any is false, all is true, sum
+    is 0, and mean, min and max are an error of `bind`'s caller to avoid: a coordinate always has a member.
     """
 
     kind: Literal["any", "all", "sum", "mean", "min", "max"]
@@ -144,8 +144,9 @@ class Noise(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Top(Node):
-    """Whether this candidate is among the ``count`` largest ``value`` along ``side.axis`` (or ``side``) where ``only`` holds.
+    """Whether this candidate is among the ``count`` largest.
 
+    They are the largest ``value`` along ``side.axis`` (or ``side``) where ``only`` holds.
     Ties go to the smaller index; fewer candidates than asked for means all of them.
     """
 
@@ -214,9 +215,9 @@ class Axis(Node):
     """A division of positions or of another coordinate.
 
     ``of`` is the coordinate that is divided, as an expression of ``Index("k")`` and ``Coord("k", …)`` (one for each
-    dimension of an N-D tile).  Exactly one of ``size`` (constant lengths, one for each ``of``), ``table`` (a sorted input;
-    the coordinate is the table's value) and ``into`` (a number of equal parts) is given.  ``step`` differs from ``size``
-    for overlapping windows, of which a position has several.
+    dimension of an N-D tile).  Exactly one of ``size`` (constant lengths, one for each ``of``), ``table`` (a sorted
+    input; the coordinate is the table's value) and ``into`` (a number of equal parts) is given.  ``step`` differs from
+    ``size`` for overlapping windows, of which a position has several.
     """
 
     name: str
@@ -232,8 +233,8 @@ class Axis(Node):
 class Grid(Node):
     """Row-major coordinates of the positions from ``start`` on.
 
-    ``of`` is what is split, an expression of ``Index("k")``.  An unnamed grid must cover ``n`` exactly.  Outside a named
-    grid every comparison of its coordinates is false (the checker has added the conditions to the comparisons).
+    ``of`` is what is split, an expression of ``Index("k")``.  An unnamed grid must cover ``n`` exactly.  Outside a
+    named grid every comparison of its coordinates is false (the checker has added the conditions to the comparisons).
     """
 
     name: str | None

@@ -67,7 +67,7 @@ class Unit:
         self._nesting -= 1
 
     def enter(self, span: Span | None) -> None:
-        """Begin a step of work.  Raises `SpatError` when definitions that call each other multiply, or nest too deeply."""
+        """Begin a step of work.  Raises `SpatError` when definitions multiply or nest too deeply."""
         self._steps += 1
         self._nesting += 1
         if self._nesting > MAX_NESTING:

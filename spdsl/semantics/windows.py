@@ -1,7 +1,7 @@
 """Overlapping windows: a position has several, so a set over windows is lifted to positions by `any` over them.
 
-From a `BoundPattern` to one whose `keep` has no coordinate of an overlapping axis.  Parts of a union are lifted one by one:
-what does not speak of windows also holds where there is none.
+From a `BoundPattern` to one whose `keep` has no coordinate of an overlapping axis.  Parts of a union are lifted one by
+one: what does not speak of windows also holds where there is none.
 """
 
 from __future__ import annotations

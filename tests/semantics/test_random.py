@@ -16,7 +16,12 @@ from tests.semantics.interpret import kept
 from tests.semantics.strategies import patterns, tables
 
 HEADS = 2
-SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.explicit, Phase.reuse, Phase.generate])
+SETTINGS = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
 
 
 def agree(text: str, n: int) -> None:

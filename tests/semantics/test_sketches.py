@@ -15,7 +15,9 @@ def test_sketches(golden: Callable[..., None]) -> None:
     lines = []
     for path in sorted(SKETCHES.glob("*.spat")):
         text = path.read_text(encoding="utf-8")
-        found, diagnostics = check_all(parse(text, path.name), resolve=lambda name: (SKETCHES / name).read_text("utf-8"))
+        found, diagnostics = check_all(
+            parse(text, path.name), resolve=lambda name: (SKETCHES / name).read_text("utf-8")
+        )
         errors = [d for d in diagnostics if d.severity == "error"]
         assert bool(found) or bool(errors) or "pattern" not in text.replace("patterns", "")
         lines.append(f"{path.name}: {', '.join(pattern.name for pattern in found) or 'refused'}")
