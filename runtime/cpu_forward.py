@@ -40,7 +40,7 @@ def forward(part: Part) -> tuple[Tensor, Tensor]:
 def _rows(
     logits: Logits, q: Blocks, k: Blocks, v: Blocks, units: Tensor, key_units: Tensor, chunk: Chunk
 ) -> tuple[Tensor, Tensor]:
-    """Output ``[units * rows, block, dv]`` (overwritten by the next) and LSE ``[units * rows, block]``, without sink."""
+    """Output ``[units * rows, block, dv]`` (overwritten by the next), LSE ``[units * rows, block]``, without sink."""
     own = q.rows(units, chunk)
     peak = total = out = None
     for number, segment in enumerate(chunk.segments):
