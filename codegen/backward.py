@@ -7,6 +7,7 @@ of tables leave the kernels as sums for every row or key, which the run time add
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from spdsl.analysis.plans import Plan, TableGradient
 from spdsl.analysis.tiles import ListWalk
@@ -381,14 +382,14 @@ class Step:
         )
 
 
-def _pointers(frame: Frame, tensor: str, side: Side, columns: str, head: str) -> Pointers:
+def _pointers(frame: Frame, tensor: str, side: Side, columns: str, head: Literal["h", "g"]) -> Pointers:
     return Pointers(
         tensor=tensor,
         prefix=tensor.lower(),
         side=side,
         columns=columns,
         head=head,
-        shape=frame.plan.problem.shape,  # type: ignore[arg-type]
+        shape=frame.plan.problem.shape,
     )
 
 
@@ -403,12 +404,12 @@ def _load(frame: Frame, prefix: str, side: Side, columns: str, guarded: bool) ->
     )
 
 
-def _tile(frame: Frame, tensor: str, side: Side, columns: str, head: str) -> tuple[Block, ...]:
+def _tile(frame: Frame, tensor: str, side: Side, columns: str, head: Literal["h", "g"]) -> tuple[Block, ...]:
     return (_pointers(frame, tensor, side, columns, head), _load(frame, tensor.lower(), side, columns, True))
 
 
 def _store(frame: Frame, tensor: str, side: Side, columns: str, factor: float | None) -> tuple[Block, ...]:
-    head = "h" if side == "q" else "g"
+    head: Literal["h", "g"] = "h" if side == "q" else "g"
     store = StoreTile(
         value=tensor.lower(),
         prefix=tensor.lower(),

@@ -18,7 +18,7 @@ from spdsl.codegen.blocks import Block, BlockGraph, Gather, If, Kernel, Logits, 
 from spdsl.codegen.expressions import helpers_of, literal, text_of
 from spdsl.codegen.frame import LN2, LOG2E, every
 from spdsl.diagnostics import Span
-from spdsl.semantics.nodes import Const, Expr, Node
+from spdsl.semantics.nodes import Expr, Node
 
 HELPERS = ("floor_div", "floor_mod", "int_power", "power", "isqrt", "is_pow2", "bitlen", "tanh")
 """Functions of the generated file, in the order in which they are written."""
@@ -154,5 +154,5 @@ def _environment() -> jinja2.Environment:
         index_sum=_index_sum,
         guards=_guards,
     )
-    environment.globals.update(LOG2E=LOG2E, LN2=LN2, is_true=lambda expr: expr == Const(value=True))
+    environment.globals.update(LOG2E=LOG2E, LN2=LN2)
     return environment

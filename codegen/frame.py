@@ -169,6 +169,8 @@ def prefix_of(tensor: str) -> str:
 def masked(mode: Mode, definitions: tuple[Block, ...], mask: Mask) -> tuple[Block, ...]:
     """The mask of a tile: none for full ones, behind the flag where a loop has both kinds."""
     match mode:
+        case _ if mask.keep == Const(value=True):
+            return ()
         case "full":
             return ()
         case "masked":

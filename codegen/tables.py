@@ -65,7 +65,7 @@ class Tables:
         strides = ([] if _has_batch(table) else [f"{name}_stride_b"]) + [f"{name}_stride_{axis}" for axis in axes]
         return (
             Argument(name=name, type=f"*{element}", note=f"table {table.name}[{_plain(labels)}]"),
-            # The last stride is 1 for contiguous tables, which makes wide loads; the others follow the lengths of a call.
+            # The last stride is 1 for contiguous tables, which makes wide loads; others follow the lengths of a call.
             *(Argument(name=stride, type="i32", fixed=stride == strides[-1]) for stride in strides),
             *(Argument(name=f"{name}_size_{axis}", type="i32") for axis in axes),
         )

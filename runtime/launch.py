@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -37,7 +38,10 @@ class Loaded:
         if 0 in grid:
             return
         given = {argument.name: values[argument.name] for argument in kernel.arguments}
-        self._run(kernel, grid, given, _stages.get((id(self.plan), name), kernel.stages))
+        device = next(value.device for value in given.values() if isinstance(value, Tensor))
+        # Triton launches on the current device, which need not be that of the tensors.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self._run(kernel, grid, given, _stages.get((id(self.plan), name), kernel.stages))
 
     def _run(self, kernel: Kernel, grid: tuple[int, int, int], given: Mapping[str, Value], stages: int) -> None:
         """Run with as many pipeline stages as the device has shared memory for, and remember the number."""

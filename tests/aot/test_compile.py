@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
 from spdsl.analysis.plan import plan
-from spdsl.analysis.plans import Problem
+from spdsl.analysis.plans import Problem, TableGradient
 from spdsl.codegen.aot import TARGETS, Binary, compile_kernels
+from spdsl.codegen.emit import HELPERS
 from spdsl.diagnostics import SpatError
+from spdsl.semantics.nodes import Const
 from tests.library.bound import library
+from tests.runtime.build import H, K, Q, load, op, table
+from tests.runtime.build import plan as by_hand
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here")
 
@@ -85,3 +90,37 @@ def test_unknown_target() -> None:
         compile_kernels(
             plan(Problem(pattern=library("causal"), dtype="bf16", value_dim=16, shape="square"), "sm_90"), "sm_1"
         )
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_gradients_and_helpers(target: str) -> None:
+    """Sinks, sums by distance, and every function that a generated file may hold."""
+    distance = op("min", op("abs", op("sub", Q, K)), 50)
+    lean, rest = load("lean", H, distance, dtype="float"), load("rest", H, Q, dtype="float")
+    found = (
+        TableGradient(table="lean", of="bias", factor=Const(value=1.0), indices=(H, distance), by="distance"),
+        TableGradient(table="rest", of="sink_logit", factor=Const(value=1.0), indices=(H, Q), by="query"),
+    )
+    parts = [
+        op("isqrt", Q),
+        op("bitlen", op("sub", Q, K)),
+        op("mod", op("sub", K, Q), 3),
+        op("pow", op("sub", Q, K), 3),
+    ]
+    total = op("floor", op("pow", op("div", Q, 7), 0.5))
+    for part in parts:
+        total = op("add", total, part)
+    chosen = by_hand(
+        op("or", op("eq", op("mod", total, 2), 0), op("is_pow2", op("sub", Q, K))),
+        bias=lean,
+        softcap=3.0,
+        sink_logit=rest,
+        tables=(table("lean", "float", "h", "100"), table("rest", "float", "h", "q")),
+        gradients=found,
+        blocks=(32, 32),
+        heads=2,
+        groups=2,
+    )
+    source, binaries = compile_kernels(replace(chosen, problem=replace(chosen.problem, dtype="fp16")), target)
+    assert [binary.name for binary in binaries] == ["forward", "delta", "dq", "dkdv", "distances"]
+    assert all(f"def {name}(" in source.text for name in HELPERS)
