@@ -19,6 +19,7 @@ from spdsl.runtime.calls import DTYPES, Call
 from spdsl.runtime.evaluate import evaluate, tables_for
 from spdsl.runtime.pairs import pairs_of
 from spdsl.runtime.recent import Recent, identity
+from spdsl.runtime.stages import materialise
 from spdsl.runtime.values import Fault, value_faults
 from spdsl.semantics.nodes import BoundPattern, Grid, Index, Load, Table, TableAxis
 from spdsl.semantics.rewrite import walk
@@ -44,8 +45,8 @@ class _Pending:
 _pending: list[_Pending] = []
 
 
-def check_call(call: Call) -> None:
-    """Check the tensors of a call against its pattern; stages need not be there yet.
+def check_call(call: Call) -> Call:
+    """Check the tensors of a call against its pattern, and fill its stages, on which values may depend.
 
     Raises:
         SpatError: SP340 to SP349 for shapes, types and devices, SP324 for a grid that does not cover the keys,
@@ -59,7 +60,9 @@ def check_call(call: Call) -> None:
     for grid in pattern.grids:
         if grid.name is None and grid.of == Index(name="k"):
             _check_grid(grid, call)
+    call = materialise(call)
     _check_values(call, pattern)
+    return call
 
 
 def raise_pending() -> None:
@@ -200,7 +203,7 @@ def _check_values(call: Call, pattern: BoundPattern) -> None:
     key = None if same is None else (id(call.plan.keep), call.q.shape[:3], call.k.shape[1:3], call.q_start, same)
     if key is not None and key in _checked.entries:
         return
-    faults = tuple(value_faults(call, tables_for(pattern.tables, call.tables)))
+    faults = tuple(value_faults(call, tables_for(call.plan.tables, call.tables)))
     if call.q.device.type == "cpu" or os.environ.get("SPDSL_VERIFY") == "1":
         for fault in faults:
             if bool(fault.flag):
@@ -212,7 +215,8 @@ def _check_values(call: Call, pattern: BoundPattern) -> None:
 
 
 def _defer(faults: tuple[Fault, ...]) -> None:
-    flags = torch.stack([fault.flag.any() for fault in faults]).to("cpu", non_blocking=True)
+    found = torch.stack([fault.flag.any() for fault in faults])
+    flags = torch.empty(found.shape, dtype=torch.bool, pin_memory=True).copy_(found, non_blocking=True)
     event = torch.cuda.Event()
     event.record()
     _pending.append(_Pending(faults=faults, flags=flags, event=event))

@@ -1,8 +1,8 @@
 """The torch operators: ``spdsl::attend`` and its backward.
 
-The operators carry tensors, numbers and one string, the key: the canonical text of the pattern with its parameters.  So a
-program that was exported loads in another process, and nothing that Dynamo traces reads a file.  How a key becomes a plan
-is given from above (`install`), because planning begins with parsing.
+The operators carry tensors, numbers and one string, the key: the canonical text of the pattern with its parameters.
+So a program that was exported loads in another process, and nothing that Dynamo traces reads a file.  How a key
+becomes a plan is given from above (`install`), because planning begins with parsing.
 """
 
 from __future__ import annotations
@@ -58,7 +58,14 @@ def install(prepare: Prepare) -> None:
 
 
 def _request(
-    q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], places: Tensor | None, key: str, shape: str, gradients: tuple[int, ...]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Sequence[Tensor],
+    places: Tensor | None,
+    key: str,
+    shape: str,
+    gradients: tuple[int, ...],
 ) -> Prepared:
     return _prepare[0](
         Request(
@@ -76,10 +83,13 @@ def _request(
     )
 
 
-def _call(prepared: Prepared, q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], places: Tensor | None, q_start: int) -> Call:
+def _call(
+    prepared: Prepared, q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], places: Tensor | None, q_start: int
+) -> Call:
     plan = prepared.plan
     given = {
-        table.name: _with_batch(table, tensor) for table, tensor in zip(plan.problem.pattern.tables, tables, strict=True)
+        table.name: _with_batch(table, tensor)
+        for table, tensor in zip(plan.problem.pattern.tables, tables, strict=True)
     }
     return Call(plan=plan, q=q, k=k, v=v, q_start=q_start, places=places, tables=given)
 
@@ -104,8 +114,7 @@ def attend(
     """Sparse attention: output ``[batch, heads, nq, dv]`` and LSE ``[batch, heads, nq]`` (fp32, natural log)."""
     prepared = _request(q, k, v, tables, places, key, shape, ())
     call = _call(prepared, q, k, v, tables, places, q_start)
-    check_call(call)
-    call = lists_for(materialise(call), ("forward",))
+    call = lists_for(check_call(call), ("forward",))
     with torch.autocast(q.device.type, enabled=False):  # the types of the tensors are the types computed in
         return engine_for(prepared.backend).forward(call)
 
