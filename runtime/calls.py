@@ -29,11 +29,11 @@ class TileList:
 class Call:
     """The tensors and run-time numbers of one call.
 
-    ``q`` is ``[batch, heads, nq, d]``, ``k`` ``[batch, groups, n, d]``, ``v`` ``[batch, groups, n, dv]``, any strides with
-    the last dimension contiguous.  ``tables`` holds inputs and stage results by name, each with a leading batch axis of
-    size 1 or batch unless its declaration names ``b``.  ``places`` is int32 ``[batch, 3]`` (q_start, k_start, k_len) for
-    the shape ``batched``, else None.  ``lists`` maps the kind of a kernel (``forward``, ``dq``, ``dkdv``) to its lists,
-    where its walk is a `ListWalk`.
+    ``q`` is ``[batch, heads, nq, d]``, ``k`` ``[batch, groups, n, d]``, ``v`` ``[batch, groups, n, dv]``, any strides
+    with the last dimension contiguous.  ``tables`` holds inputs and stage results by name, each with a leading batch
+    axis of size 1 or batch unless its declaration names ``b``.  ``places`` is int32 ``[batch, 3]`` (q_start, k_start,
+    k_len) for the shape ``batched``, else None.  ``lists`` maps the kind of a kernel (``forward``, ``dq``, ``dkdv``)
+    to its lists, where its walk is a `ListWalk`.
     """
 
     plan: Plan
@@ -59,10 +59,14 @@ class Gradients:
 class Engine(Protocol):
     """A back end."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name by which a user asks for it."""
+        ...
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
-        """Output ``[batch, heads, nq, dv]`` in the type of ``q``, and LSE ``[batch, heads, nq]`` in fp32, natural log."""
+        """Output ``[batch, heads, nq, dv]`` in the type of ``q``, and LSE ``[batch, heads, nq]`` in fp32, natural
+        log."""
         ...
 
     def backward(

@@ -25,6 +25,6 @@ def engine_for(name: str) -> Engine:
         raise error(
             "SP501",
             f"the back end `{name}` needs the package `{missing.name}`, which is not installed",
-            help="install it, or use `backend=\"cpu\"`",
+            help='install it, or use `backend="cpu"`',
         ) from missing
     return TritonEngine()

@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 __all__ = ["Attention", "Pattern", "SpatError", "SpatWarning", "compile", "load", "loads", "names", "raise_pending"]
 
-_HOMES = {name: "spdsl.api" for name in ("Attention", "Pattern", "compile", "load", "loads", "raise_pending")} | {
+_HOMES = dict.fromkeys(("Attention", "Pattern", "compile", "load", "loads", "raise_pending"), "spdsl.api") | {
     "SpatError": "spdsl.diagnostics",
     "SpatWarning": "spdsl.diagnostics",
     "names": "spdsl.library",

@@ -61,7 +61,8 @@ class Pattern:
     ) -> Tensor:
         """The pairs that the pattern keeps, from the dense reference.
 
-        ``given`` holds parameters and inputs by name.  Queries are the last ``nq`` positions unless ``q_start`` is given.
+        ``given`` holds parameters and inputs by name.  Queries are the last ``nq`` positions unless ``q_start`` is
+        given.
 
         Returns:
             bool ``[heads, nq, nk]``, or ``[batch, heads, nq, nk]`` when an input has a batch axis.
@@ -123,18 +124,19 @@ class Attention:
             k: ``[batch, groups, n, d]`` with ``heads`` a multiple of ``groups``.
             v: ``[batch, groups, n, dv]``.
             return_lse: also return the log-sum-exp of the logits.
-            q_start: position of the first query; the queries are the last ``nq`` positions by default.  An int, or int32
-                ``[batch]``.
+            q_start: position of the first query; the queries are the last ``nq`` positions by default.  An int, or
+                int32 ``[batch]``.
             k_start: row of ``k`` and ``v`` that is position 0 (padding on the left).
             k_len: number of existing keys from ``k_start`` on (padding on the right, caches).
             inputs: the declared inputs; each may have one extra leading axis of size 1 or batch.
 
         Returns:
-            ``[batch, heads, nq, dv]`` in the type of ``q``; with ``return_lse`` also float32 ``[batch, heads, nq]``, natural
-            log.  A query that keeps nothing gives zeros and −inf.
+            ``[batch, heads, nq, dv]`` in the type of ``q``; with ``return_lse`` also float32 ``[batch, heads, nq]``,
+            natural log.  A query that keeps nothing gives zeros and −inf.
 
         Raises:
-            SpatError: shapes, types, devices or values that do not fit (SP3xx), or a pattern that cannot be run (SP4xx).
+            SpatError: shapes, types, devices or values that do not fit (SP3xx), or a pattern that cannot be run
+            (SP4xx).
         """
         q, k, v = _autocast(q, k, v)
         check_tensors(q, k, v)
@@ -162,9 +164,7 @@ class Attention:
             q_start = self._first_of_more_queries(q.shape[2], k.shape[2])
         pattern = bound(self._key, q.shape[1], k.shape[1], q.shape[3])
         tables = _tables(self.pattern, inputs, q.device)
-        out, lse = reference.attend(
-            pattern, q, k, v, tables=tables, q_start=q_start, k_start=k_start, k_len=k_len
-        )
+        out, lse = reference.attend(pattern, q, k, v, tables=tables, q_start=q_start, k_start=k_start, k_len=k_len)
         return (out, lse) if return_lse else out
 
     def _first_of_more_queries(self, nq: int, n: int) -> int:
@@ -190,7 +190,8 @@ class Attention:
         return sources(self._key, q, k, v)
 
     def explain(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> str:
-        """How a call with tensors like these is computed: walks, tiles touched and full, pairs kept over pairs computed."""
+        """How a call with tensors like these is computed: walks, tiles touched and full, pairs kept over pairs
+        computed."""
         from spdsl.explain import explain
 
         return explain(self._key, q, k, v, _tables(self.pattern, inputs, q.device)).text()
@@ -206,13 +207,14 @@ def loads(text: str, *, name: str | None = None) -> Pattern:
 
 
 def load(path_or_name: str | Path) -> Pattern:
-    """A pattern of the library by name, or of a file: ``path.spat`` for its last pattern, ``path.spat:NAME`` for another.
+    """A pattern of the library by name, or of a file: ``path.spat`` for its last pattern, ``path.spat:NAME`` for
+    another.
 
     Raises:
         SpatError: no such file or pattern (SP60x), or what is wrong with the text.
     """
     given = str(path_or_name)
-    path, colon, name = given.rpartition(":") if ".spat:" in given else (given, "", "")
+    path, _, name = given.rpartition(":") if ".spat:" in given else (given, "", "")
     if not path.endswith(".spat"):
         return _pattern(read(text_of(given), source=f"{given}.spat", name=given, resolve=resolver(None)))
     file = Path(path)
@@ -230,6 +232,7 @@ def compile(
     """Make attention from a pattern: a library name, a path to a `.spat` file, or a `Pattern`.
 
     Args:
+        pattern: the name, path or `Pattern`.
         layer: the value of `layer`, for patterns that use it.
         backend: ``cpu`` or ``triton``; by default the best for the tensors of a call.
         deterministic: ask for gradients that repeat bitwise (they do in every back end today).
@@ -263,7 +266,11 @@ def _tables(pattern: Pattern, given: Mapping[str, Any], device: torch.device) ->
     for name in given:
         if name not in pattern.inputs:
             close = difflib.get_close_matches(name, pattern.inputs, n=1)
-            known = f"its inputs are {', '.join(f'`{each}`' for each in pattern.inputs)}" if pattern.inputs else "it has none"
+            known = (
+                f"its inputs are {', '.join(f'`{each}`' for each in pattern.inputs)}"
+                if pattern.inputs
+                else "it has none"
+            )
             raise error(
                 "SP301",
                 f"`{pattern.name}` has no input `{name}`",
@@ -330,4 +337,3 @@ def _column(value: int | Tensor | None, default: int, q: Tensor) -> Tensor:
         return value.to(device=q.device, dtype=torch.int32)
     number = default if value is None else value
     return torch.full((batch,), number, dtype=torch.int32, device=q.device)
-

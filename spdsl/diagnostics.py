@@ -44,7 +44,8 @@ class Span:
 class Diagnostic:
     """One remark: a stable code, what is wrong, where, and how to mend it.
 
-    ``note`` stands beside the carets and says what the marked text is; ``help`` is a full sentence that tells how to mend it.
+    ``note`` stands beside the carets and says what the marked text is; ``help`` is a full sentence that tells how to
+    mend it.
     """
 
     code: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -60,21 +61,24 @@ class Report:
     def text(self) -> str:
         """The report as lines to read."""
         lines = [
-            f"{self.pattern} for {self.target}: {self.batch} × {self.heads} heads, {self.nq} queries, {self.n} keys ({self.shape})",
+            f"{self.pattern} for {self.target}, {self.shape}; {self.batch} × {self.heads} heads",
+            f"queries: {self.nq:,}, keys: {self.n:,}",
             f"pairs kept: {self.pairs:,} of {self.batch * self.heads * self.nq * self.n:,} ({self.kept:.2%})",
         ]
         for kernel in self.kernels:
             computed = kernel.touched * kernel.block_q * kernel.block_k
             useful = self.pairs / computed if computed else 1.0
             lines.append(
-                f"{kernel.kind}: tiles of {kernel.block_q} × {kernel.block_k}, {kernel.touched:,} touched, {kernel.full:,} of them"
-                f" full; {useful:.1%} of the pairs computed are kept"
+                f"{kernel.kind}: tiles of {kernel.block_q} × {kernel.block_k}, {kernel.touched:,} touched, "
+                f"{kernel.full:,} of them full; {useful:.1%} of the pairs computed are kept"
             )
             lines += [f"  {line}" for line in (*kernel.walk, *kernel.notes)]
         return "\n".join(lines)
 
 
-def explain(key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor], target: str | None = None) -> Report:
+def explain(
+    key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor], target: str | None = None
+) -> Report:
     """Count what the kernels for tensors like these visit.
 
     Raises:
@@ -118,7 +122,8 @@ def _rows_of(lists: TileList) -> Tensor:
     counts = (lists.end - lists.begin).flatten().long()
     owners = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
     order = torch.repeat_interleave(lists.begin.flatten().long(), counts)
-    within = torch.arange(len(owners), device=counts.device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    before = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    within = torch.arange(len(owners), device=counts.device) - before
     placed = torch.empty_like(owners)
     placed[order + within] = owners
     return torch.stack(torch.unravel_index(placed, lists.begin.shape), dim=1)
@@ -130,14 +135,15 @@ def _count(call: Call, at: Tensor, tiles: Tensor, blocks: tuple[int, int], lengt
     q = rows + call.q_start
     pairs = pairs_of(call)
     head = at[:, 1, None, None]
-    env = pairs.extents() | {"b": at[:, 0, None, None], "h": head, "g": head // (pairs.heads // pairs.groups), "q": q, "k": k}
+    group = head // (pairs.heads // pairs.groups)
+    env = pairs.extents() | {"b": at[:, 0, None, None], "h": head, "g": group, "q": q, "k": k}
     kept = evaluate(call.plan.keep, env, tables_for(call.plan.tables, call.tables))
     exists = (rows < lengths[0]) & (k < lengths[1]) & (q >= 0)
     return (kept & exists).sum((1, 2))
 
 
 def _lists(call: Call, kernel: KernelPlan) -> TileList:
-    by = "key" if kernel.kind == "dkdv" else "query"
+    by: Literal["query", "key"] = "key" if kernel.kind == "dkdv" else "query"
     match kernel.walk:
         case SlotWalk() as walk:
             return walk_lists(call, walk, by=by, block_q=kernel.block_q, block_k=kernel.block_k)

@@ -37,7 +37,8 @@ def read_file(path: Path) -> str:
     """The text of a file.
 
     Raises:
-        SpatError: there is no such file (SP601), it is a folder or a device (SP603), it may not be read (SP604), or it is
+        SpatError: there is no such file (SP601), it is a folder or a device (SP603), it may not be read (SP604), or it
+        is
             not the text of a pattern: too large (SP107) or not UTF-8 (SP108).
     """
     try:

@@ -1,7 +1,7 @@
 """The stages of the compiler in order: text → program → checked → bound → plan.
 
-The table of contents of the compiler, and its caches; what a stage does is in its own module.  `spdsl.codegen` takes plans
-on to kernels, and the engines of `spdsl.runtime` do so when they meet a plan for the first time.
+The table of contents of the compiler, and its caches; what a stage does is in its own module.  `spdsl.codegen` takes
+plans on to kernels, and the engines of `spdsl.runtime` do so when they meet a plan for the first time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 Value = bool | int | float | tuple[bool | int | float, ...]
 
 
-def read(text: str, *, source: str = "<string>", name: str | None = None, resolve: Callable[[str], str] | None = None) -> CheckedPattern:
+def read(
+    text: str, *, source: str = "<string>", name: str | None = None, resolve: Callable[[str], str] | None = None
+) -> CheckedPattern:
     """Parse and check ``text``; ``name`` picks a pattern, else the last one counts.
 
     Raises:
@@ -33,7 +35,13 @@ def recall(text: str, name: str) -> CheckedPattern:
     return read(text, source=f"{name}.spat", name=name)
 
 
-def key_of(pattern: CheckedPattern, parameters: Mapping[str, Value], layer: int | None, backend: str | None, deterministic: bool) -> str:
+def key_of(
+    pattern: CheckedPattern,
+    parameters: Mapping[str, Value],
+    layer: int | None,
+    backend: str | None,
+    deterministic: bool,
+) -> str:
     """The string that stands for a pattern with its parameters in operators and caches."""
     return json.dumps(
         {

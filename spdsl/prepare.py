@@ -34,7 +34,9 @@ def prepare(request: Request) -> Prepared:
         dtype=precision(request.dtype),
         value_dim=request.value_dim,
         shape=request.shape,
-        tables=tuple((name, str(dtype).removeprefix("torch.")) for name, dtype in zip(names, request.tables, strict=True)),
+        tables=tuple(
+            (name, str(dtype).removeprefix("torch.")) for name, dtype in zip(names, request.tables, strict=True)
+        ),
         gradients=tuple(names[each] for each in request.gradients),
     )
     return Prepared(plan=plan(problem, target_of(backend, request.device)), backend=backend, inputs=names)
@@ -51,7 +53,8 @@ def precision(dtype: torch.dtype) -> Precision:
             return name  # type: ignore[return-value]  # the keys of DTYPES are the names of Precision
     raise error(
         "SP310",
-        f"q, k and v are {str(dtype).removeprefix('torch.')}, but attention is computed in bfloat16, float16 or float32",
+        f"q, k and v are {str(dtype).removeprefix('torch.')}, but attention is computed in bfloat16, float16 or "
+        "float32",
         help="convert them, for example with `.to(torch.bfloat16)`; `attn.reference` computes in float64",
     )
 
@@ -71,7 +74,7 @@ def choose_backend(asked: str | None, device: torch.device) -> str:
         raise error(
             "SP311",
             f"the back end `{name}` cannot run on tensors of device `{device}`",
-            help=f"move the tensors, or use `backend=\"{other}\"`",
+            help=f'move the tensors, or use `backend="{other}"`',
         )
     return name
 

@@ -1,7 +1,7 @@
 """From an expanded bias or sink to the gradients of the tables it loads.
 
-The gradient of a table element is a sum over all pairs that read it.  Each kind of index has its own way to be summed in a
-fixed order; an index that has none is refused by name.
+The gradient of a table element is a sum over all pairs that read it.  Each kind of index has its own way to be summed
+in a fixed order; an index that has none is refused by name.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from spdsl.semantics.rewrite import free_indices, transform, walk
 By = Literal["none", "query", "key", "distance", "pair"]
 
 
-def table_gradients(clauses: Iterable[tuple[Literal["bias", "sink_logit"], Expr | None]], wanted: frozenset[str]) -> tuple[
-    TableGradient, ...
-]:
+def table_gradients(
+    clauses: Iterable[tuple[Literal["bias", "sink_logit"], Expr | None]], wanted: frozenset[str]
+) -> tuple[TableGradient, ...]:
     """One entry for each distinct load of a wanted table in the clauses.
 
     Raises:
-        SpatError: a table in ``wanted`` is read at an index whose gradient cannot be summed in a fixed order, or by a clause
-            that is not differentiable in it.
+        SpatError: a table in ``wanted`` is read at an index whose gradient cannot be summed in a fixed order, or by a
+            clause that is not differentiable in it.
     """
     found: list[TableGradient] = []
     for of, clause in clauses:
         if clause is None:
             continue
-        for load in _loads(clause, wanted):
-            found.append(
-                TableGradient(
-                    table=load.table,
-                    of=of,
-                    factor=derivative(clause, load),
-                    indices=load.indices,
-                    by=_position(load),
-                )
+        found += [
+            TableGradient(
+                table=load.table,
+                of=of,
+                factor=derivative(clause, load),
+                indices=load.indices,
+                by=_position(load),
             )
+            for load in _loads(clause, wanted)
+        ]
     return tuple(found)
 
 

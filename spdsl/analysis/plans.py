@@ -40,10 +40,10 @@ class StageAxis:
 class Stage:
     """A part of the set that is computed before the kernels run: a table the kernels load from.
 
-    ``value`` is the smallest bool expression around a `Reduce` or `Top` (a `Top` itself, or a comparison of reductions), or
-    the reduction itself if that expression depends on single positions; its coordinates are not expanded.  The table
-    ``name`` is like an input: one axis for each of ``axes``, the type of ``value``, and a leading batch axis of size 1 or
-    batch unless ``b`` is among the axes.  `Plan.tables` declares it after the inputs.
+    ``value`` is the smallest bool expression around a `Reduce` or `Top` (a `Top` itself, or a comparison of
+    reductions), or the reduction itself if that expression depends on single positions; its coordinates are not
+    expanded.  The table ``name`` is like an input: one axis for each of ``axes``, the type of ``value``, and a leading
+    batch axis of size 1 or batch unless ``b`` is among the axes.  `Plan.tables` declares it after the inputs.
     """
 
     name: str
@@ -68,7 +68,8 @@ class TableGradient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelPlan:
-    """Tile sizes, launch options and walk of one kernel; the walk is by query for ``forward`` and ``dq``, else by key."""
+    """Tile sizes, launch options and walk of one kernel; the walk is by query for ``forward`` and ``dq``, else by
+    key."""
 
     kind: Literal["forward", "dq", "dkdv"]
     block_q: int

@@ -1,7 +1,8 @@
 """From a bound pattern to expanded expressions and stages.
 
-Reductions and selections cannot be evaluated inside a kernel that sees one tile at a time.  They are cut out, become tables
-that the run time fills before the kernels start, and are replaced by loads of these tables.  Nothing is evaluated here.
+Reductions and selections cannot be evaluated inside a kernel that sees one tile at a time.  They are cut out, become
+tables that the run time fills before the kernels start, and are replaced by loads of these tables.  Nothing is
+evaluated here.
 """
 
 from __future__ import annotations

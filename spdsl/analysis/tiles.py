@@ -1,8 +1,8 @@
 """Which tiles of the attention matrix a pattern touches, and how a kernel walks them.
 
 Bounds are int expressions of `spdsl.semantics.nodes`: of ``Index("i")`` (query tile) when walking by query, of
-``Index("j")`` (key tile) when walking by key, of ``Extent`` run-time lengths, and of `Load`s and indices that are constant
-for a program (``prefix[b]``, ``h``, ``g``).  All intervals are half open.
+``Index("j")`` (key tile) when walking by key, of ``Extent`` run-time lengths, and of `Load`s and indices that are
+constant for a program (``prefix[b]``, ``h``, ``g``).  All intervals are half open.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ Shape: TypeAlias = Literal["square", "offset", "batched"]
 """How positions relate to rows of the tensors.
 
 ``square``: as many queries as keys, the first query at position 0.  ``offset``: the first query row is at the run-time
-position ``q_start``.  ``batched``: as ``offset``, with ``q_start`` and the existing keys given for each sequence of the
-batch (a kernel reads them once and goes on as in ``offset``).  ``q_start`` may be negative: rows at negative positions are
-padding, keep nothing, and give zeros.
+position ``q_start``.  ``batched``: as ``offset``, with ``q_start`` and the existing keys given for each sequence of
+the batch (a kernel reads them once and goes on as in ``offset``).  ``q_start`` may be negative: rows at negative
+positions are padding, keep nothing, and give zeros.
 """
 
 
@@ -34,8 +34,8 @@ class Interval:
 class Slot:
     """One run of touched tiles of a row: those of ``touched`` on the lattice for which ``filter`` holds.
 
-    The lattice is ``(t - phase) % step < run``; ``step`` 1 means all.  ``filter`` is a bool expression that may also use
-    the walked tile.  Tiles of ``full`` (clamped to ``touched``) need no mask; all others are masked.
+    The lattice is ``(t - phase) % step < run``; ``step`` 1 means all.  ``filter`` is a bool expression that may also
+    use the walked tile.  Tiles of ``full`` (clamped to ``touched``) need no mask; all others are masked.
     """
 
     touched: Interval

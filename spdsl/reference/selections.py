@@ -95,7 +95,7 @@ def _first_positions(exist: Tensor, ids: Tensor, count: int, dimension: int) -> 
 
 
 def _broadcast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]
+    return tuple(torch.broadcast_tensors(*tensors))
 
 
 def _seen_from(members: Tensor, targets: Tensor, dimension: int) -> Tensor:
