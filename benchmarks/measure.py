@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -45,7 +45,7 @@ Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 def measure(case: Case, rate: float, peers: bool = True) -> list[Measurement]:
     """Check and time ``case``; ``rate`` is the machine's measured matrix rate in operations a second."""
     device = torch.device("cuda")
-    torch._dynamo.reset()  # or FlexAttention gives up compiling after eight masks
+    torch.compiler.reset()  # or FlexAttention gives up compiling after eight masks
     torch.cuda.empty_cache()
     torch.manual_seed(0)
     q = torch.randn(case.batch, case.heads, case.n, case.dim, device=device, dtype=case.dtype)
@@ -61,14 +61,11 @@ def measure(case: Case, rate: float, peers: bool = True) -> list[Measurement]:
     backward: dict[str, list[float]] = {}
     errors: dict[str, tuple[float, float]] = {}
     for name, run in list(runs.items()):
-        try:
-            out = run(q, k, v)
-            errors[name] = _errors(case, mod, leaves, d_out, out)
-        except Exception as problem:  # a peer that refuses a case is reported, not measured
-            if name == "spdsl":
-                raise
-            print(f"{case.name}: {name} refused: {str(problem).splitlines()[0][:120]}")
+        found = _checked(name, lambda run=run: _errors(case, mod, leaves, d_out, run(*leaves)))
+        if found is None:
             del runs[name]
+        else:
+            errors[name] = found
     for _ in range(ROUNDS):
         for name, run in runs.items():
             forward.setdefault(name, []).append(_time(lambda run=run: run(*(each.detach() for each in leaves))))
@@ -82,6 +79,17 @@ def measure(case: Case, rate: float, peers: bool = True) -> list[Measurement]:
         for index, (direction, times, factor) in enumerate((("fwd", forward, 4), ("bwd", backward, 10)))
         for name in runs
     ]
+
+
+def _checked(name: str, run: Callable[[], tuple[float, float]]) -> tuple[float, float] | None:
+    """The errors of an implementation; None for a peer that refuses the case, which is reported and not measured."""
+    try:
+        return run()
+    except Exception as problem:
+        if name == "spdsl":
+            raise
+        print(f"{name} refused: {str(problem).splitlines()[0][:120]}")
+        return None
 
 
 def count_pairs(mod: MaskMod, case: Case, device: torch.device) -> int:
@@ -113,7 +121,9 @@ def _spdsl(case: Case, device: torch.device) -> Forward:
 def _flex(case: Case, mod: MaskMod, device: torch.device) -> Forward:
     compiled = torch.compile(flex_attention)
     per_head = "h" in mod.__code__.co_names or case.name.startswith("s2")
-    block_mask = torch.compile(create_block_mask)(mod, None, case.heads if per_head else None, case.n, case.n, device=device)
+    block_mask = torch.compile(create_block_mask)(
+        mod, None, case.heads if per_head else None, case.n, case.n, device=device
+    )
     return lambda q, k, v: compiled(q, k, v, block_mask=block_mask, enable_gqa=case.groups != case.heads)
 
 
@@ -121,7 +131,9 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+        )
 
 
 def _time(run: Callable[[], object]) -> float:
@@ -164,7 +176,9 @@ def _dense(
     return out, dq, dk, dv
 
 
-def _measurement(case: Case, impl: str, direction: str, ms: float, flops: float, rate: float, error: float) -> Measurement:
+def _measurement(
+    case: Case, impl: str, direction: str, ms: float, flops: float, rate: float, error: float
+) -> Measurement:
     return Measurement(
         case=case.name,
         impl=impl,
@@ -177,7 +191,7 @@ def _measurement(case: Case, impl: str, direction: str, ms: float, flops: float,
         torch=torch.__version__,
         triton=triton.__version__,
         spdsl=spdsl.__version__,
-        date=datetime.date.today().isoformat(),
+        date=dt.date.today().isoformat(),
         shape=f"batch {case.batch}, heads {case.heads}:{case.groups}, n {case.n}, d {case.dim}",
         dtype=str(case.dtype).removeprefix("torch."),
     )

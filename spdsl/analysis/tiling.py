@@ -84,9 +84,7 @@ def _hopper(kind: Kind, width: int, loops: int) -> Tiles:
 def _ampere(kind: Kind, width: int) -> Tiles:
     """Within 99 KB of shared memory, which the smaller machines of the family have."""
     if width <= 64:
-        return Tiles(
-            block_q=128 if kind == "forward" else 64, block_k=32 if kind == "dkdv" else 64, warps=4, stages=2
-        )
+        return Tiles(block_q=128 if kind == "forward" else 64, block_k=32 if kind == "dkdv" else 64, warps=4, stages=2)
     if width <= 128:
         return Tiles(block_q=64, block_k=64 if kind != "dkdv" else 32, warps=4, stages=2 if kind == "forward" else 1)
     return Tiles(block_q=32, block_k=32, warps=4, stages=1)

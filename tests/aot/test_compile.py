@@ -121,6 +121,8 @@ def test_gradients_and_helpers(target: str) -> None:
         heads=2,
         groups=2,
     )
-    source, binaries = compile_kernels(replace(chosen, problem=replace(chosen.problem, dtype="fp16")), target)
+    # As in the default tiles for gfx942: Triton 3.6 does not translate some pipelined kernels for it.
+    single = {kind: replace(getattr(chosen, kind), stages=1) for kind in ("forward", "dq", "dkdv")}
+    source, binaries = compile_kernels(replace(chosen, problem=replace(chosen.problem, dtype="fp16"), **single), target)
     assert [binary.name for binary in binaries] == ["forward", "delta", "dq", "dkdv", "distances"]
     assert all(f"def {name}(" in source.text for name in HELPERS)

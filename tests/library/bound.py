@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from spdsl.semantics.bind import bind
-
 from spdsl.library import resolver, text_of
 from spdsl.pipeline import read
+from spdsl.semantics.bind import bind
 from spdsl.semantics.nodes import BoundPattern
 
 

@@ -91,12 +91,19 @@ CASES = (
     Case(name="s2", parameters={"block": 16, "local_blocks": 2, "stride": 4}),
     Case(name="block_diffusion", parameters={"half": 75, "block": 16}, n=150),
     Case(name="blockrank", inputs=_segments),
-    Case(name="neighborhood_1d", parameters={"extents": (150,), "window": (13,), "stride": (4,), "dilation": (2,)}, n=150),
+    Case(
+        name="neighborhood_1d", parameters={"extents": (150,), "window": (13,), "stride": (4,), "dilation": (2,)}, n=150
+    ),
     Case(name="neighborhood_1d", parameters={"extents": (150,), "window": (13,), "causal_axes": (True,)}, n=150),
     Case(name="neighborhood_2d", parameters={"extents": (12, 13), "window": (5, 4), "stride": (1, 2)}, n=156),
     Case(
         name="neighborhood_3d",
-        parameters={"extents": (4, 6, 7), "window": (2, 3, 5), "dilation": (1, 2, 1), "causal_axes": (True, False, False)},
+        parameters={
+            "extents": (4, 6, 7),
+            "window": (2, 3, 5),
+            "dilation": (1, 2, 1),
+            "causal_axes": (True, False, False),
+        },
         n=168,
     ),
     Case(name="sliding_tile_3d", parameters={"extents": (4, 6, 6), "tile": (2, 2, 3)}, inputs=_windows, n=155),

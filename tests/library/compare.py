@@ -74,12 +74,15 @@ def check(
     with poisoned():
         out, lse = attn(q, k, v, return_lse=True, **places, **inputs)
     expected, expected_lse = attn.reference(q, k, v, return_lse=True, **places, **inputs)
-    assert out.dtype == dtype and lse.dtype == torch.float32
+    assert out.dtype == dtype
+    assert lse.dtype == torch.float32
     seen = torch.isfinite(expected_lse)
     assert torch.equal(seen, torch.isfinite(lse))
     assert relative_error(out, expected) <= TOLERANCE[dtype]
     if seen.any():
-        assert float((lse[seen].detach().double() - expected_lse[seen].detach()).abs().max()) <= (1e-4 if dtype == torch.float32 else 1e-3)
+        assert float((lse[seen].detach().double() - expected_lse[seen].detach()).abs().max()) <= (
+            1e-4 if dtype == torch.float32 else 1e-3
+        )
     d_out = torch.randn(out.shape, generator=generator).to(device, dtype)
     d_lse = torch.where(seen, torch.randn(lse.shape, generator=generator).to(device), 0.0)
     with poisoned():

@@ -21,7 +21,7 @@ def test_float32(case: Case, shape: Sizes) -> None:
     check(case, shape, d=24, dv=16, dtype=torch.float32, seed=shape.n)
 
 
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES[::4], ids=lambda case: case.id)
 def test_half(case: Case, dtype: torch.dtype) -> None:
     check(case, SHAPES[1], d=32, dv=32, dtype=dtype)

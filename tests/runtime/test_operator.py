@@ -1,4 +1,4 @@
-"""The torch operators: torch's own checks, compilation of whole graphs, export, and gradients that are asked for one by one."""
+"""The torch operators: torch's own checks, compilation of whole graphs, export, gradients asked for one by one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def _tensors(requires_grad: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(each.requires_grad_(requires_grad) for each in (q, k, v))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("checks", ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static"))
+@pytest.mark.parametrize(
+    "checks", ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static"]
+)
 def test_opcheck(checks: str) -> None:
     attn = spdsl.compile("alibi")
     q, k, v = _tensors()
@@ -70,7 +72,8 @@ def test_only_gradients_asked_for_are_computed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(operator, "attend_backward", spy)
     attn(q, k, v, slope=slope).sum().backward()  # type: ignore[union-attr]
     assert seen == [[3]]
-    assert slope.grad is not None and slope.grad.shape == (4,)
+    assert slope.grad is not None
+    assert slope.grad.shape == (4,)
 
 
 def test_the_gradient_of_lse_alone() -> None:

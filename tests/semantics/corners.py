@@ -65,7 +65,7 @@ def _nested(p: Point, _: dict[str, Any]) -> bool:
     one, two = cell(p.q), cell(p.k)
     if one is None or two is None:
         return p.q == p.k
-    return one[0] == two[0] and abs(one[1] - two[1]) <= 1 and one[2] == two[2] or p.q == p.k
+    return (one[0] == two[0] and abs(one[1] - two[1]) <= 1 and one[2] == two[2]) or p.q == p.k
 
 
 NESTED = Corner(
@@ -138,7 +138,7 @@ def _segments(p: Point, given: dict[str, Any]) -> bool:
     one, two = segment[p.q], segment[p.k]
     # Segments that begin at an even position; segment numbers may leave gaps.
     begin = int(np.flatnonzero(segment == two)[0])
-    return bool(one - two in (0, 2) and p.k <= p.q or begin % 2 == 0 and p.k == begin)
+    return bool((one - two in (0, 2) and p.k <= p.q) or (begin % 2 == 0 and p.k == begin))
 
 
 SORTED = Corner(
@@ -179,7 +179,7 @@ WINDOWS = Corner(
 def _done(p: Point, _: dict[str, Any]) -> bool:
     # Windows of 3 every 5: positions 3 and 4 of every five are in none.
     inside = p.k % 5 < 3
-    return p.q - p.k in (0, 1) or inside and p.k // 5 * 5 + 2 <= p.q
+    return p.q - p.k in (0, 1) or (inside and p.k // 5 * 5 + 2 <= p.q)
 
 
 GAPS = Corner(
@@ -202,7 +202,7 @@ def _pyramid(p: Point, _: dict[str, Any]) -> bool:
     # Parts of equal length, rounded down at their beginnings.
     part_q, part_k = p.q * 5 // p.n, p.k * 5 // p.n
     count = -(-p.n // 12)
-    return last <= p.q and p.k == first or part_q == part_k and size == 4 or p.k // 12 == count - 1
+    return (last <= p.q and p.k == first) or (part_q == part_k and size == 4) or p.k // 12 == count - 1
 
 
 PYRAMID = Corner(
@@ -380,7 +380,7 @@ def _rounding(p: Point, _: dict[str, Any]) -> bool:
     hits = sum(rule(q, k) for q in block(p.q) for k in block(p.k))
     share = np.mean([rule(p.q, k) for k in range(p.n)])
     full = any(all(rule(q, k) for q in block(p.q)) for k in block(p.k))
-    return bool(hits > 6 or full or p.k == 0 and share > 0.3)
+    return bool(hits > 6 or full or (p.k == 0 and share > 0.3))
 
 
 REDUCTIONS = Corner(
@@ -404,7 +404,7 @@ def _extremes(p: Point, given: dict[str, Any]) -> bool:
     blocks = [list(range(start, min(start + 5, p.n))) for start in range(0, p.n, 5)]
     own = blocks[p.k // 5]
     best = max(weight[x] for x in own)
-    return bool(any(marked[x] for x in own) and p.k <= p.q or weight[p.k] == best and weight[p.k] > min(weight))
+    return bool((any(marked[x] for x in own) and p.k <= p.q) or (weight[p.k] == best and weight[p.k] > min(weight)))
 
 
 EXTREMES = Corner(
@@ -494,7 +494,7 @@ ARITHMETIC = Corner(
 
 def _functions(p: Point, _: dict[str, Any]) -> bool:
     away = p.q - p.k
-    power = away > 0 and bin(away).count("1") == 1
+    power = away > 0 and (away).bit_count() == 1
     return (
         power
         or int(abs(away) ** 0.5 + 1e-9) == 4
@@ -525,7 +525,7 @@ def _calls(p: Point, given: dict[str, Any]) -> bool:
     """Blocks of 3 and of 5, and the library's streaming in the second document only."""
     same = p.q // 3 == p.k // 3 or p.q // 5 == p.k // 5
     stream = p.k <= p.q and (p.q - p.k < 4 or p.k < 1)
-    return bool(same and given["doc"][p.q] == given["doc"][p.k] or stream and given["doc"][p.q] == 1)
+    return bool((same and given["doc"][p.q] == given["doc"][p.k]) or (stream and given["doc"][p.q] == 1))
 
 
 CALLS = Corner(

@@ -216,7 +216,7 @@ def _attribute(expr: syntax.Attribute, at: Point) -> Any:
         case syntax.Attribute(value=syntax.Name(id=("q" | "k") as side), name=name):
             return _coordinate(name, getattr(at, side), at)
         case syntax.Attribute(value=syntax.Name(id=axis), name="count"):
-            return _coordinate(axis, at.sizes["n"] - 1, at) + 1
+            return _extent(axis, at)
         case syntax.Attribute(value=syntax.Attribute(value=syntax.Name(id=side), name=axis), name=what):
             return _edge(axis, _coordinate(axis, getattr(at, side), at), what, at)
         case _:
@@ -264,7 +264,9 @@ def _of_axis(axis: syntax.AxisBy, position: int, at: Point) -> int:
 
 def _extent(name: str, at: Point) -> int:
     if name in at.axes:
-        return max(_coordinate(name, position, at) for position in range(at.sizes["n"])) + 1
+        axis = at.axes[name]
+        parts = value_of(axis.into, at) if isinstance(axis, syntax.AxisInto) else None
+        return parts or max(_coordinate(name, position, at) for position in range(at.sizes["n"])) + 1
     return next(value_of(c.value, at) for grid in at.grids for c in grid.coordinates if c.name == name)
 
 

@@ -1,7 +1,8 @@
 """Random well-typed static patterns, as `.spat` text.
 
 `patterns(affine=True)` stays within what integer sets describe: sums, constant multiples, constant `//` and `%`, `min`,
-`max`, `abs`, choices, blocks and a named grid.  Otherwise products, powers of two, roots, tables and reductions take part.
+`max`, `abs`, choices, blocks and a named grid.  Otherwise products, powers of two, roots, tables and reductions take
+part.
 A pattern that says `input` reads the tables `doc` (sorted, from 0), `flag` and `lean`; `tables` makes them.
 """
 

@@ -1,4 +1,4 @@
-"""Odd corners of the language: masks against plain Python, calls on the CPU and their gradients against the reference."""
+"""Odd corners of the language: masks against plain Python, calls on the CPU and gradients against the reference."""
 
 from __future__ import annotations
 

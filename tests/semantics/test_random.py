@@ -1,4 +1,4 @@
-"""Random well-typed patterns: the bound and expanded pattern says of every pair what an interpreter of the text says."""
+"""Random well-typed patterns: the expanded pattern says of every pair what an interpreter of the text says."""
 
 from __future__ import annotations
 
