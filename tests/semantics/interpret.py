@@ -328,10 +328,10 @@ def _reduced(name: str, body: syntax.Expr, named: Mapping[str, syntax.Expr], at:
     positions = range(at.sizes["n"])
     match named.get("per"), named.get("over"):
         case syntax.Attribute(value=syntax.Name(id=side), name=axis), None:
-            if {each for each in axes_of(body, at) if each.startswith(side)} <= {f"{side}.{axis}"}:
-                # The array has no finer axis that could be reduced.
-                value = value_of(body, at)
-                return int(value) if name == "sum" and isinstance(value, bool) else value
+            own = {each for each in axes_of(body, at) if each.startswith(side)}
+            if own <= {f"{side}.{axis}"} and name != "sum":
+                # The array has no finer axis that could be reduced.  A sum counts positions all the same.
+                return value_of(body, at)
             here = _coordinate(axis, getattr(at, side), at)
             members = [p for p in positions if _coordinate_or_none(axis, p, at) == here]
         case None, syntax.Name(id=side):
