@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import typer
 
 from spdsl import __version__
-from spdsl.cli import check, compile_, fmt, library, run_, show, view
+from spdsl.cli import check, compile_, explain, fmt, library, run_, show, view
 from spdsl.cli.output import show_error, show_fault, show_warning
 from spdsl.diagnostics import SpatError
 
@@ -50,6 +50,7 @@ app.command("check")(check.check)
 app.command("fmt")(fmt.fmt)
 app.command("show")(show.show)
 app.command("view")(view.view)
+app.command("explain")(explain.explain)
 app.command("run")(run_.run)
 app.command("compile")(compile_.compile_)
 

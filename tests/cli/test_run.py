@@ -123,6 +123,37 @@ def test_a_mismatch_is_status_1(spdsl: Spdsl, good: Path, monkeypatch: pytest.Mo
     assert spdsl("run", "local.spat", *SMALL, "--no-check").status == 0
 
 
+@pytest.mark.parametrize("target", ["cpu", "sm_90"])
+def test_explain_counts(spdsl: Spdsl, good: Path, target: str) -> None:
+    words = (
+        "explain",
+        "local.spat",
+        "-n",
+        "500",
+        "--nq",
+        "300",
+        "-p",
+        "window=100",
+        "--heads",
+        "3",
+        "--target",
+        target,
+    )
+    report = spdsl(*words, "--json").json
+    q, k = np.arange(200, 500)[:, None], np.arange(500)
+    kept = (k <= q) & (q - k < 100)
+    assert report["pairs"] == 3 * kept.sum()
+    for kernel in report["kernels"]:
+        block_q, block_k = kernel["block_q"], kernel["block_k"]
+        touched = sum(
+            kept[row : row + block_q, column : column + block_k].any()
+            for row in range(0, 300, block_q)
+            for column in range(0, 500, block_k)
+        )
+        assert kernel["touched"] == 3 * touched
+    assert f"{3 * kept.sum():,}" in spdsl(*words).out
+
+
 def test_view(spdsl: Spdsl, good: Path, tmp_path: Path) -> None:
     answer = spdsl("view", "local.spat", "-p", "window=32", "-n", "128", "--tile", "32", "-o", "mask.png", "--json")
     assert answer.status == 0

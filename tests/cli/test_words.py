@@ -15,7 +15,7 @@ from spdsl.diagnostics import Diagnostic, Source, Span
 from tests.cli.conftest import Answer
 
 Spdsl = Callable[..., Answer]
-COMMANDS = ("new", "list", "check", "fmt", "show", "view", "run", "compile")
+COMMANDS = ("new", "list", "check", "fmt", "show", "view", "explain", "run", "compile")
 
 
 def test_version(spdsl: Spdsl) -> None:
@@ -56,6 +56,7 @@ def test_help_has_examples(spdsl: Spdsl, command: str) -> None:
         ("run", "streaming", "-o", "out.txt"),
         ("view", "streaming", "-o", "mask.jpg"),
         ("view", "streaming", "--heads", "2", "--head", "2"),
+        ("explain", "streaming", "--target", "sm_1"),
         ("compile", "streaming"),
         ("compile", "streaming", "-o", "out", "--target", "sm_1"),
         ("compile", "streaming", "-o", "out", "--shape", "round"),
