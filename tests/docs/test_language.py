@@ -50,3 +50,26 @@ def test_the_pattern_of_the_readme_is_in_the_library() -> None:
     found = re.search(r"^```\n(# .*?^pattern .*?)^```$", readme, re.MULTILINE | re.DOTALL)
     assert found
     assert read(found.group(1)) == read((ROOT / "patterns" / "streaming.spat").read_text())
+
+
+def test_the_python_of_the_readme_runs() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    assert found
+    names: dict[str, object] = {}
+    exec(compile(found.group(1).replace("4096", "512").replace("1000", "100"), "README.md", "exec"), names)  # noqa: S102
+    assert getattr(names["out"], "shape", None) == (1, 8, 512, 64)
+    assert getattr(names["lse"], "shape", None) == (1, 8, 512)
+    assert getattr(names["q"], "grad", None) is not None
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    from typer.testing import CliRunner
+
+    from spdsl.cli.main import app
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = set(re.findall(r"^spdsl (\w+)", readme, re.MULTILINE))
+    assert len(commands) >= 8
+    for command in commands:
+        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
