@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 import spdsl
@@ -24,6 +24,9 @@ SETTINGS = settings(
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
+REFUSALS = {"SP290", "SP403", "SP404"}
+"""Reductions that would need a table of tokens times blocks are refused by name."""
+
 LENGTHS = st.tuples(st.integers(1, 200), st.integers(1, 200)).map(lambda pair: (min(pair), max(pair)))
 
 
@@ -36,7 +39,11 @@ def agree(text: str, nq: int, n: int) -> None:
     inputs = {name: torch.from_numpy(array) for name, array in tables(n, 2).items()} if "input" in text else {}
     q = torch.randn(1, 2, nq, 8, generator=generator, requires_grad=True)
     k, v = (torch.randn(1, 1, n, 8, generator=generator, requires_grad=True) for _ in range(2))
-    out, lse = attn(q, k, v, return_lse=True, **inputs)
+    try:
+        out, lse = attn(q, k, v, return_lse=True, **inputs)
+    except spdsl.SpatError as refused:
+        assume(refused.code not in REFUSALS)
+        raise
     expected, expected_lse = attn.reference(q, k, v, return_lse=True, **inputs)
     seen = torch.isfinite(expected_lse)
     assert torch.equal(torch.isfinite(lse), seen)
