@@ -40,9 +40,8 @@ test-all: $(VENV)/.spdsl-test
 	$(RUN) -m pytest -n $(JOBS) tests/aot
 
 lint: $(VENV)/.spdsl-test
-	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy
+	@status=0; for check in "ruff check ." "ruff format --check ." "mypy"; do \
+		echo "$$check"; $(RUN) -m $$check || status=1; done; exit $$status
 
 clean:
 	rm -rf build dist *.egg-info out .pytest_cache .mypy_cache .ruff_cache .hypothesis
