@@ -124,7 +124,7 @@ def _one_batch(stage: Stage, expr: Expr, pattern: BoundPattern, pairs: Pairs, ta
             assert isinstance(number, Const)
             fixed[Index(name="g")] = Const(value=int(number.value) // (pairs.heads // pairs.groups))
         found.append(_plane(substitute(expr, fixed), sides, points, pairs, tables))
-    table = torch.stack(found).view(*(counts[axis.name] for axis in outer), *found[0].shape)
+    table = torch.stack(found).view([*(counts[axis.name] for axis in outer), *found[0].shape])
     order = [axis.name for axis in outer] + [sides[side].name for side in ("q", "k") if side in sides]
     wanted = [axis.name for axis in stage.axes if axis.name != "b"]
     return table.permute(*(order.index(name) for name in wanted)) if wanted else table

@@ -16,7 +16,9 @@ from spdsl.analysis.stages import Staged, stage
 from spdsl.analysis.tiles import TileRelation, Walk
 from spdsl.analysis.tiling import Tiles, default_tiles
 from spdsl.diagnostics import error
-from spdsl.semantics.nodes import BoundPattern, Const, Expr, Index
+from spdsl.semantics.differentiate import derivative
+from spdsl.semantics.nodes import BoundPattern, Const, Expr, Index, Load
+from spdsl.semantics.rewrite import walk
 
 Kind = Literal["forward", "dq", "dkdv"]
 
@@ -29,6 +31,7 @@ def plan(problem: Problem, target: str) -> Plan:
         SpatError: the pattern needs something that cannot be planned (SP4xx).
     """
     staged = _staged(problem.pattern)
+    _refuse_hidden(staged, frozenset(problem.gradients))
     attend = problem.pattern.attend
     return Plan(
         problem=problem,
@@ -46,6 +49,25 @@ def plan(problem: Problem, target: str) -> Plan:
         dq=_kernel("dq", staged, problem, target),
         dkdv=_kernel("dkdv", staged, problem, target),
     )
+
+
+def _refuse_hidden(staged: Staged, wanted: frozenset[str]) -> None:
+    """Refuse gradients of tables that a bias or sink reads through a stage."""
+    values = {each.name: each.value for each in staged.stages if each.value.dtype == "float"}
+    for clause in (staged.bias, staged.sink_logit):
+        if clause is None or not wanted:
+            continue
+        for load in walk(clause):
+            if not isinstance(load, Load) or load.table not in values:
+                continue
+            through = any(isinstance(node, Load) and node.table in wanted for node in walk(values[load.table]))
+            if through and derivative(clause, load) != Const(value=0.0):
+                raise error(
+                    "SP290",
+                    "the gradient of a reduction with respect to a table is not supported yet",
+                    values[load.table].span,
+                    help="reduce the table before the call, or detach it",
+                )
 
 
 @lru_cache(maxsize=512)

@@ -96,6 +96,9 @@ def attend(
     k, v = (x.repeat_interleave(heads // groups, dim=1) for x in (k, v))
     logits = _logits(pattern, q @ k.transpose(-1, -2), d, where, kept)
     sink = _clause(pattern.attend.sink_logit, where, where.indices["q"] >= 0)
+    if sink is not None and sink.shape[3] > 1:
+        # A reduction over keys has been written to every key; it does not vary along them.
+        sink = sink[..., :1]
     return _softmax(logits.masked_fill(~kept, -math.inf), v, sink)
 
 

@@ -106,7 +106,8 @@ def load(ev: Evaluator, table: Table, indices: tuple[Arg, ...], node: syntax.Exp
     if len(indices) > len(table.axes):
         return ev.error(
             "SP206",
-            f"`{table.name}` has {len(table.axes)} axes, but here are {len(indices)} indices",
+            f"`{table.name}` has {_count(len(table.axes), 'axis', 'axes')}, "
+            f"but here are {_count(len(indices), 'index', 'indices')}",
             node.span,
             note=f"declared as {describe(TableRef(table=table)).partition('table ')[2]}",
             help="leave the others out",
@@ -142,3 +143,7 @@ def load(ev: Evaluator, table: Table, indices: tuple[Arg, ...], node: syntax.Exp
                 )
     expr = Load(table=table.name, dtype=table.dtype, indices=tuple(s.expr for s in found), span=node.span)
     return operators.whole(ev, expr, found, node.span)
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

@@ -73,12 +73,14 @@ def bind(
             folded[id(expr)] = fold(substitute(expr, mapping), code="SP336", facts=facts)
         return folded[id(expr)]
 
+    grids = tuple(_grid(grid, fix) for grid in checked.grids)
+    _check_nested(grids)
     bound = BoundPattern(
         name=checked.name,
         parameters=tuple((declared.name, values[declared.name]) for declared in checked.parameters),
         tables=tuple(_table(table, fix) for table in checked.tables),
         axes=tuple(_axis(axis, fix) for axis in checked.axes),
-        grids=tuple(_grid(grid, fix) for grid in checked.grids),
+        grids=grids,
         attend=_attend(checked.attend, fix),
         layer=0 if layer is None else int(layer),
         heads=heads,
@@ -276,6 +278,24 @@ def _grid(grid: ir.Grid, fix: Fix) -> ir.Grid:
     for name, extent in coordinates:
         _at_least_one(extent, f"the extent of `{name}`", grid.span)
     return replace(grid, of=fix(grid.of), coordinates=coordinates)
+
+
+def _check_nested(grids: tuple[ir.Grid, ...]) -> None:
+    """An unnamed grid inside another covers the coordinate that it divides exactly."""
+    sizes = {name: extent for grid in grids for name, extent in grid.coordinates}
+    for grid in grids:
+        outer = sizes.get(grid.of.axis) if grid.name is None and isinstance(grid.of, ir.Coord) else None
+        extents = [extent.value for _, extent in grid.coordinates if isinstance(extent, Const)]
+        if not isinstance(grid.of, ir.Coord) or not isinstance(outer, Const) or len(extents) < len(grid.coordinates):
+            continue
+        places = math.prod(extents)
+        if places != outer.value:
+            raise error(
+                "SP337",
+                f"this grid has {places} places, but `{grid.of.axis}` has {outer.value}",
+                grid.span,
+                help="change its extents, or name the grid: what it does not reach is outside of a named grid",
+            )
 
 
 def _at_least_one(expr: Expr, what: str, span: Span | None) -> None:

@@ -24,7 +24,7 @@ def _fixed(ev: Evaluator, value: Scalar, node: syntax.Expr, context: str) -> Exp
             "SP203",
             f"{context} must be fixed, but {excerpt(node)} varies",
             node.span,
-            help="use parameters, numbers and `n`",
+            help="use parameters, numbers and `n`" if "grid" in context else "use parameters and numbers",
         )
         return None
     if isinstance(value.expr, Const) and value.expr.value < 1:
@@ -61,6 +61,14 @@ def grid(ev: Evaluator, node: syntax.Grid) -> None:
         name = unit.fresh(coordinate.name)
         names.append((coordinate.name, name, coordinate.span))
         coordinates.append((name, build.lift(1) if extent is None else extent))
+    if node.name is None and node.start is not None and not isinstance(of, Coord | None):
+        ev.error(
+            "SP203",
+            "a grid that begins at a position needs a name",
+            node.span,
+            note="tokens before and after it are outside",
+            help="write for example `grid video (…) from …`; `q in video` says whether a query is inside",
+        )
     grid_name = None if node.name is None else unit.fresh(node.name)
     unit.add_grid(ir.Grid(name=grid_name, of=of or Index(name="k"), coordinates=tuple(coordinates), span=node.span))
     if node.name is not None:

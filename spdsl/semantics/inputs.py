@@ -34,7 +34,11 @@ def input_table(ev: Evaluator, node: syntax.Input) -> ir.Table | None:
     if len(found) != len(axes):
         return None
     if len(found) > MAX_AXES:
-        ev.unsupported(f"a table of more than {MAX_AXES} axes", node.type.span)
+        ev.unsupported(
+            f"a table of more than {MAX_AXES} axes",
+            node.type.span,
+            help="join two into one, for example `[a * b]`, read at `i * b + j`",
+        )
         return None
     kinds = [axis.kind for axis in found]
     if any(kinds.count(kind) > 1 for kind in ("h", "g", "b", "q")):
@@ -42,7 +46,7 @@ def input_table(ev: Evaluator, node: syntax.Input) -> ir.Table | None:
             "SP203",
             f"`{node.name}` names an axis twice",
             node.type.span,
-            help="an axis with a name of its own size may stand there twice: give its size",
+            help="write one of them as a size, for example `bool[h, heads]`",
         )
         return None
     if "b" in kinds[1:]:
@@ -85,11 +89,14 @@ def _axis(ev: Evaluator, extent: syntax.Extent, table: str) -> TableAxis | None:
             return TableAxis(kind=name, size=size, label=name, span=extent.span)
         case syntax.Name(id="k") if extent.name is None:
             ev.error(
-                "SP203", "a table along keys has the axis `token`", extent.span, help=f"write `{table}[k]` to read it"
+                "SP203",
+                "a table along keys has the axis `token`",
+                extent.span,
+                help=f"declare it along `token`, and read it with `{table}[k]`",
             )
             return None
         case syntax.Name(id=name) if extent.name is None and _is_free(ev, name):
-            ev.unsupported(f"the free axis `{name}`", extent.span)
+            ev.unsupported(f"the free axis `{name}`", extent.span, help=f"give its size: `{name}: 16`")
             ev.scope.entries.setdefault(name, _poisoned(extent))
             return None
         case _:

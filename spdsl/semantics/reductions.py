@@ -82,8 +82,8 @@ def _written(node: syntax.Expr) -> str:
 def _along(ev: Evaluator, call: Invocation, value: Scalar, side: Side, axis: str | None) -> Value:
     own = {name for name in value.axes if name.partition(".")[0] == side}
     result = f"{side}.{axis}"
-    if axis is not None and own <= {result}:
-        # One value for each coordinate already: pooling it again changes nothing but its type.
+    if axis is not None and own <= {result} and call.name != "sum":
+        # One value for each coordinate already: pooling it again changes nothing but its type.  A sum counts positions.
         return replace(value, expr=_body(call.name, value.expr)[0])
     if value.guards and any(guard[0] == side for guard in value.guards):
         return ev.unsupported(

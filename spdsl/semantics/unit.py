@@ -212,7 +212,13 @@ class Unit:
         expr = rules[node.name](axis, coordinate, self.axes)
         if expr is None:
             why = "a sorted table" if axis.table is not None else "several coordinates"
-            return evaluator.unsupported(f"`.{node.name}` of an axis by {why}", node.span)
+            name, side = f"{coordinate.side}.{coordinate.axis}", coordinate.side
+            instead = {"first": f"min({side}, per = {name})", "last": f"max({side}, per = {name})"}
+            return evaluator.unsupported(
+                f"`.{node.name}` of an axis by {why}",
+                node.span,
+                help=f"write `{instead.get(node.name, f'sum(1, per = {name})')}`",
+            )
         name = f"{coordinate.side}.{coordinate.axis}"
         return Scalar(
             expr=build.place(expr, node.span),

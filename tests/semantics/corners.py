@@ -594,7 +594,32 @@ LATE = Corner(
     trained=("rest", "lean", "blocks"),
 )
 
+def _counting(p: Point, given: dict[str, Any]) -> bool:
+    doc, weight = given["doc"], given["weight"]
+    size = int((doc == doc[p.k]).sum())
+    return bool(p.k <= p.q and (size > 7 or min(5, p.n - p.k // 5 * 5) == 2 or weight.max() == weight[p.k]))
+
+
+COUNTING = Corner(
+    name="counting",
+    text="""
+        # Sums count positions, also of what does not vary along them; a number may stand for all keys.
+        pattern counting() {
+          input doc: int[token] sorted
+          input weight: int[token]
+          axis part = token by doc
+          axis blk = token by 5
+          let most = max(weight[k], over = k)
+          keep causal and (sum(1, per = k.part) > 7 or sum(all, per = k.blk) == 2 or weight[k] == most)
+          sink_logit 0.1 * most
+        }""",
+    kept=_counting,
+    n=37,
+    inputs={"doc": SEGMENT // 2, "weight": np.random.default_rng(12).integers(0, 99, 37).astype(np.int32)},
+)
+
+
 CORNERS = (
     NESTED, FROM, TILES, SORTED, WINDOWS, GAPS, PYRAMID, PARTIAL, TREE, OWN, CHOICES, SOFTMAXES, REDUCTIONS, EXTREMES,
-    DRAWS, ARITHMETIC, FUNCTIONS, CALLS, LIBRARY, LATE,
+    DRAWS, ARITHMETIC, FUNCTIONS, CALLS, LIBRARY, LATE, COUNTING,
 )  # fmt: skip

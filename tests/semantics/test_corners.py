@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import spdsl
+from spdsl.diagnostics import SpatError
 from tests.semantics.corners import CORNERS, Corner, Point
 
 
@@ -74,6 +75,53 @@ def test_calls_and_gradients(case: Corner) -> None:
     right = torch.autograd.grad((wanted, wanted_lse), leaves, (d_out.double(), d_lse.double()))
     for name, one, two in zip(("q", "k", "v", *case.trained), found, right, strict=True):
         assert close(one, two, 2e-5), f"gradient of {name}"
+
+
+def refusal(text: str, *, trained: str = "") -> SpatError:
+    """What a call of a pattern with a float input `w` of 16 tokens is answered."""
+    q = torch.randn(1, 2, 16, 16)
+    pattern = spdsl.loads(text)
+    inputs = {"w": torch.randn(16, requires_grad=bool(trained))} if "w" in pattern.inputs else {}
+    pattern.mask(16, 16, **inputs)
+    with pytest.raises(SpatError) as caught:
+        out = spdsl.compile(pattern)(q, q, q, **inputs)
+        out.sum().backward()
+    assert caught.value.help
+    return caught.value
+
+
+def test_tables_of_all_pairs_are_refused() -> None:
+    assert refusal("pattern p() { keep noise(0, per = (q, k)) < 0.5 }").code == "SP403"
+    text = "pattern p() { axis blk = token by 4  keep all(k <= q, per = q.blk) }"
+    assert refusal(text).code == "SP403"
+
+
+@pytest.mark.parametrize(
+    "clause",
+    [
+        "bias mean(w[k], per = k.blk)",
+        "bias max(w[k], per = k.blk) * (if q.blk == k.blk then 1.0 else w[k])",
+        "sink_logit max(w[k], over = k)",
+    ],
+)
+def test_gradients_through_reductions_are_refused(clause: str) -> None:
+    text = f"pattern p() {{ input w: float[token]  axis blk = token by 4  keep causal  {clause} }}"
+    assert refusal(text, trained="w").code == "SP290"
+
+
+def test_gradients_of_mixed_indices_are_refused() -> None:
+    text = "pattern p() { input w: float[token]  keep causal  bias w[(q + k) // 2] }"
+    assert refusal(text, trained="w").code == "SP402"
+
+
+def test_unnamed_grids_cover_what_they_divide() -> None:
+    with pytest.raises(SpatError) as caught:
+        spdsl.loads("pattern p() { grid (y: 4, x: 4) from 5  keep q.y == k.y }")
+    assert caught.value.code == "SP203"
+    pattern = spdsl.loads("pattern p() { grid (f: 4, i: 4)  grid (y: 1, x: 3) from i  keep q.y == k.y }")
+    with pytest.raises(SpatError) as caught:
+        pattern.mask(16, 16)
+    assert caught.value.code == "SP337"
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor, most: float) -> bool:
