@@ -13,6 +13,7 @@ from typing_extensions import assert_never
 
 from spdsl.semantics.bounds import interval, is_non_negative
 from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Param, Reduce, Top
+from spdsl.semantics.ops import is_pow2
 from spdsl.semantics.rewrite import transform
 
 COMPARE, OR, AND, SHIFT, ADD, MUL, UNARY, ATOM = 1, 2, 3, 4, 5, 6, 7, 8
@@ -149,6 +150,12 @@ def _argument(expr: Expr, need: int) -> str:
 
 def _form(expr: Apply) -> Form:
     match expr:
+        # Shifts and masks floor for either sign, and cost one instruction where divisions of signed ints cost four.  They
+        # stand in brackets wherever they are an operand: readers know their precedence from several languages.
+        case Apply(op="mod" | "remainder", args=(_, Const(value=int() as by))) if is_pow2(by):
+            return Form(text=f"{{0}} & {by - 1}", binds=0, needs=(UNARY,))
+        case Apply(op="floordiv" | "quotient", args=(_, Const(value=int() as by))) if is_pow2(by):
+            return Form(text=f"{{0}} >> {by.bit_length() - 1}", binds=0, needs=(UNARY,))
         case Apply(op="quotient" | "remainder" as op):
             return TRUNCATING[op]
         case Apply(op="pow", dtype="int", args=(Const(value=2), _)):

@@ -101,8 +101,16 @@ def _tiles(kind: Kind, problem: Problem, walk: Walk | None, target: str) -> Tile
         head_dim=problem.pattern.head_dim,
         value_dim=problem.value_dim,
         walk=walk,
+        crowded=_crowded(problem.pattern),
         target=target,
     )
+
+
+def _crowded(pattern: BoundPattern) -> bool:
+    """Whether the logits or the set need registers of their own: a softcap, or inputs that are read for every pair."""
+    clauses = (pattern.attend.keep, pattern.attend.bias)
+    loads = (node for clause in clauses if clause is not None for node in walk(clause) if isinstance(node, Load))
+    return pattern.attend.softcap is not None or any(loads)
 
 
 def _walk(kind: Kind, relation: TileRelation) -> Walk:

@@ -594,6 +594,7 @@ LATE = Corner(
     trained=("rest", "lean", "blocks"),
 )
 
+
 def _counting(p: Point, given: dict[str, Any]) -> bool:
     doc, weight = given["doc"], given["weight"]
     size = int((doc == doc[p.k]).sum())

@@ -18,9 +18,7 @@ def expected(case: Corner) -> np.ndarray:
     nq = case.n if case.nq is None else case.nq
     found = np.zeros((case.batch, case.heads, nq, case.n), dtype=bool)
     for b, h, row, k in np.ndindex(found.shape):
-        place = Point(
-            b=b, h=h, g=h // (case.heads // case.groups), q=row + case.n - nq, k=k, n=case.n, nq=nq
-        )
+        place = Point(b=b, h=h, g=h // (case.heads // case.groups), q=row + case.n - nq, k=k, n=case.n, nq=nq)
         found[b, h, row, k] = case.kept(place, case.inputs)
     return found
 
@@ -55,8 +53,10 @@ def test_calls_and_gradients(case: Corner) -> None:
     def leaf(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).requires_grad_()
 
-    q, k, v = leaf(case.batch, case.heads, nq, 16), leaf(case.batch, case.groups, case.n, 16), leaf(
-        case.batch, case.groups, case.n, 8
+    q, k, v = (
+        leaf(case.batch, case.heads, nq, 16),
+        leaf(case.batch, case.groups, case.n, 16),
+        leaf(case.batch, case.groups, case.n, 8),
     )
     inputs = tensors(case)
     for name in case.trained:

@@ -3,7 +3,7 @@
 bf16, 4 query heads on 2 key heads, shape square.
 forward: tiles of 128 queries and 64 keys, tiles in closed form, 1 runs.
 dq: tiles of 64 queries and 64 keys, tiles in closed form, 1 runs.
-dkdv: tiles of 64 queries and 64 keys, tiles in closed form, 1 runs.
+dkdv: tiles of 32 queries and 64 keys, tiles in closed form, 1 runs.
 """
 
 import triton
@@ -53,8 +53,8 @@ def forward(
     l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
     acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
     lo = 0  # touched tiles
-    hi = tl.minimum(2 * i + 2, (n + 63) // 64)
-    full_hi = tl.maximum(tl.minimum(tl.minimum(2 * i, hi), n // 64), lo)  # full tiles
+    hi = tl.minimum(2 * i + 2, (n + 63) >> 6)
+    full_hi = tl.maximum(tl.minimum(tl.minimum(2 * i, hi), n >> 6), lo)  # full tiles
     # every pair of these tiles counts
     for j in tl.range(lo, full_hi):
         k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -196,7 +196,7 @@ def dq(
     grad_0 = tl.zeros([BLOCK_Q], tl.float32)
     lo = 0  # touched tiles
     hi = i + 1
-    full_hi = tl.maximum(tl.minimum(tl.minimum(i, hi), n // 64), lo)  # full tiles
+    full_hi = tl.maximum(tl.minimum(tl.minimum(i, hi), n >> 6), lo)  # full tiles
     # every pair of these tiles counts
     for j in tl.range(lo, full_hi):
         k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -256,7 +256,7 @@ def dkdv(
     t_slope_stride_b, t_slope_stride_0, t_slope_size_0,
 ):
     """dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."""
-    BLOCK_Q: tl.constexpr = 64
+    BLOCK_Q: tl.constexpr = 32
     BLOCK_K: tl.constexpr = 64
     HEAD_DIM: tl.constexpr = 64
     VALUE_DIM: tl.constexpr = 64
@@ -276,10 +276,10 @@ def dkdv(
     v_tile = tl.load(v_base + j * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
-    lo = j  # touched tiles
-    hi = (n + 63) // 64
-    full_lo = tl.minimum(tl.maximum(j + 1, lo), hi)  # full tiles
-    full_hi = tl.maximum(tl.minimum(tl.minimum((n + 63) // 64, hi), nq // 64), full_lo)
+    lo = 2 * j  # touched tiles
+    hi = (n + 31) >> 5
+    full_lo = tl.minimum(tl.maximum(2 * j + 2, lo), hi)  # full tiles
+    full_hi = tl.maximum(tl.minimum(tl.minimum((n + 31) >> 5, hi), nq >> 5), full_lo)
     # heads of the group
     for r in tl.range(0, 2):
         h = g * 2 + r  # query head

@@ -50,8 +50,8 @@ def forward(
     l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
     acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
     lo = 0  # touched tiles
-    hi = tl.minimum(2 * i + 2, (n + 63) // 64)
-    full_hi = tl.maximum(tl.minimum(tl.minimum(2 * i, hi), n // 64), lo)  # full tiles
+    hi = tl.minimum(2 * i + 2, (n + 63) >> 6)
+    full_hi = tl.maximum(tl.minimum(tl.minimum(2 * i, hi), n >> 6), lo)  # full tiles
     # every pair of these tiles counts
     for j in tl.range(lo, full_hi):
         k_tile = tl.load(k_base + j * k_step + k_offsets)  # [BLOCK_K, HEAD_DIM]
@@ -183,7 +183,7 @@ def dq(
     dq = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
     lo = 0  # touched tiles
     hi = i + 1
-    full_hi = tl.maximum(tl.minimum(tl.minimum(i, hi), n // 64), lo)  # full tiles
+    full_hi = tl.maximum(tl.minimum(tl.minimum(i, hi), n >> 6), lo)  # full tiles
     # every pair of these tiles counts
     for j in tl.range(lo, full_hi):
         k_tile = tl.load(k_base + j * k_step + k_offsets)  # [BLOCK_K, HEAD_DIM]
@@ -253,9 +253,9 @@ def dkdv(
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
     lo = j  # touched tiles
-    hi = (n + 63) // 64
+    hi = (n + 63) >> 6
     full_lo = tl.minimum(tl.maximum(j + 1, lo), hi)  # full tiles
-    full_hi = tl.maximum(tl.minimum(tl.minimum((n + 63) // 64, hi), nq // 64), full_lo)
+    full_hi = tl.maximum(tl.minimum(tl.minimum((n + 63) >> 6, hi), nq >> 6), full_lo)
     # heads of the group
     for r in tl.range(0, 2):
         h = g * 2 + r  # query head

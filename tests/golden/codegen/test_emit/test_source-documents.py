@@ -1,9 +1,9 @@
 """Attention kernels of the pattern `documents`, written by spdsl.
 
 bf16, 4 query heads on 2 key heads, shape square.
-forward: tiles of 128 queries and 64 keys, tiles from lists.
+forward: tiles of 64 queries and 64 keys, tiles from lists.
 dq: tiles of 64 queries and 64 keys, tiles from lists.
-dkdv: tiles of 64 queries and 64 keys, tiles from lists.
+dkdv: tiles of 32 queries and 64 keys, tiles from lists.
 """
 
 import triton
@@ -31,7 +31,7 @@ def forward(
     t_doc_stride_b, t_doc_stride_0, t_doc_size_0,
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
-    BLOCK_Q: tl.constexpr = 128
+    BLOCK_Q: tl.constexpr = 64
     BLOCK_K: tl.constexpr = 64
     HEAD_DIM: tl.constexpr = 64
     VALUE_DIM: tl.constexpr = 64
@@ -260,7 +260,7 @@ def dkdv(
     t_doc_stride_b, t_doc_stride_0, t_doc_size_0,
 ):
     """dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."""
-    BLOCK_Q: tl.constexpr = 64
+    BLOCK_Q: tl.constexpr = 32
     BLOCK_K: tl.constexpr = 64
     HEAD_DIM: tl.constexpr = 64
     VALUE_DIM: tl.constexpr = 64

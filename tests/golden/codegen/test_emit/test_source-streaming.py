@@ -52,7 +52,7 @@ def forward(
     lo_0 = tl.maximum(0, i - 16)  # touched tiles
     hi_0 = i + 1
     full_lo_0 = tl.minimum(tl.maximum(i - 15, lo_0), hi_0)  # full tiles
-    full_hi_0 = tl.maximum(tl.minimum(tl.minimum(i, hi_0), n // 64), full_lo_0)
+    full_hi_0 = tl.maximum(tl.minimum(tl.minimum(i, hi_0), n >> 6), full_lo_0)
     lo_1 = 0  # touched tiles
     hi_1 = tl.minimum(1, i - 16)
     end_0 = tl.maximum(hi_0 - lo_0, 0)
@@ -180,7 +180,7 @@ def dq(
     lo_0 = tl.maximum(0, i - 16)  # touched tiles
     hi_0 = i + 1
     full_lo_0 = tl.minimum(tl.maximum(i - 15, lo_0), hi_0)  # full tiles
-    full_hi_0 = tl.maximum(tl.minimum(tl.minimum(i, hi_0), n // 64), full_lo_0)
+    full_hi_0 = tl.maximum(tl.minimum(tl.minimum(i, hi_0), n >> 6), full_lo_0)
     lo_1 = 0  # touched tiles
     hi_1 = tl.minimum(1, i - 16)
     end_0 = tl.maximum(hi_0 - lo_0, 0)
@@ -248,9 +248,9 @@ def dkdv(
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
     lo = j  # touched tiles
-    hi = tl.maximum(tl.minimum(j + 17, (n + 63) // 64), tl.where(j <= 0, (n + 63) // 64, -268435456))
+    hi = tl.maximum(tl.minimum(j + 17, (n + 63) >> 6), tl.where(j <= 0, (n + 63) >> 6, -268435456))
     full_lo = tl.minimum(tl.maximum(j + 1, lo), hi)  # full tiles
-    full_hi = tl.maximum(tl.minimum(tl.minimum(j + 16, hi), nq // 64), full_lo)
+    full_hi = tl.maximum(tl.minimum(tl.minimum(j + 16, hi), nq >> 6), full_lo)
     # heads of the group
     for r in tl.range(0, 2):
         h = g * 2 + r  # query head
