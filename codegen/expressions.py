@@ -150,8 +150,8 @@ def _argument(expr: Expr, need: int) -> str:
 
 def _form(expr: Apply) -> Form:
     match expr:
-        # Shifts and masks floor for either sign, and cost one instruction where divisions of signed ints cost four.  They
-        # stand in brackets wherever they are an operand: readers know their precedence from several languages.
+        # Shifts and masks floor for either sign, and cost one instruction where divisions of signed ints cost four.
+        # As operands they stand in brackets: readers know their precedence from several languages.
         case Apply(op="mod" | "remainder", args=(_, Const(value=int() as by))) if is_pow2(by):
             return Form(text=f"{{0}} & {by - 1}", binds=0, needs=(UNARY,))
         case Apply(op="floordiv" | "quotient", args=(_, Const(value=int() as by))) if is_pow2(by):

@@ -30,8 +30,8 @@ def default_tiles(
 ) -> Tiles:
     """Good first tiles for a kernel on ``target`` (``cpu``, ``sm_80``, ``sm_90``, ``sm_100``, ``gfx942``, …).
 
-    ``walk`` is None before the walk is known; the caller asks again when it is.  ``crowded`` says that the logits or the
-    set need registers of their own.
+    ``walk`` is None before the walk is known; the caller asks again when it is.  ``crowded`` says that the logits or
+    the set need registers of their own.
     """
     width = max(head_dim, value_dim)
     if target == "cpu":

@@ -127,10 +127,11 @@ def test_arithmetic_that_fails(expression: str) -> None:
 @pytest.mark.parametrize(("size", "step"), [(4, 2), (5, 2), (3, 3), (2, 3), (7, 1)])
 def test_overlapping_windows(size: int, step: int) -> None:
     """A key is kept if any window that holds it is kept."""
-    text = "pattern p(size: int, step: int) { axis win = token by size step step  keep k.win.last <= q and k.win % 2 == 0 }"
-    pattern = bound(
-        text.replace("step step", "step stride").replace("step: int", "stride: int"), size=size, stride=step
+    text = (
+        "pattern p(size: int, stride: int) {\n  axis win = token by size step stride\n"
+        "  keep k.win.last <= q and k.win % 2 == 0\n}"
     )
+    pattern = bound(text, size=size, stride=step)
     keep = expand(pattern, pattern.attend.keep)
     n = 17
     for q in range(n):

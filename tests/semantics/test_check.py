@@ -93,7 +93,8 @@ def test_called_patterns_are_inlined() -> None:
     text = (
         "pattern blocks(size: int, past: bool = true) {\n  input doc: int[token]\n  axis blk = token by size\n"
         "  keep q.blk == k.blk and (past or doc[q] == doc[k])\n}\n"
-        "pattern p(size: int = 3) { axis blk = token by size  keep blocks(5) or blocks(size = size, past = false) or q.blk < 1 }"
+        "pattern p(size: int = 3) {\n  axis blk = token by size\n"
+        "  keep blocks(5) or blocks(size = size, past = false) or q.blk < 1\n}"
     )
     found = checked(text)
     assert [axis.name for axis in found.axes] == ["blk", "blk_2", "blk_3"]
