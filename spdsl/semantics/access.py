@@ -6,7 +6,7 @@ from spdsl.grammar import nodes as syntax
 from spdsl.semantics import operators
 from spdsl.semantics.expressions import Arg, Evaluator, a_kind, excerpt, plain
 from spdsl.semantics.nodes import Const, Coord, Extent, Index, Load, Table
-from spdsl.semantics.report import did_you_mean
+from spdsl.semantics.report import did_you_mean, listing
 from spdsl.semantics.values import POISON, AxisRef, Items, Poison, Scalar, TableRef, Value, describe
 
 
@@ -31,6 +31,8 @@ def attribute(ev: Evaluator, node: syntax.Attribute) -> Value:
                     help = f"`{node.name}` is {a_kind(entry.kind)}, not an axis or grid coordinate"
                 elif not ev.scope.coordinates:
                     help = f"declare it, for example `axis {node.name} = token by 64`"
+                elif not help:
+                    help = f"there are {listing(sorted(ev.scope.coordinates))}"
                 return ev.error("SP207", f"there is no axis `{node.name}`", node.span, help=help)
             entry = ev.scope.entries.get(node.name)
             if entry is not None:

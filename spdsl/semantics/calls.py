@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from spdsl.diagnostics import Span
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import nodes as ir
@@ -9,6 +11,7 @@ from spdsl.semantics import parameters
 from spdsl.semantics.build import to_float
 from spdsl.semantics.expressions import Arg, Evaluator, Invocation, Want, excerpt
 from spdsl.semantics.names import declare
+from spdsl.semantics.nodes import Const
 from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.scope import Scope
 from spdsl.semantics.unsupported import UNSUPPORTED
@@ -214,7 +217,7 @@ def _argument(ev: Evaluator, declared: ir.Parameter, given: Arg) -> Value:
     if declared.length is not None:
         match given.value:
             case Items(items=items) if len(items) == declared.length:
-                one = ir.Parameter(name=declared.name, dtype=declared.dtype, length=None, bounds=None, default=None)
+                one = replace(declared, length=None, default=None)
                 return Items(items=tuple(_argument(ev, one, Arg(value=item, node=given.node)) for item in items))
             case Poison():
                 return POISON
@@ -236,4 +239,14 @@ def _argument(ev: Evaluator, declared: ir.Parameter, given: Arg) -> Value:
             given.node.span,
             help="use parameters, numbers and `n`",
         )
+    match one_value.expr:
+        case Const(value=number) if not parameters.within(number, declared.bounds):
+            return ev.error(
+                "SP211",
+                f"{excerpt(given.node)} is outside the range {parameters.range_text(declared.bounds)} of {context}",
+                given.node.span,
+                help="give a value in that range",
+            )
+        case _:
+            pass
     return Scalar(expr=to_float(one_value.expr), size=one_value.size) if declared.dtype == "float" else one_value

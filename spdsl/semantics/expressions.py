@@ -199,7 +199,9 @@ class Evaluator:
         help = ""
         match value:
             case Scalar() if want == "bool":
-                help = f"compare it, for example {_quoted(f'{plain(arg.node)} > 0')}"
+                nested = isinstance(arg.node, syntax.Choose | syntax.Pipe)
+                text = f"({plain(arg.node)})" if nested else plain(arg.node)
+                help = f"compare it, for example {_quoted(f'{text} > 0')}"
             case Scalar(dtype="bool"):
                 help = f"choose numbers by it, for example {_quoted(f'if {plain(arg.node)} then 1 else 0')}"
             case Scalar():
@@ -211,6 +213,8 @@ class Evaluator:
                 help = "tensors take part in `attend` alone so far"
             case Candidates():
                 help = "end the selection with `|> top(…)`"
+            case Items():
+                help = f"take an item, for example {_quoted(f'{plain(arg.node)}[0]')}; `x in (a, b)` compares with each"
             case FunctionRef(kind=kind):
                 help = f"call it: {_quoted(f'{plain(arg.node)}(…)')}" if kind != "word" else ""
             case _:

@@ -27,7 +27,7 @@ MAX_STEPS = 200_000
 MAX_NESTING = 150
 """How deep expressions may nest, every call of a `def` counted: they are looked at by recursion."""
 
-UNDECLARED = "declare it above: as a parameter, an input, an axis or a `let`"
+UNDECLARED = "declare it above, as a parameter, an input, an axis or a `let`; what another file defines needs `use`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

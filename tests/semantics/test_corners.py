@@ -84,8 +84,7 @@ def refusal(text: str, *, trained: str = "") -> SpatError:
     inputs = {"w": torch.randn(16, requires_grad=bool(trained))} if "w" in pattern.inputs else {}
     pattern.mask(16, 16, **inputs)
     with pytest.raises(SpatError) as caught:
-        out = spdsl.compile(pattern)(q, q, q, **inputs)
-        out.sum().backward()
+        spdsl.compile(pattern)(q, q, q, **inputs).sum().backward()
     assert caught.value.help
     return caught.value
 
@@ -122,6 +121,29 @@ def test_unnamed_grids_cover_what_they_divide() -> None:
     with pytest.raises(SpatError) as caught:
         pattern.mask(16, 16)
     assert caught.value.code == "SP337"
+
+
+@pytest.mark.parametrize(
+    ("statements", "code", "help"),
+    [
+        ("keep inner(0)", "SP211", "give a value in that range"),
+        ("keep inner(window = -1)", "SP211", "give a value in that range"),
+        ("keep outer(3)", "SP201", "`use`"),
+        ("grid (row: 4, column: 4)  keep q.z == k.row", "SP207", "`column` and `row`"),
+        ("let a = (1, 2)  keep a == q", "SP203", "`a[0]`"),
+        ("keep if causal then 1 else 0", "SP203", "`(if causal then 1 else 0) > 0`"),
+        ("input seg: int[token] sorted  axis s = token by seg  keep k.s.last <= q", "SP290", "`max(k, per = k.s)`"),
+        ("axis a = token by q  keep q.a == k.a", "SP203", "use parameters and numbers"),
+        ("input t: bool[h, h]  keep t[h, h]", "SP203", "bool[h, heads]"),
+        ("input t: int[k]  keep t[k] == 1", "SP203", "along `token`"),
+    ],
+)
+def test_help(statements: str, code: str, help: str) -> None:
+    inner = "pattern inner(window: int in 1..) { keep 0 <= q - k < window }"
+    with pytest.raises(SpatError) as caught:
+        spdsl.loads(f"{inner} pattern p() {{ {statements} }}")
+    assert caught.value.code == code
+    assert help in caught.value.help
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor, most: float) -> bool:
