@@ -55,6 +55,7 @@ def check_call(call: Call) -> Call:
     _raise_known(wait=False)
     pattern = call.plan.problem.pattern
     check_tensors(call.q, call.k, call.v)
+    _check_places(call)
     for table in pattern.tables:
         _check_table(table, call)
     for grid in pattern.grids:
@@ -193,6 +194,23 @@ def _check_grid(grid: Grid, call: Call) -> None:
 
 
 # ---------------------------------------------------------------- values
+
+
+def _check_places(call: Call) -> None:
+    """Refuse rows that `k` does not have; lengths on a GPU are not waited for."""
+    places, rows = call.places, call.k.shape[2]
+    if places is None or not (places.device.type == "cpu" or os.environ.get("SPDSL_VERIFY") == "1"):
+        return
+    starts, lengths = places[:, 1], places[:, 2]
+    wrong = (starts < 0) | (lengths < 0) | (starts + lengths > rows)
+    if bool(wrong.any()):
+        at = int(wrong.nonzero()[0])
+        found = f"k_start={int(starts[at])} and k_len={int(lengths[at])} of sequence {at}"
+        raise _wrong(
+            "SP303",
+            f"{found} reach outside the {rows} rows of k",
+            "0 <= k_start and k_start + k_len <= number of keys must hold",
+        )
 
 
 def _check_values(call: Call, pattern: BoundPattern) -> None:

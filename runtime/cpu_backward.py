@@ -46,7 +46,8 @@ def query_gradient(part: Part, given: Incoming, sums: TableSums) -> Tensor:
     q, d_out = blocks("q", part.queries(call.q), kernel.block_q), blocks("d_out", given.d_out, kernel.block_q)
     lse, delta = _padded_lse(given.lse, kernel.block_q), blocks("delta", given.delta, kernel.block_q)
     k, v = (blocks(name, part.keys(x), kernel.block_k) for name, x in (("k", call.k), ("v", call.v)))
-    found = torch.zeros_like(q.joined).view(-1, *q.tiles.shape[2:])
+    batch, heads, tiles, block = q.tiles.shape[:4]
+    found = torch.zeros_like(q.joined).view(batch * heads, *q.tiles.shape[2:])
     logits = part.logits(kernel)
     for chunk, units in part.work(kernel):
         kv = part.key_units(units)
@@ -60,7 +61,7 @@ def query_gradient(part: Part, given: Incoming, sums: TableSums) -> Tensor:
                 d_logits.mul_(factor)
             product = _product("product", d_logits, keys).mul_(call.plan.scale)
             _accumulate(found, product, units, chunk)
-    return found.view(*q.tiles.shape[:2], -1, found.shape[-1])[:, :, : call.q.shape[2]]
+    return found.view(batch, heads, tiles * block, found.shape[-1])[:, :, : call.q.shape[2]]
 
 
 def key_gradients(part: Part, given: Incoming) -> tuple[Tensor, Tensor]:
@@ -122,5 +123,6 @@ def _accumulate(total: Tensor, product: Tensor, units: Tensor, chunk: Chunk) -> 
 def _by_group(part: Part, total: Tensor) -> Tensor:
     """Sum what the heads of a group give to its keys, in their order."""
     pairs = part.pairs
-    shape = (len(pairs.batches), pairs.groups, pairs.heads // pairs.groups, -1, total.shape[-1])
+    rows = total.shape[1] * total.shape[2]
+    shape = (len(pairs.batches), pairs.groups, pairs.heads // pairs.groups, rows, total.shape[-1])
     return total.view(shape).sum(2)[:, :, : pairs.keys]

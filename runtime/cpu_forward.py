@@ -32,8 +32,8 @@ def forward(part: Part) -> tuple[Tensor, Tensor]:
     return _with_sink(
         part,
         logits,
-        out.view(batch, heads, -1, out.shape[-1])[:, :, :queries],
-        lse.view(batch, heads, -1)[..., :queries],
+        out.view(batch, heads, rows * block, out.shape[-1])[:, :, :queries],
+        lse.view(batch, heads, rows * block)[..., :queries],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,9 @@ class Pattern:
         Raises:
             SpatError: an unknown or missing name, or a value that does not fit.
         """
+        if _whole("nq", nq) < 0 or _whole("nk", nk) < 0:
+            shown = f"a mask of {nq} queries and {nk} keys"
+            raise error("SP303", f"{shown} is not possible", help="pass lengths of at least 0")
         groups = heads if groups is None else groups
         tables = {name: given.pop(name) for name in self.inputs if name in given}
         pattern = _bind(self, given, layer, heads, groups, 64)
@@ -252,7 +256,24 @@ def _pattern(checked: CheckedPattern) -> Pattern:
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Value]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()}
+    return {name: _number(name, value) for name, value in parameters.items()}
+
+
+def _number(name: str, value: Any) -> Value:
+    """A parameter in plain Python: NumPy's numbers and tensors of one element are taken as their numbers."""
+    if isinstance(value, list | tuple):
+        items = tuple(_number(name, item) for item in value)
+        if not any(isinstance(item, tuple) for item in items):
+            return items  # type: ignore[return-value]  # no item is a tuple
+    elif isinstance(value, bool | int | float | str | None):
+        return value  # type: ignore[return-value]  # texts and None are refused by name later
+    elif getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return _number(name, value.item())
+    raise error(
+        "SP332",
+        f"`{name}` is a number, a bool or a tuple of these, but {value!r:.80} is a {type(value).__name__}",
+        help="pass plain Python values; tensors are inputs, which are given at the call",
+    )
 
 
 def _bind(
@@ -290,6 +311,11 @@ def _tables(pattern: Pattern, given: Mapping[str, Any], device: torch.device) ->
 
 
 def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    given: dict[str, object] = {"q": q, "k": k, "v": v}
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            found = f"`{name}` is a {type(x).__name__}, not a tensor"
+            raise error("SP341", found, help="convert it with `torch.as_tensor`")
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         return q.to(dtype), k.to(dtype), v.to(dtype)
@@ -311,8 +337,8 @@ def _place(
         lengths = n - starts if k_len is None else _column(k_len, 0, q)
         firsts = lengths - nq if q_start is None else _column(q_start, 0, q)
         return k, v, torch.stack((firsts, starts, lengths), dim=1), "batched", 0
-    start = 0 if k_start is None else int(k_start)
-    length = n - start if k_len is None else int(k_len)
+    start = 0 if k_start is None else _whole("k_start", k_start)
+    length = n - start if k_len is None else _whole("k_len", k_len)
     if (start, length) != (0, n):
         if start < 0 or length < 0 or start + length > n:
             raise error(
@@ -321,8 +347,17 @@ def _place(
                 help="0 <= k_start and k_start + k_len <= number of keys must hold",
             )
         k, v = k.narrow(2, start, length), v.narrow(2, start, length)
-    first = length - nq if q_start is None else int(q_start)
+    first = length - nq if q_start is None else _whole("q_start", q_start)
     return k, v, None, "square" if first == 0 and nq == length else "offset", first
+
+
+def _whole(name: str, value: object) -> int:
+    # Ints first: this is traced by torch.compile, which does not know the abstract kinds of numbers.
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise error("SP303", f"`{name}` is {value!r:.80}, but must be an int", help="pass an int")
+    return int(value)
 
 
 def _column(value: int | Tensor | None, default: int, q: Tensor) -> Tensor:
@@ -335,5 +370,5 @@ def _column(value: int | Tensor | None, default: int, q: Tensor) -> Tensor:
                 help="give one number for each sequence of the batch",
             )
         return value.to(device=q.device, dtype=torch.int32)
-    number = default if value is None else value
+    number = default if value is None else _whole("q_start, k_start or k_len", value)
     return torch.full((batch,), number, dtype=torch.int32, device=q.device)

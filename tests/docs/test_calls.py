@@ -1,0 +1,85 @@
+"""Mistakes in calls from Python: each is answered by its code and a remedy, and odd but right values are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import spdsl
+
+Q = torch.zeros(1, 2, 16, 16)
+
+
+def causal(**places: Any) -> object:
+    return spdsl.compile("causal")(Q, Q, Q, **places)
+
+
+def documents(**inputs: Any) -> object:
+    return spdsl.compile("documents")(Q, Q, Q, **inputs)
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        (lambda: spdsl.compile("streamin"), "SP601"),
+        (lambda: spdsl.compile("nothing.spat"), "SP601"),
+        (lambda: spdsl.compile("streaming", windw=4), "SP330"),
+        (lambda: spdsl.compile("streaming", window=1.5), "SP332"),
+        (lambda: spdsl.compile("streaming", window="5"), "SP332"),
+        (lambda: spdsl.compile("streaming", window={5}), "SP332"),
+        (lambda: spdsl.compile("streaming", window=torch.ones(2)), "SP332"),
+        (lambda: spdsl.compile("streaming", window=0), "SP333"),
+        (lambda: spdsl.compile("neighborhood_2d", extents=(4, 4), window=3), "SP334"),
+        (lambda: spdsl.compile("causal", backend="gpu"), "SP311"),
+        (lambda: spdsl.compile(spdsl.loads("pattern p() { keep layer == 1 }")), "SP335"),
+        (lambda: spdsl.load("causal").mask(-1, 4), "SP303"),
+        (lambda: spdsl.load("causal").mask(2, 4, heads=3, groups=2), "SP338"),
+        (lambda: spdsl.load("documents").mask(4, 4), "SP302"),
+        (lambda: spdsl.compile("causal")(Q[0], Q, Q), "SP340"),
+        (lambda: spdsl.compile("causal")(Q.numpy(), Q, Q), "SP341"),
+        (lambda: spdsl.compile("causal")(Q.double(), Q.double(), Q.double()), "SP341"),
+        (lambda: spdsl.compile("causal")(Q, Q[:, :, :4], Q[:, :, :4]), "SP304"),
+        (lambda: causal(q_start=1.5), "SP303"),
+        (lambda: causal(q_start=torch.tensor([1, 2])), "SP303"),
+        (lambda: causal(k_len=17), "SP303"),
+        (lambda: causal(k_len=torch.tensor([17])), "SP303"),
+        (lambda: causal(k_len=torch.tensor([-1])), "SP303"),
+        (lambda: causal(k_start=torch.tensor([3]), k_len=16), "SP303"),
+        (documents, "SP302"),
+        (lambda: documents(docs=torch.zeros(16)), "SP301"),
+        (lambda: documents(doc=torch.zeros(16)), "SP347"),
+        (lambda: documents(doc=torch.zeros(15, dtype=torch.int64)), "SP346"),
+        (lambda: documents(doc=torch.arange(16).flip(0)), "SP350"),
+    ],
+)
+def test_mistakes(call: Callable[[], object], code: str) -> None:
+    with pytest.raises(spdsl.SpatError) as caught:
+        call()
+    assert caught.value.code == code
+    assert caught.value.help
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    attend = spdsl.compile("streaming", window=np.int64(4), sinks=torch.tensor(1))
+    assert attend.parameters == {"window": 4, "sinks": 1}
+    same = spdsl.compile("neighborhood_2d", extents=np.array([4, 4]).tolist(), window=(np.int32(3), 3))
+    assert same(Q, Q, Q).shape == Q.shape
+
+
+def test_inputs_may_be_lists() -> None:
+    assert spdsl.load("documents").mask(3, 3, doc=[0, 0, 1]).sum() == 4
+
+
+def test_nothing_in_nothing_out() -> None:
+    for batch, queries, keys in ((0, 4, 4), (2, 0, 4), (2, 4, 0)):
+        q = torch.zeros(batch, 2, queries, 16, requires_grad=True)
+        k = torch.zeros(batch, 2, keys, 16, requires_grad=True)
+        out = spdsl.compile("causal")(q, k, k, q_start=0)
+        assert out.shape == q.shape
+        out.sum().backward()
+        assert q.grad is not None
+        assert not q.grad.any()
