@@ -47,6 +47,11 @@ def test_masks(case: Corner) -> None:
 
 @pytest.mark.parametrize("case", CORNERS, ids=lambda case: case.name)
 def test_calls_and_gradients(case: Corner) -> None:
+    compare(case)
+
+
+def compare(case: Corner, backend: str | None = None) -> None:
+    """A call with all its gradients against the reference."""
     generator = torch.Generator().manual_seed(0)
     nq = case.n if case.nq is None else case.nq
 
@@ -62,7 +67,7 @@ def test_calls_and_gradients(case: Corner) -> None:
     for name in case.trained:
         inputs[name].requires_grad_()
     leaves = [q, k, v, *(inputs[name] for name in case.trained)]
-    attn = spdsl.compile(spdsl.loads(case.text), layer=case.layer, **case.parameters)
+    attn = spdsl.compile(spdsl.loads(case.text), layer=case.layer, backend=backend, **case.parameters)
     out, lse = attn(q, k, v, return_lse=True, **inputs)
     wanted, wanted_lse = attn.reference(q, k, v, return_lse=True, **inputs)
     seen = torch.isfinite(wanted_lse)
