@@ -11,10 +11,10 @@ from typing import Literal
 
 from spdsl.analysis.gradients import table_gradients
 from spdsl.analysis.plans import KernelPlan, Plan, Problem
-from spdsl.analysis.relation import tile_relation
 from spdsl.analysis.stages import Staged, stage
 from spdsl.analysis.tiles import TileRelation, Walk
 from spdsl.analysis.tiling import Tiles, default_tiles
+from spdsl.analysis.worker import derive
 from spdsl.diagnostics import error
 from spdsl.semantics.differentiate import derivative
 from spdsl.semantics.nodes import BoundPattern, Const, Expr, Index, Load
@@ -118,7 +118,7 @@ def _walk(kind: Kind, relation: TileRelation) -> Walk:
 
 
 def _relation(staged: Staged, problem: Problem, tiles: Tiles) -> TileRelation:
-    return tile_relation(
+    return derive(
         staged.keep,
         block_q=tiles.block_q,
         block_k=tiles.block_k,
