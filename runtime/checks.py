@@ -78,19 +78,21 @@ def raise_pending() -> None:
 # ---------------------------------------------------------------- shapes, types, devices
 
 
-def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Check what does not depend on a pattern.
+def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, any_type: bool = False) -> None:
+    """Check what does not depend on a pattern; ``any_type`` is for the reference, which converts all to float64.
 
     Raises:
         SpatError: SP340 to SP345 for shapes, types and devices.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise _wrong("SP341", f"`{name}` is a {type(x).__name__}, not a tensor", "convert it with `torch.as_tensor`")
         if x.dim() != 4:
             raise _wrong("SP340", f"`{name}` has {x.dim()} dimensions", "pass tensors [batch, heads, tokens, dim]")
-        if x.dtype not in DTYPES.values():
+        if not any_type and x.dtype not in DTYPES.values():
             names = ", ".join(str(each).removeprefix("torch.") for each in DTYPES.values())
             raise _wrong("SP341", f"`{name}` is {_type(x)}", f"use one of {names}")
-        if x.dtype != q.dtype:
+        if not any_type and x.dtype != q.dtype:
             raise _wrong("SP341", f"`{name}` is {_type(x)}, but `q` is {_type(q)}", "convert them to one type")
         if x.device != q.device:
             raise _wrong("SP342", f"`{name}` is on {x.device}, but `q` is on {q.device}", "move them to one device")
@@ -106,6 +108,8 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
     if k.shape[3] != q.shape[3]:
         raise _wrong("SP344", f"`k` has head dim {k.shape[3]}, but `q` has {q.shape[3]}", "project them to one size")
+    if q.shape[3] == 0 or v.shape[3] == 0:
+        raise _wrong("SP344", f"`{'v' if q.shape[3] else 'q'}` has head dim 0", "give each token at least one number")
     if k.shape[2] != v.shape[2]:
         raise _wrong("SP340", f"`k` has {k.shape[2]} tokens, but `v` has {v.shape[2]}", "give both the same tokens")
 

@@ -20,6 +20,7 @@ from spdsl.runtime.checks import check_call
 from spdsl.runtime.engines import engine_for
 from spdsl.runtime.lists import lists_for
 from spdsl.runtime.stages import materialise
+from spdsl.runtime.transforms import second_derivative
 from spdsl.semantics.nodes import Table
 
 
@@ -210,4 +211,9 @@ def _listed(needs: object, count: int) -> list[bool]:
     return list(needs) if isinstance(needs, (list, tuple)) else [bool(needs)] * count
 
 
+def _refuse(ctx, *gradients):  # type: ignore[no-untyped-def]
+    raise second_derivative()
+
+
 attend.register_autograd(_backward, setup_context=_setup)
+attend_backward.register_autograd(_refuse)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +12,20 @@ from torch import Tensor
 
 from spdsl import prepare as _prepare  # installs the planner of the operators
 from spdsl import reference
+from spdsl.arguments import autocast, place, plain_values, tables_of, whole
 from spdsl.diagnostics import SpatError, error
 from spdsl.library import names, read_file, resolver, text_of
 from spdsl.pipeline import Value, bound, key_of, read
 from spdsl.runtime import operator
 from spdsl.runtime.checks import check_tensors, raise_pending
+from spdsl.runtime.transforms import refuse_transforms
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 from spdsl.semantics.rewrite import free_indices
 
 __all__ = ["Attention", "Pattern", "SpatError", "compile", "load", "loads", "names", "raise_pending"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Pattern:
     """A checked pattern, not yet given its parameters."""
 
@@ -71,16 +71,20 @@ class Pattern:
         Raises:
             SpatError: an unknown or missing name, or a value that does not fit.
         """
-        if _whole("nq", nq) < 0 or _whole("nk", nk) < 0:
+        if whole("nq", nq) < 0 or whole("nk", nk) < 0:
             shown = f"a mask of {nq} queries and {nk} keys"
             raise error("SP303", f"{shown} is not possible", help="pass lengths of at least 0")
         groups = heads if groups is None else groups
         tables = {name: given.pop(name) for name in self.inputs if name in given}
         pattern = _bind(self, given, layer, heads, groups, 64)
-        return reference.mask(pattern, nq, nk, tables=_tables(self, tables, torch.device("cpu")), q_start=q_start)
+        tensors = tables_of(self.name, self.inputs, tables, torch.device("cpu"))
+        return reference.mask(pattern, nq, nk, tables=tensors, q_start=q_start)
 
     def __str__(self) -> str:
         return self.to_spat()
+
+    def __repr__(self) -> str:
+        return f"<pattern {self.name}({', '.join(self.parameters)})>"
 
 
 class Attention:
@@ -106,8 +110,9 @@ class Attention:
         bound(self._key, 1, 1, 64)
 
     def __repr__(self) -> str:
-        given = "".join(f", {name}={value!r}" for name, value in self.parameters.items())
-        return f'spdsl.compile("{self.pattern.name}"{given})'
+        settings = {"layer": self.layer, "backend": self.backend}
+        given = self.parameters | {name: value for name, value in settings.items() if value is not None}
+        return f"<attention {self.pattern.name}({', '.join(f'{name}={value!r}' for name, value in given.items())})>"
 
     def __call__(
         self,
@@ -142,12 +147,13 @@ class Attention:
             SpatError: shapes, types, devices or values that do not fit (SP3xx), or a pattern that cannot be run
             (SP4xx).
         """
-        q, k, v = _autocast(q, k, v)
+        q, k, v = autocast(q, k, v)
         check_tensors(q, k, v)
-        tables = list(_tables(self.pattern, inputs, q.device).values())
+        tables = list(tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device).values())
+        refuse_transforms((q, k, v, *tables))
         if q_start is None and k_start is None and k_len is None and q.shape[2] > k.shape[2]:
             q_start = self._first_of_more_queries(q.shape[2], k.shape[2])
-        k, v, places, shape, start = _place(q, k, v, q_start, k_start, k_len)
+        k, v, places, shape, start = place(q, k, v, q_start, k_start, k_len)
         out, lse = operator.attend(q, k, v, tables, places, self._key, shape, start)
         return (out, lse) if return_lse else out
 
@@ -164,10 +170,11 @@ class Attention:
         **inputs: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The meaning of a call: dense, in float64, differentiable by autograd.  Arguments and result as in a call."""
+        check_tensors(q, k, v, any_type=True)
         if q_start is None and k_start is None and k_len is None and q.shape[2] > k.shape[2]:
             q_start = self._first_of_more_queries(q.shape[2], k.shape[2])
         pattern = bound(self._key, q.shape[1], k.shape[1], q.shape[3])
-        tables = _tables(self.pattern, inputs, q.device)
+        tables = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
         out, lse = reference.attend(pattern, q, k, v, tables=tables, q_start=q_start, k_start=k_start, k_len=k_len)
         return (out, lse) if return_lse else out
 
@@ -198,7 +205,7 @@ class Attention:
         computed."""
         from spdsl.explain import explain
 
-        return explain(self._key, q, k, v, _tables(self.pattern, inputs, q.device)).text()
+        return explain(self._key, q, k, v, tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)).text()
 
 
 def loads(text: str, *, name: str | None = None) -> Pattern:
@@ -248,127 +255,14 @@ def compile(
     made = pattern if isinstance(pattern, Pattern) else load(pattern)
     if backend is not None and backend not in _prepare.BACKENDS:
         raise error("SP311", f"there is no back end `{backend}`", help=f"use one of {', '.join(_prepare.BACKENDS)}")
-    return Attention(made, _plain(parameters), layer=layer, backend=backend, deterministic=deterministic)
+    return Attention(made, plain_values(parameters), layer=layer, backend=backend, deterministic=deterministic)
 
 
 def _pattern(checked: CheckedPattern) -> Pattern:
     return Pattern(checked)
 
 
-def _plain(parameters: Mapping[str, Any]) -> dict[str, Value]:
-    return {name: _number(name, value) for name, value in parameters.items()}
-
-
-def _number(name: str, value: Any) -> Value:
-    """A parameter in plain Python: NumPy's numbers and tensors of one element are taken as their numbers."""
-    if isinstance(value, list | tuple):
-        items = tuple(_number(name, item) for item in value)
-        if not any(isinstance(item, tuple) for item in items):
-            return items  # type: ignore[return-value]  # no item is a tuple
-    elif isinstance(value, bool | int | float | str | None):
-        return value  # type: ignore[return-value]  # texts and None are refused by name later
-    elif getattr(value, "shape", None) == () and hasattr(value, "item"):
-        return _number(name, value.item())
-    raise error(
-        "SP332",
-        f"`{name}` is a number, a bool or a tuple of these, but {value!r:.80} is a {type(value).__name__}",
-        help="pass plain Python values; tensors are inputs, which are given at the call",
-    )
-
-
 def _bind(
     pattern: Pattern, parameters: Mapping[str, Any], layer: int | None, heads: int, groups: int, head_dim: int
 ) -> BoundPattern:
-    return bound(key_of(pattern.checked, _plain(parameters), layer, None, False), heads, groups, head_dim)
-
-
-def _tables(pattern: Pattern, given: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """The inputs in declared order as tensors."""
-    for name in given:
-        if name not in pattern.inputs:
-            close = difflib.get_close_matches(name, pattern.inputs, n=1)
-            known = (
-                f"its inputs are {', '.join(f'`{each}`' for each in pattern.inputs)}"
-                if pattern.inputs
-                else "it has none"
-            )
-            raise error(
-                "SP301",
-                f"`{pattern.name}` has no input `{name}`",
-                help=f"did you mean `{close[0]}`?" if close else known,
-            )
-    missing = [name for name in pattern.inputs if name not in given]
-    if missing:
-        raise error(
-            "SP302",
-            f"`{pattern.name}` needs the input `{missing[0]}`",
-            help=f"give it as a keyword: `{missing[0]}=tensor`",
-        )
-    return {
-        name: given[name] if isinstance(given[name], Tensor) else torch.as_tensor(given[name], device=device)
-        for name in pattern.inputs
-    }
-
-
-def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    given: dict[str, object] = {"q": q, "k": k, "v": v}
-    for name, x in given.items():
-        if not isinstance(x, Tensor):
-            found = f"`{name}` is a {type(x).__name__}, not a tensor"
-            raise error("SP341", found, help="convert it with `torch.as_tensor`")
-    if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
-        return q.to(dtype), k.to(dtype), v.to(dtype)
-    return q, k, v
-
-
-def _place(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_start: int | Tensor | None,
-    k_start: int | Tensor | None,
-    k_len: int | Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None, str, int]:
-    """Keys that exist, places for each sequence (or None), the shape class, and the position of the first query."""
-    nq, n = q.shape[2], k.shape[2]
-    if any(isinstance(each, Tensor) for each in (q_start, k_start, k_len)):
-        starts = _column(k_start, 0, q)
-        lengths = n - starts if k_len is None else _column(k_len, 0, q)
-        firsts = lengths - nq if q_start is None else _column(q_start, 0, q)
-        return k, v, torch.stack((firsts, starts, lengths), dim=1), "batched", 0
-    start = 0 if k_start is None else _whole("k_start", k_start)
-    length = n - start if k_len is None else _whole("k_len", k_len)
-    if (start, length) != (0, n):
-        if start < 0 or length < 0 or start + length > n:
-            raise error(
-                "SP303",
-                f"k_start={start} and k_len={length} reach outside the {n} rows of k",
-                help="0 <= k_start and k_start + k_len <= number of keys must hold",
-            )
-        k, v = k.narrow(2, start, length), v.narrow(2, start, length)
-    first = length - nq if q_start is None else _whole("q_start", q_start)
-    return k, v, None, "square" if first == 0 and nq == length else "offset", first
-
-
-def _whole(name: str, value: object) -> int:
-    # Ints first: this is traced by torch.compile, which does not know the abstract kinds of numbers.
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise error("SP303", f"`{name}` is {value!r:.80}, but must be an int", help="pass an int")
-    return int(value)
-
-
-def _column(value: int | Tensor | None, default: int, q: Tensor) -> Tensor:
-    batch = q.shape[0]
-    if isinstance(value, Tensor):
-        if value.shape != (batch,):
-            raise error(
-                "SP303",
-                f"q_start, k_start and k_len must be ints or have shape [{batch}], not {list(value.shape)}",
-                help="give one number for each sequence of the batch",
-            )
-        return value.to(device=q.device, dtype=torch.int32)
-    number = default if value is None else _whole("q_start, k_start or k_len", value)
-    return torch.full((batch,), number, dtype=torch.int32, device=q.device)
+    return bound(key_of(pattern.checked, plain_values(parameters), layer, None, False), heads, groups, head_dim)

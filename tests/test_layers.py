@@ -24,7 +24,7 @@ LAYERS = (
     ("spdsl.analysis",),
     ("spdsl.codegen",),
     ("spdsl.runtime",),
-    ("spdsl.library", "spdsl.pipeline", "spdsl.prepare", "spdsl.kernels", "spdsl.explain"),
+    ("spdsl.library", "spdsl.pipeline", "spdsl.prepare", "spdsl.arguments", "spdsl.kernels", "spdsl.explain"),
     ("spdsl.api", "spdsl.decorator"),
     ("spdsl.picture",),
     ("spdsl.cli",),

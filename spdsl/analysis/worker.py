@@ -1,8 +1,8 @@
 """The tile relation, derived in a process of its own that can be ended.
 
 isl answers exactly, but a call of it cannot be interrupted, and under an operation limit it was seen to crash once in
-some thousand random programs.  A derivation that does not end, or does not survive, costs its closed form alone: the tiles
-are then listed at run time.
+some thousand random programs.  A derivation that does not end, or does not survive, costs its closed form alone: the
+tiles are then listed at run time.
 """
 
 from __future__ import annotations
