@@ -86,7 +86,9 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, any_type: bool = False) ->
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, Tensor):
-            raise _wrong("SP341", f"`{name}` is a {type(x).__name__}, not a tensor", "convert it with `torch.as_tensor`")
+            raise _wrong(
+                "SP341", f"`{name}` is a {type(x).__name__}, not a tensor", "convert it with `torch.as_tensor`"
+            )
         if x.dim() != 4:
             raise _wrong("SP340", f"`{name}` has {x.dim()} dimensions", "pass tensors [batch, heads, tokens, dim]")
         if not any_type and x.dtype not in DTYPES.values():

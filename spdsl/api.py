@@ -214,6 +214,10 @@ def loads(text: str, *, name: str | None = None) -> Pattern:
     Raises:
         SpatError: with everything that is wrong with the text.
     """
+    given: object = text
+    if not isinstance(given, str):
+        found = f"the text of a pattern is a str, not a {type(given).__name__}"
+        raise error("SP601", found, help="decode bytes as UTF-8; `spdsl.load` reads a file")
     return _pattern(read(text, name=name, resolve=resolver(None)))
 
 
@@ -224,7 +228,13 @@ def load(path_or_name: str | Path) -> Pattern:
     Raises:
         SpatError: no such file or pattern (SP60x), or what is wrong with the text.
     """
-    given = str(path_or_name)
+    where: object = path_or_name
+    if not isinstance(where, str | Path):
+        found = f"a pattern is given by its name or path, not by a {type(where).__name__}"
+        raise error("SP601", found, help='for example `"streaming"`, or `"mine.spat"`')
+    given = str(where)
+    if "{" in given and not given.endswith(".spat"):
+        raise error("SP601", "this is the text of a pattern, not its name", help="read it with `spdsl.loads(text)`")
     path, _, name = given.rpartition(":") if ".spat:" in given else (given, "", "")
     if not path.endswith(".spat"):
         return _pattern(read(text_of(given), source=f"{given}.spat", name=given, resolve=resolver(None)))

@@ -8,25 +8,41 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import spdsl
 
 Q = torch.zeros(1, 2, 16, 16)
 
 
-def causal(**places: Any) -> object:
-    return spdsl.compile("causal")(Q, Q, Q, **places)
+def causal(q: torch.Tensor = Q, **places: Any) -> Any:
+    return spdsl.compile("causal")(q, Q, Q, **places)
 
 
 def documents(**inputs: Any) -> object:
     return spdsl.compile("documents")(Q, Q, Q, **inputs)
 
 
+def forward_mode() -> object:
+    with forward_ad.dual_level():
+        return causal(q=forward_ad.make_dual(Q, Q))
+
+
+def twice_differentiated() -> object:
+    q = Q.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(causal(q=q).sum(), q, create_graph=True)
+    return torch.autograd.grad(gradient.sum(), q)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, in forward mode
 @pytest.mark.parametrize(
     ("call", "code"),
     [
         (lambda: spdsl.compile("streamin"), "SP601"),
         (lambda: spdsl.compile("nothing.spat"), "SP601"),
+        (lambda: spdsl.compile("pattern p() { keep causal }"), "SP601"),
+        (lambda: spdsl.compile(None), "SP601"),
+        (lambda: spdsl.loads(b"pattern p() { keep causal }"), "SP601"),
         (lambda: spdsl.compile("streaming", windw=4), "SP330"),
         (lambda: spdsl.compile("streaming", window=1.5), "SP332"),
         (lambda: spdsl.compile("streaming", window="5"), "SP332"),
@@ -43,15 +59,28 @@ def documents(**inputs: Any) -> object:
         (lambda: spdsl.compile("causal")(Q.numpy(), Q, Q), "SP341"),
         (lambda: spdsl.compile("causal")(Q.double(), Q.double(), Q.double()), "SP341"),
         (lambda: spdsl.compile("causal")(Q, Q[:, :, :4], Q[:, :, :4]), "SP304"),
+        (lambda: spdsl.compile("causal")(Q, Q, Q[..., :0]), "SP344"),
+        (lambda: spdsl.compile("causal").reference(Q[0], Q, Q), "SP340"),
+        (lambda: spdsl.compile("causal").reference(Q, Q, 3), "SP341"),
+        (lambda: torch.func.vmap(spdsl.compile("causal"))(Q[None], Q[None], Q[None]), "SP349"),
+        (lambda: torch.func.grad(lambda q: causal(q=q).sum())(Q), "SP349"),
+        (lambda: torch.func.jvp(lambda q: causal(q=q), (Q,), (Q,)), "SP349"),
+        (forward_mode, "SP349"),
+        (twice_differentiated, "SP349"),
         (lambda: causal(q_start=1.5), "SP303"),
         (lambda: causal(q_start=torch.tensor([1, 2])), "SP303"),
         (lambda: causal(k_len=17), "SP303"),
         (lambda: causal(k_len=torch.tensor([17])), "SP303"),
         (lambda: causal(k_len=torch.tensor([-1])), "SP303"),
+        (lambda: causal(k_len=torch.tensor([2.5])), "SP303"),
+        (lambda: causal(k_len=torch.tensor([True])), "SP303"),
         (lambda: causal(k_start=torch.tensor([3]), k_len=16), "SP303"),
         (documents, "SP302"),
         (lambda: documents(docs=torch.zeros(16)), "SP301"),
         (lambda: documents(doc=torch.zeros(16)), "SP347"),
+        (lambda: documents(doc=None), "SP347"),
+        (lambda: documents(doc="0011"), "SP347"),
+        (lambda: documents(doc=[[0, 1], [2]]), "SP347"),
         (lambda: documents(doc=torch.zeros(15, dtype=torch.int64)), "SP346"),
         (lambda: documents(doc=torch.arange(16).flip(0)), "SP350"),
     ],
@@ -83,3 +112,14 @@ def test_nothing_in_nothing_out() -> None:
         out.sum().backward()
         assert q.grad is not None
         assert not q.grad.any()
+
+
+def test_shown_in_a_line() -> None:
+    pattern = spdsl.load("streaming")
+    assert repr(pattern) == "<pattern streaming(window, sinks)>"
+    assert repr(spdsl.compile(pattern, window=4, backend="cpu")) == "<attention streaming(window=4, backend='cpu')>"
+
+
+def test_on_meta_shapes_alone_count() -> None:
+    q = Q.to("meta")
+    assert spdsl.compile("causal")(q, q, q).shape == Q.shape

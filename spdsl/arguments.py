@@ -1,0 +1,160 @@
+"""Arguments as users write them, made plain: parameters, inputs, and where queries and keys stand.
+
+From: what Python callers give.  To: plain values and tensors, or an error that names the argument.  What depends on a
+pattern's declarations (types, shapes, values) is checked later, by `spdsl.runtime.checks`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spdsl.diagnostics import error
+from spdsl.pipeline import Value
+
+
+def plain_values(parameters: Mapping[str, Any]) -> dict[str, Value]:
+    """Parameters in plain Python.
+
+    Raises:
+        SpatError: a value that is no number, bool or tuple of these (SP332).
+    """
+    return {name: _number(name, value) for name, value in parameters.items()}
+
+
+def _number(name: str, value: Any) -> Value:
+    """A parameter in plain Python: NumPy's numbers and tensors of one element are taken as their numbers."""
+    if isinstance(value, list | tuple):
+        items = tuple(_number(name, item) for item in value)
+        if not any(isinstance(item, tuple) for item in items):
+            return items  # type: ignore[return-value]  # no item is a tuple
+    elif isinstance(value, bool | int | float | str | None):
+        return value  # type: ignore[return-value]  # texts and None are refused by name later
+    elif getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return _number(name, value.item())
+    raise error(
+        "SP332",
+        f"`{name}` is a number, a bool or a tuple of these, but {value!r:.80} is a {type(value).__name__}",
+        help="pass plain Python values; tensors are inputs, which are given at the call",
+    )
+
+
+def tables_of(pattern: str, names: Sequence[str], given: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """The inputs of ``pattern`` in the order of ``names``, as tensors.
+
+    Raises:
+        SpatError: an unknown or missing input (SP301, SP302), or one that is no tensor and cannot become one (SP347).
+    """
+    for name in given:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            known = f"its inputs are {', '.join(f'`{each}`' for each in names)}" if names else "it has none"
+            raise error(
+                "SP301",
+                f"`{pattern}` has no input `{name}`",
+                help=f"did you mean `{close[0]}`?" if close else known,
+            )
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise error(
+            "SP302",
+            f"`{pattern}` needs the input `{missing[0]}`",
+            help=f"give it as a keyword: `{missing[0]}=tensor`",
+        )
+    return {name: _tensor(name, given[name], device) for name in names}
+
+
+def _tensor(name: str, value: Any, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    try:
+        return torch.as_tensor(value, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        found = f"`{name}` is a {type(value).__name__}, of which no tensor can be made: {value!r:.80}"
+        raise error("SP347", found, help="pass a tensor, an array, or numbers in lists of equal length") from None
+
+
+def autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The tensors in the type that `torch.autocast` asks for.
+
+    Raises:
+        SpatError: something that is no tensor (SP341).
+    """
+    given: dict[str, object] = {"q": q, "k": k, "v": v}
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            found = f"`{name}` is a {type(x).__name__}, not a tensor"
+            raise error("SP341", found, help="convert it with `torch.as_tensor`")
+    if q.device.type != "meta" and torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        return q.to(dtype), k.to(dtype), v.to(dtype)
+    return q, k, v
+
+
+def place(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_start: int | Tensor | None,
+    k_start: int | Tensor | None,
+    k_len: int | Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, str, int]:
+    """Keys that exist, places for each sequence (or None), the shape class, and the position of the first query.
+
+    Raises:
+        SpatError: positions that are no ints, or outside of ``k`` (SP303).
+    """
+    nq, n = q.shape[2], k.shape[2]
+    if any(isinstance(each, Tensor) for each in (q_start, k_start, k_len)):
+        starts = _column(k_start, 0, q)
+        lengths = n - starts if k_len is None else _column(k_len, 0, q)
+        firsts = lengths - nq if q_start is None else _column(q_start, 0, q)
+        return k, v, torch.stack((firsts, starts, lengths), dim=1), "batched", 0
+    start = 0 if k_start is None else whole("k_start", k_start)
+    length = n - start if k_len is None else whole("k_len", k_len)
+    if (start, length) != (0, n):
+        if start < 0 or length < 0 or start + length > n:
+            raise error(
+                "SP303",
+                f"k_start={start} and k_len={length} reach outside the {n} rows of k",
+                help="0 <= k_start and k_start + k_len <= number of keys must hold",
+            )
+        k, v = k.narrow(2, start, length), v.narrow(2, start, length)
+    first = length - nq if q_start is None else whole("q_start", q_start)
+    return k, v, None, "square" if first == 0 and nq == length else "offset", first
+
+
+def whole(name: str, value: object) -> int:
+    """``value`` if it is an int, of Python or NumPy.
+
+    Raises:
+        SpatError: it is not (SP303).
+    """
+    # Ints first: this is traced by torch.compile, which does not know the abstract kinds of numbers.
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise error("SP303", f"`{name}` is {value!r:.80}, but must be an int", help="pass an int")
+    return int(value)
+
+
+def _column(value: int | Tensor | None, default: int, q: Tensor) -> Tensor:
+    batch = q.shape[0]
+    if isinstance(value, Tensor):
+        if value.shape != (batch,):
+            raise error(
+                "SP303",
+                f"q_start, k_start and k_len must be ints or have shape [{batch}], not {list(value.shape)}",
+                help="give one number for each sequence of the batch",
+            )
+        if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+            found = str(value.dtype).removeprefix("torch.")
+            raise error("SP303", f"q_start, k_start and k_len are ints, not {found}", help="convert with `.int()`")
+        return value.to(device=q.device, dtype=torch.int32)
+    number = default if value is None else whole("q_start, k_start or k_len", value)
+    return torch.full((batch,), number, dtype=torch.int32, device=q.device)
