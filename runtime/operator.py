@@ -89,13 +89,12 @@ def _call(
 ) -> Call:
     plan = prepared.plan
     given = {
-        table.name: _with_batch(table, tensor)
-        for table, tensor in zip(plan.problem.pattern.tables, tables, strict=True)
+        table.name: with_batch(table, tensor) for table, tensor in zip(plan.problem.pattern.tables, tables, strict=True)
     }
     return Call(plan=plan, q=q, k=k, v=v, q_start=q_start, places=places, tables=given)
 
 
-def _with_batch(table: Table, tensor: Tensor) -> Tensor:
+def with_batch(table: Table, tensor: Tensor) -> Tensor:
     """The input with a leading batch axis, unless it names one or has one already."""
     names_batch = any(axis.kind == "b" for axis in table.axes)
     return tensor if names_batch or tensor.dim() > len(table.axes) else tensor.unsqueeze(0)

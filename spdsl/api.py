@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spdsl import prepare as _prepare  # installs the planner of the operators
 from spdsl import reference
-from spdsl.arguments import autocast, place, plain_values, tables_of, whole
+from spdsl.arguments import autocast, first_query, place, plain_values, tables_of, whole
 from spdsl.diagnostics import SpatError, error
 from spdsl.library import names, read_file, resolver, text_of
 from spdsl.pipeline import Value, bound, key_of, read
@@ -20,7 +20,6 @@ from spdsl.runtime import operator
 from spdsl.runtime.checks import check_tensors, raise_pending
 from spdsl.runtime.transforms import refuse_transforms
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern
-from spdsl.semantics.rewrite import free_indices
 
 __all__ = ["Attention", "Pattern", "SpatError", "compile", "load", "loads", "names", "raise_pending"]
 
@@ -152,7 +151,7 @@ class Attention:
         tables = list(tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device).values())
         refuse_transforms((q, k, v, *tables))
         if q_start is None and k_start is None and k_len is None and q.shape[2] > k.shape[2]:
-            q_start = self._first_of_more_queries(q.shape[2], k.shape[2])
+            q_start = first_query(self.pattern.checked.attend, q.shape[2], k.shape[2])
         k, v, places, shape, start = place(q, k, v, q_start, k_start, k_len)
         out, lse = operator.attend(q, k, v, tables, places, self._key, shape, start)
         return (out, lse) if return_lse else out
@@ -172,23 +171,11 @@ class Attention:
         """The meaning of a call: dense, in float64, differentiable by autograd.  Arguments and result as in a call."""
         check_tensors(q, k, v, any_type=True)
         if q_start is None and k_start is None and k_len is None and q.shape[2] > k.shape[2]:
-            q_start = self._first_of_more_queries(q.shape[2], k.shape[2])
+            q_start = first_query(self.pattern.checked.attend, q.shape[2], k.shape[2])
         pattern = bound(self._key, q.shape[1], k.shape[1], q.shape[3])
         tables = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
         out, lse = reference.attend(pattern, q, k, v, tables=tables, q_start=q_start, k_start=k_start, k_len=k_len)
         return (out, lse) if return_lse else out
-
-    def _first_of_more_queries(self, nq: int, n: int) -> int:
-        """The position of the first query where there are more queries than keys and nothing says where they stand."""
-        attend = self.pattern.checked.attend
-        clauses = [clause for clause in (attend.keep, attend.bias, attend.sink_logit) if clause is not None]
-        if any("q" in free_indices(clause) for clause in clauses):
-            raise error(
-                "SP304",
-                f"there are {nq} queries but {n} keys, so the queries cannot be the last positions",
-                help="say where the first query stands: `q_start=0`",
-            )
-        return 0
 
     def bind(self, heads: int, groups: int, head_dim: int) -> BoundPattern:
         """The pattern as the compiler sees it for these sizes."""
@@ -202,7 +189,11 @@ class Attention:
 
     def explain(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> str:
         """How a call with tensors like these is computed: walks, tiles touched and full, pairs kept over pairs
-        computed."""
+        computed.
+
+        Raises:
+            SpatError: as a call with these tensors would.
+        """
         from spdsl.explain import explain
 
         return explain(self._key, q, k, v, tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)).text()

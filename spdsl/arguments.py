@@ -16,6 +16,8 @@ from torch import Tensor
 
 from spdsl.diagnostics import error
 from spdsl.pipeline import Value
+from spdsl.semantics.nodes import Attend
+from spdsl.semantics.rewrite import free_indices
 
 
 def plain_values(parameters: Mapping[str, Any]) -> dict[str, Value]:
@@ -127,6 +129,24 @@ def place(
         k, v = k.narrow(2, start, length), v.narrow(2, start, length)
     first = length - nq if q_start is None else whole("q_start", q_start)
     return k, v, None, "square" if first == 0 and nq == length else "offset", first
+
+
+def first_query(attend: Attend, nq: int, n: int) -> int:
+    """The position of the first query where nothing says where the queries stand: they are the last positions.
+
+    Raises:
+        SpatError: there are more queries than keys, and the pattern asks where they stand (SP304).
+    """
+    if nq <= n:
+        return n - nq
+    clauses = [clause for clause in (attend.keep, attend.bias, attend.sink_logit) if clause is not None]
+    if any("q" in free_indices(clause) for clause in clauses):
+        raise error(
+            "SP304",
+            f"there are {nq} queries but {n} keys, so the queries cannot be the last positions",
+            help="say where the first query stands: `q_start=0`",
+        )
+    return 0
 
 
 def whole(name: str, value: object) -> int:

@@ -9,14 +9,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spdsl.analysis.plans import KernelPlan, Plan
+from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import Interval, ListWalk, Slot, SlotWalk, Walk
+from spdsl.arguments import first_query
 from spdsl.kernels import plan_like
 from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.checks import check_call, check_tensors, raise_pending
 from spdsl.runtime.evaluate import evaluate, tables_for
 from spdsl.runtime.lists import tile_lists, walk_lists
+from spdsl.runtime.operator import with_batch
 from spdsl.runtime.pairs import pairs_of
-from spdsl.runtime.stages import materialise
 from spdsl.semantics.show import print_expr
 
 _CHUNK_PAIRS = 1 << 22
@@ -84,9 +86,13 @@ def explain(
     Raises:
         SpatError: as a call with these tensors would.
     """
+    check_tensors(q, k, v)
     target = target or ("cpu" if q.device.type == "cpu" else "sm_90")
     plan = plan_like(key, q, k, v, target)
-    call = materialise(Call(plan=plan, q=q, k=k, v=v, q_start=k.shape[2] - q.shape[2], tables=dict(tables)))
+    given = {table.name: with_batch(table, tables[table.name]) for table in plan.problem.pattern.tables}
+    start = first_query(plan.problem.pattern.attend, q.shape[2], k.shape[2])
+    call = check_call(Call(plan=plan, q=q, k=k, v=v, q_start=start, tables=given))
+    raise_pending()
     return Report(
         pattern=plan.problem.pattern.name,
         target=target,
@@ -185,9 +191,3 @@ def _slot(slot: Slot) -> str:
 
 def _interval(interval: Interval) -> str:
     return f"[{print_expr(interval.lo)}, {print_expr(interval.hi)})"
-
-
-def kept_share(plan: Plan, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor]) -> float:
-    """Pairs kept over all pairs of a call."""
-    call = materialise(Call(plan=plan, q=q, k=k, v=v, q_start=k.shape[2] - q.shape[2], tables=dict(tables)))
-    return count_pairs(call) / max(1, q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])

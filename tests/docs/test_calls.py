@@ -123,3 +123,23 @@ def test_shown_in_a_line() -> None:
 def test_on_meta_shapes_alone_count() -> None:
     q = Q.to("meta")
     assert spdsl.compile("causal")(q, q, q).shape == Q.shape
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        (lambda: spdsl.compile("documents").explain(Q, Q, Q, doc=torch.zeros(4, dtype=torch.int32)), "SP346"),
+        (lambda: spdsl.compile("documents").explain(Q, Q, Q, doc=torch.arange(16).flip(0)), "SP350"),
+        (lambda: spdsl.compile("causal").explain(Q, Q[:, :, :4], Q[:, :, :4]), "SP304"),
+        (lambda: spdsl.compile("causal").explain(Q[0], Q, Q), "SP340"),
+        (lambda: spdsl.compile("neighborhood_2d", extents=(4, 5), window=(3, 3)).explain(Q, Q, Q), "SP324"),
+    ],
+)
+def test_what_cannot_be_called_is_not_explained(call: Callable[[], object], code: str) -> None:
+    with pytest.raises(spdsl.SpatError) as caught:
+        call()
+    assert caught.value.code == code
+
+
+def test_more_queries_than_keys_are_explained_as_they_are_called() -> None:
+    assert "pairs kept: 128 of 128" in spdsl.compile("full").explain(Q, Q[:, :, :4], Q[:, :, :4])
