@@ -5,7 +5,6 @@ Names become what they stand for; rounded lengths become divisions of the exact 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 
@@ -65,22 +64,26 @@ class Emission:
         return all(any(self.writer.term(t.shifted(shift)) == end for t in branch.terms) for branch in branches)
 
     def _low(self, lows: tuple[Branch, ...]) -> Expr:
-        branches = [self._branch(b, b.terms, "max", FAR) for b in _in_order(lows)]
-        return reduce(lambda a, b: apply("min", a, b), branches)
+        return self._bound(lows, shift=0, within="max", across="min", missing=FAR)
 
     def _high(self, highs: tuple[Branch, ...]) -> Expr:
         # closed forms include their upper bound, intervals do not
-        branches = [self._branch(b, [t.shifted(1) for t in b.terms], "min", -FAR) for b in _in_order(highs)]
-        return reduce(lambda a, b: apply("max", a, b), branches)
+        return self._bound(highs, shift=1, within="min", across="max", missing=-FAR)
 
-    def _branch(self, branch: Branch, terms: Iterable[Linear], op: str, missing: int) -> Expr:
-        value = reduce(
-            lambda a, b: apply(op, a, b), (self.writer.term(t) for t in sorted(terms, key=_length_then_text))
-        )
-        if not branch.guards:
-            return value
-        # not 0: a lower bound may be negative, and [lo, 0) would not be empty
-        return Apply(op="where", args=(self.writer.all_of(branch.guards), value, Const(value=missing)), dtype="int")
+    def _bound(self, branches: tuple[Branch, ...], *, shift: int, within: str, across: str, missing: int) -> Expr:
+        """The bound of all branches; one with guards takes part where they hold."""
+        total: Expr | None = None
+        for branch in _in_order(branches):
+            terms = [self.writer.term(t.shifted(shift)) for t in sorted(branch.terms, key=_length_then_text)]
+            value = reduce(lambda a, b: apply(within, a, b), terms)
+            value = value if total is None else apply(across, total, value)
+            if branch.guards:
+                # not 0: a lower bound may be negative, and [lo, 0) would not be empty
+                other = Const(value=missing) if total is None else total
+                value = Apply(op="where", args=(self.writer.all_of(branch.guards), value, other), dtype="int")
+            total = value
+        assert total is not None
+        return total
 
 
 def _length_then_text(term: Linear) -> tuple[int, str]:

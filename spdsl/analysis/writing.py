@@ -122,7 +122,15 @@ def _with_remainders(term: Linear) -> Linear:
 
 
 def apply(op: str, a: Expr, b: Expr) -> Expr:
-    """An int operation on two expressions."""
+    """An int operation on two expressions; ``max(min(a, b), b)`` and its like are b."""
+    for one, other in ((a, b), (b, a)):
+        match op, one:
+            case (("min" | "max"), _) if one == other:
+                return one
+            case ("min", Apply(op="max", args=parts)) | ("max", Apply(op="min", args=parts)) if other in parts:
+                return other
+            case _:
+                continue
     return Apply(op=op, args=(a, b), dtype="int")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
+
 import typer
 
 from spdsl.cli.files import read
@@ -9,8 +12,10 @@ from spdsl.cli.options import FilesArgument, JsonOption
 from spdsl.cli.output import as_record, print_json, show_diagnostics
 from spdsl.diagnostics import Diagnostic, SpatError
 from spdsl.grammar.parse import parse
+from spdsl.semantics.bind import bind
 from spdsl.semantics.check import check as check_one
 from spdsl.semantics.check import check_all
+from spdsl.semantics.nodes import CheckedPattern
 
 
 def check(files: FilesArgument, as_json: JsonOption = False) -> None:
@@ -46,11 +51,23 @@ def _one(word: str) -> tuple[list[str], tuple[Diagnostic, ...]]:
         program = parse(given.text, given.name)
         if given.pattern is not None:
             checked = check_one(program, given.pattern, resolve=given.resolve)
-            return [checked.name], ()
+            return [checked.name], _doubts((checked,))
         patterns, diagnostics = check_all(program, resolve=given.resolve)
     except SpatError as mistake:
         return [], mistake.diagnostics
-    return [each.name for each in patterns], diagnostics
+    return [each.name for each in patterns], (*diagnostics, *_doubts(patterns))
+
+
+def _doubts(patterns: Iterable[CheckedPattern]) -> tuple[Diagnostic, ...]:
+    """Warnings about those patterns whose parameters have defaults."""
+    found: list[Diagnostic] = []
+    for pattern in patterns:
+        with contextlib.suppress(SpatError):  # parameters or a layer are yet to be given
+            bound = bind(pattern, {}, heads=1, groups=1, head_dim=64)
+            from spdsl.analysis.doubts import doubts
+
+            found += doubts(bound)
+    return tuple(found)
 
 
 def _verdict(patterns: list[str]) -> str:

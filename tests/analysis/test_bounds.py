@@ -68,10 +68,7 @@ CASES: list[tuple[Term, Shape, tuple[int, int], str, str]] = [
         "square",
         (128, 128),
         "max(0, i - 8) .. i + 1, full i - 7 .. i\n0 .. min(1, i - 8)",
-        (
-            "j .. max(min(j + 9, (n + 127) // 128), (if j <= 0 then (n + 127) // 128 else -268435456)), "
-            "full j + 1 .. j + 8"
-        ),
+        ("j .. (if j <= 0 then (n + 127) // 128 else min(j + 9, (n + 127) // 128)), full j + 1 .. j + 8"),
     ),
     (
         causal,
@@ -86,8 +83,8 @@ CASES: list[tuple[Term, Shape, tuple[int, int], str, str]] = [
         (128, 128),
         "i .. i + 1\n0 .. i, full 0 .. i, (t - -g) % 16 < 1",
         (
-            "j .. max(j + 1, (if (g + j) % 16 == 0 then (n + 127) // 128 else -268435456)), "
-            "full j + 1 .. max(j + 1, (if (g + j) % 16 == 0 then (n + 127) // 128 else -268435456))"
+            "j .. (if (g + j) % 16 == 0 then max(j + 1, (n + 127) // 128) else j + 1), "
+            "full j + 1 .. (if (g + j) % 16 == 0 then max(j + 1, (n + 127) // 128) else j + 1)"
         ),
     ),
 ]

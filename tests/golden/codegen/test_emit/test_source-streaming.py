@@ -248,7 +248,7 @@ def dkdv(
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
     lo = j  # touched tiles
-    hi = tl.maximum(tl.minimum(j + 17, (n + 63) >> 6), tl.where(j <= 0, (n + 63) >> 6, -268435456))
+    hi = tl.where(j <= 0, (n + 63) >> 6, tl.minimum(j + 17, (n + 63) >> 6))
     full_lo = tl.minimum(tl.maximum(j + 1, lo), hi)  # full tiles
     full_hi = tl.maximum(tl.minimum(tl.minimum(j + 16, hi), nq >> 6), full_lo)
     # heads of the group
