@@ -84,9 +84,11 @@ def _missing(path: Path) -> SpatError:
     folder = path.parent
     beside = [each.name for each in folder.glob("*.spat")] if folder.is_dir() else []
     known = names() if path.name == str(path) and path.suffix != ".spat" else ()
-    close = difflib.get_close_matches(path.name, [*beside, *known], n=1)
+    # By stems: the common ending would make short names alike.
+    named = {each.removesuffix(".spat"): each for each in (*known, *beside)}
+    close = difflib.get_close_matches(path.stem, named, n=1)
     if close:
-        found = close[0] if close[0] in known else str(path.with_name(close[0]))
+        found = close[0] if named[close[0]] in known else str(path.with_name(named[close[0]]))
         return error("SP601", f"there is no file or library pattern `{path}`", help=f"Did you mean `{found}`?")
     return error(
         "SP601",

@@ -59,8 +59,11 @@ def _sum_tiles(mask: Bools, block_q: int, block_k: int) -> npt.NDArray[np.int64]
     return np.asarray(np.add.reduceat(by_row, np.arange(0, mask.shape[1], block_k), axis=1), dtype=np.int64)
 
 
-def draw(mask: Bools, path: Path, *, title: str, subtitle: str = "", block_q: int = 64, block_k: int = 64) -> Tiles:
-    """Write a PNG with two panels: the pairs of ``mask`` (bool ``[nq, nk]``), and its tiles.
+def draw(
+    mask: Bools, path: Path, *, title: str, subtitle: str = "", block_q: int = 64, block_k: int = 64, q_start: int = 0
+) -> Tiles:
+    """Write a PNG with two panels: the pairs of ``mask`` (bool ``[nq, nk]``), and its tiles.  The first row is the
+    query at position ``q_start``.
 
     Raises:
         SpatError: matplotlib is not installed (SP608), the mask has no pairs (SP609), or the file cannot be written
@@ -78,8 +81,8 @@ def draw(mask: Bools, path: Path, *, title: str, subtitle: str = "", block_q: in
     tiles = count_tiles(mask, block_q, block_k)
     with plt.rc_context({"font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6.7), dpi=160)
-        _draw_pairs(left, mask)
-        handles = _draw_tiles(right, tiles, mask.shape)
+        _draw_pairs(left, mask, q_start)
+        handles = _draw_tiles(right, tiles, mask.shape, q_start)
         figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 0.005))
         figure.suptitle(title, fontsize=15, fontweight="bold", y=0.985)
         if subtitle:
@@ -88,13 +91,17 @@ def draw(mask: Bools, path: Path, *, title: str, subtitle: str = "", block_q: in
         try:
             figure.savefig(path, format="png", facecolor="white")
         except OSError as refused:
-            raise error("SP605", f"`{path}` cannot be written: {refused.strerror}") from None
+            raise error(
+                "SP605",
+                f"`{path}` cannot be written: {refused.strerror}",
+                help="Check that the folder exists, and its permissions.",
+            ) from None
         finally:
             plt.close(figure)
     return tiles
 
 
-def _draw_pairs(axes: Axes, mask: Bools) -> None:
+def _draw_pairs(axes: Axes, mask: Bools, q_start: int) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     nq, nk = mask.shape
@@ -108,15 +115,15 @@ def _draw_pairs(axes: Axes, mask: Bools) -> None:
         cmap=LinearSegmentedColormap.from_list("pairs", [EMPTY, FULL]),
         vmin=0,
         vmax=1,
-        extent=(0, shares.shape[1] * step, shares.shape[0] * step, 0),
+        extent=(0, shares.shape[1] * step, q_start + shares.shape[0] * step, q_start),
         interpolation="nearest",
     )
     by = "pair" if step == 1 else f"square of {step} × {step} pairs"
     axes.set_title(f"one point for each {by}; {mask.mean():.1%} of the pairs kept", fontsize=10.5, pad=9)
-    _label(axes, nq, nk)
+    _label(axes, nq, nk, q_start)
 
 
-def _draw_tiles(axes: Axes, tiles: Tiles, shape: tuple[int, ...]) -> list[Any]:
+def _draw_tiles(axes: Axes, tiles: Tiles, shape: tuple[int, ...], q_start: int) -> list[Any]:
     """Draw the panel and return what its colours mean, for the legend."""
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
@@ -128,17 +135,17 @@ def _draw_tiles(axes: Axes, tiles: Tiles, shape: tuple[int, ...]) -> list[Any]:
         cmap=ListedColormap([EMPTY, PARTIAL, FULL]),
         vmin=0,
         vmax=2,
-        extent=(0, columns * tiles.block_k, rows * tiles.block_q, 0),
+        extent=(0, columns * tiles.block_k, q_start + rows * tiles.block_q, q_start),
         interpolation="nearest",
     )
     if max(rows, columns) <= 48:
         for row in range(1, rows):
-            axes.axhline(row * tiles.block_q, color="white", linewidth=0.8)
+            axes.axhline(q_start + row * tiles.block_q, color="white", linewidth=0.8)
         for column in range(1, columns):
             axes.axvline(column * tiles.block_k, color="white", linewidth=0.8)
     size = f"{tiles.block_q} queries × {tiles.block_k} keys"
     axes.set_title(f"tiles of {size}; {tiles.kept_tiles:.1%} touched", fontsize=10.5, pad=9)
-    _label(axes, nq, nk)
+    _label(axes, nq, nk, q_start)
     partial = tiles.kept_tiles - tiles.full_tiles
     handles: list[Any] = [
         Patch(facecolor=FULL, label=f"full, no mask needed ({tiles.full_tiles:.1%})"),
@@ -148,11 +155,11 @@ def _draw_tiles(axes: Axes, tiles: Tiles, shape: tuple[int, ...]) -> list[Any]:
     return handles
 
 
-def _label(axes: Axes, nq: int, nk: int) -> None:
+def _label(axes: Axes, nq: int, nk: int, q_start: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlim(0, nk)
-    axes.set_ylim(nq, 0)
+    axes.set_ylim(q_start + nq, q_start)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("key", labelpad=2)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+"""What one program may have: NVIDIA's limits for compute capability 8.0, 9.0 and 10.0, and AMD's LDS."""
 
 
 def write_bundle(word: str, wishes: Sequence[Wish], output: Path) -> dict[str, Any]:
@@ -65,7 +67,12 @@ def _compile(pattern: CheckedPattern, wish: Wish, files: dict[str, bytes]) -> li
     from spdsl.codegen.lower import lower
 
     plan = made_plan(pattern, wish)
+    # A tile of queries alone, before triton spends minutes on kernels that cannot fit.
+    width = 1 << (max(wish.head_dim, wish.value_dim) - 1).bit_length()
+    _refuse_too_large("forward", plan.forward.block_q * width * (4 if wish.dtype == "fp32" else 2), wish)
     source, binaries = compile_kernels(plan, wish.target)
+    for each in binaries:
+        _refuse_too_large(each.name, each.shared, wish)
     source_file = f"{source.name}.{wish.shape}.py"
     files[source_file] = source.text.encode()
     rows = {kernel.name: kernel.block for kernel in lower(plan).kernels}
@@ -90,6 +97,16 @@ def _compile(pattern: CheckedPattern, wish: Wish, files: dict[str, bytes]) -> li
             }
         )
     return kernels
+
+
+def _refuse_too_large(kernel: str, shared: int, wish: Wish) -> None:
+    most = SHARED_BYTES[wish.target]
+    if shared > most:
+        raise error(
+            "SP504",
+            f"the kernel `{kernel}` needs {shared:,} bytes of shared memory, but {wish.target} has {most:,}",
+            help=f"Choose a head dim below {max(wish.head_dim, wish.value_dim)}, or bf16.",
+        )
 
 
 def _refuse_other_folder(output: Path) -> None:

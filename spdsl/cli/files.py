@@ -70,7 +70,11 @@ def write_whole(path: Path, text: str) -> None:
 
 def cannot_write(path: Path, refused: OSError) -> SpatError:
     """What a user reads when ``path`` cannot be written."""
-    return error("SP605", f"`{path}` cannot be written: {refused.strerror}", help="Check the folder's permissions.")
+    return error(
+        "SP605",
+        f"`{path}` cannot be written: {refused.strerror}",
+        help="Check that the folder exists, and its permissions.",
+    )
 
 
 def _umask() -> int:

@@ -24,6 +24,11 @@ def show_error(mistake: SpatError, *, as_json: bool) -> None:
         show_diagnostics(mistake.diagnostics)
 
 
+def note(text: str) -> None:
+    """Tell the user something on standard error that is no mistake."""
+    typer.echo(f"note: {text}", err=True)
+
+
 def show_diagnostics(diagnostics: Iterable[Diagnostic]) -> None:
     """Diagnostics on standard error, one empty line between them."""
     for number, each in enumerate(diagnostics):

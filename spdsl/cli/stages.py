@@ -51,12 +51,11 @@ def intermediate(word: str, stage: str, wish: Wish) -> tuple[str, Any]:
 
             program = parse(given.text, given.name)
             return dump(program), record(program)
-        case "text":
-            text = checked_pattern(given).text
-            return text, text
-        case "checked":
+        case "text" | "checked":
             checked = checked_pattern(given)
-            return dump_pattern(checked), record(checked)
+            if wish.parameters:
+                bound_pattern(checked, wish)  # what is given must fit, although these stages come before it
+            return (checked.text, checked.text) if stage == "text" else (dump_pattern(checked), record(checked))
         case "bound":
             bound = bound_pattern(checked_pattern(given), wish)
             return dump_pattern(bound), record(bound)

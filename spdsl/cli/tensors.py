@@ -13,6 +13,7 @@ import typer
 from torch import Tensor
 
 from spdsl.cli.options import Value
+from spdsl.cli.output import note
 from spdsl.diagnostics import error
 from spdsl.semantics.nodes import Const, Expr, Extent, Table
 
@@ -113,7 +114,7 @@ def make_inputs(
 def note_generated(names: tuple[str, ...]) -> None:
     """Tell the user which inputs were made up."""
     for name in names:
-        typer.echo(f"note: the input `{name}` is made up; give it with `--input {name}=FILE`", err=True)
+        note(f"the input `{name}` is made up; give it with `--input {name}=FILE`")
 
 
 def _pick(found: Mapping[str, Tensor], name: str, path: str) -> Tensor:

@@ -48,7 +48,8 @@ def view(
     """
     heads, groups = head_counts(heads, groups)
     if head >= heads:
-        raise typer.BadParameter(f"there are {heads} heads, counted from 0", param_hint="--head")
+        last = f"the last head is {heads - 1}; `--heads` says how many there are"
+        raise typer.BadParameter(last, param_hint="--head")
     if output.suffix.lower() != ".png":
         raise typer.BadParameter(f"`{output}` does not end in .png", param_hint="--output")
 
@@ -65,7 +66,15 @@ def view(
     mask = mask[0] if mask.ndim == 4 else mask
     shown = [f"{name}={value}" for name, value in {**loaded.parameters, **values}.items()]
     shown += [f"head={head}"] * (heads > 1) + [f"layer={layer}"] * (layer is not None)
-    tiles = draw(mask[head].numpy(), output, title=loaded.name, subtitle=", ".join(shown), block_q=tile, block_k=tile)
+    tiles = draw(
+        mask[head].numpy(),
+        output,
+        title=loaded.name,
+        subtitle=", ".join(shown),
+        block_q=tile,
+        block_k=tile,
+        q_start=n - sizes.nq,
+    )
     if as_json:
         print_json(
             {

@@ -13,7 +13,7 @@ from spdsl.semantics.expressions import Evaluator
 from spdsl.semantics.names import declare
 from spdsl.semantics.nodes import CheckedPattern, Parameter
 from spdsl.semantics.program import Resolve, check_definitions, collect
-from spdsl.semantics.report import Report, did_you_mean
+from spdsl.semantics.report import Report, did_you_mean, listing
 from spdsl.semantics.scope import Scope
 from spdsl.semantics.unit import Library, Unit
 from spdsl.semantics.values import POISON, Branch
@@ -72,9 +72,8 @@ def _no_pattern(program: syntax.Program, name: str | None, library: Library) -> 
             program.span,
             help="for example `pattern mine() { keep causal }`",
         )
-    return error(
-        "SP214", f"there is no pattern `{name}` in {where}", program.span, help=did_you_mean(name, library.patterns)
-    )
+    help = did_you_mean(name, library.patterns) or f"it has {listing(library.patterns)}"
+    return error("SP214", f"there is no pattern `{name}` in {where}", program.span, help=help)
 
 
 def _check(pattern: syntax.Pattern, library: Library, broken: frozenset[str], report: Report) -> CheckedPattern | None:

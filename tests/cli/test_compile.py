@@ -69,3 +69,10 @@ def test_a_file_in_the_way(spdsl: Spdsl, good: Path, tmp_path: Path) -> None:
     answer = spdsl("compile", "local.spat", "-o", "out/deeper", "--head-dim", "16")
     assert answer.status == 1
     assert "error[SP605]" in answer.err
+
+
+def test_a_head_dim_that_fits_no_gpu(spdsl: Spdsl, good: Path, tmp_path: Path) -> None:
+    answer = spdsl("compile", "local.spat", "-o", "out", "--head-dim", "1000000")
+    assert answer.status == 1
+    assert "SP504" in answer.err
+    assert not (tmp_path / "out").exists()

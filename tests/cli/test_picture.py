@@ -58,3 +58,12 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
     with pytest.raises(SpatError) as caught:
         draw(np.zeros((0, 4), bool), tmp_path / "mask.png", title="nothing")
     assert caught.value.code == "SP609"
+
+
+def test_rows_are_named_by_their_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    limits: list[tuple[float, ...]] = []
+    monkeypatch.setattr(Axes, "set_ylim", lambda axes, *ends, **more: limits.append(ends))
+    draw(np.ones((4, 20), bool), tmp_path / "mask.png", title="decoding", q_start=16)
+    assert (20, 16) in limits

@@ -172,3 +172,29 @@ def test_view_of_one_head(spdsl: Spdsl) -> None:
         for head in (0, 3)
     ]
     assert shares[0] != shares[1]
+
+
+def test_a_long_comparison_is_announced(spdsl: Spdsl, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spdsl.cli.measure.MANY_PAIRS", 96 * 96)
+    assert "`--no-check`" in spdsl("run", "local.spat", *SMALL).err
+    assert spdsl("run", "local.spat", *SMALL, "--no-check").err == ""
+
+
+def test_a_long_sequence_is_counted_without_a_mask(spdsl: Spdsl, good: Path) -> None:
+    n = 1 << 17
+    answer = spdsl(
+        "run", "local.spat", "-n", n, "--nq", "64", "--heads", "1", "--head-dim", "8", "--no-check", "--json"
+    )
+    assert answer.json["kept_pairs"] == 8 / n
+
+
+def test_more_queries_than_keys_are_not_explained(spdsl: Spdsl, good: Path) -> None:
+    answer = spdsl("explain", "local.spat", "-n", "64", "--nq", "65")
+    assert (answer.status, answer.out) == (1, "")
+    assert "SP304" in answer.err
+
+
+def test_a_grid_of_another_size_is_not_explained(spdsl: Spdsl) -> None:
+    answer = spdsl("explain", "neighborhood_2d", "-p", "extents=8,8", "-p", "window=3,3", "-n", "65")
+    assert answer.status == 1
+    assert "SP324" in answer.err

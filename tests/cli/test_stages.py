@@ -84,3 +84,10 @@ def test_standard_input(spdsl: Spdsl, monkeypatch: pytest.MonkeyPatch) -> None:
     assert spdsl("fmt", "-").out == "pattern piped() {\n  keep causal\n}\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"pattern \xff")))
     assert "error[SP108]" in spdsl("check", "-").err
+
+
+@pytest.mark.parametrize("stage", ["text", "checked", "bound"])
+def test_a_parameter_that_does_not_exist(spdsl: Spdsl, stage: str) -> None:
+    answer = spdsl("show", "streaming", "--emit", stage, "-p", "windw=4")
+    assert answer.status == 1
+    assert "did you mean `window`?" in answer.err
