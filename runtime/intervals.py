@@ -91,7 +91,7 @@ class TileBounds:
         if found is None:
             tiles = self.query_tiles if side == "q" else self.key_tiles
             env = self.pairs.extents() | self.pairs.outer(1) | {side: tiles.flatten()}
-            values = evaluate(node, env, self.tables)
+            values = _at_each(tiles.flatten(), evaluate(node, env, self.tables))
             found = _lifted(extremes(values.unflatten(-1, tiles.shape), -1), side)
             self.kept[id(node)] = found
         assert not isinstance(found, Distances)
@@ -108,7 +108,7 @@ class TileBounds:
             first, last = int(q.min() - k.max()), int(q.max() - k.min())
             distance = torch.arange(first, last + 1, device=self.pairs.device)
             env = self.pairs.extents() | self.pairs.outer(1) | {"d": distance}
-            values = evaluate(node, env, self.tables)
+            values = _at_each(distance, evaluate(node, env, self.tables))
             found = Distances(first=first, lowest=[values], highest=[values])
             self.kept[id(node)] = found
         assert isinstance(found, Distances)
@@ -193,6 +193,11 @@ def _tiles(length: int, block: int, device: torch.device) -> Tensor:
     """Positions of whole tiles; past the end the last one is repeated."""
     count = -(-length // block) * block
     return torch.arange(count, device=device).clamp(max=length - 1).view(-1, block)
+
+
+def _at_each(points: Tensor, values: Tensor) -> Tensor:
+    """The values with one for each point: a choice may turn out not to depend on them."""
+    return values.expand(torch.broadcast_shapes(values.shape, points.shape))
 
 
 def _number(values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 import torch
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
 import spdsl
@@ -63,7 +63,15 @@ def test_affine(text: str, lengths: tuple[int, int]) -> None:
     agree(text, *lengths)
 
 
+CHOICE_OF_A_CONSTANT = """pattern choice() {
+  input doc: int[token] in 0.. sorted
+  keep is_pow2(if n <= n then 15 else doc[q]) or is_pow2(if n <= n then 3 else q - k) or doc[q] == doc[k]
+}
+"""
+
+
 @SETTINGS
+@example(CHOICE_OF_A_CONSTANT, (22, 135))
 @given(patterns(affine=False, reductions=True), LENGTHS)
 def test_any(text: str, lengths: tuple[int, int]) -> None:
     agree(text, *lengths)
