@@ -36,7 +36,8 @@ def agree(text: str, nq: int, n: int) -> None:
     assert parse(to_spat(program)) == program
     attn = spdsl.compile(spdsl.loads(text))
     generator = torch.Generator().manual_seed(n)
-    inputs = {name: torch.from_numpy(array) for name, array in tables(n, 2).items()} if "input" in text else {}
+    arrays = tables(n, 2)
+    inputs = {name: torch.from_numpy(arrays[name]) for name in attn.pattern.inputs}
     q = torch.randn(1, 2, nq, 8, generator=generator, requires_grad=True)
     k, v = (torch.randn(1, 1, n, 8, generator=generator, requires_grad=True) for _ in range(2))
     try:
