@@ -7,6 +7,7 @@ plans on to kernels, and the engines of `spdsl.runtime` do so when they meet a p
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
@@ -29,9 +30,17 @@ def read(
     return check(parse(text, source), name, resolve=resolve)
 
 
-@lru_cache(maxsize=512)
+_read_here: OrderedDict[tuple[str, str], CheckedPattern] = OrderedDict()
+"""Patterns by canonical text and name, as they were read: their places are those of the user's file."""
+
+
 def recall(text: str, name: str) -> CheckedPattern:
-    """The pattern of a canonical, self-contained text."""
+    """The pattern of a canonical, self-contained text; the one that was read in this process if there is one."""
+    return _read_here.get((text, name)) or _recalled(text, name)
+
+
+@lru_cache(maxsize=512)
+def _recalled(text: str, name: str) -> CheckedPattern:
     return read(text, source=f"{name}.spat", name=name)
 
 
@@ -43,6 +52,9 @@ def key_of(
     deterministic: bool,
 ) -> str:
     """The string that stands for a pattern with its parameters in operators and caches."""
+    _read_here[pattern.text, pattern.name] = pattern
+    if len(_read_here) > 512:
+        _read_here.popitem(last=False)
     return json.dumps(
         {
             "name": pattern.name,

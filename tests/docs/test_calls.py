@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,3 +144,13 @@ def test_what_cannot_be_called_is_not_explained(call: Callable[[], object], code
 
 def test_more_queries_than_keys_are_explained_as_they_are_called() -> None:
     assert "pairs kept: 128 of 128" in spdsl.compile("full").explain(Q, Q[:, :, :4], Q[:, :, :4])
+
+
+def test_mistakes_are_placed_in_the_file_as_it_was_written(tmp_path: Path) -> None:
+    file = tmp_path / "mine.spat"
+    file.write_text(
+        "# Packed.\n\npattern packed() {\n  # Which text.\n  input ids: int[token]\n  keep ids[q] == ids[k]\n}\n"
+    )
+    with pytest.raises(spdsl.SpatError) as caught:
+        spdsl.compile(file)(Q, Q, Q, ids=torch.zeros(16))
+    assert caught.value.place == f"{file}:5:3"
