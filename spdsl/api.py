@@ -51,6 +51,7 @@ class Pattern:
 
     def mask(
         self,
+        /,
         nq: int,
         nk: int,
         heads: int = 1,
@@ -115,6 +116,7 @@ class Attention:
 
     def __call__(
         self,
+        /,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -158,6 +160,7 @@ class Attention:
 
     def reference(
         self,
+        /,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -187,7 +190,7 @@ class Attention:
 
         return sources(self._key, q, k, v)
 
-    def explain(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> str:
+    def explain(self, /, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> str:
         """How a call with tensors like these is computed: walks, tiles touched and full, pairs kept over pairs
         computed.
 

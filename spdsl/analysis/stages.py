@@ -140,9 +140,17 @@ class _Cutter:
         found = self.stages.get(expr)
         if found is None:
             axes = tuple(sorted(axes_of(expr), key=_order))
-            found = self.stages[expr] = Stage(name=f"stage{len(self.stages)}", value=expr, axes=axes)
+            found = self.stages[expr] = Stage(name=self._free_name(), value=expr, axes=axes)
         indices = tuple(_index(axis) for axis in found.axes)
         return Load(table=found.name, dtype=expr.dtype, indices=indices, span=expr.span)
+
+    def _free_name(self) -> str:
+        """A name that no input of the pattern has."""
+        taken = {table.name for table in self.pattern.tables}
+        name = f"stage{len(self.stages)}"
+        while name in taken:
+            name += "_"
+        return name
 
 
 def _coarse(expr: Expr) -> bool:

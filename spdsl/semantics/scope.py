@@ -32,7 +32,9 @@ BUILTINS: dict[str, Value] = {
 WORDS = frozenset(("and", "or", "not", "in", "if", "then", "else", "attend", "linear"))
 """Words of expressions: no declaration may take them."""
 
-ARGUMENTS = frozenset(("q", "k", "v", "layer", "backend", "deterministic", "return_lse", "q_start", "k_start", "k_len"))
+ARGUMENTS = frozenset(
+    ("q", "k", "v", "nk", "layer", "backend", "deterministic", "return_lse", "q_start", "k_start", "k_len")
+)
 """Keywords of a call from Python: no parameter or input may take them."""
 
 TYPES = ("int", "float", "bool")

@@ -154,3 +154,24 @@ def test_mistakes_are_placed_in_the_file_as_it_was_written(tmp_path: Path) -> No
     with pytest.raises(spdsl.SpatError) as caught:
         spdsl.compile(file)(Q, Q, Q, ids=torch.zeros(16))
     assert caught.value.place == f"{file}:5:3"
+
+
+def test_an_input_may_have_any_name_that_the_language_allows() -> None:
+    pattern = spdsl.loads("pattern own() { input self: int[token]  keep self[q] == self[k] }")
+    numbers = torch.arange(16) // 5
+    found = spdsl.compile(pattern)(Q, Q, Q, self=numbers)
+    assert torch.equal(found.double(), spdsl.compile(pattern).reference(Q, Q, Q, self=numbers))
+    assert pattern.mask(3, 3, self=[0, 0, 1]).sum() == 5
+    assert spdsl.compile(pattern).explain(Q, Q, Q, self=numbers)
+
+
+def test_an_input_may_be_called_like_a_stage() -> None:
+    pattern = spdsl.loads("""pattern drawn() {
+      input stage0: int[token]
+      axis blk = token by 4
+      keep (noise(1, per = (q.blk, k.blk)) |> top(2)) and stage0[q] == stage0[k]
+    }""")
+    q, numbers = torch.randn(1, 2, 16, 16), torch.arange(16) % 3
+    attend = spdsl.compile(pattern)
+    expected = attend.reference(q, q, q, stage0=numbers)
+    torch.testing.assert_close(attend(q, q, q, stage0=numbers), expected.float())
