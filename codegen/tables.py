@@ -41,7 +41,7 @@ class Tables:
         return Gather(
             name=name,
             pointer=f"t_{table.name}",
-            batch_stride=None if _has_batch(table) else f"t_{table.name}_stride_b",
+            batch_stride=None if _has_batch(table) else f"stride_{table.name}_b",
             indices=tuple(self._index(table, at, old, new, axis) for at, (old, new, axis) in enumerate(pairs)),
             dtype=load.dtype,
             wide=vectors > 1,
@@ -62,12 +62,13 @@ class Tables:
         axes = range(len(table.axes))
         labels = ", ".join(axis.label for axis in table.axes)
         element = TYPES[self._types.get(table.name, {"bool": "bool", "int": "int32", "float": "float32"}[table.dtype])]
-        strides = ([] if _has_batch(table) else [f"{name}_stride_b"]) + [f"{name}_stride_{axis}" for axis in axes]
+        steps = ([] if _has_batch(table) else ["b"]) + [str(axis) for axis in axes]
+        strides = [f"stride_{table.name}_{step}" for step in steps]
         return (
             Argument(name=name, type=f"*{element}", note=f"table {table.name}[{_plain(labels)}]"),
             # The last stride is 1 for contiguous tables, which makes wide loads; others follow the lengths of a call.
             *(Argument(name=stride, type="i32", fixed=stride == strides[-1]) for stride in strides),
-            *(Argument(name=f"{name}_size_{axis}", type="i32") for axis in axes),
+            *(Argument(name=f"size_{table.name}_{axis}", type="i32") for axis in axes),
         )
 
     def _index(self, table: Table, at: int, old: Expr, new: Expr, axis: TableAxis) -> TableIndex:
@@ -75,8 +76,8 @@ class Tables:
         known = isinstance(old, Index) and old.name == axis.kind and old.name in ("h", "g", "b")
         return TableIndex(
             value=sub(new, Extent(name="q_start")) if rows else new,
-            stride=f"t_{table.name}_stride_{at}",
-            size=None if known else f"t_{table.name}_size_{at}",
+            stride=f"stride_{table.name}_{at}",
+            size=None if known else f"size_{table.name}_{at}",
             rows=rows,
         )
 

@@ -17,6 +17,7 @@ from spdsl.codegen.emit import KernelSource, emit
 from spdsl.codegen.frame import prefix_of
 from spdsl.codegen.load import load
 from spdsl.codegen.lower import lower
+from spdsl.diagnostics import error
 from spdsl.runtime.calls import Call, TileList
 
 Value: TypeAlias = "Tensor | int"
@@ -47,9 +48,13 @@ class Loaded:
         """Run with as many pipeline stages as the device has shared memory for, and remember the number."""
         try:
             self.functions[kernel.name][grid](**given, num_warps=kernel.warps, num_stages=stages)
-        except OutOfResources:
+        except OutOfResources as short:
             if stages == 1:
-                raise
+                raise error(
+                    "SP504",
+                    f"the kernel `{kernel.name}` of `{self.plan.problem.pattern.name}` does not fit this GPU: {short}",
+                    help='use smaller head dims, 16-bit types, or `backend="cpu"`',
+                ) from short
             _stages[id(self.plan), kernel.name] = stages - 1
             self._run(kernel, grid, given, stages - 1)
 
@@ -99,14 +104,13 @@ def call_values(call: Call, kind: str) -> dict[str, Value]:
 
 
 def _table_values(name: str, tensor: Tensor, has_batch: bool) -> dict[str, Value]:
-    prefix = f"t_{name}"
-    values: dict[str, Value] = {prefix: tensor}
+    values: dict[str, Value] = {f"t_{name}": tensor}
     strides, sizes = list(tensor.stride()), list(tensor.shape)
     if not has_batch:
-        values[f"{prefix}_stride_b"] = strides.pop(0) if sizes.pop(0) > 1 else 0 * strides.pop(0)
+        values[f"stride_{name}_b"] = strides.pop(0) if sizes.pop(0) > 1 else 0 * strides.pop(0)
     for axis, (stride, size) in enumerate(zip(strides, sizes, strict=True)):
-        values[f"{prefix}_stride_{axis}"] = stride
-        values[f"{prefix}_size_{axis}"] = size
+        values[f"stride_{name}_{axis}"] = stride
+        values[f"size_{name}_{axis}"] = size
     return values
 
 

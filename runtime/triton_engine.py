@@ -76,7 +76,15 @@ class TritonEngine:
 
 
 def _lined(call: Call) -> Call:
-    return replace(call, q=lined(call.q), k=lined(call.k), v=lined(call.v))
+    """Tensors as kernels read them, and places that stay within their rows whatever the caller gave."""
+    places = None if call.places is None else _within(call.places, call.k.shape[2])
+    return replace(call, q=lined(call.q), k=lined(call.k), v=lined(call.v), places=places)
+
+
+def _within(places: Tensor, rows: int) -> Tensor:
+    q_start, k_start, k_len = places.unbind(1)
+    k_start = k_start.clamp(0, rows)
+    return torch.stack((q_start, k_start, torch.minimum(k_len, rows - k_start).clamp(min=0)), dim=1)
 
 
 def _partial_values(call: Call, partials: Mapping[int, Tensor]) -> dict[str, Value]:

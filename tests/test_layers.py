@@ -125,12 +125,13 @@ def test_import_is_light() -> None:
     assert not found
 
 
-@pytest.mark.parametrize("command", ["check", "fmt --check"])
-def test_check_is_light(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("command", "needed"), [("check", {"islpy"}), ("fmt --check", set())])
+def test_check_is_light(command: str, needed: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Checking asks isl whether some query keeps nothing; that loads in hundredths of a second."""
     path = ROOT / "patterns" / "streaming.spat"
     words = ["spdsl", *command.split(), str(path)]
     code = f"import sys; sys.argv = {words!r}\nfrom spdsl.cli.main import run\nassert run(sys.argv[1:]) == 0"
     found, seconds = loaded(code)
     with capsys.disabled():
         print(f"\nspdsl {command}: {seconds:.2f} s with the start of Python", end=" ")
-    assert not found
+    assert found <= needed

@@ -18,7 +18,7 @@ from spdsl.codegen.lower import lower
 from spdsl.codegen.show import dump
 from spdsl.diagnostics import Source, Span
 from tests.library.bound import library
-from tests.runtime.build import CAUSAL, Q, load, op, table
+from tests.runtime.build import CAUSAL, K, Q, load, op, table
 from tests.runtime.build import plan as by_hand
 
 ROOT = Path(__file__).parents[2]
@@ -89,3 +89,14 @@ def test_text_of_a_user_stays_out() -> None:
 
 def test_clauses_name_their_line() -> None:
     assert "# causal.spat:3" in emit(lower(planned("causal"))).text
+
+
+def test_names_of_inputs_never_meet() -> None:
+    names = ("doc", "doc_0", "doc_stride_b", "do", "list", "k_rows", "nq", "stage0")
+    keep = CAUSAL
+    for name in names:
+        keep = op("and", keep, op("eq", load(name, Q), load(name, K)))
+    text = emit(lower(by_hand(keep, tables=tuple(table(name, "int", "token") for name in names)))).text
+    for kernel in (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)):
+        arguments = [argument.arg for argument in kernel.args.args]
+        assert len(set(arguments)) == len(arguments)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["nq", "n", "t_slope_stride_b", "t_slope_size_0"])
+@triton.jit(do_not_specialize=["nq", "n", "stride_slope_b", "size_slope_0"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     q_stride_b, q_stride_h, q_stride_n,
@@ -24,7 +24,7 @@ def forward(
     nq,  # query rows
     n,  # keys
     t_slope,  # table slope[h]
-    t_slope_stride_b, t_slope_stride_0, t_slope_size_0,
+    stride_slope_b, stride_slope_0, size_slope_0,
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
     BLOCK_Q: tl.constexpr = 128
@@ -38,7 +38,7 @@ def forward(
     b = tl.program_id(2)  # sequence
     q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    slope_at_h = tl.load(t_slope + b.to(tl.int64) * t_slope_stride_b + h * t_slope_stride_0).to(tl.float32)
+    slope_at_h = tl.load(t_slope + b.to(tl.int64) * stride_slope_b + h * stride_slope_0).to(tl.float32)
     q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
     q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
     q_step = tl.full([], BLOCK_Q, tl.int64) * q_stride_n  # from tile to tile
@@ -142,7 +142,7 @@ def delta(
     tl.store(Delta + row_base + q_rows, delta, mask=q_rows < nq)
 
 
-@triton.jit(do_not_specialize=["nq", "n", "t_slope_stride_b", "t_slope_size_0"])
+@triton.jit(do_not_specialize=["nq", "n", "stride_slope_b", "size_slope_0"])
 def dq(
     Q,  # [batch, heads, nq, 64]
     q_stride_b, q_stride_h, q_stride_n,
@@ -160,7 +160,7 @@ def dq(
     nq,  # query rows
     n,  # keys
     t_slope,  # table slope[h]
-    t_slope_stride_b, t_slope_stride_0, t_slope_size_0,
+    stride_slope_b, stride_slope_0, size_slope_0,
 ):
     """dQ: each program owns a tile of queries."""
     BLOCK_Q: tl.constexpr = 64
@@ -174,7 +174,7 @@ def dq(
     b = tl.program_id(2)  # sequence
     q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    slope_at_h = tl.load(t_slope + b.to(tl.int64) * t_slope_stride_b + h * t_slope_stride_0).to(tl.float32)
+    slope_at_h = tl.load(t_slope + b.to(tl.int64) * stride_slope_b + h * stride_slope_0).to(tl.float32)
     q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
     q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
     q_step = tl.full([], BLOCK_Q, tl.int64) * q_stride_n  # from tile to tile
@@ -234,7 +234,7 @@ def dq(
     tl.store(Grad0 + row_base + q_rows, grad_0, mask=q_rows < nq)
 
 
-@triton.jit(do_not_specialize=["nq", "n", "t_slope_stride_b", "t_slope_size_0"])
+@triton.jit(do_not_specialize=["nq", "n", "stride_slope_b", "size_slope_0"])
 def dkdv(
     Q,  # [batch, heads, nq, 64]
     q_stride_b, q_stride_h, q_stride_n,
@@ -253,7 +253,7 @@ def dkdv(
     nq,  # query rows
     n,  # keys
     t_slope,  # table slope[h]
-    t_slope_stride_b, t_slope_stride_0, t_slope_size_0,
+    stride_slope_b, stride_slope_0, size_slope_0,
 ):
     """dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."""
     BLOCK_Q: tl.constexpr = 32
@@ -283,7 +283,7 @@ def dkdv(
     # heads of the group
     for r in tl.range(0, 2):
         h = g * 2 + r  # query head
-        slope_at_h = tl.load(t_slope + b.to(tl.int64) * t_slope_stride_b + h * t_slope_stride_0).to(tl.float32)
+        slope_at_h = tl.load(t_slope + b.to(tl.int64) * stride_slope_b + h * stride_slope_0).to(tl.float32)
         q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
         q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
         q_step = tl.full([], BLOCK_Q, tl.int64) * q_stride_n  # from tile to tile

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["nq", "n", "list_stride_b", "list_stride_h", "t_doc_stride_b", "t_doc_size_0"])
+@triton.jit(do_not_specialize=["nq", "n", "list_stride_b", "list_stride_h", "stride_doc_b", "size_doc_0"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     q_stride_b, q_stride_h, q_stride_n,
@@ -28,7 +28,7 @@ def forward(
     list_end,  # [batch or 1, heads or 1, rows]
     list_tiles, list_stride_b, list_stride_h,
     t_doc,  # table doc[token]
-    t_doc_stride_b, t_doc_stride_0, t_doc_size_0,
+    stride_doc_b, stride_doc_0, size_doc_0,
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
     BLOCK_Q: tl.constexpr = 64
@@ -42,7 +42,7 @@ def forward(
     b = tl.program_id(2)  # sequence
     q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    doc_at_q = tl.load(t_doc + b.to(tl.int64) * t_doc_stride_b + q * t_doc_stride_0, mask=(q >= 0) & (q < t_doc_size_0), other=0).to(tl.int32)
+    doc_at_q = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + q * stride_doc_0, mask=(q >= 0) & (q < size_doc_0), other=0).to(tl.int32)
     q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
     q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
     q_step = tl.full([], BLOCK_Q, tl.int64) * q_stride_n  # from tile to tile
@@ -80,7 +80,7 @@ def forward(
         k = k_rows[None, :]  # positions, [1, BLOCK_K]
         k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
-        doc_at_k = tl.load(t_doc + b.to(tl.int64) * t_doc_stride_b + k * t_doc_stride_0, mask=(k >= 0) & (k < t_doc_size_0), other=0).to(tl.int32)
+        doc_at_k = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + k * stride_doc_0, mask=(k >= 0) & (k < size_doc_0), other=0).to(tl.int32)
         scores = tl.where((k <= q) & (doc_at_q == doc_at_k) & (k < n), scores, float("-inf"))  # documents.spat:4
         m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
@@ -145,7 +145,7 @@ def delta(
     tl.store(Delta + row_base + q_rows, delta, mask=q_rows < nq)
 
 
-@triton.jit(do_not_specialize=["nq", "n", "list_stride_b", "list_stride_h", "t_doc_stride_b", "t_doc_size_0"])
+@triton.jit(do_not_specialize=["nq", "n", "list_stride_b", "list_stride_h", "stride_doc_b", "size_doc_0"])
 def dq(
     Q,  # [batch, heads, nq, 64]
     q_stride_b, q_stride_h, q_stride_n,
@@ -166,7 +166,7 @@ def dq(
     list_end,  # [batch or 1, heads or 1, rows]
     list_tiles, list_stride_b, list_stride_h,
     t_doc,  # table doc[token]
-    t_doc_stride_b, t_doc_stride_0, t_doc_size_0,
+    stride_doc_b, stride_doc_0, size_doc_0,
 ):
     """dQ: each program owns a tile of queries."""
     BLOCK_Q: tl.constexpr = 64
@@ -180,7 +180,7 @@ def dq(
     b = tl.program_id(2)  # sequence
     q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    doc_at_q = tl.load(t_doc + b.to(tl.int64) * t_doc_stride_b + q * t_doc_stride_0, mask=(q >= 0) & (q < t_doc_size_0), other=0).to(tl.int32)
+    doc_at_q = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + q * stride_doc_0, mask=(q >= 0) & (q < size_doc_0), other=0).to(tl.int32)
     q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
     q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
     q_step = tl.full([], BLOCK_Q, tl.int64) * q_stride_n  # from tile to tile
@@ -223,7 +223,7 @@ def dq(
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
         dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
         p = tl.exp2(scores * 0.18033688011112042 - lse)
-        doc_at_k = tl.load(t_doc + b.to(tl.int64) * t_doc_stride_b + k * t_doc_stride_0, mask=(k >= 0) & (k < t_doc_size_0), other=0).to(tl.int32)
+        doc_at_k = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + k * stride_doc_0, mask=(k >= 0) & (k < size_doc_0), other=0).to(tl.int32)
         p = tl.where((k <= q) & (doc_at_q == doc_at_k) & (k < n), p, 0.0)  # documents.spat:4
         ds = p * (dp - delta)  # gradient of the logits
         dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
@@ -234,7 +234,7 @@ def dq(
     tl.store(dq_base + i * dq_step + dq_offsets, dq.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
 
 
-@triton.jit(do_not_specialize=["nq", "n", "list_stride_b", "list_stride_h", "t_doc_stride_b", "t_doc_size_0"])
+@triton.jit(do_not_specialize=["nq", "n", "list_stride_b", "list_stride_h", "stride_doc_b", "size_doc_0"])
 def dkdv(
     Q,  # [batch, heads, nq, 64]
     q_stride_b, q_stride_h, q_stride_n,
@@ -257,7 +257,7 @@ def dkdv(
     list_end,  # [batch or 1, heads or 1, rows]
     list_tiles, list_stride_b, list_stride_h,
     t_doc,  # table doc[token]
-    t_doc_stride_b, t_doc_stride_0, t_doc_size_0,
+    stride_doc_b, stride_doc_0, size_doc_0,
 ):
     """dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."""
     BLOCK_Q: tl.constexpr = 32
@@ -270,7 +270,7 @@ def dkdv(
     b = tl.program_id(2)  # sequence
     k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
     k = k_rows[:, None]  # positions, [BLOCK_K, 1]
-    doc_at_k = tl.load(t_doc + b.to(tl.int64) * t_doc_stride_b + k * t_doc_stride_0, mask=(k >= 0) & (k < t_doc_size_0), other=0).to(tl.int32)
+    doc_at_k = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + k * stride_doc_0, mask=(k >= 0) & (k < size_doc_0), other=0).to(tl.int32)
     k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
     k_offsets = tl.arange(0, BLOCK_K)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
     k_step = tl.full([], BLOCK_K, tl.int64) * k_stride_n  # from tile to tile
@@ -321,7 +321,7 @@ def dkdv(
             delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[None, :]
             scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
             p = tl.exp2(scores * 0.18033688011112042 - lse)
-            doc_at_q = tl.load(t_doc + b.to(tl.int64) * t_doc_stride_b + q * t_doc_stride_0, mask=(q >= 0) & (q < t_doc_size_0), other=0).to(tl.int32)
+            doc_at_q = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + q * stride_doc_0, mask=(q >= 0) & (q < size_doc_0), other=0).to(tl.int32)
             p = tl.where((k <= q) & (doc_at_q == doc_at_k), p, 0.0)  # documents.spat:4
             dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
