@@ -23,9 +23,7 @@ from spdsl.codegen.blocks import (
     Loop,
     Mask,
     Part,
-    Pointers,
     Probabilities,
-    Program,
     RowBase,
     RowProducts,
     Scale,
@@ -39,7 +37,7 @@ from spdsl.codegen.blocks import (
     Zeros,
 )
 from spdsl.codegen.expressions import truncated
-from spdsl.codegen.frame import Frame, masked, positions
+from spdsl.codegen.frame import Frame, masked, pointers, positions, program
 from spdsl.codegen.walks import Mode, Walker, depends_on_head, lower_walk
 from spdsl.semantics.nodes import Expr, Side
 
@@ -93,7 +91,7 @@ def partials(frame: Frame, of: str, by: tuple[str, ...]) -> tuple[tuple[int, Tab
 
 def lower_delta(plan: Plan) -> Kernel:
     """Row sums of dO * O, and the gradients of sinks."""
-    frame = Frame(plan=plan, kernel=replace(plan.dq, block_q=64, warps=4, stages=1), by="query")
+    frame = Frame(plan=plan, kernel=replace(plan.dq, block_q=64, warps=4, stages=1, residues=None), by="query")
     sinks = partials(frame, "sink_logit", ("none", "query"))
     tail: list[Block] = []
     arguments: list[Argument] = []
@@ -112,7 +110,7 @@ def lower_delta(plan: Plan) -> Kernel:
             arguments.append(partial.argument)
     problem = plan.problem
     body: tuple[Block, ...] = (
-        Program(by="query", ratio=frame.ratio, reverse=False, shape=problem.shape),
+        *program(frame, reverse=False),
         positions(frame, "q", "own"),
         *frame.hoist.take(0),
         *frame.hoist.take(1),
@@ -150,7 +148,6 @@ def lower_dq(plan: Plan) -> Kernel:
     frame = Frame(plan=plan, kernel=plan.dq, by="query")
     found = partials(frame, "bias", ("none", "query", "pair"))
     step = Step.of(frame, found)
-    problem = plan.problem
     capped = "dsc" if plan.softcap is not None else "ds"
 
     def body(mode: Mode) -> tuple[Block, ...]:
@@ -171,7 +168,7 @@ def lower_dq(plan: Plan) -> Kernel:
     setup, loops = lower_walk(plan.dq.walk, step.walker(body))
     rows = tuple(each for each in step.sums if each.gradient.by != "pair")
     blocks: tuple[Block, ...] = (
-        Program(by="query", ratio=frame.ratio, reverse=True, shape=problem.shape),
+        *program(frame, reverse=True),
         positions(frame, "q", "own"),
         *frame.hoist.take(0),
         *frame.hoist.take(1),
@@ -179,8 +176,8 @@ def lower_dq(plan: Plan) -> Kernel:
         *_tile(frame, "dO", "q", "VALUE_DIM", "h"),
         RowBase(),
         Statistics(part="own"),
-        _pointers(frame, "K", "k", "HEAD_DIM", "g"),
-        _pointers(frame, "V", "k", "VALUE_DIM", "g"),
+        pointers(frame, "K", "k", "HEAD_DIM", "g"),
+        pointers(frame, "V", "k", "VALUE_DIM", "g"),
         Zeros(name="dq", shape=("BLOCK_Q", "HEAD_DIM")),
         *(Zeros(name=each.name, shape=("BLOCK_Q",)) for each in rows),
         *setup,
@@ -195,7 +192,6 @@ def lower_dkdv(plan: Plan) -> Kernel:
     """The gradients of K and V, summed over the query heads of a group, and the sums of table gradients by key."""
     frame = Frame(plan=plan, kernel=plan.dkdv, by="key")
     step = Step.of(frame, partials(frame, "bias", ("key",)))
-    problem = plan.problem
     capped = "dsc" if plan.softcap is not None else "ds"
     listed = isinstance(plan.dkdv.walk, ListWalk)
 
@@ -221,8 +217,8 @@ def lower_dkdv(plan: Plan) -> Kernel:
     own_bounds = depends_on_head(plan.dkdv.walk)
     head: tuple[Block, ...] = (
         *(frame.hoist.take(2) if frame.loops_over_heads else ()),
-        _pointers(frame, "Q", "q", "HEAD_DIM", "h"),
-        _pointers(frame, "dO", "q", "VALUE_DIM", "h"),
+        pointers(frame, "Q", "q", "HEAD_DIM", "h"),
+        pointers(frame, "dO", "q", "VALUE_DIM", "h"),
         RowBase(),
         *(Zeros(name=each.name, shape=("BLOCK_K",)) for each in step.sums),
         *(setup if own_bounds else ()),
@@ -235,7 +231,7 @@ def lower_dkdv(plan: Plan) -> Kernel:
             Loop(variable="r", low=number(0), high=number(frame.ratio), body=(name, *head), note="heads of the group"),
         )
     blocks: tuple[Block, ...] = (
-        Program(by="key", ratio=frame.ratio, reverse=False, shape=problem.shape),
+        *program(frame, reverse=False),
         positions(frame, "k", "own"),
         *frame.hoist.take(0),
         *frame.hoist.take(1),
@@ -345,8 +341,7 @@ class Step:
         return Walker(
             by=frame.by,
             shape=frame.plan.problem.shape,
-            block_q=kernel.block_q,
-            block_k=kernel.block_k,
+            spans=kernel.spans,
             separate=2 if frame.by == "query" else 1,
             place=lambda expr: frame.hoist.place(expr, scope),
             place_tile=frame.place_tile,
@@ -379,18 +374,8 @@ class Step:
             block=block,
             warps=frame.kernel.warps,
             stages=frame.kernel.stages,
+            classes=frame.classes,
         )
-
-
-def _pointers(frame: Frame, tensor: str, side: Side, columns: str, head: Literal["h", "g"]) -> Pointers:
-    return Pointers(
-        tensor=tensor,
-        prefix=tensor.lower(),
-        side=side,
-        columns=columns,
-        head=head,
-        shape=frame.plan.problem.shape,
-    )
 
 
 def _load(frame: Frame, prefix: str, side: Side, columns: str, guarded: bool) -> LoadTile:
@@ -405,7 +390,7 @@ def _load(frame: Frame, prefix: str, side: Side, columns: str, guarded: bool) ->
 
 
 def _tile(frame: Frame, tensor: str, side: Side, columns: str, head: Literal["h", "g"]) -> tuple[Block, ...]:
-    return (_pointers(frame, tensor, side, columns, head), _load(frame, tensor.lower(), side, columns, True))
+    return (pointers(frame, tensor, side, columns, head), _load(frame, tensor.lower(), side, columns, True))
 
 
 def _store(frame: Frame, tensor: str, side: Side, columns: str, factor: float | None) -> tuple[Block, ...]:
@@ -419,4 +404,4 @@ def _store(frame: Frame, tensor: str, side: Side, columns: str, factor: float | 
         dtype=frame.plan.problem.dtype,
         factor=factor,
     )
-    return (_pointers(frame, tensor, side, columns, head), store)
+    return (pointers(frame, tensor, side, columns, head), store)

@@ -30,22 +30,28 @@ class Program:
     """Which tile, head and sequence this program works on; names ``i`` or ``j``, ``h``, ``g``, ``b``.
 
     ``ratio`` query heads share a key head.  A kernel by key starts from ``g`` and loops over the heads of the group.
-    ``reverse`` starts with the last tile, which under causal patterns has the longest row.
+    ``reverse`` starts with the last tile, which under causal patterns has the longest row.  With ``classes`` a program
+    owns a tile of one residue class of the rows, ``q_class`` or ``k_class``.
     """
 
     by: By
     ratio: int
     reverse: bool
     shape: Shape
+    classes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positions:
-    """Rows of the tensors and absolute positions of one side: ``q_rows`` and ``q``, or ``k_rows`` and ``k``."""
+    """Rows of the tensors and absolute positions of one side: ``q_rows`` and ``q``, or ``k_rows`` and ``k``.
+
+    With ``classes`` every so many-th row, from the first of the class on.
+    """
 
     side: Side
     part: Part
     shape: Shape
+    classes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +97,10 @@ class Gather:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pointers:
-    """The address of a tensor's part for this head, offsets inside a tile, and the stride from tile to tile."""
+    """The address of a tensor's part for this head, offsets inside a tile, and the stride from tile to tile.
+
+    With ``classes`` of the part that is a residue class of the rows.
+    """
 
     tensor: str
     prefix: str
@@ -99,6 +108,7 @@ class Pointers:
     columns: str
     head: Literal["h", "g"]
     shape: Shape
+    classes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -414,7 +424,10 @@ class Argument:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """One kernel: a grid of programs ``(tiles, heads or groups, batch)`` that all run ``body``."""
+    """One kernel: a grid of programs ``(tiles, heads or groups, batch)`` that all run ``body``.
+
+    A program owns ``block`` rows; with ``classes`` there are tiles of each residue class, and classes change fastest.
+    """
 
     name: str
     doc: str
@@ -424,6 +437,12 @@ class Kernel:
     block: int
     warps: int
     stages: int
+    classes: int | None = None
+
+    def programs(self, rows: int) -> int:
+        """How many tiles there are among ``rows`` rows."""
+        classes = self.classes or 1
+        return -(-rows // (self.block * classes)) * classes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,6 @@ from spdsl.codegen.blocks import (
     Kernel,
     LoadRows,
     Loop,
-    Pointers,
     RowBase,
     ScoreGradient,
     Statistics,
@@ -28,7 +27,7 @@ from spdsl.codegen.blocks import (
     SumDiagonals,
     Zeros,
 )
-from spdsl.codegen.frame import Frame
+from spdsl.codegen.frame import Frame, pointers
 from spdsl.semantics.nodes import Param, Side
 
 BLOCK = 32
@@ -44,7 +43,8 @@ TENSORS: tuple[tuple[str, Side, str, Literal["h", "g"]], ...] = (
 
 def lower_distances(plan: Plan) -> Kernel | None:
     """The kernel, or None where no gradient goes by distance."""
-    frame = Frame(plan=plan, kernel=replace(plan.dq, block_q=BLOCK, block_k=2 * BLOCK, warps=4, stages=1), by="query")
+    tiles = replace(plan.dq, block_q=BLOCK, block_k=2 * BLOCK, warps=4, stages=1, residues=None)
+    frame = Frame(plan=plan, kernel=tiles, by="query")
     found = partials(frame, "bias", ("distance",))
     if not found:
         return None
@@ -77,10 +77,7 @@ def lower_distances(plan: Plan) -> Kernel | None:
     blocks: tuple[Block, ...] = (
         DistanceProgram(ratio=frame.ratio, shape=shape),
         RowBase(),
-        *(
-            Pointers(tensor=tensor, prefix=tensor.lower(), side=side, columns=columns, head=head, shape=shape)
-            for tensor, side, columns, head in TENSORS
-        ),
+        *(pointers(frame, tensor, side, columns, head) for tensor, side, columns, head in TENSORS),
         *(Zeros(name=each.name, shape=("BLOCK_D",)) for each in step.sums),
         Loop(
             variable="i",

@@ -111,6 +111,12 @@ def _unspecialised(kernel: Kernel) -> str:
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"
 
 
+def _ordinal(value: int) -> str:
+    """``4th``, for comments."""
+    teen = 10 < value % 100 < 20
+    return f"{value}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(value % 10, 'th')}"
+
+
 def _number(value: float) -> str:
     return literal(float(value))[0]
 
@@ -147,6 +153,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(
         text=text_of,
+        ordinal=_ordinal,
         num=_number,
         place=_place,
         signature=_signature,

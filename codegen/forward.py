@@ -12,8 +12,6 @@ from spdsl.codegen.blocks import (
     Logits,
     Mask,
     OnlineSoftmax,
-    Pointers,
-    Program,
     RowBase,
     SoftmaxEnd,
     SoftmaxState,
@@ -21,7 +19,7 @@ from spdsl.codegen.blocks import (
     StoreTile,
 )
 from spdsl.codegen.expressions import truncated
-from spdsl.codegen.frame import Frame, masked, positions
+from spdsl.codegen.frame import Frame, masked, pointers, positions, program
 from spdsl.codegen.walks import Mode, Walker, lower_walk
 
 
@@ -65,8 +63,7 @@ def lower_forward(plan: Plan) -> Kernel:
     walker = Walker(
         by="query",
         shape=problem.shape,
-        block_q=plan.forward.block_q,
-        block_k=plan.forward.block_k,
+        spans=plan.forward.spans,
         separate=2,
         place=lambda expr: frame.hoist.place(expr, 0),
         place_tile=frame.place_tile,
@@ -74,21 +71,21 @@ def lower_forward(plan: Plan) -> Kernel:
     )
     setup, loops = lower_walk(plan.forward.walk, walker)
     blocks: tuple[Block, ...] = (
-        Program(by="query", ratio=frame.ratio, reverse=True, shape=problem.shape),
+        *program(frame, reverse=True),
         positions(frame, "q", "own"),
         *frame.hoist.take(0),
         *frame.hoist.take(1),
-        Pointers(tensor="Q", prefix="q", side="q", columns="HEAD_DIM", head="h", shape=problem.shape),
+        pointers(frame, "Q", "q", "HEAD_DIM", "h"),
         LoadTile(
             name="q_tile", prefix="q", side="q", columns="HEAD_DIM", guarded=True, padded=frame.is_padded("HEAD_DIM")
         ),
-        Pointers(tensor="K", prefix="k", side="k", columns="HEAD_DIM", head="g", shape=problem.shape),
-        Pointers(tensor="V", prefix="v", side="k", columns="VALUE_DIM", head="g", shape=problem.shape),
+        pointers(frame, "K", "k", "HEAD_DIM", "g"),
+        pointers(frame, "V", "k", "VALUE_DIM", "g"),
         SoftmaxState(sink=sink),
         *setup,
         *loops,
         SoftmaxEnd(),
-        Pointers(tensor="O", prefix="o", side="q", columns="VALUE_DIM", head="h", shape=problem.shape),
+        pointers(frame, "O", "q", "VALUE_DIM", "h"),
         StoreTile(
             value="acc",
             prefix="o",
@@ -119,6 +116,7 @@ def lower_forward(plan: Plan) -> Kernel:
         block=plan.forward.block_q,
         warps=plan.forward.warps,
         stages=plan.forward.stages,
+        classes=frame.classes,
     )
 
 

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.analysis.tiles import ListWalk
-from spdsl.codegen.arith import both, compare, index, number
-from spdsl.codegen.blocks import Argument, Block, By, Gather, If, Loop, Mask, Part, Positions
+from spdsl.codegen.arith import add, both, compare, index, mod, number, sub
+from spdsl.codegen.blocks import (
+    Argument,
+    Block,
+    By,
+    Define,
+    Gather,
+    If,
+    Loop,
+    Mask,
+    Part,
+    Pointers,
+    Positions,
+    Program,
+)
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.hoist import Hoist
 from spdsl.codegen.tables import Tables
@@ -43,10 +57,16 @@ class Frame:
         """Whether a program loops over the query heads of its group."""
         return self.by == "key" and self.ratio > 1
 
+    @property
+    def classes(self) -> int | None:
+        """How many residue classes part the rows, if they are."""
+        return None if self.kernel.residues is None else self.kernel.residues.modulus
+
     def _scopes(self) -> tuple[frozenset[str], ...]:
         """Program, own tile, head of the group (by key, where heads share keys), walked tile."""
         own, walked = ({"q"}, {"k", "j"}) if self.by == "query" else ({"k"}, {"q", "i"})
         program = {"b", "g", "i" if self.by == "query" else "j"} | (set() if self.loops_over_heads else {"h"})
+        program |= {"q_class", "k_class"} if self.classes else set()
         scopes = [program, program | own]
         if self.loops_over_heads:
             scopes.append(scopes[-1] | {"h"})
@@ -57,7 +77,8 @@ class Frame:
 
         Query rows past the end need no test: their results are not stored, or their LSE is +inf.
         """
-        found = both(None, truncated(self.plan.keep))
+        residues = self.kernel.residues
+        found = both(None, truncated(self.plan.keep if residues is None else residues.keep))
         if self.by == "query":
             found = both(found, compare("lt", index("k"), Extent(name="n")))
         if self.plan.problem.shape != "square":
@@ -179,6 +200,43 @@ def masked(mode: Mode, definitions: tuple[Block, ...], mask: Mask) -> tuple[Bloc
             return (If(condition=MASKED, body=(*definitions, mask)),)
 
 
+def program(frame: Frame, *, reverse: bool) -> tuple[Block, ...]:
+    """What a program works on."""
+    shape = frame.plan.problem.shape
+    begin = Program(by=frame.by, ratio=frame.ratio, reverse=reverse, shape=shape, classes=frame.classes)
+    return (begin, *_other_class(frame))
+
+
+def _other_class(frame: Frame) -> tuple[Block, ...]:
+    """The residue class of the walked rows, which follows from that of the program's own."""
+    residues = frame.kernel.residues
+    if residues is None:
+        return ()
+    start = number(0) if frame.plan.problem.shape == "square" else Extent(name="q_start")
+    shift, modulus = residues.shift, number(residues.modulus)
+    if frame.by == "query":
+        other = mod(add(add(index("q_class"), start), number(-shift % residues.modulus)), modulus)
+    else:
+        other = mod(sub(add(index("k_class"), number(shift)), start), modulus)
+    if start == number(0) and shift == 0:
+        other = index("q_class" if frame.by == "query" else "k_class")
+    name, note = ("k_class", "keys") if frame.by == "query" else ("q_class", "queries")
+    return (Define(name=name, value=truncated(other), note=f"residue class of the {note} that these rows meet"),)
+
+
 def positions(frame: Frame, side: Side, part: Part) -> Positions:
     """The positions of a side."""
-    return Positions(side=side, part=part, shape=frame.plan.problem.shape)
+    return Positions(side=side, part=part, shape=frame.plan.problem.shape, classes=frame.classes)
+
+
+def pointers(frame: Frame, tensor: str, side: Side, columns: str, head: Literal["h", "g"]) -> Pointers:
+    """The addresses of a tensor's tiles."""
+    return Pointers(
+        tensor=tensor,
+        prefix=prefix_of(tensor),
+        side=side,
+        columns=columns,
+        head=head,
+        shape=frame.plan.problem.shape,
+        classes=frame.classes,
+    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from spdsl.analysis.plans import Plan
-from spdsl.analysis.tiles import ListWalk, Walk
+from spdsl.analysis.plans import KernelPlan, Plan
+from spdsl.analysis.tiles import ListWalk
 from spdsl.codegen.backward import lower_delta, lower_dkdv, lower_dq
 from spdsl.codegen.blocks import BlockGraph
 from spdsl.codegen.distances import lower_distances
@@ -30,11 +30,14 @@ def _notes(plan: Plan) -> tuple[str, ...]:
     return (
         f"{problem.dtype}, {pattern.heads} query heads on {pattern.groups} key heads, shape {problem.shape}.",
         *(
-            f"{kernel.kind}: tiles of {kernel.block_q} queries and {kernel.block_k} keys, {_walk(kernel.walk)}."
+            f"{kernel.kind}: tiles of {kernel.block_q} queries and {kernel.block_k} keys, {_walk(kernel)}."
             for kernel in (plan.forward, plan.dq, plan.dkdv)
         ),
     )
 
 
-def _walk(walk: Walk) -> str:
-    return "tiles from lists" if isinstance(walk, ListWalk) else f"tiles in closed form, {len(walk.slots)} runs"
+def _walk(kernel: KernelPlan) -> str:
+    if isinstance(kernel.walk, ListWalk):
+        return "tiles from lists"
+    classes = "" if kernel.residues is None else f", rows of {kernel.classes} residue classes apart"
+    return f"tiles in closed form, {len(kernel.walk.slots)} runs{classes}"

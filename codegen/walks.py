@@ -40,6 +40,7 @@ MASKED = Param(name="masked", dtype="bool")
 class Walker:
     """What the loops of one kernel need: its tile sizes, and where its expressions and tiles come from.
 
+    ``spans`` are the rows from tile to tile of queries and of keys, as in `KernelPlan.spans`.
     ``place`` names the loads of a bound, ``place_tile`` those of a condition inside the loop (it returns the
     definitions too).  ``body`` gives the blocks of one tile.  ``separate`` is the largest number of loops that stand
     side by side.
@@ -47,8 +48,7 @@ class Walker:
 
     by: By
     shape: Shape
-    block_q: int
-    block_k: int
+    spans: tuple[int, int]
     separate: int
     place: Callable[[Expr], Expr]
     place_tile: Callable[[Expr], tuple[tuple[Block, ...], Expr]]
@@ -62,7 +62,7 @@ class Walker:
     @property
     def whole(self) -> Expr:
         """How many walked tiles lie entirely inside the tensors."""
-        length, size = (Extent(name="n"), self.block_k) if self.by == "query" else (Extent(name="nq"), self.block_q)
+        length, size = (Extent(name="n"), self.spans[1]) if self.by == "query" else (Extent(name="nq"), self.spans[0])
         return truncated(floordiv(length, number(size)))
 
 
@@ -139,12 +139,12 @@ def _bounds(slot: Slot, position: int, count: int, walker: Walker) -> _Bounds:
         if walker.by == "key" and walker.shape != "square":
             # Query tiles with a row at a negative position are never full.
             start = maximum(
-                start, truncated(ceildiv(maximum(sub(number(0), Extent(name="q_start")), number(0)), walker.block_q))
+                start, truncated(ceildiv(maximum(sub(number(0), Extent(name="q_start")), number(0)), walker.spans[0]))
             )
         setup.append(Define(name=full_low.name, value=minimum(maximum(start, low), high), note="full tiles"))
     end = minimum(minimum(_bound(slot.full.hi, walker), high), walker.whole)
     if walker.by == "query" and walker.shape != "square":
-        first = add(Extent(name="q_start"), mul(index("i"), number(walker.block_q)))
+        first = add(Extent(name="q_start"), mul(index("i"), number(walker.spans[0])))
         end = choose(compare("ge", first, number(0)), end, full_low)
     setup.append(Define(name=full_high.name, value=maximum(end, full_low), note="full tiles" if headless else ""))
     head: tuple[tuple[Mode, Expr, Expr], ...] = () if headless else (("masked", low, full_low),)

@@ -16,7 +16,7 @@ from spdsl.runtime.cpu_rows import Chunk, Segment
 from spdsl.runtime.evaluate import Tables, depends_on, evaluate
 from spdsl.runtime.pairs import Pairs
 from spdsl.runtime.scratch import scratch
-from spdsl.runtime.slots import By
+from spdsl.runtime.tile_grid import By
 from spdsl.semantics.nodes import Expr
 
 _KEPT_MASK = 1 << 22

@@ -17,7 +17,7 @@ from spdsl.runtime.evaluate import Tables, tables_for
 from spdsl.runtime.lists import tile_lists, walk_lists
 from spdsl.runtime.pairs import Pairs, pairs_by_batch
 from spdsl.runtime.recent import Recent
-from spdsl.runtime.slots import By
+from spdsl.runtime.tile_grid import By, TileGrid
 
 _recent: Recent[Schedule] = Recent(size=32)
 
@@ -88,4 +88,4 @@ def _lists(call: Call, kernel: KernelPlan, by: By) -> TileList:
         return call.lists[kernel.kind]
     if isinstance(kernel.walk, ListWalk):
         return tile_lists(call, by=by, block_q=kernel.block_q, block_k=kernel.block_k)
-    return walk_lists(call, kernel.walk, by=by, block_q=kernel.block_q, block_k=kernel.block_k)
+    return walk_lists(call, kernel.walk, TileGrid.of(kernel))

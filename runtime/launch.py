@@ -35,7 +35,7 @@ class Loaded:
     def launch(self, name: str, rows: int, heads: int, batch: int, values: Mapping[str, Value]) -> None:
         """Run a kernel on ``rows`` rows of its own side for every head and sequence."""
         kernel = next(kernel for kernel in self.graph.kernels if kernel.name == name)
-        grid = (-(-rows // kernel.block), heads, batch)
+        grid = (kernel.programs(rows), heads, batch)
         if 0 in grid:
             return
         given = {argument.name: values[argument.name] for argument in kernel.arguments}

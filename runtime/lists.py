@@ -22,7 +22,8 @@ from spdsl.runtime.looks import Looked
 from spdsl.runtime.pairs import Pairs, pairs_by_batch
 from spdsl.runtime.ranges import Truth, truth_shape
 from spdsl.runtime.recent import Recent, identity
-from spdsl.runtime.slots import By, SlotTiles
+from spdsl.runtime.slots import SlotTiles
+from spdsl.runtime.tile_grid import By, TileGrid
 
 Kind: TypeAlias = Literal["forward", "dq", "dkdv"]
 
@@ -83,56 +84,55 @@ def tile_lists(call: Call, *, by: By, block_q: int, block_k: int, exact: bool | 
         bounds = tile_bounds(keep, pairs, tables, block_q=block_q, block_k=block_k)
         return Looked(bounds=bounds, exact=exact)
 
-    return _cached(call, tiles, by, (block_q, block_k), (id(keep), exact), keep)
+    return _cached(call, tiles, TileGrid(by=by, block_q=block_q, block_k=block_k), (id(keep), exact), keep)
 
 
-def walk_lists(call: Call, walk: SlotWalk, *, by: By, block_q: int, block_k: int) -> TileList:
-    """The tiles of a walk in closed form, as lists."""
+def walk_lists(call: Call, walk: SlotWalk, grid: TileGrid) -> TileList:
+    """The tiles of a walk in closed form, as lists; under residues the rows of the lists are programs."""
     tables = tables_for(call.plan.tables, call.tables)
 
     def tiles(pairs: Pairs) -> Tiles:
-        return SlotTiles(walk=walk, by=by, pairs=pairs, tables=tables, block_q=block_q, block_k=block_k)
+        return SlotTiles(walk=walk, grid=grid, pairs=pairs, tables=tables)
 
-    return _cached(call, tiles, by, (block_q, block_k), (id(walk),), walk)
+    return _cached(call, tiles, grid, (id(walk),), walk)
 
 
 def _cached(
     call: Call,
     tiles: Callable[[Pairs], Tiles],
-    by: By,
-    blocks: tuple[int, int],
+    grid: TileGrid,
     parts: tuple[Hashable, ...],
     source: object,
 ) -> TileList:
-    rows = -(-call.q.shape[2] // blocks[0]) if by == "query" else -(-call.k.shape[2] // blocks[1])
+    rows = grid.query_tiles(call.q.shape[2]) if grid.by == "query" else grid.key_tiles(call.k.shape[2])
     tensors = (call.places, *call.tables.values())
     same = identity(*tensors)
     sizes = (call.q.shape[:3], call.k.shape[1:3], call.q_start, str(call.q.device), tuple(call.tables))
     return _recent.get(
-        None if same is None else (parts, by, blocks, sizes, same),
+        None if same is None else (parts, grid, sizes, same),
         (source, tensors),
-        lambda: _joined([_listed(tiles(pairs), pairs, by, blocks, rows) for pairs in pairs_by_batch(call)]),
+        lambda: _joined([_listed(tiles(pairs), pairs, grid, rows) for pairs in pairs_by_batch(call)]),
     )
 
 
-def _listed(tiles: Tiles, pairs: Pairs, by: By, blocks: tuple[int, int], rows: int) -> TileList:
-    existing, others = (tiles.rows, tiles.columns) if by == "query" else (tiles.columns, tiles.rows)
+def _listed(tiles: Tiles, pairs: Pairs, grid: TileGrid, rows: int) -> TileList:
+    existing, others = (tiles.rows, tiles.columns) if grid.by == "query" else (tiles.columns, tiles.rows)
     step = max(1, _CHUNK // max(1, others * pairs.heads))
     # Without keys or queries there is nothing to decide.
     starts = range(0, existing, step) if others else range(0)
-    parts = [_part(tiles, pairs, by, blocks, slice(start, min(start + step, existing))) for start in starts]
+    parts = [_part(tiles, pairs, grid, slice(start, min(start + step, existing))) for start in starts]
     full, masked = _padded([p.full for p in parts], rows, pairs), _padded([p.masked for p in parts], rows, pairs)
     flat = torch.cat([p.tiles for p in parts]) if parts else torch.zeros(0, dtype=torch.int32, device=pairs.device)
     return _ordered(full, masked, flat, [p.full.shape[-1] for p in parts])
 
 
-def _part(tiles: Tiles, pairs: Pairs, by: By, blocks: tuple[int, int], part: slice) -> _Part:
-    rows, columns = (part, slice(0, tiles.columns)) if by == "query" else (slice(0, tiles.rows), part)
+def _part(tiles: Tiles, pairs: Pairs, grid: TileGrid, part: slice) -> _Part:
+    rows, columns = (part, slice(0, tiles.columns)) if grid.by == "query" else (slice(0, tiles.rows), part)
     truth = tiles.of(rows, columns)
-    padding, lacking = _not_whole(pairs, blocks, rows, columns)
+    padding, lacking = _not_whole(pairs, grid, rows, columns)
     shape = truth_shape(truth, rows, columns)
     may, must = (truth.may & ~padding).expand(shape), (truth.must & ~lacking).expand(shape)
-    if by == "key":
+    if grid.by == "key":
         may, must = may.transpose(-1, -2), must.transpose(-1, -2)
     full, masked = may & must, may & ~must
     # Full tiles of a row stand before its masked ones when both are laid side by side.
@@ -140,11 +140,13 @@ def _part(tiles: Tiles, pairs: Pairs, by: By, blocks: tuple[int, int], part: sli
     return _Part(full=full.sum(-1), masked=masked.sum(-1), tiles=flat.int())
 
 
-def _not_whole(pairs: Pairs, blocks: tuple[int, int], rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+def _not_whole(pairs: Pairs, grid: TileGrid, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
     """Tiles of padding alone, and tiles with pairs that do not exist and that a kernel computes all the same."""
-    first = pairs.q_start + torch.arange(rows.start, rows.stop, device=pairs.device) * blocks[0]
-    last = torch.arange(columns.start + 1, columns.stop + 1, device=pairs.device) * blocks[1]
-    return (first + blocks[0] <= 0)[:, None], (first < 0)[:, None] | (last > pairs.keys)[None, :]
+    i = torch.arange(rows.start, rows.stop, device=pairs.device)[:, None]
+    j = torch.arange(columns.start, columns.stop, device=pairs.device)[None, :]
+    tiles = grid.within(i, j, pairs.q_start)
+    first, end = pairs.q_start + tiles["i"] * grid.spans[0], (tiles["j"] + 1) * grid.spans[1]
+    return first + grid.spans[0] <= 0, (first < 0) | (end > pairs.keys)
 
 
 # ---------------------------------------------------------------- layout

@@ -6,7 +6,6 @@ From: a `SlotWalk` and lengths.  To: `Truth` for blocks of tiles.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,8 +14,7 @@ from spdsl.analysis.tiles import Interval, Slot, SlotWalk
 from spdsl.runtime.evaluate import Tables, evaluate
 from spdsl.runtime.pairs import Pairs
 from spdsl.runtime.ranges import Truth
-
-By: TypeAlias = Literal["query", "key"]
+from spdsl.runtime.tile_grid import TileGrid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,29 +22,28 @@ class SlotTiles:
     """The tiles of a walk.  Full intervals are clamped to touched ones, as in a kernel."""
 
     walk: SlotWalk
-    by: By
+    grid: TileGrid
     pairs: Pairs
     tables: Tables
-    block_q: int
-    block_k: int
 
     @property
     def rows(self) -> int:
         """Tiles of queries."""
-        return -(-self.pairs.queries // self.block_q)
+        return self.grid.query_tiles(self.pairs.queries)
 
     @property
     def columns(self) -> int:
         """Tiles of keys."""
-        return -(-self.pairs.keys // self.block_k)
+        return self.grid.key_tiles(self.pairs.keys)
 
     def of(self, rows: slice, columns: slice) -> Truth:
         """Which tiles are touched and full, broadcastable over ``[batch, heads, rows, columns]``."""
         device = self.pairs.device
         i = torch.arange(rows.start, rows.stop, device=device).view(-1, 1)
         j = torch.arange(columns.start, columns.stop, device=device).view(1, -1)
-        env = self.pairs.extents() | self.pairs.outer(2) | {"i": i, "j": j}
-        tile = j if self.by == "query" else i
+        tiles = self.grid.within(i, j, self.pairs.q_start)
+        env = self.pairs.extents() | self.pairs.outer(2) | tiles
+        tile = tiles["j" if self.grid.by == "query" else "i"]
         nothing = torch.zeros(1, 1, dtype=torch.bool, device=device)
         may = must = nothing
         for slot in self.walk.slots:

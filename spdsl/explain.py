@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from spdsl.analysis.plans import KernelPlan
-from spdsl.analysis.tiles import Interval, ListWalk, Slot, SlotWalk, Walk
+from spdsl.analysis.tiles import Interval, ListWalk, Residues, Slot, SlotWalk
 from spdsl.arguments import first_query
 from spdsl.kernels import plan_like
 from spdsl.runtime.calls import Call, TileList
@@ -19,6 +18,7 @@ from spdsl.runtime.evaluate import evaluate, tables_for
 from spdsl.runtime.lists import tile_lists, walk_lists
 from spdsl.runtime.operator import with_batch
 from spdsl.runtime.pairs import pairs_of
+from spdsl.runtime.tile_grid import TileGrid
 from spdsl.semantics.show import print_expr
 
 _CHUNK_PAIRS = 1 << 22
@@ -110,16 +110,15 @@ def count_pairs(call: Call) -> int:
     """The pairs that a call keeps, over batch and heads: full tiles by their area, masked ones pair by pair."""
     plan = call.plan
     lists = _lists(call, plan.forward)
-    batch, heads, nq, _ = call.q.shape
-    n = call.k.shape[2]
-    block_q, block_k = plan.forward.block_q, plan.forward.block_k
+    batch, heads, _, _ = call.q.shape
+    grid = TileGrid.of(plan.forward)
     weight = (batch // lists.begin.shape[0]) * (heads // lists.begin.shape[1])
     where = _rows_of(lists)
     total = 0
-    step = max(1, _CHUNK_PAIRS // (block_q * block_k))
+    step = max(1, _CHUNK_PAIRS // (grid.block_q * grid.block_k))
     for start in range(0, len(where), step):
         at, tiles = where[start : start + step], lists.tiles[start : start + step].long()
-        total += int(_count(call, at, tiles, (block_q, block_k), (nq, n)).sum())
+        total += int(_count(call, at, tiles, grid).sum())
     return total * weight
 
 
@@ -135,26 +134,29 @@ def _rows_of(lists: TileList) -> Tensor:
     return torch.stack(torch.unravel_index(placed, lists.begin.shape), dim=1)
 
 
-def _count(call: Call, at: Tensor, tiles: Tensor, blocks: tuple[int, int], lengths: tuple[int, int]) -> Tensor:
-    rows = at[:, 2, None, None] * blocks[0] + torch.arange(blocks[0], device=at.device)[None, :, None]
-    k = tiles[:, None, None] * blocks[1] + torch.arange(blocks[1], device=at.device)[None, None, :]
+def _count(call: Call, at: Tensor, tiles: Tensor, grid: TileGrid) -> Tensor:
+    numbers = grid.within(at[:, 2, None, None], tiles[:, None, None], call.q_start)
+    rows = numbers["i"] * grid.block_q + torch.arange(grid.block_q, device=at.device)[None, :, None]
+    rows = rows * grid.modulus + numbers["q_class"]
+    k = numbers["j"] * grid.block_k + torch.arange(grid.block_k, device=at.device)[None, None, :]
+    k = k * grid.modulus + numbers["k_class"]
     q = rows + call.q_start
     pairs = pairs_of(call)
     head = at[:, 1, None, None]
     group = head // (pairs.heads // pairs.groups)
     env = pairs.extents() | {"b": at[:, 0, None, None], "h": head, "g": group, "q": q, "k": k}
     kept = evaluate(call.plan.keep, env, tables_for(call.plan.tables, call.tables))
-    exists = (rows < lengths[0]) & (k < lengths[1]) & (q >= 0)
+    exists = (rows < call.q.shape[2]) & (k < call.k.shape[2]) & (q >= 0)
     return (kept & exists).sum((1, 2))
 
 
 def _lists(call: Call, kernel: KernelPlan) -> TileList:
-    by: Literal["query", "key"] = "key" if kernel.kind == "dkdv" else "query"
     match kernel.walk:
         case SlotWalk() as walk:
-            return walk_lists(call, walk, by=by, block_q=kernel.block_q, block_k=kernel.block_k)
+            return walk_lists(call, walk, TileGrid.of(kernel))
         case ListWalk():
-            return tile_lists(call, by=by, block_q=kernel.block_q, block_k=kernel.block_k)
+            grid = TileGrid.of(kernel)
+            return tile_lists(call, by=grid.by, block_q=grid.block_q, block_k=grid.block_k)
 
 
 def _kernel(call: Call, kernel: KernelPlan) -> KernelReport:
@@ -164,20 +166,26 @@ def _kernel(call: Call, kernel: KernelPlan) -> KernelReport:
         kind=kernel.kind,
         block_q=kernel.block_q,
         block_k=kernel.block_k,
-        walk=describe(kernel.walk),
+        walk=describe(kernel),
         notes=kernel.notes,
         touched=int((lists.end - lists.begin).sum()) * weight,
         full=int((lists.middle - lists.begin).sum()) * weight,
     )
 
 
-def describe(walk: Walk) -> tuple[str, ...]:
-    """A walk in lines: one for each slot, or the reason why tiles are listed."""
-    match walk:
+def describe(kernel: KernelPlan) -> tuple[str, ...]:
+    """The walk of a kernel in lines: one for each slot, or the reason why tiles are listed."""
+    match kernel.walk:
         case SlotWalk(slots=slots):
-            return tuple(_slot(slot) for slot in slots) or ("no tile is touched",)
+            lines = tuple(_slot(slot) for slot in slots) or ("no tile is touched",)
+            return lines if kernel.residues is None else (_residues(kernel.residues), *lines)
         case ListWalk(reason=reason):
             return (f"tiles are listed at run time: {reason}",)
+
+
+def _residues(residues: Residues) -> str:
+    apart = f"(q - k) % {residues.modulus} == {residues.shift}: the rows of a tile are {residues.modulus} apart"
+    return f"{apart}, from row q_class or k_class on"
 
 
 def _slot(slot: Slot) -> str:

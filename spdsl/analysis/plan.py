@@ -12,9 +12,9 @@ from typing import Literal
 from spdsl.analysis.gradients import table_gradients
 from spdsl.analysis.plans import KernelPlan, Plan, Problem
 from spdsl.analysis.stages import Staged, stage
-from spdsl.analysis.tiles import TileRelation, Walk
+from spdsl.analysis.tiles import Residues, SlotWalk, TileRelation, Walk
 from spdsl.analysis.tiling import Tiles, default_tiles
-from spdsl.analysis.worker import derive
+from spdsl.analysis.worker import derive, find_residues
 from spdsl.diagnostics import error
 from spdsl.semantics.differentiate import derivative
 from spdsl.semantics.nodes import BoundPattern, Const, Expr, Index, Load
@@ -33,6 +33,8 @@ def plan(problem: Problem, target: str) -> Plan:
     staged = _staged(problem.pattern)
     _refuse_hidden(staged, frozenset(problem.gradients))
     attend = problem.pattern.attend
+    # The CPU back end computes on runs of consecutive rows.
+    residues = None if target == "cpu" else _residues(staged, problem)
     return Plan(
         problem=problem,
         keep=staged.keep,
@@ -45,9 +47,9 @@ def plan(problem: Problem, target: str) -> Plan:
         gradients=table_gradients(
             (("bias", staged.bias), ("sink_logit", staged.sink_logit)), frozenset(problem.gradients)
         ),
-        forward=_kernel("forward", staged, problem, target),
-        dq=_kernel("dq", staged, problem, target),
-        dkdv=_kernel("dkdv", staged, problem, target),
+        forward=_kernel("forward", staged, problem, target, residues),
+        dq=_kernel("dq", staged, problem, target, residues),
+        dkdv=_kernel("dkdv", staged, problem, target, residues),
     )
 
 
@@ -75,14 +77,23 @@ def _staged(pattern: BoundPattern) -> Staged:
     return stage(pattern)
 
 
-def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str) -> KernelPlan:
+def _residues(staged: Staged, problem: Problem) -> Residues | None:
+    pattern = problem.pattern
+    return find_residues(
+        staged.keep, shape=problem.shape, heads=pattern.heads, groups=pattern.groups, tables=staged.tables
+    )
+
+
+def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues: Residues | None) -> KernelPlan:
     tiles = _tiles(kind, problem, None, target)
-    relation = _relation(staged, problem, tiles)
+    relation = _relation(staged, problem, tiles, residues)
     walk = _walk(kind, relation)
     better = _tiles(kind, problem, walk, target)
     if (better.block_q, better.block_k) != (tiles.block_q, tiles.block_k):
-        relation = _relation(staged, problem, better)
+        relation = _relation(staged, problem, better, residues)
         walk = _walk(kind, relation)
+    if residues is not None and not isinstance(walk, SlotWalk):
+        return _kernel(kind, staged, problem, target, None)  # lists are made of tiles of consecutive rows
     return KernelPlan(
         kind=kind,
         block_q=better.block_q,
@@ -91,6 +102,7 @@ def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str) -> Kernel
         stages=better.stages,
         walk=walk,
         notes=relation.notes,
+        residues=residues,
     )
 
 
@@ -117,7 +129,7 @@ def _walk(kind: Kind, relation: TileRelation) -> Walk:
     return relation.by_key if kind == "dkdv" else relation.by_query
 
 
-def _relation(staged: Staged, problem: Problem, tiles: Tiles) -> TileRelation:
+def _relation(staged: Staged, problem: Problem, tiles: Tiles, residues: Residues | None) -> TileRelation:
     return derive(
         staged.keep,
         block_q=tiles.block_q,
@@ -127,6 +139,7 @@ def _relation(staged: Staged, problem: Problem, tiles: Tiles) -> TileRelation:
         groups=problem.pattern.groups,
         tables=staged.tables,
         length=None if problem.shape == "batched" else grid_length(problem.pattern),
+        residues=residues,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from spdsl.analysis.tiles import Shape, Walk
+from spdsl.analysis.tiles import Residues, Shape, Walk
 from spdsl.semantics.nodes import BoundPattern, Expr, Side, Table
 
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32"]
@@ -69,7 +69,7 @@ class TableGradient:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelPlan:
     """Tile sizes, launch options and walk of one kernel; the walk is by query for ``forward`` and ``dq``, else by
-    key."""
+    key.  With ``residues`` rows are gathered by residue class, and every class has its own tiles."""
 
     kind: Literal["forward", "dq", "dkdv"]
     block_q: int
@@ -78,6 +78,17 @@ class KernelPlan:
     stages: int
     walk: Walk
     notes: tuple[str, ...] = ()
+    residues: Residues | None = None
+
+    @property
+    def classes(self) -> int:
+        """How many residue classes the rows are parted into; 1 for tiles of consecutive rows."""
+        return 1 if self.residues is None else self.residues.modulus
+
+    @property
+    def spans(self) -> tuple[int, int]:
+        """How many rows of queries and of keys lie between the starts of neighbouring tiles of a class."""
+        return self.block_q * self.classes, self.block_k * self.classes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,9 +20,10 @@ from spdsl.analysis.budget import Budget, BudgetSpentError, limited
 from spdsl.analysis.emission import Emission
 from spdsl.analysis.linear import TILE, Linear, nonnegative, symbol
 from spdsl.analysis.pieces import TooComplexError
+from spdsl.analysis.residues import Classes, classes_of
 from spdsl.analysis.rows import ROW, Row, row_form
 from spdsl.analysis.slots import closed_slots
-from spdsl.analysis.tiles import ListWalk, Shape, SlotWalk, TileRelation, Walk
+from spdsl.analysis.tiles import ListWalk, Residues, Shape, SlotWalk, TileRelation, Walk
 from spdsl.analysis.writing import Writer
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Table
 
@@ -41,15 +42,17 @@ def tile_relation(
     groups: int,
     tables: Sequence[Table] = (),
     length: int | None = None,
+    residues: Residues | None = None,
 ) -> TileRelation:
     """How to walk the tiles of ``keep``, ``block_q`` queries by ``block_k`` keys.
 
     Every tile with a kept pair of existing positions is walked exactly once, in range; in a full interval every pair of
     existing positions is kept.  Positions exist from 0 to ``n - 1`` (keys) and from ``max(0, q_start)`` to
     ``q_start + nq - 1`` (queries).  ``length`` is a value of ``n`` that every call is known to have: patterns on grids
-    become much simpler by it.
+    become much simpler by it.  With ``residues`` of ``keep`` the tiles are those of a query class and of the key class
+    that it meets, and the bounds hold for every such pair of classes.
     """
-    return _tile_relation(keep, block_q, block_k, shape, heads, groups, tuple(tables), length)
+    return _tile_relation(keep, block_q, block_k, shape, heads, groups, tuple(tables), length, residues)
 
 
 @lru_cache(maxsize=1024)
@@ -62,23 +65,36 @@ def _tile_relation(
     groups: int,
     tables: tuple[Table, ...],
     length: int | None,
+    residues: Residues | None = None,
 ) -> TileRelation:
-    tiling = _tiling(shape, block_q, block_k, length)
+    tiling = _tiling(shape, block_q, block_k, length, residues)
+
+    def relation(by_query: Walk, by_key: Walk, notes: tuple[str, ...] = ()) -> TileRelation:
+        return TileRelation(
+            block_q=block_q,
+            block_k=block_k,
+            shape=shape,
+            by_query=by_query,
+            by_key=by_key,
+            notes=notes,
+            residues=residues,
+        )
+
     try:
         (affine,), symbols = abstract([keep], shape=shape, heads=heads, groups=groups, tables=tables)
     except NotAffineError as problem:
         walk = ListWalk(reason=str(problem))
-        return TileRelation(block_q=block_q, block_k=block_k, shape=shape, by_query=walk, by_key=walk)
+        return relation(walk, walk)
     try:
         with limited():
             tiles = _Tiles.of(affine, symbols, tiling)
     except BudgetSpentError as problem:
         walk = ListWalk(reason=f"the tiles took too long to find ({problem})")
-        return TileRelation(block_q=block_q, block_k=block_k, shape=shape, by_query=walk, by_key=walk)
+        return relation(walk, walk)
     by_query, query_notes = _walk(tiles, symbols, tiling, walked=1)
     by_key, key_notes = _walk(tiles, symbols, tiling, walked=0)
     notes = tuple(f"by query: {note}" for note in query_notes) + tuple(f"by key: {note}" for note in key_notes)
-    return TileRelation(block_q=block_q, block_k=block_k, shape=shape, by_query=by_query, by_key=by_key, notes=notes)
+    return relation(by_query, by_key, notes)
 
 
 # ---------------------------------------------------------------- lengths
@@ -86,11 +102,15 @@ def _tile_relation(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tiling:
-    """Tile sizes and how rounded lengths are written: ``counts`` tiles of queries and of keys, in ``lengths``."""
+    """Tile sizes and how rounded lengths are written: ``counts`` tiles of queries and of keys, in ``lengths``.
+
+    The rows of a tile are ``classes.modulus`` apart; ``spans`` are the tile sizes in rows of the tensors.
+    """
 
     blocks: tuple[int, int]
+    classes: Classes
     square: bool
-    unit: int  # square only: the length of one unit, a multiple of both tile sizes
+    unit: int  # square only: the rows of one unit, a multiple of both spans
     counts: tuple[Linear, Linear]
     lengths: Mapping[str, Expr]
     length: int | None
@@ -98,16 +118,21 @@ class _Tiling:
     @property
     def names(self) -> tuple[str, ...]:
         """Parameters beside those of the pattern."""
-        return tuple(self.lengths)
+        return (*self.lengths, *self.classes.names)
+
+    @property
+    def spans(self) -> tuple[int, int]:
+        """From tile to tile of a class, in rows of queries and of keys."""
+        return self.blocks[0] * self.classes.modulus, self.blocks[1] * self.classes.modulus
 
     def rounds(self, side: int) -> bool:
         """Whether ``counts[side]`` may exceed the number of tiles that exist."""
-        return self.square and self.blocks[side] != self.unit
+        return self.square and self.spans[side] != self.unit
 
     def exact_count(self, side: int) -> Expr:
         """The number of tiles of queries (0) or keys (1) that exist."""
         name = "n" if self.square or side == 1 else "nq"
-        return _ceil(Extent(name=name), self.blocks[side])
+        return _ceil(Extent(name=name), self.spans[side])
 
 
 def _ceil(length: Expr, by: int) -> Expr:
@@ -117,23 +142,28 @@ def _ceil(length: Expr, by: int) -> Expr:
     return Apply(op="floordiv", args=(more, Const(value=by)), dtype="int")
 
 
-def _tiling(shape: Shape, block_q: int, block_k: int, length: int | None = None) -> _Tiling:
+def _tiling(shape: Shape, block_q: int, block_k: int, length: int | None, residues: Residues | None) -> _Tiling:
     blocks = (block_q, block_k)
+    classes = classes_of(residues, shape)
     if shape == "square":
-        unit = math.lcm(block_q, block_k)
-        counts = (symbol(_UNITS, unit // block_q), symbol(_UNITS, unit // block_k))
+        tiles = math.lcm(block_q, block_k)
+        counts = (symbol(_UNITS, tiles // block_q), symbol(_UNITS, tiles // block_k))
+        unit = tiles * classes.modulus
         lengths = {_UNITS: _ceil(Extent(name="n"), unit)}
-        return _Tiling(blocks=blocks, square=True, unit=unit, counts=counts, lengths=lengths, length=length)
+        return _Tiling(
+            blocks=blocks, classes=classes, square=True, unit=unit, counts=counts, lengths=lengths, length=length
+        )
     return _Tiling(
         blocks=blocks,
+        classes=classes,
         square=False,
         unit=1,
         length=length,
         counts=(symbol(_QUERY_TILES), symbol(_KEY_TILES)),
         lengths={
             "q_start": Extent(name="q_start"),
-            _QUERY_TILES: _ceil(Extent(name="nq"), block_q),
-            _KEY_TILES: _ceil(Extent(name="n"), block_k),
+            _QUERY_TILES: _ceil(Extent(name="nq"), block_q * classes.modulus),
+            _KEY_TILES: _ceil(Extent(name="n"), block_k * classes.modulus),
         },
     )
 
@@ -154,8 +184,9 @@ class _Tiles:
         names = tuple(dict.fromkeys((*tiling.names, *symbols.names)))
         space = space_of(names)
         context = _context(symbols, tiling, space)
-        exist = _existing(tiling, space).intersect(context).coalesce()
-        kept = pairs_where(affine, space).intersect(exist).coalesce()
+        positions = _positions(tiling, space)
+        exist = _existing(tiling, positions, space).intersect(context).coalesce()
+        kept = pairs_where(affine, space).preimage_multi_aff(positions).intersect(exist).coalesce()
         to_tile = _to_tile(tiling, space)
         touched = kept.apply(to_tile).coalesce()
         not_full = exist.subtract(kept).coalesce().apply(to_tile).coalesce()
@@ -171,8 +202,8 @@ def _context(symbols: Symbols, tiling: _Tiling, space: isl.Space) -> isl.Set:
     else:
         facts = [symbol(_QUERY_TILES).shifted(-1), symbol(_KEY_TILES)]
         pairs = [
-            ("nq", symbol(_QUERY_TILES, tiling.blocks[0]), tiling.blocks[0]),
-            ("n", symbol(_KEY_TILES, tiling.blocks[1]), tiling.blocks[1]),
+            ("nq", symbol(_QUERY_TILES, tiling.spans[0]), tiling.spans[0]),
+            ("n", symbol(_KEY_TILES, tiling.spans[1]), tiling.spans[1]),
         ]
     if tiling.length is not None:
         _, rounded, unit = pairs[-1]
@@ -183,7 +214,7 @@ def _context(symbols: Symbols, tiling: _Tiling, space: isl.Space) -> isl.Set:
             facts += [rounded.plus(symbol(name), -1), symbol(name).plus(rounded, -1).shifted(unit - 1)]
     for fact in facts:
         known = known.intersect(nonnegative(fact, space))
-    return known
+    return known.intersect(tiling.classes.context(space))
 
 
 def _equal(term: Linear, value: int) -> list[Linear]:
@@ -191,29 +222,36 @@ def _equal(term: Linear, value: int) -> list[Linear]:
     return [term.shifted(-value), term.scaled(-1).shifted(value)]
 
 
-def _existing(tiling: _Tiling, space: isl.Space) -> isl.Set:
-    """The pairs of positions that exist, lengths rounded up."""
-    local = isl.LocalSpace.from_space(space)
-    q, k = (isl.Aff.var_on_domain(local, dim_type.set, side) for side in (0, 1))
-    zero = isl.Aff.zero_on_domain(local)
-    first = zero if tiling.square else _parameter("q_start", space)
-    length_q, length_k = (
-        _affine(count, space).scale_val(isl.Val(block))
-        for count, block in zip(tiling.counts, tiling.blocks, strict=True)
+def _positions(tiling: _Tiling, space: isl.Space) -> isl.MultiAff:
+    """``[row of a query's class, row of a key's class] -> [q, k]``."""
+    q, k = (
+        row.scale_val(isl.Val(tiling.classes.modulus)).add(_affine(first, space))
+        for row, first in zip(_rows(space), (tiling.classes.query, tiling.classes.key), strict=True)
     )
-    pairs = q.ge_set(first).intersect(q.lt_set(first.add(length_q))).intersect(q.ge_set(zero))
-    return pairs.intersect(k.ge_set(zero)).intersect(k.lt_set(length_k))
+    if not tiling.square:
+        q = q.add(_parameter("q_start", space))
+    return isl.MultiAff.from_aff(q).flat_range_product(isl.MultiAff.from_aff(k))
+
+
+def _existing(tiling: _Tiling, positions: isl.MultiAff, space: isl.Space) -> isl.Set:
+    """The pairs of rows that exist, lengths rounded up; rows at negative positions do not."""
+    zero = isl.Aff.zero_on_domain(isl.LocalSpace.from_space(space))
+    pairs = positions.get_at(0).ge_set(zero)
+    for row, count, block in zip(_rows(space), tiling.counts, tiling.blocks, strict=True):
+        length = _affine(count, space).scale_val(isl.Val(block))
+        pairs = pairs.intersect(row.ge_set(zero)).intersect(row.lt_set(length))
+    return pairs
 
 
 def _to_tile(tiling: _Tiling, space: isl.Space) -> isl.Map:
-    """``[q, k] -> [i, j]``."""
-    local = isl.LocalSpace.from_space(space)
-    q, k = (isl.Aff.var_on_domain(local, dim_type.set, side) for side in (0, 1))
-    if not tiling.square:
-        q = q.sub(_parameter("q_start", space))
-    block_q, block_k = (isl.Val(block) for block in tiling.blocks)
-    i, j = q.scale_down_val(block_q).floor(), k.scale_down_val(block_k).floor()
+    """From pairs of rows to ``[i, j]``."""
+    i, j = (row.scale_down_val(isl.Val(block)).floor() for row, block in zip(_rows(space), tiling.blocks, strict=True))
     return isl.Map.from_multi_aff(isl.MultiAff.from_aff(i).flat_range_product(isl.MultiAff.from_aff(j)))
+
+
+def _rows(space: isl.Space) -> tuple[isl.Aff, isl.Aff]:
+    local = isl.LocalSpace.from_space(space)
+    return isl.Aff.var_on_domain(local, dim_type.set, 0), isl.Aff.var_on_domain(local, dim_type.set, 1)
 
 
 def _parameter(name: str, space: isl.Space) -> isl.Aff:
@@ -241,6 +279,7 @@ def _walk(tiles: _Tiles, symbols: Symbols, tiling: _Tiling, *, walked: int) -> t
         writer=Writer(
             meaning={
                 **tiling.lengths,
+                **tiling.classes.meaning,
                 **dict(symbols.meaning),
                 ROW: Index(name=names[1 - walked]),
                 TILE: Index(name=names[walked]),

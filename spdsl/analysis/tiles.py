@@ -2,7 +2,8 @@
 
 Bounds are int expressions of `spdsl.semantics.nodes`: of ``Index("i")`` (query tile) when walking by query, of
 ``Index("j")`` (key tile) when walking by key, of ``Extent`` run-time lengths, and of `Load`s and indices that are
-constant for a program (``prefix[b]``, ``h``, ``g``).  All intervals are half open.
+constant for a program (``prefix[b]``, ``h``, ``g``).  All intervals are half open.  Under `Residues` also of
+``Index("q_class")`` and ``Index("k_class")``.
 """
 
 from __future__ import annotations
@@ -64,9 +65,25 @@ Walk: TypeAlias = SlotWalk | ListWalk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Residues:
+    """Every kept pair has ``(q - k) % modulus == shift``, and tiles are made of rows of one residue class.
+
+    Tile ``i`` of class ``q_class`` holds the query rows ``(i * block_q + t) * modulus + q_class``.  They meet keys of
+    one class alone, ``k_class = (q_start + q_class - shift) % modulus``, whose rows lie in tiles in the same way; by
+    key the query class follows from that of the keys.  So a dilated window becomes a dense one.  ``keep`` is what is
+    left to test of such pairs.
+    """
+
+    modulus: int
+    shift: int
+    keep: Expr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TileRelation:
     """The touched and full tiles of a pattern for one pair of tile sizes, by query tile and by key tile.
 
+    With ``residues`` those of a pair of classes.
     ``notes`` tells what the analysis gave up to stay within its budget, for `explain`.
     """
 
@@ -76,3 +93,4 @@ class TileRelation:
     by_query: Walk
     by_key: Walk
     notes: tuple[str, ...] = ()
+    residues: Residues | None = None

@@ -1,8 +1,8 @@
-"""The tile relation, derived in a process of its own that can be ended.
+"""The tile relation and the residues of a mask, derived in a process of its own that can be ended.
 
 isl answers exactly, but a call of it cannot be interrupted, and under an operation limit it was seen to crash once in
 some thousand random programs.  A derivation that does not end, or does not survive, costs its closed form alone: the
-tiles are then listed at run time.
+tiles are then listed at run time, or made of consecutive rows.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as LateError
 from functools import lru_cache
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from spdsl.analysis.relation import tile_relation
-from spdsl.analysis.tiles import ListWalk, Shape, TileRelation
+from spdsl.analysis.residues import residues_of
+from spdsl.analysis.tiles import ListWalk, Residues, Shape, TileRelation
 from spdsl.semantics.nodes import Expr, Table
+
+T = TypeVar("T")
 
 SECONDS = 20.0
 """How long a derivation may take; its own budget ends it earlier unless a single call of isl hangs."""
@@ -37,9 +40,10 @@ def derive(
     groups: int,
     tables: Sequence[Table] = (),
     length: int | None = None,
+    residues: Residues | None = None,
 ) -> TileRelation:
     """`tile_relation` of the same arguments, from the worker."""
-    return _derive(keep, block_q, block_k, shape, heads, groups, tuple(tables), length)
+    return _derive(keep, block_q, block_k, shape, heads, groups, tuple(tables), length, residues)
 
 
 @lru_cache(maxsize=1024)
@@ -52,6 +56,7 @@ def _derive(
     groups: int,
     tables: tuple[Table, ...],
     length: int | None,
+    residues: Residues | None,
 ) -> TileRelation:
     arguments: dict[str, Any] = {
         "keep": keep,
@@ -62,21 +67,52 @@ def _derive(
         "groups": groups,
         "tables": tables,
         "length": length,
+        "residues": residues,
     }
-    worker = _worker()
-    if worker is None:
-        return tile_relation(**arguments)
     try:
-        return worker.ask(arguments)
+        return _asked(tile_relation, arguments)
     except (OSError, EOFError, TimeoutError) as problem:
-        worker.stop()
         reason = "took too long" if isinstance(problem, TimeoutError) else "broke off"
         walk = ListWalk(reason=f"the search for a closed form {reason}")
-        return TileRelation(block_q=block_q, block_k=block_k, shape=shape, by_query=walk, by_key=walk)
+        return TileRelation(
+            block_q=block_q, block_k=block_k, shape=shape, by_query=walk, by_key=walk, residues=residues
+        )
+
+
+def find_residues(
+    keep: Expr, *, shape: Shape, heads: int, groups: int, tables: Sequence[Table] = ()
+) -> Residues | None:
+    """`residues_of` of the same arguments, from the worker; None where the search does not end."""
+    return _find_residues(keep, shape, heads, groups, tuple(tables))
+
+
+@lru_cache(maxsize=1024)
+def _find_residues(keep: Expr, shape: Shape, heads: int, groups: int, tables: tuple[Table, ...]) -> Residues | None:
+    arguments = {"keep": keep, "shape": shape, "heads": heads, "groups": groups, "tables": tables}
+    try:
+        return _asked(residues_of, arguments)
+    except (OSError, EOFError, TimeoutError):
+        return None
+
+
+def _asked(question: Callable[..., T], arguments: Mapping[str, Any]) -> T:
+    """The answer of the worker, or of this process where none can be started.
+
+    Raises:
+        OSError, EOFError, TimeoutError: the worker broke off; it is stopped.
+    """
+    worker = _worker()
+    if worker is None:
+        return question(**arguments)
+    try:
+        return worker.ask(question, arguments)
+    except (OSError, EOFError, TimeoutError):
+        worker.stop()
+        raise
 
 
 class _Worker:
-    """A child process that derives one relation after the other, spoken to with pickles over its pipes."""
+    """A child process that answers one question after the other, spoken to with pickles over its pipes."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()
@@ -90,7 +126,7 @@ class _Worker:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
 
-    def ask(self, arguments: dict[str, Any]) -> TileRelation:
+    def ask(self, question: Callable[..., T], arguments: Mapping[str, Any]) -> T:
         """The child's answer.
 
         Raises:
@@ -100,14 +136,14 @@ class _Worker:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with self.lock:
-            pickle.dump(arguments, self.process.stdin)
+            pickle.dump((question, arguments), self.process.stdin)
             self.process.stdin.flush()
-            answer: Future[Any] = self.reader.submit(_read, self.process.stdout)
+            answer: Future[tuple[bool, Any]] = self.reader.submit(_read, self.process.stdout)
             try:
-                found = answer.result(SECONDS)
+                succeeded, found = answer.result(SECONDS)
             except LateError as problem:  # not the built-in one before Python 3.11
                 raise TimeoutError from problem
-        return found if isinstance(found, TileRelation) else tile_relation(**arguments)
+        return found if succeeded else question(**arguments)
 
     def stop(self) -> None:
         """End the child, whatever it is doing; the next question starts another."""
@@ -123,8 +159,9 @@ class _Worker:
             _current = None
 
 
-def _read(pipe: IO[bytes]) -> object:
-    return pickle.load(pipe)  # noqa: S301  # what our own child wrote
+def _read(pipe: IO[bytes]) -> tuple[bool, Any]:
+    """Whether the question was answered, and how."""
+    return pickle.load(pipe)  # type: ignore[no-any-return]  # noqa: S301  # what our own child wrote
 
 
 def _close(pipe: IO[bytes]) -> None:
@@ -162,13 +199,13 @@ def main() -> None:
     sys.stdout = sys.stderr  # nothing else may write among the answers
     while True:
         try:
-            arguments = pickle.load(questions)  # noqa: S301  # what our own parent wrote
+            question, arguments = pickle.load(questions)  # noqa: S301  # what our own parent wrote
         except EOFError:
             return
         try:
-            answer: object = tile_relation(**arguments)
+            answer: tuple[bool, Any] = (True, question(**arguments))
         except Exception as problem:  # noqa: BLE001  # of any kind: the parent meets it again
-            answer = repr(problem)
+            answer = (False, repr(problem))
         pickle.dump(answer, answers)
         answers.flush()
 

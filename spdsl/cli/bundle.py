@@ -75,7 +75,7 @@ def _compile(pattern: CheckedPattern, wish: Wish, files: dict[str, bytes]) -> li
         _refuse_too_large(each.name, each.shared, wish)
     source_file = f"{source.name}.{wish.shape}.py"
     files[source_file] = source.text.encode()
-    rows = {kernel.name: kernel.block for kernel in lower(plan).kernels}
+    kernels_by_name = {kernel.name: kernel for kernel in lower(plan).kernels}
     kernels = []
     for each in binaries:
         binary_file = f"{source.name}.{wish.shape}.{each.name}.{each.extension}"
@@ -89,7 +89,8 @@ def _compile(pattern: CheckedPattern, wish: Wish, files: dict[str, bytes]) -> li
                 "entry": each.entry,
                 "warps": each.warps,
                 "stages": each.stages,
-                "rows_per_program": rows[each.name],
+                "rows_per_program": kernels_by_name[each.name].block,
+                "residue_classes": kernels_by_name[each.name].classes or 1,
                 "shared_bytes": each.shared,
                 "registers": each.registers,
                 "spills": each.spills,

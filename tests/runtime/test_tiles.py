@@ -16,7 +16,7 @@ from spdsl.runtime.evaluate import evaluate, tables_for
 from spdsl.runtime.intervals import tile_bounds
 from spdsl.runtime.lists import lists_for, tile_lists, walk_lists
 from spdsl.runtime.pairs import pairs_of
-from spdsl.runtime.slots import By
+from spdsl.runtime.tile_grid import By, TileGrid
 from spdsl.semantics.nodes import Expr, Extent, Index, Table
 from tests.runtime.build import CAUSAL, B, H, K, Q, every, load, op, plan, table, window
 from tests.runtime.programs import condition
@@ -188,7 +188,7 @@ def test_walks_in_closed_form() -> None:
     )
     walk = SlotWalk(slots=slots)
     call = _call(plan(CAUSAL, heads=4, groups=2), 120, 120, 0)
-    lists = walk_lists(call, walk, by="query", block_q=16, block_k=16)
+    lists = walk_lists(call, walk, TileGrid(by="query", block_q=16, block_k=16))
     for head in range(4):
         for row, (whole, masked) in enumerate(_rows(lists, 0, head)):
             middle = set(range(max(row - 2, 1), row + 1))
