@@ -23,6 +23,9 @@ from spdsl.semantics.nodes import Apply, Const, Expr, Index, Table
 LARGEST = 64
 """The largest modulus.  At sensible lengths more classes than this have fewer rows than a tile."""
 
+OPERATIONS = 150_000
+"""isl operations for the search: some tens of milliseconds.  Masks that need more than that rarely have a stride."""
+
 _QUERY = "q class"
 _KEY = "k class"
 
@@ -30,7 +33,7 @@ _KEY = "k class"
 def residues_of(keep: Expr, *, shape: Shape, heads: int, groups: int, tables: Sequence[Table] = ()) -> Residues | None:
     """The residues of an expanded predicate; None where kept distances have no common stride, or none is found."""
     try:
-        with limited():
+        with limited(operations=OPERATIONS):
             found = _modulus(keep, shape, heads, groups, tables)
             return None if found is None else _without_implied(keep, found, shape, heads, groups)
     except (NotAffineError, BudgetSpentError):
