@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from spdsl.analysis.plans import Precision
-from spdsl.analysis.tiles import Shape
+from spdsl.analysis.tiles import Shape, tiles_among
 from spdsl.diagnostics import Span
 from spdsl.semantics.nodes import Dtype, Expr, Side
 
@@ -441,8 +441,7 @@ class Kernel:
 
     def programs(self, rows: int) -> int:
         """How many tiles there are among ``rows`` rows."""
-        classes = self.classes or 1
-        return -(-rows // (self.block * classes)) * classes
+        return tiles_among(rows, self.block, self.classes or 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from spdsl.analysis.plans import KernelPlan
+from spdsl.analysis.tiles import tiles_among
 
 By: TypeAlias = Literal["query", "key"]
 
@@ -40,11 +41,11 @@ class TileGrid:
 
     def query_tiles(self, rows: int) -> int:
         """Tiles among ``rows`` queries: of all classes where programs own them, else of one class."""
-        return -(-rows // self.spans[0]) * (self.modulus if self.by == "query" else 1)
+        return tiles_among(rows, self.block_q, self.modulus) if self.by == "query" else -(-rows // self.spans[0])
 
     def key_tiles(self, rows: int) -> int:
         """Tiles among ``rows`` keys, likewise."""
-        return -(-rows // self.spans[1]) * (self.modulus if self.by == "key" else 1)
+        return tiles_among(rows, self.block_k, self.modulus) if self.by == "key" else -(-rows // self.spans[1])
 
     def within(self, i: Tensor, j: Tensor, q_start: int) -> dict[str, Tensor]:
         """The tiles ``i`` and ``j`` counted within their classes, and the classes ``q_class`` and ``k_class``."""

@@ -79,6 +79,15 @@ class Residues:
     keep: Expr
 
 
+def tiles_among(rows: int, block: int, classes: int) -> int:
+    """How many tiles with a row that exists there are of all residue classes, counted with the classes changing
+    fastest: tile ``t`` holds the rows ``(t // classes * block + x) * classes + t % classes``."""
+    if rows == 0:
+        return 0
+    before = (rows - 1) // (block * classes)
+    return before * classes + min(classes, rows - before * block * classes)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileRelation:
     """The touched and full tiles of a pattern for one pair of tile sizes, by query tile and by key tile.

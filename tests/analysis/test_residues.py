@@ -16,7 +16,7 @@ from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Problem
 from spdsl.analysis.relation import tile_relation
 from spdsl.analysis.residues import residues_of
-from spdsl.analysis.tiles import ListWalk, Residues, SlotWalk, TileRelation
+from spdsl.analysis.tiles import ListWalk, Residues, SlotWalk, TileRelation, tiles_among
 from spdsl.semantics.nodes import Const
 from tests.analysis.brute import check_walk, environment, mask_of
 from tests.analysis.build import Term, b, causal, h, k, load, n, nq, q
@@ -248,3 +248,11 @@ def test_divisors_of_large_strides() -> None:
         assert stride % found.modulus == 0
         assert found.modulus == max(each for each in range(1, 65) if gcd(each, stride) == each)
         assert found.shift == 3 % found.modulus
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 8])
+@pytest.mark.parametrize("block", [1, 4, 16])
+def test_tiles_among(block: int, classes: int) -> None:
+    for rows in range(0, 150, 7):
+        tiles = {row // classes // block * classes + row % classes for row in range(rows)}
+        assert tiles == set(range(tiles_among(rows, block, classes)))

@@ -6,6 +6,7 @@ import pytest
 
 from spdsl.analysis import worker
 from spdsl.analysis.relation import tile_relation
+from spdsl.analysis.residues import residues_of
 from spdsl.analysis.tiles import ListWalk, SlotWalk
 from tests.runtime.build import K, Q, op
 
@@ -18,6 +19,14 @@ def ask(block: int) -> dict[str, object]:
 
 def test_the_same_relation() -> None:
     assert worker.derive(CAUSAL, **ask(64)) == tile_relation(CAUSAL, **ask(64))  # type: ignore[arg-type]
+
+
+def test_the_same_residues() -> None:
+    keep = op("and", CAUSAL, op("eq", op("mod", op("sub", Q, K), 4), 1))
+    found = worker.find_residues(keep, shape="square", heads=1, groups=1)
+    assert found is not None
+    assert found == residues_of(keep, shape="square", heads=1, groups=1)
+    assert (found.modulus, found.shift, found.keep) == (4, 1, CAUSAL)
 
 
 def test_a_child_that_ends_is_replaced() -> None:

@@ -22,7 +22,7 @@ from tests.runtime.build import CAUSAL, K, Q, load, op, table
 from tests.runtime.build import plan as by_hand
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ("causal", "streaming", "documents", "alibi")
+GOLDEN = ("causal", "streaming", "documents", "alibi", "dilated")
 
 
 def planned(name: str, shape: str = "square", **parameters: object) -> Plan:

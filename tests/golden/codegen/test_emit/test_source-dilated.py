@@ -1,0 +1,302 @@
+"""Attention kernels of the pattern `dilated`, written by spdsl.
+
+bf16, 4 query heads on 2 key heads, shape square.
+forward: tiles of 64 queries and 64 keys, tiles in closed form, 1 runs, rows of 4 residue classes apart.
+dq: tiles of 64 queries and 64 keys, tiles in closed form, 1 runs, rows of 4 residue classes apart.
+dkdv: tiles of 64 queries and 64 keys, tiles in closed form, 1 runs, rows of 4 residue classes apart.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["nq", "n"])
+def forward(
+    Q,  # [batch, heads, nq, 64]
+    q_stride_b, q_stride_h, q_stride_n,
+    K,  # [batch, groups, n, 64]
+    k_stride_b, k_stride_h, k_stride_n,
+    V,  # [batch, groups, n, 64]
+    v_stride_b, v_stride_h, v_stride_n,
+    O,  # [batch, heads, nq, 64]
+    o_stride_b, o_stride_h, o_stride_n,
+    LSE,  # [batch, heads, nq], natural logarithm
+    nq,  # query rows
+    n,  # keys
+):
+    """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
+    BLOCK_Q: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 64
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    turn = tl.num_programs(0) - 1 - tl.program_id(0)
+    i = turn // 4  # tile of queries, the last first: their rows are the longest
+    q_class = turn % 4  # its rows are every 4th from this one on
+    h = tl.program_id(1)  # query head
+    g = h // 2  # key head
+    b = tl.program_id(2)  # sequence
+    k_class = q_class  # residue class of the keys that these rows meet
+    q_rows = (i * BLOCK_Q + tl.arange(0, BLOCK_Q)) * 4 + q_class
+    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+    q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h + q_class.to(tl.int64) * q_stride_n
+    q_rows_apart = tl.full([], 4, tl.int64) * q_stride_n  # rows of a class
+    q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_rows_apart + tl.arange(0, HEAD_DIM)[None, :]
+    q_step = tl.full([], BLOCK_Q * 4, tl.int64) * q_stride_n  # from tile to tile
+    q_tile = tl.load(q_base + i * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
+    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h + k_class.to(tl.int64) * k_stride_n
+    k_rows_apart = tl.full([], 4, tl.int64) * k_stride_n  # rows of a class
+    k_offsets = tl.arange(0, BLOCK_K)[:, None] * k_rows_apart + tl.arange(0, HEAD_DIM)[None, :]
+    k_step = tl.full([], BLOCK_K * 4, tl.int64) * k_stride_n  # from tile to tile
+    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h + k_class.to(tl.int64) * v_stride_n
+    v_rows_apart = tl.full([], 4, tl.int64) * v_stride_n  # rows of a class
+    v_offsets = tl.arange(0, BLOCK_K)[:, None] * v_rows_apart + tl.arange(0, VALUE_DIM)[None, :]
+    v_step = tl.full([], BLOCK_K * 4, tl.int64) * v_stride_n  # from tile to tile
+    m = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum of the logits
+    l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
+    acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
+    lo = tl.maximum(0, i - 16)  # touched tiles
+    hi = i + 1
+    full_lo = tl.minimum(tl.maximum(i - 15, lo), hi)  # full tiles
+    full_hi = tl.maximum(tl.minimum(tl.minimum(i, hi), n >> 8), full_lo)
+    # masked where the tile is not full
+    for j in tl.range(lo, hi):
+        masked = (j < full_lo) | (j >= full_hi)
+        k_rows = (j * BLOCK_K + tl.arange(0, BLOCK_K)) * 4 + k_class
+        k = k_rows[None, :]  # positions, [1, BLOCK_K]
+        k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
+        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
+        if masked:
+            scores = tl.where((k <= q) & (q - k < 4096) & (k < n), scores, float("-inf"))  # dilated.spat:3
+        m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
+        shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
+        p = tl.exp2(scores * 0.18033688011112042 - shift[:, None])
+        alpha = tl.exp2(m - shift)
+        l = l * alpha + tl.sum(p, 1)
+        acc = acc * alpha[:, None]
+        m = m_new
+        v_tile = tl.load(v_base + j * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+        acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
+    norm = tl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
+    acc = acc / norm[:, None]
+    lse = (m + tl.log2(norm)) * 0.6931471805599453
+    o_base = O + b.to(tl.int64) * o_stride_b + h.to(tl.int64) * o_stride_h + q_class.to(tl.int64) * o_stride_n
+    o_rows_apart = tl.full([], 4, tl.int64) * o_stride_n  # rows of a class
+    o_offsets = tl.arange(0, BLOCK_Q)[:, None] * o_rows_apart + tl.arange(0, VALUE_DIM)[None, :]
+    o_step = tl.full([], BLOCK_Q * 4, tl.int64) * o_stride_n  # from tile to tile
+    tl.store(o_base + i * o_step + o_offsets, acc.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
+    row_base = (b * HEADS + h).to(tl.int64) * nq
+    tl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
+
+
+@triton.jit(do_not_specialize=["nq", "n"])
+def delta(
+    O,  # [batch, heads, nq, 64]
+    o_stride_b, o_stride_h, o_stride_n,
+    dO,  # [batch, heads, nq, 64]
+    do_stride_b, do_stride_h, do_stride_n,
+    LSE,  # [batch, heads, nq], natural logarithm
+    dLSE,  # [batch, heads, nq]
+    LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
+    Delta,  # [batch, heads, nq]
+    nq,  # query rows
+    n,  # keys
+):
+    """Delta: the row sums of dO * O minus dLSE."""
+    BLOCK_Q: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 64
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    i = tl.program_id(0)  # tile of queries
+    h = tl.program_id(1)  # query head
+    g = h // 2  # key head
+    b = tl.program_id(2)  # sequence
+    q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+    o_base = O + b.to(tl.int64) * o_stride_b + h.to(tl.int64) * o_stride_h
+    o_offsets = tl.arange(0, BLOCK_Q)[:, None] * o_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+    o_step = tl.full([], BLOCK_Q, tl.int64) * o_stride_n  # from tile to tile
+    o_tile = tl.load(o_base + i * o_step + o_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+    do_base = dO + b.to(tl.int64) * do_stride_b + h.to(tl.int64) * do_stride_h
+    do_offsets = tl.arange(0, BLOCK_Q)[:, None] * do_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+    do_step = tl.full([], BLOCK_Q, tl.int64) * do_stride_n  # from tile to tile
+    do_tile = tl.load(do_base + i * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+    row_base = (b * HEADS + h).to(tl.int64) * nq
+    d_lse = tl.load(dLSE + row_base + q_rows, mask=q_rows < nq, other=0.0)
+    lse = tl.load(LSE + row_base + q_rows, mask=q_rows < nq, other=float("-inf"))
+    lse2 = tl.where(lse == float("-inf"), float("inf"), lse * 1.4426950408889634)  # exponents of rows that keep nothing: -inf
+    delta = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1) - d_lse
+    delta = tl.where(lse == float("-inf"), 0.0, delta)
+    tl.store(LSE2 + row_base + q_rows, lse2, mask=q_rows < nq)
+    tl.store(Delta + row_base + q_rows, delta, mask=q_rows < nq)
+
+
+@triton.jit(do_not_specialize=["nq", "n"])
+def dq(
+    Q,  # [batch, heads, nq, 64]
+    q_stride_b, q_stride_h, q_stride_n,
+    K,  # [batch, groups, n, 64]
+    k_stride_b, k_stride_h, k_stride_n,
+    V,  # [batch, groups, n, 64]
+    v_stride_b, v_stride_h, v_stride_n,
+    dO,  # [batch, heads, nq, 64]
+    do_stride_b, do_stride_h, do_stride_n,
+    LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
+    Delta,  # [batch, heads, nq]
+    dQ,  # [batch, heads, nq, 64]
+    dq_stride_b, dq_stride_h, dq_stride_n,
+    nq,  # query rows
+    n,  # keys
+):
+    """dQ: each program owns a tile of queries."""
+    BLOCK_Q: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 64
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    turn = tl.num_programs(0) - 1 - tl.program_id(0)
+    i = turn // 4  # tile of queries, the last first: their rows are the longest
+    q_class = turn % 4  # its rows are every 4th from this one on
+    h = tl.program_id(1)  # query head
+    g = h // 2  # key head
+    b = tl.program_id(2)  # sequence
+    k_class = q_class  # residue class of the keys that these rows meet
+    q_rows = (i * BLOCK_Q + tl.arange(0, BLOCK_Q)) * 4 + q_class
+    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+    q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h + q_class.to(tl.int64) * q_stride_n
+    q_rows_apart = tl.full([], 4, tl.int64) * q_stride_n  # rows of a class
+    q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_rows_apart + tl.arange(0, HEAD_DIM)[None, :]
+    q_step = tl.full([], BLOCK_Q * 4, tl.int64) * q_stride_n  # from tile to tile
+    q_tile = tl.load(q_base + i * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
+    do_base = dO + b.to(tl.int64) * do_stride_b + h.to(tl.int64) * do_stride_h + q_class.to(tl.int64) * do_stride_n
+    do_rows_apart = tl.full([], 4, tl.int64) * do_stride_n  # rows of a class
+    do_offsets = tl.arange(0, BLOCK_Q)[:, None] * do_rows_apart + tl.arange(0, VALUE_DIM)[None, :]
+    do_step = tl.full([], BLOCK_Q * 4, tl.int64) * do_stride_n  # from tile to tile
+    do_tile = tl.load(do_base + i * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+    row_base = (b * HEADS + h).to(tl.int64) * nq
+    lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[:, None]
+    delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[:, None]
+    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h + k_class.to(tl.int64) * k_stride_n
+    k_rows_apart = tl.full([], 4, tl.int64) * k_stride_n  # rows of a class
+    k_offsets = tl.arange(0, BLOCK_K)[:, None] * k_rows_apart + tl.arange(0, HEAD_DIM)[None, :]
+    k_step = tl.full([], BLOCK_K * 4, tl.int64) * k_stride_n  # from tile to tile
+    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h + k_class.to(tl.int64) * v_stride_n
+    v_rows_apart = tl.full([], 4, tl.int64) * v_stride_n  # rows of a class
+    v_offsets = tl.arange(0, BLOCK_K)[:, None] * v_rows_apart + tl.arange(0, VALUE_DIM)[None, :]
+    v_step = tl.full([], BLOCK_K * 4, tl.int64) * v_stride_n  # from tile to tile
+    dq = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
+    lo = tl.maximum(0, i - 16)  # touched tiles
+    hi = i + 1
+    full_lo = tl.minimum(tl.maximum(i - 15, lo), hi)  # full tiles
+    full_hi = tl.maximum(tl.minimum(tl.minimum(i, hi), n >> 8), full_lo)
+    # masked where the tile is not full
+    for j in tl.range(lo, hi):
+        masked = (j < full_lo) | (j >= full_hi)
+        k_rows = (j * BLOCK_K + tl.arange(0, BLOCK_K)) * 4 + k_class
+        k = k_rows[None, :]  # positions, [1, BLOCK_K]
+        k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
+        v_tile = tl.load(v_base + j * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
+        dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
+        p = tl.exp2(scores * 0.18033688011112042 - lse)
+        if masked:
+            p = tl.where((k <= q) & (q - k < 4096) & (k < n), p, 0.0)  # dilated.spat:3
+        ds = p * (dp - delta)  # gradient of the logits
+        dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
+    dq_base = dQ + b.to(tl.int64) * dq_stride_b + h.to(tl.int64) * dq_stride_h + q_class.to(tl.int64) * dq_stride_n
+    dq_rows_apart = tl.full([], 4, tl.int64) * dq_stride_n  # rows of a class
+    dq_offsets = tl.arange(0, BLOCK_Q)[:, None] * dq_rows_apart + tl.arange(0, HEAD_DIM)[None, :]
+    dq_step = tl.full([], BLOCK_Q * 4, tl.int64) * dq_stride_n  # from tile to tile
+    dq = dq * 0.125
+    tl.store(dq_base + i * dq_step + dq_offsets, dq.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
+
+
+@triton.jit(do_not_specialize=["nq", "n"])
+def dkdv(
+    Q,  # [batch, heads, nq, 64]
+    q_stride_b, q_stride_h, q_stride_n,
+    K,  # [batch, groups, n, 64]
+    k_stride_b, k_stride_h, k_stride_n,
+    V,  # [batch, groups, n, 64]
+    v_stride_b, v_stride_h, v_stride_n,
+    dO,  # [batch, heads, nq, 64]
+    do_stride_b, do_stride_h, do_stride_n,
+    LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
+    Delta,  # [batch, heads, nq]
+    dK,  # [batch, groups, n, 64]
+    dk_stride_b, dk_stride_h, dk_stride_n,
+    dV,  # [batch, groups, n, 64]
+    dv_stride_b, dv_stride_h, dv_stride_n,
+    nq,  # query rows
+    n,  # keys
+):
+    """dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."""
+    BLOCK_Q: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 64
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    j = tl.program_id(0) // 4  # tile of keys
+    k_class = tl.program_id(0) % 4  # its rows are every 4th from this one on
+    g = tl.program_id(1)  # key head
+    b = tl.program_id(2)  # sequence
+    q_class = k_class  # residue class of the queries that these rows meet
+    k_rows = (j * BLOCK_K + tl.arange(0, BLOCK_K)) * 4 + k_class
+    k = k_rows[:, None]  # positions, [BLOCK_K, 1]
+    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h + k_class.to(tl.int64) * k_stride_n
+    k_rows_apart = tl.full([], 4, tl.int64) * k_stride_n  # rows of a class
+    k_offsets = tl.arange(0, BLOCK_K)[:, None] * k_rows_apart + tl.arange(0, HEAD_DIM)[None, :]
+    k_step = tl.full([], BLOCK_K * 4, tl.int64) * k_stride_n  # from tile to tile
+    k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
+    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h + k_class.to(tl.int64) * v_stride_n
+    v_rows_apart = tl.full([], 4, tl.int64) * v_stride_n  # rows of a class
+    v_offsets = tl.arange(0, BLOCK_K)[:, None] * v_rows_apart + tl.arange(0, VALUE_DIM)[None, :]
+    v_step = tl.full([], BLOCK_K * 4, tl.int64) * v_stride_n  # from tile to tile
+    v_tile = tl.load(v_base + j * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+    dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
+    dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
+    lo = j  # touched tiles
+    hi = tl.minimum(j + 17, (n + 255) >> 8)
+    full_lo = tl.minimum(tl.maximum(j + 1, lo), hi)  # full tiles
+    full_hi = tl.maximum(tl.minimum(tl.minimum(j + 16, hi), nq >> 8), full_lo)
+    # heads of the group
+    for r in tl.range(0, 2):
+        h = g * 2 + r  # query head
+        q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h + q_class.to(tl.int64) * q_stride_n
+        q_rows_apart = tl.full([], 4, tl.int64) * q_stride_n  # rows of a class
+        q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_rows_apart + tl.arange(0, HEAD_DIM)[None, :]
+        q_step = tl.full([], BLOCK_Q * 4, tl.int64) * q_stride_n  # from tile to tile
+        do_base = dO + b.to(tl.int64) * do_stride_b + h.to(tl.int64) * do_stride_h + q_class.to(tl.int64) * do_stride_n
+        do_rows_apart = tl.full([], 4, tl.int64) * do_stride_n  # rows of a class
+        do_offsets = tl.arange(0, BLOCK_Q)[:, None] * do_rows_apart + tl.arange(0, VALUE_DIM)[None, :]
+        do_step = tl.full([], BLOCK_Q * 4, tl.int64) * do_stride_n  # from tile to tile
+        row_base = (b * HEADS + h).to(tl.int64) * nq
+        # masked where the tile is not full
+        for i in tl.range(lo, hi):
+            masked = (i < full_lo) | (i >= full_hi)
+            q_rows = (i * BLOCK_Q + tl.arange(0, BLOCK_Q)) * 4 + q_class
+            q = q_rows[None, :]  # positions, [1, BLOCK_Q]
+            q_tile = tl.load(q_base + i * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
+            do_tile = tl.load(do_base + i * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+            lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[None, :]
+            delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[None, :]
+            scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
+            p = tl.exp2(scores * 0.18033688011112042 - lse)
+            if masked:
+                p = tl.where((k <= q) & (q - k < 4096), p, 0.0)  # dilated.spat:3
+            dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
+            dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
+            ds = p * (dp - delta)  # gradient of the logits
+            dk = tl.dot(ds.to(tl.bfloat16), q_tile, dk)  # [BLOCK_K, HEAD_DIM]
+    dk_base = dK + b.to(tl.int64) * dk_stride_b + g.to(tl.int64) * dk_stride_h + k_class.to(tl.int64) * dk_stride_n
+    dk_rows_apart = tl.full([], 4, tl.int64) * dk_stride_n  # rows of a class
+    dk_offsets = tl.arange(0, BLOCK_K)[:, None] * dk_rows_apart + tl.arange(0, HEAD_DIM)[None, :]
+    dk_step = tl.full([], BLOCK_K * 4, tl.int64) * dk_stride_n  # from tile to tile
+    dk = dk * 0.125
+    tl.store(dk_base + j * dk_step + dk_offsets, dk.to(tl.bfloat16), mask=(k_rows < n)[:, None])
+    dv_base = dV + b.to(tl.int64) * dv_stride_b + g.to(tl.int64) * dv_stride_h + k_class.to(tl.int64) * dv_stride_n
+    dv_rows_apart = tl.full([], 4, tl.int64) * dv_stride_n  # rows of a class
+    dv_offsets = tl.arange(0, BLOCK_K)[:, None] * dv_rows_apart + tl.arange(0, VALUE_DIM)[None, :]
+    dv_step = tl.full([], BLOCK_K * 4, tl.int64) * dv_stride_n  # from tile to tile
+    tl.store(dv_base + j * dv_step + dv_offsets, dv.to(tl.bfloat16), mask=(k_rows < n)[:, None])
