@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 from spdsl.analysis import worker
@@ -42,8 +45,14 @@ def test_a_child_that_ends_is_replaced() -> None:
     assert isinstance(found.by_query, SlotWalk)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs a signal that stops a process")
 def test_a_child_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "SECONDS", 0.0)
+    worker.derive(CAUSAL, **ask(80))  # type: ignore[arg-type]
+    child = worker._worker()
+    assert child is not None
+    os.kill(child.process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(worker, "SECONDS", 0.2)
     lost = worker.derive(CAUSAL, **ask(96))  # type: ignore[arg-type]
     assert isinstance(lost.by_query, ListWalk)
     assert "too long" in lost.by_query.reason
+    assert child.process.returncode is not None
