@@ -7,10 +7,12 @@ in a fixed order; an index that has none is refused by name.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 from typing import Literal
 
 from spdsl.analysis.plans import TableGradient
 from spdsl.diagnostics import error
+from spdsl.semantics import build
 from spdsl.semantics.differentiate import derivative
 from spdsl.semantics.nodes import Apply, Const, Expr, Index, Load
 from spdsl.semantics.rewrite import free_indices, transform, walk
@@ -78,19 +80,33 @@ def _of_distance(index: Expr) -> bool:
 
 
 def distance_form(index: Expr) -> Expr:
-    """``index`` with ``q - k`` replaced by ``Index("distance")``, and ``k - q`` by its negative."""
-    distance = Index(name="distance")
+    """``index`` with every sum in which q and k stand as a multiple of ``q - k`` written by ``Index("distance")``."""
 
     def rewrite(node: Expr) -> Expr | None:
-        match node:
-            case Apply(op="sub", args=(Index(name="q"), Index(name="k"))):
-                return distance
-            case Apply(op="sub", args=(Index(name="k"), Index(name="q"))):
-                return Apply(op="neg", args=(distance,), dtype="int")
-            case _:
-                return None
+        if not isinstance(node, Apply) or node.op not in ("add", "sub", "neg") or node.dtype != "int":
+            return None
+        terms = _terms(node)
+        times = terms.pop(Index(name="q"), 0)
+        if not times or terms.pop(Index(name="k"), 0) != -times:
+            return None
+        distance = build.mul(times, Index(name="distance"))
+        return reduce(lambda total, term: build.add(total, build.mul(term[1], term[0])), terms.items(), distance)
 
     return transform(index, rewrite)
+
+
+def _terms(node: Expr) -> dict[Expr, int]:
+    """What an expression adds and subtracts, and how often."""
+    match node:
+        case Apply(op="add" | "sub" as op, args=(a, b), dtype="int"):
+            total, sign = _terms(a), 1 if op == "add" else -1
+            for term, times in _terms(b).items():
+                total[term] = total.get(term, 0) + sign * times
+            return total
+        case Apply(op="neg", args=(a,), dtype="int"):
+            return {term: -times for term, times in _terms(a).items()}
+        case _:
+            return {node: 1}
 
 
 def _is_pair(load: Load) -> bool:
