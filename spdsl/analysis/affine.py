@@ -208,7 +208,7 @@ class _Abstraction:
             case Load() if is_program_constant(expr):
                 return self._opaque(expr)
             case Load():
-                raise NotAffineError(expr, "is read from an input at every position")
+                raise NotAffineError(expr, "is read from a table at every position")
             case Reduce() | Top() | Noise():
                 raise NotAffineError(expr, "is computed from the inputs or drawn at random, not from positions alone")
             case Param() | Coord():

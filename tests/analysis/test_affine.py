@@ -29,7 +29,7 @@ def anything(side: str) -> Term:
 @pytest.mark.parametrize(
     ("keep", "said"),
     [
-        (causal & load("doc", q).eq(load("doc", k)), "`doc[q]` is read from an input at every position"),
+        (causal & load("doc", q).eq(load("doc", k)), "`doc[q]` is read from a table at every position"),
         (causal & apply("is_pow2", q - k, dtype="bool"), "`is_pow2(q - k)` is not linear in the positions"),
         (q * k < 100, "`q * k` multiplies two values that are not constants"),
         (k * load("rate", b) < q, "`k * rate[b]` multiplies two values that are not constants"),
