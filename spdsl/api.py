@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spdsl import prepare as _prepare  # installs the planner of the operators
 from spdsl import reference
-from spdsl.arguments import autocast, first_query, place, plain_values, tables_of, whole
+from spdsl.arguments import autocast, first_query, place, plain_values, shortened, tables_of, whole
 from spdsl.diagnostics import SpatError, error
 from spdsl.library import names, read_file, resolver, text_of
 from spdsl.pipeline import Value, bound, key_of, read
@@ -150,11 +150,13 @@ class Attention:
         """
         q, k, v = autocast(q, k, v)
         check_tensors(q, k, v)
-        tables = list(tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device).values())
-        refuse_transforms((q, k, v, *tables))
+        given = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
+        refuse_transforms((q, k, v, *given.values()))
         if q_start is None and k_start is None and k_len is None and q.shape[2] > k.shape[2]:
             q_start = first_query(self.pattern.checked.attend, q.shape[2], k.shape[2])
+        rows = k.shape[2]
         k, v, places, shape, start = place(q, k, v, q_start, k_start, k_len)
+        tables = list(shortened(self.pattern.checked.tables, given, rows, k.shape[2]).values())
         out, lse = operator.attend(q, k, v, tables, places, self._key, shape, start)
         return (out, lse) if return_lse else out
 
@@ -177,6 +179,11 @@ class Attention:
             q_start = first_query(self.pattern.checked.attend, q.shape[2], k.shape[2])
         pattern = bound(self._key, q.shape[1], k.shape[1], q.shape[3])
         tables = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
+        rows = k.shape[2]
+        kept_k, kept_v, places, _, start = place(q, k, v, q_start, k_start, k_len)
+        if places is None:
+            tables = shortened(self.pattern.checked.tables, tables, rows, kept_k.shape[2])
+            k, v, q_start, k_start, k_len = kept_k, kept_v, start, None, None
         out, lse = reference.attend(pattern, q, k, v, tables=tables, q_start=q_start, k_start=k_start, k_len=k_len)
         return (out, lse) if return_lse else out
 

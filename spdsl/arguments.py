@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spdsl.diagnostics import error
 from spdsl.pipeline import Value
-from spdsl.semantics.nodes import Attend
+from spdsl.semantics.nodes import Attend, Table
 from spdsl.semantics.rewrite import free_indices
 
 
@@ -129,6 +129,22 @@ def place(
         k, v = k.narrow(2, start, length), v.narrow(2, start, length)
     first = length - nq if q_start is None else whole("q_start", q_start)
     return k, v, None, "square" if first == 0 and nq == length else "offset", first
+
+
+def shortened(declared: Sequence[Table], tables: dict[str, Tensor], rows: int, length: int) -> dict[str, Tensor]:
+    """The inputs of a call that uses the first ``length`` positions of ``rows`` rows of keys.
+
+    A table along ``token`` may have an element for each row of a cache, or for each key in use.
+    """
+    if length == rows:
+        return tables
+    fitted = dict(tables)
+    for table in declared:
+        extra = tables[table.name].dim() - len(table.axes)
+        for number, axis in enumerate(table.axes):
+            if axis.kind == "token" and extra >= 0 and tables[table.name].shape[number + extra] == rows:
+                fitted[table.name] = fitted[table.name].narrow(number + extra, 0, length)
+    return fitted
 
 
 def first_query(attend: Attend, nq: int, n: int) -> int:

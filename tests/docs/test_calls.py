@@ -175,3 +175,14 @@ def test_an_input_may_be_called_like_a_stage() -> None:
     attend = spdsl.compile(pattern)
     expected = attend.reference(q, q, q, stage0=numbers)
     torch.testing.assert_close(attend(q, q, q, stage0=numbers), expected.float())
+
+
+@pytest.mark.parametrize("elements", [12, 20])
+def test_tables_of_a_cache_have_its_rows_or_the_keys_in_use(elements: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, 8)
+    doc = torch.arange(20)[:elements] // 5
+    attn = spdsl.compile("documents")
+    out = attn(q, k, v, k_len=12, doc=doc)
+    torch.testing.assert_close(out, attn(q, k[:, :, :12], v[:, :, :12], doc=doc[:12]))
+    torch.testing.assert_close(out.double(), attn.reference(q, k, v, k_len=12, doc=doc))
