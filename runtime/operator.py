@@ -63,7 +63,6 @@ def _request(
     k: Tensor,
     v: Tensor,
     tables: Sequence[Tensor],
-    places: Tensor | None,
     key: str,
     shape: str,
     gradients: tuple[int, ...],
@@ -82,6 +81,17 @@ def _request(
             gradients=gradients,
         )
     )
+
+
+def foresee_gradients(q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], key: str, shape: str) -> None:
+    """Plan the gradients of the tables that want one, so that what cannot be trained is refused before any work.
+
+    Raises:
+        SpatError: a table is read in a way whose gradient cannot be summed (SP402), or through a reduction (SP290).
+    """
+    wanted = tuple(position for position, table in enumerate(tables) if table.requires_grad)
+    if wanted and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        _request(q, k, v, tables, key, shape, wanted)
 
 
 def _call(
@@ -112,7 +122,7 @@ def attend(
     q_start: int,
 ) -> tuple[Tensor, Tensor]:
     """Sparse attention: output ``[batch, heads, nq, dv]`` and LSE ``[batch, heads, nq]`` (fp32, natural log)."""
-    prepared = _request(q, k, v, tables, places, key, shape, ())
+    prepared = _request(q, k, v, tables, key, shape, ())
     call = _call(prepared, q, k, v, tables, places, q_start)
     call = lists_for(check_call(call), ("forward",))
     with torch.autocast(q.device.type, enabled=False):  # the types of the tensors are the types computed in
@@ -145,7 +155,7 @@ def attend_backward(
 ) -> list[Tensor]:
     """The gradients asked for: 0, 1, 2 are q, k, v and 3 + i is table i, in this order."""
     gradients = tuple(each - 3 for each in wanted if each >= 3)
-    prepared = _request(q, k, v, tables, places, key, shape, gradients)
+    prepared = _request(q, k, v, tables, key, shape, gradients)
     call = lists_for(materialise(_call(prepared, q, k, v, tables, places, q_start)), ("dq", "dkdv"))
     names = ("q", "k", "v", *prepared.inputs)
     with torch.autocast(q.device.type, enabled=False):

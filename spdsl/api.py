@@ -157,6 +157,7 @@ class Attention:
         rows = k.shape[2]
         k, v, places, shape, start = place(q, k, v, q_start, k_start, k_len)
         tables = list(shortened(self.pattern.checked.tables, given, rows, k.shape[2]).values())
+        operator.foresee_gradients(q, k, v, tables, self._key, shape)
         out, lse = operator.attend(q, k, v, tables, places, self._key, shape, start)
         return (out, lse) if return_lse else out
 

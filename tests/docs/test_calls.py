@@ -186,3 +186,14 @@ def test_tables_of_a_cache_have_its_rows_or_the_keys_in_use(elements: int) -> No
     out = attn(q, k, v, k_len=12, doc=doc)
     torch.testing.assert_close(out, attn(q, k[:, :, :12], v[:, :, :12], doc=doc[:12]))
     torch.testing.assert_close(out.double(), attn.reference(q, k, v, k_len=12, doc=doc))
+
+
+def test_what_cannot_be_trained_is_refused_before_any_work() -> None:
+    attn = spdsl.compile(spdsl.loads("pattern p() { input w: float[40]  keep causal  bias w[q + k] }"))
+    q = torch.randn(1, 1, 16, 8)
+    w = torch.zeros(40, requires_grad=True)
+    with pytest.raises(spdsl.SpatError) as caught:
+        attn(q, q, q, w=w)
+    assert caught.value.code == "SP402"
+    with torch.no_grad():
+        attn(q, q, q, w=w)
