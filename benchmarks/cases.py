@@ -27,6 +27,7 @@ class Case:
     dim: int = 128
     dtype: torch.dtype = torch.bfloat16
     causal: bool = False
+    per_head: bool = False  # heads have masks of their own
 
 
 def _static(mod: MaskMod) -> Callable[[torch.device], MaskMod]:
@@ -154,7 +155,7 @@ CASES = (
         mask_mod=_bigbird_mod,
     ),
     Case(name="dilated4096_4", pattern="dilated", mask_mod=_static(_dilated)),
-    Case(name="s2_64_8_16", pattern="s2", mask_mod=_static(_s2)),
+    Case(name="s2_64_8_16", pattern="s2", per_head=True, mask_mod=_static(_s2)),
     Case(name="power128", pattern="power", mask_mod=_static(_power)),
     Case(
         name="na2d_192_k25",

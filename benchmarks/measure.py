@@ -123,9 +123,8 @@ def _spdsl(case: Case, device: torch.device) -> Forward:
 
 def _flex(case: Case, mod: MaskMod, device: torch.device) -> Forward:
     compiled = torch.compile(flex_attention)
-    per_head = "h" in mod.__code__.co_names or case.name.startswith("s2")
     block_mask = torch.compile(create_block_mask)(
-        mod, None, case.heads if per_head else None, case.n, case.n, device=device
+        mod, None, case.heads if case.per_head else None, case.n, case.n, device=device
     )
     return lambda q, k, v: compiled(q, k, v, block_mask=block_mask, enable_gqa=case.groups != case.heads)
 

@@ -42,11 +42,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A plan, the engine's name, and the inputs in the order of the operator's list."""
+    """A plan, and the name of the engine that runs it."""
 
     plan: Plan
     backend: str
-    inputs: tuple[str, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the operator's list of tables."""
+        return tuple(table.name for table in self.plan.problem.pattern.tables)
 
 
 Prepare = Callable[[Request], Prepared]

@@ -14,7 +14,7 @@ from spdsl.prepare import precision
 
 
 def sources(key: str, q: Tensor, k: Tensor, v: Tensor, target: str = "sm_90") -> dict[str, str]:
-    """Generated sources by file name, for tensors like these, with gradients for every float input."""
+    """Generated sources by file name, for tensors like these; inputs get no gradients."""
     made = plan_like(key, q, k, v, target)
     return {f"{made.problem.pattern.name}.py": emit(lower(made)).text}
 

@@ -39,7 +39,7 @@ def prepare(request: Request) -> Prepared:
         ),
         gradients=tuple(names[each] for each in request.gradients),
     )
-    return Prepared(plan=plan(problem, target_of(backend, request.device)), backend=backend, inputs=names)
+    return Prepared(plan=plan(problem, target_of(backend, request.device)), backend=backend)
 
 
 def precision(dtype: torch.dtype) -> Precision:

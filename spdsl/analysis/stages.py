@@ -25,7 +25,6 @@ from spdsl.semantics.nodes import (
     Noise,
     Param,
     Reduce,
-    Side,
     Table,
     TableAxis,
     Top,
@@ -217,8 +216,3 @@ def _product(extents: tuple[Expr, ...]) -> Expr:
     for extent in extents[1:]:
         result = Apply(op="mul", args=(result, extent), dtype="int")
     return result
-
-
-def sides_of(expr: Expr) -> frozenset[Side]:
-    """The sides, ``q`` and ``k``, on which an unexpanded expression depends."""
-    return frozenset(axis.side for axis in axes_of(expr) if axis.side is not None)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from spdsl.analysis.evaluate import By, evaluate, tiles_of
-from spdsl.analysis.evaluate_rows import evaluate_many, tiles_of_rows
 from spdsl.analysis.tiles import SlotWalk, TileRelation, Walk
 from spdsl.semantics.nodes import Expr
+from tests.analysis.evaluate import By, evaluate, tiles_of
+from tests.analysis.evaluate_rows import evaluate_many, tiles_of_rows
 
 
 def mask_of(keep: Expr, env: Mapping[str, int], tables: Mapping[str, Any] | None = None) -> np.ndarray:

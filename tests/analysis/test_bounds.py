@@ -12,7 +12,6 @@ import pytest
 from spdsl.analysis import relation as relation_module
 from spdsl.analysis import slots
 from spdsl.analysis.budget import BudgetSpentError, limited
-from spdsl.analysis.evaluate_rows import NUMPY_OPS
 from spdsl.analysis.pieces import TooComplexError
 from spdsl.analysis.relation import tile_relation
 from spdsl.analysis.tiles import ListWalk, Shape, Slot, SlotWalk, TileRelation, Walk
@@ -20,6 +19,7 @@ from spdsl.analysis.wording import describe
 from spdsl.semantics.ops import OPS
 from tests.analysis.brute import check, environment
 from tests.analysis.build import Term, b, causal, g, k, load, q
+from tests.analysis.evaluate_rows import NUMPY_OPS
 from tests.analysis.test_relation import PATTERNS, TABLES, VALUES
 
 

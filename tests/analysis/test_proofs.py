@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 
-from spdsl.analysis.evaluate import evaluate
 from spdsl.analysis.proofs import empty_rows, equal, is_causal, violations
 from spdsl.semantics.nodes import Bounds, Const, Expr, Table
 from tests.analysis.build import Term, b, causal, g, h, k, load, maximum, n, nq, q, q_start
+from tests.analysis.evaluate import evaluate
 
 YES = Term(Const(value=True))
 ROOT = Table(name="root", dtype="int", axes=(), bounds=Bounds(low=0), sorted=False)

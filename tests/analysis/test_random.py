@@ -8,13 +8,13 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spdsl.analysis.evaluate import evaluate
 from spdsl.analysis.proofs import empty_rows, is_causal
 from spdsl.analysis.relation import tile_relation
 from spdsl.analysis.tiles import SlotWalk
 from spdsl.semantics.nodes import Bounds, Const, Expr, Table, TableAxis
 from tests.analysis.brute import check_walk, environment, mask_of, tiles_of_mask
 from tests.analysis.build import Term, apply, b, causal, h, k, load, maximum, minimum, n, q, where
+from tests.analysis.evaluate import evaluate
 
 HEADS = 8
 WINDOW = Table(

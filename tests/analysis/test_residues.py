@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spdsl.analysis.evaluate import By
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Problem
 from spdsl.analysis.relation import tile_relation
@@ -20,6 +19,7 @@ from spdsl.analysis.tiles import ListWalk, Residues, SlotWalk, TileRelation, til
 from spdsl.semantics.nodes import Const
 from tests.analysis.brute import check_walk, environment, mask_of
 from tests.analysis.build import Term, b, causal, h, k, load, n, nq, q
+from tests.analysis.evaluate import By
 from tests.library.bound import library, program
 
 HEADS, GROUPS = 8, 2

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import assert_never
 
-from spdsl.analysis.evaluate import ROW_AND_TILE, By, Tables
 from spdsl.analysis.tiles import Interval, Slot, SlotWalk
 from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Param, Reduce, Top
 from spdsl.semantics.ops import bitlen, is_pow2, isqrt
+from tests.analysis.evaluate import ROW_AND_TILE, By, Tables
 
 Ints: TypeAlias = NDArray[np.int64]
 
