@@ -40,4 +40,5 @@ def _walk(kernel: KernelPlan) -> str:
     if isinstance(kernel.walk, ListWalk):
         return "tiles from lists"
     classes = "" if kernel.residues is None else f", rows of {kernel.classes} residue classes apart"
-    return f"tiles in closed form, {len(kernel.walk.slots)} runs{classes}"
+    runs = len(kernel.walk.slots)
+    return f"tiles in closed form, {runs} run{'' if runs == 1 else 's'}{classes}"

@@ -1,9 +1,9 @@
 """Attention kernels of the pattern `alibi`, written by spdsl.
 
 bf16, 4 query heads on 2 key heads, shape square.
-forward: tiles of 128 queries and 64 keys, tiles in closed form, 1 runs.
-dq: tiles of 64 queries and 64 keys, tiles in closed form, 1 runs.
-dkdv: tiles of 32 queries and 64 keys, tiles in closed form, 1 runs.
+forward: tiles of 128 queries and 64 keys, tiles in closed form, 1 run.
+dq: tiles of 64 queries and 64 keys, tiles in closed form, 1 run.
+dkdv: tiles of 32 queries and 64 keys, tiles in closed form, 1 run.
 """
 
 import triton

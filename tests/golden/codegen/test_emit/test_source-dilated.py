@@ -1,9 +1,9 @@
 """Attention kernels of the pattern `dilated`, written by spdsl.
 
 bf16, 4 query heads on 2 key heads, shape square.
-forward: tiles of 64 queries and 64 keys, tiles in closed form, 1 runs, rows of 4 residue classes apart.
-dq: tiles of 64 queries and 64 keys, tiles in closed form, 1 runs, rows of 4 residue classes apart.
-dkdv: tiles of 64 queries and 64 keys, tiles in closed form, 1 runs, rows of 4 residue classes apart.
+forward: tiles of 64 queries and 64 keys, tiles in closed form, 1 run, rows of 4 residue classes apart.
+dq: tiles of 64 queries and 64 keys, tiles in closed form, 1 run, rows of 4 residue classes apart.
+dkdv: tiles of 64 queries and 64 keys, tiles in closed form, 1 run, rows of 4 residue classes apart.
 """
 
 import triton

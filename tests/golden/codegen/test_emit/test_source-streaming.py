@@ -3,7 +3,7 @@
 bf16, 4 query heads on 2 key heads, shape square.
 forward: tiles of 64 queries and 64 keys, tiles in closed form, 2 runs.
 dq: tiles of 64 queries and 64 keys, tiles in closed form, 2 runs.
-dkdv: tiles of 64 queries and 64 keys, tiles in closed form, 1 runs.
+dkdv: tiles of 64 queries and 64 keys, tiles in closed form, 1 run.
 """
 
 import triton
