@@ -5,28 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-import torch
 from torch import Tensor
 
+from spdsl import walks
 from spdsl.analysis.plans import KernelPlan
-from spdsl.analysis.tiles import Interval, ListWalk, Residues, Slot, SlotWalk
+from spdsl.analysis.wording import describe as word
 from spdsl.arguments import first_query
+from spdsl.counting import count_pairs
 from spdsl.kernels import plan_like
-from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.calls import Call
 from spdsl.runtime.checks import check_call, check_tensors, raise_pending
-from spdsl.runtime.evaluate import evaluate, tables_for
-from spdsl.runtime.lists import tile_lists, walk_lists
 from spdsl.runtime.operator import with_batch
-from spdsl.runtime.pairs import pairs_of
-from spdsl.runtime.tile_grid import TileGrid
-from spdsl.semantics.show import print_expr
-
-_CHUNK_PAIRS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelReport:
-    """One kernel: tile sizes, its walk in words, and how many tiles it visits over batch and heads."""
+    """One kernel: tile sizes, its walk in words, and how many tiles it visits over batch and heads.
+
+    ``metadata`` is the size in bytes of the tensors that a call makes so that the kernel finds its tiles.
+    """
 
     kind: str
     block_q: int
@@ -35,11 +32,33 @@ class KernelReport:
     notes: tuple[str, ...]
     touched: int
     full: int
+    metadata: int
+
+    @property
+    def partial(self) -> int:
+        """Tiles that are masked."""
+        return self.touched - self.full
+
+    @property
+    def computed(self) -> int:
+        """Pairs whose logits are computed, kept or not."""
+        return self.touched * self.block_q * self.block_k
+
+    def as_dict(self, pairs: int) -> dict[str, object]:
+        """The report for `--json`, where the pattern keeps ``pairs``."""
+        return asdict(self) | {"partial": self.partial, "computed": self.computed, "useful": self.useful(pairs)}
+
+    def useful(self, pairs: int) -> float:
+        """Pairs kept over pairs computed."""
+        return pairs / self.computed if self.computed else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What `Attention.explain` tells.  ``pairs`` are kept by the pattern, over ``batch`` and ``heads``."""
+    """What `Attention.explain` tells.  ``pairs`` are kept by the pattern, over ``batch`` and ``heads``.
+
+    ``stages`` are the names of tables that are computed before the kernels start, with their sizes in bytes.
+    """
 
     pattern: str
     target: str
@@ -50,15 +69,22 @@ class Report:
     n: int
     pairs: int
     kernels: tuple[KernelReport, ...]
+    stages: tuple[tuple[str, int], ...] = ()
 
     @property
     def kept(self) -> float:
         """Pairs kept over all pairs."""
         return self.pairs / max(1, self.batch * self.heads * self.nq * self.n)
 
+    @property
+    def metadata(self) -> int:
+        """Bytes of all that a call and its backward pass make besides results: lists of tiles and tables of stages."""
+        return sum(kernel.metadata for kernel in self.kernels) + sum(size for _, size in self.stages)
+
     def as_dict(self) -> dict[str, object]:
         """The report for `--json`."""
-        return asdict(self) | {"kept": self.kept}
+        kernels = [kernel.as_dict(self.pairs) for kernel in self.kernels]
+        return asdict(self) | {"kernels": kernels, "kept": self.kept, "metadata": self.metadata}
 
     def text(self) -> str:
         """The report as lines to read."""
@@ -68,13 +94,15 @@ class Report:
             f"pairs kept: {self.pairs:,} of {self.batch * self.heads * self.nq * self.n:,} ({self.kept:.2%})",
         ]
         for kernel in self.kernels:
-            computed = kernel.touched * kernel.block_q * kernel.block_k
-            useful = self.pairs / computed if computed else 1.0
             lines.append(
-                f"{kernel.kind}: tiles of {kernel.block_q} × {kernel.block_k}, {kernel.touched:,} touched, "
-                f"{kernel.full:,} of them full; {useful:.1%} of the pairs computed are kept"
+                f"{kernel.kind}: tiles of {kernel.block_q} × {kernel.block_k}, {kernel.touched:,} touched: "
+                f"{kernel.full:,} full, {kernel.partial:,} partial; "
+                f"{kernel.useful(self.pairs):.1%} of the pairs computed are kept"
             )
             lines += [f"  {line}" for line in (*kernel.walk, *kernel.notes)]
+            lines += [f"  {kernel.metadata:,} bytes of lists"] if kernel.metadata else []
+        lines += [f"computed before the kernels start: {value}, {size:,} bytes" for value, size in self.stages]
+        lines.append(f"metadata: {self.metadata:,} bytes")
         return "\n".join(lines)
 
 
@@ -86,13 +114,10 @@ def explain(
     Raises:
         SpatError: as a call with these tensors would.
     """
-    check_tensors(q, k, v)
     target = target or ("cpu" if q.device.type == "cpu" else "sm_90")
-    plan = plan_like(key, q, k, v, target)
-    given = {table.name: with_batch(table, tables[table.name]) for table in plan.problem.pattern.tables}
-    start = first_query(plan.problem.pattern.attend, q.shape[2], k.shape[2])
-    call = check_call(Call(plan=plan, q=q, k=k, v=v, q_start=start, tables=given))
+    call = call_like(key, q, k, v, tables, target)
     raise_pending()
+    plan = call.plan
     return Report(
         pattern=plan.problem.pattern.name,
         target=target,
@@ -103,99 +128,32 @@ def explain(
         n=k.shape[2],
         pairs=count_pairs(call),
         kernels=tuple(_kernel(call, kernel) for kernel in (plan.forward, plan.dq, plan.dkdv)),
+        stages=tuple((word(each.value, 160), call.tables[each.name].nbytes) for each in plan.stages),
     )
 
 
-def count_pairs(call: Call) -> int:
-    """The pairs that a call keeps, over batch and heads: full tiles by their area, masked ones pair by pair."""
-    plan = call.plan
-    lists = _lists(call, plan.forward)
-    batch, heads, _, _ = call.q.shape
-    grid = TileGrid.of(plan.forward)
-    weight = (batch // lists.begin.shape[0]) * (heads // lists.begin.shape[1])
-    where = _rows_of(lists)
-    total = 0
-    step = max(1, _CHUNK_PAIRS // (grid.block_q * grid.block_k))
-    for start in range(0, len(where), step):
-        at, tiles = where[start : start + step], lists.tiles[start : start + step].long()
-        total += int(_count(call, at, tiles, grid).sum())
-    return total * weight
+def call_like(key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor], target: str) -> Call:
+    """The call with tensors like these, checked, the tables of its stages made.
 
-
-def _rows_of(lists: TileList) -> Tensor:
-    """For every listed tile, the (batch, head, row) it belongs to."""
-    counts = (lists.end - lists.begin).flatten().long()
-    owners = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    order = torch.repeat_interleave(lists.begin.flatten().long(), counts)
-    before = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    within = torch.arange(len(owners), device=counts.device) - before
-    placed = torch.empty_like(owners)
-    placed[order + within] = owners
-    return torch.stack(torch.unravel_index(placed, lists.begin.shape), dim=1)
-
-
-def _count(call: Call, at: Tensor, tiles: Tensor, grid: TileGrid) -> Tensor:
-    numbers = grid.within(at[:, 2, None, None], tiles[:, None, None], call.q_start)
-    rows = numbers["i"] * grid.block_q + torch.arange(grid.block_q, device=at.device)[None, :, None]
-    rows = rows * grid.modulus + numbers["q_class"]
-    k = numbers["j"] * grid.block_k + torch.arange(grid.block_k, device=at.device)[None, None, :]
-    k = k * grid.modulus + numbers["k_class"]
-    q = rows + call.q_start
-    pairs = pairs_of(call)
-    head = at[:, 1, None, None]
-    group = head // (pairs.heads // pairs.groups)
-    env = pairs.extents() | {"b": at[:, 0, None, None], "h": head, "g": group, "q": q, "k": k}
-    kept = evaluate(call.plan.keep, env, tables_for(call.plan.tables, call.tables))
-    exists = (rows < call.q.shape[2]) & (k < call.k.shape[2]) & (q >= 0)
-    return (kept & exists).sum((1, 2))
-
-
-def _lists(call: Call, kernel: KernelPlan) -> TileList:
-    match kernel.walk:
-        case SlotWalk() as walk:
-            return walk_lists(call, walk, TileGrid.of(kernel))
-        case ListWalk():
-            grid = TileGrid.of(kernel)
-            return tile_lists(call, by=grid.by, block_q=grid.block_q, block_k=grid.block_k)
+    Raises:
+        SpatError: as a call with these tensors would.
+    """
+    check_tensors(q, k, v)
+    plan = plan_like(key, q, k, v, target)
+    given = {table.name: with_batch(table, tables[table.name]) for table in plan.problem.pattern.tables}
+    start = first_query(plan.problem.pattern.attend, q.shape[2], k.shape[2])
+    return check_call(Call(plan=plan, q=q, k=k, v=v, q_start=start, tables=given))
 
 
 def _kernel(call: Call, kernel: KernelPlan) -> KernelReport:
-    lists = _lists(call, kernel)
-    weight = (call.q.shape[0] // lists.begin.shape[0]) * (call.q.shape[1] // lists.begin.shape[1])
+    found = walks.visits(call, kernel)
     return KernelReport(
         kind=kernel.kind,
         block_q=kernel.block_q,
         block_k=kernel.block_k,
-        walk=describe(kernel),
+        walk=walks.describe(kernel, call.plan),
         notes=kernel.notes,
-        touched=int((lists.end - lists.begin).sum()) * weight,
-        full=int((lists.middle - lists.begin).sum()) * weight,
+        touched=found.touched,
+        full=found.full,
+        metadata=found.metadata,
     )
-
-
-def describe(kernel: KernelPlan) -> tuple[str, ...]:
-    """The walk of a kernel in lines: one for each slot, or the reason why tiles are listed."""
-    match kernel.walk:
-        case SlotWalk(slots=slots):
-            lines = tuple(_slot(slot) for slot in slots) or ("no tile is touched",)
-            return lines if kernel.residues is None else (_residues(kernel.residues), *lines)
-        case ListWalk(reason=reason):
-            return (f"tiles are listed at run time: {reason}",)
-
-
-def _residues(residues: Residues) -> str:
-    apart = f"(q - k) % {residues.modulus} == {residues.shift}: the rows of a tile are {residues.modulus} apart"
-    return f"{apart}, from row q_class or k_class on"
-
-
-def _slot(slot: Slot) -> str:
-    text = f"tiles {_interval(slot.touched)}"
-    if slot.phase is not None:
-        text += f" with (t - {print_expr(slot.phase)}) % {slot.step} < {slot.run}"
-    if slot.filter is not None:
-        text += f" where {print_expr(slot.filter)}"
-    return f"{text}, full in {_interval(slot.full)}" if slot.full is not None else f"{text}, all masked"
-
-
-def _interval(interval: Interval) -> str:
-    return f"[{print_expr(interval.lo)}, {print_expr(interval.hi)})"

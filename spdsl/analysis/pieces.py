@@ -70,9 +70,10 @@ def pieces_of(tiles: isl.Set, row: Row) -> list[Piece]:
 
 def _pieces_of_basic(basic: isl.BasicSet, region: isl.Set, row: Row) -> list[Piece]:
     try:
-        constraints = [(from_constraint(c), bool(c.is_equality())) for c in basic.get_constraints()]
+        read = [(from_constraint(c), bool(c.is_equality())) for c in basic.get_constraints()]
     except UnknownDivisionError as problem:
         raise TooComplexError("an unknown division") from problem
+    constraints = [each for term, equality in read for each in _without_floor(term, equality)]
     floors = {floor for term, _ in constraints for floor in term.floors_of(TILE)}
     if not floors:
         return [_closed(region, _Sides.read(constraints), row)]
@@ -85,6 +86,24 @@ def _pieces_of_basic(basic: isl.BasicSet, region: isl.Set, row: Row) -> list[Pie
         or _hull_of_interval(region, row)
         or [_filtered(constraints, region, row)]
     )
+
+
+def _without_floor(term: Linear, equality: bool) -> list[tuple[Linear, bool]]:
+    """A constraint as bounds of the tile, if the tile occurs in one floor alone: ``64 * (tile // 64) >= x`` is
+    ``tile >= 64 * ceil(x / 64)``."""
+    floors = term.floors_of(TILE)
+    if len(floors) != 1 or term.coefficient(TILE) or floors[0].of.floors_of(TILE):
+        return [(term, equality)]
+    (floor,) = floors
+    bounds: list[tuple[Linear, bool]] = []
+    for signed in (term, term.scaled(-1)) if equality else (term,):
+        times, rest = signed.coefficient(floor), signed.without(floor)
+        if times > 0:
+            bounds.append((floor.of.plus(ceil_div(rest.scaled(-1), times), -floor.by), False))
+        else:
+            last = floor_div(rest, -times).scaled(floor.by).shifted(floor.by - 1)
+            bounds.append((last.plus(floor.of, -1), False))
+    return bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +213,7 @@ def _residues(constraints: Sequence[tuple[Linear, bool]], region: isl.Set, row: 
         return []
     base = floor.of.without(TILE)
     phase = number(first).plus(base, -1) if sign > 0 else base.shifted(-last)
-    lattice = Lattice(step=floor.by, run=run, phase=phase)
+    lattice = DENSE if run == floor.by else Lattice(step=floor.by, run=run, phase=phase)
     return [_closed(region, _Sides.read(others), row, lattice=lattice)]
 
 

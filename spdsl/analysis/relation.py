@@ -83,7 +83,7 @@ def _tile_relation(
     try:
         (affine,), symbols = abstract([keep], shape=shape, heads=heads, groups=groups, tables=tables)
     except NotAffineError as problem:
-        walk = ListWalk(reason=str(problem))
+        walk = ListWalk(reason=problem.why, culprit=problem.culprit)
         return relation(walk, walk)
     try:
         with limited():

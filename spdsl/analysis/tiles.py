@@ -56,9 +56,13 @@ class SlotWalk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListWalk:
-    """Tiles from lists that the run time builds from the tables; ``reason`` says why no closed form is used."""
+    """Tiles from lists that the run time builds from the tables.
+
+    ``reason`` says why no closed form is used; where one part of the set is to blame, ``culprit`` is its subject.
+    """
 
     reason: str
+    culprit: Expr | None = None
 
 
 Walk: TypeAlias = SlotWalk | ListWalk

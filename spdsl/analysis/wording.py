@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from typing_extensions import assert_never
 
 from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Param, Reduce, Top
 from spdsl.semantics.ops import OPS
+from spdsl.semantics.rewrite import transform
 
 _LEVELS = (
     ("or",),
@@ -19,10 +22,14 @@ _LEVEL = {op: level for level, ops in enumerate(_LEVELS) for op in ops} | {"neg"
 _ATOM = 8
 
 
-def describe(expr: Expr, limit: int = 60) -> str:
-    """Text of ``expr``, cut to ``limit`` characters."""
-    text, _ = _text(expr)
+def describe(expr: Expr, limit: int = 60, stages: Mapping[str, Expr] | None = None) -> str:
+    """Text of ``expr``, cut to ``limit`` characters; loads of ``stages`` are written as what they stand for."""
+    text, _ = _text(_restored(expr, stages) if stages else expr)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _restored(expr: Expr, stages: Mapping[str, Expr]) -> Expr:
+    return transform(expr, lambda node: stages.get(node.table) if isinstance(node, Load) else None)
 
 
 def _text(expr: Expr) -> tuple[str, int]:
@@ -44,8 +51,9 @@ def _text(expr: Expr) -> tuple[str, int]:
             return f"{kind}({_text(body)[0]}, {where})", _ATOM
         case Noise(per=per):
             return f"noise(per = ({_list(per)}))", _ATOM
-        case Top(count=count):
-            return f"top({_text(count)[0]})", _ATOM
+        case Top(value=value, only=only, count=count):
+            among = "" if only == Const(value=True) else f" |> only({_text(only)[0]})"
+            return f"{_wrap(value, _ATOM)}{among} |> top({_text(count)[0]})", -1
         case _:
             assert_never(expr)
 

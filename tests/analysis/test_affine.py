@@ -19,7 +19,8 @@ def reason(keep: Term) -> str:
     relation = tile_relation(keep.expr, block_q=64, block_k=64, shape="square", heads=4, groups=2)
     assert isinstance(relation.by_query, ListWalk)
     assert relation.by_query == relation.by_key
-    return relation.by_query.reason
+    culprit = relation.by_query.culprit
+    return relation.by_query.reason if culprit is None else f"`{describe(culprit)}` {relation.by_query.reason}"
 
 
 def anything(side: str) -> Term:
@@ -37,7 +38,10 @@ def anything(side: str) -> Term:
         (q % 0 < 3, "`q % 0` divides by a value that is not a constant"),
         (anything("q"), "`any(k <= q, per = q.blk)` is computed from the inputs or drawn at random"),
         (apply("lt", Term(Noise(seed=Const(value=1), per=(q.expr,))), Term(Const(value=0.5)), dtype="bool"), "`noise("),
-        (Term(Top(value=q.expr, only=causal.expr, count=Const(value=3), side="k", axis=None)), "`top(3)` is computed"),
+        (
+            Term(Top(value=q.expr, only=causal.expr, count=Const(value=3), side="k", axis=None)),
+            "`q |> only(k <= q) |> top(3)` is",
+        ),
     ],
 )
 def test_reasons_name_the_culprit(keep: Term, said: str) -> None:

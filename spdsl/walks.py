@@ -1,0 +1,106 @@
+"""What kernels visit, for people: the walk in words, its tiles counted, and its tiles one by one.
+
+Each question is one function with one case for each kind of walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from typing_extensions import assert_never
+
+from spdsl.analysis.plans import KernelPlan, Plan
+from spdsl.analysis.tiles import Interval, ListWalk, Residues, Slot, SlotWalk
+from spdsl.analysis.wording import describe as word
+from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.lists import tile_lists, walk_lists
+from spdsl.runtime.tile_grid import TileGrid
+from spdsl.runtime.visits import Visits, list_visits, slot_visits
+from spdsl.semantics.nodes import Apply, Const, Expr, Index, Load
+from spdsl.semantics.show import print_expr
+
+_CULPRIT = 160
+"""Characters of the part of a set that has no closed form."""
+
+
+def describe(kernel: KernelPlan, plan: Plan) -> tuple[str, ...]:
+    """The walk of a kernel in lines: how its tiles are found, in closed form where there is one."""
+    match kernel.walk:
+        case SlotWalk(slots=slots):
+            lines = tuple(_slot(slot, kernel) for slot in slots) or ("no tile is touched",)
+            return lines if kernel.residues is None else (_residues(kernel.residues), *lines)
+        case ListWalk() as walk:
+            return (f"tiles are listed at run time: {_reason(walk, {each.name: each.value for each in plan.stages})}",)
+        case _:
+            assert_never(kernel.walk)
+
+
+def visits(call: Call, kernel: KernelPlan) -> Visits:
+    """How many tiles a kernel visits in a call."""
+    match kernel.walk:
+        case SlotWalk() as walk:
+            return slot_visits(call, walk, TileGrid.of(kernel))
+        case ListWalk():
+            return list_visits(listed(call, kernel), call.q.shape[0], call.q.shape[1])
+        case _:
+            assert_never(kernel.walk)
+
+
+def listed(call: Call, kernel: KernelPlan) -> TileList:
+    """The tiles of every row of a kernel; of a walk in closed form, what it stands for."""
+    grid = TileGrid.of(kernel)
+    match kernel.walk:
+        case SlotWalk() as walk:
+            return walk_lists(call, walk, grid)
+        case ListWalk():
+            return tile_lists(call, by=grid.by, block_q=grid.block_q, block_k=grid.block_k)
+        case _:
+            assert_never(kernel.walk)
+
+
+# ---------------------------------------------------------------- words
+
+
+def _slot(slot: Slot, kernel: KernelPlan) -> str:
+    own, walked = ("key", "query") if kernel.kind == "dkdv" else ("query", "key")
+    text = f"{own} tile {own_name(kernel)} walks {walked} tiles {_interval(slot.touched)}"
+    if slot.phase is not None:
+        text += f" with {_past(slot.phase)} % {slot.step} {'== 0' if slot.run == 1 else f'< {slot.run}'}"
+    if slot.filter is not None:
+        text += f" where {print_expr(slot.filter)}"
+    return f"{text}, full in {_interval(slot.full)}" if slot.full is not None else f"{text}, all masked"
+
+
+def _past(phase: Expr) -> str:
+    """How far a tile t lies behind the phase of a lattice."""
+    match phase:
+        case Const(value=0):
+            return "t"
+        case Apply(op="neg", args=(before,)):
+            return f"({print_expr(Apply(op='add', args=(Index(name='t'), before), dtype='int'))})"
+        case _:
+            return f"({print_expr(Apply(op='sub', args=(Index(name='t'), phase), dtype='int'))})"
+
+
+def own_name(kernel: KernelPlan) -> str:
+    """The name of the tile that a program of the kernel owns: ``i`` of queries, ``j`` of keys."""
+    return "j" if kernel.kind == "dkdv" else "i"
+
+
+def _interval(interval: Interval) -> str:
+    return f"[{print_expr(interval.lo)}, {print_expr(interval.hi)})"
+
+
+def _residues(residues: Residues) -> str:
+    apart = f"(q - k) % {residues.modulus} == {residues.shift}: the rows of a tile are {residues.modulus} apart"
+    return f"{apart}, from row q_class or k_class on"
+
+
+def _reason(walk: ListWalk, stages: Mapping[str, Expr]) -> str:
+    match walk.culprit:
+        case None:
+            return walk.reason
+        case Load(table=table) as load if table in stages:
+            return f"`{word(load, _CULPRIT, stages)}` is computed before the kernels start"
+        case culprit:
+            return f"`{word(culprit, _CULPRIT, stages)}` {walk.reason}"

@@ -1,0 +1,154 @@
+"""What `explain` counts: tiles of walks against the walks themselves, pairs against the mask."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import spdsl
+from spdsl.analysis.relation import tile_relation
+from spdsl.analysis.tiles import Interval, Slot, SlotWalk
+from spdsl.counting import count_by_tiles, count_pairs
+from spdsl.explain import call_like, explain
+from spdsl.runtime import visits
+from spdsl.runtime.calls import Call
+from spdsl.runtime.lists import walk_lists
+from spdsl.runtime.tile_grid import By, TileGrid
+from spdsl.runtime.visits import is_tested_by_row, list_visits, slot_visits
+from spdsl.semantics.nodes import Extent, Index
+from tests.analysis.brute import environment, mask_of
+from tests.analysis.build import Term
+from tests.analysis.evaluate import tiles_of
+from tests.analysis.test_random import HEADS, SHAPES, VALUES, WINDOW, predicates
+from tests.library.cases import CASES, Case, Sizes
+from tests.runtime.build import H, const, every, op, plan
+
+I, J = Index(name="i"), Index(name="j")  # noqa: E741  # as in tile bounds
+N = Extent(name="n")
+
+
+def call_of(keep: Term, shape: str, env: dict[str, int], batch: int, **more: object) -> Call:
+    chosen = plan(keep.expr, tables=(WINDOW,), shape=shape, heads=HEADS, groups=HEADS, **more)  # type: ignore[arg-type]
+    q = torch.empty(batch, HEADS, env["nq"], 8)
+    k = torch.empty(batch, HEADS, env["n"], 8)
+    return Call(plan=chosen, q=q, k=k, v=k, q_start=env["q_start"], tables={"w": torch.tensor(VALUES["w"][:batch])})
+
+
+def brute(walk: SlotWalk, by: By, env: dict[str, int], block_q: int, block_k: int, batch: int) -> tuple[int, int]:
+    """(touched, full) over heads and batches, one row after the other, with the edges of the tensors masked."""
+    touched = full = 0
+    rows = -(-env["nq"] // block_q) if by == "query" else -(-env["n"] // block_k)
+    for b in range(batch):
+        for h in range(HEADS):
+            for row in range(rows):
+                unmasked, masked = tiles_of(walk, row, {**env, "h": h, "g": h, "b": b}, VALUES, by=by)
+                touched += len(unmasked) + len(masked)
+                for other in unmasked:
+                    i, j = (row, other) if by == "query" else (other, row)
+                    over = (j + 1) * block_k > env["n"] if by == "query" else (i + 1) * block_q > env["nq"]
+                    full += not over and env["q_start"] + i * block_q >= 0
+    return touched, full
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    keep=predicates(),
+    tiles=st.sampled_from([(16, 16), (16, 8), (8, 16), (4, 24), (1, 1)]),
+    shape=SHAPES,
+    numbers=st.tuples(st.integers(1, 90), st.integers(1, 90), st.integers(-20, 60), st.integers(1, 2)),
+)
+def test_random_walks(keep: Term, tiles: tuple[int, int], shape: str, numbers: tuple[int, int, int, int]) -> None:
+    length, queries, start, batch = numbers
+    facts = {"heads": HEADS, "groups": HEADS, "tables": (WINDOW,)}
+    relation = tile_relation(keep.expr, block_q=tiles[0], block_k=tiles[1], shape=shape, **facts)  # type: ignore[arg-type]
+    env = environment(shape, length, queries, start)
+    call = call_of(keep, shape, env, batch)
+    for by, walk in (("query", relation.by_query), ("key", relation.by_key)):
+        if isinstance(walk, SlotWalk):
+            found = slot_visits(call, walk, TileGrid(by=by, block_q=tiles[0], block_k=tiles[1]))  # type: ignore[arg-type]
+            assert (found.touched, found.full) == brute(walk, by, env, *tiles, batch)  # type: ignore[arg-type]
+            assert found.metadata == 0
+
+
+WALKS = {
+    "lattice": Slot(touched=Interval(lo=const(0), hi=op("add", I, 1)), step=5, run=2, phase=op("sub", I, 9)),
+    "by head": Slot(touched=Interval(lo=const(0), hi=op("add", I, H)), step=3, phase=H),
+    "tested": Slot(touched=Interval(lo=const(1), hi=N), filter=op("eq", op("mod", op("add", J, H), 3), 1)),
+    "tested on a lattice": Slot(
+        touched=Interval(lo=op("sub", I, 7), hi=N), step=4, run=3, phase=H, filter=op("ne", op("mod", J, 5), 1)
+    ),
+    "tested by row": Slot(
+        touched=Interval(lo=const(0), hi=N),
+        full=Interval(lo=op("sub", I, 3), hi=op("add", I, 9)),
+        filter=every(op("eq", op("mod", op("add", op("mul", J, J), I), 3), 1), op("ne", J, H)),
+    ),
+    "out of range": Slot(touched=Interval(lo=const(-9), hi=const(9000)), full=Interval(lo=const(-9), hi=const(9000))),
+    "empty": Slot(touched=Interval(lo=op("add", I, 4), hi=I), full=Interval(lo=const(0), hi=N)),
+}
+
+
+@pytest.mark.parametrize("name", WALKS)
+@pytest.mark.parametrize("chunk", [1 << 20, 100])
+def test_walks_by_hand(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visits, "_CHUNK", chunk)
+    walk, grid = SlotWalk(slots=(WALKS[name],)), TileGrid(by="query", block_q=1, block_k=1)
+    call = call_of(Term(const(True)), "square", environment("square", 61), 2)
+    found, listed = slot_visits(call, walk, grid), list_visits(walk_lists(call, walk, grid), 2, HEADS)
+    assert (found.touched, found.full) == (listed.touched, listed.full)
+    assert listed.metadata > 4 * listed.touched // (2 * HEADS)
+    assert is_tested_by_row(walk, grid) == (name == "tested by row")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize(("nq", "target"), [(None, "sm_90"), (37, "sm_90"), (None, "cpu")])
+def test_pairs_of_the_library(case: Case, nq: int | None, target: str) -> None:
+    n = case.n or 150
+    sizes = Sizes(batch=2, heads=4, groups=2, nq=nq or n, n=n)
+    inputs = case.inputs(sizes, torch.Generator().manual_seed(0))
+    attn = spdsl.compile(case.name, **case.parameters)
+    q, k = (torch.empty(2, heads, rows, 16) for heads, rows in ((4, sizes.nq), (2, n)))
+    given = {name: torch.as_tensor(value) for name, value in inputs.items()}
+    call = call_like(attn._key, q, k, k, given, target)
+    mask = attn.pattern.mask(sizes.nq, n, 4, 2, **case.parameters, **inputs)
+    expected = int(mask.sum()) * (2 if mask.dim() == 3 else 1)
+    assert count_pairs(call) == expected
+    assert count_by_tiles(call) == expected
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    keep=predicates(),
+    shape=SHAPES,
+    numbers=st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(-20, 60)),
+)
+def test_random_pairs(keep: Term, shape: str, numbers: tuple[int, int, int]) -> None:
+    env = environment(shape, *numbers)
+    call = call_of(keep, shape, env, 2, blocks=(16, 24))
+    each = [mask_of(keep.expr, {**env, "h": h, "g": h, "b": b}, VALUES).sum() for h in range(HEADS) for b in range(2)]
+    assert count_pairs(call) == int(np.sum(each))
+    assert count_by_tiles(call) == int(np.sum(each))
+
+
+MILLION = 1 << 20
+ROWS = np.arange(MILLION)
+PAIRS = {
+    "causal": ROWS + 1,
+    "streaming": np.minimum(ROWS + 1, 1024) + np.clip(ROWS - 1023, 0, 4),
+    "dilated": np.minimum(ROWS // 4 + 1, 1024),
+    "strided": np.minimum(ROWS + 1, 128) + ROWS // 128,
+    "block_local": np.full(MILLION, 128),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_million_tokens(name: str) -> None:
+    """What explaining costs does not grow with the pairs, or this would take minutes."""
+    q = torch.empty(1, dtype=torch.bfloat16).expand(1, 8, MILLION, 64)
+    report = explain(spdsl.compile(name)._key, q, q, q, {}, "sm_90")
+    assert report.pairs == 8 * int(PAIRS[name].sum())
+    assert report.metadata == 0
+    for kernel in report.kernels:
+        assert kernel.full * kernel.block_q * kernel.block_k <= report.pairs <= kernel.computed
