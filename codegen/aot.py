@@ -85,7 +85,7 @@ def _compile(kernel: Kernel, function: Any, gpu: Any, target: str) -> Binary:
     from triton.compiler import ASTSource
 
     constants = {argument.name: 1 for argument in kernel.arguments if _is_one(argument, kernel)}
-    signature = {a.name: "constexpr" if a.name in constants else a.type for a in kernel.arguments}
+    signature = {a.name: "constexpr" if a.name in constants else a.signature for a in kernel.arguments}
     attributes = {
         (position,): [["tt.divisibility", 16]]
         for position, argument in enumerate(kernel.arguments)
@@ -124,7 +124,7 @@ def _is_one(argument: Argument, kernel: Kernel) -> bool:
 
 def _is_multiple(argument: Argument, kernel: Kernel) -> bool:
     if argument.type.startswith("*"):
-        return True
+        return argument.block is None
     sizes = dict(kernel.constants)
     wide = sizes.get("HEAD_WIDTH", 16) % 16 == 0 and sizes.get("VALUE_WIDTH", 16) % 16 == 0
     return wide and argument.fixed and not argument.name.startswith(("t_", "list_"))

@@ -7,7 +7,6 @@ of tables leave the kernels as sums for every row or key, which the run time add
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from spdsl.analysis.plans import Plan, TableGradient
 from spdsl.analysis.tiles import ListWalk
@@ -18,7 +17,6 @@ from spdsl.codegen.blocks import (
     Define,
     Dot,
     Kernel,
-    LoadTile,
     Logits,
     Loop,
     Mask,
@@ -91,7 +89,9 @@ def partials(frame: Frame, of: str, by: tuple[str, ...]) -> tuple[tuple[int, Tab
 
 def lower_delta(plan: Plan) -> Kernel:
     """Row sums of dO * O, and the gradients of sinks."""
-    frame = Frame(plan=plan, kernel=replace(plan.dq, block_q=64, warps=4, stages=1, residues=None), by="query")
+    frame = Frame(
+        plan=plan, kernel=replace(plan.dq, block_q=64, warps=4, stages=1, residues=None, descriptors=False), by="query"
+    )
     sinks = partials(frame, "sink_logit", ("none", "query"))
     tail: list[Block] = []
     arguments: list[Argument] = []
@@ -114,8 +114,8 @@ def lower_delta(plan: Plan) -> Kernel:
         positions(frame, "q", "own"),
         *frame.hoist.take(0),
         *frame.hoist.take(1),
-        *_tile(frame, "O", "q", "VALUE_DIM", "h"),
-        *_tile(frame, "dO", "q", "VALUE_DIM", "h"),
+        *_tile(frame, "O", "q", "VALUE_DIM"),
+        *_tile(frame, "dO", "q", "VALUE_DIM"),
         RowBase(),
         RowProducts(),
         StoreRows(value="lse2", pointer="LSE2", side="q"),
@@ -155,8 +155,8 @@ def lower_dq(plan: Plan) -> Kernel:
         needed = guarded or step.uses_positions or bool(step.sums)
         return (
             *((positions(frame, "k", "walked"),) if needed else ()),
-            _load(frame, "k", "k", "HEAD_DIM", guarded),
-            _load(frame, "v", "k", "VALUE_DIM", guarded),
+            frame.load("K", "k", "HEAD_DIM", guarded=guarded),
+            frame.load("V", "k", "VALUE_DIM", guarded=guarded),
             step.dot("scores", "q_tile", "k_tile", transpose=True),
             step.dot("dp", "do_tile", "v_tile", transpose=True),
             *step.weights(mode, "own"),
@@ -172,12 +172,12 @@ def lower_dq(plan: Plan) -> Kernel:
         positions(frame, "q", "own"),
         *frame.hoist.take(0),
         *frame.hoist.take(1),
-        *_tile(frame, "Q", "q", "HEAD_DIM", "h"),
-        *_tile(frame, "dO", "q", "VALUE_DIM", "h"),
+        *_tile(frame, "Q", "q", "HEAD_DIM"),
+        *_tile(frame, "dO", "q", "VALUE_DIM"),
         RowBase(),
         Statistics(part="own"),
-        pointers(frame, "K", "k", "HEAD_DIM", "g"),
-        pointers(frame, "V", "k", "VALUE_DIM", "g"),
+        *frame.addresses("K", "k", "HEAD_DIM"),
+        *frame.addresses("V", "k", "VALUE_DIM"),
         Zeros(name="dq", shape=("BLOCK_Q", "HEAD_DIM")),
         *(Zeros(name=each.name, shape=("BLOCK_Q",)) for each in rows),
         *setup,
@@ -198,16 +198,19 @@ def lower_dkdv(plan: Plan) -> Kernel:
     def body(mode: Mode) -> tuple[Block, ...]:
         # Full tiles of a list may hold rows past the last query: their LSE is +inf, but they must not be read.
         guarded = mode != "full" or listed
+        # Where addresses take registers there is no room for another tile before dV is summed.
+        products = (
+            step.dot("dp", "v_tile", "do_tile", transpose=True),
+            step.dot("dv", "p", "do_tile", accumulate=True),
+        )
         return (
             positions(frame, "q", "walked"),
-            _load(frame, "q", "q", "HEAD_DIM", guarded),
-            _load(frame, "do", "q", "VALUE_DIM", guarded),
+            frame.load("Q", "q", "HEAD_DIM", guarded=guarded),
+            frame.load("dO", "q", "VALUE_DIM", guarded=guarded),
             Statistics(part="walked"),
             step.dot("scores", "k_tile", "q_tile", transpose=True),
             *step.weights(mode, "walked"),
-            step.dot("dv", "p", "do_tile", accumulate=True),
-            # Not earlier: while the weights are computed there is no room for another tile in registers.
-            step.dot("dp", "v_tile", "do_tile", transpose=True),
+            *(products if frame.kernel.descriptors else reversed(products)),
             ScoreGradient(part="walked", capped=plan.softcap is not None),
             *step.table_sums(),
             step.dot("dk", capped, "q_tile", accumulate=True),
@@ -217,8 +220,8 @@ def lower_dkdv(plan: Plan) -> Kernel:
     own_bounds = depends_on_head(plan.dkdv.walk)
     head: tuple[Block, ...] = (
         *(frame.hoist.take(2) if frame.loops_over_heads else ()),
-        pointers(frame, "Q", "q", "HEAD_DIM", "h"),
-        pointers(frame, "dO", "q", "VALUE_DIM", "h"),
+        *frame.addresses("Q", "q", "HEAD_DIM"),
+        *frame.addresses("dO", "q", "VALUE_DIM"),
         RowBase(),
         *(Zeros(name=each.name, shape=("BLOCK_K",)) for each in step.sums),
         *(setup if own_bounds else ()),
@@ -235,8 +238,8 @@ def lower_dkdv(plan: Plan) -> Kernel:
         positions(frame, "k", "own"),
         *frame.hoist.take(0),
         *frame.hoist.take(1),
-        *_tile(frame, "K", "k", "HEAD_DIM", "g"),
-        *_tile(frame, "V", "k", "VALUE_DIM", "g"),
+        *_tile(frame, "K", "k", "HEAD_DIM"),
+        *_tile(frame, "V", "k", "VALUE_DIM"),
         Zeros(name="dk", shape=("BLOCK_K", "HEAD_DIM")),
         Zeros(name="dv", shape=("BLOCK_K", "VALUE_DIM")),
         *(() if own_bounds else setup),
@@ -342,7 +345,7 @@ class Step:
             by=frame.by,
             shape=frame.plan.problem.shape,
             spans=kernel.spans,
-            separate=2 if frame.by == "query" else 1,
+            separate=frame.separate(2 if frame.by == "query" else 1),
             place=lambda expr: frame.hoist.place(expr, scope),
             place_tile=frame.place_tile,
             body=body,  # type: ignore[arg-type]
@@ -357,10 +360,10 @@ class Step:
             name=name,
             doc=doc,
             arguments=(
-                *frame.tensor("Q", "q", dim),
-                *frame.tensor("K", "k", dim),
-                *frame.tensor("V", "k", value_dim),
-                *frame.tensor("dO", "q", value_dim),
+                *frame.source("Q", "q", "HEAD_DIM"),
+                *frame.source("K", "k", "HEAD_DIM"),
+                *frame.source("V", "k", "VALUE_DIM"),
+                *frame.source("dO", "q", "VALUE_DIM"),
                 *STATISTICS,
                 *(argument for result in results for argument in frame.tensor(result, *widths[result])),
                 *(each.argument for each in self.sums),
@@ -378,23 +381,11 @@ class Step:
         )
 
 
-def _load(frame: Frame, prefix: str, side: Side, columns: str, guarded: bool) -> LoadTile:
-    return LoadTile(
-        name=f"{prefix}_tile",
-        prefix=prefix,
-        side=side,
-        columns=columns,
-        guarded=guarded,
-        padded=frame.is_padded(columns),
-    )
-
-
-def _tile(frame: Frame, tensor: str, side: Side, columns: str, head: Literal["h", "g"]) -> tuple[Block, ...]:
-    return (pointers(frame, tensor, side, columns, head), _load(frame, tensor.lower(), side, columns, True))
+def _tile(frame: Frame, tensor: str, side: Side, columns: str) -> tuple[Block, ...]:
+    return (*frame.addresses(tensor, side, columns), frame.load(tensor, side, columns, guarded=True))
 
 
 def _store(frame: Frame, tensor: str, side: Side, columns: str, factor: float | None) -> tuple[Block, ...]:
-    head: Literal["h", "g"] = "h" if side == "q" else "g"
     store = StoreTile(
         value=tensor.lower(),
         prefix=tensor.lower(),
@@ -404,4 +395,4 @@ def _store(frame: Frame, tensor: str, side: Side, columns: str, factor: float | 
         dtype=frame.plan.problem.dtype,
         factor=factor,
     )
-    return (pointers(frame, tensor, side, columns, head), store)
+    return (pointers(frame, tensor, side, columns), store)

@@ -113,14 +113,20 @@ class Pointers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadTile:
-    """A tile ``[block, columns]``; zeros for rows that do not exist (``guarded``) and for padded columns."""
+    """A tile ``[block, columns]``; zeros for rows that do not exist (``guarded``) and for padded columns.
+
+    With ``descriptor`` the copy engine loads it and puts the zeros, so that no `Pointers` are needed.
+    """
 
     name: str
+    tensor: str
     prefix: str
     side: Side
     columns: str
+    head: Literal["h", "g"]
     guarded: bool
     padded: bool
+    descriptor: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -414,12 +420,19 @@ class Argument:
     """An argument of a kernel; ``type`` as Triton's signatures write it (``*bf16``, ``i32``), ``note`` its shape.
 
     ``fixed`` integers take part in Triton's specialisation (strides); others never do, so that no length recompiles.
+    A tensor with a ``block`` is passed as a descriptor by which the copy engine loads blocks of this shape.
     """
 
     name: str
     type: str
     note: str = ""
     fixed: bool = False
+    block: tuple[int, ...] | None = None
+
+    @property
+    def signature(self) -> str:
+        """The type in Triton's signatures."""
+        return self.type if self.block is None else f"tensordesc<{self.type.removeprefix('*')}{list(self.block)}>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,6 @@ fixed.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from spdsl.analysis.plans import Plan
 from spdsl.codegen.arith import both, compare, index, number
@@ -33,17 +32,17 @@ from spdsl.semantics.nodes import Param, Side
 BLOCK = 32
 """Queries of a tile, and distances of a program."""
 
-TENSORS: tuple[tuple[str, Side, str, Literal["h", "g"]], ...] = (
-    ("Q", "q", "HEAD_DIM", "h"),
-    ("dO", "q", "VALUE_DIM", "h"),
-    ("K", "k", "HEAD_DIM", "g"),
-    ("V", "k", "VALUE_DIM", "g"),
+TENSORS: tuple[tuple[str, Side, str], ...] = (
+    ("Q", "q", "HEAD_DIM"),
+    ("dO", "q", "VALUE_DIM"),
+    ("K", "k", "HEAD_DIM"),
+    ("V", "k", "VALUE_DIM"),
 )
 
 
 def lower_distances(plan: Plan) -> Kernel | None:
     """The kernel, or None where no gradient goes by distance."""
-    tiles = replace(plan.dq, block_q=BLOCK, block_k=2 * BLOCK, warps=4, stages=1, residues=None)
+    tiles = replace(plan.dq, block_q=BLOCK, block_k=2 * BLOCK, warps=4, stages=1, residues=None, descriptors=False)
     frame = Frame(plan=plan, kernel=tiles, by="query")
     found = partials(frame, "bias", ("distance",))
     if not found:
@@ -64,7 +63,7 @@ def lower_distances(plan: Plan) -> Kernel | None:
                 columns=columns,
                 padded=frame.is_padded(columns),
             )
-            for tensor, side, columns, _ in TENSORS
+            for tensor, side, columns in TENSORS
         ),
         Statistics(part="own"),
         step.dot("scores", "q_tile", "k_tile", transpose=True),
@@ -77,7 +76,7 @@ def lower_distances(plan: Plan) -> Kernel | None:
     blocks: tuple[Block, ...] = (
         DistanceProgram(ratio=frame.ratio, shape=shape),
         RowBase(),
-        *(pointers(frame, tensor, side, columns, head) for tensor, side, columns, head in TENSORS),
+        *(pointers(frame, tensor, side, columns) for tensor, side, columns in TENSORS),
         *(Zeros(name=each.name, shape=("BLOCK_D",)) for each in step.sums),
         Loop(
             variable="i",

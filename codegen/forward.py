@@ -8,7 +8,6 @@ from spdsl.codegen.blocks import (
     Block,
     Dot,
     Kernel,
-    LoadTile,
     Logits,
     Mask,
     OnlineSoftmax,
@@ -40,7 +39,7 @@ def lower_forward(plan: Plan) -> Kernel:
         guarded = mode != "full"
         return (
             *((positions(frame, "k", "walked"),) if guarded or bias is not None else ()),
-            _load(frame, "k", "HEAD_DIM", guarded),
+            frame.load("K", "k", "HEAD_DIM", guarded=guarded),
             Dot(
                 name="scores", left="q_tile", right="k_tile", transpose=True, exact=exact, shape=("BLOCK_Q", "BLOCK_K")
             ),
@@ -48,7 +47,7 @@ def lower_forward(plan: Plan) -> Kernel:
             *(() if frame.folded else (logits,)),
             *masked(mode, keep_blocks, mask),
             OnlineSoftmax(factor=frame.factor, guarded=guarded or bias is not None),
-            _load(frame, "v", "VALUE_DIM", guarded),
+            frame.load("V", "k", "VALUE_DIM", guarded=guarded),
             Dot(
                 name="acc",
                 left="p",
@@ -64,7 +63,7 @@ def lower_forward(plan: Plan) -> Kernel:
         by="query",
         shape=problem.shape,
         spans=plan.forward.spans,
-        separate=2,
+        separate=frame.separate(2),
         place=lambda expr: frame.hoist.place(expr, 0),
         place_tile=frame.place_tile,
         body=body,
@@ -75,17 +74,15 @@ def lower_forward(plan: Plan) -> Kernel:
         positions(frame, "q", "own"),
         *frame.hoist.take(0),
         *frame.hoist.take(1),
-        pointers(frame, "Q", "q", "HEAD_DIM", "h"),
-        LoadTile(
-            name="q_tile", prefix="q", side="q", columns="HEAD_DIM", guarded=True, padded=frame.is_padded("HEAD_DIM")
-        ),
-        pointers(frame, "K", "k", "HEAD_DIM", "g"),
-        pointers(frame, "V", "k", "VALUE_DIM", "g"),
+        *frame.addresses("Q", "q", "HEAD_DIM"),
+        frame.load("Q", "q", "HEAD_DIM", guarded=True),
+        *frame.addresses("K", "k", "HEAD_DIM"),
+        *frame.addresses("V", "k", "VALUE_DIM"),
         SoftmaxState(sink=sink),
         *setup,
         *loops,
         SoftmaxEnd(),
-        pointers(frame, "O", "q", "VALUE_DIM", "h"),
+        pointers(frame, "O", "q", "VALUE_DIM"),
         StoreTile(
             value="acc",
             prefix="o",
@@ -97,15 +94,14 @@ def lower_forward(plan: Plan) -> Kernel:
         RowBase(),
         StoreRows(value="lse", pointer="LSE", side="q"),
     )
-    dim, value_dim = problem.pattern.head_dim, problem.value_dim
     return Kernel(
         name="forward",
         doc="Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch.",
         arguments=(
-            *frame.tensor("Q", "q", dim),
-            *frame.tensor("K", "k", dim),
-            *frame.tensor("V", "k", value_dim),
-            *frame.tensor("O", "q", value_dim),
+            *frame.source("Q", "q", "HEAD_DIM"),
+            *frame.source("K", "k", "HEAD_DIM"),
+            *frame.source("V", "k", "VALUE_DIM"),
+            *frame.tensor("O", "q", problem.value_dim),
             Argument(name="LSE", type="*fp32", note="[batch, heads, nq], natural logarithm"),
             *frame.lengths(),
             *frame.lists(),
@@ -117,15 +113,4 @@ def lower_forward(plan: Plan) -> Kernel:
         warps=plan.forward.warps,
         stages=plan.forward.stages,
         classes=frame.classes,
-    )
-
-
-def _load(frame: Frame, prefix: str, columns: str, guarded: bool) -> LoadTile:
-    return LoadTile(
-        name=f"{prefix}_tile",
-        prefix=prefix,
-        side="k",
-        columns=columns,
-        guarded=guarded,
-        padded=frame.is_padded(columns),
     )

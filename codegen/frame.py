@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from spdsl.analysis.plans import KernelPlan, Plan
@@ -16,6 +16,7 @@ from spdsl.codegen.blocks import (
     Define,
     Gather,
     If,
+    LoadTile,
     Loop,
     Mask,
     Part,
@@ -135,6 +136,40 @@ class Frame:
             *(Argument(name=f"{prefix}_stride_{axis}", type="i32", fixed=True) for axis in ("b", "h", "n")),
         )
 
+    def source(self, name: str, side: Side, columns: str) -> tuple[Argument, ...]:
+        """A tensor whose tiles are loaded: its descriptor, or its address with strides."""
+        problem = self.plan.problem
+        width = problem.pattern.head_dim if columns == "HEAD_DIM" else problem.value_dim
+        plain = self.tensor(name, side, width)
+        if not self.kernel.descriptors:
+            return plain
+        block = (1, 1, self.kernel.block_q if side == "q" else self.kernel.block_k, padded(width))
+        return (replace(plain[0], block=block),)
+
+    def separate(self, most: int) -> int:
+        """How many loops may stand side by side: one flat loop is as fast where the copy engine loads the tiles, and
+        takes fewer registers."""
+        return 0 if self.kernel.descriptors else most
+
+    def addresses(self, tensor: str, side: Side, columns: str) -> tuple[Block, ...]:
+        """What has to be named before tiles of ``tensor`` are loaded."""
+        return () if self.kernel.descriptors else (pointers(self, tensor, side, columns),)
+
+    def load(self, tensor: str, side: Side, columns: str, *, guarded: bool) -> LoadTile:
+        """Load the tile of ``tensor`` that the kernel's ``i`` or ``j`` names."""
+        prefix = prefix_of(tensor)
+        return LoadTile(
+            name=f"{prefix}_tile",
+            tensor=tensor,
+            prefix=prefix,
+            side=side,
+            columns=columns,
+            head=head_of(side),
+            guarded=guarded,
+            padded=self.is_padded(columns),
+            descriptor=self.kernel.descriptors,
+        )
+
     def lengths(self) -> tuple[Argument, ...]:
         """Run-time lengths and positions."""
         count = Argument(name="nq", type="i32", note="query rows")
@@ -187,6 +222,11 @@ def prefix_of(tensor: str) -> str:
     return tensor.lower()
 
 
+def head_of(side: Side) -> Literal["h", "g"]:
+    """The name of the head that a side's tensors are indexed by."""
+    return "h" if side == "q" else "g"
+
+
 def masked(mode: Mode, definitions: tuple[Block, ...], mask: Mask) -> tuple[Block, ...]:
     """The mask of a tile: none for full ones, behind the flag where a loop has both kinds."""
     match mode:
@@ -229,14 +269,14 @@ def positions(frame: Frame, side: Side, part: Part) -> Positions:
     return Positions(side=side, part=part, shape=frame.plan.problem.shape, classes=frame.classes)
 
 
-def pointers(frame: Frame, tensor: str, side: Side, columns: str, head: Literal["h", "g"]) -> Pointers:
+def pointers(frame: Frame, tensor: str, side: Side, columns: str) -> Pointers:
     """The addresses of a tensor's tiles."""
     return Pointers(
         tensor=tensor,
         prefix=prefix_of(tensor),
         side=side,
         columns=columns,
-        head=head,
+        head=head_of(side),
         shape=frame.plan.problem.shape,
         classes=frame.classes,
     )

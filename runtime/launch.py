@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from spdsl.analysis.plans import Plan
-from spdsl.codegen.blocks import BlockGraph, Kernel
+from spdsl.codegen.blocks import Argument, BlockGraph, Kernel
 from spdsl.codegen.emit import KernelSource, emit
 from spdsl.codegen.frame import prefix_of
 from spdsl.codegen.load import load
@@ -38,13 +39,13 @@ class Loaded:
         grid = (kernel.programs(rows), heads, batch)
         if 0 in grid:
             return
-        given = {argument.name: values[argument.name] for argument in kernel.arguments}
-        device = next(value.device for value in given.values() if isinstance(value, Tensor))
+        device = next(value.device for value in values.values() if isinstance(value, Tensor))
+        given = {argument.name: _given(values[argument.name], argument) for argument in kernel.arguments}
         # Triton launches on the current device, which need not be that of the tensors.
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             self._run(kernel, grid, given, _stages.get((id(self.plan), name), kernel.stages))
 
-    def _run(self, kernel: Kernel, grid: tuple[int, int, int], given: Mapping[str, Value], stages: int) -> None:
+    def _run(self, kernel: Kernel, grid: tuple[int, int, int], given: Mapping[str, Any], stages: int) -> None:
         """Run with as many pipeline stages as the device has shared memory for, and remember the number."""
         try:
             self.functions[kernel.name][grid](**given, num_warps=kernel.warps, num_stages=stages)
@@ -74,6 +75,27 @@ def loaded(plan: Plan) -> Loaded:
         functions = {kernel.name: getattr(module, kernel.name) for kernel in graph.kernels}
         found = _loaded[id(plan)] = Loaded(plan=plan, graph=graph, source=source, functions=functions)
     return found
+
+
+def _given(value: Value, argument: Argument) -> Value | TensorDescriptor:
+    """What Triton's launcher is given for an argument."""
+    if argument.block is None:
+        return value
+    assert isinstance(value, Tensor)
+    return _descriptor(value, argument.block)
+
+
+def _descriptor(tensor: Tensor, block: tuple[int, ...]) -> TensorDescriptor:
+    """The tensor as the copy engine reads it, copied if its address or strides are not multiples of 16 bytes."""
+    if tensor.numel() == 0:
+        tensor = tensor.new_zeros([max(1, size) for size in tensor.shape])  # no program reads it
+    step = 16 // tensor.element_size()
+    strides = [stride if size > 1 else step for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+    strides[-1] = 1
+    if tensor.data_ptr() % 16 or any(stride % step or stride <= 0 for stride in strides[:-1]):
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
+        strides = list(tensor.stride())
+    return TensorDescriptor(tensor, list(tensor.shape), strides, list(block))
 
 
 def tensor_values(**tensors: Tensor) -> dict[str, Value]:

@@ -85,10 +85,11 @@ def _residues(staged: Staged, problem: Problem) -> Residues | None:
 
 
 def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues: Residues | None) -> KernelPlan:
-    tiles = _tiles(kind, problem, None, target)
+    descriptors = residues is None and copies_tiles(problem, target)
+    tiles = _tiles(kind, problem, None, target, descriptors)
     relation = _relation(staged, problem, tiles, residues)
     walk = _walk(kind, relation)
-    better = _tiles(kind, problem, walk, target)
+    better = _tiles(kind, problem, walk, target, descriptors)
     if (better.block_q, better.block_k) != (tiles.block_q, tiles.block_k):
         relation = _relation(staged, problem, better, residues)
         walk = _walk(kind, relation)
@@ -103,10 +104,18 @@ def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues:
         walk=walk,
         notes=relation.notes,
         residues=residues,
+        descriptors=descriptors,
     )
 
 
-def _tiles(kind: Kind, problem: Problem, walk: Walk | None, target: str) -> Tiles:
+def copies_tiles(problem: Problem, target: str) -> bool:
+    """Whether the GPU's copy engine can load the tiles: its rows are multiples of 16 bytes, one tensor holds all
+    rows, and products of the type run on tensor cores, which take their operands from shared memory."""
+    rows_fit = problem.pattern.head_dim % 8 == 0 and problem.value_dim % 8 == 0
+    return target in ("sm_90", "sm_100") and problem.dtype != "fp32" and problem.shape != "batched" and rows_fit
+
+
+def _tiles(kind: Kind, problem: Problem, walk: Walk | None, target: str, descriptors: bool) -> Tiles:
     return default_tiles(
         kind,
         dtype=problem.dtype,
@@ -114,6 +123,7 @@ def _tiles(kind: Kind, problem: Problem, walk: Walk | None, target: str) -> Tile
         value_dim=problem.value_dim,
         walk=walk,
         crowded=_crowded(problem.pattern),
+        descriptors=descriptors,
         target=target,
     )
 

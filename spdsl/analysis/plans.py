@@ -69,7 +69,9 @@ class TableGradient:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelPlan:
     """Tile sizes, launch options and walk of one kernel; the walk is by query for ``forward`` and ``dq``, else by
-    key.  With ``residues`` rows are gathered by residue class, and every class has its own tiles."""
+    key.  With ``residues`` rows are gathered by residue class, and every class has its own tiles.  With
+    ``descriptors`` the GPU's copy engine loads the tiles of Q, K, V and dO (TMA), else every thread its own part.
+    """
 
     kind: Literal["forward", "dq", "dkdv"]
     block_q: int
@@ -79,6 +81,7 @@ class KernelPlan:
     walk: Walk
     notes: tuple[str, ...] = ()
     residues: Residues | None = None
+    descriptors: bool = False
 
     @property
     def classes(self) -> int:
