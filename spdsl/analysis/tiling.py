@@ -49,7 +49,7 @@ def default_tiles(
     if target.startswith("gfx"):
         return _cdna(kind, width)
     if descriptors:
-        return _copied(kind, width, _edges(walk))
+        return _copied(kind, width, _edges(walk) <= 2 and not isinstance(walk, ListWalk) and not crowded)
     if target in ("sm_90", "sm_100"):
         return _hopper(kind, width, _edges(walk), isinstance(walk, ListWalk), crowded)
     return _ampere(kind, width)
@@ -69,23 +69,28 @@ def _edges(walk: Walk | None) -> int:
             return loops
 
 
-def _copied(kind: Kind, width: int, loops: int) -> Tiles:
-    """The fastest of those tried on an H200 with tiles that the copy engine loads."""
+def _copied(kind: Kind, width: int, plain: bool) -> Tiles:
+    """The fastest of those tried on an H200 with tiles that the copy engine loads; ``plain`` rows are long and have one
+    edge, as those of causal patterns."""
     match kind:
-        case "forward" if width <= 128:
-            return Tiles(block_q=128, block_k=64, warps=4, stages=2)
-        case "forward":
+        case "forward" if width > 128:
             return Tiles(block_q=128, block_k=64, warps=8, stages=2)
-        case "dq" if width <= 128:
-            wide = loops <= 2
-            return Tiles(block_q=128 if wide else 64, block_k=64, warps=8 if wide else 4, stages=3 if wide else 2)
+        case "forward" if width > 64 and plain:
+            return Tiles(block_q=128, block_k=128, warps=8, stages=3)
+        case "forward":
+            return Tiles(block_q=64, block_k=64, warps=4, stages=3)
+        case "dq" if width > 128:
+            return Tiles(block_q=128, block_k=32, warps=8, stages=2)
+        case "dq" if plain:
+            return Tiles(block_q=128, block_k=64, warps=8 if width > 64 else 4, stages=3)
         case "dq":
-            return Tiles(block_q=64, block_k=32, warps=8, stages=2)
-        case "dkdv" if width <= 128:
-            wide = loops <= 2
-            return Tiles(block_q=64, block_k=128 if wide else 64, warps=8 if wide else 4, stages=2)
+            return Tiles(block_q=64, block_k=64, warps=4, stages=2)
+        case "dkdv" if width > 128:
+            return Tiles(block_q=64, block_k=64, warps=8, stages=2)
+        case "dkdv" if width > 64:
+            return Tiles(block_q=64, block_k=64, warps=4, stages=2)
         case "dkdv":
-            return Tiles(block_q=64, block_k=32, warps=8, stages=1)
+            return Tiles(block_q=64, block_k=128, warps=8, stages=2)
 
 
 def _hopper(kind: Kind, width: int, loops: int, listed: bool, crowded: bool) -> Tiles:

@@ -1,9 +1,9 @@
 """Attention kernels of the pattern `alibi`, written by spdsl.
 
 bf16, 4 query heads on 2 key heads, shape square.
-forward: tiles of 128 queries and 64 keys, tiles in closed form, 1 run.
+forward: tiles of 64 queries and 64 keys, tiles in closed form, 1 run.
 dq: tiles of 64 queries and 64 keys, tiles in closed form, 1 run.
-dkdv: tiles of 32 queries and 64 keys, tiles in closed form, 1 run.
+dkdv: tiles of 64 queries and 128 keys, tiles in closed form, 1 run.
 """
 
 import triton
@@ -13,11 +13,8 @@ import triton.language as tl
 @triton.jit(do_not_specialize=["nq", "n", "stride_slope_b", "size_slope_0"])
 def forward(
     Q,  # [batch, heads, nq, 64]
-    q_stride_b, q_stride_h, q_stride_n,
     K,  # [batch, groups, n, 64]
-    k_stride_b, k_stride_h, k_stride_n,
     V,  # [batch, groups, n, 64]
-    v_stride_b, v_stride_h, v_stride_n,
     O,  # [batch, heads, nq, 64]
     o_stride_b, o_stride_h, o_stride_n,
     LSE,  # [batch, heads, nq], natural logarithm
@@ -27,7 +24,7 @@ def forward(
     stride_slope_b, stride_slope_0, size_slope_0,
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
-    BLOCK_Q: tl.constexpr = 128
+    BLOCK_Q: tl.constexpr = 64
     BLOCK_K: tl.constexpr = 64
     HEAD_DIM: tl.constexpr = 64
     VALUE_DIM: tl.constexpr = 64
@@ -39,29 +36,23 @@ def forward(
     q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
     slope_at_h = tl.load(t_slope + b.to(tl.int64) * stride_slope_b + h * stride_slope_0).to(tl.float32)
-    q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
-    q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    q_step = tl.full([], BLOCK_Q, tl.int64) * q_stride_n  # from tile to tile
-    q_tile = tl.load(q_base + i * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
-    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
-    k_offsets = tl.arange(0, BLOCK_K)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    k_step = tl.full([], BLOCK_K, tl.int64) * k_stride_n  # from tile to tile
-    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
-    v_offsets = tl.arange(0, BLOCK_K)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    v_step = tl.full([], BLOCK_K, tl.int64) * v_stride_n  # from tile to tile
+    q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum of the logits
     l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
     acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
     lo = 0  # touched tiles
-    hi = tl.minimum(2 * i + 2, (n + 63) >> 6)
-    full_hi = tl.maximum(tl.minimum(tl.minimum(2 * i, hi), n >> 6), lo)  # full tiles
-    # every pair of these tiles counts
-    for j in tl.range(lo, full_hi):
+    hi = i + 1
+    full_hi = tl.maximum(tl.minimum(tl.minimum(i, hi), n >> 6), lo)  # full tiles
+    # masked where the tile is not full
+    for j in tl.range(lo, hi):
+        masked = (j < lo) | (j >= full_hi)
         k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
         k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        k_tile = tl.load(k_base + j * k_step + k_offsets)  # [BLOCK_K, HEAD_DIM]
+        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
         scores = scores * 0.18033688011112042 + (-slope_at_h * tl.cast(q - k, tl.float32)) * 1.4426950408889634  # logits in powers of two
+        if masked:
+            scores = tl.where((k <= q) & (k < n), scores, float("-inf"))  # alibi.spat:4
         m_new = tl.maximum(m, tl.max(scores, 1))
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
         p = tl.exp2(scores - shift[:, None])
@@ -69,24 +60,7 @@ def forward(
         l = l * alpha + tl.sum(p, 1)
         acc = acc * alpha[:, None]
         m = m_new
-        v_tile = tl.load(v_base + j * v_step + v_offsets)  # [BLOCK_K, VALUE_DIM]
-        acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
-    # tiles on an edge
-    for j in tl.range(full_hi, hi):
-        k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
-        k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
-        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
-        scores = scores * 0.18033688011112042 + (-slope_at_h * tl.cast(q - k, tl.float32)) * 1.4426950408889634  # logits in powers of two
-        scores = tl.where((k <= q) & (k < n), scores, float("-inf"))  # alibi.spat:4
-        m_new = tl.maximum(m, tl.max(scores, 1))
-        shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
-        p = tl.exp2(scores - shift[:, None])
-        alpha = tl.exp2(m - shift)
-        l = l * alpha + tl.sum(p, 1)
-        acc = acc * alpha[:, None]
-        m = m_new
-        v_tile = tl.load(v_base + j * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
         acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
     norm = tl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
     acc = acc / norm[:, None]
@@ -145,13 +119,9 @@ def delta(
 @triton.jit(do_not_specialize=["nq", "n", "stride_slope_b", "size_slope_0"])
 def dq(
     Q,  # [batch, heads, nq, 64]
-    q_stride_b, q_stride_h, q_stride_n,
     K,  # [batch, groups, n, 64]
-    k_stride_b, k_stride_h, k_stride_n,
     V,  # [batch, groups, n, 64]
-    v_stride_b, v_stride_h, v_stride_n,
     dO,  # [batch, heads, nq, 64]
-    do_stride_b, do_stride_h, do_stride_n,
     LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
     Delta,  # [batch, heads, nq]
     dQ,  # [batch, heads, nq, 64]
@@ -175,54 +145,30 @@ def dq(
     q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
     slope_at_h = tl.load(t_slope + b.to(tl.int64) * stride_slope_b + h * stride_slope_0).to(tl.float32)
-    q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
-    q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    q_step = tl.full([], BLOCK_Q, tl.int64) * q_stride_n  # from tile to tile
-    q_tile = tl.load(q_base + i * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
-    do_base = dO + b.to(tl.int64) * do_stride_b + h.to(tl.int64) * do_stride_h
-    do_offsets = tl.arange(0, BLOCK_Q)[:, None] * do_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    do_step = tl.full([], BLOCK_Q, tl.int64) * do_stride_n  # from tile to tile
-    do_tile = tl.load(do_base + i * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+    q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
+    do_tile = dO.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, VALUE_DIM])
     row_base = (b * HEADS + h).to(tl.int64) * nq
     lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[:, None]
     delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[:, None]
-    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
-    k_offsets = tl.arange(0, BLOCK_K)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    k_step = tl.full([], BLOCK_K, tl.int64) * k_stride_n  # from tile to tile
-    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
-    v_offsets = tl.arange(0, BLOCK_K)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    v_step = tl.full([], BLOCK_K, tl.int64) * v_stride_n  # from tile to tile
     dq = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
     grad_0 = tl.zeros([BLOCK_Q], tl.float32)
     lo = 0  # touched tiles
     hi = i + 1
     full_hi = tl.maximum(tl.minimum(tl.minimum(i, hi), n >> 6), lo)  # full tiles
-    # every pair of these tiles counts
-    for j in tl.range(lo, full_hi):
+    # masked where the tile is not full
+    for j in tl.range(lo, hi):
+        masked = (j < lo) | (j >= full_hi)
         k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
         k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        k_tile = tl.load(k_base + j * k_step + k_offsets)  # [BLOCK_K, HEAD_DIM]
-        v_tile = tl.load(v_base + j * v_step + v_offsets)  # [BLOCK_K, VALUE_DIM]
+        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
+        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
         dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
         k_q_part = tl.cast(q - k, tl.float32)
         scores = scores * 0.18033688011112042 + (-slope_at_h * k_q_part) * 1.4426950408889634  # logits in powers of two
         p = tl.exp2(scores - lse)
-        ds = p * (dp - delta)  # gradient of the logits
-        grad_0 += tl.sum(ds * (-1.0 * k_q_part), 1)
-        dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
-    # tiles on an edge
-    for j in tl.range(full_hi, hi):
-        k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
-        k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
-        v_tile = tl.load(v_base + j * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
-        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
-        dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
-        k_q_part = tl.cast(q - k, tl.float32)
-        scores = scores * 0.18033688011112042 + (-slope_at_h * k_q_part) * 1.4426950408889634  # logits in powers of two
-        p = tl.exp2(scores - lse)
-        p = tl.where((k <= q) & (k < n), p, 0.0)  # alibi.spat:4
+        if masked:
+            p = tl.where((k <= q) & (k < n), p, 0.0)  # alibi.spat:4
         ds = p * (dp - delta)  # gradient of the logits
         grad_0 += tl.sum(ds * (-1.0 * k_q_part), 1)
         dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
@@ -237,13 +183,9 @@ def dq(
 @triton.jit(do_not_specialize=["nq", "n", "stride_slope_b", "size_slope_0"])
 def dkdv(
     Q,  # [batch, heads, nq, 64]
-    q_stride_b, q_stride_h, q_stride_n,
     K,  # [batch, groups, n, 64]
-    k_stride_b, k_stride_h, k_stride_n,
     V,  # [batch, groups, n, 64]
-    v_stride_b, v_stride_h, v_stride_n,
     dO,  # [batch, heads, nq, 64]
-    do_stride_b, do_stride_h, do_stride_n,
     LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
     Delta,  # [batch, heads, nq]
     dK,  # [batch, groups, n, 64]
@@ -256,8 +198,8 @@ def dkdv(
     stride_slope_b, stride_slope_0, size_slope_0,
 ):
     """dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."""
-    BLOCK_Q: tl.constexpr = 32
-    BLOCK_K: tl.constexpr = 64
+    BLOCK_Q: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 128
     HEAD_DIM: tl.constexpr = 64
     VALUE_DIM: tl.constexpr = 64
     HEADS: tl.constexpr = 4
@@ -266,38 +208,26 @@ def dkdv(
     b = tl.program_id(2)  # sequence
     k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
     k = k_rows[:, None]  # positions, [BLOCK_K, 1]
-    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
-    k_offsets = tl.arange(0, BLOCK_K)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    k_step = tl.full([], BLOCK_K, tl.int64) * k_stride_n  # from tile to tile
-    k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
-    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
-    v_offsets = tl.arange(0, BLOCK_K)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    v_step = tl.full([], BLOCK_K, tl.int64) * v_stride_n  # from tile to tile
-    v_tile = tl.load(v_base + j * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+    k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
+    v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
     lo = 2 * j  # touched tiles
-    hi = (n + 31) >> 5
+    hi = (n + 63) >> 6
     full_lo = tl.minimum(tl.maximum(2 * j + 2, lo), hi)  # full tiles
-    full_hi = tl.maximum(tl.minimum(tl.minimum((n + 31) >> 5, hi), nq >> 5), full_lo)
+    full_hi = tl.maximum(tl.minimum(tl.minimum((n + 63) >> 6, hi), nq >> 6), full_lo)
     # heads of the group
     for r in tl.range(0, 2):
         h = g * 2 + r  # query head
         slope_at_h = tl.load(t_slope + b.to(tl.int64) * stride_slope_b + h * stride_slope_0).to(tl.float32)
-        q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
-        q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-        q_step = tl.full([], BLOCK_Q, tl.int64) * q_stride_n  # from tile to tile
-        do_base = dO + b.to(tl.int64) * do_stride_b + h.to(tl.int64) * do_stride_h
-        do_offsets = tl.arange(0, BLOCK_Q)[:, None] * do_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-        do_step = tl.full([], BLOCK_Q, tl.int64) * do_stride_n  # from tile to tile
         row_base = (b * HEADS + h).to(tl.int64) * nq
         # masked where the tile is not full
         for i in tl.range(lo, hi):
             masked = (i < full_lo) | (i >= full_hi)
             q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
             q = q_rows[None, :]  # positions, [1, BLOCK_Q]
-            q_tile = tl.load(q_base + i * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
-            do_tile = tl.load(do_base + i * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+            q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
+            do_tile = dO.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, VALUE_DIM])
             lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[None, :]
             delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[None, :]
             scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
@@ -305,8 +235,8 @@ def dkdv(
             p = tl.exp2(scores - lse)
             if masked:
                 p = tl.where(k <= q, p, 0.0)  # alibi.spat:4
-            dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
+            dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             ds = p * (dp - delta)  # gradient of the logits
             dk = tl.dot(ds.to(tl.bfloat16), q_tile, dk)  # [BLOCK_K, HEAD_DIM]
     dk_base = dK + b.to(tl.int64) * dk_stride_b + g.to(tl.int64) * dk_stride_h

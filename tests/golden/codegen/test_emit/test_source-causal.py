@@ -1,9 +1,9 @@
 """Attention kernels of the pattern `causal`, written by spdsl.
 
 bf16, 4 query heads on 2 key heads, shape square.
-forward: tiles of 128 queries and 64 keys, tiles in closed form, 1 run.
-dq: tiles of 64 queries and 64 keys, tiles in closed form, 1 run.
-dkdv: tiles of 64 queries and 64 keys, tiles in closed form, 1 run.
+forward: tiles of 64 queries and 64 keys, tiles in closed form, 1 run.
+dq: tiles of 128 queries and 64 keys, tiles in closed form, 1 run.
+dkdv: tiles of 64 queries and 128 keys, tiles in closed form, 1 run.
 """
 
 import triton
@@ -13,11 +13,8 @@ import triton.language as tl
 @triton.jit(do_not_specialize=["nq", "n"])
 def forward(
     Q,  # [batch, heads, nq, 64]
-    q_stride_b, q_stride_h, q_stride_n,
     K,  # [batch, groups, n, 64]
-    k_stride_b, k_stride_h, k_stride_n,
     V,  # [batch, groups, n, 64]
-    v_stride_b, v_stride_h, v_stride_n,
     O,  # [batch, heads, nq, 64]
     o_stride_b, o_stride_h, o_stride_n,
     LSE,  # [batch, heads, nq], natural logarithm
@@ -25,7 +22,7 @@ def forward(
     n,  # keys
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
-    BLOCK_Q: tl.constexpr = 128
+    BLOCK_Q: tl.constexpr = 64
     BLOCK_K: tl.constexpr = 64
     HEAD_DIM: tl.constexpr = 64
     VALUE_DIM: tl.constexpr = 64
@@ -36,41 +33,22 @@ def forward(
     b = tl.program_id(2)  # sequence
     q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
-    q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    q_step = tl.full([], BLOCK_Q, tl.int64) * q_stride_n  # from tile to tile
-    q_tile = tl.load(q_base + i * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
-    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
-    k_offsets = tl.arange(0, BLOCK_K)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    k_step = tl.full([], BLOCK_K, tl.int64) * k_stride_n  # from tile to tile
-    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
-    v_offsets = tl.arange(0, BLOCK_K)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    v_step = tl.full([], BLOCK_K, tl.int64) * v_stride_n  # from tile to tile
+    q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum of the logits
     l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
     acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
     lo = 0  # touched tiles
-    hi = tl.minimum(2 * i + 2, (n + 63) >> 6)
-    full_hi = tl.maximum(tl.minimum(tl.minimum(2 * i, hi), n >> 6), lo)  # full tiles
-    # every pair of these tiles counts
-    for j in tl.range(lo, full_hi):
-        k_tile = tl.load(k_base + j * k_step + k_offsets)  # [BLOCK_K, HEAD_DIM]
-        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
-        m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
-        p = tl.exp2(scores * 0.18033688011112042 - m_new[:, None])
-        alpha = tl.exp2(m - m_new)
-        l = l * alpha + tl.sum(p, 1)
-        acc = acc * alpha[:, None]
-        m = m_new
-        v_tile = tl.load(v_base + j * v_step + v_offsets)  # [BLOCK_K, VALUE_DIM]
-        acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
-    # tiles on an edge
-    for j in tl.range(full_hi, hi):
+    hi = i + 1
+    full_hi = tl.maximum(tl.minimum(tl.minimum(i, hi), n >> 6), lo)  # full tiles
+    # masked where the tile is not full
+    for j in tl.range(lo, hi):
+        masked = (j < lo) | (j >= full_hi)
         k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
         k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
+        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
-        scores = tl.where((k <= q) & (k < n), scores, float("-inf"))  # causal.spat:3
+        if masked:
+            scores = tl.where((k <= q) & (k < n), scores, float("-inf"))  # causal.spat:3
         m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
         p = tl.exp2(scores * 0.18033688011112042 - shift[:, None])
@@ -78,7 +56,7 @@ def forward(
         l = l * alpha + tl.sum(p, 1)
         acc = acc * alpha[:, None]
         m = m_new
-        v_tile = tl.load(v_base + j * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
         acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
     norm = tl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
     acc = acc / norm[:, None]
@@ -137,13 +115,9 @@ def delta(
 @triton.jit(do_not_specialize=["nq", "n"])
 def dq(
     Q,  # [batch, heads, nq, 64]
-    q_stride_b, q_stride_h, q_stride_n,
     K,  # [batch, groups, n, 64]
-    k_stride_b, k_stride_h, k_stride_n,
     V,  # [batch, groups, n, 64]
-    v_stride_b, v_stride_h, v_stride_n,
     dO,  # [batch, heads, nq, 64]
-    do_stride_b, do_stride_h, do_stride_n,
     LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
     Delta,  # [batch, heads, nq]
     dQ,  # [batch, heads, nq, 64]
@@ -152,7 +126,7 @@ def dq(
     n,  # keys
 ):
     """dQ: each program owns a tile of queries."""
-    BLOCK_Q: tl.constexpr = 64
+    BLOCK_Q: tl.constexpr = 128
     BLOCK_K: tl.constexpr = 64
     HEAD_DIM: tl.constexpr = 64
     VALUE_DIM: tl.constexpr = 64
@@ -163,46 +137,27 @@ def dq(
     b = tl.program_id(2)  # sequence
     q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
-    q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    q_step = tl.full([], BLOCK_Q, tl.int64) * q_stride_n  # from tile to tile
-    q_tile = tl.load(q_base + i * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
-    do_base = dO + b.to(tl.int64) * do_stride_b + h.to(tl.int64) * do_stride_h
-    do_offsets = tl.arange(0, BLOCK_Q)[:, None] * do_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    do_step = tl.full([], BLOCK_Q, tl.int64) * do_stride_n  # from tile to tile
-    do_tile = tl.load(do_base + i * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+    q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
+    do_tile = dO.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, VALUE_DIM])
     row_base = (b * HEADS + h).to(tl.int64) * nq
     lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[:, None]
     delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[:, None]
-    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
-    k_offsets = tl.arange(0, BLOCK_K)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    k_step = tl.full([], BLOCK_K, tl.int64) * k_stride_n  # from tile to tile
-    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
-    v_offsets = tl.arange(0, BLOCK_K)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    v_step = tl.full([], BLOCK_K, tl.int64) * v_stride_n  # from tile to tile
     dq = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
     lo = 0  # touched tiles
-    hi = i + 1
-    full_hi = tl.maximum(tl.minimum(tl.minimum(i, hi), n >> 6), lo)  # full tiles
-    # every pair of these tiles counts
-    for j in tl.range(lo, full_hi):
-        k_tile = tl.load(k_base + j * k_step + k_offsets)  # [BLOCK_K, HEAD_DIM]
-        v_tile = tl.load(v_base + j * v_step + v_offsets)  # [BLOCK_K, VALUE_DIM]
-        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
-        dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
-        p = tl.exp2(scores * 0.18033688011112042 - lse)
-        ds = p * (dp - delta)  # gradient of the logits
-        dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
-    # tiles on an edge
-    for j in tl.range(full_hi, hi):
+    hi = tl.minimum(2 * i + 2, (n + 63) >> 6)
+    full_hi = tl.maximum(tl.minimum(tl.minimum(2 * i, hi), n >> 6), lo)  # full tiles
+    # masked where the tile is not full
+    for j in tl.range(lo, hi):
+        masked = (j < lo) | (j >= full_hi)
         k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
         k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
-        v_tile = tl.load(v_base + j * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
+        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
         dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
         p = tl.exp2(scores * 0.18033688011112042 - lse)
-        p = tl.where((k <= q) & (k < n), p, 0.0)  # causal.spat:3
+        if masked:
+            p = tl.where((k <= q) & (k < n), p, 0.0)  # causal.spat:3
         ds = p * (dp - delta)  # gradient of the logits
         dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
     dq_base = dQ + b.to(tl.int64) * dq_stride_b + h.to(tl.int64) * dq_stride_h
@@ -215,13 +170,9 @@ def dq(
 @triton.jit(do_not_specialize=["nq", "n"])
 def dkdv(
     Q,  # [batch, heads, nq, 64]
-    q_stride_b, q_stride_h, q_stride_n,
     K,  # [batch, groups, n, 64]
-    k_stride_b, k_stride_h, k_stride_n,
     V,  # [batch, groups, n, 64]
-    v_stride_b, v_stride_h, v_stride_n,
     dO,  # [batch, heads, nq, 64]
-    do_stride_b, do_stride_h, do_stride_n,
     LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
     Delta,  # [batch, heads, nq]
     dK,  # [batch, groups, n, 64]
@@ -233,7 +184,7 @@ def dkdv(
 ):
     """dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."""
     BLOCK_Q: tl.constexpr = 64
-    BLOCK_K: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 128
     HEAD_DIM: tl.constexpr = 64
     VALUE_DIM: tl.constexpr = 64
     HEADS: tl.constexpr = 4
@@ -242,45 +193,33 @@ def dkdv(
     b = tl.program_id(2)  # sequence
     k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
     k = k_rows[:, None]  # positions, [BLOCK_K, 1]
-    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
-    k_offsets = tl.arange(0, BLOCK_K)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    k_step = tl.full([], BLOCK_K, tl.int64) * k_stride_n  # from tile to tile
-    k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
-    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
-    v_offsets = tl.arange(0, BLOCK_K)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    v_step = tl.full([], BLOCK_K, tl.int64) * v_stride_n  # from tile to tile
-    v_tile = tl.load(v_base + j * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+    k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
+    v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
-    lo = j  # touched tiles
+    lo = 2 * j  # touched tiles
     hi = (n + 63) >> 6
-    full_lo = tl.minimum(tl.maximum(j + 1, lo), hi)  # full tiles
+    full_lo = tl.minimum(tl.maximum(2 * j + 2, lo), hi)  # full tiles
     full_hi = tl.maximum(tl.minimum(tl.minimum((n + 63) >> 6, hi), nq >> 6), full_lo)
     # heads of the group
     for r in tl.range(0, 2):
         h = g * 2 + r  # query head
-        q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
-        q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-        q_step = tl.full([], BLOCK_Q, tl.int64) * q_stride_n  # from tile to tile
-        do_base = dO + b.to(tl.int64) * do_stride_b + h.to(tl.int64) * do_stride_h
-        do_offsets = tl.arange(0, BLOCK_Q)[:, None] * do_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-        do_step = tl.full([], BLOCK_Q, tl.int64) * do_stride_n  # from tile to tile
         row_base = (b * HEADS + h).to(tl.int64) * nq
         # masked where the tile is not full
         for i in tl.range(lo, hi):
             masked = (i < full_lo) | (i >= full_hi)
             q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
             q = q_rows[None, :]  # positions, [1, BLOCK_Q]
-            q_tile = tl.load(q_base + i * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
-            do_tile = tl.load(do_base + i * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+            q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
+            do_tile = dO.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, VALUE_DIM])
             lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[None, :]
             delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[None, :]
             scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
             p = tl.exp2(scores * 0.18033688011112042 - lse)
             if masked:
                 p = tl.where(k <= q, p, 0.0)  # causal.spat:3
-            dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
+            dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             ds = p * (dp - delta)  # gradient of the logits
             dk = tl.dot(ds.to(tl.bfloat16), q_tile, dk)  # [BLOCK_K, HEAD_DIM]
     dk_base = dK + b.to(tl.int64) * dk_stride_b + g.to(tl.int64) * dk_stride_h

@@ -3,7 +3,7 @@
 bf16, 4 query heads on 2 key heads, shape square.
 forward: tiles of 64 queries and 64 keys, tiles from lists.
 dq: tiles of 64 queries and 64 keys, tiles from lists.
-dkdv: tiles of 32 queries and 64 keys, tiles from lists.
+dkdv: tiles of 64 queries and 128 keys, tiles from lists.
 """
 
 import triton
@@ -13,11 +13,8 @@ import triton.language as tl
 @triton.jit(do_not_specialize=["nq", "n", "list_stride_b", "list_stride_h", "stride_doc_b", "size_doc_0"])
 def forward(
     Q,  # [batch, heads, nq, 64]
-    q_stride_b, q_stride_h, q_stride_n,
     K,  # [batch, groups, n, 64]
-    k_stride_b, k_stride_h, k_stride_n,
     V,  # [batch, groups, n, 64]
-    v_stride_b, v_stride_h, v_stride_n,
     O,  # [batch, heads, nq, 64]
     o_stride_b, o_stride_h, o_stride_n,
     LSE,  # [batch, heads, nq], natural logarithm
@@ -43,16 +40,7 @@ def forward(
     q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
     doc_at_q = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + q * stride_doc_0, mask=(q >= 0) & (q < size_doc_0), other=0).to(tl.int32)
-    q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
-    q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    q_step = tl.full([], BLOCK_Q, tl.int64) * q_stride_n  # from tile to tile
-    q_tile = tl.load(q_base + i * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
-    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
-    k_offsets = tl.arange(0, BLOCK_K)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    k_step = tl.full([], BLOCK_K, tl.int64) * k_stride_n  # from tile to tile
-    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
-    v_offsets = tl.arange(0, BLOCK_K)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    v_step = tl.full([], BLOCK_K, tl.int64) * v_stride_n  # from tile to tile
+    q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum of the logits
     l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
     acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
@@ -63,7 +51,7 @@ def forward(
     # listed tiles that are full
     for t in tl.range(begin, middle):
         j = tl.load(list_tiles + t)
-        k_tile = tl.load(k_base + j * k_step + k_offsets)  # [BLOCK_K, HEAD_DIM]
+        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
         m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
         p = tl.exp2(scores * 0.18033688011112042 - m_new[:, None])
@@ -71,14 +59,14 @@ def forward(
         l = l * alpha + tl.sum(p, 1)
         acc = acc * alpha[:, None]
         m = m_new
-        v_tile = tl.load(v_base + j * v_step + v_offsets)  # [BLOCK_K, VALUE_DIM]
+        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
         acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
     # listed tiles with an edge
     for t in tl.range(middle, end):
         j = tl.load(list_tiles + t)
         k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
         k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
+        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
         doc_at_k = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + k * stride_doc_0, mask=(k >= 0) & (k < size_doc_0), other=0).to(tl.int32)
         scores = tl.where((k <= q) & (doc_at_q == doc_at_k) & (k < n), scores, float("-inf"))  # documents.spat:4
@@ -89,7 +77,7 @@ def forward(
         l = l * alpha + tl.sum(p, 1)
         acc = acc * alpha[:, None]
         m = m_new
-        v_tile = tl.load(v_base + j * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
         acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
     norm = tl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
     acc = acc / norm[:, None]
@@ -148,13 +136,9 @@ def delta(
 @triton.jit(do_not_specialize=["nq", "n", "list_stride_b", "list_stride_h", "stride_doc_b", "size_doc_0"])
 def dq(
     Q,  # [batch, heads, nq, 64]
-    q_stride_b, q_stride_h, q_stride_n,
     K,  # [batch, groups, n, 64]
-    k_stride_b, k_stride_h, k_stride_n,
     V,  # [batch, groups, n, 64]
-    v_stride_b, v_stride_h, v_stride_n,
     dO,  # [batch, heads, nq, 64]
-    do_stride_b, do_stride_h, do_stride_n,
     LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
     Delta,  # [batch, heads, nq]
     dQ,  # [batch, heads, nq, 64]
@@ -181,23 +165,11 @@ def dq(
     q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
     doc_at_q = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + q * stride_doc_0, mask=(q >= 0) & (q < size_doc_0), other=0).to(tl.int32)
-    q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
-    q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    q_step = tl.full([], BLOCK_Q, tl.int64) * q_stride_n  # from tile to tile
-    q_tile = tl.load(q_base + i * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
-    do_base = dO + b.to(tl.int64) * do_stride_b + h.to(tl.int64) * do_stride_h
-    do_offsets = tl.arange(0, BLOCK_Q)[:, None] * do_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    do_step = tl.full([], BLOCK_Q, tl.int64) * do_stride_n  # from tile to tile
-    do_tile = tl.load(do_base + i * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+    q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
+    do_tile = dO.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, VALUE_DIM])
     row_base = (b * HEADS + h).to(tl.int64) * nq
     lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[:, None]
     delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[:, None]
-    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
-    k_offsets = tl.arange(0, BLOCK_K)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    k_step = tl.full([], BLOCK_K, tl.int64) * k_stride_n  # from tile to tile
-    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
-    v_offsets = tl.arange(0, BLOCK_K)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    v_step = tl.full([], BLOCK_K, tl.int64) * v_stride_n  # from tile to tile
     dq = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
     list_at = b * list_stride_b + h * list_stride_h + i
     begin = tl.load(list_begin + list_at)
@@ -206,8 +178,8 @@ def dq(
     # listed tiles that are full
     for t in tl.range(begin, middle):
         j = tl.load(list_tiles + t)
-        k_tile = tl.load(k_base + j * k_step + k_offsets)  # [BLOCK_K, HEAD_DIM]
-        v_tile = tl.load(v_base + j * v_step + v_offsets)  # [BLOCK_K, VALUE_DIM]
+        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
+        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
         dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
         p = tl.exp2(scores * 0.18033688011112042 - lse)
@@ -218,8 +190,8 @@ def dq(
         j = tl.load(list_tiles + t)
         k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
         k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
-        v_tile = tl.load(v_base + j * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
+        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
         dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
         p = tl.exp2(scores * 0.18033688011112042 - lse)
@@ -237,13 +209,9 @@ def dq(
 @triton.jit(do_not_specialize=["nq", "n", "list_stride_b", "list_stride_h", "stride_doc_b", "size_doc_0"])
 def dkdv(
     Q,  # [batch, heads, nq, 64]
-    q_stride_b, q_stride_h, q_stride_n,
     K,  # [batch, groups, n, 64]
-    k_stride_b, k_stride_h, k_stride_n,
     V,  # [batch, groups, n, 64]
-    v_stride_b, v_stride_h, v_stride_n,
     dO,  # [batch, heads, nq, 64]
-    do_stride_b, do_stride_h, do_stride_n,
     LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
     Delta,  # [batch, heads, nq]
     dK,  # [batch, groups, n, 64]
@@ -260,8 +228,8 @@ def dkdv(
     stride_doc_b, stride_doc_0, size_doc_0,
 ):
     """dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."""
-    BLOCK_Q: tl.constexpr = 32
-    BLOCK_K: tl.constexpr = 64
+    BLOCK_Q: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 128
     HEAD_DIM: tl.constexpr = 64
     VALUE_DIM: tl.constexpr = 64
     HEADS: tl.constexpr = 4
@@ -271,25 +239,13 @@ def dkdv(
     k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
     k = k_rows[:, None]  # positions, [BLOCK_K, 1]
     doc_at_k = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + k * stride_doc_0, mask=(k >= 0) & (k < size_doc_0), other=0).to(tl.int32)
-    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
-    k_offsets = tl.arange(0, BLOCK_K)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    k_step = tl.full([], BLOCK_K, tl.int64) * k_stride_n  # from tile to tile
-    k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
-    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
-    v_offsets = tl.arange(0, BLOCK_K)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    v_step = tl.full([], BLOCK_K, tl.int64) * v_stride_n  # from tile to tile
-    v_tile = tl.load(v_base + j * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+    k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
+    v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
     # heads of the group
     for r in tl.range(0, 2):
         h = g * 2 + r  # query head
-        q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
-        q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-        q_step = tl.full([], BLOCK_Q, tl.int64) * q_stride_n  # from tile to tile
-        do_base = dO + b.to(tl.int64) * do_stride_b + h.to(tl.int64) * do_stride_h
-        do_offsets = tl.arange(0, BLOCK_Q)[:, None] * do_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-        do_step = tl.full([], BLOCK_Q, tl.int64) * do_stride_n  # from tile to tile
         row_base = (b * HEADS + h).to(tl.int64) * nq
         list_at = b * list_stride_b + h * list_stride_h + j
         begin = tl.load(list_begin + list_at)
@@ -300,14 +256,14 @@ def dkdv(
             i = tl.load(list_tiles + t)
             q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
             q = q_rows[None, :]  # positions, [1, BLOCK_Q]
-            q_tile = tl.load(q_base + i * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
-            do_tile = tl.load(do_base + i * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+            q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
+            do_tile = dO.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, VALUE_DIM])
             lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[None, :]
             delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[None, :]
             scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
             p = tl.exp2(scores * 0.18033688011112042 - lse)
-            dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
+            dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             ds = p * (dp - delta)  # gradient of the logits
             dk = tl.dot(ds.to(tl.bfloat16), q_tile, dk)  # [BLOCK_K, HEAD_DIM]
         # listed tiles with an edge
@@ -315,16 +271,16 @@ def dkdv(
             i = tl.load(list_tiles + t)
             q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
             q = q_rows[None, :]  # positions, [1, BLOCK_Q]
-            q_tile = tl.load(q_base + i * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
-            do_tile = tl.load(do_base + i * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+            q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
+            do_tile = dO.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, VALUE_DIM])
             lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[None, :]
             delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[None, :]
             scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
             p = tl.exp2(scores * 0.18033688011112042 - lse)
             doc_at_q = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + q * stride_doc_0, mask=(q >= 0) & (q < size_doc_0), other=0).to(tl.int32)
             p = tl.where((k <= q) & (doc_at_q == doc_at_k), p, 0.0)  # documents.spat:4
-            dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
+            dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             ds = p * (dp - delta)  # gradient of the logits
             dk = tl.dot(ds.to(tl.bfloat16), q_tile, dk)  # [BLOCK_K, HEAD_DIM]
     dk_base = dK + b.to(tl.int64) * dk_stride_b + g.to(tl.int64) * dk_stride_h
