@@ -33,6 +33,7 @@ LAYERS = (
         "spdsl.walks",
         "spdsl.counting",
         "spdsl.explain",
+        "spdsl.prove",
     ),
     ("spdsl.api", "spdsl.decorator"),
     ("spdsl.picture",),
@@ -136,7 +137,7 @@ def test_import_is_light() -> None:
 
 @pytest.mark.parametrize(("command", "needed"), [("check", {"islpy"}), ("fmt --check", set())])
 def test_check_is_light(command: str, needed: set[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Checking asks isl whether some query keeps nothing; that loads in hundredths of a second."""
+    """Checking asks isl what to warn of, in a process of its own; it loads in hundredths of a second."""
     path = ROOT / "patterns" / "streaming.spat"
     words = ["spdsl", *command.split(), str(path)]
     code = f"import sys; sys.argv = {words!r}\nfrom spdsl.cli.main import run\nassert run(sys.argv[1:]) == 0"

@@ -95,7 +95,16 @@ def _find_residues(keep: Expr, shape: Shape, heads: int, groups: int, tables: tu
         return None
 
 
-def _asked(question: Callable[..., T], arguments: Mapping[str, Any]) -> T:
+def bounded(question: Callable[..., T], arguments: Mapping[str, Any], *, seconds: float) -> T | None:
+    """The answer of any function of this layer to arguments that can be pickled, from the worker; None where it does
+    not end in time, or does not survive."""
+    try:
+        return _asked(question, arguments, seconds)
+    except (OSError, EOFError, TimeoutError):
+        return None
+
+
+def _asked(question: Callable[..., T], arguments: Mapping[str, Any], seconds: float | None = None) -> T:
     """The answer of the worker, or of this process where none can be started.
 
     Raises:
@@ -105,7 +114,7 @@ def _asked(question: Callable[..., T], arguments: Mapping[str, Any]) -> T:
     if worker is None:
         return question(**arguments)
     try:
-        return worker.ask(question, arguments)
+        return worker.ask(question, arguments, SECONDS if seconds is None else seconds)
     except (OSError, EOFError, TimeoutError):
         worker.stop()
         raise
@@ -126,12 +135,12 @@ class _Worker:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
 
-    def ask(self, question: Callable[..., T], arguments: Mapping[str, Any]) -> T:
+    def ask(self, question: Callable[..., T], arguments: Mapping[str, Any], seconds: float) -> T:
         """The child's answer.
 
         Raises:
             OSError, EOFError: the child has ended.
-            TimeoutError: it took longer than `SECONDS`.
+            TimeoutError: it took longer than ``seconds``.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -140,7 +149,7 @@ class _Worker:
             self.process.stdin.flush()
             answer: Future[tuple[bool, Any]] = self.reader.submit(_read, self.process.stdout)
             try:
-                succeeded, found = answer.result(SECONDS)
+                succeeded, found = answer.result(seconds)
             except LateError as problem:  # not the built-in one before Python 3.11
                 raise TimeoutError from problem
         return found if succeeded else question(**arguments)

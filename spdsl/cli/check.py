@@ -17,6 +17,8 @@ from spdsl.semantics.check import check as check_one
 from spdsl.semantics.check import check_all
 from spdsl.semantics.nodes import CheckedPattern
 
+_SECONDS = 4.0  # for the proofs that one kind of warning needs
+
 
 def check(files: FilesArgument, as_json: JsonOption = False) -> None:
     """Check files: syntax, names, types and static meaning.  Every mistake is shown at once.
@@ -59,14 +61,16 @@ def _one(word: str) -> tuple[list[str], tuple[Diagnostic, ...]]:
 
 
 def _doubts(patterns: Iterable[CheckedPattern]) -> tuple[Diagnostic, ...]:
-    """Warnings about those patterns whose parameters have defaults."""
+    """Warnings about those patterns whose parameters have defaults, in the order of the text."""
     found: list[Diagnostic] = []
     for pattern in patterns:
-        with contextlib.suppress(SpatError):  # parameters or a layer are yet to be given
-            bound = bind(pattern, {}, heads=1, groups=1, head_dim=64)
-            from spdsl.analysis.doubts import doubts
+        from spdsl.analysis.doubts import doubts, idle_parts
+        from spdsl.analysis.worker import bounded
 
-            found += doubts(bound)
+        with contextlib.suppress(SpatError):  # parameters or a layer are yet to be given
+            found += bounded(idle_parts, {"checked": pattern}, seconds=_SECONDS) or ()
+            bound = bind(pattern, {}, heads=1, groups=1, head_dim=64)
+            found += bounded(doubts, {"pattern": bound}, seconds=_SECONDS) or ()
     return tuple(found)
 
 

@@ -1,6 +1,7 @@
 """The command `spdsl`: its commands by name, and the boundary past which no Python traceback goes.
 
 Exit status: 0 done, 1 the pattern, the input or the result is wrong, 2 the command line is wrong, 3 a fault of spdsl.
+`spdsl prove` alone: 0 proven, 1 refuted, 2 a mistake anywhere, 4 cannot be decided.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 import typer
 
 from spdsl import __version__
-from spdsl.cli import check, compile_, explain, fmt, library, run_, show, view
+from spdsl.cli import check, compile_, explain, fmt, library, prove, run_, show, view
 from spdsl.cli.output import show_error, show_fault, show_warning
 from spdsl.diagnostics import SpatError
 
@@ -51,6 +52,7 @@ app.command("fmt")(fmt.fmt)
 app.command("show")(show.show)
 app.command("view")(view.view)
 app.command("explain")(explain.explain)
+app.command("prove")(prove.prove)
 app.command("run")(run_.run)
 app.command("compile")(compile_.compile_)
 

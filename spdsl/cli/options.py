@@ -78,6 +78,36 @@ def _scalar(name: str, text: str) -> Scalar:
         ) from None
 
 
+def parse_free(given: Sequence[str] | None) -> tuple[dict[str, Value], frozenset[str]]:
+    """As `parse_parameters`, and the names of those given as ``NAME=any``.
+
+    Raises:
+        typer.BadParameter: one is not of that form, or its name is given twice.
+    """
+    free = [word.partition("=")[0].strip() for word in given or () if word.partition("=")[2].strip() == "any"]
+    values = parse_parameters([word for word in given or () if word.partition("=")[2].strip() != "any"])
+    for name in free:
+        if name in values or free.count(name) > 1:
+            raise typer.BadParameter(f"the parameter `{name}` is given twice")
+    return values, frozenset(free)
+
+
+def parse_call(word: str) -> tuple[str, list[str]]:
+    """A pattern and its parameters, from ``streaming(window=64, sinks=0)``; the brackets may be left out.
+
+    Raises:
+        typer.BadParameter: brackets that do not close.
+    """
+    name, opening, rest = word.partition("(")
+    if not opening:
+        return word, []
+    if not rest.rstrip().endswith(")"):
+        raise typer.BadParameter(f"`{word}` does not end in `)`: write for example `streaming(window=64)`")
+    inside = rest.rstrip()[:-1]
+    parts = re.findall(r"(?:[^,(]|\([^)]*\))+", inside)
+    return name.strip(), [part.strip() for part in parts if part.strip()]
+
+
 def fit_tuples(pattern: CheckedPattern, values: Mapping[str, Value]) -> dict[str, Value]:
     """The values, a single number made a tuple where the pattern declares a tuple of one item."""
     single = {each.name for each in pattern.parameters if each.length == 1}

@@ -15,7 +15,7 @@ from spdsl.diagnostics import Diagnostic, Source, Span
 from tests.cli.conftest import Answer
 
 Spdsl = Callable[..., Answer]
-COMMANDS = ("new", "list", "check", "fmt", "show", "view", "explain", "run", "compile")
+COMMANDS = ("new", "list", "check", "fmt", "show", "view", "explain", "prove", "run", "compile")
 
 
 def test_version(spdsl: Spdsl) -> None:

@@ -1,7 +1,6 @@
-"""Questions about sets of pairs that isl decides: empty rows, causality, equality, and reads outside a table.
+"""When an index leaves its table, decided by isl for every length and every value that the declared bounds allow.
 
-All answers are about every length and every value that the declared bounds allow.  Clauses that are not affine count as
-kept where that makes the answer weaker, never wrong.
+Clauses that are not affine count as kept, which makes the answer weaker, never wrong.
 """
 
 from __future__ import annotations
@@ -17,73 +16,10 @@ from spdsl.analysis.affine import NotAffineError, Symbols, abstract, children, p
 from spdsl.analysis.budget import BudgetSpentError, limited
 from spdsl.analysis.linear import Linear, UnknownDivisionError, from_constraint
 from spdsl.analysis.tiles import Shape
-from spdsl.analysis.wording import describe
 from spdsl.analysis.writing import Writer
 from spdsl.semantics.nodes import Const, Expr, Extent, Index, Table
 
 _LENGTHS = ("n", "nq", "q_start")
-_SMALL = 1 << 20  # counterexamples are looked for among these values first
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmptyRow:
-    """A query that keeps nothing, and lengths and values for which it does, by the names the user knows."""
-
-    query: int
-    values: tuple[tuple[str, int], ...]
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} = {value}" for name, value in (("q", self.query), *self.values))
-
-
-def empty_rows(
-    keep: Expr,
-    *,
-    heads: int = 1,
-    groups: int = 1,
-    tables: Sequence[Table] = (),
-    shape: Shape = "square",
-    length: int | None = None,
-) -> EmptyRow | None:
-    """A small example of a query that keeps nothing, or None if there is none or none is found.
-
-    ``length`` is a value of ``n`` that every call is known to have.
-    """
-    try:
-        question = _Question.ask(
-            [keep], heads=heads, groups=groups, tables=tables, shape=shape, over=True, length=length
-        )
-        with limited():
-            (kept,) = question.sets()
-            exist = question.existing()
-            missing = exist.project_out(dim_type.set, 1, 1).subtract(kept.project_out(dim_type.set, 1, 1))
-            return None if missing.is_empty() else _example(missing, question.symbols)
-    except (NotAffineError, BudgetSpentError):
-        return None
-
-
-def is_causal(keep: Expr, *, heads: int = 1, groups: int = 1, tables: Sequence[Table] = ()) -> bool:
-    """Whether ``k <= q`` is proved for every kept pair, wherever the queries start."""
-    try:
-        question = _Question.ask([keep], heads=heads, groups=groups, tables=tables, shape="offset", over=True)
-        with limited():
-            (kept,) = question.sets()
-            local = isl.LocalSpace.from_space(kept.get_space())
-            q, k = (isl.Aff.var_on_domain(local, dim_type.set, side) for side in (0, 1))
-            return bool(kept.is_subset(k.le_set(q)))
-    except (NotAffineError, BudgetSpentError):
-        return False
-
-
-def equal(a: Expr, b: Expr, *, heads: int = 1, groups: int = 1, tables: Sequence[Table] = ()) -> bool | None:
-    """Whether two expressions keep the same pairs, for all lengths and starts; None if that is not decided."""
-    try:
-        question = _Question.ask([a, b], heads=heads, groups=groups, tables=tables, shape="offset")
-        with limited():
-            one, other = question.sets()
-            return bool(one.is_equal(other))
-    except (NotAffineError, BudgetSpentError):
-        return None
 
 
 def violations(
@@ -164,11 +100,6 @@ class _Question:
         queries = q.ge_set(zero).intersect(q.ge_set(start)).intersect(q.lt_set(start.add(rows)))
         return queries.intersect(k.ge_set(zero)).intersect(k.lt_set(n)).intersect(known)
 
-    def sets(self) -> tuple[isl.Set, ...]:
-        """The kept pairs of all expressions."""
-        exist = self.existing()
-        return tuple(pairs_where(expr, self.space).intersect(exist).coalesce() for expr in self.exprs)
-
     def outside(self) -> Expr | Literal["never", "unknown"]:
         """The answer of `violations`."""
         guard, index, extent = self.exprs
@@ -218,17 +149,3 @@ def _condition(parameters: isl.Set, symbols: Symbols) -> Expr:
             terms += [term, term.scaled(-1)] if constraint.is_equality() else [term]
         alternatives.append(tuple(terms))
     return writer.any_of(tuple(alternatives))
-
-
-def _example(rows: isl.Set, symbols: Symbols) -> EmptyRow:
-    """A point of a set of rows ``[q]``: the smallest in the order of the names, if some point has no negative value."""
-    names = [*(str(rows.get_dim_name(dim_type.param, i)) for i in range(rows.dim(dim_type.param))), "q"]
-    points = rows.move_dims(dim_type.set, 0, dim_type.param, 0, rows.dim(dim_type.param))
-    small = points
-    for position in range(len(names)):
-        small = small.lower_bound_val(dim_type.set, position, isl.Val(0))
-        small = small.upper_bound_val(dim_type.set, position, isl.Val(_SMALL))
-    point = (points if small.is_empty() else small.lexmin()).sample_point()
-    found = {name: int(point.get_coordinate_val(dim_type.set, i).to_python()) for i, name in enumerate(names)}
-    values = tuple((describe(expr), found[name]) for name, expr in symbols.meaning)
-    return EmptyRow(query=found["q"], values=values)

@@ -1,4 +1,4 @@
-"""Proofs on known cases, and conditions for reads outside a table against brute force."""
+"""Conditions for reads outside a table, on known cases and against brute force."""
 
 from __future__ import annotations
 
@@ -6,49 +6,18 @@ import itertools
 
 import pytest
 
-from spdsl.analysis.proofs import empty_rows, equal, is_causal, violations
+from spdsl.analysis.reads import violations
 from spdsl.semantics.nodes import Bounds, Const, Expr, Table
-from tests.analysis.build import Term, b, causal, g, h, k, load, maximum, n, nq, q, q_start
+from tests.analysis.build import Term, b, causal, h, k, load, maximum, n, nq, q, q_start
 from tests.analysis.evaluate import evaluate
 
 YES = Term(Const(value=True))
 ROOT = Table(name="root", dtype="int", axes=(), bounds=Bounds(low=0), sorted=False)
 
 
-def test_empty_rows() -> None:
-    assert empty_rows(causal.expr) is None
-    assert empty_rows((causal & (q - k < 7)).expr) is None
-    assert str(empty_rows((causal & (q - k >= 1)).expr)) == "q = 0, n = 1"
-    assert str(empty_rows((k < load("root")).expr, tables=[ROOT])) == "q = 0, root = 0, n = 1"
-    assert empty_rows((causal & load("doc", q).eq(load("doc", k))).expr) is None
-    found = empty_rows((causal & (k >= 5) & load("doc", q).eq(load("doc", k))).expr)
-    assert found is not None
-    assert found.query == 0
-
-
 def test_a_known_length_rules_cases_out() -> None:
-    second_half = (k >= 8) & (k < 16)
-    assert str(empty_rows(second_half.expr)) == "q = 0, n = 1"
-    assert empty_rows(second_half.expr, length=16) is None
     assert violations((k // 4).expr, YES.expr, Const(value=4), length=16) == "never"
     assert violations((k // 4).expr, YES.expr, Const(value=4), length=17) != "never"
-
-
-def test_causality() -> None:
-    assert is_causal((causal & (q - k < 7)).expr)
-    assert is_causal((causal & load("doc", q).eq(load("doc", k))).expr)
-    assert is_causal(((q // 16 > k // 16) | q.eq(k)).expr)
-    assert not is_causal((q // 16).eq(k // 16).expr)
-    assert not is_causal(load("seen", q, k, dtype="bool").expr)
-
-
-def test_equality() -> None:
-    assert equal(causal.expr, (~(k > q)).expr)
-    assert equal((causal & (q // 64).eq(k // 64)).expr, (causal & (k >= q - q % 64)).expr)
-    assert equal(causal.expr, (k < q).expr) is False
-    assert equal((k < h).expr, (k < g).expr, heads=8, groups=8)
-    assert equal((k < h // 4).expr, (k < g).expr, heads=8, groups=2)
-    assert equal(causal.expr, load("seen", q, k, dtype="bool").expr) is None
 
 
 def test_reads_that_are_never_outside() -> None:

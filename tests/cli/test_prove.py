@@ -1,0 +1,144 @@
+"""`spdsl prove`: words, exit status, text and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Answer
+
+Spdsl = Callable[..., Answer]
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (("streaming", "--nonempty", "--causal"), 0),
+        (("streaming", "-p", "window=any", "-p", "sinks=any", "--nonempty", "--causal", "--clauses"), 0),
+        (("block_local", "--causal"), 1),
+        (("causal", "--equals", "alibi"), 0),
+        (("causal", "--equals", "streaming"), 1),
+        (("streaming(window=8)",), 2),
+        (("streaming", "--within", "causal", "--disjoint", "full"), 1),
+        (("streaming", "-p", "sinks=0", "--equals", "sliding_window(window = 1024)"), 0),
+        (("neighborhood_2d", "-p", "extents=6,7", "-p", "window=3,3", "--within", "full"), 0),
+        (("full", "--equals", "neighborhood_2d(extents=(4, 4), window=(4,4))"), 0),
+        (("full", "--equals", "neighborhood_2d(extents=(4, 4), window=(4,3))"), 1),
+        (("radial", "-p", "frames=2", "-p", "frame_tokens=8", "--nonempty"), 4),
+        (("radial", "-p", "frames=2", "-p", "frame_tokens=8", "--nonempty", "--causal"), 1),
+        (("block_local",), 0),
+        (("nothing",), 2),
+        (("streaming", "--equals", "nothing"), 2),
+        (("streaming", "--equals", "causal(window=3)"), 2),
+        (("streaming", "--equals", "causal(window=3"), 2),
+        (("streaming", "-p", "wndow=any"), 2),
+        (("streaming", "-p", "window=any", "-p", "window=3"), 2),
+        (("block_local", "-p", "block=any"), 2),
+        (("streaming", "-p", "window=0"), 2),
+        (("streaming", "--heads", "6", "--groups", "4"), 2),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, tuple) else str(given),
+)
+def test_exit_status(spdsl: Spdsl, words: tuple[str, ...], status: int) -> None:
+    answer = spdsl("prove", *words)
+    assert answer.status == status, answer
+    if status == 2:
+        assert answer.out == ""
+        assert answer.err
+
+
+def test_the_report(spdsl: Spdsl) -> None:
+    out = spdsl("prove", "block_local", "-p", "block=24").out
+    assert "block_local(block=24): every length n, 8 heads" in out
+    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert "proven" in lines["every query keeps something"]
+    assert "refuted" in lines["causal"]
+    assert "q = 0, k = 1, n = 2: a later key is kept" in lines["causal"]
+
+
+def test_parts_that_change_nothing_have_a_line(spdsl: Spdsl, tmp_path: Path) -> None:
+    file = tmp_path / "twice.spat"
+    file.write_text("pattern twice() {\n  keep causal\n   and q - k < 8\n   and k <= q\n}\n")
+    answer = spdsl("prove", file, "--clauses")
+    assert answer.status == 1
+    assert "this changes nothing: `k <= q` (line 4)" in answer.out
+    found = spdsl("prove", file, "--clauses", "--json").json["answers"][0]
+    assert found["redundant"] == [{"text": "k <= q", "operand_of": "and", "place": f"{file}:4:8"}]
+    warned = spdsl("check", file)
+    assert warned.status == 0
+    assert "warning[SP411]: `k <= q` changes nothing" in warned.err
+
+
+def test_json(spdsl: Spdsl) -> None:
+    answer = spdsl("prove", "streaming", "-p", "window=8", "--equals", "sliding_window(window=8)", "--causal", "--json")
+    assert answer.status == 1
+    told = answer.json
+    assert told["ok"] is False
+    assert told["pattern"] == "streaming(window=8, sinks=4)"
+    assert told["scope"] == "every length n, 8 heads"
+    causal, equals = told["answers"]
+    assert (causal["question"], causal["verdict"], causal["example"]) == ("causal", "proven", None)
+    assert equals["verdict"] == "refuted"
+    example = equals["example"]
+    assert (example["q"], example["k"], example["values"]) == (8, 0, {"n": 9})
+    assert example["note"] == "kept by the first, `streaming`, alone"
+
+
+def test_mistakes_in_json(spdsl: Spdsl, tmp_path: Path) -> None:
+    file = tmp_path / "bad.spat"
+    file.write_text("pattern bad() { keep causl }")
+    answer = spdsl("prove", file, "--json")
+    assert answer.status == 2
+    assert answer.json["diagnostics"][0]["code"] == "SP201"
+
+
+def test_what_cannot_be_decided_says_so(spdsl: Spdsl, tmp_path: Path) -> None:
+    file = tmp_path / "odd.spat"
+    file.write_text("pattern odd() { input x: int[token] in 0..  keep causal and x[k] * x[k] != 3 * x[q] * x[q] + 2 }")
+    answer = spdsl("prove", file, "--nonempty")
+    assert answer.status == 4
+    assert "cannot be decided" in answer.out
+    assert "it depends on the input `x`" in answer.out
+
+
+def test_inputs_of_one_name_must_be_alike(spdsl: Spdsl, tmp_path: Path) -> None:
+    file = tmp_path / "mine.spat"
+    file.write_text("pattern mine() { input doc: int[token]  keep causal and doc[q] == doc[k] }")
+    answer = spdsl("prove", "documents", "--equals", file)
+    assert answer.status == 2
+    assert "SP413" in answer.err
+    file.write_text("pattern mine() { input doc: int[token] sorted  keep k <= q and doc[k] == doc[q] }")
+    assert spdsl("prove", "documents", "--equals", file).status == 0
+
+
+def test_one_pattern_of_a_file(spdsl: Spdsl, tmp_path: Path) -> None:
+    file = tmp_path / "two.spat"
+    file.write_text(
+        "pattern one(w: int in 1.. = 4) { keep 0 <= q - k < w }\n"
+        "pattern two(w: int in 1.. = 4) { keep causal and k > q - w }"
+    )
+    assert spdsl("prove", f"{file}:one", "-p", "w=7", "--equals", f"{file}:two(w=7)").status == 0
+    assert spdsl("prove", f"{file}:one", "-p", "w=7", "--equals", f"{file}:two").status == 1
+
+
+def test_grids_demand_a_length(spdsl: Spdsl) -> None:
+    near = "neighborhood_1d(extents={0},window=3)"
+    answer = spdsl("prove", "full", "--equals", near.format("3,"))
+    assert answer.status == 0
+    assert "for n = 3 alone, which a grid demands" in answer.out
+    answer = spdsl("prove", "neighborhood_1d", "-p", "extents=4", "-p", "window=3", "--within", near.format(5))
+    assert answer.status == 4
+    assert "no length suits the grids of both" in answer.out
+
+
+def test_layers_and_heads(spdsl: Spdsl, tmp_path: Path) -> None:
+    file = tmp_path / "layered.spat"
+    file.write_text("pattern layered() { keep if layer % 2 == 0 then causal else h < 4 and k == q }")
+    assert spdsl("prove", file, "--nonempty").status == 2
+    assert spdsl("prove", file, "--nonempty", "--layer", 0).status == 0
+    assert spdsl("prove", file, "--nonempty", "--layer", 1, "--heads", 4).status == 0
+    answer = spdsl("prove", file, "--nonempty", "--layer", 1)
+    assert answer.status == 1
+    assert "q = 0, n = 1, h = 4" in answer.out
