@@ -30,7 +30,6 @@ from spdsl.codegen.blocks import (
     Statistics,
     StorePairs,
     StoreRows,
-    StoreTile,
     SumRows,
     Zeros,
 )
@@ -89,9 +88,8 @@ def partials(frame: Frame, of: str, by: tuple[str, ...]) -> tuple[tuple[int, Tab
 
 def lower_delta(plan: Plan) -> Kernel:
     """Row sums of dO * O, and the gradients of sinks."""
-    frame = Frame(
-        plan=plan, kernel=replace(plan.dq, block_q=64, warps=4, stages=1, residues=None, descriptors=False), by="query"
-    )
+    kernel = replace(plan.dq, block_q=64, warps=4, stages=1, residues=None, boxes=None, descriptors=False)
+    frame = Frame(plan=plan, kernel=kernel, by="query")
     sinks = partials(frame, "sink_logit", ("none", "query"))
     tail: list[Block] = []
     arguments: list[Argument] = []
@@ -349,6 +347,7 @@ class Step:
             place=lambda expr: frame.hoist.place(expr, scope),
             place_tile=frame.place_tile,
             body=body,  # type: ignore[arg-type]
+            boxes=kernel.boxes,
         )
 
     def kernel(self, name: str, doc: str, results: tuple[str, ...], body: tuple[Block, ...], block: int) -> Kernel:
@@ -378,6 +377,7 @@ class Step:
             warps=frame.kernel.warps,
             stages=frame.kernel.stages,
             classes=frame.classes,
+            boxes=frame.boxes,
         )
 
 
@@ -386,13 +386,4 @@ def _tile(frame: Frame, tensor: str, side: Side, columns: str) -> tuple[Block, .
 
 
 def _store(frame: Frame, tensor: str, side: Side, columns: str, factor: float | None) -> tuple[Block, ...]:
-    store = StoreTile(
-        value=tensor.lower(),
-        prefix=tensor.lower(),
-        side=side,
-        columns=columns,
-        padded=frame.is_padded(columns),
-        dtype=frame.plan.problem.dtype,
-        factor=factor,
-    )
-    return (pointers(frame, tensor, side, columns), store)
+    return (pointers(frame, tensor, side, columns), frame.store(tensor.lower(), tensor, side, columns, factor))

@@ -55,6 +55,30 @@ class Positions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BoxLanes:
+    """Where the rows of a tile lie inside a box of ``sizes``: ``q_lane0``, ``q_lane1``, … along the axes with more than
+    one place, and ``q_within``, how many rows after its first.  Neighbours along an axis are ``strides`` rows apart."""
+
+    side: Side
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxPositions:
+    """As `Positions`, for the box ``i0 i1 …`` (or ``j0 …``), with the coordinates ``q0``, ``q1``, … (or ``k0`` …).
+
+    Places past the end of the axes ``ragged`` count as rows past the end.
+    """
+
+    side: Side
+    part: Part
+    sizes: tuple[int, ...]
+    extents: tuple[int, ...]
+    ragged: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Define:
     """A named value of an expression; ``note`` becomes a comment."""
 
@@ -99,7 +123,7 @@ class Gather:
 class Pointers:
     """The address of a tensor's part for this head, offsets inside a tile, and the stride from tile to tile.
 
-    With ``classes`` of the part that is a residue class of the rows.
+    With ``classes`` of the part that is a residue class of the rows; with ``boxes`` the stride is that from row to row.
     """
 
     tensor: str
@@ -109,13 +133,15 @@ class Pointers:
     head: Literal["h", "g"]
     shape: Shape
     classes: int | None = None
+    boxes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadTile:
     """A tile ``[block, columns]``; zeros for rows that do not exist (``guarded``) and for padded columns.
 
-    With ``descriptor`` the copy engine loads it and puts the zeros, so that no `Pointers` are needed.
+    With ``descriptor`` the copy engine loads it and puts the zeros, so that no `Pointers` are needed.  With ``boxes``
+    the rows of a box.
     """
 
     name: str
@@ -127,6 +153,7 @@ class LoadTile:
     guarded: bool
     padded: bool
     descriptor: bool
+    boxes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +167,7 @@ class StoreTile:
     padded: bool
     dtype: Precision
     factor: float | None = None
+    boxes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -379,6 +407,8 @@ class ListedTile:
 Block: TypeAlias = (
     Program
     | Positions
+    | BoxLanes
+    | BoxPositions
     | Define
     | Gather
     | Pointers
@@ -439,7 +469,8 @@ class Argument:
 class Kernel:
     """One kernel: a grid of programs ``(tiles, heads or groups, batch)`` that all run ``body``.
 
-    A program owns ``block`` rows; with ``classes`` there are tiles of each residue class, and classes change fastest.
+    A program owns ``block`` rows; with ``classes`` there are tiles of each residue class, and classes change fastest;
+    with ``boxes`` there are that many boxes.
     """
 
     name: str
@@ -451,10 +482,11 @@ class Kernel:
     warps: int
     stages: int
     classes: int | None = None
+    boxes: int | None = None
 
     def programs(self, rows: int) -> int:
         """How many tiles there are among ``rows`` rows."""
-        return tiles_among(rows, self.block, self.classes or 1)
+        return self.boxes if self.boxes is not None else tiles_among(rows, self.block, self.classes or 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,7 +42,8 @@ TENSORS: tuple[tuple[str, Side, str], ...] = (
 
 def lower_distances(plan: Plan) -> Kernel | None:
     """The kernel, or None where no gradient goes by distance."""
-    tiles = replace(plan.dq, block_q=BLOCK, block_k=2 * BLOCK, warps=4, stages=1, residues=None, descriptors=False)
+    tiles = replace(plan.dq, block_q=BLOCK, block_k=2 * BLOCK, warps=4, stages=1)
+    tiles = replace(tiles, residues=None, boxes=None, descriptors=False)
     frame = Frame(plan=plan, kernel=tiles, by="query")
     found = partials(frame, "bias", ("distance",))
     if not found:

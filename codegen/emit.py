@@ -7,6 +7,7 @@ depends on the graph alone.  Nothing is compiled.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -154,6 +155,7 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         text=text_of,
         ordinal=_ordinal,
+        product=math.prod,
         num=_number,
         place=_place,
         signature=_signature,

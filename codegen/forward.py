@@ -15,7 +15,6 @@ from spdsl.codegen.blocks import (
     SoftmaxEnd,
     SoftmaxState,
     StoreRows,
-    StoreTile,
 )
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.frame import Frame, masked, pointers, positions, program
@@ -67,6 +66,7 @@ def lower_forward(plan: Plan) -> Kernel:
         place=lambda expr: frame.hoist.place(expr, 0),
         place_tile=frame.place_tile,
         body=body,
+        boxes=plan.forward.boxes,
     )
     setup, loops = lower_walk(plan.forward.walk, walker)
     blocks: tuple[Block, ...] = (
@@ -83,14 +83,7 @@ def lower_forward(plan: Plan) -> Kernel:
         *loops,
         SoftmaxEnd(),
         pointers(frame, "O", "q", "VALUE_DIM"),
-        StoreTile(
-            value="acc",
-            prefix="o",
-            side="q",
-            columns="VALUE_DIM",
-            padded=frame.is_padded("VALUE_DIM"),
-            dtype=problem.dtype,
-        ),
+        frame.store("acc", "O", "q", "VALUE_DIM"),
         RowBase(),
         StoreRows(value="lse", pointer="LSE", side="q"),
     )
@@ -113,4 +106,5 @@ def lower_forward(plan: Plan) -> Kernel:
         warps=plan.forward.warps,
         stages=plan.forward.stages,
         classes=frame.classes,
+        boxes=frame.boxes,
     )

@@ -12,6 +12,7 @@ from spdsl.codegen.arith import add, both, compare, index, mod, number, sub
 from spdsl.codegen.blocks import (
     Argument,
     Block,
+    BoxPositions,
     By,
     Define,
     Gather,
@@ -23,7 +24,9 @@ from spdsl.codegen.blocks import (
     Pointers,
     Positions,
     Program,
+    StoreTile,
 )
+from spdsl.codegen.boxes import own_box, programs
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.hoist import Hoist
 from spdsl.codegen.tables import Tables
@@ -63,10 +66,24 @@ class Frame:
         """How many residue classes part the rows, if they are."""
         return None if self.kernel.residues is None else self.kernel.residues.modulus
 
+    @property
+    def boxes(self) -> int | None:
+        """How many boxes of its own side there are, if tiles are boxes of a grid."""
+        return None if self.kernel.boxes is None else programs(self.kernel.boxes, self.by)
+
+    def is_whole(self, side: Side) -> bool:
+        """Whether every row of every tile of a side is known to exist."""
+        return self.kernel.boxes is not None and not self.kernel.boxes.ragged(side)
+
     def _scopes(self) -> tuple[frozenset[str], ...]:
         """Program, own tile, head of the group (by key, where heads share keys), walked tile."""
-        own, walked = ({"q"}, {"k", "j"}) if self.by == "query" else ({"k"}, {"q", "i"})
-        program = {"b", "g", "i" if self.by == "query" else "j"} | (set() if self.loops_over_heads else {"h"})
+        tile, other = ("i", "j") if self.by == "query" else ("j", "i")
+        own, walked = ({"q"}, {"k", other}) if self.by == "query" else ({"k"}, {"q", other})
+        program = {"b", "g", tile} | (set() if self.loops_over_heads else {"h"})
+        for axis in range(0 if self.kernel.boxes is None else len(self.kernel.boxes.extents)):
+            program |= {f"{tile}{axis}"}
+            own |= {f"{side}{axis}" for side in own if len(side) == 1}
+            walked |= {f"{name}{axis}" for name in walked if len(name) == 1}
         program |= {"q_class", "k_class"} if self.classes else set()
         scopes = [program, program | own]
         if self.loops_over_heads:
@@ -78,9 +95,9 @@ class Frame:
 
         Query rows past the end need no test: their results are not stored, or their LSE is +inf.
         """
-        residues = self.kernel.residues
-        found = both(None, truncated(self.plan.keep if residues is None else residues.keep))
-        if self.by == "query":
+        gathered = self.kernel.residues or self.kernel.boxes
+        found = both(None, truncated(self.plan.keep if gathered is None else gathered.keep))
+        if self.by == "query" and not self.is_whole("k"):
             found = both(found, compare("lt", index("k"), Extent(name="n")))
         if self.plan.problem.shape != "square":
             found = both(found, compare("ge", index("q"), number(0)))
@@ -165,9 +182,23 @@ class Frame:
             side=side,
             columns=columns,
             head=head_of(side),
-            guarded=guarded,
+            guarded=guarded and not self.is_whole(side),
             padded=self.is_padded(columns),
             descriptor=self.kernel.descriptors,
+            boxes=self.boxes is not None,
+        )
+
+    def store(self, value: str, tensor: str, side: Side, columns: str, factor: float | None = None) -> StoreTile:
+        """Store ``value`` as the tile of ``tensor`` that the kernel's ``i`` or ``j`` names."""
+        return StoreTile(
+            value=value,
+            prefix=prefix_of(tensor),
+            side=side,
+            columns=columns,
+            padded=self.is_padded(columns),
+            dtype=self.plan.problem.dtype,
+            factor=factor,
+            boxes=self.boxes is not None,
         )
 
     def lengths(self) -> tuple[Argument, ...]:
@@ -244,6 +275,8 @@ def program(frame: Frame, *, reverse: bool) -> tuple[Block, ...]:
     """What a program works on."""
     shape = frame.plan.problem.shape
     begin = Program(by=frame.by, ratio=frame.ratio, reverse=reverse, shape=shape, classes=frame.classes)
+    if frame.kernel.boxes is not None:
+        return (begin, *own_box(frame.kernel.boxes, frame.by))
     return (begin, *_other_class(frame))
 
 
@@ -264,8 +297,12 @@ def _other_class(frame: Frame) -> tuple[Block, ...]:
     return (Define(name=name, value=truncated(other), note=f"residue class of the {note} that these rows meet"),)
 
 
-def positions(frame: Frame, side: Side, part: Part) -> Positions:
+def positions(frame: Frame, side: Side, part: Part) -> Positions | BoxPositions:
     """The positions of a side."""
+    boxes = frame.kernel.boxes
+    if boxes is not None:
+        sizes, ragged = boxes.box(side), boxes.ragged(side)
+        return BoxPositions(side=side, part=part, sizes=sizes, extents=boxes.extents, ragged=ragged)
     return Positions(side=side, part=part, shape=frame.plan.problem.shape, classes=frame.classes)
 
 
@@ -279,4 +316,5 @@ def pointers(frame: Frame, tensor: str, side: Side, columns: str) -> Pointers:
         head=head_of(side),
         shape=frame.plan.problem.shape,
         classes=frame.classes,
+        boxes=frame.boxes is not None,
     )

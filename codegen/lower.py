@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.analysis.tiles import ListWalk
+from spdsl.analysis.tiles import BoxWalk, ListWalk
 from spdsl.codegen.backward import lower_delta, lower_dkdv, lower_dq
 from spdsl.codegen.blocks import BlockGraph
 from spdsl.codegen.distances import lower_distances
@@ -39,6 +39,10 @@ def _notes(plan: Plan) -> tuple[str, ...]:
 def _walk(kernel: KernelPlan) -> str:
     if isinstance(kernel.walk, ListWalk):
         return "tiles from lists"
+    if isinstance(kernel.walk, BoxWalk):
+        assert kernel.boxes is not None
+        queries, keys = (" × ".join(map(str, sizes)) for sizes in (kernel.boxes.box_q, kernel.boxes.box_k))
+        return f"boxes of {queries} queries and {keys} keys of the grid"
     classes = "" if kernel.residues is None else f", rows of {kernel.classes} residue classes apart"
     runs = len(kernel.walk.slots)
     return f"tiles in closed form, {runs} run{'' if runs == 1 else 's'}{classes}"

@@ -87,7 +87,7 @@ def _has_batch(table: Table) -> bool:
 
 
 def _is_vector(index: Expr) -> bool:
-    return bool(free_indices(index) & {"q", "k"})
+    return any(name[0] in "qk" for name in free_indices(index))
 
 
 def _plain(text: str) -> str:

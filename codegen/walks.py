@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from spdsl.analysis.tiles import ListWalk, Shape, Slot, SlotWalk, Walk
+from spdsl.analysis.tiles import Boxes, BoxWalk, ListWalk, Shape, Slot, SlotWalk, Walk
 from spdsl.codegen.arith import (
     add,
     both,
@@ -28,6 +28,7 @@ from spdsl.codegen.arith import (
     sub,
 )
 from spdsl.codegen.blocks import Block, By, Define, If, ListBounds, ListedTile, Loop
+from spdsl.codegen.boxes import lower_boxes
 from spdsl.codegen.expressions import truncated
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Param
 from spdsl.semantics.rewrite import free_indices, transform
@@ -53,6 +54,7 @@ class Walker:
     place: Callable[[Expr], Expr]
     place_tile: Callable[[Expr], tuple[tuple[Block, ...], Expr]]
     body: Callable[[Mode], tuple[Block, ...]]
+    boxes: Boxes | None = None
 
     @property
     def tile(self) -> str:
@@ -73,6 +75,8 @@ def depends_on_head(walk: Walk) -> bool:
             return True
         case SlotWalk(slots=slots):
             return any("h" in free_indices(bound) for slot in slots for bound in _expressions(slot))
+        case BoxWalk(touched=touched, full=full):
+            return any("h" in free_indices(end) for each in (*touched, *(full or ())) for end in (each.lo, each.hi))
 
 
 def _expressions(slot: Slot) -> tuple[Expr, ...]:
@@ -86,6 +90,9 @@ def lower_walk(walk: Walk, walker: Walker) -> tuple[tuple[Block, ...], tuple[Blo
     match walk:
         case ListWalk():
             return _lists(walker)
+        case BoxWalk():
+            assert walker.boxes is not None
+            return lower_boxes(walk, walker.boxes, walker)
         case SlotWalk(slots=slots):
             parts = [_bounds(slot, number, len(slots), walker) for number, slot in enumerate(slots)]
             setup: tuple[Block, ...] = tuple(block for part in parts for block in part.setup)

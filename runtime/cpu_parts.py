@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spdsl.analysis.plans import KernelPlan
-from spdsl.analysis.tiles import ListWalk
+from spdsl.analysis.tiles import SlotWalk
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.cpu_logits import Logits
 from spdsl.runtime.cpu_rows import Chunk, Schedule, schedule
@@ -86,6 +86,6 @@ def _schedule(call: Call, kernel: KernelPlan) -> Schedule:
 def _lists(call: Call, kernel: KernelPlan, by: By) -> TileList:
     if kernel.kind in call.lists:
         return call.lists[kernel.kind]
-    if isinstance(kernel.walk, ListWalk):
-        return tile_lists(call, by=by, block_q=kernel.block_q, block_k=kernel.block_k)
-    return walk_lists(call, kernel.walk, TileGrid.of(kernel))
+    if isinstance(kernel.walk, SlotWalk):
+        return walk_lists(call, kernel.walk, TileGrid.of(kernel))
+    return tile_lists(call, by=by, block_q=kernel.block_q, block_k=kernel.block_k)

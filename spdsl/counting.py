@@ -13,6 +13,7 @@ from spdsl import walks
 from spdsl.analysis.plan import grid_length
 from spdsl.analysis.tiles import SlotWalk
 from spdsl.analysis.worker import derive
+from spdsl.runtime.box_visits import pairs_on_grid
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.evaluate import depends_on, evaluate, tables_for
 from spdsl.runtime.pairs import pairs_of
@@ -24,6 +25,10 @@ _CHUNK_PAIRS = 1 << 22
 
 def count_pairs(call: Call) -> int:
     """The pairs that a call keeps, over batch and heads."""
+    boxes = call.plan.forward.boxes
+    on_grid = None if boxes is None else pairs_on_grid(call, boxes)
+    if on_grid is not None:
+        return on_grid
     problem = call.plan.problem
     relation = derive(
         call.plan.keep,

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing_extensions import assert_never
 
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.analysis.tiles import Interval, ListWalk, Residues, Slot, SlotWalk
+from spdsl.analysis.tiles import Boxes, BoxWalk, Interval, ListWalk, Residues, Slot, SlotWalk
 from spdsl.analysis.wording import describe as word
+from spdsl.runtime.box_visits import box_visits
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.lists import tile_lists, walk_lists
 from spdsl.runtime.tile_grid import TileGrid
@@ -29,6 +30,9 @@ def describe(kernel: KernelPlan, plan: Plan) -> tuple[str, ...]:
         case SlotWalk(slots=slots):
             lines = tuple(_slot(slot, kernel) for slot in slots) or ("no tile is touched",)
             return lines if kernel.residues is None else (_residues(kernel.residues), *lines)
+        case BoxWalk() as walk:
+            assert kernel.boxes is not None
+            return (_grid(kernel.boxes), *(_axis(walk, axis, kernel) for axis in range(len(walk.touched))))
         case ListWalk() as walk:
             return (f"tiles are listed at run time: {_reason(walk, {each.name: each.value for each in plan.stages})}",)
         case _:
@@ -40,6 +44,8 @@ def visits(call: Call, kernel: KernelPlan) -> Visits:
     match kernel.walk:
         case SlotWalk() as walk:
             return slot_visits(call, walk, TileGrid.of(kernel))
+        case BoxWalk() as walk:
+            return box_visits(call, walk, kernel)
         case ListWalk():
             return list_visits(listed(call, kernel), call.q.shape[0], call.q.shape[1])
         case _:
@@ -47,12 +53,15 @@ def visits(call: Call, kernel: KernelPlan) -> Visits:
 
 
 def listed(call: Call, kernel: KernelPlan) -> TileList:
-    """The tiles of every row of a kernel; of a walk in closed form, what it stands for."""
+    """The tiles of every row of a kernel; of a walk in closed form, what it stands for.
+
+    Boxes of a grid are no tiles of consecutive rows: there, the tiles that such a kernel would walk.
+    """
     grid = TileGrid.of(kernel)
     match kernel.walk:
         case SlotWalk() as walk:
             return walk_lists(call, walk, grid)
-        case ListWalk():
+        case BoxWalk() | ListWalk():
             return tile_lists(call, by=grid.by, block_q=grid.block_q, block_k=grid.block_k)
         case _:
             assert_never(kernel.walk)
@@ -69,6 +78,16 @@ def _slot(slot: Slot, kernel: KernelPlan) -> str:
     if slot.filter is not None:
         text += f" where {print_expr(slot.filter)}"
     return f"{text}, full in {_interval(slot.full)}" if slot.full is not None else f"{text}, all masked"
+
+
+def _grid(boxes: Boxes) -> str:
+    extents, queries, keys = (" × ".join(map(str, sizes)) for sizes in (boxes.extents, boxes.box_q, boxes.box_k))
+    return f"tiles are boxes of {queries} queries and {keys} keys of the grid {extents}"
+
+
+def _axis(walk: BoxWalk, axis: int, kernel: KernelPlan) -> str:
+    text = f"along axis {axis} box {own_name(kernel)}{axis} walks {_interval(walk.touched[axis])}"
+    return text if walk.full is None else f"{text}, full in {_interval(walk.full[axis])}"
 
 
 def _past(phase: Expr) -> str:

@@ -11,13 +11,13 @@ from typing import Literal
 
 from spdsl.analysis.gradients import table_gradients
 from spdsl.analysis.plans import KernelPlan, Plan, Problem
-from spdsl.analysis.stages import Staged, stage
-from spdsl.analysis.tiles import Residues, SlotWalk, TileRelation, Walk
+from spdsl.analysis.stages import Staged, covering_grid, extents_of, stage
+from spdsl.analysis.tiles import BoxRelation, Residues, SlotWalk, TileRelation, Walk
 from spdsl.analysis.tiling import Tiles, default_tiles
-from spdsl.analysis.worker import derive, find_residues
+from spdsl.analysis.worker import derive, find_boxes, find_residues
 from spdsl.diagnostics import error
 from spdsl.semantics.differentiate import derivative
-from spdsl.semantics.nodes import BoundPattern, Const, Expr, Index, Load
+from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load
 from spdsl.semantics.rewrite import walk
 
 Kind = Literal["forward", "dq", "dkdv"]
@@ -85,6 +85,9 @@ def _residues(staged: Staged, problem: Problem) -> Residues | None:
 
 
 def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues: Residues | None) -> KernelPlan:
+    boxed = None if target == "cpu" else _boxed(kind, staged, problem, target)
+    if boxed is not None:
+        return boxed
     descriptors = residues is None and copies_tiles(problem, target)
     tiles = _tiles(kind, problem, None, target, descriptors)
     relation = _relation(staged, problem, tiles, residues)
@@ -113,6 +116,45 @@ def copies_tiles(problem: Problem, target: str) -> bool:
     rows, and products of the type run on tensor cores, which take their operands from shared memory."""
     rows_fit = problem.pattern.head_dim % 8 == 0 and problem.value_dim % 8 == 0
     return target in ("sm_90", "sm_100") and problem.dtype != "fp32" and problem.shape != "batched" and rows_fit
+
+
+def _boxed(kind: Kind, staged: Staged, problem: Problem, target: str) -> KernelPlan | None:
+    """The kernel by boxes of a grid, where the positions fill one and boxes compute less than runs of rows."""
+    tiles = _tiles(kind, problem, None, target, descriptors=False)
+    found = _boxes(staged, problem, tiles)
+    if found is None:
+        return None
+    better = _tiles(kind, problem, found.by_key if kind == "dkdv" else found.by_query, target, descriptors=False)
+    if (better.block_q, better.block_k) != (tiles.block_q, tiles.block_k):
+        found = _boxes(staged, problem, better)
+        if found is None:
+            return None
+    return KernelPlan(
+        kind=kind,
+        block_q=better.block_q,
+        block_k=better.block_k,
+        warps=better.warps,
+        stages=better.stages,
+        walk=found.by_key if kind == "dkdv" else found.by_query,
+        notes=found.notes,
+        boxes=found.boxes,
+    )
+
+
+def _boxes(staged: Staged, problem: Problem, tiles: Tiles) -> BoxRelation | None:
+    pattern = problem.pattern
+    grid = covering_grid(pattern)
+    if problem.shape != "square" or staged.on_grid is None or grid is None:
+        return None
+    return find_boxes(
+        staged.on_grid,
+        extents=extents_of(grid),
+        block_q=tiles.block_q,
+        block_k=tiles.block_k,
+        heads=pattern.heads,
+        groups=pattern.groups,
+        tables=staged.tables,
+    )
 
 
 def _tiles(kind: Kind, problem: Problem, walk: Walk | None, target: str, descriptors: bool) -> Tiles:
@@ -155,11 +197,8 @@ def _relation(staged: Staged, problem: Problem, tiles: Tiles, residues: Residues
 
 def grid_length(pattern: BoundPattern) -> int | None:
     """The length that an unnamed grid of the positions themselves demands of ``n``, if there is one."""
-    for grid in pattern.grids:
-        sizes = [size.value for _, size in grid.coordinates if isinstance(size, Const)]
-        if grid.name is None and grid.of == Index(name="k") and len(sizes) == len(grid.coordinates):
-            return math.prod(int(size) for size in sizes)
-    return None
+    grid = covering_grid(pattern)
+    return None if grid is None else math.prod(extents_of(grid))
 
 
 def _constant(expr: Expr | None, word: str, default: float) -> float:

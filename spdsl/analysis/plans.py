@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from spdsl.analysis.tiles import Residues, Shape, Walk
+from spdsl.analysis.tiles import Boxes, Residues, Shape, Walk
 from spdsl.semantics.nodes import BoundPattern, Expr, Side, Table
 
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32"]
@@ -69,8 +69,9 @@ class TableGradient:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelPlan:
     """Tile sizes, launch options and walk of one kernel; the walk is by query for ``forward`` and ``dq``, else by
-    key.  With ``residues`` rows are gathered by residue class, and every class has its own tiles.  With
-    ``descriptors`` the GPU's copy engine loads the tiles of Q, K, V and dO (TMA), else every thread its own part.
+    key.  With ``residues`` rows are gathered by residue class, and every class has its own tiles.  With ``boxes`` tiles
+    are boxes of a grid, and the walk is over those.  With ``descriptors`` the GPU's copy engine loads the tiles of Q,
+    K, V and dO (TMA), else every thread its own part.
     """
 
     kind: Literal["forward", "dq", "dkdv"]
@@ -81,6 +82,7 @@ class KernelPlan:
     walk: Walk
     notes: tuple[str, ...] = ()
     residues: Residues | None = None
+    boxes: Boxes | None = None
     descriptors: bool = False
 
     @property

@@ -19,6 +19,7 @@ from spdsl.analysis.budget import BudgetSpentError, limited
 from spdsl.analysis.linear import Linear, nonnegative, number, symbol, to_aff
 from spdsl.analysis.tiles import Residues, Shape
 from spdsl.semantics.nodes import Apply, Const, Expr, Index, Table
+from spdsl.semantics.rewrite import conjuncts
 
 LARGEST = 64
 """The largest modulus.  At sensible lengths more classes than this have fewer rows than a tile."""
@@ -88,17 +89,9 @@ def _same_class(modulus: int, shift: int, space: isl.Space) -> isl.Set:
 
 
 def _without_implied(keep: Expr, found: tuple[int, int], shape: Shape, heads: int, groups: int) -> Residues:
-    left = [clause for clause in _clauses(keep) if not _is_implied(clause, found, shape, heads, groups)]
+    left = [clause for clause in conjuncts(keep) if not _is_implied(clause, found, shape, heads, groups)]
     rest = reduce(lambda a, b: Apply(op="and", args=(a, b), dtype="bool"), left) if left else Const(value=True)
     return Residues(modulus=found[0], shift=found[1], keep=rest)
-
-
-def _clauses(keep: Expr) -> list[Expr]:
-    match keep:
-        case Apply(op="and", args=args):
-            return [clause for arg in args for clause in _clauses(arg)]
-        case _:
-            return [keep]
 
 
 def _is_implied(clause: Expr, found: tuple[int, int], shape: Shape, heads: int, groups: int) -> bool:

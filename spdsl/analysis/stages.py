@@ -20,6 +20,7 @@ from spdsl.semantics.nodes import (
     Coord,
     Expr,
     Extent,
+    Grid,
     Index,
     Load,
     Noise,
@@ -33,13 +34,17 @@ from spdsl.semantics.nodes import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staged:
-    """A bound pattern whose clauses are expanded, with the stages they load from."""
+    """A bound pattern whose clauses are expanded, with the stages they load from.
+
+    ``on_grid`` is ``keep`` over the coordinates of `covering_grid` (``q0``, ``k0``, …), where the pattern has one.
+    """
 
     keep: Expr
     bias: Expr | None
     sink_logit: Expr | None
     stages: tuple[Stage, ...]
     tables: tuple[Table, ...]
+    on_grid: Expr | None
 
 
 def stage(pattern: BoundPattern) -> Staged:
@@ -50,7 +55,8 @@ def stage(pattern: BoundPattern) -> Staged:
     def clause(expr: Expr | None) -> Expr | None:
         return None if expr is None else expand(pattern, cutter.cut(expr))
 
-    keep = expand(pattern, cutter.cut(attend.keep))
+    cut = cutter.cut(attend.keep)
+    keep, grid = expand(pattern, cut), covering_grid(pattern)
     bias, sink = clause(attend.bias), clause(attend.sink_logit)
     stages = tuple(cutter.stages.values())
     return Staged(
@@ -59,7 +65,22 @@ def stage(pattern: BoundPattern) -> Staged:
         sink_logit=sink,
         stages=stages,
         tables=pattern.tables + tuple(_declare(pattern, each) for each in stages),
+        on_grid=None if grid is None else expand(pattern, cut, on=grid),
     )
+
+
+def covering_grid(pattern: BoundPattern) -> Grid | None:
+    """The unnamed grid of known extents that the positions themselves fill, if there is one."""
+    for grid in pattern.grids:
+        known = all(isinstance(size, Const) for _, size in grid.coordinates)
+        if grid.name is None and grid.of == Index(name="k") and known:
+            return grid
+    return None
+
+
+def extents_of(grid: Grid) -> tuple[int, ...]:
+    """The known extents of a grid."""
+    return tuple(int(size.value) for _, size in grid.coordinates if isinstance(size, Const))
 
 
 def axes_of(expr: Expr) -> frozenset[StageAxis]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spdsl.analysis.plans import Precision
-from spdsl.analysis.tiles import ListWalk, SlotWalk, Walk
+from spdsl.analysis.tiles import BoxWalk, ListWalk, SlotWalk, Walk
 
 Kind = Literal["forward", "dq", "dkdv"]
 
@@ -62,6 +62,8 @@ def _edges(walk: Walk | None) -> int:
             return 2
         case ListWalk():
             return 2
+        case BoxWalk(full=full):
+            return 1 if full is None else 3
         case SlotWalk(slots=slots):
             loops = 0
             for slot in slots:

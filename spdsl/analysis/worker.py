@@ -1,4 +1,4 @@
-"""The tile relation and the residues of a mask, derived in a process of its own that can be ended.
+"""The tile relation, the boxes and the residues of a mask, derived in a process of its own that can be ended.
 
 isl answers exactly, but a call of it cannot be interrupted, and under an operation limit it was seen to crash once in
 some thousand random programs.  A derivation that does not end, or does not survive, costs its closed form alone: the
@@ -19,9 +19,10 @@ from concurrent.futures import TimeoutError as LateError
 from functools import lru_cache
 from typing import IO, Any, TypeVar
 
+from spdsl.analysis.boxes import boxes_of
 from spdsl.analysis.relation import tile_relation
 from spdsl.analysis.residues import residues_of
-from spdsl.analysis.tiles import ListWalk, Residues, Shape, TileRelation
+from spdsl.analysis.tiles import BoxRelation, ListWalk, Residues, Shape, TileRelation
 from spdsl.semantics.nodes import Expr, Table
 
 T = TypeVar("T")
@@ -93,6 +94,42 @@ def _find_residues(keep: Expr, shape: Shape, heads: int, groups: int, tables: tu
         return _asked(residues_of, arguments)
     except (OSError, EOFError, TimeoutError):
         return None
+
+
+def find_boxes(
+    keep: Expr,
+    *,
+    extents: tuple[int, ...],
+    block_q: int,
+    block_k: int,
+    heads: int,
+    groups: int,
+    tables: Sequence[Table] = (),
+) -> BoxRelation | None:
+    """`boxes_of` of the same arguments, from the worker; None where the search does not end."""
+    return _find_boxes(keep, extents, block_q, block_k, heads, groups, tuple(tables))
+
+
+@lru_cache(maxsize=1024)
+def _find_boxes(
+    keep: Expr,
+    extents: tuple[int, ...],
+    block_q: int,
+    block_k: int,
+    heads: int,
+    groups: int,
+    tables: tuple[Table, ...],
+) -> BoxRelation | None:
+    arguments = {
+        "keep": keep,
+        "extents": extents,
+        "block_q": block_q,
+        "block_k": block_k,
+        "heads": heads,
+        "groups": groups,
+        "tables": tables,
+    }
+    return bounded(boxes_of, arguments, seconds=SECONDS)
 
 
 def bounded(question: Callable[..., T], arguments: Mapping[str, Any], *, seconds: float) -> T | None:

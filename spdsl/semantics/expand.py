@@ -9,19 +9,25 @@ from __future__ import annotations
 from spdsl.semantics import axes as axis_rules
 from spdsl.semantics import build
 from spdsl.semantics.fold import fold
-from spdsl.semantics.nodes import Axis, BoundPattern, Coord, Expr, Grid, Side
+from spdsl.semantics.nodes import Axis, BoundPattern, Coord, Expr, Grid, Index, Side
 from spdsl.semantics.rewrite import on_side, transform
 
 
-def expand(pattern: BoundPattern, expr: Expr) -> Expr:
-    """The expression without coordinates outside of stages; folded."""
+def expand(pattern: BoundPattern, expr: Expr, *, on: Grid | None = None) -> Expr:
+    """The expression without coordinates outside of stages; folded.
+
+    The coordinates of the grid ``on`` become indices ``q0``, ``q1``, … and ``k0``, ``k1``, … by the numbers of its
+    axes.
+    """
     axes = {axis.name: axis for axis in pattern.axes}
     grids = {name: (grid, place) for grid in pattern.grids for place, (name, _) in enumerate(grid.coordinates)}
     done: dict[tuple[Side, str], Expr] = {}
 
     def coordinate(side: Side, name: str) -> Expr:
         key = (side, name)
-        if key not in done:
+        if key not in done and on is not None and name in grids and grids[name][0] is on:
+            done[key] = Index(name=f"{side}{grids[name][1]}")
+        elif key not in done:
             raw = _axis(axes[name], side) if name in axes else _grid(*grids[name], side)
             done[key] = fold(transform(raw, rewrite, into_stages=False))
         return done[key]

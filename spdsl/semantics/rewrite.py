@@ -111,6 +111,15 @@ def _of_side(node: Expr, side: str) -> bool:
     return node == Index(name=side) or (isinstance(node, Coord) and node.side == side)
 
 
+def conjuncts(expr: Expr) -> list[Expr]:
+    """The clauses that must all hold for a bool expression to hold, in order."""
+    match expr:
+        case Apply(op="and", args=args):
+            return [clause for arg in args for clause in conjuncts(arg)]
+        case _:
+            return [expr]
+
+
 def on_side(expr: Expr, side: Side) -> Expr:
     """An expression of key positions, written for a side."""
 

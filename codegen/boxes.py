@@ -1,0 +1,123 @@
+"""Kernels whose tiles are boxes of a grid: which box a program owns, and the one loop over those that it walks.
+
+From `Boxes` and a `BoxWalk` to blocks.  Tensors stay as they are: a box is a set of rows, and its rows lie at fixed
+distances from its first.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from math import prod
+from typing import TYPE_CHECKING
+
+from spdsl.analysis.tiles import Boxes, BoxWalk, Interval
+from spdsl.codegen.arith import add, compare, either, index, maximum, mul, number, sub
+from spdsl.codegen.blocks import Block, BoxLanes, By, Define, Loop
+from spdsl.codegen.expressions import truncated
+from spdsl.semantics.nodes import Apply, Const, Expr, Param, Side
+
+if TYPE_CHECKING:
+    from spdsl.codegen.walks import Walker
+
+SIDES: dict[By, tuple[Side, Side]] = {"query": ("q", "k"), "key": ("k", "q")}
+"""The sides that a program owns and walks."""
+
+
+def tile_of(side: Side) -> str:
+    """The index of a tile of this side."""
+    return "i" if side == "q" else "j"
+
+
+def own_box(boxes: Boxes, by: By) -> tuple[Block, ...]:
+    """From the number of the program's tile to its box, and what both sides need once."""
+    own, walked = SIDES[by]
+    tile = tile_of(own)
+    counts = boxes.counts(own)
+    notes = [f"box of {_times(boxes.box(own))} of the grid {_times(boxes.extents)}"] + [""] * len(counts)
+    placed = _spread(index(tile), [number(count) for count in counts])
+    return (
+        *(Define(name=f"{tile}{axis}", value=each, note=notes[axis]) for axis, each in enumerate(placed)),
+        _first(boxes, own),
+        BoxLanes(side=own, sizes=boxes.box(own), strides=boxes.strides),
+        BoxLanes(side=walked, sizes=boxes.box(walked), strides=boxes.strides),
+    )
+
+
+def lower_boxes(walk: BoxWalk, boxes: Boxes, walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+    """The definitions of the bounds, and one loop over the product of the intervals."""
+    _, walked = SIDES[walker.by]
+    tile = tile_of(walked)
+    setup: list[Block] = []
+
+    def named(name: str, value: Expr, note: str = "") -> Expr:
+        if isinstance(value, Const):
+            return value
+        setup.append(Define(name=name, value=value, note=note))
+        return Param(name=name, dtype="int")
+
+    def ends(interval: Interval, axis: int, prefix: str, note: str) -> tuple[Expr, Expr]:
+        low, high = (walker.place(truncated(end)) for end in (interval.lo, interval.hi))
+        return named(f"{prefix}lo{axis}", low, note), named(f"{prefix}hi{axis}", high)
+
+    lows, counts = [], []
+    for axis, interval in enumerate(walk.touched):
+        low, high = ends(interval, axis, "", f"touched boxes along axis {axis}")
+        lows.append(low)
+        counts.append(named(f"boxes{axis}", maximum(sub(high, low), number(0))))
+    full = [ends(each, axis, "full_", f"full boxes along axis {axis}") for axis, each in enumerate(walk.full or ())]
+    places = _spread(index("t"), counts)
+    blocks: list[Block] = [
+        Define(name=f"{tile}{axis}", value=add(low, place))
+        for axis, (low, place) in enumerate(zip(lows, places, strict=True))
+    ]
+    blocks.append(_first(boxes, walked))
+    if full:
+        edges = [
+            either(compare("lt", index(f"{tile}{axis}"), low), compare("ge", index(f"{tile}{axis}"), high))
+            for axis, (low, high) in enumerate(full)
+        ]
+        blocks.append(Define(name="masked", value=reduce(either, edges)))
+    loop = Loop(
+        variable="t",
+        low=number(0),
+        high=reduce(mul, counts),
+        body=(*blocks, *walker.body("either" if full else "masked")),
+        note="boxes that are touched, row by row" + (", masked where one is not full" if full else ""),
+    )
+    return tuple(setup), (loop,)
+
+
+def _spread(turn: Expr, counts: list[Expr]) -> list[Expr]:
+    """The digits of ``turn``, which is not negative, the last changing fastest."""
+    found: list[Expr] = []
+    for axis, count in enumerate(counts):
+        faster: Expr = number(1)
+        for each in counts[axis + 1 :]:
+            faster = mul(faster, each)
+        digit = turn if faster == number(1) else _divide("quotient", turn, faster)
+        if axis > 0:
+            digit = number(0) if count == number(1) else _divide("remainder", digit, count)
+        found.append(digit)
+    return found
+
+
+def _divide(op: str, left: Expr, right: Expr) -> Expr:
+    return Apply(op=op, args=(left, right), dtype="int")
+
+
+def _first(boxes: Boxes, side: Side) -> Define:
+    """The first row of a box."""
+    tile = tile_of(side)
+    spans = [size * stride for size, stride in zip(boxes.box(side), boxes.strides, strict=True)]
+    parts: list[Expr] = [mul(index(f"{tile}{axis}"), number(span)) for axis, span in enumerate(spans)]
+    row = reduce(add, parts)
+    return Define(name=f"{side}_first", value=row, note="its first row")
+
+
+def _times(sizes: tuple[int, ...]) -> str:
+    return " × ".join(str(size) for size in sizes)
+
+
+def programs(boxes: Boxes, by: By) -> int:
+    """How many programs there are: one for each box."""
+    return prod(boxes.counts(SIDES[by][0]))

@@ -1,0 +1,75 @@
+"""Counts of boxes and pairs on a grid, exactly and without walking them: along every axis, multiplied.
+
+From a kernel with a `BoxWalk` and a call.  A product of intervals has as many boxes as its axes have together, for
+every head and sequence by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from spdsl.analysis.plans import KernelPlan
+from spdsl.analysis.tiles import Boxes, BoxWalk, Interval
+from spdsl.runtime.calls import Call
+from spdsl.runtime.evaluate import Tables, evaluate, tables_for
+from spdsl.runtime.pairs import pairs_of
+from spdsl.runtime.visits import Visits
+from spdsl.semantics.nodes import Const
+
+_CHUNK = 1 << 22
+"""Pairs of places of an axis, times heads and batches, that are looked at together."""
+
+
+def box_visits(call: Call, walk: BoxWalk, kernel: KernelPlan) -> Visits:
+    """What a kernel visits that walks boxes."""
+    assert kernel.boxes is not None
+    tables, pairs = tables_for(call.plan.tables, call.tables), pairs_of(call)
+    own = "j" if kernel.kind == "dkdv" else "i"
+    touched, full = [], []
+    for axis, count in enumerate(kernel.boxes.counts("k" if own == "j" else "q")):
+        numbers = {f"{own}{axis}": torch.arange(count, device=pairs.device)}
+        env = pairs.extents() | pairs.outer(1) | numbers
+        lo, hi = _ends(walk.touched[axis], env, tables)
+        touched.append((hi - lo).clamp(min=0).expand(*hi.shape[:-1], count).sum(-1))
+        if walk.full is not None:
+            first, last = _ends(walk.full[axis], env, tables)
+            inside = (torch.minimum(last, hi) - torch.maximum(first, lo)).clamp(min=0)
+            full.append(inside.expand(*inside.shape[:-1], count).sum(-1))
+    return Visits(touched=_total(call, touched), full=_total(call, full) if full else 0)
+
+
+def pairs_on_grid(call: Call, boxes: Boxes) -> int | None:
+    """How many pairs a predicate keeps over batch and heads, None where it is not one for each axis."""
+    if boxes.rest != Const(value=True):
+        return None
+    tables, pairs = tables_for(call.plan.tables, call.tables), pairs_of(call)
+    counts = []
+    for axis, (extent, clause) in enumerate(zip(boxes.extents, boxes.along, strict=True)):
+        keys = torch.arange(extent, device=pairs.device).view(1, -1)
+        step = max(1, _CHUNK // (extent * pairs.heads * len(pairs.batches)))
+        count = torch.zeros((), dtype=torch.int64, device=pairs.device)
+        for start in range(0, extent, step):
+            queries = torch.arange(start, min(start + step, extent), device=pairs.device).view(-1, 1)
+            env = pairs.extents() | pairs.outer(2) | {f"q{axis}": queries, f"k{axis}": keys}
+            kept = torch.as_tensor(evaluate(clause, env, tables), device=pairs.device)
+            count = count + kept.expand(*kept.shape[:-2], len(queries), extent).sum((-2, -1))
+        counts.append(count)
+    return _total(call, counts)
+
+
+def _ends(interval: Interval, env: dict[str, Tensor | int], tables: Tables) -> tuple[Tensor, Tensor]:
+    lo, hi = (torch.as_tensor(evaluate(end, env, tables)) for end in (interval.lo, interval.hi))
+    shape = torch.broadcast_shapes(lo.shape, hi.shape, (1,))
+    return lo.expand(shape), hi.expand(shape)
+
+
+def _total(call: Call, counts: Iterable[Tensor]) -> int:
+    """The product over the axes, summed over batch and heads."""
+    batch, heads = call.q.shape[:2]
+    product = torch.ones((), dtype=torch.int64, device=call.q.device)
+    for count in counts:
+        product = product * count
+    return int(product.expand(batch, heads).sum())
