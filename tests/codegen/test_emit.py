@@ -22,7 +22,10 @@ from tests.runtime.build import CAUSAL, K, Q, load, op, table
 from tests.runtime.build import plan as by_hand
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ("causal", "streaming", "documents", "alibi", "dilated")
+GOLDEN = ("causal", "streaming", "documents", "alibi", "dilated", "neighborhood_3d")
+PARAMETERS: dict[str, dict[str, object]] = {
+    "neighborhood_3d": {"extents": (30, 48, 79), "window": (19, 25, 25), "causal_axes": (True, False, False)}
+}
 
 
 def planned(name: str, shape: str = "square", **parameters: object) -> Plan:
@@ -42,7 +45,7 @@ def planned(name: str, shape: str = "square", **parameters: object) -> Plan:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_source(name: str, golden: Callable[..., None]) -> None:
-    golden(emit(lower(planned(name))).text, ending="py")
+    golden(emit(lower(planned(name, **PARAMETERS.get(name, {})))).text, ending="py")
 
 
 def test_blocks(golden: Callable[..., None]) -> None:

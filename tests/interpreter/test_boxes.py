@@ -130,17 +130,17 @@ def always(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs(name: str, tmp_path: Path) -> None:
     length = prod(PROGRAMS[name].extents)
-    shape = Sizes(batch=1, heads=2, groups=1, nq=length, n=length)
+    shape = Sizes(batch=1, heads=1, groups=1, nq=length, n=length)
     given = case(name, tmp_path)
     assert all(kernel.boxes is not None for kernel in kernels(given.name, shape))
     check(given, shape, d=16, dv=16, dtype=torch.float32, backend="triton")
 
 
 @pytest.mark.usefixtures("always")
-@pytest.mark.parametrize("name", ["clamped, ragged", "three axes", "by head"])
+@pytest.mark.parametrize("name", ["causal rows", "by head"])
 def test_batches_and_groups(name: str, tmp_path: Path) -> None:
     length = prod(PROGRAMS[name].extents)
-    shape = Sizes(batch=2, heads=4, groups=2, nq=length, n=length)
+    shape = Sizes(batch=2, heads=2, groups=1, nq=length, n=length)
     check(case(name, tmp_path), shape, d=24, dv=8, dtype=torch.float32, backend="triton")
 
 

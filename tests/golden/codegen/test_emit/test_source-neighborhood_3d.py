@@ -1,0 +1,404 @@
+"""Attention kernels of the pattern `neighborhood_3d`, written by spdsl.
+
+bf16, 4 query heads on 2 key heads, shape square.
+forward: tiles of 64 queries and 64 keys, boxes of 2 × 8 × 4 queries and 4 × 4 × 4 keys of the grid.
+dq: tiles of 64 queries and 64 keys, boxes of 2 × 8 × 4 queries and 4 × 4 × 4 keys of the grid.
+dkdv: tiles of 64 queries and 64 keys, boxes of 2 × 8 × 4 queries and 4 × 4 × 4 keys of the grid.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["nq", "n"])
+def forward(
+    Q,  # [batch, heads, nq, 64]
+    q_stride_b, q_stride_h, q_stride_n,
+    K,  # [batch, groups, n, 64]
+    k_stride_b, k_stride_h, k_stride_n,
+    V,  # [batch, groups, n, 64]
+    v_stride_b, v_stride_h, v_stride_n,
+    O,  # [batch, heads, nq, 64]
+    o_stride_b, o_stride_h, o_stride_n,
+    LSE,  # [batch, heads, nq], natural logarithm
+    nq,  # query rows
+    n,  # keys
+):
+    """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
+    BLOCK_Q: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 64
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    i = tl.num_programs(0) - 1 - tl.program_id(0)  # tile of queries, the last first: their rows are the longest
+    h = tl.program_id(1)  # query head
+    g = h // 2  # key head
+    b = tl.program_id(2)  # sequence
+    i0 = i // 120  # box of 2 × 8 × 4 of the grid 30 × 48 × 79
+    i1 = i // 20 % 6
+    i2 = i % 20
+    q_first = i0 * 7584 + i1 * 632 + i2 * 4  # its first row
+    q_lane0 = tl.arange(0, BLOCK_Q) // 32  # place in a box of 2 × 8 × 4
+    q_lane1 = tl.arange(0, BLOCK_Q) // 4 % 8
+    q_lane2 = tl.arange(0, BLOCK_Q) % 4
+    q_within = q_lane0 * 3792 + q_lane1 * 79 + q_lane2  # rows after the first
+    k_lane0 = tl.arange(0, BLOCK_K) // 16  # place in a box of 4 × 4 × 4
+    k_lane1 = tl.arange(0, BLOCK_K) // 4 % 4
+    k_lane2 = tl.arange(0, BLOCK_K) % 4
+    k_within = k_lane0 * 3792 + k_lane1 * 79 + k_lane2  # rows after the first
+    q_rows = tl.where((i2 * 4 + q_lane2 < 79), q_first + q_within, nq)  # outside the grid: past the end
+    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+    q0 = (i0 * 2 + q_lane0)[:, None]  # coordinate on axis 0
+    q1 = (i1 * 8 + q_lane1)[:, None]  # coordinate on axis 1
+    q2 = (i2 * 4 + q_lane2)[:, None]  # coordinate on axis 2
+    q0_part = tl.minimum(q0, 29)
+    q1_part = tl.maximum(tl.minimum(q1, 47), 12)
+    q1_part_2 = tl.minimum(q1_part, 35)
+    q2_part = tl.maximum(tl.minimum(q2, 78), 12)
+    q2_part_2 = tl.minimum(q2_part, 66)
+    q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
+    q_offsets = q_within.to(tl.int64)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
+    q_step = tl.full([], 1, tl.int64) * q_stride_n  # from row to row
+    q_tile = tl.load(q_base + q_first * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
+    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
+    k_offsets = k_within.to(tl.int64)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
+    k_step = tl.full([], 1, tl.int64) * k_stride_n  # from row to row
+    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
+    v_offsets = k_within.to(tl.int64)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+    v_step = tl.full([], 1, tl.int64) * v_stride_n  # from row to row
+    m = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum of the logits
+    l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
+    acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
+    lo0 = tl.minimum(tl.maximum(0, (i0 - 9) >> 1), 2)  # touched boxes along axis 0
+    hi0 = (i0 + 2) >> 1
+    boxes0 = tl.maximum(hi0 - lo0, 0)
+    lo1 = tl.minimum(tl.maximum(0, 2 * i1 - 3), 5)  # touched boxes along axis 1
+    hi1 = tl.minimum(tl.maximum(tl.minimum(12, 2 * i1 + 5), 7), 12)
+    boxes1 = tl.maximum(hi1 - lo1, 0)
+    lo2 = tl.where(i2 >= 3, tl.minimum(tl.where(i2 <= 2, 0, 13), i2 - 3), tl.where(i2 <= 2, 0, 13))  # touched boxes along axis 2
+    hi2 = tl.where(i2 >= 16, tl.maximum(tl.where(i2 <= 16, tl.maximum(7, i2 + 4), 7), 20), tl.where(i2 <= 16, tl.maximum(7, i2 + 4), 7))
+    boxes2 = tl.maximum(hi2 - lo2, 0)
+    full_lo0 = tl.minimum((i0 - 7) >> 1, 3)  # full boxes along axis 0
+    full_hi0 = tl.minimum(i0 >> 1, 7)
+    full_lo1 = tl.minimum(2 * i1 - 1, 6)  # full boxes along axis 1
+    full_hi1 = tl.maximum(2 * i1 + 3, 6)
+    full_lo2 = tl.minimum(i2 - 2, 14)  # full boxes along axis 2
+    full_hi2 = tl.minimum(tl.where(i2 >= 16, tl.maximum(tl.where(i2 <= 16, tl.maximum(6, i2 + 3), 6), 19), tl.where(i2 <= 16, tl.maximum(6, i2 + 3), 6)), 19)
+    # boxes that are touched, row by row, masked where one is not full
+    for t in tl.range(0, boxes0 * boxes1 * boxes2):
+        j0 = lo0 + t // (boxes1 * boxes2)
+        j1 = lo1 + t // boxes2 % boxes1
+        j2 = lo2 + t % boxes2
+        k_first = j0 * 15168 + j1 * 316 + j2 * 4  # its first row
+        masked = (j0 < full_lo0) | (j0 >= full_hi0) | ((j1 < full_lo1) | (j1 >= full_hi1)) | ((j2 < full_lo2) | (j2 >= full_hi2))
+        k_rows = tl.where((j0 * 4 + k_lane0 < 30) & (j2 * 4 + k_lane2 < 79), k_first + k_within, n)  # outside the grid: past the end
+        k = k_rows[None, :]  # positions, [1, BLOCK_K]
+        k0 = (j0 * 4 + k_lane0)[None, :]  # coordinate on axis 0
+        k1 = (j1 * 4 + k_lane1)[None, :]  # coordinate on axis 1
+        k2 = (j2 * 4 + k_lane2)[None, :]  # coordinate on axis 2
+        k_tile = tl.load(k_base + k_first * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
+        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
+        if masked:
+            k1_q1_part = k1 - q1_part_2
+            k1_q1_part_2 = k1_q1_part + 12
+            k2_q2_part = k2 - q2_part_2
+            k2_q2_part_2 = k2_q2_part + 12
+            scores = tl.where((k0 <= q0) & (q0_part - k0 < 19) & ((0 <= k1_q1_part_2) & (k1_q1_part_2 < 25)) & ((0 <= k2_q2_part_2) & (k2_q2_part_2 < 25)) & (k < n), scores, float("-inf"))  # neighborhood_3d.spat:8
+        m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
+        shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
+        p = tl.exp2(scores * 0.18033688011112042 - shift[:, None])
+        alpha = tl.exp2(m - shift)
+        l = l * alpha + tl.sum(p, 1)
+        acc = acc * alpha[:, None]
+        m = m_new
+        v_tile = tl.load(v_base + k_first * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+        acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
+    norm = tl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
+    acc = acc / norm[:, None]
+    lse = (m + tl.log2(norm)) * 0.6931471805599453
+    o_base = O + b.to(tl.int64) * o_stride_b + h.to(tl.int64) * o_stride_h
+    o_offsets = q_within.to(tl.int64)[:, None] * o_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+    o_step = tl.full([], 1, tl.int64) * o_stride_n  # from row to row
+    tl.store(o_base + q_first * o_step + o_offsets, acc.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
+    row_base = (b * HEADS + h).to(tl.int64) * nq
+    tl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
+
+
+@triton.jit(do_not_specialize=["nq", "n"])
+def delta(
+    O,  # [batch, heads, nq, 64]
+    o_stride_b, o_stride_h, o_stride_n,
+    dO,  # [batch, heads, nq, 64]
+    do_stride_b, do_stride_h, do_stride_n,
+    LSE,  # [batch, heads, nq], natural logarithm
+    dLSE,  # [batch, heads, nq]
+    LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
+    Delta,  # [batch, heads, nq]
+    nq,  # query rows
+    n,  # keys
+):
+    """Delta: the row sums of dO * O minus dLSE."""
+    BLOCK_Q: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 64
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    i = tl.program_id(0)  # tile of queries
+    h = tl.program_id(1)  # query head
+    g = h // 2  # key head
+    b = tl.program_id(2)  # sequence
+    q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+    o_base = O + b.to(tl.int64) * o_stride_b + h.to(tl.int64) * o_stride_h
+    o_offsets = tl.arange(0, BLOCK_Q)[:, None] * o_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+    o_step = tl.full([], BLOCK_Q, tl.int64) * o_stride_n  # from tile to tile
+    o_tile = tl.load(o_base + i * o_step + o_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+    do_base = dO + b.to(tl.int64) * do_stride_b + h.to(tl.int64) * do_stride_h
+    do_offsets = tl.arange(0, BLOCK_Q)[:, None] * do_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+    do_step = tl.full([], BLOCK_Q, tl.int64) * do_stride_n  # from tile to tile
+    do_tile = tl.load(do_base + i * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+    row_base = (b * HEADS + h).to(tl.int64) * nq
+    d_lse = tl.load(dLSE + row_base + q_rows, mask=q_rows < nq, other=0.0)
+    lse = tl.load(LSE + row_base + q_rows, mask=q_rows < nq, other=float("-inf"))
+    lse2 = tl.where(lse == float("-inf"), float("inf"), lse * 1.4426950408889634)  # exponents of rows that keep nothing: -inf
+    delta = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1) - d_lse
+    delta = tl.where(lse == float("-inf"), 0.0, delta)
+    tl.store(LSE2 + row_base + q_rows, lse2, mask=q_rows < nq)
+    tl.store(Delta + row_base + q_rows, delta, mask=q_rows < nq)
+
+
+@triton.jit(do_not_specialize=["nq", "n"])
+def dq(
+    Q,  # [batch, heads, nq, 64]
+    q_stride_b, q_stride_h, q_stride_n,
+    K,  # [batch, groups, n, 64]
+    k_stride_b, k_stride_h, k_stride_n,
+    V,  # [batch, groups, n, 64]
+    v_stride_b, v_stride_h, v_stride_n,
+    dO,  # [batch, heads, nq, 64]
+    do_stride_b, do_stride_h, do_stride_n,
+    LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
+    Delta,  # [batch, heads, nq]
+    dQ,  # [batch, heads, nq, 64]
+    dq_stride_b, dq_stride_h, dq_stride_n,
+    nq,  # query rows
+    n,  # keys
+):
+    """dQ: each program owns a tile of queries."""
+    BLOCK_Q: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 64
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    i = tl.num_programs(0) - 1 - tl.program_id(0)  # tile of queries, the last first: their rows are the longest
+    h = tl.program_id(1)  # query head
+    g = h // 2  # key head
+    b = tl.program_id(2)  # sequence
+    i0 = i // 120  # box of 2 × 8 × 4 of the grid 30 × 48 × 79
+    i1 = i // 20 % 6
+    i2 = i % 20
+    q_first = i0 * 7584 + i1 * 632 + i2 * 4  # its first row
+    q_lane0 = tl.arange(0, BLOCK_Q) // 32  # place in a box of 2 × 8 × 4
+    q_lane1 = tl.arange(0, BLOCK_Q) // 4 % 8
+    q_lane2 = tl.arange(0, BLOCK_Q) % 4
+    q_within = q_lane0 * 3792 + q_lane1 * 79 + q_lane2  # rows after the first
+    k_lane0 = tl.arange(0, BLOCK_K) // 16  # place in a box of 4 × 4 × 4
+    k_lane1 = tl.arange(0, BLOCK_K) // 4 % 4
+    k_lane2 = tl.arange(0, BLOCK_K) % 4
+    k_within = k_lane0 * 3792 + k_lane1 * 79 + k_lane2  # rows after the first
+    q_rows = tl.where((i2 * 4 + q_lane2 < 79), q_first + q_within, nq)  # outside the grid: past the end
+    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+    q0 = (i0 * 2 + q_lane0)[:, None]  # coordinate on axis 0
+    q1 = (i1 * 8 + q_lane1)[:, None]  # coordinate on axis 1
+    q2 = (i2 * 4 + q_lane2)[:, None]  # coordinate on axis 2
+    q0_part = tl.minimum(q0, 29)
+    q1_part = tl.maximum(tl.minimum(q1, 47), 12)
+    q1_part_2 = tl.minimum(q1_part, 35)
+    q2_part = tl.maximum(tl.minimum(q2, 78), 12)
+    q2_part_2 = tl.minimum(q2_part, 66)
+    q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
+    q_offsets = q_within.to(tl.int64)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
+    q_step = tl.full([], 1, tl.int64) * q_stride_n  # from row to row
+    q_tile = tl.load(q_base + q_first * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
+    do_base = dO + b.to(tl.int64) * do_stride_b + h.to(tl.int64) * do_stride_h
+    do_offsets = q_within.to(tl.int64)[:, None] * do_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+    do_step = tl.full([], 1, tl.int64) * do_stride_n  # from row to row
+    do_tile = tl.load(do_base + q_first * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+    row_base = (b * HEADS + h).to(tl.int64) * nq
+    lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[:, None]
+    delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[:, None]
+    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
+    k_offsets = k_within.to(tl.int64)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
+    k_step = tl.full([], 1, tl.int64) * k_stride_n  # from row to row
+    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
+    v_offsets = k_within.to(tl.int64)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+    v_step = tl.full([], 1, tl.int64) * v_stride_n  # from row to row
+    dq = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
+    lo0 = tl.minimum(tl.maximum(0, (i0 - 9) >> 1), 2)  # touched boxes along axis 0
+    hi0 = (i0 + 2) >> 1
+    boxes0 = tl.maximum(hi0 - lo0, 0)
+    lo1 = tl.minimum(tl.maximum(0, 2 * i1 - 3), 5)  # touched boxes along axis 1
+    hi1 = tl.minimum(tl.maximum(tl.minimum(12, 2 * i1 + 5), 7), 12)
+    boxes1 = tl.maximum(hi1 - lo1, 0)
+    lo2 = tl.where(i2 >= 3, tl.minimum(tl.where(i2 <= 2, 0, 13), i2 - 3), tl.where(i2 <= 2, 0, 13))  # touched boxes along axis 2
+    hi2 = tl.where(i2 >= 16, tl.maximum(tl.where(i2 <= 16, tl.maximum(7, i2 + 4), 7), 20), tl.where(i2 <= 16, tl.maximum(7, i2 + 4), 7))
+    boxes2 = tl.maximum(hi2 - lo2, 0)
+    full_lo0 = tl.minimum((i0 - 7) >> 1, 3)  # full boxes along axis 0
+    full_hi0 = tl.minimum(i0 >> 1, 7)
+    full_lo1 = tl.minimum(2 * i1 - 1, 6)  # full boxes along axis 1
+    full_hi1 = tl.maximum(2 * i1 + 3, 6)
+    full_lo2 = tl.minimum(i2 - 2, 14)  # full boxes along axis 2
+    full_hi2 = tl.minimum(tl.where(i2 >= 16, tl.maximum(tl.where(i2 <= 16, tl.maximum(6, i2 + 3), 6), 19), tl.where(i2 <= 16, tl.maximum(6, i2 + 3), 6)), 19)
+    # boxes that are touched, row by row, masked where one is not full
+    for t in tl.range(0, boxes0 * boxes1 * boxes2):
+        j0 = lo0 + t // (boxes1 * boxes2)
+        j1 = lo1 + t // boxes2 % boxes1
+        j2 = lo2 + t % boxes2
+        k_first = j0 * 15168 + j1 * 316 + j2 * 4  # its first row
+        masked = (j0 < full_lo0) | (j0 >= full_hi0) | ((j1 < full_lo1) | (j1 >= full_hi1)) | ((j2 < full_lo2) | (j2 >= full_hi2))
+        k_rows = tl.where((j0 * 4 + k_lane0 < 30) & (j2 * 4 + k_lane2 < 79), k_first + k_within, n)  # outside the grid: past the end
+        k = k_rows[None, :]  # positions, [1, BLOCK_K]
+        k0 = (j0 * 4 + k_lane0)[None, :]  # coordinate on axis 0
+        k1 = (j1 * 4 + k_lane1)[None, :]  # coordinate on axis 1
+        k2 = (j2 * 4 + k_lane2)[None, :]  # coordinate on axis 2
+        k_tile = tl.load(k_base + k_first * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
+        v_tile = tl.load(v_base + k_first * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
+        dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
+        p = tl.exp2(scores * 0.18033688011112042 - lse)
+        if masked:
+            k1_q1_part = k1 - q1_part_2
+            k1_q1_part_2 = k1_q1_part + 12
+            k2_q2_part = k2 - q2_part_2
+            k2_q2_part_2 = k2_q2_part + 12
+            p = tl.where((k0 <= q0) & (q0_part - k0 < 19) & ((0 <= k1_q1_part_2) & (k1_q1_part_2 < 25)) & ((0 <= k2_q2_part_2) & (k2_q2_part_2 < 25)) & (k < n), p, 0.0)  # neighborhood_3d.spat:8
+        ds = p * (dp - delta)  # gradient of the logits
+        dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
+    dq_base = dQ + b.to(tl.int64) * dq_stride_b + h.to(tl.int64) * dq_stride_h
+    dq_offsets = q_within.to(tl.int64)[:, None] * dq_stride_n + tl.arange(0, HEAD_DIM)[None, :]
+    dq_step = tl.full([], 1, tl.int64) * dq_stride_n  # from row to row
+    dq = dq * 0.125
+    tl.store(dq_base + q_first * dq_step + dq_offsets, dq.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
+
+
+@triton.jit(do_not_specialize=["nq", "n"])
+def dkdv(
+    Q,  # [batch, heads, nq, 64]
+    q_stride_b, q_stride_h, q_stride_n,
+    K,  # [batch, groups, n, 64]
+    k_stride_b, k_stride_h, k_stride_n,
+    V,  # [batch, groups, n, 64]
+    v_stride_b, v_stride_h, v_stride_n,
+    dO,  # [batch, heads, nq, 64]
+    do_stride_b, do_stride_h, do_stride_n,
+    LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
+    Delta,  # [batch, heads, nq]
+    dK,  # [batch, groups, n, 64]
+    dk_stride_b, dk_stride_h, dk_stride_n,
+    dV,  # [batch, groups, n, 64]
+    dv_stride_b, dv_stride_h, dv_stride_n,
+    nq,  # query rows
+    n,  # keys
+):
+    """dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."""
+    BLOCK_Q: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 64
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    j = tl.program_id(0)  # tile of keys
+    g = tl.program_id(1)  # key head
+    b = tl.program_id(2)  # sequence
+    j0 = j // 240  # box of 4 × 4 × 4 of the grid 30 × 48 × 79
+    j1 = j // 20 % 12
+    j2 = j % 20
+    k_first = j0 * 15168 + j1 * 316 + j2 * 4  # its first row
+    k_lane0 = tl.arange(0, BLOCK_K) // 16  # place in a box of 4 × 4 × 4
+    k_lane1 = tl.arange(0, BLOCK_K) // 4 % 4
+    k_lane2 = tl.arange(0, BLOCK_K) % 4
+    k_within = k_lane0 * 3792 + k_lane1 * 79 + k_lane2  # rows after the first
+    q_lane0 = tl.arange(0, BLOCK_Q) // 32  # place in a box of 2 × 8 × 4
+    q_lane1 = tl.arange(0, BLOCK_Q) // 4 % 8
+    q_lane2 = tl.arange(0, BLOCK_Q) % 4
+    q_within = q_lane0 * 3792 + q_lane1 * 79 + q_lane2  # rows after the first
+    k_rows = tl.where((j0 * 4 + k_lane0 < 30) & (j2 * 4 + k_lane2 < 79), k_first + k_within, n)  # outside the grid: past the end
+    k = k_rows[:, None]  # positions, [BLOCK_K, 1]
+    k0 = (j0 * 4 + k_lane0)[:, None]  # coordinate on axis 0
+    k1 = (j1 * 4 + k_lane1)[:, None]  # coordinate on axis 1
+    k2 = (j2 * 4 + k_lane2)[:, None]  # coordinate on axis 2
+    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
+    k_offsets = k_within.to(tl.int64)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
+    k_step = tl.full([], 1, tl.int64) * k_stride_n  # from row to row
+    k_tile = tl.load(k_base + k_first * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
+    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
+    v_offsets = k_within.to(tl.int64)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+    v_step = tl.full([], 1, tl.int64) * v_stride_n  # from row to row
+    v_tile = tl.load(v_base + k_first * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+    dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
+    dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
+    lo0 = 2 * j0  # touched boxes along axis 0
+    hi0 = tl.minimum(tl.where(j0 >= 2, tl.maximum(tl.minimum(15, 2 * j0 + 11), 16), tl.minimum(15, 2 * j0 + 11)), 15)
+    boxes0 = tl.maximum(hi0 - lo0, 0)
+    lo1 = tl.where(j1 <= 6, tl.minimum(tl.maximum(1, (j1 - 3) >> 1), 0), tl.maximum(1, (j1 - 3) >> 1))  # touched boxes along axis 1
+    hi1 = tl.where(j1 >= 5, tl.maximum(tl.minimum(5, (j1 + 5) >> 1), 6), tl.minimum(5, (j1 + 5) >> 1))
+    boxes1 = tl.maximum(hi1 - lo1, 0)
+    lo2 = tl.where(j2 <= 6, tl.minimum(tl.maximum(3, j2 - 3), 0), tl.maximum(3, j2 - 3))  # touched boxes along axis 2
+    hi2 = tl.where(j2 >= 13, tl.maximum(tl.minimum(17, j2 + 4), 20), tl.minimum(17, j2 + 4))
+    boxes2 = tl.maximum(hi2 - lo2, 0)
+    full_lo0 = 2 * j0 + 2  # full boxes along axis 0
+    full_hi0 = tl.where(j0 >= 3, tl.maximum(2 * j0 + 9, 16), 2 * j0 + 9)
+    full_lo1 = tl.where(j1 <= 5, tl.minimum((j1 - 1) >> 1, 0), (j1 - 1) >> 1)  # full boxes along axis 1
+    full_hi1 = tl.where(j1 >= 6, tl.maximum((j1 + 3) >> 1, 6), (j1 + 3) >> 1)
+    full_lo2 = tl.where(j2 <= 5, tl.minimum(j2 - 2, 0), j2 - 2)  # full boxes along axis 2
+    full_hi2 = tl.minimum(tl.where((j2 >= 14) & (j2 <= 18), tl.maximum(tl.minimum(17, j2 + 3), 20), tl.minimum(17, j2 + 3)), 19)
+    # heads of the group
+    for r in tl.range(0, 2):
+        h = g * 2 + r  # query head
+        q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
+        q_offsets = q_within.to(tl.int64)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
+        q_step = tl.full([], 1, tl.int64) * q_stride_n  # from row to row
+        do_base = dO + b.to(tl.int64) * do_stride_b + h.to(tl.int64) * do_stride_h
+        do_offsets = q_within.to(tl.int64)[:, None] * do_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+        do_step = tl.full([], 1, tl.int64) * do_stride_n  # from row to row
+        row_base = (b * HEADS + h).to(tl.int64) * nq
+        # boxes that are touched, row by row, masked where one is not full
+        for t in tl.range(0, boxes0 * boxes1 * boxes2):
+            i0 = lo0 + t // (boxes1 * boxes2)
+            i1 = lo1 + t // boxes2 % boxes1
+            i2 = lo2 + t % boxes2
+            q_first = i0 * 7584 + i1 * 632 + i2 * 4  # its first row
+            masked = (i0 < full_lo0) | (i0 >= full_hi0) | ((i1 < full_lo1) | (i1 >= full_hi1)) | ((i2 < full_lo2) | (i2 >= full_hi2))
+            q_rows = tl.where((i2 * 4 + q_lane2 < 79), q_first + q_within, nq)  # outside the grid: past the end
+            q = q_rows[None, :]  # positions, [1, BLOCK_Q]
+            q0 = (i0 * 2 + q_lane0)[None, :]  # coordinate on axis 0
+            q1 = (i1 * 8 + q_lane1)[None, :]  # coordinate on axis 1
+            q2 = (i2 * 4 + q_lane2)[None, :]  # coordinate on axis 2
+            q_tile = tl.load(q_base + q_first * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
+            do_tile = tl.load(do_base + q_first * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+            lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[None, :]
+            delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[None, :]
+            scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
+            p = tl.exp2(scores * 0.18033688011112042 - lse)
+            if masked:
+                q1_part = tl.maximum(tl.minimum(q1, 47), 12)
+                q1_part_2 = tl.minimum(q1_part, 35)
+                k1_q1_part = k1 - q1_part_2
+                k1_q1_part_2 = k1_q1_part + 12
+                q2_part = tl.maximum(tl.minimum(q2, 78), 12)
+                q2_part_2 = tl.minimum(q2_part, 66)
+                k2_q2_part = k2 - q2_part_2
+                k2_q2_part_2 = k2_q2_part + 12
+                p = tl.where((k0 <= q0) & (tl.minimum(q0, 29) - k0 < 19) & ((0 <= k1_q1_part_2) & (k1_q1_part_2 < 25)) & ((0 <= k2_q2_part_2) & (k2_q2_part_2 < 25)), p, 0.0)  # neighborhood_3d.spat:8
+            dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
+            dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
+            ds = p * (dp - delta)  # gradient of the logits
+            dk = tl.dot(ds.to(tl.bfloat16), q_tile, dk)  # [BLOCK_K, HEAD_DIM]
+    dk_base = dK + b.to(tl.int64) * dk_stride_b + g.to(tl.int64) * dk_stride_h
+    dk_offsets = k_within.to(tl.int64)[:, None] * dk_stride_n + tl.arange(0, HEAD_DIM)[None, :]
+    dk_step = tl.full([], 1, tl.int64) * dk_stride_n  # from row to row
+    dk = dk * 0.125
+    tl.store(dk_base + k_first * dk_step + dk_offsets, dk.to(tl.bfloat16), mask=(k_rows < n)[:, None])
+    dv_base = dV + b.to(tl.int64) * dv_stride_b + g.to(tl.int64) * dv_stride_h
+    dv_offsets = k_within.to(tl.int64)[:, None] * dv_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+    dv_step = tl.full([], 1, tl.int64) * dv_stride_n  # from row to row
+    tl.store(dv_base + k_first * dv_step + dv_offsets, dv.to(tl.bfloat16), mask=(k_rows < n)[:, None])
