@@ -9,70 +9,14 @@ from hypothesis import strategies as st
 
 from spdsl.analysis.relation import tile_relation
 from spdsl.analysis.tiles import SlotWalk
-from spdsl.semantics.nodes import Bounds, Const, Expr, Table, TableAxis
+from spdsl.semantics.nodes import Expr
 from tests.analysis.brute import check_walk, environment, mask_of, tiles_of_mask
-from tests.analysis.build import Term, apply, b, causal, h, k, load, maximum, minimum, n, q, where
+from tests.analysis.build import Term
 from tests.analysis.evaluate import evaluate
+from tests.analysis.programs import HEADS, SHAPES, SMALL, WINDOW, predicates
 
-HEADS = 8
-WINDOW = Table(
-    name="w",
-    dtype="int",
-    axes=(TableAxis(kind="b", size=Const(value=6), label="b"),),
-    bounds=Bounds(low=0),
-    sorted=False,
-)
-VALUES = {"w": [0, 1, 3, 16, 17, 50]}
-SHAPES = st.sampled_from(["square", "offset"])
+VALUES = {"w": list(SMALL.values)}
 TILES = ((16, 16), (16, 8), (8, 16), (32, 16), (16, 24), (4, 16), (8, 8))
-
-
-def ints(depth: int) -> st.SearchStrategy[Term]:
-    leaves = st.sampled_from([q, k, q - k, q - k, h, load("w", b), n]) | st.sampled_from(
-        [0, 1, 2, 3, 5, 8, 16, 17, 31, 40, 64]
-    ).map(lambda value: Term(Const(value=value)))
-    if not depth:
-        return leaves
-    inner = ints(depth - 1)
-    pairs = st.tuples(inner, inner)
-    return st.one_of(
-        leaves,
-        pairs.map(lambda p: p[0] + p[1]),
-        pairs.map(lambda p: p[0] - p[1]),
-        st.tuples(st.sampled_from([-2, -1, 2, 3]), inner).map(lambda p: p[1] * p[0]),
-        st.tuples(inner, st.sampled_from([2, 3, 4, 8, 16, 24, 32, -5])).map(lambda p: p[0] // p[1]),
-        st.tuples(inner, st.sampled_from([2, 3, 4, 5, 8, 16, 24, -4])).map(lambda p: p[0] % p[1]),
-        pairs.map(lambda p: minimum(*p)),
-        pairs.map(lambda p: maximum(*p)),
-        inner.map(abs),
-    )
-
-
-def comparisons() -> st.SearchStrategy[Term]:
-    op = st.sampled_from(["lt", "le", "gt", "ge", "eq", "ne"])
-    usual = st.one_of(
-        st.just(causal),
-        st.sampled_from([5, 16, 40, 64]).map(lambda c: q - k < c),
-        st.just(q - k < load("w", b)),
-        st.sampled_from([1, 4, 16, 20]).map(lambda c: k < c),
-        st.sampled_from([8, 16, 24, 32]).map(lambda c: (q // c).eq(k // c)),
-        st.tuples(st.sampled_from([2, 3, 4, 8]), st.sampled_from([0, 1])).map(lambda p: ((q - k) % p[0]).eq(p[1])),
-    )
-    return usual | st.tuples(op, ints(2), ints(1)).map(lambda p: apply(p[0], p[1], p[2], dtype="bool"))
-
-
-def predicates(depth: int = 2) -> st.SearchStrategy[Term]:
-    if not depth:
-        return comparisons()
-    inner = predicates(depth - 1)
-    return st.one_of(
-        comparisons(),
-        st.tuples(inner, inner).map(lambda p: p[0] & p[1]),
-        st.tuples(inner, inner).map(lambda p: p[0] | p[1]),
-        inner.map(lambda p: ~p),
-        st.tuples(inner, inner, inner).map(lambda p: where(*p)),
-        st.tuples(inner, inner).map(lambda p: p[0].eq(p[1])),
-    )
 
 
 def check_predicate(keep: Expr, tiles: tuple[int, int], shape: str, seed: int) -> str:
@@ -109,7 +53,7 @@ def check_predicate(keep: Expr, tiles: tuple[int, int], shape: str, seed: int) -
 @given(
     keep=predicates(),
     tiles=st.sampled_from(TILES),
-    shape=st.sampled_from(["square", "offset"]),
+    shape=SHAPES,
     seed=st.integers(0, 99),
 )
 def test_random_predicates(keep: Term, tiles: tuple[int, int], shape: str, seed: int) -> None:

@@ -22,12 +22,13 @@ from spdsl.semantics.nodes import Extent, Index
 from tests.analysis.brute import environment, mask_of
 from tests.analysis.build import Term
 from tests.analysis.evaluate import tiles_of
-from tests.analysis.test_random import HEADS, SHAPES, VALUES, WINDOW, predicates
+from tests.analysis.programs import HEADS, SHAPES, SMALL, WINDOW, predicates
 from tests.library.cases import CASES, Case, Sizes
 from tests.runtime.build import H, const, every, op, plan
 
 I, J = Index(name="i"), Index(name="j")  # noqa: E741  # as in tile bounds
 N = Extent(name="n")
+VALUES = {"w": list(SMALL.values)}
 
 
 def call_of(keep: Term, shape: str, env: dict[str, int], batch: int, **more: object) -> Call:

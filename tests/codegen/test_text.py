@@ -1,0 +1,147 @@
+"""The emitted text of random programs, run with truncating division: every kept pair is computed once, no other."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spdsl.analysis.plans import KernelPlan, Plan
+from spdsl.analysis.tiles import SlotWalk, TileRelation
+from spdsl.analysis.worker import derive, find_residues
+from spdsl.codegen.blocks import Kernel
+from spdsl.codegen.emit import emit
+from spdsl.codegen.lower import lower
+from spdsl.runtime.calls import Call
+from spdsl.runtime.launch import call_values, tensor_values
+from spdsl.semantics.fold import fold
+from tests.analysis.brute import environment, mask_of
+from tests.analysis.build import Term
+from tests.analysis.programs import SHAPES, SMALL, WINDOW, Scale, predicates
+from tests.codegen.machine import WIDTH, Int, Pointer, Turn, run
+from tests.runtime.build import plan
+
+EXAMPLES = int(os.environ.get("SPDSL_EXAMPLES", "60"))
+HEADS, GROUPS = 8, 4
+SIZES = (16, 32, 64, 128)
+VALUES = {"w": list(SMALL.values)}
+
+
+def planned(keep: Term, tiles: tuple[int, int], shape: str) -> Plan | None:
+    """A plan whose walks are in closed form, by residues where there are any; None where tiles are listed."""
+    facts: dict[str, Any] = {"shape": shape, "heads": HEADS, "groups": GROUPS, "tables": (WINDOW,)}
+    residues = find_residues(keep.expr, **facts)
+    relation = derive(keep.expr, block_q=tiles[0], block_k=tiles[1], residues=residues, **facts)
+    if not isinstance(relation.by_query, SlotWalk) or not isinstance(relation.by_key, SlotWalk):
+        return None
+    made = plan(keep.expr, tables=(WINDOW,), shape=shape, heads=HEADS, groups=GROUPS, head_dim=WIDTH)  # type: ignore[arg-type]
+    kernels = {kind: _kernel(kind, relation) for kind in ("forward", "dq", "dkdv")}  # type: ignore[arg-type]
+    return Plan(**{name: getattr(made, name) for name in made.__slots__} | kernels)
+
+
+def _kernel(kind: Literal["forward", "dq", "dkdv"], relation: TileRelation) -> KernelPlan:
+    return KernelPlan(
+        kind=kind,
+        block_q=relation.block_q,
+        block_k=relation.block_k,
+        warps=4,
+        stages=2,
+        walk=relation.by_key if kind == "dkdv" else relation.by_query,
+        residues=relation.residues,
+    )
+
+
+def arguments_of(kernel: Kernel, call: Call) -> dict[str, Any]:
+    """What the kernel is launched with, as the machine knows it; of tensors only the rows count."""
+    width = torch.zeros(WIDTH).as_strided((1, 1, 1, WIDTH), (0, 0, WIDTH, 1))
+    tensors = dict.fromkeys(("Q", "K", "V", "O", "dO", "dQ", "dK", "dV"), width)
+    values = tensor_values(**tensors) | call_values(call, kernel.name)
+    found: dict[str, Any] = {}
+    for argument in kernel.arguments:
+        value = values.get(argument.name)
+        if argument.name in tensors or value is None:
+            found[argument.name] = Pointer(argument.name, None)
+        elif isinstance(value, torch.Tensor):
+            found[argument.name] = Pointer(argument.name, value.numpy())
+        else:
+            found[argument.name] = Int(value)
+    return found
+
+
+def add_program(count: np.ndarray, turns: list[Turn], by_query: bool) -> None:
+    """Add the pairs that a program computes to ``count [nq, n]``, by the rows that its turns read."""
+    own, walked = ("Q", "K") if by_query else ("K", "Q")
+    here = next(turn.rows[own] for turn in turns if own in turn.rows)
+    for turn in turns:
+        there = turn.rows.get(walked)
+        if there is None:
+            continue
+        q, k = (here, there) if by_query else (there, here)
+        pairs = np.ones((q.size, k.size), bool)
+        if turn.keep is not None:
+            pairs &= turn.keep if by_query else turn.keep.T
+        elif by_query:
+            assert ((k >= 0) & (k < count.shape[1])).all(), "a full tile beyond the keys"
+        # Rows of queries past the end have no weight, rows of keys past the end are not stored.
+        inside = (q >= 0)[:, None] & (q < count.shape[0])[:, None] & (k >= 0) & (k < count.shape[1])
+        at = np.nonzero(pairs & inside)
+        np.add.at(count, (q[at[0]], k[at[1]]), 1)
+
+
+def check_text(keep: Term, tiles: tuple[int, int], shape: str, scale: Scale, seed: int) -> None:
+    made = planned(keep, tiles, shape)
+    if made is None:
+        return
+    graph = lower(made)
+    text = emit(graph).text
+    chance = random.Random(seed)
+    for _ in range(2):
+        length, rows, start = chance.randint(1, 300), chance.randint(1, 300), chance.randint(-70, 200)
+        env = environment(shape, length, rows, start)
+        head, batch = chance.randrange(HEADS), chance.randrange(2)
+        q, k = torch.empty(2, HEADS, env["nq"], WIDTH), torch.empty(2, GROUPS, env["n"], WIDTH)
+        windows = torch.tensor([chance.choice(scale.values) for _ in range(2)], dtype=torch.int32)
+        call = Call(plan=made, q=q, k=k, v=k, q_start=env["q_start"], tables={"w": windows})
+        tables = {"w": windows.tolist()}
+        for kernel in graph.kernels:
+            if kernel.name not in ("forward", "dq", "dkdv"):
+                continue
+            by_query = kernel.name != "dkdv"
+            heads = [head] if by_query else range(head // 2 * 2, head // 2 * 2 + 2)  # a key head serves two
+            expected = sum(
+                mask_of(keep.expr, env | {"h": h, "g": h // 2, "b": batch}, tables).astype(int) for h in heads
+            )
+            grid = (kernel.programs(env["nq"] if by_query else env["n"]), HEADS if by_query else GROUPS, 2)
+            found = np.zeros((env["nq"], env["n"]), int)
+            given_arguments = arguments_of(kernel, call)
+            for number in range(grid[0]):
+                at = (number, head if by_query else head // 2, batch)
+                add_program(found, run(text, kernel.name, given_arguments, at, grid), by_query)
+            wrong = np.argwhere(found != expected)
+            assert not wrong.size, f"{kernel.name} of {env}, head {head}: {wrong[:3].tolist()}\n{text}"
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    keep=predicates(),
+    tiles=st.tuples(st.sampled_from(SIZES), st.sampled_from(SIZES)),
+    shape=SHAPES,
+    seed=st.integers(0, 9999),
+)
+def test_random_programs(keep: Term, tiles: tuple[int, int], shape: str, seed: int) -> None:
+    check_text(Term(fold(keep.expr)), tiles, shape, SMALL, seed)
+
+
+def test_the_machine_truncates() -> None:
+    assert int(Int(-7) // 2) == -3
+    assert int(Int(-7) % 2) == -1
+    assert int(Int(-7) >> 1) == -4
+    assert int(7 // Int(-2)) == -3
+    with pytest.raises(AssertionError, match="overflows"):
+        Int(1 << 30) * 2
