@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from spdsl.analysis.plans import Plan, TableGradient
 from spdsl.analysis.tiles import ListWalk
+from spdsl.codegen import split
 from spdsl.codegen.arith import add, index, mul, number
 from spdsl.codegen.blocks import (
     Argument,
@@ -59,6 +60,11 @@ class Partial:
         return f"grad_{self.number}"
 
     @property
+    def length(self) -> str:
+        """How many sums an accumulator holds."""
+        return "BLOCK_K" if self.gradient.by == "key" else "BLOCK_Q"
+
+    @property
     def pointer(self) -> str:
         """The argument that holds the sums."""
         return partial_pointer(self.number)
@@ -88,7 +94,7 @@ def partials(frame: Frame, of: str, by: tuple[str, ...]) -> tuple[tuple[int, Tab
 
 def lower_delta(plan: Plan) -> Kernel:
     """Row sums of dO * O, and the gradients of sinks."""
-    kernel = replace(plan.dq, block_q=64, warps=4, stages=1, residues=None, boxes=None, descriptors=False)
+    kernel = replace(plan.dq, block_q=64, warps=4, stages=1, residues=None, boxes=None, descriptors=False, splits=False)
     frame = Frame(plan=plan, kernel=kernel, by="query")
     sinks = partials(frame, "sink_logit", ("none", "query"))
     tail: list[Block] = []
@@ -177,13 +183,36 @@ def lower_dq(plan: Plan) -> Kernel:
         *frame.addresses("K", "k", "HEAD_DIM"),
         *frame.addresses("V", "k", "VALUE_DIM"),
         Zeros(name="dq", shape=("BLOCK_Q", "HEAD_DIM")),
-        *(Zeros(name=each.name, shape=("BLOCK_Q",)) for each in rows),
+        *_zeros(rows),
         *setup,
-        *loops,
-        *_store(frame, "dQ", "q", "HEAD_DIM", plan.scale),
+        *split.share(frame, loops),
+        *split.end(frame, _dq_sums(rows), _dq_end(frame, rows)),
+    )
+    doc = "dQ: each program owns a tile of queries."
+    return step.kernel("dq", doc, ("dQ",), blocks, plan.dq.block_q, _dq_sums(rows))
+
+
+def lower_dq_combine(plan: Plan) -> Kernel | None:
+    """The kernel that adds up the parts of long rows of queries, or None where none are split."""
+    if not plan.dq.splits:
+        return None
+    frame = Frame(plan=plan, kernel=plan.dq, by="query")
+    rows = _row_sums(frame, ("none", "query"))
+    start = (*((RowBase(),) if rows else ()), Zeros(name="dq", shape=("BLOCK_Q", "HEAD_DIM")), *_zeros(rows))
+    return split.lower_combine(
+        "dq", frame, _dq_sums(rows), start, _dq_end(split.sliced(frame), rows), _results(frame, ("dQ",), rows)
+    )
+
+
+def _dq_sums(rows: tuple[Partial, ...]) -> split.Sums:
+    return split.Sums(accumulators=(("dq", ("BLOCK_Q", "HEAD_DIM")), *((each.name, ("BLOCK_Q",)) for each in rows)))
+
+
+def _dq_end(frame: Frame, rows: tuple[Partial, ...]) -> tuple[Block, ...]:
+    return (
+        *_store(frame, "dQ", "q", "HEAD_DIM", frame.plan.scale),
         *(StoreRows(value=each.name, pointer=each.pointer, side="q") for each in rows),
     )
-    return step.kernel("dq", "dQ: each program owns a tile of queries.", ("dQ",), blocks, plan.dq.block_q)
 
 
 def lower_dkdv(plan: Plan) -> Kernel:
@@ -216,15 +245,17 @@ def lower_dkdv(plan: Plan) -> Kernel:
 
     setup, loops = lower_walk(plan.dkdv.walk, step.walker(body))
     own_bounds = depends_on_head(plan.dkdv.walk)
+    by_head = tuple(StoreRows(value=each.name, pointer=each.pointer, side="k") for each in step.sums)
+    last = () if frame.loops_over_heads else by_head
     head: tuple[Block, ...] = (
         *(frame.hoist.take(2) if frame.loops_over_heads else ()),
         *frame.addresses("Q", "q", "HEAD_DIM"),
         *frame.addresses("dO", "q", "VALUE_DIM"),
         RowBase(),
-        *(Zeros(name=each.name, shape=("BLOCK_K",)) for each in step.sums),
+        *_zeros(step.sums),
         *(setup if own_bounds else ()),
-        *loops,
-        *(StoreRows(value=each.name, pointer=each.pointer, side="k") for each in step.sums),
+        *split.share(frame, loops),
+        *(by_head if frame.loops_over_heads else ()),
     )
     if frame.loops_over_heads:
         name = Define(name="h", value=add(mul(index("g"), number(frame.ratio)), index("r")), note="query head")
@@ -242,13 +273,63 @@ def lower_dkdv(plan: Plan) -> Kernel:
         Zeros(name="dv", shape=("BLOCK_K", "VALUE_DIM")),
         *(() if own_bounds else setup),
         *head,
-        *_store(frame, "dK", "k", "HEAD_DIM", plan.scale),
-        *_store(frame, "dV", "k", "VALUE_DIM", None),
+        *split.end(frame, _dkdv_sums(step.sums), _dkdv_end(frame, last)),
     )
     doc = (
         "dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."
     )
-    return step.kernel("dkdv", doc, ("dK", "dV"), blocks, plan.dkdv.block_k)
+    return step.kernel("dkdv", doc, ("dK", "dV"), blocks, plan.dkdv.block_k, _dkdv_sums(step.sums))
+
+
+def lower_dkdv_combine(plan: Plan) -> Kernel | None:
+    """The kernel that adds up the parts of long rows of keys, or None where none are split."""
+    if not plan.dkdv.splits:
+        return None
+    frame = Frame(plan=plan, kernel=plan.dkdv, by="key")
+    rows = _row_sums(frame, ("key",))
+    start = (
+        Zeros(name="dk", shape=("BLOCK_K", "HEAD_DIM")),
+        Zeros(name="dv", shape=("BLOCK_K", "VALUE_DIM")),
+        *_zeros(rows),
+    )
+    stores = tuple(StoreRows(value=each.name, pointer=each.pointer, side="k") for each in rows)
+    last = _dkdv_end(split.sliced(frame), stores)
+    return split.lower_combine("dkdv", frame, _dkdv_sums(rows), start, last, _results(frame, ("dK", "dV"), rows))
+
+
+def _dkdv_sums(rows: tuple[Partial, ...]) -> split.Sums:
+    own = (("dk", ("BLOCK_K", "HEAD_DIM")), ("dv", ("BLOCK_K", "VALUE_DIM")))
+    return split.Sums(accumulators=(*own, *((each.name, ("BLOCK_K",)) for each in rows)))
+
+
+def _dkdv_end(frame: Frame, rows: tuple[StoreRows, ...]) -> tuple[Block, ...]:
+    return (
+        *_store(frame, "dK", "k", "HEAD_DIM", frame.plan.scale),
+        *_store(frame, "dV", "k", "VALUE_DIM", None),
+        *rows,
+    )
+
+
+def _row_sums(frame: Frame, by: tuple[str, ...]) -> tuple[Partial, ...]:
+    """The sums that a kernel leaves for rows of its own."""
+    found = partials(frame, "bias", by)
+    return tuple(Partial(number=position, gradient=each, factor=each.factor) for position, each in found)
+
+
+def _zeros(sums: tuple[Partial, ...]) -> tuple[Zeros, ...]:
+    return tuple(Zeros(name=each.name, shape=(each.length,)) for each in sums)
+
+
+def _results(frame: Frame, names: tuple[str, ...], sums: tuple[Partial, ...]) -> tuple[Argument, ...]:
+    """What a kernel writes."""
+    problem = frame.plan.problem
+    dim, value_dim = problem.pattern.head_dim, problem.value_dim
+    widths = {"dQ": ("q", dim), "dK": ("k", dim), "dV": ("k", value_dim)}
+    return (
+        *(argument for name in names for argument in frame.tensor(name, *widths[name])),
+        *(each.argument for each in sums),
+        *((KEY_ROWS,) if any(each.gradient.by in ("key", "pair") for each in sums) else ()),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,11 +431,17 @@ class Step:
             boxes=kernel.boxes,
         )
 
-    def kernel(self, name: str, doc: str, results: tuple[str, ...], body: tuple[Block, ...], block: int) -> Kernel:
-        """The kernel with its arguments."""
-        frame, problem = self.frame, self.frame.plan.problem
-        dim, value_dim = problem.pattern.head_dim, problem.value_dim
-        widths = {"dQ": ("q", dim), "dK": ("k", dim), "dV": ("k", value_dim)}
+    def kernel(
+        self,
+        name: str,
+        doc: str,
+        results: tuple[str, ...],
+        body: tuple[Block, ...],
+        block: int,
+        sums: split.Sums = split.NO_SUMS,
+    ) -> Kernel:
+        """The kernel with its arguments; ``sums`` are the accumulators in which the parts of a long row differ."""
+        frame = self.frame
         return Kernel(
             name=name,
             doc=doc,
@@ -364,11 +451,10 @@ class Step:
                 *frame.source("V", "k", "VALUE_DIM"),
                 *frame.source("dO", "q", "VALUE_DIM"),
                 *STATISTICS,
-                *(argument for result in results for argument in frame.tensor(result, *widths[result])),
-                *(each.argument for each in self.sums),
-                *((KEY_ROWS,) if any(each.gradient.by in ("key", "pair") for each in self.sums) else ()),
+                *_results(frame, results, self.sums),
                 *frame.lengths(),
                 *frame.lists(),
+                *split.split_arguments(frame, sums),
                 *frame.table_arguments(body),
             ),
             constants=frame.constants(),
@@ -378,6 +464,7 @@ class Step:
             stages=frame.kernel.stages,
             classes=frame.classes,
             boxes=frame.boxes,
+            parts=split.part_sizes(frame, sums),
         )
 
 

@@ -42,6 +42,40 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkItem:
+    """What a program works on where long rows are split: as `Program`, and ``part`` of ``shares`` of the row's turns.
+
+    Programs count over ``heads`` (of queries, or of keys in a kernel by key) and sequences: first ``items``, ``parts``
+    for each of the ``long_rows`` of every head, then the other rows, one each.  Long rows are neighbours from
+    ``first_long`` on, or with ``listed`` those that ``row_order`` names first.
+    """
+
+    by: By
+    ratio: int
+    heads: int
+    reverse: bool
+    shape: Shape
+    listed: bool
+    classes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeRow:
+    """What a program works on that adds up the parts of a long row: `WorkItem`'s names, and ``first_item`` of the row.
+
+    A tile is cut into ``pieces`` of its rows, of which each program takes one, and from then on counts in such tiles.
+    """
+
+    by: By
+    ratio: int
+    heads: int
+    shape: Shape
+    listed: bool
+    pieces: int
+    classes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Positions:
     """Rows of the tensors and absolute positions of one side: ``q_rows`` and ``q``, or ``k_rows`` and ``k``.
 
@@ -198,6 +232,34 @@ class StorePairs:
 
     value: str
     pointer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorePart:
+    """Write the accumulator ``name`` of ``item`` into its own memory, ``[items, *shape]`` in fp32."""
+
+    name: str
+    shape: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPart:
+    """Read what `StorePart` wrote for ``item``; names it ``{name}_part``."""
+
+    name: str
+    shape: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddPart:
+    """Add ``{name}_part`` to the accumulator ``name``."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeSoftmax:
+    """Join ``m_part``, ``l_part`` and ``acc_part`` with the softmax so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -384,10 +446,11 @@ class Loop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class If:
-    """Do ``body`` where ``condition``, a scalar, holds."""
+    """Do ``body`` where ``condition``, a scalar, holds, and ``otherwise`` where it does not."""
 
     condition: Expr
     body: tuple[Block, ...]
+    otherwise: tuple[Block, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -406,6 +469,8 @@ class ListedTile:
 
 Block: TypeAlias = (
     Program
+    | WorkItem
+    | WholeRow
     | Positions
     | BoxLanes
     | BoxPositions
@@ -418,6 +483,10 @@ Block: TypeAlias = (
     | RowBase
     | StoreRows
     | StorePairs
+    | StorePart
+    | LoadPart
+    | AddPart
+    | MergeSoftmax
     | Zeros
     | Dot
     | Logits
@@ -471,6 +540,8 @@ class Kernel:
 
     A program owns ``block`` rows; with ``classes`` there are tiles of each residue class, and classes change fastest;
     with ``boxes`` there are that many boxes.
+    Where ``parts`` names accumulators, with the numbers each holds for a program, long rows are split: the grid is flat
+    (`WorkItem`), and the kernel ``{name}_combine`` adds up their parts.
     """
 
     name: str
@@ -483,6 +554,7 @@ class Kernel:
     stages: int
     classes: int | None = None
     boxes: int | None = None
+    parts: tuple[tuple[str, int], ...] = ()
 
     def programs(self, rows: int) -> int:
         """How many tiles there are among ``rows`` rows."""

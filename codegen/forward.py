@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spdsl.analysis.plans import Plan
+from spdsl.codegen import split
 from spdsl.codegen.blocks import (
     Argument,
     Block,
@@ -19,6 +20,10 @@ from spdsl.codegen.blocks import (
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.frame import Frame, masked, pointers, positions, program
 from spdsl.codegen.walks import Mode, Walker, lower_walk
+
+SUMS = split.Sums(
+    accumulators=(("acc", ("BLOCK_Q", "VALUE_DIM")), ("m", ("BLOCK_Q",)), ("l", ("BLOCK_Q",))), softmax=True
+)
 
 
 def lower_forward(plan: Plan) -> Kernel:
@@ -78,14 +83,10 @@ def lower_forward(plan: Plan) -> Kernel:
         frame.load("Q", "q", "HEAD_DIM", guarded=True),
         *frame.addresses("K", "k", "HEAD_DIM"),
         *frame.addresses("V", "k", "VALUE_DIM"),
-        SoftmaxState(sink=sink),
+        SoftmaxState(sink=split.once(frame, sink)),
         *setup,
-        *loops,
-        SoftmaxEnd(),
-        pointers(frame, "O", "q", "VALUE_DIM"),
-        frame.store("acc", "O", "q", "VALUE_DIM"),
-        RowBase(),
-        StoreRows(value="lse", pointer="LSE", side="q"),
+        *split.share(frame, loops),
+        *split.end(frame, SUMS, _end(frame)),
     )
     return Kernel(
         name="forward",
@@ -94,10 +95,10 @@ def lower_forward(plan: Plan) -> Kernel:
             *frame.source("Q", "q", "HEAD_DIM"),
             *frame.source("K", "k", "HEAD_DIM"),
             *frame.source("V", "k", "VALUE_DIM"),
-            *frame.tensor("O", "q", problem.value_dim),
-            Argument(name="LSE", type="*fp32", note="[batch, heads, nq], natural logarithm"),
+            *_results(frame),
             *frame.lengths(),
             *frame.lists(),
+            *split.split_arguments(frame, SUMS),
             *frame.table_arguments(blocks),
         ),
         constants=frame.constants(),
@@ -107,4 +108,32 @@ def lower_forward(plan: Plan) -> Kernel:
         stages=plan.forward.stages,
         classes=frame.classes,
         boxes=frame.boxes,
+        parts=split.part_sizes(frame, SUMS),
+    )
+
+
+def lower_forward_combine(plan: Plan) -> Kernel | None:
+    """The kernel that adds up the parts of long rows, or None where none are split."""
+    if not plan.forward.splits:
+        return None
+    frame = Frame(plan=plan, kernel=plan.forward, by="query")
+    last = _end(split.sliced(frame))
+    return split.lower_combine("forward", frame, SUMS, (SoftmaxState(sink=None),), last, _results(frame))
+
+
+def _results(frame: Frame) -> tuple[Argument, ...]:
+    return (
+        *frame.tensor("O", "q", frame.plan.problem.value_dim),
+        Argument(name="LSE", type="*fp32", note="[batch, heads, nq], natural logarithm"),
+    )
+
+
+def _end(frame: Frame) -> tuple[Block, ...]:
+    """From the state of the softmax to output and LSE."""
+    return (
+        SoftmaxEnd(),
+        pointers(frame, "O", "q", "VALUE_DIM"),
+        frame.store("acc", "O", "q", "VALUE_DIM"),
+        RowBase(),
+        StoreRows(value="lse", pointer="LSE", side="q"),
     )

@@ -25,6 +25,7 @@ from spdsl.codegen.blocks import (
     Positions,
     Program,
     StoreTile,
+    WorkItem,
 )
 from spdsl.codegen.boxes import own_box, programs
 from spdsl.codegen.expressions import truncated
@@ -55,6 +56,27 @@ class Frame:
     def ratio(self) -> int:
         """Query heads for each key head."""
         return self.plan.problem.pattern.heads // self.plan.problem.pattern.groups
+
+    @property
+    def own_side(self) -> Side:
+        """The side whose tiles programs own."""
+        return "q" if self.by == "query" else "k"
+
+    @property
+    def own_block(self) -> int:
+        """Rows of a tile of that side."""
+        return self.kernel.block_q if self.by == "query" else self.kernel.block_k
+
+    @property
+    def own_heads(self) -> int:
+        """Heads of the side that programs own."""
+        pattern = self.plan.problem.pattern
+        return pattern.heads if self.by == "query" else pattern.groups
+
+    @property
+    def listed(self) -> bool:
+        """Whether tiles come from lists."""
+        return isinstance(self.kernel.walk, ListWalk)
 
     @property
     def loops_over_heads(self) -> bool:
@@ -241,6 +263,8 @@ def every(body: Iterable[Block]) -> Iterator[Block]:
         yield block
         if isinstance(block, Loop | If):
             yield from every(block.body)
+        if isinstance(block, If):
+            yield from every(block.otherwise)
 
 
 def padded(dim: int) -> int:
@@ -274,7 +298,17 @@ def masked(mode: Mode, definitions: tuple[Block, ...], mask: Mask) -> tuple[Bloc
 def program(frame: Frame, *, reverse: bool) -> tuple[Block, ...]:
     """What a program works on."""
     shape = frame.plan.problem.shape
-    begin = Program(by=frame.by, ratio=frame.ratio, reverse=reverse, shape=shape, classes=frame.classes)
+    begin: Block = Program(by=frame.by, ratio=frame.ratio, reverse=reverse, shape=shape, classes=frame.classes)
+    if frame.kernel.splits:
+        begin = WorkItem(
+            by=frame.by,
+            ratio=frame.ratio,
+            heads=frame.own_heads,
+            reverse=reverse,
+            shape=shape,
+            listed=frame.listed,
+            classes=frame.classes,
+        )
     if frame.kernel.boxes is not None:
         return (begin, *own_box(frame.kernel.boxes, frame.by))
     return (begin, *_other_class(frame))

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.analysis.tiles import BoxWalk, ListWalk
-from spdsl.codegen.backward import lower_delta, lower_dkdv, lower_dq
+from spdsl.codegen.backward import lower_delta, lower_dkdv, lower_dkdv_combine, lower_dq, lower_dq_combine
 from spdsl.codegen.blocks import BlockGraph
 from spdsl.codegen.distances import lower_distances
-from spdsl.codegen.forward import lower_forward
+from spdsl.codegen.forward import lower_forward, lower_forward_combine
+
+LOWERINGS = (
+    lower_forward,
+    lower_delta,
+    lower_dq,
+    lower_dkdv,
+    lower_distances,
+    lower_forward_combine,
+    lower_dq_combine,
+    lower_dkdv_combine,
+)
 
 
 def lower(plan: Plan) -> BlockGraph:
@@ -16,11 +27,7 @@ def lower(plan: Plan) -> BlockGraph:
         name=plan.problem.pattern.name,
         dtype=plan.problem.dtype,
         notes=_notes(plan),
-        kernels=tuple(
-            kernel
-            for lower_kernel in (lower_forward, lower_delta, lower_dq, lower_dkdv, lower_distances)
-            if (kernel := lower_kernel(plan)) is not None
-        ),
+        kernels=tuple(kernel for lower_kernel in LOWERINGS if (kernel := lower_kernel(plan)) is not None),
     )
 
 

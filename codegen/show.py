@@ -28,6 +28,9 @@ def _blocks(blocks: tuple[Block, ...], depth: int) -> Iterator[str]:
         yield "  " * depth + _line(block)
         if isinstance(block, Loop | If):
             yield from _blocks(block.body, depth + 1)
+        if isinstance(block, If) and block.otherwise:
+            yield "  " * depth + "Else"
+            yield from _blocks(block.otherwise, depth + 1)
 
 
 def _line(block: Block) -> str:
@@ -39,7 +42,7 @@ def _line(block: Block) -> str:
 
 def _is_shown(block: Block, name: str) -> bool:
     value = getattr(block, name)
-    return name not in ("body", "note", "span") and value not in (None, False, ())
+    return name not in ("body", "otherwise", "note", "span") and value not in (None, False, ())
 
 
 def _value(value: Any) -> str:

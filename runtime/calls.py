@@ -12,17 +12,31 @@ from spdsl.analysis.plans import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowOrder:
+    """Rows of lists in the order of their programs, int32 ``[batch or 1, heads or 1, rows]``.
+
+    The first ``long`` of every head are long rows, the longest of them with ``most`` tiles.
+    """
+
+    rows: Tensor
+    long: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TileList:
     """Tiles of every row, for rows ``[batch or 1, heads or 1, rows]``.
 
     ``begin``, ``middle`` and ``end`` are int32 of that shape and index ``tiles`` (int32, flat): tiles from ``begin`` to
-    ``middle`` are full, from ``middle`` to ``end`` masked, ascending in each part.
+    ``middle`` are full, from ``middle`` to ``end`` masked, ascending in each part.  ``order`` is there
+    for kernels that split long rows.
     """
 
     begin: Tensor
     middle: Tensor
     end: Tensor
     tiles: Tensor
+    order: RowOrder | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from spdsl.codegen.load import load
 from spdsl.codegen.lower import lower
 from spdsl.diagnostics import error
 from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.split import Split, split_of
 
 Value: TypeAlias = "Tensor | int"
 
@@ -35,15 +36,40 @@ class Loaded:
 
     def launch(self, name: str, rows: int, heads: int, batch: int, values: Mapping[str, Value]) -> None:
         """Run a kernel on ``rows`` rows of its own side for every head and sequence."""
-        kernel = next(kernel for kernel in self.graph.kernels if kernel.name == name)
-        grid = (kernel.programs(rows), heads, batch)
+        kernel = self._named(name)
+        self._start(kernel, (kernel.programs(rows), heads, batch), values)
+
+    def launch_split(self, kind: str, call: Call, values: Mapping[str, Value]) -> None:
+        """Run the kernel of this kind on all rows of a call: ``forward``, ``dq`` or ``dkdv``."""
+        kernel, batch = self._named(kind), call.q.shape[0]
+        heads, rows = call.k.shape[1:3] if kind == "dkdv" else call.q.shape[1:3]
+        values = {**values, **call_values(call, kind)}
+        if not kernel.parts:
+            self._start(kernel, (kernel.programs(rows), heads, batch), values)
+            return
+        split = split_of(call, getattr(self.plan, kind), kernel.programs(rows), heads)
+        long = split.long * heads * batch
+        items = long * split.parts
+        # Rows that are not cut leave their results themselves.
+        held = items if split.parts > 1 else 0
+        values.update(split_values(split, items))
+        values.update({name: empty((max(1, held * size),), call.q) for name, size in kernel.parts})
+        self._start(kernel, (items + split.others * heads * batch, 1, 1), values)
+        if held:
+            combine = self._named(f"{kind}_combine")
+            self._start(combine, (long * (kernel.block // combine.block), 1, 1), values)
+
+    def _named(self, name: str) -> Kernel:
+        return next(kernel for kernel in self.graph.kernels if kernel.name == name)
+
+    def _start(self, kernel: Kernel, grid: tuple[int, int, int], values: Mapping[str, Value]) -> None:
         if 0 in grid:
             return
         device = next(value.device for value in values.values() if isinstance(value, Tensor))
         given = {argument.name: _given(values[argument.name], argument) for argument in kernel.arguments}
         # Triton launches on the current device, which need not be that of the tensors.
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self._run(kernel, grid, given, _stages.get((id(self.plan), name), kernel.stages))
+            self._run(kernel, grid, given, _stages.get((id(self.plan), kernel.name), kernel.stages))
 
     def _run(self, kernel: Kernel, grid: tuple[int, int, int], given: Mapping[str, Any], stages: int) -> None:
         """Run with as many pipeline stages as the device has shared memory for, and remember the number."""
@@ -133,6 +159,23 @@ def _table_values(name: str, tensor: Tensor, has_batch: bool) -> dict[str, Value
     for axis, (stride, size) in enumerate(zip(strides, sizes, strict=True)):
         values[f"stride_{name}_{axis}"] = stride
         values[f"size_{name}_{axis}"] = size
+    return values
+
+
+def split_values(split: Split, items: int) -> dict[str, Value]:
+    """How the programs of a kernel that splits long rows find their work."""
+    values: dict[str, Value] = {
+        "items": items,
+        "parts": split.parts,
+        "long_rows": split.long,
+        "other_rows": split.others,
+        "first_long": split.first,
+    }
+    if split.order is not None:
+        batch, heads, rows = split.order.rows.shape
+        values["row_order"] = split.order.rows
+        values["order_stride_b"] = heads * rows if batch > 1 else 0
+        values["order_stride_h"] = rows if heads > 1 else 0
     return values
 
 

@@ -23,6 +23,7 @@ from spdsl.runtime.pairs import Pairs, pairs_by_batch
 from spdsl.runtime.ranges import Truth, truth_shape
 from spdsl.runtime.recent import Recent, identity
 from spdsl.runtime.slots import SlotTiles
+from spdsl.runtime.split import order_of
 from spdsl.runtime.tile_grid import By, TileGrid
 
 Kind: TypeAlias = Literal["forward", "dq", "dkdv"]
@@ -67,16 +68,21 @@ def lists_for(call: Call, kinds: Sequence[Kind]) -> Call:
         kernel: KernelPlan = getattr(call.plan, kind)
         if isinstance(kernel.walk, ListWalk) and kind not in lists:
             by: By = "key" if kind == "dkdv" else "query"
-            lists[kind] = tile_lists(call, by=by, block_q=kernel.block_q, block_k=kernel.block_k)
+            heads = call.k.shape[1] if by == "key" else call.q.shape[1]
+            lists[kind] = tile_lists(
+                call, by=by, block_q=kernel.block_q, block_k=kernel.block_k, split=heads if kernel.splits else None
+            )
     return replace(call, lists=lists)
 
 
-def tile_lists(call: Call, *, by: By, block_q: int, block_k: int, exact: bool | None = None) -> TileList:
+def tile_lists(
+    call: Call, *, by: By, block_q: int, block_k: int, exact: bool | None = None, split: int | None = None
+) -> TileList:
     """The tiles of every query tile (or, ``by="key"``, of every key tile) for the set of a call.
 
     A tile is full when every existing pair of it is kept, and then never one with keys past the end or queries at
     negative positions; those are masked.  ``exact`` looks at all tiles in doubt (True) or at none (False); by default
-    at few.
+    at few.  ``split`` is the number of heads of programs that split long rows.
     """
     keep, tables = call.plan.keep, tables_for(call.plan.tables, call.tables)
 
@@ -84,7 +90,8 @@ def tile_lists(call: Call, *, by: By, block_q: int, block_k: int, exact: bool | 
         bounds = tile_bounds(keep, pairs, tables, block_q=block_q, block_k=block_k)
         return Looked(bounds=bounds, exact=exact)
 
-    return _cached(call, tiles, TileGrid(by=by, block_q=block_q, block_k=block_k), (id(keep), exact), keep)
+    grid = TileGrid(by=by, block_q=block_q, block_k=block_k)
+    return _cached(call, tiles, grid, (id(keep), exact, split), keep, split)
 
 
 def walk_lists(call: Call, walk: SlotWalk, grid: TileGrid) -> TileList:
@@ -103,16 +110,18 @@ def _cached(
     grid: TileGrid,
     parts: tuple[Hashable, ...],
     source: object,
+    split: int | None = None,
 ) -> TileList:
     rows = grid.query_tiles(call.q.shape[2]) if grid.by == "query" else grid.key_tiles(call.k.shape[2])
     tensors = (call.places, *call.tables.values())
     same = identity(*tensors)
     sizes = (call.q.shape[:3], call.k.shape[1:3], call.q_start, str(call.q.device), tuple(call.tables))
-    return _recent.get(
-        None if same is None else (parts, grid, sizes, same),
-        (source, tensors),
-        lambda: _joined([_listed(tiles(pairs), pairs, grid, rows) for pairs in pairs_by_batch(call)]),
-    )
+
+    def make() -> TileList:
+        found = _joined([_listed(tiles(pairs), pairs, grid, rows) for pairs in pairs_by_batch(call)])
+        return found if split is None else replace(found, order=order_of(found, call, split))
+
+    return _recent.get(None if same is None else (parts, grid, sizes, same), (source, tensors), make)
 
 
 def _listed(tiles: Tiles, pairs: Pairs, grid: TileGrid, rows: int) -> TileList:

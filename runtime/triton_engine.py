@@ -27,8 +27,8 @@ class TritonEngine:
         batch, heads, nq, _ = call.q.shape
         out = empty((batch, heads, nq, call.v.shape[3]), call.q, call.q.dtype)
         lse = empty((batch, heads, nq), call.q)
-        values = call_values(call, "forward") | tensor_values(Q=call.q, K=call.k, V=call.v, O=out) | {"LSE": lse}
-        loaded(call.plan).launch("forward", nq, heads, batch, values)
+        values = tensor_values(Q=call.q, K=call.k, V=call.v, O=out) | {"LSE": lse}
+        loaded(call.plan).launch_split("forward", call, values)
         return out, lse
 
     @torch.no_grad()
@@ -39,7 +39,7 @@ class TritonEngine:
         call = _lined(call)
         kernels = loaded(call.plan)
         batch, heads, nq, _ = call.q.shape
-        n, groups = call.k.shape[2], call.k.shape[1]
+        n = call.k.shape[2]
         partials = {
             position: torch.zeros(partial_shape(gradient, call), dtype=torch.float32, device=call.q.device)
             for position, gradient in enumerate(call.plan.gradients)
@@ -58,13 +58,13 @@ class TritonEngine:
         d_q = d_k = d_v = None
         if "q" in wanted or by & {"none", "query", "pair"}:
             d_q = torch.empty_like(call.q, memory_format=torch.contiguous_format)
-            kernels.launch("dq", nq, heads, batch, values | call_values(call, "dq") | tensor_values(dQ=d_q))
+            kernels.launch_split("dq", call, values | tensor_values(dQ=d_q))
         if wanted & {"k", "v"} or "key" in by:
             # Keys outside the places of a batched call get no gradient, and no program writes them.
             make = torch.empty_like if call.places is None else torch.zeros_like
             d_k = make(call.k, memory_format=torch.contiguous_format)
             d_v = make(call.v, memory_format=torch.contiguous_format)
-            kernels.launch("dkdv", n, groups, batch, values | call_values(call, "dkdv") | tensor_values(dK=d_k, dV=d_v))
+            kernels.launch_split("dkdv", call, values | tensor_values(dK=d_k, dV=d_v))
         if "distance" in by:
             kernels.launch("distances", nq + n - 1, heads, batch, values | call_values(call, "distances"))
         return Gradients(

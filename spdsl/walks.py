@@ -27,14 +27,17 @@ _CULPRIT = 160
 def describe(kernel: KernelPlan, plan: Plan) -> tuple[str, ...]:
     """The walk of a kernel in lines: how its tiles are found, in closed form where there is one."""
     match kernel.walk:
-        case SlotWalk(slots=slots):
+        case SlotWalk(slots=slots, long=long):
             lines = tuple(_slot(slot, kernel) for slot in slots) or ("no tile is touched",)
+            lines += _long(long, kernel) if kernel.splits else ()
             return lines if kernel.residues is None else (_residues(kernel.residues), *lines)
         case BoxWalk() as walk:
             assert kernel.boxes is not None
             return (_grid(kernel.boxes), *(_axis(walk, axis, kernel) for axis in range(len(walk.touched))))
         case ListWalk() as walk:
-            return (f"tiles are listed at run time: {_reason(walk, {each.name: each.value for each in plan.stages})}",)
+            why = _reason(walk, {each.name: each.value for each in plan.stages})
+            lines = (f"tiles are listed at run time: {why}",)
+            return (*lines, "rows much longer than the others are cut into parts") if kernel.splits else lines
         case _:
             assert_never(kernel.walk)
 
@@ -78,6 +81,13 @@ def _slot(slot: Slot, kernel: KernelPlan) -> str:
     if slot.filter is not None:
         text += f" where {print_expr(slot.filter)}"
     return f"{text}, full in {_interval(slot.full)}" if slot.full is not None else f"{text}, all masked"
+
+
+def _long(rows: Interval | None, kernel: KernelPlan) -> tuple[str, ...]:
+    if rows is None:
+        return ()
+    side = "key" if kernel.kind == "dkdv" else "query"
+    return (f"{side} tiles {_interval(rows)} walk many more tiles than the others and are cut into parts",)
 
 
 def _grid(boxes: Boxes) -> str:

@@ -36,7 +36,7 @@ class Emission:
 
     def slot(self, slot: ClosedSlot) -> Slot:
         """The slot as kernels and the CPU back end read it."""
-        touched = self._interval(slot.touched)
+        touched = self.interval(slot.touched)
         full = None
         if slot.full is not None:
             lo = self._low(slot.full.lows) if slot.full.lows else touched.lo
@@ -52,7 +52,8 @@ class Emission:
             filter=self.writer.any_of(slot.touched.filters) if slot.touched.filters else None,
         )
 
-    def _interval(self, form: ClosedForm) -> Interval:
+    def interval(self, form: ClosedForm) -> Interval:
+        """The tiles between the bounds of a form, its lattice and tests left out."""
         lo, hi = self._low(form.lows), self._high(form.highs)
         if (self.rounded or self.promised) and not self._all_have(form.highs, 1, self.exact_count):
             hi = apply("min", hi, self.exact_count)

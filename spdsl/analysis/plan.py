@@ -6,13 +6,14 @@ Nothing is measured and no text is written here.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
 from spdsl.analysis.gradients import table_gradients
-from spdsl.analysis.plans import KernelPlan, Plan, Problem
+from spdsl.analysis.plans import KernelPlan, Plan, Problem, TableGradient
 from spdsl.analysis.stages import Staged, covering_grid, extents_of, stage
-from spdsl.analysis.tiles import BoxRelation, Residues, SlotWalk, TileRelation, Walk
+from spdsl.analysis.tiles import BoxRelation, BoxWalk, ListWalk, Residues, SlotWalk, TileRelation, Walk
 from spdsl.analysis.tiling import Tiles, default_tiles
 from spdsl.analysis.worker import derive, find_boxes, find_residues
 from spdsl.diagnostics import error
@@ -32,24 +33,31 @@ def plan(problem: Problem, target: str) -> Plan:
     """
     staged = _staged(problem.pattern)
     _refuse_hidden(staged, frozenset(problem.gradients))
-    attend = problem.pattern.attend
+    pattern = problem.pattern
+    attend = pattern.attend
     # The CPU back end computes on runs of consecutive rows.
     residues = None if target == "cpu" else _residues(staged, problem)
+    gradients = table_gradients(
+        (("bias", staged.bias), ("sink_logit", staged.sink_logit)), frozenset(problem.gradients)
+    )
+
+    def kernel(kind: Kind) -> KernelPlan:
+        found = _kernel(kind, staged, problem, target, residues)
+        return replace(found, splits=target != "cpu" and _splits(kind, found.walk, pattern, gradients))
+
     return Plan(
         problem=problem,
         keep=staged.keep,
         bias=staged.bias,
-        scale=_constant(attend.scale, "scale", 1.0 / math.sqrt(problem.pattern.head_dim)),
+        scale=_constant(attend.scale, "scale", 1.0 / math.sqrt(pattern.head_dim)),
         softcap=None if attend.softcap is None else _constant(attend.softcap, "softcap", 0.0),
         sink_logit=staged.sink_logit,
         tables=staged.tables,
         stages=staged.stages,
-        gradients=table_gradients(
-            (("bias", staged.bias), ("sink_logit", staged.sink_logit)), frozenset(problem.gradients)
-        ),
-        forward=_kernel("forward", staged, problem, target, residues),
-        dq=_kernel("dq", staged, problem, target, residues),
-        dkdv=_kernel("dkdv", staged, problem, target, residues),
+        gradients=gradients,
+        forward=kernel("forward"),
+        dq=kernel("dq"),
+        dkdv=kernel("dkdv"),
     )
 
 
@@ -109,6 +117,19 @@ def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues:
         residues=residues,
         descriptors=descriptors,
     )
+
+
+def _splits(kind: Kind, walk: Walk, pattern: BoundPattern, gradients: tuple[TableGradient, ...]) -> bool:
+    """Whether some rows may be much longer than the others."""
+    if kind == "dkdv" and pattern.heads > pattern.groups and any(each.by == "key" for each in gradients):
+        return False  # these sums belong to one head of a group, and a part to all of them
+    match walk:
+        case ListWalk():
+            return True
+        case SlotWalk(long=long):
+            return long is not None
+        case BoxWalk():
+            return False
 
 
 def copies_tiles(problem: Problem, target: str) -> bool:

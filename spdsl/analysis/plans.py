@@ -71,7 +71,8 @@ class KernelPlan:
     """Tile sizes, launch options and walk of one kernel; the walk is by query for ``forward`` and ``dq``, else by
     key.  With ``residues`` rows are gathered by residue class, and every class has its own tiles.  With ``boxes`` tiles
     are boxes of a grid, and the walk is over those.  With ``descriptors`` the GPU's copy engine loads the tiles of Q,
-    K, V and dO (TMA), else every thread its own part.
+    K, V and dO (TMA), else every thread its own part.  With ``splits`` rows that are much longer than the others
+    are computed in parts, by several programs.
     """
 
     kind: Literal["forward", "dq", "dkdv"]
@@ -84,6 +85,7 @@ class KernelPlan:
     residues: Residues | None = None
     boxes: Boxes | None = None
     descriptors: bool = False
+    splits: bool = False
 
     @property
     def classes(self) -> int:

@@ -16,14 +16,16 @@ import islpy as isl
 from islpy import dim_type
 
 from spdsl.analysis.affine import NotAffineError, Symbols, abstract, pairs_where, space_of
-from spdsl.analysis.budget import Budget, BudgetSpentError, limited
+from spdsl.analysis.budget import Budget, BudgetSpentError, limited, operations_end_as_spent
 from spdsl.analysis.emission import Emission
+from spdsl.analysis.full import ClosedSlot
 from spdsl.analysis.linear import TILE, Linear, nonnegative, symbol
+from spdsl.analysis.long_rows import long_rows
 from spdsl.analysis.pieces import TooComplexError
 from spdsl.analysis.residues import Classes, classes_of
 from spdsl.analysis.rows import ROW, Row, row_form
 from spdsl.analysis.slots import closed_slots
-from spdsl.analysis.tiles import ListWalk, Residues, Shape, SlotWalk, TileRelation, Walk
+from spdsl.analysis.tiles import Interval, ListWalk, Residues, Shape, SlotWalk, TileRelation, Walk
 from spdsl.analysis.writing import Writer
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Table
 
@@ -274,8 +276,36 @@ def _affine(term: Linear, space: isl.Space) -> isl.Aff:
 
 def _walk(tiles: _Tiles, symbols: Symbols, tiling: _Tiling, *, walked: int) -> tuple[Walk, tuple[str, ...]]:
     """The walk over key tiles (``walked`` 1) of a query tile, or over query tiles (0) of a key tile."""
+    emission = _emission(symbols, tiling, walked)
+    try:
+        with limited() as budget:
+            row, touched, full = _row_sets(tiles, tiling, walked, budget)
+            slots, notes = closed_slots(touched, full, row)
+            long = _long(slots, row, tiling, _emission(symbols, tiling, 1 - walked), walked)
+            return SlotWalk(slots=tuple(emission.slot(slot) for slot in slots), long=long), notes
+    except (TooComplexError, BudgetSpentError) as problem:
+        return ListWalk(reason=f"the tiles have no closed form of sensible length: {problem}"), ()
+
+
+def _long(slots: Sequence[ClosedSlot], row: Row, tiling: _Tiling, emission: Emission, walked: int) -> Interval | None:
+    """The long rows as kernels' launches read them."""
+    try:
+        with operations_end_as_spent():
+            form = long_rows(
+                [slot.touched for slot in slots],
+                row,
+                count=tiling.counts[1 - walked],
+                lengths=frozenset((*tiling.lengths, "n", "nq")),
+                known=frozenset(),
+            )
+    except (TooComplexError, BudgetSpentError):
+        return None
+    return None if form is None else emission.interval(form)
+
+
+def _emission(symbols: Symbols, tiling: _Tiling, walked: int) -> Emission:
     names = ("i", "j")
-    emission = Emission(
+    return Emission(
         writer=Writer(
             meaning={
                 **tiling.lengths,
@@ -291,13 +321,6 @@ def _walk(tiles: _Tiles, symbols: Symbols, tiling: _Tiling, *, walked: int) -> t
         rounded=tiling.rounds(walked),
         promised=symbols.has_promises,
     )
-    try:
-        with limited() as budget:
-            row, touched, full = _row_sets(tiles, tiling, walked, budget)
-            slots, notes = closed_slots(touched, full, row)
-            return SlotWalk(slots=tuple(emission.slot(slot) for slot in slots)), notes
-    except (TooComplexError, BudgetSpentError) as problem:
-        return ListWalk(reason=f"the tiles have no closed form of sensible length: {problem}"), ()
 
 
 def _row_sets(tiles: _Tiles, tiling: _Tiling, walked: int, budget: Budget) -> tuple[Row, isl.Set, isl.Set]:

@@ -52,9 +52,14 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotWalk:
-    """Disjoint slots in closed form; no metadata."""
+    """Disjoint slots in closed form; no metadata.
+
+    ``long`` are rows whose number of tiles grows with the lengths of a call while that of the others does not; its
+    bounds are of run-time lengths and positions.
+    """
 
     slots: tuple[Slot, ...]
+    long: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -179,7 +179,7 @@ def dq(
     tl.store(dq_base + i * dq_step + dq_offsets, dq.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
 
 
-@triton.jit(do_not_specialize=["nq", "n"])
+@triton.jit(do_not_specialize=["nq", "n", "items", "parts", "long_rows", "other_rows", "first_long"])
 def dkdv(
     Q,  # [batch, heads, nq, 64]
     K,  # [batch, groups, n, 64]
@@ -193,6 +193,13 @@ def dkdv(
     dv_stride_b, dv_stride_h, dv_stride_n,
     nq,  # query rows
     n,  # keys
+    items,  # parts of all long rows
+    parts,  # of each long row
+    long_rows,  # long rows of a head
+    other_rows,
+    first_long,  # the first of them
+    Part_dk,  # [items, BLOCK_K, HEAD_DIM]
+    Part_dv,  # [items, BLOCK_K, VALUE_DIM]
 ):
     """dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."""
     BLOCK_Q: tl.constexpr = 64
@@ -200,9 +207,17 @@ def dkdv(
     HEAD_DIM: tl.constexpr = 64
     VALUE_DIM: tl.constexpr = 64
     HEADS: tl.constexpr = 4
-    j = tl.program_id(0)  # tile of keys
-    g = tl.program_id(1)  # key head
-    b = tl.program_id(2)  # sequence
+    item = tl.program_id(0)
+    is_part = item < items  # the parts of long rows come first
+    shares = tl.where(is_part, parts, 1)
+    part = tl.where(is_part, item % parts, 0)
+    row = tl.where(is_part, item // parts, item - items)  # among those of all heads and sequences
+    rows = tl.where(is_part, long_rows, other_rows)
+    g = row // rows % 2  # key head
+    b = row // rows // 2  # sequence
+    row = row % rows
+    other = row
+    j = tl.where(is_part, first_long + row, other + tl.where(other >= first_long, long_rows, 0))  # tile of keys
     k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
     k = k_rows[:, None]  # positions, [BLOCK_K, 1]
     k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
@@ -217,8 +232,10 @@ def dkdv(
     for r in tl.range(0, 2):
         h = g * 2 + r  # query head
         row_base = (b * HEADS + h).to(tl.int64) * nq
+        run = (tl.maximum(hi - lo, 0) + shares - 1) // shares  # turns of this part
+        first = lo + part * run
         # masked where the tile is not full
-        for i in tl.range(lo, hi):
+        for i in tl.range(first, tl.minimum(first + run, hi)):
             masked = (i < full_lo) | (i >= full_hi)
             q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
             q = q_rows[None, :]  # positions, [1, BLOCK_Q]
@@ -234,6 +251,61 @@ def dkdv(
             dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             ds = p * (dp - delta)  # gradient of the logits
             dk = tl.dot(ds.to(tl.bfloat16), q_tile, dk)  # [BLOCK_K, HEAD_DIM]
+    if shares > 1:
+        tl.store(Part_dk + item.to(tl.int64) * (BLOCK_K * HEAD_DIM) + tl.arange(0, BLOCK_K)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :], dk)
+        tl.store(Part_dv + item.to(tl.int64) * (BLOCK_K * VALUE_DIM) + tl.arange(0, BLOCK_K)[:, None] * VALUE_DIM + tl.arange(0, VALUE_DIM)[None, :], dv)
+    else:
+        dk_base = dK + b.to(tl.int64) * dk_stride_b + g.to(tl.int64) * dk_stride_h
+        dk_offsets = tl.arange(0, BLOCK_K)[:, None] * dk_stride_n + tl.arange(0, HEAD_DIM)[None, :]
+        dk_step = tl.full([], BLOCK_K, tl.int64) * dk_stride_n  # from tile to tile
+        dk = dk * 0.125
+        tl.store(dk_base + j * dk_step + dk_offsets, dk.to(tl.bfloat16), mask=(k_rows < n)[:, None])
+        dv_base = dV + b.to(tl.int64) * dv_stride_b + g.to(tl.int64) * dv_stride_h
+        dv_offsets = tl.arange(0, BLOCK_K)[:, None] * dv_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+        dv_step = tl.full([], BLOCK_K, tl.int64) * dv_stride_n  # from tile to tile
+        tl.store(dv_base + j * dv_step + dv_offsets, dv.to(tl.bfloat16), mask=(k_rows < n)[:, None])
+
+
+@triton.jit(do_not_specialize=["nq", "n", "parts", "long_rows", "first_long"])
+def dkdv_combine(
+    dK,  # [batch, groups, n, 64]
+    dk_stride_b, dk_stride_h, dk_stride_n,
+    dV,  # [batch, groups, n, 64]
+    dv_stride_b, dv_stride_h, dv_stride_n,
+    nq,  # query rows
+    n,  # keys
+    parts,  # of each long row
+    long_rows,  # long rows of a head
+    first_long,  # the first of them
+    Part_dk,  # [items, BLOCK_K, HEAD_DIM]
+    Part_dv,  # [items, BLOCK_K, VALUE_DIM]
+):
+    """The parts of long rows added up: each program owns some rows of a tile."""
+    BLOCK_Q: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 16
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    row = tl.program_id(0) // 8  # long row, among those of all heads and sequences
+    piece = tl.program_id(0) % 8  # of its tile
+    first_item = row * parts
+    rows = long_rows
+    g = row // rows % 2  # key head
+    b = row // rows // 2  # sequence
+    row = row % rows
+    j = first_long + row
+    j = j * 8 + piece
+    k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
+    k = k_rows[:, None]  # positions, [BLOCK_K, 1]
+    dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
+    dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
+    # parts of the row, in order
+    for p in tl.range(0, parts):
+        item = (first_item + p) * 8 + piece
+        dk_part = tl.load(Part_dk + item.to(tl.int64) * (BLOCK_K * HEAD_DIM) + tl.arange(0, BLOCK_K)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :])  # [BLOCK_K, HEAD_DIM]
+        dv_part = tl.load(Part_dv + item.to(tl.int64) * (BLOCK_K * VALUE_DIM) + tl.arange(0, BLOCK_K)[:, None] * VALUE_DIM + tl.arange(0, VALUE_DIM)[None, :])  # [BLOCK_K, VALUE_DIM]
+        dk += dk_part
+        dv += dv_part
     dk_base = dK + b.to(tl.int64) * dk_stride_b + g.to(tl.int64) * dk_stride_h
     dk_offsets = tl.arange(0, BLOCK_K)[:, None] * dk_stride_n + tl.arange(0, HEAD_DIM)[None, :]
     dk_step = tl.full([], BLOCK_K, tl.int64) * dk_stride_n  # from tile to tile

@@ -1,0 +1,104 @@
+"""Which rows of tiles a launch cuts into parts, and into how many.
+
+From: the plan of a kernel and the sizes of a call, or the lengths of listed rows.  To: a `Split`.  A row counts as long
+when one program would still be busy with it after the others have done their share.  Nothing here changes results by
+more than the order in which sums are added, which depends on shapes and the device alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from spdsl.analysis.plans import KernelPlan
+from spdsl.analysis.tiles import Interval, ListWalk, SlotWalk
+from spdsl.runtime.calls import Call, RowOrder, TileList
+from spdsl.runtime.evaluate import value_of
+from spdsl.runtime.tile_grid import TileGrid
+from spdsl.semantics.nodes import Extent
+from spdsl.semantics.rewrite import walk
+
+PARTS = 2
+"""Parts of all long rows together, for each multiprocessor of the device: what bounds their memory."""
+
+TURNS = 16
+"""The least number of tiles that is worth a part of its own."""
+
+INTERPRETER = 8
+"""Multiprocessors where there are none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """``long`` programs' rows of each head are cut into ``parts``, beginning with row ``first`` or in ``order``; the
+    ``others`` are left whole."""
+
+    long: int
+    others: int
+    parts: int
+    first: int = 0
+    order: RowOrder | None = None
+
+
+def split_of(call: Call, kernel: KernelPlan, programs: int, heads: int) -> Split:
+    """How to launch ``kernel``, which has ``programs`` rows of tiles for each of ``heads``."""
+    each = heads * call.q.shape[0]
+    if isinstance(kernel.walk, ListWalk):
+        order = call.lists[kernel.kind].order
+        assert order is not None
+        parts = parts_for(order.long * each, order.most, call.q.device)
+        return Split(long=order.long, others=programs - order.long, parts=parts, order=order)
+    assert isinstance(kernel.walk, SlotWalk)
+    lo, hi = (0, 0) if kernel.walk.long is None else _rows(kernel.walk.long, call)
+    first = min(max(lo * kernel.classes, 0), programs)
+    long = min(max(hi * kernel.classes, first), programs) - first
+    grid = TileGrid.of(kernel)
+    most = grid.key_tiles(call.k.shape[2]) if grid.by == "query" else grid.query_tiles(call.q.shape[2])
+    return Split(long=long, others=programs - long, parts=parts_for(long * each, most, call.q.device), first=first)
+
+
+def _rows(interval: Interval, call: Call) -> tuple[int, int]:
+    """The bounds of an interval of rows; empty if they depend on what only the device knows."""
+    bounds = (interval.lo, interval.hi)
+    if call.places is not None and any(isinstance(node, Extent) for bound in bounds for node in walk(bound)):
+        return 0, 0
+    env = {"nq": call.q.shape[2], "n": call.k.shape[2], "q_start": call.q_start}
+    lo, hi = (int(value_of(bound, env)) for bound in bounds)
+    return lo, hi
+
+
+def parts_for(rows: int, turns: int, device: torch.device) -> int:
+    """Into how many parts to cut ``rows`` long rows, over heads and sequences, with at most ``turns`` tiles each."""
+    return max(1, min(PARTS * multiprocessors(device) // max(1, rows), turns // TURNS))
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many programs run side by side, at least."""
+    return _multiprocessors(device) if device.type == "cuda" else INTERPRETER
+
+
+@lru_cache(maxsize=64)
+def _multiprocessors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def order_of(lists: TileList, call: Call, heads: int) -> RowOrder:
+    """The rows of lists, the long ones of each of ``heads`` first, else as they were.
+
+    Where programs go through the heads of a group, rows count with the tiles of all of them.  Asks the device once.
+    """
+    turns = (lists.end - lists.begin).long()
+    if turns.shape[1] > heads:
+        turns = turns.unflatten(1, (heads, -1)).sum(2)
+    if not turns.shape[-1]:
+        return RowOrder(rows=turns.int(), long=0, most=0)
+    repeats = call.q.shape[0] * heads // (turns.shape[0] * turns.shape[1])
+    fair = turns.sum() * repeats // (PARTS * multiprocessors(turns.device))
+    long = (turns > fair.clamp(min=2 * TURNS)).sum(-1).amax()
+    count, longest = torch.stack([long, turns.amax()]).tolist()
+    first = turns.argsort(dim=-1, descending=True, stable=True)[..., :count]
+    other = torch.ones_like(turns, dtype=torch.bool).scatter_(-1, first, False)
+    rows = other.to(torch.uint8).argsort(dim=-1, stable=True)
+    return RowOrder(rows=rows.int().contiguous(), long=count, most=longest)
