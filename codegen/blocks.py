@@ -174,8 +174,8 @@ class Pointers:
 class LoadTile:
     """A tile ``[block, columns]``; zeros for rows that do not exist (``guarded``) and for padded columns.
 
-    With ``descriptor`` the copy engine loads it and puts the zeros, so that no `Pointers` are needed.  With ``boxes``
-    the rows of a box.
+    With ``descriptor`` the copy engine loads it and puts the zeros, so that no `Pointers` are needed.  With ``box``
+    the rows of a box of these sizes; ``heads`` is how many heads a descriptor joins with the batch, if it does.
     """
 
     name: str
@@ -187,7 +187,8 @@ class LoadTile:
     guarded: bool
     padded: bool
     descriptor: bool
-    boxes: bool = False
+    box: tuple[int, ...] = ()
+    heads: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -519,7 +520,9 @@ class Argument:
     """An argument of a kernel; ``type`` as Triton's signatures write it (``*bf16``, ``i32``), ``note`` its shape.
 
     ``fixed`` integers take part in Triton's specialisation (strides); others never do, so that no length recompiles.
-    A tensor with a ``block`` is passed as a descriptor by which the copy engine loads blocks of this shape.
+    A tensor with a ``block`` is passed as a descriptor by which the copy engine loads blocks of this shape.  With
+    ``extents`` its rows are split into those of a grid, and if that leaves the block one dimension too few, batch and
+    heads are joined.
     """
 
     name: str
@@ -527,6 +530,7 @@ class Argument:
     note: str = ""
     fixed: bool = False
     block: tuple[int, ...] | None = None
+    extents: tuple[int, ...] = ()
 
     @property
     def signature(self) -> str:

@@ -182,8 +182,19 @@ class Frame:
         plain = self.tensor(name, side, width)
         if not self.kernel.descriptors:
             return plain
-        block = (1, 1, self.kernel.block_q if side == "q" else self.kernel.block_k, padded(width))
-        return (replace(plain[0], block=block),)
+        boxes = self.kernel.boxes
+        if boxes is None:
+            block = (1, 1, self.kernel.block_q if side == "q" else self.kernel.block_k, padded(width))
+            return (replace(plain[0], block=block),)
+        lead = (1,) if self._joined(side) else (1, 1)
+        return (replace(plain[0], block=(*lead, *boxes.box(side), padded(width)), extents=boxes.extents),)
+
+    def _joined(self, side: Side) -> int | None:
+        """How many heads are joined with the batch, so that descriptors of a grid have five dimensions at most."""
+        pattern, boxes = self.plan.problem.pattern, self.kernel.boxes
+        if boxes is None or len(boxes.extents) <= 2:
+            return None
+        return pattern.heads if side == "q" else pattern.groups
 
     def separate(self, most: int) -> int:
         """How many loops may stand side by side: one flat loop is as fast where the copy engine loads the tiles, and
@@ -207,7 +218,8 @@ class Frame:
             guarded=guarded and not self.is_whole(side),
             padded=self.is_padded(columns),
             descriptor=self.kernel.descriptors,
-            boxes=self.boxes is not None,
+            box=() if self.kernel.boxes is None else self.kernel.boxes.box(side),
+            heads=self._joined(side) if self.kernel.descriptors else None,
         )
 
     def store(self, value: str, tensor: str, side: Side, columns: str, factor: float | None = None) -> StoreTile:

@@ -108,7 +108,16 @@ def _given(value: Value, argument: Argument) -> Value | TensorDescriptor:
     if argument.block is None:
         return value
     assert isinstance(value, Tensor)
+    if argument.extents:
+        return _descriptor(_on_grid(value, argument.extents, len(argument.block)), argument.block)
     return _descriptor(value, argument.block)
+
+
+def _on_grid(tensor: Tensor, extents: tuple[int, ...], dims: int) -> Tensor:
+    """The tensor with its rows split into those of a grid, in so many dimensions: if need be batch and heads are
+    joined, which takes a copy where the heads of a sequence are not stored one after the other."""
+    grid: Tensor = tensor.unflatten(2, extents)
+    return grid if grid.dim() == dims else grid.flatten(0, 1)
 
 
 def _descriptor(tensor: Tensor, block: tuple[int, ...]) -> TensorDescriptor:

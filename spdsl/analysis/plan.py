@@ -141,11 +141,14 @@ def copies_tiles(problem: Problem, target: str) -> bool:
 
 def _boxed(kind: Kind, staged: Staged, problem: Problem, target: str) -> KernelPlan | None:
     """The kernel by boxes of a grid, where the positions fill one and boxes compute less than runs of rows."""
-    tiles = _tiles(kind, problem, None, target, descriptors=False)
+    grid = covering_grid(problem.pattern)
+    # Batch and heads, a box of three axes and a row are what the copy engine can address.
+    descriptors = grid is not None and len(grid.coordinates) <= 3 and copies_tiles(problem, target)
+    tiles = _tiles(kind, problem, None, target, descriptors)
     found = _boxes(staged, problem, tiles)
     if found is None:
         return None
-    better = _tiles(kind, problem, found.by_key if kind == "dkdv" else found.by_query, target, descriptors=False)
+    better = _tiles(kind, problem, found.by_key if kind == "dkdv" else found.by_query, target, descriptors)
     if (better.block_q, better.block_k) != (tiles.block_q, tiles.block_k):
         found = _boxes(staged, problem, better)
         if found is None:
@@ -159,6 +162,7 @@ def _boxed(kind: Kind, staged: Staged, problem: Problem, target: str) -> KernelP
         walk=found.by_key if kind == "dkdv" else found.by_query,
         notes=found.notes,
         boxes=found.boxes,
+        descriptors=descriptors,
     )
 
 

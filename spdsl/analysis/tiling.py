@@ -49,6 +49,8 @@ def default_tiles(
     if target.startswith("gfx"):
         return _cdna(kind, width)
     if descriptors:
+        if kind == "dkdv" and 64 < width <= 128 and isinstance(walk, BoxWalk):
+            return Tiles(block_q=32, block_k=64, warps=4, stages=2)  # coordinates of several axes take registers
         return _copied(kind, width, _edges(walk) <= 2 and not isinstance(walk, ListWalk) and not crowded)
     if target in ("sm_90", "sm_100"):
         return _hopper(kind, width, _edges(walk), isinstance(walk, ListWalk), crowded)
@@ -62,8 +64,8 @@ def _edges(walk: Walk | None) -> int:
             return 2
         case ListWalk():
             return 2
-        case BoxWalk(full=full):
-            return 1 if full is None else 3
+        case BoxWalk():
+            return 3  # the smaller the boxes, the less they compute in vain
         case SlotWalk(slots=slots):
             loops = 0
             for slot in slots:

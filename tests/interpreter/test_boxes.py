@@ -145,11 +145,26 @@ def test_batches_and_groups(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("always")
-@pytest.mark.parametrize("name", ["window", "clamped, ragged", "three axes"])
+@pytest.mark.parametrize("name", ["clamped, ragged", "three axes", "four axes"])
 def test_half_precision(name: str, tmp_path: Path) -> None:
+    """The copy engine loads boxes of at most three axes."""
     length = prod(PROGRAMS[name].extents)
-    shape = Sizes(batch=1, heads=1, groups=1, nq=length, n=length)
-    check(case(name, tmp_path), shape, d=16, dv=16, dtype=torch.float16, backend="triton")
+    shape = Sizes(batch=2, heads=2, groups=1, nq=length, n=length)
+    given = case(name, tmp_path)
+    found = kernels(given.name, shape, torch.float16)
+    assert all(kernel.descriptors == (name != "four axes") for kernel in found)
+    check(given, shape, d=16, dv=16, dtype=torch.float16, backend="triton")
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("name", ["far columns", "three axes"])
+def test_layouts(name: str, tmp_path: Path) -> None:
+    """Heads beside each other in memory, which joins no batch and heads: the same bits."""
+    length = prod(PROGRAMS[name].extents)
+    attn = spdsl.compile(case(name, tmp_path).name, backend="triton")
+    stored = torch.randn(3, 2, length, 2, 16, generator=torch.Generator().manual_seed(0)).half()
+    q, k, v = stored.transpose(2, 3).unbind(0)
+    assert torch.equal(attn(q, k, v), attn(q.contiguous(), k.contiguous(), v.contiguous()))
 
 
 @pytest.mark.parametrize("name", ["far columns", "four axes"])

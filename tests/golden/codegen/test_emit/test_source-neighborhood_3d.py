@@ -3,7 +3,7 @@
 bf16, 4 query heads on 2 key heads, shape square.
 forward: tiles of 64 queries and 64 keys, boxes of 2 × 8 × 4 queries and 4 × 4 × 4 keys of the grid.
 dq: tiles of 64 queries and 64 keys, boxes of 2 × 8 × 4 queries and 4 × 4 × 4 keys of the grid.
-dkdv: tiles of 64 queries and 64 keys, boxes of 2 × 8 × 4 queries and 4 × 4 × 4 keys of the grid.
+dkdv: tiles of 64 queries and 128 keys, boxes of 2 × 8 × 4 queries and 4 × 4 × 8 keys of the grid.
 """
 
 import triton
@@ -13,11 +13,8 @@ import triton.language as tl
 @triton.jit(do_not_specialize=["nq", "n"])
 def forward(
     Q,  # [batch, heads, nq, 64]
-    q_stride_b, q_stride_h, q_stride_n,
     K,  # [batch, groups, n, 64]
-    k_stride_b, k_stride_h, k_stride_n,
     V,  # [batch, groups, n, 64]
-    v_stride_b, v_stride_h, v_stride_n,
     O,  # [batch, heads, nq, 64]
     o_stride_b, o_stride_h, o_stride_n,
     LSE,  # [batch, heads, nq], natural logarithm
@@ -56,16 +53,7 @@ def forward(
     q1_part_2 = tl.minimum(q1_part, 35)
     q2_part = tl.maximum(tl.minimum(q2, 78), 12)
     q2_part_2 = tl.minimum(q2_part, 66)
-    q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
-    q_offsets = q_within.to(tl.int64)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    q_step = tl.full([], 1, tl.int64) * q_stride_n  # from row to row
-    q_tile = tl.load(q_base + q_first * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
-    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
-    k_offsets = k_within.to(tl.int64)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    k_step = tl.full([], 1, tl.int64) * k_stride_n  # from row to row
-    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
-    v_offsets = k_within.to(tl.int64)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    v_step = tl.full([], 1, tl.int64) * v_stride_n  # from row to row
+    q_tile = Q.load([b * 4 + h, i0 * 2, i1 * 8, i2 * 4, 0]).reshape([BLOCK_Q, HEAD_DIM])
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum of the logits
     l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
     acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
@@ -96,7 +84,7 @@ def forward(
         k0 = (j0 * 4 + k_lane0)[None, :]  # coordinate on axis 0
         k1 = (j1 * 4 + k_lane1)[None, :]  # coordinate on axis 1
         k2 = (j2 * 4 + k_lane2)[None, :]  # coordinate on axis 2
-        k_tile = tl.load(k_base + k_first * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
+        k_tile = K.load([b * 2 + g, j0 * 4, j1 * 4, j2 * 4, 0]).reshape([BLOCK_K, HEAD_DIM])
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
         if masked:
             k1_q1_part = k1 - q1_part_2
@@ -111,7 +99,7 @@ def forward(
         l = l * alpha + tl.sum(p, 1)
         acc = acc * alpha[:, None]
         m = m_new
-        v_tile = tl.load(v_base + k_first * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+        v_tile = V.load([b * 2 + g, j0 * 4, j1 * 4, j2 * 4, 0]).reshape([BLOCK_K, VALUE_DIM])
         acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
     norm = tl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
     acc = acc / norm[:, None]
@@ -170,13 +158,9 @@ def delta(
 @triton.jit(do_not_specialize=["nq", "n"])
 def dq(
     Q,  # [batch, heads, nq, 64]
-    q_stride_b, q_stride_h, q_stride_n,
     K,  # [batch, groups, n, 64]
-    k_stride_b, k_stride_h, k_stride_n,
     V,  # [batch, groups, n, 64]
-    v_stride_b, v_stride_h, v_stride_n,
     dO,  # [batch, heads, nq, 64]
-    do_stride_b, do_stride_h, do_stride_n,
     LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
     Delta,  # [batch, heads, nq]
     dQ,  # [batch, heads, nq, 64]
@@ -216,23 +200,11 @@ def dq(
     q1_part_2 = tl.minimum(q1_part, 35)
     q2_part = tl.maximum(tl.minimum(q2, 78), 12)
     q2_part_2 = tl.minimum(q2_part, 66)
-    q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
-    q_offsets = q_within.to(tl.int64)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    q_step = tl.full([], 1, tl.int64) * q_stride_n  # from row to row
-    q_tile = tl.load(q_base + q_first * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
-    do_base = dO + b.to(tl.int64) * do_stride_b + h.to(tl.int64) * do_stride_h
-    do_offsets = q_within.to(tl.int64)[:, None] * do_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    do_step = tl.full([], 1, tl.int64) * do_stride_n  # from row to row
-    do_tile = tl.load(do_base + q_first * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+    q_tile = Q.load([b * 4 + h, i0 * 2, i1 * 8, i2 * 4, 0]).reshape([BLOCK_Q, HEAD_DIM])
+    do_tile = dO.load([b * 4 + h, i0 * 2, i1 * 8, i2 * 4, 0]).reshape([BLOCK_Q, VALUE_DIM])
     row_base = (b * HEADS + h).to(tl.int64) * nq
     lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[:, None]
     delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[:, None]
-    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
-    k_offsets = k_within.to(tl.int64)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    k_step = tl.full([], 1, tl.int64) * k_stride_n  # from row to row
-    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
-    v_offsets = k_within.to(tl.int64)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    v_step = tl.full([], 1, tl.int64) * v_stride_n  # from row to row
     dq = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
     lo0 = tl.minimum(tl.maximum(0, (i0 - 9) >> 1), 2)  # touched boxes along axis 0
     hi0 = (i0 + 2) >> 1
@@ -261,8 +233,8 @@ def dq(
         k0 = (j0 * 4 + k_lane0)[None, :]  # coordinate on axis 0
         k1 = (j1 * 4 + k_lane1)[None, :]  # coordinate on axis 1
         k2 = (j2 * 4 + k_lane2)[None, :]  # coordinate on axis 2
-        k_tile = tl.load(k_base + k_first * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
-        v_tile = tl.load(v_base + k_first * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+        k_tile = K.load([b * 2 + g, j0 * 4, j1 * 4, j2 * 4, 0]).reshape([BLOCK_K, HEAD_DIM])
+        v_tile = V.load([b * 2 + g, j0 * 4, j1 * 4, j2 * 4, 0]).reshape([BLOCK_K, VALUE_DIM])
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
         dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
         p = tl.exp2(scores * 0.18033688011112042 - lse)
@@ -284,13 +256,9 @@ def dq(
 @triton.jit(do_not_specialize=["nq", "n"])
 def dkdv(
     Q,  # [batch, heads, nq, 64]
-    q_stride_b, q_stride_h, q_stride_n,
     K,  # [batch, groups, n, 64]
-    k_stride_b, k_stride_h, k_stride_n,
     V,  # [batch, groups, n, 64]
-    v_stride_b, v_stride_h, v_stride_n,
     dO,  # [batch, heads, nq, 64]
-    do_stride_b, do_stride_h, do_stride_n,
     LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
     Delta,  # [batch, heads, nq]
     dK,  # [batch, groups, n, 64]
@@ -302,38 +270,32 @@ def dkdv(
 ):
     """dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."""
     BLOCK_Q: tl.constexpr = 64
-    BLOCK_K: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 128
     HEAD_DIM: tl.constexpr = 64
     VALUE_DIM: tl.constexpr = 64
     HEADS: tl.constexpr = 4
     j = tl.program_id(0)  # tile of keys
     g = tl.program_id(1)  # key head
     b = tl.program_id(2)  # sequence
-    j0 = j // 240  # box of 4 × 4 × 4 of the grid 30 × 48 × 79
-    j1 = j // 20 % 12
-    j2 = j % 20
-    k_first = j0 * 15168 + j1 * 316 + j2 * 4  # its first row
-    k_lane0 = tl.arange(0, BLOCK_K) // 16  # place in a box of 4 × 4 × 4
-    k_lane1 = tl.arange(0, BLOCK_K) // 4 % 4
-    k_lane2 = tl.arange(0, BLOCK_K) % 4
+    j0 = j // 120  # box of 4 × 4 × 8 of the grid 30 × 48 × 79
+    j1 = j // 10 % 12
+    j2 = j % 10
+    k_first = j0 * 15168 + j1 * 316 + j2 * 8  # its first row
+    k_lane0 = tl.arange(0, BLOCK_K) // 32  # place in a box of 4 × 4 × 8
+    k_lane1 = tl.arange(0, BLOCK_K) // 8 % 4
+    k_lane2 = tl.arange(0, BLOCK_K) % 8
     k_within = k_lane0 * 3792 + k_lane1 * 79 + k_lane2  # rows after the first
     q_lane0 = tl.arange(0, BLOCK_Q) // 32  # place in a box of 2 × 8 × 4
     q_lane1 = tl.arange(0, BLOCK_Q) // 4 % 8
     q_lane2 = tl.arange(0, BLOCK_Q) % 4
     q_within = q_lane0 * 3792 + q_lane1 * 79 + q_lane2  # rows after the first
-    k_rows = tl.where((j0 * 4 + k_lane0 < 30) & (j2 * 4 + k_lane2 < 79), k_first + k_within, n)  # outside the grid: past the end
+    k_rows = tl.where((j0 * 4 + k_lane0 < 30) & (j2 * 8 + k_lane2 < 79), k_first + k_within, n)  # outside the grid: past the end
     k = k_rows[:, None]  # positions, [BLOCK_K, 1]
     k0 = (j0 * 4 + k_lane0)[:, None]  # coordinate on axis 0
     k1 = (j1 * 4 + k_lane1)[:, None]  # coordinate on axis 1
-    k2 = (j2 * 4 + k_lane2)[:, None]  # coordinate on axis 2
-    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
-    k_offsets = k_within.to(tl.int64)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    k_step = tl.full([], 1, tl.int64) * k_stride_n  # from row to row
-    k_tile = tl.load(k_base + k_first * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
-    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
-    v_offsets = k_within.to(tl.int64)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    v_step = tl.full([], 1, tl.int64) * v_stride_n  # from row to row
-    v_tile = tl.load(v_base + k_first * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
+    k2 = (j2 * 8 + k_lane2)[:, None]  # coordinate on axis 2
+    k_tile = K.load([b * 2 + g, j0 * 4, j1 * 4, j2 * 8, 0]).reshape([BLOCK_K, HEAD_DIM])
+    v_tile = V.load([b * 2 + g, j0 * 4, j1 * 4, j2 * 8, 0]).reshape([BLOCK_K, VALUE_DIM])
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
     lo0 = 2 * j0  # touched boxes along axis 0
@@ -342,24 +304,18 @@ def dkdv(
     lo1 = tl.where(j1 <= 6, tl.minimum(tl.maximum(1, (j1 - 3) >> 1), 0), tl.maximum(1, (j1 - 3) >> 1))  # touched boxes along axis 1
     hi1 = tl.where(j1 >= 5, tl.maximum(tl.minimum(5, (j1 + 5) >> 1), 6), tl.minimum(5, (j1 + 5) >> 1))
     boxes1 = tl.maximum(hi1 - lo1, 0)
-    lo2 = tl.where(j2 <= 6, tl.minimum(tl.maximum(3, j2 - 3), 0), tl.maximum(3, j2 - 3))  # touched boxes along axis 2
-    hi2 = tl.where(j2 >= 13, tl.maximum(tl.minimum(17, j2 + 4), 20), tl.minimum(17, j2 + 4))
+    lo2 = tl.where(j2 <= 3, tl.minimum(tl.maximum(3, 2 * j2 - 3), 0), tl.maximum(3, 2 * j2 - 3))  # touched boxes along axis 2
+    hi2 = tl.minimum(tl.where(j2 >= 6, tl.maximum(tl.minimum(17, 2 * j2 + 5), 20), tl.minimum(17, 2 * j2 + 5)), 20)
     boxes2 = tl.maximum(hi2 - lo2, 0)
     full_lo0 = 2 * j0 + 2  # full boxes along axis 0
     full_hi0 = tl.where(j0 >= 3, tl.maximum(2 * j0 + 9, 16), 2 * j0 + 9)
     full_lo1 = tl.where(j1 <= 5, tl.minimum((j1 - 1) >> 1, 0), (j1 - 1) >> 1)  # full boxes along axis 1
     full_hi1 = tl.where(j1 >= 6, tl.maximum((j1 + 3) >> 1, 6), (j1 + 3) >> 1)
-    full_lo2 = tl.where(j2 <= 5, tl.minimum(j2 - 2, 0), j2 - 2)  # full boxes along axis 2
-    full_hi2 = tl.minimum(tl.where((j2 >= 14) & (j2 <= 18), tl.maximum(tl.minimum(17, j2 + 3), 20), tl.minimum(17, j2 + 3)), 19)
+    full_lo2 = tl.where(j2 <= 2, tl.minimum(2 * j2 - 1, 0), 2 * j2 - 1)  # full boxes along axis 2
+    full_hi2 = tl.minimum(tl.where((j2 >= 7) & (j2 <= 8), tl.maximum(tl.minimum(17, 2 * j2 + 3), 20), tl.minimum(17, 2 * j2 + 3)), 19)
     # heads of the group
     for r in tl.range(0, 2):
         h = g * 2 + r  # query head
-        q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h
-        q_offsets = q_within.to(tl.int64)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-        q_step = tl.full([], 1, tl.int64) * q_stride_n  # from row to row
-        do_base = dO + b.to(tl.int64) * do_stride_b + h.to(tl.int64) * do_stride_h
-        do_offsets = q_within.to(tl.int64)[:, None] * do_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-        do_step = tl.full([], 1, tl.int64) * do_stride_n  # from row to row
         row_base = (b * HEADS + h).to(tl.int64) * nq
         # boxes that are touched, row by row, masked where one is not full
         for t in tl.range(0, boxes0 * boxes1 * boxes2):
@@ -373,8 +329,8 @@ def dkdv(
             q0 = (i0 * 2 + q_lane0)[None, :]  # coordinate on axis 0
             q1 = (i1 * 8 + q_lane1)[None, :]  # coordinate on axis 1
             q2 = (i2 * 4 + q_lane2)[None, :]  # coordinate on axis 2
-            q_tile = tl.load(q_base + q_first * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
-            do_tile = tl.load(do_base + q_first * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+            q_tile = Q.load([b * 4 + h, i0 * 2, i1 * 8, i2 * 4, 0]).reshape([BLOCK_Q, HEAD_DIM])
+            do_tile = dO.load([b * 4 + h, i0 * 2, i1 * 8, i2 * 4, 0]).reshape([BLOCK_Q, VALUE_DIM])
             lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[None, :]
             delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[None, :]
             scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
@@ -389,8 +345,8 @@ def dkdv(
                 k2_q2_part = k2 - q2_part_2
                 k2_q2_part_2 = k2_q2_part + 12
                 p = tl.where((k0 <= q0) & (tl.minimum(q0, 29) - k0 < 19) & ((0 <= k1_q1_part_2) & (k1_q1_part_2 < 25)) & ((0 <= k2_q2_part_2) & (k2_q2_part_2 < 25)), p, 0.0)  # neighborhood_3d.spat:8
-            dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
+            dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             ds = p * (dp - delta)  # gradient of the logits
             dk = tl.dot(ds.to(tl.bfloat16), q_tile, dk)  # [BLOCK_K, HEAD_DIM]
     dk_base = dK + b.to(tl.int64) * dk_stride_b + g.to(tl.int64) * dk_stride_h
