@@ -9,17 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import jinja2
 
 from spdsl.codegen.blocks import Block, BlockGraph, Gather, If, Kernel, Logits, Loop
 from spdsl.codegen.expressions import helpers_of, literal, text_of
-from spdsl.codegen.frame import LN2, LOG2E, every
+from spdsl.codegen.frame import LN2, LOG2E, every, expressions_in
 from spdsl.diagnostics import Span
-from spdsl.semantics.nodes import Expr, Node
 
 HELPERS = ("floor_div", "floor_mod", "int_power", "power", "isqrt", "is_pow2", "bitlen", "tanh")
 """Functions of the generated file, in the order in which they are written."""
@@ -74,18 +72,6 @@ def _helpers(graph: BlockGraph) -> tuple[str, ...]:
     for name in list(found):
         found.update(NEEDED.get(name, ()))
     return tuple(name for name in HELPERS if name in found)
-
-
-def expressions_in(block: Block) -> list[Expr]:
-    """The expressions that a block holds, not those of the blocks inside it."""
-    found: list[Expr] = []
-    for each in fields(block):
-        value: Any = getattr(block, each.name)
-        if isinstance(value, Node):
-            found.append(value)  # type: ignore[arg-type]  # the only nodes in blocks are expressions
-        elif each.name == "indices":
-            found += [index.value for index in value]
-    return found
 
 
 def _place(span: Span | None) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing_extensions import assert_never
 
 from spdsl.semantics.bounds import interval, is_non_negative
-from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Param, Reduce, Top
+from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, FreeParam, Index, Load, Noise, Param, Reduce, Top
 from spdsl.semantics.ops import is_pow2
 from spdsl.semantics.rewrite import transform
 
@@ -130,6 +130,8 @@ def _print(expr: Expr) -> tuple[str, int]:
         case Const(value=value):
             return literal(value)
         case Index(name=name) | Extent(name=name) | Param(name=name):
+            return name, ATOM
+        case FreeParam(variable=name):
             return name, ATOM
         case Apply(args=args):
             form = _form(expr)

@@ -97,6 +97,7 @@ def lower_forward(plan: Plan) -> Kernel:
             *frame.source("V", "k", "VALUE_DIM"),
             *_results(frame),
             *frame.lengths(),
+            *frame.parameters(blocks),
             *frame.lists(),
             *split.split_arguments(frame, SUMS),
             *frame.table_arguments(blocks),

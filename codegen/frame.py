@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.analysis.tiles import ListWalk
@@ -32,7 +32,8 @@ from spdsl.codegen.expressions import truncated
 from spdsl.codegen.hoist import Hoist
 from spdsl.codegen.tables import Tables
 from spdsl.codegen.walks import MASKED, Mode
-from spdsl.semantics.nodes import Const, Expr, Extent, Side
+from spdsl.semantics.nodes import Const, Expr, Extent, Node, Side
+from spdsl.semantics.rewrite import walk
 
 LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
@@ -264,6 +265,15 @@ class Frame:
             Argument(name="list_stride_h", type="i32"),
         )
 
+    def parameters(self, body: Iterable[Block]) -> tuple[Argument, ...]:
+        """The free parameters of the pattern that ``body`` reads."""
+        read = {node for block in every(body) for expr in expressions_in(block) for node in walk(expr)}
+        return tuple(
+            Argument(name=each.variable, type="i32", note=f"parameter {each.name}")
+            for each in self.plan.problem.pattern.free
+            if each in read
+        )
+
     def table_arguments(self, body: Iterable[Block]) -> tuple[Argument, ...]:
         """The arguments of the tables that ``body`` reads."""
         return self.tables.arguments(block for block in every(body) if isinstance(block, Gather))
@@ -277,6 +287,18 @@ def every(body: Iterable[Block]) -> Iterator[Block]:
             yield from every(block.body)
         if isinstance(block, If):
             yield from every(block.otherwise)
+
+
+def expressions_in(block: Block) -> list[Expr]:
+    """The expressions that a block holds, not those of the blocks inside it."""
+    found: list[Expr] = []
+    for each in fields(block):
+        value: Any = getattr(block, each.name)
+        if isinstance(value, Node):
+            found.append(value)  # type: ignore[arg-type]  # the only nodes in blocks are expressions
+        elif each.name == "indices":
+            found += [index.value for index in value]
+    return found
 
 
 def padded(dim: int) -> int:

@@ -31,9 +31,12 @@ from spdsl.codegen.blocks import Block, By, Define, If, ListBounds, ListedTile, 
 from spdsl.codegen.boxes import lower_boxes
 from spdsl.codegen.expressions import truncated
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Param
-from spdsl.semantics.rewrite import free_indices, transform
+from spdsl.semantics.rewrite import free_indices, transform, walk
 
 Mode: TypeAlias = Literal["full", "masked", "either"]
+_LONG = 6
+"""Operations of a bound that stand in one line with its clamps."""
+
 MASKED = Param(name="masked", dtype="bool")
 
 
@@ -142,14 +145,14 @@ def _bounds(slot: Slot, position: int, count: int, walker: Walker) -> _Bounds:
     if headless:
         full_low = low
     else:
-        start = _bound(slot.full.lo, walker)
+        start = _short(full_low, _bound(slot.full.lo, walker), setup)
         if walker.by == "key" and walker.shape != "square":
             # Query tiles with a row at a negative position are never full.
             start = maximum(
                 start, truncated(ceildiv(maximum(sub(number(0), Extent(name="q_start")), number(0)), walker.spans[0]))
             )
         setup.append(Define(name=full_low.name, value=minimum(maximum(start, low), high), note="full tiles"))
-    end = minimum(minimum(_bound(slot.full.hi, walker), high), walker.whole)
+    end = minimum(minimum(_short(full_high, _bound(slot.full.hi, walker), setup), high), walker.whole)
     if walker.by == "query" and walker.shape != "square":
         first = add(Extent(name="q_start"), mul(index("i"), number(walker.spans[0])))
         end = choose(compare("ge", first, number(0)), end, full_low)
@@ -159,6 +162,14 @@ def _bounds(slot: Slot, position: int, count: int, walker: Walker) -> _Bounds:
     return _Bounds(
         slot=slot, setup=tuple(setup), low=low, high=high, full_low=full_low, full_high=full_high, loops=loops
     )
+
+
+def _short(name: Param, bound: Expr, setup: list[Define]) -> Expr:
+    """The bound, or where it is long its name, under which it is then defined before it is clamped."""
+    if sum(isinstance(node, Apply) for node in walk(bound)) <= _LONG:
+        return bound
+    setup.append(Define(name=name.name, value=bound))
+    return name
 
 
 def _bound(expr: Expr, walker: Walker) -> Expr:

@@ -47,7 +47,8 @@ class Call:
     with the last dimension contiguous.  ``tables`` holds inputs and stage results by name, each with a leading batch
     axis of size 1 or batch unless its declaration names ``b``.  ``places`` is int32 ``[batch, 3]`` (q_start, k_start,
     k_len) for the shape ``batched``, else None.  ``lists`` maps the kind of a kernel (``forward``, ``dq``, ``dkdv``)
-    to its lists, where its walk is a `ListWalk`.
+    to its lists, where its walk is a `ListWalk`.  ``parameters`` are the values of the pattern's free parameters by the
+    names of their variables.
     """
 
     plan: Plan
@@ -58,6 +59,7 @@ class Call:
     places: Tensor | None = None
     tables: dict[str, Tensor] = field(default_factory=dict)
     lists: dict[str, TileList] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

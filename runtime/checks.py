@@ -224,7 +224,8 @@ def _check_values(call: Call, pattern: BoundPattern) -> None:
         return
     tables = [call.tables[table.name] for table in pattern.tables]
     same = identity(call.places, *tables)
-    key = None if same is None else (id(call.plan.keep), call.q.shape[:3], call.k.shape[1:3], call.q_start, same)
+    sizes = (call.q.shape[:3], call.k.shape[1:3], call.q_start, *call.parameters.values())
+    key = None if same is None else (id(call.plan.keep), sizes, same)
     if key is not None and key in _checked.entries:
         return
     faults = tuple(value_faults(call, tables_for(call.plan.tables, call.tables)))

@@ -17,7 +17,21 @@ from torch import Tensor
 from typing_extensions import assert_never
 
 from spdsl.runtime.philox import uniform
-from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Param, Reduce, Table, Top
+from spdsl.semantics.nodes import (
+    Apply,
+    Const,
+    Coord,
+    Expr,
+    Extent,
+    FreeParam,
+    Index,
+    Load,
+    Noise,
+    Param,
+    Reduce,
+    Table,
+    Top,
+)
 from spdsl.semantics.ops import OPS
 from spdsl.semantics.rewrite import walk
 
@@ -87,6 +101,8 @@ def _compute(expr: Expr, scope: _Scope) -> Value:
         case Const(value=value):
             return value
         case Index(name=name) | Extent(name=name):
+            return scope.env[name]
+        case FreeParam(variable=name):
             return scope.env[name]
         case Load():
             return _load(expr, scope)

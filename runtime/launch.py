@@ -150,6 +150,7 @@ def call_values(call: Call, kind: str) -> dict[str, Value]:
         "n": call.k.shape[2],
         "key_rows": call.k.shape[2],
         "q_start": call.q_start,
+        **call.parameters,
     }
     if call.places is not None:
         values["places"] = call.places

@@ -115,7 +115,8 @@ def _cached(
     rows = grid.query_tiles(call.q.shape[2]) if grid.by == "query" else grid.key_tiles(call.k.shape[2])
     tensors = (call.places, *call.tables.values())
     same = identity(*tensors)
-    sizes = (call.q.shape[:3], call.k.shape[1:3], call.q_start, str(call.q.device), tuple(call.tables))
+    numbers = (call.q_start, *call.parameters.values())
+    sizes = (call.q.shape[:3], call.k.shape[1:3], numbers, str(call.q.device), tuple(call.tables))
 
     def make() -> TileList:
         found = _joined([_listed(tiles(pairs), pairs, grid, rows) for pairs in pairs_by_batch(call)])

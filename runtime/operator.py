@@ -42,18 +42,24 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A plan, and the name of the engine that runs it."""
+    """A plan, the name of the engine that runs it, and the free parameters of the key in the order of their values."""
 
     plan: Plan
     backend: str
+    free: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of the operator's list of tables."""
         return tuple(table.name for table in self.plan.problem.pattern.tables)
 
+    def parameters(self, values: Sequence[int]) -> dict[str, int]:
+        """The values that the plan leaves open, by the names of their variables."""
+        given = dict(zip(self.free, values, strict=False))
+        return {each.variable: given[each.name] for each in self.plan.problem.pattern.free}
 
-Prepare = Callable[[Request], Prepared]
+
+Prepare = Callable[[Request, tuple[int, ...]], Prepared]
 _prepare: list[Prepare] = []
 
 
@@ -69,6 +75,7 @@ def _request(
     tables: Sequence[Tensor],
     key: str,
     shape: str,
+    values: Sequence[int],
     gradients: tuple[int, ...],
 ) -> Prepared:
     return _prepare[0](
@@ -83,11 +90,14 @@ def _request(
             device=q.device,
             tables=tuple(table.dtype for table in tables),
             gradients=gradients,
-        )
+        ),
+        tuple(values),
     )
 
 
-def foresee_gradients(q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], key: str, shape: str) -> None:
+def foresee_gradients(
+    q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], key: str, shape: str, values: Sequence[int]
+) -> None:
     """Plan the gradients of the tables that want one, so that what cannot be trained is refused before any work.
 
     Raises:
@@ -95,17 +105,25 @@ def foresee_gradients(q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor],
     """
     wanted = tuple(position for position, table in enumerate(tables) if table.requires_grad)
     if wanted and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        _request(q, k, v, tables, key, shape, wanted)
+        _request(q, k, v, tables, key, shape, values, wanted)
 
 
 def _call(
-    prepared: Prepared, q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], places: Tensor | None, q_start: int
+    prepared: Prepared,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Sequence[Tensor],
+    places: Tensor | None,
+    q_start: int,
+    values: Sequence[int],
 ) -> Call:
     plan = prepared.plan
     given = {
         table.name: with_batch(table, tensor) for table, tensor in zip(plan.problem.pattern.tables, tables, strict=True)
     }
-    return Call(plan=plan, q=q, k=k, v=v, q_start=q_start, places=places, tables=given)
+    parameters = prepared.parameters(values)
+    return Call(plan=plan, q=q, k=k, v=v, q_start=q_start, places=places, tables=given, parameters=parameters)
 
 
 def with_batch(table: Table, tensor: Tensor) -> Tensor:
@@ -124,10 +142,14 @@ def attend(
     key: str,
     shape: str,
     q_start: int,
+    values: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Sparse attention: output ``[batch, heads, nq, dv]`` and LSE ``[batch, heads, nq]`` (fp32, natural log)."""
-    prepared = _request(q, k, v, tables, key, shape, ())
-    call = _call(prepared, q, k, v, tables, places, q_start)
+    """Sparse attention: output ``[batch, heads, nq, dv]`` and LSE ``[batch, heads, nq]`` (fp32, natural log).
+
+    ``values`` are those of the parameters that ``key`` leaves open, in its order.
+    """
+    prepared = _request(q, k, v, tables, key, shape, values, ())
+    call = _call(prepared, q, k, v, tables, places, q_start, values)
     call = lists_for(check_call(call), ("forward",))
     with torch.autocast(q.device.type, enabled=False):  # the types of the tensors are the types computed in
         return engine_for(prepared.backend).forward(call)
@@ -135,7 +157,15 @@ def attend(
 
 @attend.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], places: Tensor | None, key: str, shape: str, q_start: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Sequence[Tensor],
+    places: Tensor | None,
+    key: str,
+    shape: str,
+    q_start: int,
+    values: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     out = q.new_empty((q.shape[0], q.shape[1], q.shape[2], v.shape[3]))
     return out, q.new_empty(q.shape[:3], dtype=torch.float32)
@@ -155,12 +185,14 @@ def attend_backward(
     key: str,
     shape: str,
     q_start: int,
+    values: Sequence[int],
     wanted: Sequence[int],
 ) -> list[Tensor]:
     """The gradients asked for: 0, 1, 2 are q, k, v and 3 + i is table i, in this order."""
     gradients = tuple(each - 3 for each in wanted if each >= 3)
-    prepared = _request(q, k, v, tables, key, shape, gradients)
-    call = lists_for(materialise(_call(prepared, q, k, v, tables, places, q_start)), ("dq", "dkdv"))
+    prepared = _request(q, k, v, tables, key, shape, values, gradients)
+    call = _call(prepared, q, k, v, tables, places, q_start, values)
+    call = lists_for(materialise(call), ("dq", "dkdv"))
     names = ("q", "k", "v", *prepared.inputs)
     with torch.autocast(q.device.type, enabled=False):
         found = engine_for(prepared.backend).backward(
@@ -190,6 +222,7 @@ def _(
     key: str,
     shape: str,
     q_start: int,
+    values: Sequence[int],
     wanted: Sequence[int],
 ) -> list[Tensor]:
     tensors = [q, k, v, *tables]
@@ -197,10 +230,10 @@ def _(
 
 
 def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:  # type: ignore[type-arg]
-    q, k, v, tables, places, key, shape, q_start = inputs
+    q, k, v, tables, places, key, shape, q_start, values = inputs
     out, lse = output
     ctx.save_for_backward(q, k, v, out, lse, *([] if places is None else [places]), *tables)
-    ctx.has_places, ctx.settings = places is not None, (key, shape, q_start)  # type: ignore[attr-defined]
+    ctx.has_places, ctx.settings = places is not None, (key, shape, q_start, values)  # type: ignore[attr-defined]
     ctx.set_materialize_grads(False)
 
 
@@ -209,15 +242,16 @@ def _backward(ctx, d_out: Tensor | None, d_lse: Tensor | None):  # type: ignore[
     places = rest.pop(0) if ctx.has_places else None
     needs = [*ctx.needs_input_grad[:3], *_listed(ctx.needs_input_grad[3], len(rest))]
     wanted = [position for position, need in enumerate(needs) if need]
-    none = (None,) * 5
+    # An empty list counts as one of tensors, a list of ints as a number.
+    none: tuple[object, ...] = (None,) * 4 + ((None,) if ctx.settings[-1] else ([],))
     if not wanted or (d_out is None and d_lse is None):
-        return None, None, None, [None] * len(rest), *none[1:]
+        return None, None, None, [None] * len(rest), *none
     if d_out is None:
         d_out = torch.zeros_like(out)
     found = attend_backward(q, k, v, rest, places, out, lse, d_out, d_lse, *ctx.settings, wanted)
     by_position = dict(zip(wanted, found, strict=True))
     tables = [by_position.get(3 + i) for i in range(len(rest))]
-    return by_position.get(0), by_position.get(1), by_position.get(2), tables, *none[1:]
+    return by_position.get(0), by_position.get(1), by_position.get(2), tables, *none
 
 
 def _listed(needs: object, count: int) -> list[bool]:

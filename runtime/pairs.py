@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,10 +28,12 @@ class Pairs:
     batches: range
     device: torch.device
     key_offset: int = 0
+    parameters: Mapping[str, int] = field(default_factory=dict)
 
     def extents(self) -> dict[str, Tensor | int]:
-        """The run-time extents by name."""
+        """The run-time extents and the free parameters by name."""
         return {
+            **self.parameters,
             "n": self.keys,
             "nq": self.queries,
             "q_start": self.q_start,
@@ -56,6 +59,7 @@ def pairs_of(call: Call) -> Pairs:
         groups=call.k.shape[1],
         batches=range(batch),
         device=call.q.device,
+        parameters=call.parameters,
     )
 
 

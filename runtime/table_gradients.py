@@ -87,6 +87,7 @@ def _env(call: Call, gradient: TableGradient) -> Env:
     if call.places is not None:
         start = call.places[:, 0].long().view(-1, *(1,) * (rank - 1))
     env: Env = {"b": axis(batch, 0), "h": h, "g": h // (heads // call.k.shape[1]), "n": n, "nq": nq, "q_start": start}
+    env |= call.parameters
     if call.places is not None:
         env["n"] = call.places[:, 2].long().view(-1, *(1,) * (rank - 1))
     match gradient.by:

@@ -15,7 +15,7 @@ from spdsl import reference
 from spdsl.arguments import autocast, first_query, place, plain_values, shortened, tables_of, whole
 from spdsl.diagnostics import SpatError, error
 from spdsl.library import names, read_file, resolver, text_of
-from spdsl.pipeline import Value, bound, key_of, read
+from spdsl.pipeline import Value, bound, key_of, opened, read
 from spdsl.runtime import operator
 from spdsl.runtime.checks import check_tensors, raise_pending
 from spdsl.runtime.transforms import refuse_transforms
@@ -108,6 +108,8 @@ class Attention:
         self.backend = backend
         self._key = key_of(pattern.checked, self.parameters, layer, backend, bool(deterministic))
         bound(self._key, 1, 1, 64)
+        # What the operators are given: one key for all values of the free parameters.
+        self._open_key, self._values = opened(self._key)
 
     def __repr__(self) -> str:
         settings = {"layer": self.layer, "backend": self.backend}
@@ -157,8 +159,8 @@ class Attention:
         rows = k.shape[2]
         k, v, places, shape, start = place(q, k, v, q_start, k_start, k_len)
         tables = list(shortened(self.pattern.checked.tables, given, rows, k.shape[2]).values())
-        operator.foresee_gradients(q, k, v, tables, self._key, shape)
-        out, lse = operator.attend(q, k, v, tables, places, self._key, shape, start)
+        operator.foresee_gradients(q, k, v, tables, self._open_key, shape, self._values)
+        out, lse = operator.attend(q, k, v, tables, places, self._open_key, shape, start, self._values)
         return (out, lse) if return_lse else out
 
     def reference(

@@ -13,6 +13,8 @@ from spdsl.analysis.wording import describe as word
 from spdsl.arguments import first_query
 from spdsl.counting import count_pairs
 from spdsl.kernels import plan_like
+from spdsl.pipeline import values_of
+from spdsl.planning import Chosen
 from spdsl.runtime.calls import Call
 from spdsl.runtime.checks import check_call, check_tensors, raise_pending
 from spdsl.runtime.operator import with_batch
@@ -58,6 +60,8 @@ class Report:
     """What `Attention.explain` tells.  ``pairs`` are kept by the pattern, over ``batch`` and ``heads``.
 
     ``stages`` are the names of tables that are computed before the kernels start, with their sizes in bytes.
+    ``open`` are the parameters that kernels take at run time; the others are constants of the kernels, and ``fixed``
+    tells their values and why.
     """
 
     pattern: str
@@ -68,6 +72,8 @@ class Report:
     nq: int
     n: int
     pairs: int
+    open: dict[str, int]
+    fixed: dict[str, str]
     kernels: tuple[KernelReport, ...]
     stages: tuple[tuple[str, int], ...] = ()
 
@@ -93,6 +99,9 @@ class Report:
             f"queries: {self.nq:,}, keys: {self.n:,}",
             f"pairs kept: {self.pairs:,} of {self.batch * self.heads * self.nq * self.n:,} ({self.kept:.2%})",
         ]
+        if self.open:
+            lines.append("at run time: " + ", ".join(f"{name} = {value}" for name, value in self.open.items()))
+        lines += [f"in the kernels: {name} = {reason}" for name, reason in self.fixed.items()]
         for kernel in self.kernels:
             lines.append(
                 f"{kernel.kind}: tiles of {kernel.block_q} × {kernel.block_k}, {kernel.touched:,} touched: "
@@ -115,7 +124,9 @@ def explain(
         SpatError: as a call with these tensors would.
     """
     target = target or ("cpu" if q.device.type == "cpu" else "sm_90")
-    call = call_like(key, q, k, v, tables, target)
+    check_tensors(q, k, v)
+    chosen = plan_like(key, q, k, v, target)
+    call = _call(chosen, q, k, v, tables)
     raise_pending()
     plan = call.plan
     return Report(
@@ -127,6 +138,10 @@ def explain(
         nq=q.shape[2],
         n=k.shape[2],
         pairs=count_pairs(call),
+        open=chosen.values,
+        fixed={
+            name: f"{value}: {chosen.fixed[name]}" for name, value in values_of(key).items() if name in chosen.fixed
+        },
         kernels=tuple(_kernel(call, kernel) for kernel in (plan.forward, plan.dq, plan.dkdv)),
         stages=tuple((word(each.value, 160), call.tables[each.name].nbytes) for each in plan.stages),
     )
@@ -139,10 +154,14 @@ def call_like(key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Te
         SpatError: as a call with these tensors would.
     """
     check_tensors(q, k, v)
-    plan = plan_like(key, q, k, v, target)
-    given = {table.name: with_batch(table, tables[table.name]) for table in plan.problem.pattern.tables}
-    start = first_query(plan.problem.pattern.attend, q.shape[2], k.shape[2])
-    return check_call(Call(plan=plan, q=q, k=k, v=v, q_start=start, tables=given))
+    return _call(plan_like(key, q, k, v, target), q, k, v, tables)
+
+
+def _call(chosen: Chosen, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor]) -> Call:
+    pattern = chosen.plan.problem.pattern
+    given = {table.name: with_batch(table, tables[table.name]) for table in pattern.tables}
+    start = first_query(pattern.attend, q.shape[2], k.shape[2])
+    return check_call(Call(plan=chosen.plan, q=q, k=k, v=v, q_start=start, tables=given, parameters=chosen.variables))
 
 
 def _kernel(call: Call, kernel: KernelPlan) -> KernelReport:

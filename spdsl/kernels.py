@@ -4,31 +4,33 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spdsl.analysis.plan import plan
-from spdsl.analysis.plans import Plan, Problem
+from spdsl.analysis.plans import Problem
 from spdsl.analysis.tiles import Shape
 from spdsl.codegen.emit import emit
 from spdsl.codegen.lower import lower
-from spdsl.pipeline import bound
+from spdsl.planning import Chosen, choose
 from spdsl.prepare import precision
+from spdsl.semantics.nodes import BoundPattern
 
 
 def sources(key: str, q: Tensor, k: Tensor, v: Tensor, target: str = "sm_90") -> dict[str, str]:
     """Generated sources by file name, for tensors like these; inputs get no gradients."""
-    made = plan_like(key, q, k, v, target)
+    made = plan_like(key, q, k, v, target).plan
     return {f"{made.problem.pattern.name}.py": emit(lower(made)).text}
 
 
-def plan_like(key: str, q: Tensor, k: Tensor, v: Tensor, target: str) -> Plan:
+def plan_like(key: str, q: Tensor, k: Tensor, v: Tensor, target: str) -> Chosen:
     """The plan for tensors like these; the shape class follows from the lengths."""
-    pattern = bound(key, q.shape[1], k.shape[1], q.shape[3])
     shape: Shape = "square" if q.shape[2] == k.shape[2] else "offset"
     types = {"float": "float32", "int": "int32", "bool": "bool"}
-    problem = Problem(
-        pattern=pattern,
-        dtype=precision(q.dtype),
-        value_dim=v.shape[3],
-        shape=shape,
-        tables=tuple((table.name, types[table.dtype]) for table in pattern.tables),
-    )
-    return plan(problem, target)
+
+    def problem(pattern: BoundPattern) -> Problem:
+        return Problem(
+            pattern=pattern,
+            dtype=precision(q.dtype),
+            value_dim=v.shape[3],
+            shape=shape,
+            tables=tuple((table.name, types[table.dtype]) for table in pattern.tables),
+        )
+
+    return choose(key, (q.shape[1], k.shape[1], q.shape[3]), problem, target)

@@ -10,10 +10,12 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any
 
 from spdsl.grammar.parse import parse
-from spdsl.semantics.bind import bind
+from spdsl.semantics.bind import bind, parameter_values
 from spdsl.semantics.check import check
+from spdsl.semantics.free import fits, reasons_to_fix
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 
 Value = bool | int | float | tuple[bool | int | float, ...]
@@ -51,7 +53,7 @@ def key_of(
     backend: str | None,
     deterministic: bool,
 ) -> str:
-    """The string that stands for a pattern with its parameters in operators and caches."""
+    """The string that stands for a pattern with all its parameters; see `opened` for that of the operators."""
     _read_here[pattern.text, pattern.name] = pattern
     if len(_read_here) > 512:
         _read_here.popitem(last=False)
@@ -63,19 +65,65 @@ def key_of(
             "backend": backend,
             "deterministic": deterministic,
             "text": pattern.text,
+            "free": [],
         }
     )
 
 
 @lru_cache(maxsize=512)
+def opened(key: str) -> tuple[str, tuple[int, ...]]:
+    """The key without the values of parameters that may be free, which it names, and these values in order."""
+    fields, values = json.loads(key), values_of(key)
+    free = [name for name in values if name not in reasons(key)]
+    fixed = {name: values[name] for name in sorted(values) if name not in free}
+    return json.dumps(fields | {"parameters": fixed, "free": free}), tuple(_int(values[name]) for name in free)
+
+
+def _int(value: Value) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+@lru_cache(maxsize=512)
+def closed(key: str, values: tuple[int, ...]) -> str:
+    """The key with the values of its free parameters: the opposite of `opened`."""
+    fields = json.loads(key)
+    parameters = fields["parameters"] | dict(zip(fields["free"], values, strict=True))
+    return json.dumps(fields | {"parameters": {name: parameters[name] for name in sorted(parameters)}, "free": []})
+
+
+def reasons(key: str) -> dict[str, str]:
+    """Why parameters of a key's pattern become constants of its kernels, by name; the others are free."""
+    fields = json.loads(key)
+    found = {name: "the value is too large" for name, value in values_of(key).items() if not fits(value)}
+    return found | reasons_to_fix(recall(fields["text"], fields["name"]))
+
+
+def values_of(key: str) -> dict[str, Value]:
+    """All parameters of a key that leaves none open, with defaults where none is given."""
+    fields = json.loads(key)
+    return parameter_values(recall(fields["text"], fields["name"]), _given(fields))
+
+
+def free_names(key: str) -> tuple[str, ...]:
+    """The parameters that a key leaves open, in the order of their values."""
+    return tuple(json.loads(key)["free"])
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Value]:
+    return {name: tuple(each) if isinstance(each, list) else each for name, each in fields["parameters"].items()}
+
+
+@lru_cache(maxsize=512)
 def bound(key: str, heads: int, groups: int, head_dim: int) -> BoundPattern:
-    """The pattern of a key, bound to the sizes of a call."""
+    """The pattern of a key, bound to the sizes of a call; parameters that the key leaves open stay so."""
     fields = json.loads(key)
     return bind(
         recall(fields["text"], fields["name"]),
-        {name: tuple(value) if isinstance(value, list) else value for name, value in fields["parameters"].items()},
+        _given(fields),
         layer=fields["layer"],
         heads=heads,
         groups=groups,
         head_dim=head_dim,
+        free=fields["free"],
     )

@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 
+from spdsl.analysis.freedom import in_doubt, why_fixed
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Precision, Problem
 from spdsl.diagnostics import error
-from spdsl.pipeline import bound
+from spdsl.pipeline import bound, closed, free_names
 from spdsl.runtime.calls import DTYPES
 from spdsl.runtime.operator import Prepared, Request, install
 
 BACKENDS = ("cpu", "triton")
 
 
-@lru_cache(maxsize=1024)
-def prepare(request: Request) -> Prepared:
-    """Plan what ``request`` asks for.
+def prepare(request: Request, values: tuple[int, ...]) -> Prepared:
+    """Plan what ``request`` asks for; ``values`` are those of the free parameters of its key.
 
     Raises:
         SpatError: the back end, the element type or the pattern does not fit (SP3xx, SP4xx).
     """
+    found = _planned(request)
+    return _settled(request, values) if values and in_doubt(found.plan) else found
+
+
+@lru_cache(maxsize=1024)
+def _settled(request: Request, values: tuple[int, ...]) -> Prepared:
+    """The plan with the values as constants where that gains something."""
+    free, fixed = _planned(request), _planned(replace(request, key=closed(request.key, values)))
+    return free if why_fixed(free.plan, fixed.plan) is None else fixed
+
+
+@lru_cache(maxsize=1024)
+def _planned(request: Request) -> Prepared:
     fields = json.loads(request.key)
     pattern = bound(request.key, request.heads, request.groups, request.head_dim)
     names = tuple(table.name for table in pattern.tables)
@@ -39,7 +53,8 @@ def prepare(request: Request) -> Prepared:
         ),
         gradients=tuple(names[each] for each in request.gradients),
     )
-    return Prepared(plan=plan(problem, target_of(backend, request.device)), backend=backend)
+    made = plan(problem, target_of(backend, request.device))
+    return Prepared(plan=made, backend=backend, free=free_names(request.key))
 
 
 def precision(dtype: torch.dtype) -> Precision:

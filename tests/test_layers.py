@@ -27,6 +27,7 @@ LAYERS = (
     (
         "spdsl.library",
         "spdsl.pipeline",
+        "spdsl.planning",
         "spdsl.prepare",
         "spdsl.arguments",
         "spdsl.kernels",

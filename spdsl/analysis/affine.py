@@ -16,12 +16,14 @@ from typing_extensions import assert_never
 
 from spdsl.analysis.tiles import Shape
 from spdsl.analysis.wording import describe
+from spdsl.semantics.bounds import interval
 from spdsl.semantics.nodes import (
     Apply,
     Const,
     Coord,
     Expr,
     Extent,
+    FreeParam,
     Index,
     Load,
     Noise,
@@ -59,6 +61,11 @@ class Symbols:
         return tuple(name for name, _ in self.meaning)
 
     @property
+    def free(self) -> frozenset[str]:
+        """Those that stand for free parameters and what is computed from these alone."""
+        return frozenset(name for name, expr in self.meaning if _is_of_parameters(expr))
+
+    @property
     def has_promises(self) -> bool:
         """Whether the context rests on the declared range of an input."""
         return any(isinstance(expr, Load) and self._range(expr) != (None, None) for _, expr in self.meaning)
@@ -89,9 +96,14 @@ class Symbols:
                 return 0, None
             case Extent(name=name):
                 return (None if name == "q_start" else 0), None
+            case FreeParam(low=low, high=high):
+                return low, high
             case Load(table=table, dtype="int"):
                 bounds = next((t.bounds for t in self.tables if t.name == table), None)
                 return (None, None) if bounds is None else (_whole(bounds.low), _whole(bounds.high))
+            case Apply(dtype="int"):
+                lowest, highest = interval(expr)
+                return _whole(lowest), _whole(highest)
             case _:
                 return (0, 1) if expr.dtype == "bool" else (None, None)
 
@@ -144,7 +156,7 @@ def value_of(expr: Expr, space: isl.Space) -> isl.PwAff:
 def children(expr: Expr) -> Iterator[Expr]:
     """The direct subexpressions."""
     match expr:
-        case Const() | Index() | Extent() | Param() | Coord():
+        case Const() | Index() | Extent() | Param() | FreeParam() | Coord():
             return
         case Load(indices=indices):
             yield from indices
@@ -167,6 +179,15 @@ def is_program_constant(expr: Expr) -> bool:
     if isinstance(expr, Index) and expr.name in ("q", "k"):
         return False
     return all(is_program_constant(child) for child in children(expr))
+
+
+def _is_of_parameters(expr: Expr) -> bool:
+    parts = tuple(children(expr))
+    return all(map(_is_of_parameters, parts)) if parts else isinstance(expr, FreeParam | Const)
+
+
+def _has_parameters(expr: Expr) -> bool:
+    return isinstance(expr, FreeParam) or any(_has_parameters(child) for child in children(expr))
 
 
 class _Abstraction:
@@ -203,6 +224,11 @@ class _Abstraction:
                 return self._extent(name)
             case Index(name=name):
                 return expr if name in ("q", "k") else self._named(name, expr)
+            case FreeParam(variable=name):
+                return self._named(name, expr)
+            case Apply(op="floordiv" | "mod") if is_program_constant(expr) and _has_parameters(expr):
+                # isl need not know how `window // 2` comes about: any value of it is a window.
+                return self._opaque(expr)
             case Apply():
                 return self._apply(expr)
             case Load() if is_program_constant(expr):

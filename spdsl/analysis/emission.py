@@ -73,18 +73,50 @@ class Emission:
 
     def _bound(self, branches: tuple[Branch, ...], *, shift: int, within: str, across: str, missing: int) -> Expr:
         """The bound of all branches; one with guards takes part where they hold."""
-        total: Expr | None = None
-        for branch in _in_order(branches):
+
+        def value(branch: Branch) -> Expr:
             terms = [self.writer.term(t.shifted(shift)) for t in sorted(branch.terms, key=_length_then_text)]
-            value = reduce(lambda a, b: apply(within, a, b), terms)
-            value = value if total is None else apply(across, total, value)
-            if branch.guards:
-                # not 0: a lower bound may be negative, and [lo, 0) would not be empty
-                other = Const(value=missing) if total is None else total
-                value = Apply(op="where", args=(self.writer.all_of(branch.guards), value, other), dtype="int")
-            total = value
+            return reduce(lambda a, b: apply(within, a, b), terms)
+
+        chosen, others = _either_or(_in_order(branches))
+        parts = [_choice(self.writer.all_of(one.guards), value(one), value(other)) for one, other in chosen]
+        parts += [value(branch) for branch in others if not branch.guards]
+        total = reduce(lambda a, b: apply(across, a, b), parts) if parts else None
+        for branch in others:
+            if not branch.guards:
+                continue
+            here, holds = value(branch), self.writer.all_of(branch.guards)
+            # not 0: a lower bound may be negative, and [lo, 0) would not be empty
+            alone = _choice(holds, here, Const(value=missing))
+            if total is None:
+                total = alone
+            else:
+                joined = apply(across, total, here)
+                repeats = isinstance(joined, Apply) and joined.op == across and total in joined.args
+                total = apply(across, total, alone) if repeats else _choice(holds, joined, total)
         assert total is not None
         return total
+
+
+def _choice(condition: Expr, value: Expr, other: Expr) -> Expr:
+    return Apply(op="where", args=(condition, value, other), dtype="int")
+
+
+def _either_or(branches: list[Branch]) -> tuple[list[tuple[Branch, Branch]], list[Branch]]:
+    """Pairs of branches of which always exactly one takes part, and the other branches."""
+    pairs: list[tuple[Branch, Branch]] = []
+    left = list(branches)
+    for one in branches:
+        other = next((each for each in left if _opposite(one, each)), None)
+        if one in left and other is not None:
+            left.remove(one)
+            left.remove(other)
+            pairs.append((one, other))
+    return pairs, left
+
+
+def _opposite(one: Branch, other: Branch) -> bool:
+    return len(one.guards) == len(other.guards) == 1 and one.guards[0].scaled(-1).shifted(-1) == other.guards[0]
 
 
 def _length_then_text(term: Linear) -> tuple[int, str]:

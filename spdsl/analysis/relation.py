@@ -281,22 +281,24 @@ def _walk(tiles: _Tiles, symbols: Symbols, tiling: _Tiling, *, walked: int) -> t
         with limited() as budget:
             row, touched, full = _row_sets(tiles, tiling, walked, budget)
             slots, notes = closed_slots(touched, full, row)
-            long = _long(slots, row, tiling, _emission(symbols, tiling, 1 - walked), walked)
+            long = _long(slots, row, tiling, _emission(symbols, tiling, 1 - walked), symbols.free)
             return SlotWalk(slots=tuple(emission.slot(slot) for slot in slots), long=long), notes
     except (TooComplexError, BudgetSpentError) as problem:
         return ListWalk(reason=f"the tiles have no closed form of sensible length: {problem}"), ()
 
 
-def _long(slots: Sequence[ClosedSlot], row: Row, tiling: _Tiling, emission: Emission, walked: int) -> Interval | None:
+def _long(
+    slots: Sequence[ClosedSlot], row: Row, tiling: _Tiling, emission: Emission, known: frozenset[str]
+) -> Interval | None:
     """The long rows as kernels' launches read them."""
     try:
         with operations_end_as_spent():
             form = long_rows(
                 [slot.touched for slot in slots],
                 row,
-                count=tiling.counts[1 - walked],
+                count=emission.count,
                 lengths=frozenset((*tiling.lengths, "n", "nq")),
-                known=frozenset(),
+                known=known,
             )
     except (TooComplexError, BudgetSpentError):
         return None

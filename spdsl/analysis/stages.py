@@ -20,6 +20,7 @@ from spdsl.semantics.nodes import (
     Coord,
     Expr,
     Extent,
+    FreeParam,
     Grid,
     Index,
     Load,
@@ -99,7 +100,7 @@ def axes_of(expr: Expr) -> frozenset[StageAxis]:
             return kept if axis is None else kept | {StageAxis(name=f"{side}.{axis}", side=side, axis=axis)}
         case Top(value=value, only=only, count=count):
             return axes_of(value) | axes_of(only) | axes_of(count)
-        case Const() | Extent() | Param():
+        case Const() | Extent() | Param() | FreeParam():
             return frozenset()
 
 

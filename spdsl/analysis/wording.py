@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from typing_extensions import assert_never
 
-from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Param, Reduce, Top
+from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, FreeParam, Index, Load, Noise, Param, Reduce, Top
 from spdsl.semantics.ops import OPS
 from spdsl.semantics.rewrite import transform
 
@@ -36,7 +36,7 @@ def _text(expr: Expr) -> tuple[str, int]:
     match expr:
         case Const(value=value):
             return (str(value).lower() if isinstance(value, bool) else str(value)), _ATOM
-        case Index(name=name) | Extent(name=name):
+        case Index(name=name) | Extent(name=name) | FreeParam(name=name):
             return name, _ATOM
         case Param(name=name, item=item):
             return (name if item is None else f"{name}[{item}]"), _ATOM

@@ -66,7 +66,8 @@ def _compile(pattern: CheckedPattern, wish: Wish, files: dict[str, bytes]) -> li
     from spdsl.codegen.aot import compile_kernels
     from spdsl.codegen.lower import lower
 
-    plan = made_plan(pattern, wish)
+    chosen = made_plan(pattern, wish)
+    plan = chosen.plan
     # A tile of queries alone, before triton spends minutes on kernels that cannot fit.
     width = 1 << (max(wish.head_dim, wish.value_dim) - 1).bit_length()
     _refuse_too_large("forward", plan.forward.block_q * width * (4 if wish.dtype == "fp32" else 2), wish)
@@ -95,6 +96,7 @@ def _compile(pattern: CheckedPattern, wish: Wish, files: dict[str, bytes]) -> li
                 "registers": each.registers,
                 "spills": each.spills,
                 "arguments": [f"{name}: {kind}" for name, kind in each.signature],
+                "run_time_parameters": chosen.variables,
             }
         )
     return kernels

@@ -12,7 +12,7 @@ from spdsl.cli.tree import record, tree
 from spdsl.diagnostics import error
 
 if TYPE_CHECKING:
-    from spdsl.analysis.plans import Plan
+    from spdsl.planning import Chosen
     from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 
 Stage: TypeAlias = Literal["ast", "text", "checked", "bound", "tiles", "plan", "block", "triton"]
@@ -60,14 +60,14 @@ def intermediate(word: str, stage: str, wish: Wish) -> tuple[str, Any]:
             bound = bound_pattern(checked_pattern(given), wish)
             return dump_pattern(bound), record(bound)
         case "tiles":
-            made = made_plan(checked_pattern(given), wish)
+            made = made_plan(checked_pattern(given), wish).plan
             return _both({each.kind: each for each in (made.forward, made.dq, made.dkdv)})
         case "plan":
-            return _both(made_plan(checked_pattern(given), wish))
+            return _both(made_plan(checked_pattern(given), wish).plan)
     from spdsl.codegen.emit import emit
     from spdsl.codegen.lower import lower
 
-    blocks = lower(made_plan(checked_pattern(given), wish))
+    blocks = lower(made_plan(checked_pattern(given), wish).plan)
     if stage == "block":
         return _both(blocks)
     text = emit(blocks).text
@@ -95,24 +95,29 @@ def bound_pattern(pattern: CheckedPattern, wish: Wish) -> BoundPattern:
     )
 
 
-def made_plan(pattern: CheckedPattern, wish: Wish) -> Plan:
+def made_plan(pattern: CheckedPattern, wish: Wish) -> Chosen:
     """The plan for ``wish``, with gradients for every float input."""
-    from spdsl.analysis.plan import plan
     from spdsl.analysis.plans import Problem
+    from spdsl.pipeline import key_of
+    from spdsl.planning import choose
 
     if wish.target not in TARGETS:
         raise error("SP512", f"`{wish.target}` is not a target", help=f"Use one of {', '.join(TARGETS)}.")
-    bound = bound_pattern(pattern, wish)
+    bound_pattern(pattern, wish)  # what is given must fit, also where kernels do not depend on it
     types = {"float": "float32", "int": "int32", "bool": "bool"}
-    problem = Problem(
-        pattern=bound,
-        dtype=wish.dtype,  # type: ignore[arg-type]  # the command has checked it
-        value_dim=wish.value_dim,
-        shape=wish.shape,  # type: ignore[arg-type]  # the command has checked it
-        tables=tuple((table.name, types[table.dtype]) for table in bound.tables),
-        gradients=tuple(table.name for table in bound.tables if table.dtype == "float"),
-    )
-    return plan(problem, wish.target)
+
+    def problem(bound: BoundPattern) -> Problem:
+        return Problem(
+            pattern=bound,
+            dtype=wish.dtype,  # type: ignore[arg-type]  # the command has checked it
+            value_dim=wish.value_dim,
+            shape=wish.shape,  # type: ignore[arg-type]  # the command has checked it
+            tables=tuple((table.name, types[table.dtype]) for table in bound.tables),
+            gradients=tuple(table.name for table in bound.tables if table.dtype == "float"),
+        )
+
+    key = key_of(pattern, fit_tuples(pattern, wish.parameters), wish.layer, None, False)
+    return choose(key, (wish.heads, wish.groups, wish.head_dim), problem, wish.target)
 
 
 def _both(node: object) -> tuple[str, Any]:

@@ -17,7 +17,21 @@ from spdsl.reference.faults import Fault, Faults, either, only_where
 from spdsl.reference.operations import DTYPES, operate
 from spdsl.reference.points import DIMENSION, Points
 from spdsl.reference.selections import chosen, lifted, segments
-from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Param, Reduce, Side, Top
+from spdsl.semantics.nodes import (
+    Apply,
+    Const,
+    Coord,
+    Expr,
+    Extent,
+    FreeParam,
+    Index,
+    Load,
+    Noise,
+    Param,
+    Reduce,
+    Side,
+    Top,
+)
 from spdsl.semantics.philox import WORD, first_word
 from spdsl.semantics.rewrite import children, walk
 
@@ -75,7 +89,7 @@ def _value(node: Expr, parts: list[Value], points: Points, faults: Faults) -> Va
             return _reduce(node, points, faults)
         case Top():
             return _top(node, points, faults)
-        case Param(name=name):
+        case Param(name=name) | FreeParam(name=name):
             raise TypeError(f"`{name}` is a parameter without a value: the pattern is not bound")
         case _:
             assert_never(node)

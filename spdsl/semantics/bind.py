@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -15,7 +15,7 @@ from spdsl.diagnostics import Span, SpatError, error
 from spdsl.semantics import nodes as ir
 from spdsl.semantics.bounds import Facts, interval
 from spdsl.semantics.fold import INT_HIGH, INT_LOW, fold
-from spdsl.semantics.nodes import Attend, BoundPattern, CheckedPattern, Const, Expr, Extent, Parameter
+from spdsl.semantics.nodes import Attend, BoundPattern, CheckedPattern, Const, Expr, Extent, FreeParam, Parameter
 from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.rewrite import mentions, substitute, walk
 from spdsl.semantics.windows import lift_windows
@@ -32,8 +32,11 @@ def bind(
     heads: int,
     groups: int,
     head_dim: int,
+    free: Collection[str] = (),
 ) -> BoundPattern:
     """Fix what is known before tensors are seen.
+
+    Parameters named in ``free`` get no value and stay open, as `FreeParam`; `reasons_to_fix` tells which may.
 
     Raises:
         SpatError: a parameter that is unknown (SP330), missing (SP331), of the wrong kind (SP332), out of range (SP333)
@@ -41,7 +44,7 @@ def bind(
             (SP336); an axis or grid of no size (SP337); heads and groups that do not fit (SP338); a scale or cap that
             is not finite (SP339).
     """
-    values = _values(checked, parameters)
+    values = _values(checked, parameters, free)
     _check_heads(heads, groups, head_dim)
     mapping: dict[Expr, Expr] = {
         Extent(name="heads"): Const(value=heads),
@@ -58,6 +61,9 @@ def bind(
             help="pass `layer=…`, counted from 0",
         )
     for declared in checked.parameters:
+        if declared.name in free:
+            mapping[ir.Param(name=declared.name, dtype=declared.dtype)] = open_parameter(declared)
+            continue
         value = values[declared.name]
         if isinstance(value, tuple):
             for item, one in enumerate(value):
@@ -77,7 +83,8 @@ def bind(
     _check_nested(grids)
     bound = BoundPattern(
         name=checked.name,
-        parameters=tuple((declared.name, values[declared.name]) for declared in checked.parameters),
+        parameters=tuple((each.name, values[each.name]) for each in checked.parameters if each.name in values),
+        free=tuple(open_parameter(each) for each in checked.parameters if each.name in free),
         tables=tuple(_table(table, fix) for table in checked.tables),
         axes=tuple(_axis(axis, fix) for axis in checked.axes),
         grids=grids,
@@ -106,7 +113,28 @@ def _expressions(checked: CheckedPattern) -> list[Expr]:
 # ---------------------------------------------------------------- values of parameters
 
 
-def _values(checked: CheckedPattern, given: Mapping[str, object]) -> dict[str, Value | tuple[Value, ...]]:
+def open_parameter(declared: Parameter) -> FreeParam:
+    """A parameter as it stands in bound patterns while it is free."""
+    low, high = (None, None) if declared.bounds is None else (declared.bounds.low, declared.bounds.high)
+    return FreeParam(name=declared.name, low=_whole(low), high=_whole(high))
+
+
+def _whole(bound: float | None) -> int | None:
+    return None if bound is None else int(bound)
+
+
+def parameter_values(checked: CheckedPattern, given: Mapping[str, object]) -> dict[str, Value | tuple[Value, ...]]:
+    """The value of every parameter, given or by default.
+
+    Raises:
+        SpatError: as `bind` (SP330 to SP334).
+    """
+    return _values(checked, given, ())
+
+
+def _values(
+    checked: CheckedPattern, given: Mapping[str, object], free: Collection[str]
+) -> dict[str, Value | tuple[Value, ...]]:
     names = [declared.name for declared in checked.parameters]
     for name in given:
         if name not in names:
@@ -119,6 +147,8 @@ def _values(checked: CheckedPattern, given: Mapping[str, object]) -> dict[str, V
             )
     found: dict[str, Value | tuple[Value, ...]] = {}
     for declared in checked.parameters:
+        if declared.name in free:
+            continue
         if declared.name in given:
             found[declared.name] = _value(declared, given[declared.name])
         elif declared.default is not None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Param, Reduce, Top
+from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, FreeParam, Index, Load, Noise, Param, Reduce, Top
 from spdsl.semantics.ops import bitlen, isqrt
 from spdsl.semantics.rewrite import children, walk
 
@@ -57,6 +57,8 @@ def _range(node: Expr, parts: list[Range], facts: Facts) -> Range:
             return facts.extents.get(name, UNKNOWN if name == "q_start" else NATURAL)
         case Param(name=name):
             return (0, 1) if node.dtype == "bool" else facts.params.get(name, UNKNOWN)
+        case FreeParam(low=low, high=high):
+            return (low, high)
         case Coord():
             return UNKNOWN
         case Load(table=table):

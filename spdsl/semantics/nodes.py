@@ -79,6 +79,25 @@ class Param(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FreeParam(Node):
+    """An int parameter that stays open when a pattern is bound: each call brings its value, of the declared range."""
+
+    name: str
+    low: int | None = None
+    high: int | None = None
+
+    @property
+    def dtype(self) -> Dtype:
+        """Always an int."""
+        return "int"
+
+    @property
+    def variable(self) -> str:
+        """Its name among the variables of kernels and evaluators, where no other name begins in this way."""
+        return f"p_{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Coord(Node):
     """``q.blk`` or ``k.y``: the coordinate of a position on an axis or grid."""
 
@@ -162,7 +181,7 @@ class Top(Node):
         return "bool"
 
 
-Expr: TypeAlias = Const | Index | Extent | Param | Coord | Load | Apply | Reduce | Noise | Top
+Expr: TypeAlias = Const | Index | Extent | Param | FreeParam | Coord | Load | Apply | Reduce | Noise | Top
 
 
 # ---------------------------------------------------------------- declarations
@@ -280,7 +299,7 @@ class CheckedPattern(Node):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundPattern(Node):
     """A pattern with parameters, layer, heads, groups and head dim fixed and folded: no `Param` is left, `Extent` only
-    for ``n nq q_start``."""
+    for ``n nq q_start``.  Parameters in ``free`` have no value here: they stand in the clauses as `FreeParam`."""
 
     name: str
     parameters: tuple[tuple[str, bool | int | float | tuple[bool | int | float, ...]], ...]
@@ -293,3 +312,4 @@ class BoundPattern(Node):
     groups: int
     head_dim: int
     text: str
+    free: tuple[FreeParam, ...] = ()

@@ -14,6 +14,7 @@ from spdsl.semantics.nodes import (
     Coord,
     Expr,
     Extent,
+    FreeParam,
     Grid,
     Index,
     Load,
@@ -53,7 +54,7 @@ def _text(expr: Expr) -> tuple[str, int]:
             return ("true" if value else "false"), _ATOM
         case Const(value=value):
             return repr(value), _ATOM if value >= 0 else 7
-        case Index(name=name) | Extent(name=name):
+        case Index(name=name) | Extent(name=name) | FreeParam(name=name):
             return name, _ATOM
         case Param(name=name, item=item):
             return name if item is None else f"{name}[{item}]", _ATOM

@@ -92,7 +92,8 @@ def check_walk(
 def environment(
     shape: str, length: int, queries: int | None = None, start: int | None = None, **more: int
 ) -> dict[str, int]:
-    """Lengths for ``square`` or ``offset`` shapes."""
+    """Lengths for ``square`` or ``offset`` shapes, and values of the parameters of random predicates."""
+    more = {"p_window": 20, "p_shift": -3, **more}
     if shape == "square":
         return {"n": length, "nq": length, "q_start": 0, **more}
     queries = length if queries is None else queries

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from spdsl.semantics.nodes import Apply, Const, Dtype, Expr, Extent, Index, Load
+from spdsl.semantics.nodes import Apply, Const, Dtype, Expr, Extent, FreeParam, Index, Load
 
 Operand: TypeAlias = "Term | int | bool"
 
@@ -15,6 +15,12 @@ class Term:
     """An expression with operators; comparisons are methods where Python's would not do."""
 
     expr: Expr
+
+    @property
+    def variable(self) -> str:
+        """The variable of a free parameter."""
+        assert isinstance(self.expr, FreeParam)
+        return self.expr.variable
 
     def __add__(self, other: Operand) -> Term:
         return apply("add", self, other)
@@ -93,6 +99,10 @@ def where(condition: Term, chosen: Operand, other: Operand) -> Term:
 
 def load(table: str, *indices: Operand, dtype: Dtype = "int") -> Term:
     return Term(Load(table=table, dtype=dtype, indices=tuple(_expr(i) for i in indices)))
+
+
+def parameter(name: str, low: int | None = None) -> Term:
+    return Term(FreeParam(name=name, low=low))
 
 
 q, k, h, g, b = (Term(Index(name=name)) for name in "qkhgb")

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 from typing_extensions import assert_never
 
 from spdsl.analysis.tiles import Slot, SlotWalk
-from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Param, Reduce, Top
+from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, FreeParam, Index, Load, Noise, Param, Reduce, Top
 from spdsl.semantics.ops import OPS
 
 By: TypeAlias = Literal["query", "key"]
@@ -33,6 +33,8 @@ def evaluate(expr: Expr, env: Mapping[str, int], tables: Tables | None = None) -
         case Const(value=value):
             return value
         case Index(name=name) | Extent(name=name):
+            return env[name]
+        case FreeParam(variable=name):
             return env[name]
         case Load(table=table, indices=indices):
             value = (tables or {})[table]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from typing_extensions import assert_never
 
 from spdsl.analysis.tiles import Interval, Slot, SlotWalk
-from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Param, Reduce, Top
+from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, FreeParam, Index, Load, Noise, Param, Reduce, Top
 from spdsl.semantics.ops import bitlen, is_pow2, isqrt
 from tests.analysis.evaluate import ROW_AND_TILE, By, Tables
 
@@ -62,6 +62,8 @@ def evaluate_many(expr: Expr, env: Mapping[str, Any], tables: Tables | None = No
         case Const(value=value):
             return value
         case Index(name=name) | Extent(name=name):
+            return env[name]
+        case FreeParam(variable=name):
             return env[name]
         case Load(table=table, indices=indices):
             array = np.asarray((tables or {})[table])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
 from spdsl.semantics.nodes import Bounds, Const, Table, TableAxis
-from tests.analysis.build import Term, apply, b, causal, h, load, maximum, minimum, n, q, where
+from tests.analysis.build import Term, apply, b, causal, h, load, maximum, minimum, n, parameter, q, where
 from tests.analysis.build import k as key
 
 HEADS = 8
@@ -18,6 +19,9 @@ WINDOW = Table(
     bounds=Bounds(low=0),
     sorted=False,
 )
+WIDTH, SHIFT = parameter("window", low=0), parameter("shift")
+"""Free parameters, one of a declared range."""
+
 SHAPES = st.sampled_from(["square", "offset"])
 
 
@@ -55,6 +59,14 @@ LARGE = Scale(
 """For tiles of 16 to 256."""
 
 
+def parameters(chance: random.Random, scale: Scale = SMALL) -> dict[str, int]:
+    """Values of the free parameters."""
+    return {
+        WIDTH.variable: chance.choice(scale.values),
+        SHIFT.variable: chance.choice((-1, 1)) * chance.choice(scale.constants),
+    }
+
+
 def predicates(depth: int = 2, scale: Scale = SMALL) -> st.SearchStrategy[Term]:
     """Formulas of comparisons, ``depth`` connectives deep."""
     if not depth:
@@ -77,6 +89,7 @@ def _comparisons(scale: Scale) -> st.SearchStrategy[Term]:
         st.just(causal),
         st.sampled_from(scale.windows).map(lambda c: q - key < c),
         st.just(q - key < load("w", b)),
+        st.sampled_from([q - key < WIDTH, key < WIDTH, abs(q - key) <= WIDTH // 2, q - key >= SHIFT, q < SHIFT]),
         st.sampled_from(scale.sinks).map(lambda c: key < c),
         blocks.map(lambda c: (q // c).eq(key // c)),
         st.tuples(st.sampled_from([2, 3, 4, 8]), st.sampled_from([0, 1])).map(lambda p: ((q - key) % p[0]).eq(p[1])),
@@ -85,9 +98,9 @@ def _comparisons(scale: Scale) -> st.SearchStrategy[Term]:
 
 
 def _ints(depth: int, scale: Scale) -> st.SearchStrategy[Term]:
-    leaves = st.sampled_from([q, key, q - key, q - key, h, load("w", b), n]) | st.sampled_from(scale.constants).map(
-        lambda value: Term(Const(value=value))
-    )
+    leaves = st.sampled_from([q, key, q - key, q - key, h, load("w", b), n, WIDTH, SHIFT]) | st.sampled_from(
+        scale.constants
+    ).map(lambda value: Term(Const(value=value)))
     if not depth:
         return leaves
     inner = _ints(depth - 1, scale)

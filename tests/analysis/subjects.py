@@ -36,7 +36,8 @@ def masks_of(example: Example, subjects: Sequence[Subject], more: Mapping[str, A
     """The masks of subjects at the lengths, heads and inputs of an example; ``more`` are tables it does not name."""
     values = {name: int(value) for name, value in example.values}
     length = values["n"]
-    env = environment("square", length, h=values.get("h", 0), g=values.get("g", 0), b=values.get("b", 0))
+    free = {f"p_{name}": value for name, value in values.items()}
+    env = environment("square", length, h=values.get("h", 0), g=values.get("g", 0), b=values.get("b", 0), **free)
     tables = {**(more or {}), **told(example.inputs, length)}
     for name, value in values.items():
         element = re.fullmatch(r"(\w+)\[b\]", name)

@@ -16,8 +16,9 @@ from spdsl.analysis.pairs import Subject
 from spdsl.semantics.nodes import Bounds, Const, Table, TableAxis
 from tests.analysis.brute import environment, mask_of
 from tests.analysis.build import Term, apply, b, causal, g, h, k, load, n, nq, q, q_start, where
+from tests.analysis.programs import HEADS, WINDOW, parameters, predicates
 from tests.analysis.subjects import masks_of, subject
-from tests.analysis.test_random import HEADS, VALUES, WINDOW, predicates
+from tests.analysis.test_random import VALUES
 
 YES = Term(Const(value=True))
 TOKEN = TableAxis(kind="token", size=n.expr, label="token")
@@ -190,7 +191,8 @@ def check(claim: Claim, subjects: list[Subject], seed: int) -> None:
     if answer.verdict == "proven":
         for _ in range(6):
             length = chance.choice([1, 2, 5, 9, 17, 33])
-            env = environment("square", length, h=chance.randrange(HEADS), b=chance.randrange(6))
+            more = {"h": chance.randrange(HEADS), "b": chance.randrange(6), **parameters(chance)}
+            env = environment("square", length, **more)
             tables = random_tables(chance, length)
             assert holds(claim, [mask_of(each.keep, env, tables) for each in subjects]), (claim, env, tables)
 

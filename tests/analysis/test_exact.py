@@ -22,7 +22,7 @@ from tests.analysis.brute import environment
 from tests.analysis.build import Term
 from tests.analysis.evaluate import By
 from tests.analysis.evaluate_rows import evaluate_many, tiles_of_rows
-from tests.analysis.programs import HEADS, LARGE, SHAPES, WINDOW, predicates
+from tests.analysis.programs import HEADS, LARGE, SHAPES, WINDOW, parameters, predicates
 
 EXAMPLES = int(os.environ.get("SPDSL_EXAMPLES", "150"))
 SIZES = (16, 24, 32, 48, 64, 80, 96, 128, 192, 256)
@@ -86,7 +86,7 @@ def environments(tiles: tuple[int, int], shape: str, seed: int) -> list[dict[str
     chance = random.Random(seed)
     found = []
     for whole in (True, False):
-        more = {"h": chance.randrange(HEADS), "b": chance.randrange(6)}
+        more = {"h": chance.randrange(HEADS), "b": chance.randrange(6), **parameters(chance, LARGE)}
         if shape == "square":
             unit = int(np.lcm(*tiles))
             length = unit * chance.randint(1, max(1, LONGEST // unit)) if whole else chance.randint(1, LONGEST)

@@ -13,7 +13,7 @@ from spdsl.semantics.nodes import Expr
 from tests.analysis.brute import check_walk, environment, mask_of, tiles_of_mask
 from tests.analysis.build import Term
 from tests.analysis.evaluate import evaluate
-from tests.analysis.programs import HEADS, SHAPES, SMALL, WINDOW, predicates
+from tests.analysis.programs import HEADS, SHAPES, SMALL, WINDOW, parameters, predicates
 
 VALUES = {"w": list(SMALL.values)}
 TILES = ((16, 16), (16, 8), (8, 16), (32, 16), (16, 24), (4, 16), (8, 8))
@@ -34,7 +34,7 @@ def check_predicate(keep: Expr, tiles: tuple[int, int], shape: str, seed: int) -
     ends = ["slots" if isinstance(walk, SlotWalk) else "list" for walk in (relation.by_query, relation.by_key)]
     for _ in range(4):
         length = chance.choice([1, 5, 16, 17, 40, 64, 96, 130])
-        more = {"h": chance.randrange(HEADS), "b": chance.randrange(6)}
+        more = {"h": chance.randrange(HEADS), "b": chance.randrange(6), **parameters(chance)}
         if shape == "offset":
             env = environment("offset", length, chance.randint(1, 100), chance.randint(-30, 140), **more)
         else:
@@ -63,6 +63,6 @@ def test_random_predicates(keep: Term, tiles: tuple[int, int], shape: str, seed:
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(keep=predicates(), at=st.tuples(st.integers(0, 60), st.integers(0, 60)), batch=st.integers(0, 5))
 def test_scalar_and_array_evaluation_agree(keep: Term, at: tuple[int, int], batch: int) -> None:
-    env = {"n": 61, "nq": 61, "q_start": 0, "h": 3, "b": batch}
+    env = environment("square", 61, h=3, b=batch)
     mask = mask_of(keep.expr, env, VALUES)
     assert mask[at] == evaluate(keep.expr, {**env, "q": at[0], "k": at[1]}, VALUES)

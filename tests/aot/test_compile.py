@@ -40,7 +40,7 @@ MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024 + 5 * 1024, "sm_100": 232448,
 
 def built(name: str, target: str, dtype: str, dim: int, shape: str = "square") -> tuple[Binary, ...]:
     """All kernels of a library pattern, with gradients for its float inputs."""
-    pattern = library(name, heads=8, groups=8, head_dim=dim, **PARAMETERS.get(name, {}))
+    pattern = library(name, heads=8, groups=8, head_dim=dim, opened=True, **PARAMETERS.get(name, {}))
     types = {"float": "float32", "int": "int32", "bool": "bool"}
     problem = Problem(
         pattern=pattern,

@@ -30,7 +30,7 @@ PARAMETERS: dict[str, dict[str, object]] = {
 
 def planned(name: str, shape: str = "square", **parameters: object) -> Plan:
     """A library pattern as it is compiled for an H100, with gradients for its float inputs."""
-    pattern = library(name, heads=4, groups=2, head_dim=64, **parameters)
+    pattern = library(name, heads=4, groups=2, head_dim=64, opened=True, **parameters)
     types = {"float": "float32", "int": "int32", "bool": "bool"}
     problem = Problem(
         pattern=pattern,

@@ -23,7 +23,7 @@ from spdsl.runtime.launch import call_values, tensor_values
 from spdsl.semantics.fold import fold
 from tests.analysis.brute import environment, mask_of
 from tests.analysis.build import Term
-from tests.analysis.programs import SHAPES, SMALL, WINDOW, Scale, predicates
+from tests.analysis.programs import SHAPES, SMALL, WINDOW, Scale, parameters, predicates
 from tests.codegen.machine import WIDTH, Int, Pointer, Turn, run
 from tests.runtime.build import plan
 
@@ -103,11 +103,12 @@ def check_text(keep: Term, tiles: tuple[int, int], shape: str, scale: Scale, see
     chance = random.Random(seed)
     for _ in range(2):
         length, rows, start = chance.randint(1, 300), chance.randint(1, 300), chance.randint(-70, 200)
-        env = environment(shape, length, rows, start)
+        values = parameters(chance, scale)
+        env = environment(shape, length, rows, start, **values)
         head, batch = chance.randrange(HEADS), chance.randrange(2)
         q, k = torch.empty(2, HEADS, env["nq"], WIDTH), torch.empty(2, GROUPS, env["n"], WIDTH)
         windows = torch.tensor([chance.choice(scale.values) for _ in range(2)], dtype=torch.int32)
-        call = Call(plan=made, q=q, k=k, v=k, q_start=env["q_start"], tables={"w": windows})
+        call = Call(plan=made, q=q, k=k, v=k, q_start=env["q_start"], tables={"w": windows}, parameters=values)
         tables = {"w": windows.tolist()}
         for kernel in graph.kernels:
             if kernel.name not in ("forward", "dq", "dkdv"):

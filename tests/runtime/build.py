@@ -11,8 +11,21 @@ from torch import Tensor
 from spdsl.analysis.plans import KernelPlan, Plan, Problem, Stage, TableGradient
 from spdsl.analysis.tiles import ListWalk, Shape, Walk
 from spdsl.runtime.evaluate import evaluate, tables_for
-from spdsl.semantics.nodes import Apply, Attend, BoundPattern, Const, Dtype, Expr, Index, Load, Table, TableAxis
+from spdsl.semantics.nodes import (
+    Apply,
+    Attend,
+    BoundPattern,
+    Const,
+    Dtype,
+    Expr,
+    FreeParam,
+    Index,
+    Load,
+    Table,
+    TableAxis,
+)
 from spdsl.semantics.ops import OPS
+from spdsl.semantics.rewrite import walk
 
 Q, K, H, G, B = (Index(name=name) for name in "qkhgb")
 _BOOLS = {"compare", "equal", "logic", "test"}
@@ -96,6 +109,7 @@ def plan(
         pattern = BoundPattern(
             name="test", parameters=(), tables=tables, axes=(), grids=(), attend=Attend(keep=keep), layer=0,
             heads=heads, groups=groups, head_dim=head_dim, text="",
+            free=tuple(dict.fromkeys(node for node in walk(keep) if isinstance(node, FreeParam))),
         )  # fmt: skip
     return Plan(
         problem=Problem(pattern=pattern, dtype="fp32", value_dim=head_dim, shape=shape),

@@ -24,7 +24,7 @@ def test_opcheck(checks: str) -> None:
     attn = spdsl.compile("alibi")
     q, k, v = _tensors()
     slope = torch.rand(4, requires_grad=True)
-    arguments = (q, k, v, [slope], None, attn._key, "square", 0)
+    arguments = (q, k, v, [slope], None, attn._key, "square", 0, [])
     torch.library.opcheck(operator.attend, arguments, test_utils=checks)
 
 

@@ -35,7 +35,9 @@ def call_of(keep: Term, shape: str, env: dict[str, int], batch: int, **more: obj
     chosen = plan(keep.expr, tables=(WINDOW,), shape=shape, heads=HEADS, groups=HEADS, **more)  # type: ignore[arg-type]
     q = torch.empty(batch, HEADS, env["nq"], 8)
     k = torch.empty(batch, HEADS, env["n"], 8)
-    return Call(plan=chosen, q=q, k=k, v=k, q_start=env["q_start"], tables={"w": torch.tensor(VALUES["w"][:batch])})
+    given = {"w": torch.tensor(VALUES["w"][:batch])}
+    parameters = {name: value for name, value in env.items() if name.startswith("p_")}
+    return Call(plan=chosen, q=q, k=k, v=k, q_start=env["q_start"], tables=given, parameters=parameters)
 
 
 def brute(walk: SlotWalk, by: By, env: dict[str, int], block_q: int, block_k: int, batch: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["nq", "n"])
+@triton.jit(do_not_specialize=["nq", "n", "p_span"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     q_stride_b, q_stride_h, q_stride_n,
@@ -23,6 +23,7 @@ def forward(
     LSE,  # [batch, heads, nq], natural logarithm
     nq,  # query rows
     n,  # keys
+    p_span,  # parameter span
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
     BLOCK_Q: tl.constexpr = 64
@@ -55,9 +56,9 @@ def forward(
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum of the logits
     l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
     acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
-    lo = tl.maximum(0, i - 16)  # touched tiles
+    lo = tl.maximum(0, i - ((p_span + 251) >> 8))  # touched tiles
     hi = i + 1
-    full_lo = tl.minimum(tl.maximum(i - 15, lo), hi)  # full tiles
+    full_lo = tl.minimum(tl.maximum(i - ((p_span - 253) >> 8), lo), hi)  # full tiles
     full_hi = tl.maximum(tl.minimum(tl.minimum(i, hi), n >> 8), full_lo)
     # masked where the tile is not full
     for j in tl.range(lo, hi):
@@ -67,7 +68,7 @@ def forward(
         k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
         if masked:
-            scores = tl.where((k <= q) & (q - k < 4096) & (k < n), scores, float("-inf"))  # dilated.spat:3
+            scores = tl.where((k <= q) & (q - k < p_span) & (k < n), scores, float("-inf"))  # dilated.spat:3
         m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
         p = tl.exp2(scores * 0.18033688011112042 - shift[:, None])
@@ -132,7 +133,7 @@ def delta(
     tl.store(Delta + row_base + q_rows, delta, mask=q_rows < nq)
 
 
-@triton.jit(do_not_specialize=["nq", "n"])
+@triton.jit(do_not_specialize=["nq", "n", "p_span"])
 def dq(
     Q,  # [batch, heads, nq, 64]
     q_stride_b, q_stride_h, q_stride_n,
@@ -148,6 +149,7 @@ def dq(
     dq_stride_b, dq_stride_h, dq_stride_n,
     nq,  # query rows
     n,  # keys
+    p_span,  # parameter span
 ):
     """dQ: each program owns a tile of queries."""
     BLOCK_Q: tl.constexpr = 64
@@ -186,9 +188,9 @@ def dq(
     v_offsets = tl.arange(0, BLOCK_K)[:, None] * v_rows_apart + tl.arange(0, VALUE_DIM)[None, :]
     v_step = tl.full([], BLOCK_K * 4, tl.int64) * v_stride_n  # from tile to tile
     dq = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
-    lo = tl.maximum(0, i - 16)  # touched tiles
+    lo = tl.maximum(0, i - ((p_span + 251) >> 8))  # touched tiles
     hi = i + 1
-    full_lo = tl.minimum(tl.maximum(i - 15, lo), hi)  # full tiles
+    full_lo = tl.minimum(tl.maximum(i - ((p_span - 253) >> 8), lo), hi)  # full tiles
     full_hi = tl.maximum(tl.minimum(tl.minimum(i, hi), n >> 8), full_lo)
     # masked where the tile is not full
     for j in tl.range(lo, hi):
@@ -201,7 +203,7 @@ def dq(
         dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
         p = tl.exp2(scores * 0.18033688011112042 - lse)
         if masked:
-            p = tl.where((k <= q) & (q - k < 4096) & (k < n), p, 0.0)  # dilated.spat:3
+            p = tl.where((k <= q) & (q - k < p_span) & (k < n), p, 0.0)  # dilated.spat:3
         ds = p * (dp - delta)  # gradient of the logits
         dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
     dq_base = dQ + b.to(tl.int64) * dq_stride_b + h.to(tl.int64) * dq_stride_h + q_class.to(tl.int64) * dq_stride_n
@@ -212,7 +214,7 @@ def dq(
     tl.store(dq_base + i * dq_step + dq_offsets, dq.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
 
 
-@triton.jit(do_not_specialize=["nq", "n"])
+@triton.jit(do_not_specialize=["nq", "n", "p_span"])
 def dkdv(
     Q,  # [batch, heads, nq, 64]
     q_stride_b, q_stride_h, q_stride_n,
@@ -230,6 +232,7 @@ def dkdv(
     dv_stride_b, dv_stride_h, dv_stride_n,
     nq,  # query rows
     n,  # keys
+    p_span,  # parameter span
 ):
     """dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."""
     BLOCK_Q: tl.constexpr = 64
@@ -257,9 +260,9 @@ def dkdv(
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
     lo = j  # touched tiles
-    hi = tl.minimum(j + 17, (n + 255) >> 8)
+    hi = tl.minimum((n + 255) >> 8, j + ((p_span + 507) >> 8))
     full_lo = tl.minimum(tl.maximum(j + 1, lo), hi)  # full tiles
-    full_hi = tl.maximum(tl.minimum(tl.minimum(j + 16, hi), nq >> 8), full_lo)
+    full_hi = tl.maximum(tl.minimum(tl.minimum(j + ((p_span + 3) >> 8), hi), nq >> 8), full_lo)
     # heads of the group
     for r in tl.range(0, 2):
         h = g * 2 + r  # query head
@@ -284,7 +287,7 @@ def dkdv(
             scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
             p = tl.exp2(scores * 0.18033688011112042 - lse)
             if masked:
-                p = tl.where((k <= q) & (q - k < 4096), p, 0.0)  # dilated.spat:3
+                p = tl.where((k <= q) & (q - k < p_span), p, 0.0)  # dilated.spat:3
             dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
             ds = p * (dp - delta)  # gradient of the logits

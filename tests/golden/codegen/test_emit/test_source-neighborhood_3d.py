@@ -63,15 +63,15 @@ def forward(
     lo1 = tl.minimum(tl.maximum(0, 2 * i1 - 3), 5)  # touched boxes along axis 1
     hi1 = tl.minimum(tl.maximum(tl.minimum(12, 2 * i1 + 5), 7), 12)
     boxes1 = tl.maximum(hi1 - lo1, 0)
-    lo2 = tl.where(i2 >= 3, tl.minimum(tl.where(i2 <= 2, 0, 13), i2 - 3), tl.where(i2 <= 2, 0, 13))  # touched boxes along axis 2
-    hi2 = tl.where(i2 >= 16, tl.maximum(tl.where(i2 <= 16, tl.maximum(7, i2 + 4), 7), 20), tl.where(i2 <= 16, tl.maximum(7, i2 + 4), 7))
+    lo2 = tl.minimum(tl.where(i2 <= 2, 0, i2 - 3), 13)  # touched boxes along axis 2
+    hi2 = tl.maximum(tl.maximum(7, tl.where(i2 <= 16, i2 + 4, -268435456)), tl.where(i2 >= 16, 20, -268435456))
     boxes2 = tl.maximum(hi2 - lo2, 0)
     full_lo0 = tl.minimum((i0 - 7) >> 1, 3)  # full boxes along axis 0
     full_hi0 = tl.minimum(i0 >> 1, 7)
     full_lo1 = tl.minimum(2 * i1 - 1, 6)  # full boxes along axis 1
     full_hi1 = tl.maximum(2 * i1 + 3, 6)
     full_lo2 = tl.minimum(i2 - 2, 14)  # full boxes along axis 2
-    full_hi2 = tl.minimum(tl.where(i2 >= 16, tl.maximum(tl.where(i2 <= 16, tl.maximum(6, i2 + 3), 6), 19), tl.where(i2 <= 16, tl.maximum(6, i2 + 3), 6)), 19)
+    full_hi2 = tl.minimum(tl.maximum(tl.maximum(6, tl.where(i2 <= 16, i2 + 3, -268435456)), tl.where(i2 >= 16, 19, -268435456)), 19)
     # boxes that are touched, row by row, masked where one is not full
     for t in tl.range(0, boxes0 * boxes1 * boxes2):
         j0 = lo0 + t // (boxes1 * boxes2)
@@ -212,15 +212,15 @@ def dq(
     lo1 = tl.minimum(tl.maximum(0, 2 * i1 - 3), 5)  # touched boxes along axis 1
     hi1 = tl.minimum(tl.maximum(tl.minimum(12, 2 * i1 + 5), 7), 12)
     boxes1 = tl.maximum(hi1 - lo1, 0)
-    lo2 = tl.where(i2 >= 3, tl.minimum(tl.where(i2 <= 2, 0, 13), i2 - 3), tl.where(i2 <= 2, 0, 13))  # touched boxes along axis 2
-    hi2 = tl.where(i2 >= 16, tl.maximum(tl.where(i2 <= 16, tl.maximum(7, i2 + 4), 7), 20), tl.where(i2 <= 16, tl.maximum(7, i2 + 4), 7))
+    lo2 = tl.minimum(tl.where(i2 <= 2, 0, i2 - 3), 13)  # touched boxes along axis 2
+    hi2 = tl.maximum(tl.maximum(7, tl.where(i2 <= 16, i2 + 4, -268435456)), tl.where(i2 >= 16, 20, -268435456))
     boxes2 = tl.maximum(hi2 - lo2, 0)
     full_lo0 = tl.minimum((i0 - 7) >> 1, 3)  # full boxes along axis 0
     full_hi0 = tl.minimum(i0 >> 1, 7)
     full_lo1 = tl.minimum(2 * i1 - 1, 6)  # full boxes along axis 1
     full_hi1 = tl.maximum(2 * i1 + 3, 6)
     full_lo2 = tl.minimum(i2 - 2, 14)  # full boxes along axis 2
-    full_hi2 = tl.minimum(tl.where(i2 >= 16, tl.maximum(tl.where(i2 <= 16, tl.maximum(6, i2 + 3), 6), 19), tl.where(i2 <= 16, tl.maximum(6, i2 + 3), 6)), 19)
+    full_hi2 = tl.minimum(tl.maximum(tl.maximum(6, tl.where(i2 <= 16, i2 + 3, -268435456)), tl.where(i2 >= 16, 19, -268435456)), 19)
     # boxes that are touched, row by row, masked where one is not full
     for t in tl.range(0, boxes0 * boxes1 * boxes2):
         j0 = lo0 + t // (boxes1 * boxes2)
@@ -299,20 +299,20 @@ def dkdv(
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
     lo0 = 2 * j0  # touched boxes along axis 0
-    hi0 = tl.minimum(tl.where(j0 >= 2, tl.maximum(tl.minimum(15, 2 * j0 + 11), 16), tl.minimum(15, 2 * j0 + 11)), 15)
+    hi0 = tl.minimum(tl.maximum(tl.minimum(15, 2 * j0 + 11), tl.where(j0 >= 2, 16, -268435456)), 15)
     boxes0 = tl.maximum(hi0 - lo0, 0)
-    lo1 = tl.where(j1 <= 6, tl.minimum(tl.maximum(1, (j1 - 3) >> 1), 0), tl.maximum(1, (j1 - 3) >> 1))  # touched boxes along axis 1
-    hi1 = tl.where(j1 >= 5, tl.maximum(tl.minimum(5, (j1 + 5) >> 1), 6), tl.minimum(5, (j1 + 5) >> 1))
+    lo1 = tl.minimum(tl.maximum(1, (j1 - 3) >> 1), tl.where(j1 <= 6, 0, 268435456))  # touched boxes along axis 1
+    hi1 = tl.maximum(tl.minimum(5, (j1 + 5) >> 1), tl.where(j1 >= 5, 6, -268435456))
     boxes1 = tl.maximum(hi1 - lo1, 0)
-    lo2 = tl.where(j2 <= 3, tl.minimum(tl.maximum(3, 2 * j2 - 3), 0), tl.maximum(3, 2 * j2 - 3))  # touched boxes along axis 2
-    hi2 = tl.minimum(tl.where(j2 >= 6, tl.maximum(tl.minimum(17, 2 * j2 + 5), 20), tl.minimum(17, 2 * j2 + 5)), 20)
+    lo2 = tl.minimum(tl.maximum(3, 2 * j2 - 3), tl.where(j2 <= 3, 0, 268435456))  # touched boxes along axis 2
+    hi2 = tl.minimum(tl.maximum(tl.minimum(17, 2 * j2 + 5), tl.where(j2 >= 6, 20, -268435456)), 20)
     boxes2 = tl.maximum(hi2 - lo2, 0)
     full_lo0 = 2 * j0 + 2  # full boxes along axis 0
-    full_hi0 = tl.where(j0 >= 3, tl.maximum(2 * j0 + 9, 16), 2 * j0 + 9)
-    full_lo1 = tl.where(j1 <= 5, tl.minimum((j1 - 1) >> 1, 0), (j1 - 1) >> 1)  # full boxes along axis 1
-    full_hi1 = tl.where(j1 >= 6, tl.maximum((j1 + 3) >> 1, 6), (j1 + 3) >> 1)
-    full_lo2 = tl.where(j2 <= 2, tl.minimum(2 * j2 - 1, 0), 2 * j2 - 1)  # full boxes along axis 2
-    full_hi2 = tl.minimum(tl.where((j2 >= 7) & (j2 <= 8), tl.maximum(tl.minimum(17, 2 * j2 + 3), 20), tl.minimum(17, 2 * j2 + 3)), 19)
+    full_hi0 = tl.maximum(2 * j0 + 9, tl.where(j0 >= 3, 16, -268435456))
+    full_lo1 = tl.minimum((j1 - 1) >> 1, tl.where(j1 <= 5, 0, 268435456))  # full boxes along axis 1
+    full_hi1 = tl.maximum((j1 + 3) >> 1, tl.where(j1 >= 6, 6, -268435456))
+    full_lo2 = tl.minimum(2 * j2 - 1, tl.where(j2 <= 2, 0, 268435456))  # full boxes along axis 2
+    full_hi2 = tl.minimum(tl.maximum(tl.minimum(17, 2 * j2 + 3), tl.where((j2 >= 7) & (j2 <= 8), 20, -268435456)), 19)
     # heads of the group
     for r in tl.range(0, 2):
         h = g * 2 + r  # query head

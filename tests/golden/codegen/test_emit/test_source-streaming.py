@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["nq", "n"])
+@triton.jit(do_not_specialize=["nq", "n", "p_window", "p_sinks"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     K,  # [batch, groups, n, 64]
@@ -20,6 +20,8 @@ def forward(
     LSE,  # [batch, heads, nq], natural logarithm
     nq,  # query rows
     n,  # keys
+    p_window,  # parameter window
+    p_sinks,  # parameter sinks
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
     BLOCK_Q: tl.constexpr = 64
@@ -37,24 +39,25 @@ def forward(
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum of the logits
     l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
     acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
-    lo_0 = tl.maximum(0, i - 16)  # touched tiles
-    hi_0 = i + 1
-    full_lo_0 = tl.minimum(tl.maximum(i - 15, lo_0), hi_0)  # full tiles
-    full_hi_0 = tl.maximum(tl.minimum(tl.minimum(i, hi_0), n >> 6), full_lo_0)
-    lo_1 = 0  # touched tiles
-    hi_1 = tl.minimum(1, i - 16)
+    lo_0 = 0  # touched tiles
+    hi_0 = tl.minimum((p_sinks + 63) >> 6, i + 1)
+    full_hi_0 = tl.maximum(tl.minimum(tl.minimum(tl.where(64 * i + 63 >= p_sinks + p_window, p_sinks >> 6, i), hi_0), n >> 6), lo_0)  # full tiles
+    lo_1 = tl.maximum((p_sinks + 63) >> 6, i - ((p_window + 62) >> 6))  # touched tiles
+    hi_1 = i + 1
+    full_lo_1 = tl.minimum(tl.maximum(i - ((p_window - 64) >> 6), lo_1), hi_1)  # full tiles
+    full_hi_1 = tl.maximum(tl.minimum(tl.minimum(i, hi_1), n >> 6), full_lo_1)
     end_0 = tl.maximum(hi_0 - lo_0, 0)
     end_1 = end_0 + tl.maximum(hi_1 - lo_1, 0)
     # all runs of tiles, one after the other
     for t in tl.range(0, end_1):
         j = tl.where(t < end_0, lo_0 + t, lo_1 + (t - end_0))
-        masked = (j < tl.where(t < end_0, full_lo_0, hi_1)) | (j >= tl.where(t < end_0, full_hi_0, hi_1))
+        masked = (j < tl.where(t < end_0, lo_0, full_lo_1)) | (j >= tl.where(t < end_0, full_hi_0, full_hi_1))
         k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
         k = k_rows[None, :]  # positions, [1, BLOCK_K]
         k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
         if masked:
-            scores = tl.where((k <= q) & ((q - k < 1024) | (k < 4)) & (k < n), scores, float("-inf"))  # streaming.spat:3
+            scores = tl.where((k <= q) & ((q - k < p_window) | (k < p_sinks)) & (k < n), scores, float("-inf"))  # streaming.spat:3
         m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
         p = tl.exp2(scores * 0.18033688011112042 - shift[:, None])
@@ -118,7 +121,7 @@ def delta(
     tl.store(Delta + row_base + q_rows, delta, mask=q_rows < nq)
 
 
-@triton.jit(do_not_specialize=["nq", "n"])
+@triton.jit(do_not_specialize=["nq", "n", "p_window", "p_sinks"])
 def dq(
     Q,  # [batch, heads, nq, 64]
     K,  # [batch, groups, n, 64]
@@ -130,6 +133,8 @@ def dq(
     dq_stride_b, dq_stride_h, dq_stride_n,
     nq,  # query rows
     n,  # keys
+    p_window,  # parameter window
+    p_sinks,  # parameter sinks
 ):
     """dQ: each program owns a tile of queries."""
     BLOCK_Q: tl.constexpr = 64
@@ -149,18 +154,19 @@ def dq(
     lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[:, None]
     delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[:, None]
     dq = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
-    lo_0 = tl.maximum(0, i - 16)  # touched tiles
-    hi_0 = i + 1
-    full_lo_0 = tl.minimum(tl.maximum(i - 15, lo_0), hi_0)  # full tiles
-    full_hi_0 = tl.maximum(tl.minimum(tl.minimum(i, hi_0), n >> 6), full_lo_0)
-    lo_1 = 0  # touched tiles
-    hi_1 = tl.minimum(1, i - 16)
+    lo_0 = 0  # touched tiles
+    hi_0 = tl.minimum((p_sinks + 63) >> 6, i + 1)
+    full_hi_0 = tl.maximum(tl.minimum(tl.minimum(tl.where(64 * i + 63 >= p_sinks + p_window, p_sinks >> 6, i), hi_0), n >> 6), lo_0)  # full tiles
+    lo_1 = tl.maximum((p_sinks + 63) >> 6, i - ((p_window + 62) >> 6))  # touched tiles
+    hi_1 = i + 1
+    full_lo_1 = tl.minimum(tl.maximum(i - ((p_window - 64) >> 6), lo_1), hi_1)  # full tiles
+    full_hi_1 = tl.maximum(tl.minimum(tl.minimum(i, hi_1), n >> 6), full_lo_1)
     end_0 = tl.maximum(hi_0 - lo_0, 0)
     end_1 = end_0 + tl.maximum(hi_1 - lo_1, 0)
     # all runs of tiles, one after the other
     for t in tl.range(0, end_1):
         j = tl.where(t < end_0, lo_0 + t, lo_1 + (t - end_0))
-        masked = (j < tl.where(t < end_0, full_lo_0, hi_1)) | (j >= tl.where(t < end_0, full_hi_0, hi_1))
+        masked = (j < tl.where(t < end_0, lo_0, full_lo_1)) | (j >= tl.where(t < end_0, full_hi_0, full_hi_1))
         k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
         k = k_rows[None, :]  # positions, [1, BLOCK_K]
         k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
@@ -169,7 +175,7 @@ def dq(
         dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
         p = tl.exp2(scores * 0.18033688011112042 - lse)
         if masked:
-            p = tl.where((k <= q) & ((q - k < 1024) | (k < 4)) & (k < n), p, 0.0)  # streaming.spat:3
+            p = tl.where((k <= q) & ((q - k < p_window) | (k < p_sinks)) & (k < n), p, 0.0)  # streaming.spat:3
         ds = p * (dp - delta)  # gradient of the logits
         dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
     dq_base = dQ + b.to(tl.int64) * dq_stride_b + h.to(tl.int64) * dq_stride_h
@@ -179,7 +185,7 @@ def dq(
     tl.store(dq_base + i * dq_step + dq_offsets, dq.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
 
 
-@triton.jit(do_not_specialize=["nq", "n", "items", "parts", "long_rows", "other_rows", "first_long"])
+@triton.jit(do_not_specialize=["nq", "n", "p_window", "p_sinks", "items", "parts", "long_rows", "other_rows", "first_long"])
 def dkdv(
     Q,  # [batch, heads, nq, 64]
     K,  # [batch, groups, n, 64]
@@ -193,6 +199,8 @@ def dkdv(
     dv_stride_b, dv_stride_h, dv_stride_n,
     nq,  # query rows
     n,  # keys
+    p_window,  # parameter window
+    p_sinks,  # parameter sinks
     items,  # parts of all long rows
     parts,  # of each long row
     long_rows,  # long rows of a head
@@ -225,9 +233,10 @@ def dkdv(
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
     lo = 2 * j  # touched tiles
-    hi = tl.where(j <= 0, (n + 63) >> 6, tl.minimum(2 * j + 18, (n + 63) >> 6))
+    hi = tl.where(p_sinks >= 128 * j + 1, (n + 63) >> 6, tl.minimum((n + 63) >> 6, 2 * j + ((p_window + 190) >> 6)))
     full_lo = tl.minimum(tl.maximum(2 * j + 2, lo), hi)  # full tiles
-    full_hi = tl.maximum(tl.minimum(tl.minimum(2 * j + 16, hi), nq >> 6), full_lo)
+    full_hi = tl.maximum(tl.maximum((p_sinks + p_window) >> 6, 2 * j + (p_window >> 6)), tl.where(p_sinks >= 128 * j + 128, (n + 63) >> 6, -268435456))
+    full_hi = tl.maximum(tl.minimum(tl.minimum(full_hi, hi), nq >> 6), full_lo)
     # heads of the group
     for r in tl.range(0, 2):
         h = g * 2 + r  # query head
@@ -246,7 +255,7 @@ def dkdv(
             scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
             p = tl.exp2(scores * 0.18033688011112042 - lse)
             if masked:
-                p = tl.where((k <= q) & ((q - k < 1024) | (k < 4)), p, 0.0)  # streaming.spat:3
+                p = tl.where((k <= q) & ((q - k < p_window) | (k < p_sinks)), p, 0.0)  # streaming.spat:3
             dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
             dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             ds = p * (dp - delta)  # gradient of the logits
