@@ -7,25 +7,31 @@ From `Target`s to `Finding`s.  The proofs are those of `spdsl.analysis`; they ru
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from spdsl.analysis.claims import Answer, Claim, decide
 from spdsl.analysis.examples import Example
+from spdsl.analysis.formulas import Share, shares
 from spdsl.analysis.pairs import Subject
 from spdsl.analysis.plan import grid_length
+from spdsl.analysis.reach import depth, through
 from spdsl.analysis.redundant import redundant
 from spdsl.analysis.worker import bounded
 from spdsl.diagnostics import error
 from spdsl.semantics.bind import bind
 from spdsl.semantics.freeing import freed
-from spdsl.semantics.nodes import BoundPattern, CheckedPattern, Parameter
+from spdsl.semantics.nodes import BoundPattern, CheckedPattern, Extent, Parameter
+from spdsl.semantics.rewrite import mentions
 
 Word: TypeAlias = Literal["proven", "refuted", "undecided", "answer"]
 Value: TypeAlias = "bool | int | float | tuple[bool | int | float, ...]"
 
 SECONDS = 4.5
 """Wall-clock time for one question; isl's own limits end almost all of them within milliseconds."""
+
+MOST_LAYERS = 12
+"""Layers that are tried of patterns that differ by layer."""
 
 _LATE = "isl did not answer in time"
 
@@ -77,13 +83,14 @@ class Settings:
 class Finding:
     """A question in words and its answer.
 
-    ``verdict`` is ``answer`` for questions that have no yes or no.  ``detail`` is the answer in words, or the reason of
-    an undecided one.  ``facts`` holds the parts of an answer for programs.
+    ``verdict`` is ``answer`` for questions that have no yes or no; ``short`` is then the answer in a few words.
+    ``detail`` is more of it, or the reason of an undecided one.  ``facts`` holds the parts of an answer for programs.
     """
 
     question: str
     text: str
     verdict: Word
+    short: str = ""
     detail: str = ""
     example: Example | None = None
     facts: Mapping[str, object] = field(default_factory=dict)
@@ -130,9 +137,94 @@ def clauses(target: Target, settings: Settings) -> Finding:
     return Finding(question="clauses", text=text, verdict="proven", facts=facts)
 
 
+def kept(target: Target, settings: Settings) -> Finding:
+    """How many pairs are kept, as a formula of n, of a head on average."""
+    text = "pairs that are kept"
+    subject = _subject(target, settings)
+    found = bounded(shares, {"subject": subject}, seconds=SECONDS)
+    if found is None or isinstance(found, str):
+        return Finding(question="count", text=text, verdict="undecided", detail=found or _LATE)
+    least, most = found.least, found.most
+    facts = {"least": _as_facts(least), "most": _as_facts(most)}
+    if least == most:
+        return Finding(
+            question="count", text=text, verdict="answer", short=least.keys, detail=_told(least), facts=facts
+        )
+    detail = f"at least {_told(least)}; at most {_told(most)}"
+    return Finding(question="count", text=text, verdict="answer", short="it varies", detail=detail, facts=facts)
+
+
+def _as_facts(share: Share) -> dict[str, object]:
+    return {"pairs": share.pairs, "share": share.share, "for_n_from": share.first, "where": share.where}
+
+
+def _told(share: Share) -> str:
+    conditions = [each for each in (share.where, f"n >= {share.first}" if share.first > 1 else "") if each]
+    return f"{share.pairs}, a share of {share.share}" + (f" ({', '.join(conditions)})" if conditions else "")
+
+
+def reaches(targets: Sequence[Target], layers: int, settings: Settings) -> Finding:
+    """Whether so many layers, the targets in turn, let every query take from all (earlier) tokens.
+
+    Raises:
+        SpatError: as `claim`.
+    """
+    subjects = [_layer(targets[at % len(targets)], at, settings) for at in range(layers)]
+    _check_inputs([subject.pattern for subject in subjects])
+    found = bounded(through, {"subjects": subjects}, seconds=SECONDS)
+    goal, answer = found or ("every token", Answer(verdict="undecided", reason=_LATE))
+    return Finding(
+        question="layers",
+        text=f"{layers} layer{'s' * (layers > 1)} reach {goal}",
+        verdict=answer.verdict,
+        detail=answer.reason,
+        example=answer.example,
+    )
+
+
+def fewest_layers(targets: Sequence[Target], settings: Settings) -> Finding:
+    """The fewest layers, the targets in turn, through which every query takes from all (earlier) tokens.
+
+    Raises:
+        SpatError: as `claim`.
+    """
+    count = MOST_LAYERS if any(_uses_layer(target) for target in targets) else len(targets)
+    subjects = [_layer(targets[at % len(targets)], at, settings) for at in range(count)]
+    _check_inputs([subject.pattern for subject in subjects])
+    found = bounded(depth, {"subjects": subjects}, seconds=SECONDS)
+    if found is None:
+        return Finding(question="depth", text="layers to reach all", verdict="undecided", detail=_LATE)
+    text = f"layers to reach {found.goal}"
+    facts = {"layers": found.layers, "at_most": found.at_most, "length": found.length}
+    if not found.layers:
+        short = "none" if found.example is not None else ""
+        verdict: Word = "answer" if short else "undecided"
+        return Finding(
+            question="depth",
+            text=text,
+            verdict=verdict,
+            short=short,
+            detail=found.reason,
+            example=found.example,
+            facts=facts,
+        )
+    short = ("at most " if found.at_most else "") + found.layers
+    detail = "" if found.length is None else f"at n = {found.length}; there is no formula"
+    return Finding(question="depth", text=text, verdict="answer", short=short, detail=detail, facts=facts)
+
+
+def _uses_layer(target: Target) -> bool:
+    return mentions(target.checked.attend.keep, Extent(name="layer"))
+
+
+def _layer(target: Target, at: int, settings: Settings) -> Subject:
+    is_counted = settings.layer is None and _uses_layer(target)
+    return _subject(target, replace(settings, layer=at) if is_counted else settings)
+
+
 def scope(target: Target, settings: Settings) -> str:
     """For which lengths, heads, parameters and inputs the answers hold, in words."""
-    pattern = target.bind(heads=settings.heads, groups=settings.groups, layer=settings.layer)
+    pattern = target.bind(heads=settings.heads, groups=settings.groups, layer=settings.layer or 0)
     length = grid_length(pattern)
     parts = ["every length n" if length is None else f"n = {length}, which its grid demands"]
     parts += [f"every {each.name}{_range(each)}" for each in target.checked.parameters if each.name in target.free]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,6 +49,10 @@ def prove(
     equals: Annotated[list[str] | None, _other_option("--equals", "Are the same pairs kept as by OTHER?")] = None,
     within: Annotated[list[str] | None, _other_option("--within", "Does OTHER keep all of them?")] = None,
     disjoint: Annotated[list[str] | None, _other_option("--disjoint", "Does OTHER keep none of them?")] = None,
+    count: Annotated[bool, _claim_option("--count", "How many pairs are kept, as a formula of n?")] = False,
+    depth: Annotated[bool, _claim_option("--depth", "How many layers reach all (earlier) tokens?")] = False,
+    layers: Annotated[int | None, typer.Option(help="Do so many layers reach all of them?", min=1, max=32)] = None,
+    then: Annotated[list[str] | None, _other_option("--then", "The next layer, if it differs; in turn.")] = None,
     heads: HeadsOption = 8,
     groups: GroupsOption = None,
     layer: LayerOption = None,
@@ -71,6 +75,7 @@ def prove(
       spdsl prove streaming -p window=512
       spdsl prove streaming -p window=any -p sinks=any --nonempty --causal
       spdsl prove local.spat --within "sliding_window(window=1024)" --json
+      spdsl prove sliding_window --layers 4 --then full --depth
     """
     heads, groups = head_counts(heads, groups)
     try:
@@ -78,10 +83,13 @@ def prove(
 
         target = _target(pattern, parameter)
         settings = Settings(heads=heads, groups=groups, layer=layer)
-        asked = {"nonempty": nonempty, "causal": causal, "clauses": clauses}
+        stack = [target, *(_other(word) for word in then or ())]
+        asked = {"nonempty": nonempty, "causal": causal, "clauses": clauses, "count": count, "depth": depth}
         others = {"equals": equals, "within": within, "disjoint": disjoint}
-        findings = tuple(_findings(target, settings, asked, others))
-        is_report = not any((*asked.values(), *others.values()))
+        is_report = not any((*asked.values(), *others.values(), layers))
+        if is_report:
+            asked = dict.fromkeys(asked, True)
+        findings = tuple(_findings(stack, settings, asked, others, layers))
         _show(target, settings, findings, is_report=is_report, as_json=as_json)
     except SpatError as mistake:
         show_error(mistake, as_json=as_json)
@@ -96,21 +104,31 @@ def status(findings: Sequence[Finding]) -> int:
 
 
 def _findings(
-    target: Target, settings: Settings, asked: dict[str, bool], others: dict[str, list[str] | None]
+    stack: Sequence[Target],
+    settings: Settings,
+    asked: Mapping[str, bool],
+    others: Mapping[str, Sequence[str] | None],
+    layers: int | None,
 ) -> Iterator[Finding]:
     from spdsl import prove as ask
 
-    everything = not any((*asked.values(), *others.values()))
+    target = stack[0]
     alone: tuple[Claim, ...] = ("nonempty", "causal")
     for name in alone:
-        if asked[name] or everything:
+        if asked[name]:
             yield ask.claim(name, [target], settings)
-    if asked["clauses"] or everything:
+    if asked["clauses"]:
         yield ask.clauses(target, settings)
     beside: tuple[Claim, ...] = ("equals", "within", "disjoint")
     for name in beside:
         for word in others[name] or ():
             yield ask.claim(name, [target, _other(word)], settings)
+    if asked["count"]:
+        yield ask.kept(target, settings)
+    if layers is not None:
+        yield ask.reaches(stack, layers, settings)
+    if asked["depth"]:
+        yield ask.fewest_layers(stack, settings)
 
 
 def _target(word: str, parameter: Sequence[str] | None) -> Target:
@@ -143,12 +161,13 @@ def _show(target: Target, settings: Settings, findings: Sequence[Finding], *, is
         )
         return
     typer.echo(f"{target.text}: {where}")
-    rows = [(finding.text, _SHOWN[finding.verdict], _reason(finding)) for finding in findings]
+    rows = [(finding.text, finding.short or _SHOWN[finding.verdict], _reason(finding)) for finding in findings]
     print_table(("question", "answer", ""), rows)
 
 
 def _reason(finding: Finding) -> str:
-    return finding.detail if finding.example is None else str(finding.example)
+    told = [finding.detail, "" if finding.example is None else str(finding.example)]
+    return ": ".join(part for part in told if part)
 
 
 def _record(finding: Finding) -> dict[str, Any]:
@@ -157,6 +176,7 @@ def _record(finding: Finding) -> dict[str, Any]:
         "question": finding.question,
         "text": finding.text,
         "verdict": finding.verdict,
+        "answer": finding.short,
         "detail": finding.detail,
         "example": None
         if example is None

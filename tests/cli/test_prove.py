@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from spdsl.library import resolver, text_of
+from spdsl.pipeline import read
+from spdsl.prove import Settings, Target, claim, clauses, fewest_layers, kept
 from tests.cli.conftest import Answer
+from tests.library.cases import CASES
 
 Spdsl = Callable[..., Answer]
 
@@ -142,3 +148,93 @@ def test_layers_and_heads(spdsl: Spdsl, tmp_path: Path) -> None:
     answer = spdsl("prove", file, "--nonempty", "--layer", 1)
     assert answer.status == 1
     assert "q = 0, n = 1, h = 4" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (("strided", "-p", "local=16", "-p", "stride=16", "--layers", "2"), 0),
+        (("strided", "-p", "local=16", "-p", "stride=16", "--layers", "1"), 1),
+        (("sliding_window", "--layers", "2", "--then", "causal"), 0),
+        (("sliding_window", "--count", "--depth"), 0),
+        (("documents", "--layers", "2"), 4),
+        (("documents", "--depth"), 4),
+        (("documents", "--count"), 0),
+        (("sliding_window", "--layers", "0"), 2),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, tuple) else str(given),
+)
+def test_counts_and_layers(spdsl: Spdsl, words: tuple[str, ...], status: int) -> None:
+    answer = spdsl("prove", *words)
+    assert answer.status == status, answer
+
+
+def test_formulas_are_shown(spdsl: Spdsl) -> None:
+    out = spdsl("prove", "causal").out
+    assert "about n/2 keys per query  n*(n + 1)/2, a share of (n + 1)/(2*n)" in out
+    answers = spdsl("prove", "sliding_window", "-p", "window=8", "--count", "--depth", "--json").json["answers"]
+    assert answers[0]["least"] == {"pairs": "8*n - 28", "share": "(8*n - 28)/n**2", "for_n_from": 7, "where": ""}
+    assert answers[1]["layers"] == "max(1, ceil((n - 1) / 7))"
+
+
+def test_layers_are_counted_from_0(spdsl: Spdsl, tmp_path: Path) -> None:
+    file = tmp_path / "turns.spat"
+    file.write_text("pattern turns() { keep causal and (if layer % 2 == 0 then q - k < 8 else (q - k) % 8 == 0) }")
+    assert spdsl("prove", file, "--layers", 1).status == 1
+    assert spdsl("prove", file, "--layers", 2, "--layer", 0).status == 1
+    assert spdsl("prove", file, "--layers", 2).status == 0
+    assert "  2" in spdsl("prove", file, "--depth").out.splitlines()[-1]
+
+
+def test_every_answer_about_the_library_is_quick() -> None:
+    """Half of them within 50 ms, and none over 5 s, with the isl worker warm."""
+    seconds: list[float] = []
+    settings = Settings(heads=8, groups=2)
+    claim("causal", [target("causal")], settings)
+    kept(target("causal"), settings)
+    for case in CASES:
+        here = target(case.name, case.parameters)
+        questions: list[Callable[[], object]] = [
+            lambda here=here: claim("nonempty", [here], settings),
+            lambda here=here: claim("causal", [here], settings),
+            lambda here=here: claim("within", [here, target("full")], settings),
+            lambda here=here: clauses(here, settings),
+            lambda here=here: kept(here, settings),
+            lambda here=here: fewest_layers([here], settings),
+        ]
+        for question in questions:
+            start = time.perf_counter()
+            question()
+            seconds.append(time.perf_counter() - start)
+    print(f"median {statistics.median(seconds):.3f} s, most {max(seconds):.2f} s of {len(seconds)}")
+    assert statistics.median(seconds) < 0.05
+    assert max(seconds) < 5
+
+
+def test_what_is_causal_in_the_library() -> None:
+    found = {
+        case.name
+        for case in CASES
+        if claim("causal", [target(case.name, case.parameters)], Settings()).verdict == "proven"
+    }
+    assert found == {
+        "causal",
+        "sliding_window",
+        "streaming",
+        "documents",
+        "dilated",
+        "strided",
+        "power",
+        "log_sparse",
+        "s2",
+        "blockrank",
+        "neighborhood_1d",
+        "alibi",
+        "softcap",
+        "head_modes",
+    }
+
+
+def target(name: str, parameters: Mapping[str, object] | None = None) -> Target:
+    checked = read(text_of(name), source=f"{name}.spat", name=name, resolve=resolver(None))
+    return Target(checked=checked, values=dict(parameters or {}))  # type: ignore[arg-type]
