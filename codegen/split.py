@@ -6,6 +6,7 @@ a row in order, so that results repeat bitwise.  Which rows are long, and in how
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from spdsl.codegen.arith import add, compare, index, maximum, minimum, mul, number, sub
@@ -44,23 +45,40 @@ NO_SUMS = Sums(accumulators=())
 
 
 def share(frame: Frame, loops: tuple[Block, ...]) -> tuple[Block, ...]:
-    """Each loop over its share of the turns: ``part`` of ``shares`` runs of equal length."""
+    """Loops over the turns of a part: runs of equal length, ``part`` of ``shares``.
+
+    Loops of which each begins where the one before ends are cut as one, so that the parts of such a run are alike.
+    """
     if not frame.kernel.splits:
         return loops
-    found: list[Block] = []
-    for position, loop in enumerate(loops):
+    chains: list[list[Loop]] = []
+    for loop in loops:
         assert isinstance(loop, Loop)
-        suffix = f"_{position}" if len(loops) > 1 else ""
-        run, first = Param(name=f"run{suffix}", dtype="int"), Param(name=f"first{suffix}", dtype="int")
-        turns = maximum(sub(loop.high, loop.low), number(0))
-        length = Apply(op="quotient", args=(sub(add(turns, SHARES), number(1)), SHARES), dtype="int")
-        end = minimum(add(first, run), loop.high)
-        found += [
-            Define(name=run.name, value=length, note="turns of this part"),
-            Define(name=first.name, value=add(loop.low, mul(PART, run))),
-            replace(loop, low=first, high=end),
-        ]
-    return tuple(found)
+        if chains and chains[-1][-1].high == loop.low:
+            chains[-1].append(loop)
+        else:
+            chains.append([loop])
+    suffixes = [f"_{position}" for position in range(len(chains))] if len(chains) > 1 else [""]
+    return tuple(block for chain, suffix in zip(chains, suffixes, strict=True) for block in _shared(chain, suffix))
+
+
+def _shared(chain: list[Loop], suffix: str) -> Iterator[Block]:
+    low, high = chain[0].low, chain[-1].high
+    turns, first, last = (Param(name=f"{name}{suffix}", dtype="int") for name in ("turns", "first", "last"))
+    length = Apply(
+        op="quotient", args=(sub(add(maximum(sub(high, low), number(0)), SHARES), number(1)), SHARES), dtype="int"
+    )
+    yield Define(name=turns.name, value=length, note="of this part")
+    yield Define(name=first.name, value=add(low, mul(PART, turns)))
+    yield Define(name=last.name, value=minimum(add(first, turns), high))
+    start: Expr = first
+    for position, loop in enumerate(chain):
+        end: Expr = last
+        if position + 1 < len(chain):
+            end = Param(name=f"cut{suffix}_{position}", dtype="int")
+            yield Define(name=end.name, value=minimum(maximum(loop.high, first), last))
+        yield replace(loop, low=start, high=end)
+        start = end
 
 
 def once(frame: Frame, sink: Expr | None) -> Expr | None:

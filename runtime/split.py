@@ -26,6 +26,9 @@ PARTS = 2
 TURNS = 16
 """The least number of tiles that is worth a part of its own."""
 
+TAIL = 8
+"""A listed row is long when it takes more than one part in so many of what one program would do if all were equal."""
+
 INTERPRETER = 8
 """Multiprocessors where there are none."""
 
@@ -85,7 +88,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def order_of(lists: TileList, call: Call, heads: int) -> RowOrder:
-    """The rows of lists, the long ones of each of ``heads`` first, else as they were.
+    """The rows of lists, the long ones of each of ``heads`` first, the longest before the others, else as they were.
 
     Where programs go through the heads of a group, rows count with the tiles of all of them.  Asks the device once.
     """
@@ -95,10 +98,9 @@ def order_of(lists: TileList, call: Call, heads: int) -> RowOrder:
     if not turns.shape[-1]:
         return RowOrder(rows=turns.int(), long=0, most=0)
     repeats = call.q.shape[0] * heads // (turns.shape[0] * turns.shape[1])
-    fair = turns.sum() * repeats // (PARTS * multiprocessors(turns.device))
-    long = (turns > fair.clamp(min=2 * TURNS)).sum(-1).amax()
+    share = turns.sum() * repeats // (PARTS * multiprocessors(turns.device))
+    long = (turns > (share // TAIL).clamp(min=2 * TURNS)).sum(-1).amax()
     count, longest = torch.stack([long, turns.amax()]).tolist()
     first = turns.argsort(dim=-1, descending=True, stable=True)[..., :count]
-    other = torch.ones_like(turns, dtype=torch.bool).scatter_(-1, first, False)
-    rows = other.to(torch.uint8).argsort(dim=-1, stable=True)
-    return RowOrder(rows=rows.int().contiguous(), long=count, most=longest)
+    rest = torch.ones_like(turns, dtype=torch.uint8).scatter_(-1, first, 0).argsort(dim=-1, stable=True)[..., count:]
+    return RowOrder(rows=torch.cat([first, rest], dim=-1).int(), long=count, most=longest)

@@ -66,10 +66,12 @@ def forward(
     begin = tl.load(list_begin + list_at)
     middle = tl.load(list_middle + list_at)
     end = tl.load(list_end + list_at)
-    run_0 = (tl.maximum(middle - begin, 0) + shares - 1) // shares  # turns of this part
-    first_0 = begin + part * run_0
+    turns = (tl.maximum(end - begin, 0) + shares - 1) // shares  # of this part
+    first = begin + part * turns
+    last = tl.minimum(first + turns, end)
+    cut_0 = tl.minimum(tl.maximum(middle, first), last)
     # listed tiles that are full
-    for t in tl.range(first_0, tl.minimum(first_0 + run_0, middle)):
+    for t in tl.range(first, cut_0):
         j = tl.load(list_tiles + t)
         k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
@@ -81,10 +83,8 @@ def forward(
         m = m_new
         v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
         acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
-    run_1 = (tl.maximum(end - middle, 0) + shares - 1) // shares  # turns of this part
-    first_1 = middle + part * run_1
     # listed tiles with an edge
-    for t in tl.range(first_1, tl.minimum(first_1 + run_1, end)):
+    for t in tl.range(cut_0, last):
         j = tl.load(list_tiles + t)
         k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
         k = k_rows[None, :]  # positions, [1, BLOCK_K]
@@ -218,10 +218,12 @@ def dq(
     begin = tl.load(list_begin + list_at)
     middle = tl.load(list_middle + list_at)
     end = tl.load(list_end + list_at)
-    run_0 = (tl.maximum(middle - begin, 0) + shares - 1) // shares  # turns of this part
-    first_0 = begin + part * run_0
+    turns = (tl.maximum(end - begin, 0) + shares - 1) // shares  # of this part
+    first = begin + part * turns
+    last = tl.minimum(first + turns, end)
+    cut_0 = tl.minimum(tl.maximum(middle, first), last)
     # listed tiles that are full
-    for t in tl.range(first_0, tl.minimum(first_0 + run_0, middle)):
+    for t in tl.range(first, cut_0):
         j = tl.load(list_tiles + t)
         k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
         v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
@@ -230,10 +232,8 @@ def dq(
         p = tl.exp2(scores * 0.18033688011112042 - lse)
         ds = p * (dp - delta)  # gradient of the logits
         dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
-    run_1 = (tl.maximum(end - middle, 0) + shares - 1) // shares  # turns of this part
-    first_1 = middle + part * run_1
     # listed tiles with an edge
-    for t in tl.range(first_1, tl.minimum(first_1 + run_1, end)):
+    for t in tl.range(cut_0, last):
         j = tl.load(list_tiles + t)
         k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
         k = k_rows[None, :]  # positions, [1, BLOCK_K]
@@ -318,10 +318,12 @@ def dkdv(
         begin = tl.load(list_begin + list_at)
         middle = tl.load(list_middle + list_at)
         end = tl.load(list_end + list_at)
-        run_0 = (tl.maximum(middle - begin, 0) + shares - 1) // shares  # turns of this part
-        first_0 = begin + part * run_0
+        turns = (tl.maximum(end - begin, 0) + shares - 1) // shares  # of this part
+        first = begin + part * turns
+        last = tl.minimum(first + turns, end)
+        cut_0 = tl.minimum(tl.maximum(middle, first), last)
         # listed tiles that are full
-        for t in tl.range(first_0, tl.minimum(first_0 + run_0, middle)):
+        for t in tl.range(first, cut_0):
             i = tl.load(list_tiles + t)
             q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
             q = q_rows[None, :]  # positions, [1, BLOCK_Q]
@@ -335,10 +337,8 @@ def dkdv(
             dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             ds = p * (dp - delta)  # gradient of the logits
             dk = tl.dot(ds.to(tl.bfloat16), q_tile, dk)  # [BLOCK_K, HEAD_DIM]
-        run_1 = (tl.maximum(end - middle, 0) + shares - 1) // shares  # turns of this part
-        first_1 = middle + part * run_1
         # listed tiles with an edge
-        for t in tl.range(first_1, tl.minimum(first_1 + run_1, end)):
+        for t in tl.range(cut_0, last):
             i = tl.load(list_tiles + t)
             q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
             q = q_rows[None, :]  # positions, [1, BLOCK_Q]

@@ -241,10 +241,11 @@ def dkdv(
     for r in tl.range(0, 2):
         h = g * 2 + r  # query head
         row_base = (b * HEADS + h).to(tl.int64) * nq
-        run = (tl.maximum(hi - lo, 0) + shares - 1) // shares  # turns of this part
-        first = lo + part * run
+        turns = (tl.maximum(hi - lo, 0) + shares - 1) // shares  # of this part
+        first = lo + part * turns
+        last = tl.minimum(first + turns, hi)
         # masked where the tile is not full
-        for i in tl.range(first, tl.minimum(first + run, hi)):
+        for i in tl.range(first, last):
             masked = (i < full_lo) | (i >= full_hi)
             q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
             q = q_rows[None, :]  # positions, [1, BLOCK_Q]
