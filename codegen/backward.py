@@ -35,7 +35,17 @@ from spdsl.codegen.blocks import (
     Zeros,
 )
 from spdsl.codegen.expressions import truncated
-from spdsl.codegen.frame import Frame, masked, pointers, positions, program
+from spdsl.codegen.frame import Frame, masked, positions, program
+from spdsl.codegen.results import (
+    Partial,
+    dkdv_end,
+    dkdv_sums,
+    dq_end,
+    dq_sums,
+    partials,
+    result_arguments,
+    zeros,
+)
 from spdsl.codegen.walks import Mode, Walker, depends_on_head, lower_walk
 from spdsl.semantics.nodes import Expr, Side
 
@@ -43,53 +53,6 @@ STATISTICS = (
     Argument(name="LSE2", type="*fp32", note="[batch, heads, nq], in powers of two, +inf for rows that keep nothing"),
     Argument(name="Delta", type="*fp32", note="[batch, heads, nq]"),
 )
-KEY_ROWS = Argument(name="key_rows", type="i32", note="rows of K")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Partial:
-    """Sums that a kernel leaves for one gradient of a table: accumulator ``name``, memory ``pointer``."""
-
-    number: int
-    gradient: TableGradient
-    factor: Expr
-
-    @property
-    def name(self) -> str:
-        """The accumulator."""
-        return f"grad_{self.number}"
-
-    @property
-    def length(self) -> str:
-        """How many sums an accumulator holds."""
-        return "BLOCK_K" if self.gradient.by == "key" else "BLOCK_Q"
-
-    @property
-    def pointer(self) -> str:
-        """The argument that holds the sums."""
-        return partial_pointer(self.number)
-
-    @property
-    def argument(self) -> Argument:
-        """The argument with its shape."""
-        shape = {"key": "key_rows", "pair": "nq, key_rows", "distance": "nq + key_rows - 1"}.get(self.gradient.by, "nq")
-        return Argument(
-            name=self.pointer, type="*fp32", note=f"[batch, heads, {shape}], for table {self.gradient.table}"
-        )
-
-
-def partial_pointer(position: int) -> str:
-    """The name of the argument for the gradient at ``position`` of the plan."""
-    return f"Grad{position}"
-
-
-def partials(frame: Frame, of: str, by: tuple[str, ...]) -> tuple[tuple[int, TableGradient], ...]:
-    """The gradients of the plan that a kernel accumulates."""
-    return tuple(
-        (position, gradient)
-        for position, gradient in enumerate(frame.plan.gradients)
-        if gradient.of == of and gradient.by in by
-    )
 
 
 def lower_delta(plan: Plan) -> Kernel:
@@ -184,36 +147,13 @@ def lower_dq(plan: Plan) -> Kernel:
         *frame.addresses("K", "k", "HEAD_DIM"),
         *frame.addresses("V", "k", "VALUE_DIM"),
         Zeros(name="dq", shape=("BLOCK_Q", "HEAD_DIM")),
-        *_zeros(rows),
+        *zeros(rows),
         *setup,
         *split.share(frame, loops),
-        *split.end(frame, _dq_sums(rows), _dq_end(frame, rows)),
+        *split.end(frame, dq_sums(rows), dq_end(frame, rows)),
     )
     doc = "dQ: each program owns a tile of queries."
-    return step.kernel("dq", doc, ("dQ",), blocks, plan.dq.block_q, _dq_sums(rows))
-
-
-def lower_dq_combine(plan: Plan) -> Kernel | None:
-    """The kernel that adds up the parts of long rows of queries, or None where none are split."""
-    if not plan.dq.splits:
-        return None
-    frame = Frame(plan=plan, kernel=plan.dq, by="query")
-    rows = _row_sums(frame, ("none", "query"))
-    start = (*((RowBase(),) if rows else ()), Zeros(name="dq", shape=("BLOCK_Q", "HEAD_DIM")), *_zeros(rows))
-    return split.lower_combine(
-        "dq", frame, _dq_sums(rows), start, _dq_end(split.sliced(frame), rows), _results(frame, ("dQ",), rows)
-    )
-
-
-def _dq_sums(rows: tuple[Partial, ...]) -> split.Sums:
-    return split.Sums(accumulators=(("dq", ("BLOCK_Q", "HEAD_DIM")), *((each.name, ("BLOCK_Q",)) for each in rows)))
-
-
-def _dq_end(frame: Frame, rows: tuple[Partial, ...]) -> tuple[Block, ...]:
-    return (
-        *_store(frame, "dQ", "q", "HEAD_DIM", frame.plan.scale),
-        *(StoreRows(value=each.name, pointer=each.pointer, side="q") for each in rows),
-    )
+    return step.kernel("dq", doc, ("dQ",), blocks, plan.dq.block_q, dq_sums(rows))
 
 
 def lower_dkdv(plan: Plan) -> Kernel:
@@ -253,7 +193,7 @@ def lower_dkdv(plan: Plan) -> Kernel:
         *frame.addresses("Q", "q", "HEAD_DIM"),
         *frame.addresses("dO", "q", "VALUE_DIM"),
         RowBase(),
-        *_zeros(step.sums),
+        *zeros(step.sums),
         *(setup if own_bounds else ()),
         *split.share(frame, loops),
         *(by_head if frame.loops_over_heads else ()),
@@ -274,63 +214,12 @@ def lower_dkdv(plan: Plan) -> Kernel:
         Zeros(name="dv", shape=("BLOCK_K", "VALUE_DIM")),
         *(() if own_bounds else setup),
         *head,
-        *split.end(frame, _dkdv_sums(step.sums), _dkdv_end(frame, last)),
+        *split.end(frame, dkdv_sums(step.sums), dkdv_end(frame, last)),
     )
     doc = (
         "dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."
     )
-    return step.kernel("dkdv", doc, ("dK", "dV"), blocks, plan.dkdv.block_k, _dkdv_sums(step.sums))
-
-
-def lower_dkdv_combine(plan: Plan) -> Kernel | None:
-    """The kernel that adds up the parts of long rows of keys, or None where none are split."""
-    if not plan.dkdv.splits:
-        return None
-    frame = Frame(plan=plan, kernel=plan.dkdv, by="key")
-    rows = _row_sums(frame, ("key",))
-    start = (
-        Zeros(name="dk", shape=("BLOCK_K", "HEAD_DIM")),
-        Zeros(name="dv", shape=("BLOCK_K", "VALUE_DIM")),
-        *_zeros(rows),
-    )
-    stores = tuple(StoreRows(value=each.name, pointer=each.pointer, side="k") for each in rows)
-    last = _dkdv_end(split.sliced(frame), stores)
-    return split.lower_combine("dkdv", frame, _dkdv_sums(rows), start, last, _results(frame, ("dK", "dV"), rows))
-
-
-def _dkdv_sums(rows: tuple[Partial, ...]) -> split.Sums:
-    own = (("dk", ("BLOCK_K", "HEAD_DIM")), ("dv", ("BLOCK_K", "VALUE_DIM")))
-    return split.Sums(accumulators=(*own, *((each.name, ("BLOCK_K",)) for each in rows)))
-
-
-def _dkdv_end(frame: Frame, rows: tuple[StoreRows, ...]) -> tuple[Block, ...]:
-    return (
-        *_store(frame, "dK", "k", "HEAD_DIM", frame.plan.scale),
-        *_store(frame, "dV", "k", "VALUE_DIM", None),
-        *rows,
-    )
-
-
-def _row_sums(frame: Frame, by: tuple[str, ...]) -> tuple[Partial, ...]:
-    """The sums that a kernel leaves for rows of its own."""
-    found = partials(frame, "bias", by)
-    return tuple(Partial(number=position, gradient=each, factor=each.factor) for position, each in found)
-
-
-def _zeros(sums: tuple[Partial, ...]) -> tuple[Zeros, ...]:
-    return tuple(Zeros(name=each.name, shape=(each.length,)) for each in sums)
-
-
-def _results(frame: Frame, names: tuple[str, ...], sums: tuple[Partial, ...]) -> tuple[Argument, ...]:
-    """What a kernel writes."""
-    problem = frame.plan.problem
-    dim, value_dim = problem.pattern.head_dim, problem.value_dim
-    widths = {"dQ": ("q", dim), "dK": ("k", dim), "dV": ("k", value_dim)}
-    return (
-        *(argument for name in names for argument in frame.tensor(name, *widths[name])),
-        *(each.argument for each in sums),
-        *((KEY_ROWS,) if any(each.gradient.by in ("key", "pair") for each in sums) else ()),
-    )
+    return step.kernel("dkdv", doc, ("dK", "dV"), blocks, plan.dkdv.block_k, dkdv_sums(step.sums))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -452,7 +341,7 @@ class Step:
                 *frame.source("V", "k", "VALUE_DIM"),
                 *frame.source("dO", "q", "VALUE_DIM"),
                 *STATISTICS,
-                *_results(frame, results, self.sums),
+                *result_arguments(frame, results, self.sums),
                 *frame.lengths(),
                 *frame.parameters(body),
                 *frame.lists(),
@@ -472,7 +361,3 @@ class Step:
 
 def _tile(frame: Frame, tensor: str, side: Side, columns: str) -> tuple[Block, ...]:
     return (*frame.addresses(tensor, side, columns), frame.load(tensor, side, columns, guarded=True))
-
-
-def _store(frame: Frame, tensor: str, side: Side, columns: str, factor: float | None) -> tuple[Block, ...]:
-    return (pointers(frame, tensor, side, columns), frame.store(tensor.lower(), tensor, side, columns, factor))

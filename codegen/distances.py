@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from spdsl.analysis.plans import Plan
 from spdsl.codegen.arith import both, compare, index, number
-from spdsl.codegen.backward import KEY_ROWS, STATISTICS, Step, partials
+from spdsl.codegen.backward import STATISTICS, Step
 from spdsl.codegen.blocks import (
     Block,
     DistancePositions,
@@ -27,6 +27,7 @@ from spdsl.codegen.blocks import (
     Zeros,
 )
 from spdsl.codegen.frame import Frame, pointers
+from spdsl.codegen.results import KEY_ROWS, partials
 from spdsl.semantics.nodes import Param, Side
 
 BLOCK = 32

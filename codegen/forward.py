@@ -86,7 +86,7 @@ def lower_forward(plan: Plan) -> Kernel:
         SoftmaxState(sink=split.once(frame, sink)),
         *setup,
         *split.share(frame, loops),
-        *split.end(frame, SUMS, _end(frame)),
+        *split.end(frame, SUMS, forward_end(frame)),
     )
     return Kernel(
         name="forward",
@@ -95,7 +95,7 @@ def lower_forward(plan: Plan) -> Kernel:
             *frame.source("Q", "q", "HEAD_DIM"),
             *frame.source("K", "k", "HEAD_DIM"),
             *frame.source("V", "k", "VALUE_DIM"),
-            *_results(frame),
+            *forward_results(frame),
             *frame.lengths(),
             *frame.parameters(blocks),
             *frame.lists(),
@@ -113,23 +113,15 @@ def lower_forward(plan: Plan) -> Kernel:
     )
 
 
-def lower_forward_combine(plan: Plan) -> Kernel | None:
-    """The kernel that adds up the parts of long rows, or None where none are split."""
-    if not plan.forward.splits:
-        return None
-    frame = Frame(plan=plan, kernel=plan.forward, by="query")
-    last = _end(split.sliced(frame))
-    return split.lower_combine("forward", frame, SUMS, (SoftmaxState(sink=None),), last, _results(frame))
-
-
-def _results(frame: Frame) -> tuple[Argument, ...]:
+def forward_results(frame: Frame) -> tuple[Argument, ...]:
+    """The arguments for what the kernel writes."""
     return (
         *frame.tensor("O", "q", frame.plan.problem.value_dim),
         Argument(name="LSE", type="*fp32", note="[batch, heads, nq], natural logarithm"),
     )
 
 
-def _end(frame: Frame) -> tuple[Block, ...]:
+def forward_end(frame: Frame) -> tuple[Block, ...]:
     """From the state of the softmax to output and LSE."""
     return (
         SoftmaxEnd(),

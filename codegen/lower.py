@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.analysis.tiles import BoxWalk, ListWalk
-from spdsl.codegen.backward import lower_delta, lower_dkdv, lower_dkdv_combine, lower_dq, lower_dq_combine
+from spdsl.codegen.backward import lower_delta, lower_dkdv, lower_dq
 from spdsl.codegen.blocks import BlockGraph
+from spdsl.codegen.combine import lower_dkdv_combine, lower_dq_combine, lower_forward_combine
 from spdsl.codegen.distances import lower_distances
-from spdsl.codegen.forward import lower_forward, lower_forward_combine
+from spdsl.codegen.forward import lower_forward
 
 LOWERINGS = (
     lower_forward,

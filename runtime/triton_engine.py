@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spdsl.codegen.backward import partial_pointer
+from spdsl.codegen.results import partial_pointer
 from spdsl.runtime.calls import Call, Gradients
 from spdsl.runtime.launch import Value, call_values, empty, lined, loaded, tensor_values
 from spdsl.runtime.table_gradients import partial_shape, table_gradients

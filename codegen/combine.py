@@ -1,0 +1,53 @@
+"""The kernels that add up the parts of long rows, one for each kernel that splits them."""
+
+from __future__ import annotations
+
+from spdsl.analysis.plans import Plan
+from spdsl.codegen.blocks import Kernel, RowBase, SoftmaxState, StoreRows, Zeros
+from spdsl.codegen.forward import SUMS, forward_end, forward_results
+from spdsl.codegen.frame import Frame
+from spdsl.codegen.results import Partial, dkdv_end, dkdv_sums, dq_end, dq_sums, partials, result_arguments, zeros
+from spdsl.codegen.split import lower_combine, sliced
+
+
+def lower_forward_combine(plan: Plan) -> Kernel | None:
+    """The kernel that adds up the parts of long rows, or None where none are split."""
+    if not plan.forward.splits:
+        return None
+    frame = Frame(plan=plan, kernel=plan.forward, by="query")
+    last = forward_end(sliced(frame))
+    return lower_combine("forward", frame, SUMS, (SoftmaxState(sink=None),), last, forward_results(frame))
+
+
+def lower_dq_combine(plan: Plan) -> Kernel | None:
+    """The kernel that adds up the parts of long rows of queries, or None where none are split."""
+    if not plan.dq.splits:
+        return None
+    frame = Frame(plan=plan, kernel=plan.dq, by="query")
+    rows = _row_sums(frame, ("none", "query"))
+    start = (*((RowBase(),) if rows else ()), Zeros(name="dq", shape=("BLOCK_Q", "HEAD_DIM")), *zeros(rows))
+    return lower_combine(
+        "dq", frame, dq_sums(rows), start, dq_end(sliced(frame), rows), result_arguments(frame, ("dQ",), rows)
+    )
+
+
+def lower_dkdv_combine(plan: Plan) -> Kernel | None:
+    """The kernel that adds up the parts of long rows of keys, or None where none are split."""
+    if not plan.dkdv.splits:
+        return None
+    frame = Frame(plan=plan, kernel=plan.dkdv, by="key")
+    rows = _row_sums(frame, ("key",))
+    start = (
+        Zeros(name="dk", shape=("BLOCK_K", "HEAD_DIM")),
+        Zeros(name="dv", shape=("BLOCK_K", "VALUE_DIM")),
+        *zeros(rows),
+    )
+    stores = tuple(StoreRows(value=each.name, pointer=each.pointer, side="k") for each in rows)
+    last = dkdv_end(sliced(frame), stores)
+    return lower_combine("dkdv", frame, dkdv_sums(rows), start, last, result_arguments(frame, ("dK", "dV"), rows))
+
+
+def _row_sums(frame: Frame, by: tuple[str, ...]) -> tuple[Partial, ...]:
+    """The sums that a kernel leaves for rows of its own."""
+    found = partials(frame, "bias", by)
+    return tuple(Partial(number=position, gradient=each, factor=each.factor) for position, each in found)
