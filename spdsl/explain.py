@@ -13,7 +13,7 @@ from spdsl.analysis.wording import describe as word
 from spdsl.arguments import first_query
 from spdsl.counting import count_pairs
 from spdsl.kernels import plan_like
-from spdsl.pipeline import values_of
+from spdsl.pipeline import Value, values_of
 from spdsl.planning import Chosen
 from spdsl.runtime.calls import Call
 from spdsl.runtime.checks import check_call, check_tensors, raise_pending
@@ -56,12 +56,20 @@ class KernelReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fixed:
+    """A parameter that is a constant of the kernels, and why."""
+
+    name: str
+    value: Value
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What `Attention.explain` tells.  ``pairs`` are kept by the pattern, over ``batch`` and ``heads``.
 
     ``stages`` are the names of tables that are computed before the kernels start, with their sizes in bytes.
-    ``open`` are the parameters that kernels take at run time; the others are constants of the kernels, and ``fixed``
-    tells their values and why.
+    ``open`` are the parameters that kernels take at run time, ``fixed`` those that are constants of the kernels.
     """
 
     pattern: str
@@ -73,7 +81,7 @@ class Report:
     n: int
     pairs: int
     open: dict[str, int]
-    fixed: dict[str, str]
+    fixed: tuple[Fixed, ...]
     kernels: tuple[KernelReport, ...]
     stages: tuple[tuple[str, int], ...] = ()
 
@@ -101,7 +109,7 @@ class Report:
         ]
         if self.open:
             lines.append("at run time: " + ", ".join(f"{name} = {value}" for name, value in self.open.items()))
-        lines += [f"in the kernels: {name} = {reason}" for name, reason in self.fixed.items()]
+        lines += [f"in the kernels: {each.name} = {each.value}, because {each.reason}" for each in self.fixed]
         for kernel in self.kernels:
             lines.append(
                 f"{kernel.kind}: tiles of {kernel.block_q} × {kernel.block_k}, {kernel.touched:,} touched: "
@@ -139,9 +147,11 @@ def explain(
         n=k.shape[2],
         pairs=count_pairs(call),
         open=chosen.values,
-        fixed={
-            name: f"{value}: {chosen.fixed[name]}" for name, value in values_of(key).items() if name in chosen.fixed
-        },
+        fixed=tuple(
+            Fixed(name=name, value=value, reason=chosen.fixed[name])
+            for name, value in values_of(key).items()
+            if name in chosen.fixed
+        ),
         kernels=tuple(_kernel(call, kernel) for kernel in (plan.forward, plan.dq, plan.dkdv)),
         stages=tuple((word(each.value, 160), call.tables[each.name].nbytes) for each in plan.stages),
     )

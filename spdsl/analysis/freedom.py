@@ -6,21 +6,22 @@ keeps a closed form from being found, or full tiles from being told, is worth ke
 
 from __future__ import annotations
 
+from typing_extensions import assert_never
+
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.analysis.tiles import ListWalk
+from spdsl.analysis.tiles import BoxWalk, ListWalk, SlotWalk
 
 
 def in_doubt(plan: Plan) -> bool:
     """Whether a plan with free parameters gave something up, so that values might do better."""
-    return any(_given_up(kernel) > (0, 0) for kernel in _kernels(plan))
+    return any(_given_up(kernel) > _NOTHING for kernel in _kernels(plan))
 
 
 def why_fixed(free: Plan, fixed: Plan) -> str | None:
     """What the plan with the values has that the one without lacks; None where that is nothing."""
     for one, other in zip(_kernels(free), _kernels(fixed), strict=True):
         if _given_up(other) < _given_up(one):
-            lost = one.walk.reason if isinstance(one.walk, ListWalk) else one.notes[0]
-            return f"with any value, in the {one.kind} kernel: {lost}"
+            return f"for all values at once, in the kernel `{one.kind}`, {_lost(one, other)}"
     return None
 
 
@@ -28,5 +29,27 @@ def _kernels(plan: Plan) -> tuple[KernelPlan, ...]:
     return plan.forward, plan.dq, plan.dkdv
 
 
-def _given_up(kernel: KernelPlan) -> tuple[int, int]:
-    return int(isinstance(kernel.walk, ListWalk)), len(kernel.notes)
+_NOTHING = (0, 0, 0)
+
+
+def _given_up(kernel: KernelPlan) -> tuple[int, int, int]:
+    """A closed form, full tiles, and loops over neighbouring tiles: less is better, the first counts most."""
+    match kernel.walk:
+        case SlotWalk(slots=slots):
+            return 0, len(kernel.notes), sum(slot.step > 1 or slot.filter is not None for slot in slots)
+        case BoxWalk():
+            return 0, len(kernel.notes), 0
+        case ListWalk():
+            return 1, len(kernel.notes), 0
+        case _:
+            assert_never(kernel.walk)
+
+
+def _lost(one: KernelPlan, other: KernelPlan) -> str:
+    match one.walk:
+        case ListWalk(reason=reason) if not isinstance(other.walk, ListWalk):
+            return reason
+        case _ if len(one.notes) > len(other.notes):
+            return one.notes[0]
+        case _:
+            return "tiles that are not neighbours are walked"

@@ -42,6 +42,9 @@ def reasons_to_fix(pattern: CheckedPattern) -> dict[str, str]:
     for declared in pattern.parameters:
         if declared.dtype != "int" or declared.length is not None:
             found[declared.name] = "it is no single int"
+    if any(grid.name is None for grid in pattern.grids):
+        for declared in pattern.parameters:
+            found.setdefault(declared.name, "the boxes of the grid are chosen by it")
     attend = pattern.attend
     settings = [("the scale", attend.scale), ("the softcap", attend.softcap)]
     settings += [part for axis in pattern.axes for part in _of_axis(axis)]

@@ -24,7 +24,8 @@ FREE = (
 )
 FIXED = {
     "axis blk = token by p  keep q.blk == k.blk": "the axis",
-    "grid (y: p, x: 4)  keep q.y == k.y": "a grid",
+    "grid area (y: p, x: 4)  keep q.y == k.y": "a grid",
+    "grid (y: 4, x: 8)  keep abs(q.y - k.y) <= p": "the boxes",
     "keep (q - k) % p == 0": "a divisor",
     "keep (q - k) // p == 0": "a divisor",
     "keep (q - k) % 4 == p": "a residue class",
