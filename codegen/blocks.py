@@ -102,13 +102,15 @@ class BoxLanes:
 class BoxPositions:
     """As `Positions`, for the box ``i0 i1 …`` (or ``j0 …``), with the coordinates ``q0``, ``q1``, … (or ``k0`` …).
 
-    Places past the end of the axes ``ragged`` count as rows past the end.
+    Places are ``steps`` apart, from ``class0``, ``class1``, … on where these are not 1.  Those past the end of the axes
+    ``ragged`` count as rows past the end.
     """
 
     side: Side
     part: Part
     sizes: tuple[int, ...]
     extents: tuple[int, ...]
+    steps: tuple[int, ...]
     ragged: tuple[int, ...]
 
 

@@ -33,13 +33,20 @@ def own_box(boxes: Boxes, by: By) -> tuple[Block, ...]:
     own, walked = SIDES[by]
     tile = tile_of(own)
     counts = boxes.counts(own)
-    notes = [f"box of {_times(boxes.box(own))} of the grid {_times(boxes.extents)}"] + [""] * len(counts)
-    placed = _spread(index(tile), [number(count) for count in counts])
+    note = f"box of {_times(boxes.box(own))} of the grid {_times(boxes.extents)}"
+    placed: list[Block] = []
+    for at, (axis, turn) in enumerate(zip(boxes.axes, _spread(index(tile), [number(c) for c in counts]), strict=True)):
+        box = turn if axis.step == 1 else _divide("quotient", turn, number(axis.step))
+        placed.append(Define(name=f"{tile}{at}", value=box, note="" if at else note))
+        if axis.step > 1:
+            rest = _divide("remainder", turn, number(axis.step))
+            placed.append(Define(name=f"class{at}", value=rest, note=f"of places {axis.step} apart along axis {at}"))
+    spans = tuple(step * stride for step, stride in zip(boxes.steps, boxes.strides, strict=True))
     return (
-        *(Define(name=f"{tile}{axis}", value=each, note=notes[axis]) for axis, each in enumerate(placed)),
+        *placed,
         _first(boxes, own),
-        BoxLanes(side=own, sizes=boxes.box(own), strides=boxes.strides),
-        BoxLanes(side=walked, sizes=boxes.box(walked), strides=boxes.strides),
+        BoxLanes(side=own, sizes=boxes.box(own), strides=spans),
+        BoxLanes(side=walked, sizes=boxes.box(walked), strides=spans),
     )
 
 
@@ -108,8 +115,11 @@ def _divide(op: str, left: Expr, right: Expr) -> Expr:
 def _first(boxes: Boxes, side: Side) -> Define:
     """The first row of a box."""
     tile = tile_of(side)
-    spans = [size * stride for size, stride in zip(boxes.box(side), boxes.strides, strict=True)]
-    parts: list[Expr] = [mul(index(f"{tile}{axis}"), number(span)) for axis, span in enumerate(spans)]
+    parts: list[Expr] = []
+    for at, (axis, stride) in enumerate(zip(boxes.axes, boxes.strides, strict=True)):
+        parts.append(mul(index(f"{tile}{at}"), number(axis.box(side) * axis.step * stride)))
+        if axis.step > 1:
+            parts.append(mul(index(f"class{at}"), number(stride)))
     row = reduce(add, parts)
     return Define(name=f"{side}_first", value=row, note="its first row")
 

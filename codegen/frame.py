@@ -104,7 +104,7 @@ class Frame:
         own, walked = ({"q"}, {"k", other}) if self.by == "query" else ({"k"}, {"q", other})
         program = {"b", "g", tile} | (set() if self.loops_over_heads else {"h"})
         for axis in range(0 if self.kernel.boxes is None else len(self.kernel.boxes.extents)):
-            program |= {f"{tile}{axis}"}
+            program |= {f"{tile}{axis}", f"class{axis}"}
             own |= {f"{side}{axis}" for side in own if len(side) == 1}
             walked |= {f"{name}{axis}" for name in walked if len(name) == 1}
         program |= {"q_class", "k_class"} if self.classes else set()
@@ -369,8 +369,14 @@ def positions(frame: Frame, side: Side, part: Part) -> Positions | BoxPositions:
     """The positions of a side."""
     boxes = frame.kernel.boxes
     if boxes is not None:
-        sizes, ragged = boxes.box(side), boxes.ragged(side)
-        return BoxPositions(side=side, part=part, sizes=sizes, extents=boxes.extents, ragged=ragged)
+        return BoxPositions(
+            side=side,
+            part=part,
+            sizes=boxes.box(side),
+            extents=boxes.extents,
+            steps=boxes.steps,
+            ragged=boxes.ragged(side),
+        )
     return Positions(side=side, part=part, shape=frame.plan.problem.shape, classes=frame.classes)
 
 

@@ -49,7 +49,7 @@ def _walk(kernel: KernelPlan) -> str:
         return "tiles from lists"
     if isinstance(kernel.walk, BoxWalk):
         assert kernel.boxes is not None
-        queries, keys = (" × ".join(map(str, sizes)) for sizes in (kernel.boxes.box_q, kernel.boxes.box_k))
+        queries, keys = (" × ".join(map(str, sizes)) for sizes in (kernel.boxes.box("q"), kernel.boxes.box("k")))
         return f"boxes of {queries} queries and {keys} keys of the grid"
     classes = "" if kernel.residues is None else f", rows of {kernel.classes} residue classes apart"
     runs = len(kernel.walk.slots)

@@ -30,7 +30,8 @@ def box_visits(call: Call, walk: BoxWalk, kernel: KernelPlan) -> Visits:
     own = "j" if kernel.kind == "dkdv" else "i"
     touched, full = [], []
     for axis, count in enumerate(kernel.boxes.counts("k" if own == "j" else "q")):
-        numbers = {f"{own}{axis}": torch.arange(count, device=pairs.device)}
+        turn, step = torch.arange(count, device=pairs.device), kernel.boxes.axes[axis].step
+        numbers = {f"{own}{axis}": turn // step, f"class{axis}": turn % step}
         env = pairs.extents() | pairs.outer(1) | numbers
         lo, hi = _ends(walk.touched[axis], env, tables)
         touched.append((hi - lo).clamp(min=0).expand(*hi.shape[:-1], count).sum(-1))
@@ -47,7 +48,8 @@ def pairs_on_grid(call: Call, boxes: Boxes) -> int | None:
         return None
     tables, pairs = tables_for(call.plan.tables, call.tables), pairs_of(call)
     counts = []
-    for axis, (extent, clause) in enumerate(zip(boxes.extents, boxes.along, strict=True)):
+    for axis, extent in enumerate(boxes.extents):
+        clause = boxes.axes[axis].keep
         keys = torch.arange(extent, device=pairs.device).view(1, -1)
         step = max(1, _CHUNK // (extent * pairs.heads * len(pairs.batches)))
         count = torch.zeros((), dtype=torch.int64, device=pairs.device)

@@ -91,8 +91,11 @@ def _long(rows: Interval | None, kernel: KernelPlan) -> tuple[str, ...]:
 
 
 def _grid(boxes: Boxes) -> str:
-    extents, queries, keys = (" × ".join(map(str, sizes)) for sizes in (boxes.extents, boxes.box_q, boxes.box_k))
-    return f"tiles are boxes of {queries} queries and {keys} keys of the grid {extents}"
+    extents, queries, keys = (" × ".join(map(str, sizes)) for sizes in (boxes.extents, boxes.box("q"), boxes.box("k")))
+    text = f"tiles are boxes of {queries} queries and {keys} keys of the grid {extents}"
+    if max(boxes.steps) == 1:
+        return text
+    return f"{text}, of places {' × '.join(map(str, boxes.steps))} apart, from class0, class1, … on"
 
 
 def _axis(walk: BoxWalk, axis: int, kernel: KernelPlan) -> str:

@@ -12,7 +12,7 @@ from functools import cache
 from math import prod
 
 from spdsl.analysis.tiles import Interval
-from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Load
+from spdsl.semantics.nodes import Apply, Const, Expr, Index
 from spdsl.semantics.ops import OPS
 from spdsl.semantics.rewrite import walk
 
@@ -22,10 +22,12 @@ MOST = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
-    """The places of an axis, and for each of them as a query the interval of the keys that it touches."""
+    """The places of an axis, and for each of them as a query the interval of the keys that it touches; ``guessed``
+    where that depends on the call."""
 
     lows: tuple[int, ...]
     highs: tuple[int, ...]
+    guessed: bool = False
 
     @property
     def extent(self) -> int:
@@ -53,19 +55,19 @@ def reach_of(touched: Interval, extent: int, own: str) -> Reach:
     What depends on the call is not known here: such axes count as windows of a third of their extent.
     """
     places = range(min(extent, MOST))
-    if is_open(touched.lo, own) or is_open(touched.hi, own):
+    guessed = is_open(touched.lo, own) or is_open(touched.hi, own)
+    if guessed:
         around = max(1, extent // 6)
         ends = [(max(0, place - around), min(len(places), place + around + 1)) for place in places]
     else:
         ends = [(value(touched.lo, {own: place}), value(touched.hi, {own: place})) for place in places]
-    return Reach(lows=tuple(lo for lo, _ in ends), highs=tuple(min(hi, len(places)) for _, hi in ends))
+    lows, highs = tuple(lo for lo, _ in ends), tuple(min(hi, len(places)) for _, hi in ends)
+    return Reach(lows=lows, highs=highs, guessed=guessed)
 
 
 def is_open(bound: Expr, own: str) -> bool:
-    """Whether a bound depends on more than ``own``: on heads, sequences or inputs."""
-    return any(
-        isinstance(node, Load | Extent) or (isinstance(node, Index) and node.name != own) for node in walk(bound)
-    )
+    """Whether a bound depends on more than ``own``: on heads, sequences, inputs or parameters of a call."""
+    return any(not isinstance(node, Const | Apply) and node != Index(name=own) for node in walk(bound))
 
 
 def value(expr: Expr, env: dict[str, int]) -> int:

@@ -11,11 +11,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
+from typing import TypeAlias
 
 from spdsl.analysis.affine import NotAffineError, abstract
 from spdsl.analysis.box_sizes import MOST, Reach, best_sizes, consecutive, is_open, reach_of, value
 from spdsl.analysis.relation import tile_relation
-from spdsl.analysis.tiles import Boxes, BoxRelation, BoxWalk, Interval, Slot, SlotWalk, TileRelation, Walk
+from spdsl.analysis.residues import residues_of
+from spdsl.analysis.tiles import (
+    BoxAxis,
+    Boxes,
+    BoxRelation,
+    BoxWalk,
+    Interval,
+    Residues,
+    Slot,
+    SlotWalk,
+    TileRelation,
+    Walk,
+)
 from spdsl.semantics import build
 from spdsl.semantics.fold import fold
 from spdsl.semantics.nodes import Const, Expr, Extent, Index, Side, Table
@@ -46,30 +59,58 @@ def boxes_of(
     """
     work = _Axes(extents=extents, heads=heads, groups=groups, tables=tuple(tables))
     along, rest = work.parted(keep)
+    residues: list[Residues | None] = [work.residues(clause) for clause in along]
+    doubts: tuple[str, ...] = ()
     if sizes is None:
-        reaches = work.reaches(along)
-        if reaches is None:
+        chosen = _chosen(work, along, residues, block_q, block_k)
+        if chosen is None:
             return None
-        *found, computed = best_sizes(reaches, block_q, block_k)
-        if computed >= GAIN * consecutive(reaches, block_q, block_k):
-            return None
-        sizes = (found[0], found[1])
+        residues, sizes, doubts = chosen
     boxes = Boxes(
-        extents=extents,
-        box_q=sizes[0],
-        box_k=sizes[1],
-        along=tuple(work.named(clause, axis) for axis, clause in enumerate(along)),
+        axes=tuple(
+            work.axis(axis, clause, left, box_q, box_k)
+            for axis, (clause, left, box_q, box_k) in enumerate(zip(along, residues, *sizes, strict=True))
+        ),
         rest=rest,
     )
     relations = [
-        work.relation(clause, axis, box_q, box_k)
-        for axis, (clause, box_q, box_k) in enumerate(zip(along, *sizes, strict=True))
+        work.relation(clause, axis, box_q, box_k, left)
+        for axis, (clause, left, box_q, box_k) in enumerate(zip(along, residues, *sizes, strict=True))
     ]
     by_query = _product([each.by_query for each in relations], boxes, walked="k")
     by_key = _product([each.by_key for each in relations], boxes, walked="q")
     if by_query is None or by_key is None:
         return None
-    return BoxRelation(boxes=boxes, by_query=by_query, by_key=by_key, notes=_notes(relations, boxes))
+    return BoxRelation(boxes=boxes, by_query=by_query, by_key=by_key, notes=(*_notes(relations, boxes), *doubts))
+
+
+_Sizes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _chosen(
+    work: _Axes, along: Sequence[Expr], residues: Sequence[Residues | None], block_q: int, block_k: int
+) -> tuple[list[Residues | None], _Sizes, tuple[str, ...]] | None:
+    """The residues by which the axes are parted, the sizes of boxes, and doubts about these; None where boxes are not
+    worth it."""
+    whole: list[Residues | None] = [None] * len(along)
+    reaches = work.reaches(along, whole)
+    if reaches is None:
+        return None
+    limit = GAIN * consecutive(reaches, block_q, block_k)
+    best_q, best_k, computed = best_sizes(reaches, block_q, block_k)
+    found: tuple[list[Residues | None], _Sizes] = (whole, (best_q, best_k))
+    parted = work.reaches(along, residues) if any(residues) else None
+    if parted is not None:
+        best_q, best_k, less = best_sizes(parted, block_q, block_k)
+        less *= prod(1 if each is None else each.modulus for each in residues)
+        if less < computed:
+            found, computed = (list(residues), (best_q, best_k)), less
+    doubts = tuple(
+        f"axis {axis}: sizes of boxes are chosen for a window of a third of it, because its bounds depend on the call"
+        for axis, each in enumerate(reaches)
+        if each.guessed
+    )
+    return (*found, doubts) if computed < limit else None
 
 
 def _notes(relations: Sequence[TileRelation], boxes: Boxes) -> tuple[str, ...]:
@@ -122,8 +163,28 @@ class _Axes:
             return False
         return True
 
-    def relation(self, clause: Expr, axis: int, block_q: int, block_k: int) -> TileRelation:
-        """The tiles of one axis."""
+    def axis(self, axis: int, clause: Expr, residues: Residues | None, box_q: int, box_k: int) -> BoxAxis:
+        """An axis with boxes of these sizes."""
+        return BoxAxis(
+            extent=self.extents[axis],
+            box_q=box_q,
+            box_k=box_k,
+            step=1 if residues is None else residues.modulus,
+            keep=self.named(clause, axis),
+            test=self.named(clause if residues is None else residues.keep, axis),
+        )
+
+    def residues(self, clause: Expr) -> Residues | None:
+        """By which step the places of an axis are parted, if kept pairs always lie a multiple of it apart."""
+        if clause == TRUE:
+            return None
+        found = residues_of(clause, shape="square", heads=self.heads, groups=self.groups, tables=self.tables)
+        return found if found is not None and found.shift == 0 else None
+
+    def relation(
+        self, clause: Expr, axis: int, block_q: int, block_k: int, residues: Residues | None = None
+    ) -> TileRelation:
+        """The tiles of one axis, or of one class of its places."""
         return tile_relation(
             clause,
             block_q=block_q,
@@ -133,16 +194,21 @@ class _Axes:
             groups=self.groups,
             tables=self.tables,
             length=self.extents[axis],
+            residues=residues,
         )
 
-    def reaches(self, along: Sequence[Expr]) -> list[Reach] | None:
-        """Which keys every query touches along each axis, for the choice of sizes."""
+    def reaches(self, along: Sequence[Expr], residues: Sequence[Residues | None]) -> list[Reach] | None:
+        """Which keys every query touches along each axis, or in its first class, for the choice of sizes."""
         found: list[Reach] = []
-        for axis, clause in enumerate(along):
-            walk = self.relation(clause, axis, 1, 1).by_query
+        for axis, (clause, left) in enumerate(zip(along, residues, strict=True)):
+            walk = self.relation(clause, axis, 1, 1, left).by_query
             if not isinstance(walk, SlotWalk):
                 return None
-            found.append(reach_of(_hull(walk, self.extents[axis], axis), self.extents[axis], f"i{axis}"))
+            first: dict[Expr, Expr] = {Index(name=f"class{axis}"): Const(value=0)}
+            hull = _hull(walk, self.extents[axis], axis)
+            hull = Interval(lo=fold(substitute(hull.lo, first)), hi=fold(substitute(hull.hi, first)))
+            places = -(-self.extents[axis] // (1 if left is None else left.modulus))
+            found.append(reach_of(hull, places, f"i{axis}"))
         return found
 
 
@@ -170,13 +236,13 @@ def _product(walks: Sequence[Walk], boxes: Boxes, *, walked: Side) -> BoxWalk | 
     for axis, each in enumerate(walks):
         if not isinstance(each, SlotWalk):
             return None
-        extent, size = boxes.extents[axis], boxes.box(walked)[axis]
-        touched.append(_hull(each, extent, axis))
-        full.append(None if boxes.rest != TRUE else _full(each, extent, size, axis))
-    own: Side = "q" if walked == "k" else "k"
-    counts = boxes.counts(own)
+        own = boxes.axes[axis]
+        touched.append(_hull(each, own.extent, axis))
+        full.append(None if boxes.rest != TRUE else _full(each, own.extent, own.box(walked) * own.step, axis))
+    side: Side = "q" if walked == "k" else "k"
+    counts = boxes.counts(side)
     found = [each for each in full if each is not None]
-    names = [f"{'i' if own == 'q' else 'j'}{axis}" for axis in range(len(counts))]
+    names = [f"{'i' if side == 'q' else 'j'}{axis}" for axis in range(len(counts))]
     some = len(found) == len(counts) and all(map(_may_have, touched, found, names, counts))
     return BoxWalk(touched=tuple(touched), full=tuple(found) if some else None)
 
@@ -200,7 +266,7 @@ def _hull(walk: SlotWalk, extent: int, axis: int) -> Interval:
     return Interval(lo=fold(lo), hi=fold(hi))
 
 
-def _full(walk: SlotWalk, extent: int, size: int, axis: int) -> Interval | None:
+def _full(walk: SlotWalk, extent: int, span: int, axis: int) -> Interval | None:
     """An interval of full boxes without places past the end: that of the first slot that has one."""
     slot = next((slot for slot in walk.slots if slot.full is not None and _is_plain(slot)), None)
     if slot is None or slot.full is None:
@@ -209,8 +275,8 @@ def _full(walk: SlotWalk, extent: int, size: int, axis: int) -> Interval | None:
     if len(walk.slots) > 1:
         # The bounds of full tiles may rely on those of their own slot, and the hull is larger.
         lo, hi = build.apply("max", lo, slot.touched.lo), build.apply("min", hi, slot.touched.hi)
-    if extent % size:
-        hi = build.apply("min", hi, Const(value=extent // size))
+    if extent % span:
+        hi = build.apply("min", hi, Const(value=extent // span))
     return _placed(Interval(lo=lo, hi=hi), extent, axis)
 
 
@@ -223,6 +289,7 @@ def _placed(interval: Interval, extent: int, axis: int) -> Interval:
     length = Const(value=extent)
     names: dict[Expr, Expr] = {Extent(name="n"): length, Extent(name="nq"): length}
     names |= {Index(name=side): Index(name=f"{side}{axis}") for side in "ij"}
+    names |= {Index(name=f"{side}_class"): Index(name=f"class{axis}") for side in "qk"}
     return Interval(lo=fold(substitute(interval.lo, names)), hi=fold(substitute(interval.hi, names)))
 
 

@@ -139,11 +139,14 @@ def copies_tiles(problem: Problem, target: str) -> bool:
     return target in ("sm_90", "sm_100") and problem.dtype != "fp32" and problem.shape != "batched" and rows_fit
 
 
-def _boxed(kind: Kind, staged: Staged, problem: Problem, target: str) -> KernelPlan | None:
-    """The kernel by boxes of a grid, where the positions fill one and boxes compute less than runs of rows."""
+def _boxed(kind: Kind, staged: Staged, problem: Problem, target: str, *, copied: bool = True) -> KernelPlan | None:
+    """The kernel by boxes of a grid, where the positions fill one and boxes compute less than runs of rows.
+
+    With ``copied`` the copy engine may load the boxes, whose places must then be neighbours.
+    """
     grid = covering_grid(problem.pattern)
     # Batch and heads, a box of three axes and a row are what the copy engine can address.
-    descriptors = grid is not None and len(grid.coordinates) <= 3 and copies_tiles(problem, target)
+    descriptors = copied and grid is not None and len(grid.coordinates) <= 3 and copies_tiles(problem, target)
     tiles = _tiles(kind, problem, None, target, descriptors)
     found = _boxes(staged, problem, tiles)
     if found is None:
@@ -153,6 +156,8 @@ def _boxed(kind: Kind, staged: Staged, problem: Problem, target: str) -> KernelP
         found = _boxes(staged, problem, better)
         if found is None:
             return None
+    if descriptors and any(step > 1 for step in found.boxes.steps):
+        return _boxed(kind, staged, problem, target, copied=False)
     return KernelPlan(
         kind=kind,
         block_q=better.block_q,

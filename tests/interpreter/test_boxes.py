@@ -110,9 +110,13 @@ def case(name: str, folder: Path) -> Case:
 
 def kernels(path: str, shape: Sizes, dtype: torch.dtype = torch.float32) -> tuple[KernelPlan, ...]:
     """The kernels for such a call."""
+    return plan_of(spdsl.compile(path)._key, shape, dtype)
+
+
+def plan_of(key: str, shape: Sizes, dtype: torch.dtype) -> tuple[KernelPlan, ...]:
     q = torch.empty(shape.batch, shape.heads, shape.nq, 16, dtype=dtype)
     k = torch.empty(shape.batch, shape.groups, shape.n, 16, dtype=dtype)
-    found = plan_like(spdsl.compile(path)._key, q, k, k, "sm_90")
+    found = plan_like(key, q, k, k, "sm_90").plan
     return found.forward, found.dq, found.dkdv
 
 
@@ -165,6 +169,29 @@ def test_layouts(name: str, tmp_path: Path) -> None:
     stored = torch.randn(3, 2, length, 2, 16, generator=torch.Generator().manual_seed(0)).half()
     q, k, v = stored.transpose(2, 3).unbind(0)
     assert torch.equal(attn(q, k, v), attn(q.contiguous(), k.contiguous(), v.contiguous()))
+
+
+GENERALIZED: dict[str, dict[str, object]] = {
+    "dilated": {"extents": (16, 21), "window": (3, 4), "dilation": (2, 3)},
+    "strided": {"extents": (17, 24), "window": (6, 5), "stride": (2, 4)},
+    "causal": {"extents": (15, 20), "window": (4, 3), "dilation": (1, 2), "causal_axes": (True, False)},
+}
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("name", GENERALIZED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_generalized_neighborhoods(name: str, dtype: torch.dtype) -> None:
+    """Dilated axes are parted into classes of places, which no longer lie side by side for the copy engine."""
+    given = Case(name="neighborhood_2d", parameters=GENERALIZED[name])
+    length = prod(GENERALIZED[name]["extents"])  # type: ignore[call-overload]
+    shape = Sizes(batch=1, heads=2, groups=1, nq=length, n=length)
+    found = plan_of(spdsl.compile(given.name, **given.parameters)._key, shape, dtype)
+    for kernel in found:
+        assert kernel.boxes is not None
+        assert name != "dilated" or kernel.boxes.steps == (2, 3)
+        assert kernel.descriptors == (dtype == torch.float16 and kernel.boxes.steps == (1, 1))
+    check(given, shape, d=16, dv=16, dtype=dtype, backend="triton")
 
 
 @pytest.mark.parametrize("name", ["far columns", "four axes"])
