@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from spdsl.analysis.plans import Precision
-from spdsl.analysis.tiles import Shape, tiles_among
+from spdsl.analysis.tiles import Reach, Shape, tiles_among
 from spdsl.diagnostics import Span
 from spdsl.semantics.nodes import Dtype, Expr, Side
 
@@ -141,7 +141,7 @@ class Gather:
     """Elements of a table at the given indices; 0 where an index is out of bounds.
 
     ``batch_stride`` names the stride of the leading batch axis, None if the table's own axes name ``b``.  ``wide``
-    computes offsets in 64 bits.
+    computes offsets in 64 bits; ``long`` keeps ints of 64 bits as they are.
     """
 
     name: str
@@ -150,6 +150,7 @@ class Gather:
     indices: tuple[TableIndex, ...]
     dtype: Dtype
     wide: bool
+    long: bool = False
 
 
 # ---------------------------------------------------------------- tiles
@@ -433,6 +434,70 @@ class StoreDistances:
     pointer: str
 
 
+# ---------------------------------------------------------------- intervals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntervalProgram:
+    """A program that owns TILES tiles of ``side`` and finds the interval of walked rows of each.
+
+    Names ``tiles``, the positions of their rows, ``exist``, which of these there are, ``first`` and ``end`` of the
+    positions of the other side, ``columns`` 0 to 3 and ``found``, the ends of all positions, both ``[TILES, 4]``.
+    """
+
+    side: Side
+    ratio: int
+    heads: Literal["h", "g"] | None
+    shape: Shape
+    far: int
+    classes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchBegin:
+    """Name ``wanted``, the least, greatest, least and greatest ``value`` of each tile, and ``lo`` and ``hi``, between
+    which the first positions that reach them lie; ``steps`` halvings find these.  ``long`` compares in 64 bits."""
+
+    value: Expr
+    long: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchMiddle:
+    """Name the positions of ``side`` half way between ``lo`` and ``hi``, ``[TILES, 4]``."""
+
+    side: Side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchStep:
+    """Go on below the middle where its ``mark`` reaches what is wanted, else above it."""
+
+    side: Side
+    mark: Expr
+    start: Reach | None
+    end: Reach | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchEnd:
+    """Narrow ``found`` to what begins, and ends, where the search did; rows count from the first of the tensor."""
+
+    side: Side
+    shape: Shape
+    far: int
+    start: Reach | None
+    end: Reach | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreIntervals:
+    """Write ``found`` into ``pointer`` ``[batch or 1, heads or 1, interval_rows, 4]`` (contiguous, int32)."""
+
+    pointer: str
+    heads: Literal["h", "g"] | None
+
+
 # ---------------------------------------------------------------- control
 
 
@@ -508,6 +573,12 @@ Block: TypeAlias = (
     | LoadRows
     | SumDiagonals
     | StoreDistances
+    | IntervalProgram
+    | SearchBegin
+    | SearchMiddle
+    | SearchStep
+    | SearchEnd
+    | StoreIntervals
     | Loop
     | If
     | ListBounds

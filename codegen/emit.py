@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import jinja2
 
-from spdsl.codegen.blocks import Block, BlockGraph, Gather, If, Kernel, Logits, Loop
+from spdsl.codegen.blocks import Block, BlockGraph, Gather, If, Kernel, Logits, Loop, SearchBegin
 from spdsl.codegen.expressions import helpers_of, literal, text_of
 from spdsl.codegen.frame import LN2, LOG2E, every, expressions_in
 from spdsl.diagnostics import Span
@@ -67,6 +67,8 @@ def _helpers(graph: BlockGraph) -> tuple[str, ...]:
         for block in every(kernel.body):
             if isinstance(block, Logits) and block.softcap is not None:
                 found.add("tanh")
+            if isinstance(block, SearchBegin):
+                found.add("bitlen")
             for expr in expressions_in(block):
                 found |= helpers_of(expr)
     for name in list(found):

@@ -50,7 +50,7 @@ class Frame:
     hoist: Hoist = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tables", Tables(self.plan))
+        object.__setattr__(self, "tables", Tables(self.plan, self.kernel.cuts))
         object.__setattr__(self, "hoist", Hoist(self._scopes(), self.tables.gather))
 
     @property

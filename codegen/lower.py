@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from spdsl.analysis.cuts import tables_of
 from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.analysis.tiles import BoxWalk, ListWalk
 from spdsl.codegen.backward import lower_delta, lower_dkdv, lower_dq
 from spdsl.codegen.blocks import BlockGraph
 from spdsl.codegen.combine import lower_dkdv_combine, lower_dq_combine, lower_forward_combine
+from spdsl.codegen.cuts import lower_intervals
 from spdsl.codegen.distances import lower_distances
 from spdsl.codegen.forward import lower_forward
 
@@ -28,7 +30,10 @@ def lower(plan: Plan) -> BlockGraph:
         name=plan.problem.pattern.name,
         dtype=plan.problem.dtype,
         notes=_notes(plan),
-        kernels=tuple(kernel for lower_kernel in LOWERINGS if (kernel := lower_kernel(plan)) is not None),
+        kernels=(
+            *lower_intervals(plan),
+            *(kernel for lower_kernel in LOWERINGS if (kernel := lower_kernel(plan)) is not None),
+        ),
     )
 
 
@@ -53,4 +58,5 @@ def _walk(kernel: KernelPlan) -> str:
         return f"boxes of {queries} queries and {keys} keys of the grid"
     classes = "" if kernel.residues is None else f", rows of {kernel.classes} residue classes apart"
     runs = len(kernel.walk.slots)
-    return f"tiles in closed form, {runs} run{'' if runs == 1 else 's'}{classes}"
+    cut = "" if kernel.walk.cuts is None else f" within intervals of {', '.join(tables_of(kernel.walk.cuts))}"
+    return f"tiles in closed form, {runs} run{'' if runs == 1 else 's'}{cut}{classes}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from spdsl.analysis.plans import Plan
+from spdsl.analysis.tiles import Cuts
 from spdsl.codegen.arith import sub
 from spdsl.codegen.blocks import Argument, Gather, TableIndex
 from spdsl.semantics.nodes import Expr, Extent, Index, Load, Table, TableAxis
@@ -25,16 +26,23 @@ TYPES = {
 """Element types of torch by the names of Triton's signatures."""
 
 
+INTERVALS = "intervals"
+"""The argument that holds the intervals of cuts; no table's argument has this name."""
+
+
 class Tables:
     """The tables of a plan as kernels see them."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, cuts: Cuts | None = None) -> None:
+        self._cuts = cuts
         self._tables = {table.name: table for table in plan.tables}
         self._types = dict(plan.problem.tables)
         self._square = plan.problem.shape == "square"
 
     def gather(self, name: str, load: Load, indices: tuple[Expr, ...]) -> Gather:
         """The gather that names the elements of ``load`` ``name``; ``indices`` are ready to be printed."""
+        if self._cuts is not None and load.table in self._cuts.names:
+            return _interval(name, load, indices, self._cuts.names.index(load.table))
         table = self._tables[load.table]
         pairs = zip(load.indices, indices, table.axes, strict=True)
         vectors = sum(_is_vector(index) for index in load.indices)
@@ -47,15 +55,22 @@ class Tables:
             wide=vectors > 1,
         )
 
+    def is_long(self, name: str) -> bool:
+        """Whether the table is given in ints of 64 bits."""
+        return self._types.get(name) == "int64"
+
     def arguments(self, gathers: Iterable[Gather]) -> tuple[Argument, ...]:
         """The arguments of the tables that are read, in the order of their declaration."""
-        read = {gather.pointer for gather in gathers}
-        return tuple(
+        read = {gather.pointer.partition(" ")[0] for gather in gathers}
+        given = tuple(
             argument
             for table in self._tables.values()
             if f"t_{table.name}" in read
             for argument in self._arguments(table)
         )
+        if self._cuts is None or INTERVALS not in read:
+            return given
+        return (*interval_arguments(self._cuts), *given)
 
     def _arguments(self, table: Table) -> tuple[Argument, ...]:
         name = f"t_{table.name}"
@@ -80,6 +95,30 @@ class Tables:
             size=None if known else f"size_{table.name}_{at}",
             rows=rows,
         )
+
+
+def interval_arguments(cuts: Cuts) -> tuple[Argument, ...]:
+    """The intervals of the tiles of a kernel, as it reads them."""
+    axes = {None: "", "h": "heads, ", "g": "groups, "}[cuts.heads]
+    strides = (f"{INTERVALS}_stride_b", *((f"{INTERVALS}_stride_h",) if cuts.heads else ()))
+    return (
+        Argument(name=INTERVALS, type="*i32", note=f"[batch or 1, {axes}tiles, 4], ends of the rows to walk"),
+        *(Argument(name=stride, type="i32") for stride in strides),
+    )
+
+
+def _interval(name: str, load: Load, indices: tuple[Expr, ...], column: int) -> Gather:
+    """One of the four ints of a tile; the tile exists, as it is the program's own."""
+    strides = (f"{INTERVALS}_stride_h", "4") if len(indices) == 2 else ("4",)
+    at = [TableIndex(value=index, stride=stride, size=None) for index, stride in zip(indices, strides, strict=True)]
+    return Gather(
+        name=name,
+        pointer=f"{INTERVALS} + {column}",
+        batch_stride=f"{INTERVALS}_stride_b",
+        indices=tuple(at),
+        dtype=load.dtype,
+        wide=False,
+    )
 
 
 def _has_batch(table: Table) -> bool:

@@ -20,6 +20,7 @@ from spdsl.codegen.load import load
 from spdsl.codegen.lower import lower
 from spdsl.diagnostics import error
 from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.interval_kernels import interval_values
 from spdsl.runtime.split import Split, split_of
 
 Value: TypeAlias = "Tensor | int"
@@ -44,6 +45,7 @@ class Loaded:
         kernel, batch = self._named(kind), call.q.shape[0]
         heads, rows = call.k.shape[1:3] if kind == "dkdv" else call.q.shape[1:3]
         values = {**values, **call_values(call, kind)}
+        values.update(interval_values(call, getattr(self.plan, kind), values, self.launch))
         if not kernel.parts:
             self._start(kernel, (kernel.programs(rows), heads, batch), values)
             return

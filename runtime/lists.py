@@ -22,7 +22,7 @@ from spdsl.runtime.looks import Looked
 from spdsl.runtime.pairs import Pairs, pairs_by_batch
 from spdsl.runtime.ranges import Truth, truth_shape
 from spdsl.runtime.recent import Recent, identity
-from spdsl.runtime.slots import SlotTiles
+from spdsl.runtime.slots import slot_lists
 from spdsl.runtime.split import order_of
 from spdsl.runtime.tile_grid import By, TileGrid
 
@@ -86,27 +86,28 @@ def tile_lists(
     """
     keep, tables = call.plan.keep, tables_for(call.plan.tables, call.tables)
 
-    def tiles(pairs: Pairs) -> Tiles:
-        bounds = tile_bounds(keep, pairs, tables, block_q=block_q, block_k=block_k)
-        return Looked(bounds=bounds, exact=exact)
-
     grid = TileGrid(by=by, block_q=block_q, block_k=block_k)
-    return _cached(call, tiles, grid, (id(keep), exact, split), keep, split)
+
+    def made(pairs: Pairs, rows: int) -> TileList:
+        bounds = tile_bounds(keep, pairs, tables, block_q=block_q, block_k=block_k)
+        return _listed(Looked(bounds=bounds, exact=exact), pairs, grid, rows)
+
+    return _cached(call, made, grid, (id(keep), exact, split), keep, split)
 
 
 def walk_lists(call: Call, walk: SlotWalk, grid: TileGrid) -> TileList:
     """The tiles of a walk in closed form, as lists; under residues the rows of the lists are programs."""
     tables = tables_for(call.plan.tables, call.tables)
 
-    def tiles(pairs: Pairs) -> Tiles:
-        return SlotTiles(walk=walk, grid=grid, pairs=pairs, tables=tables)
+    def made(pairs: Pairs, rows: int) -> TileList:
+        return slot_lists(walk, grid, pairs, tables, rows)
 
-    return _cached(call, tiles, grid, (id(walk),), walk)
+    return _cached(call, made, grid, (id(walk),), walk)
 
 
 def _cached(
     call: Call,
-    tiles: Callable[[Pairs], Tiles],
+    made: Callable[[Pairs, int], TileList],
     grid: TileGrid,
     parts: tuple[Hashable, ...],
     source: object,
@@ -119,7 +120,7 @@ def _cached(
     sizes = (call.q.shape[:3], call.k.shape[1:3], numbers, str(call.q.device), tuple(call.tables))
 
     def make() -> TileList:
-        found = _joined([_listed(tiles(pairs), pairs, grid, rows) for pairs in pairs_by_batch(call)])
+        found = _joined([made(pairs, rows) for pairs in pairs_by_batch(call)])
         return found if split is None else replace(found, order=order_of(found, call, split))
 
     return _recent.get(None if same is None else (parts, grid, sizes, same), (source, tensors), make)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spdsl.analysis.tiles import Interval, Slot, SlotWalk
 from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.cuts import intervals, with_intervals
 from spdsl.runtime.evaluate import Tables, evaluate, tables_for
 from spdsl.runtime.pairs import Pairs, pairs_by_batch
 from spdsl.runtime.tile_grid import TileGrid
@@ -49,13 +50,17 @@ def list_visits(lists: TileList, batch: int, heads: int) -> Visits:
 def slot_visits(call: Call, walk: SlotWalk, grid: TileGrid) -> Visits:
     """What a kernel visits that walks slots."""
     tables = tables_for(call.plan.tables, call.tables)
-    touched = full = 0
+    touched = full = metadata = 0
     for pairs in pairs_by_batch(call):
+        if walk.cuts is not None:
+            found = intervals(walk.cuts, pairs, tables, grid)
+            metadata += 4 * found.numel()
+            tables = with_intervals(tables, walk.cuts, found)
         rows = _Rows(grid=grid, pairs=pairs, tables=tables)
         for slot in walk.slots:
             more, fuller = rows.visits(slot)
             touched, full = touched + more, full + fuller
-    return Visits(touched=touched, full=full)
+    return Visits(touched=touched, full=full, metadata=metadata)
 
 
 def is_tested_by_row(walk: SlotWalk, grid: TileGrid) -> bool:

@@ -117,7 +117,7 @@ class Report:
                 f"{kernel.useful(self.pairs):.1%} of the pairs computed are kept"
             )
             lines += [f"  {line}" for line in (*kernel.walk, *kernel.notes)]
-            lines += [f"  {kernel.metadata:,} bytes of lists"] if kernel.metadata else []
+            lines += [f"  {kernel.metadata:,} bytes of metadata"] if kernel.metadata else []
         lines += [f"computed before the kernels start: {value}, {size:,} bytes" for value, size in self.stages]
         lines.append(f"metadata: {self.metadata:,} bytes")
         return "\n".join(lines)

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 
 from typing_extensions import assert_never
 
+from spdsl.analysis.cuts import tables_of
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.analysis.tiles import Boxes, BoxWalk, Interval, ListWalk, Residues, Slot, SlotWalk
+from spdsl.analysis.tiles import Boxes, BoxWalk, Cuts, Interval, ListWalk, Residues, Slot, SlotWalk
 from spdsl.analysis.wording import describe as word
 from spdsl.runtime.box_visits import box_visits
 from spdsl.runtime.calls import Call, TileList
@@ -27,8 +28,9 @@ _CULPRIT = 160
 def describe(kernel: KernelPlan, plan: Plan) -> tuple[str, ...]:
     """The walk of a kernel in lines: how its tiles are found, in closed form where there is one."""
     match kernel.walk:
-        case SlotWalk(slots=slots, long=long):
+        case SlotWalk(slots=slots, cuts=cuts, long=long):
             lines = tuple(_slot(slot, kernel) for slot in slots) or ("no tile is touched",)
+            lines += () if cuts is None else _cuts(cuts)
             lines += _long(long, kernel) if kernel.splits else ()
             return lines if kernel.residues is None else (_residues(kernel.residues), *lines)
         case BoxWalk() as walk:
@@ -121,6 +123,17 @@ def own_name(kernel: KernelPlan) -> str:
 
 def _interval(interval: Interval) -> str:
     return f"[{print_expr(interval.lo)}, {print_expr(interval.hi)})"
+
+
+def _cuts(cuts: Cuts) -> tuple[str, str]:
+    """What the ints are that bounds of slots load."""
+    own, walked = ("query", "key") if cuts.by == "query" else ("key", "query")
+    first, second, third, last = cuts.names
+    made_of = ", ".join(f"`{name}`" for name in tables_of(cuts)) or "positions"
+    return (
+        f"intervals of {made_of} clamp the tiles; a kernel finds them, 4 ints for every tile of {cuts.block}:",
+        f"some {own} of the tile keeps {walked} rows from {first} to {last}, all keep those from {second} to {third}",
+    )
 
 
 def _residues(residues: Residues) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from spdsl.analysis.tiles import Boxes, Residues, Shape, Walk
+from spdsl.analysis.tiles import Boxes, Cuts, Residues, Shape, SlotWalk, Walk
 from spdsl.semantics.nodes import BoundPattern, Expr, Side, Table
 
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32"]
@@ -91,6 +91,11 @@ class KernelPlan:
     def classes(self) -> int:
         """How many residue classes the rows are parted into; 1 for tiles of consecutive rows."""
         return 1 if self.residues is None else self.residues.modulus
+
+    @property
+    def cuts(self) -> Cuts | None:
+        """The cuts of the walk, if it has any: its intervals have to be found before the kernel runs."""
+        return self.walk.cuts if isinstance(self.walk, SlotWalk) else None
 
     @property
     def spans(self) -> tuple[int, int]:

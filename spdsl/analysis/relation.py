@@ -2,7 +2,9 @@
 
 From an expanded ``keep`` expression to `TileRelation`.  Lengths are rounded up to whole tiles: tiles beyond the ragged
 end are never walked, and a last tile that is full over the existing positions may be reported full.  The walks are
-exact, or mask more tiles than need be and say so in ``notes``; what has no closed form becomes a `ListWalk`.
+exact, or mask more tiles than need be and say so in ``notes``.  Clauses that are not affine clamp the walk of the
+others where they are `Cut`s; then a tile may be walked in vain that both touch, but not in the same pairs.  What has
+no closed form becomes a `ListWalk`.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from functools import lru_cache
 import islpy as isl
 from islpy import dim_type
 
-from spdsl.analysis.affine import NotAffineError, Symbols, abstract, pairs_where, space_of
+from spdsl.analysis.affine import Symbols, pairs_where, space_of
 from spdsl.analysis.budget import Budget, BudgetSpentError, limited, operations_end_as_spent
+from spdsl.analysis.clauses import affine_part
+from spdsl.analysis.cuts import clamped
 from spdsl.analysis.emission import Emission
 from spdsl.analysis.full import ClosedSlot
 from spdsl.analysis.linear import TILE, Linear, nonnegative, symbol
@@ -25,7 +29,7 @@ from spdsl.analysis.pieces import TooComplexError
 from spdsl.analysis.residues import Classes, classes_of
 from spdsl.analysis.rows import ROW, Row, row_form
 from spdsl.analysis.slots import closed_slots
-from spdsl.analysis.tiles import Interval, ListWalk, Residues, Shape, SlotWalk, TileRelation, Walk
+from spdsl.analysis.tiles import Cuts, Interval, ListWalk, Residues, Shape, SlotWalk, TileRelation, Walk
 from spdsl.analysis.writing import Writer
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Table
 
@@ -82,19 +86,18 @@ def _tile_relation(
             residues=residues,
         )
 
-    try:
-        (affine,), symbols = abstract([keep], shape=shape, heads=heads, groups=groups, tables=tables)
-    except NotAffineError as problem:
-        walk = ListWalk(reason=problem.why, culprit=problem.culprit)
-        return relation(walk, walk)
+    part = affine_part(keep, shape=shape, heads=heads, groups=groups, tables=tables)
+    query_cuts, key_cuts = part.cuts("query", block_q), part.cuts("key", block_k)
+    if isinstance(query_cuts, ListWalk) and isinstance(key_cuts, ListWalk):
+        return relation(query_cuts, key_cuts)
     try:
         with limited():
-            tiles = _Tiles.of(affine, symbols, tiling)
+            tiles = _Tiles.of(part.affine, part.symbols, tiling)
     except BudgetSpentError as problem:
         walk = ListWalk(reason=f"the tiles took too long to find ({problem})")
         return relation(walk, walk)
-    by_query, query_notes = _walk(tiles, symbols, tiling, walked=1)
-    by_key, key_notes = _walk(tiles, symbols, tiling, walked=0)
+    by_query, query_notes = _walk(tiles, part.symbols, tiling, query_cuts, residues, walked=1)
+    by_key, key_notes = _walk(tiles, part.symbols, tiling, key_cuts, residues, walked=0)
     notes = tuple(f"by query: {note}" for note in query_notes) + tuple(f"by key: {note}" for note in key_notes)
     return relation(by_query, by_key, notes)
 
@@ -274,17 +277,30 @@ def _affine(term: Linear, space: isl.Space) -> isl.Aff:
 # ---------------------------------------------------------------- walks
 
 
-def _walk(tiles: _Tiles, symbols: Symbols, tiling: _Tiling, *, walked: int) -> tuple[Walk, tuple[str, ...]]:
+def _walk(
+    tiles: _Tiles,
+    symbols: Symbols,
+    tiling: _Tiling,
+    cuts: Cuts | ListWalk | None,
+    residues: Residues | None,
+    *,
+    walked: int,
+) -> tuple[Walk, tuple[str, ...]]:
     """The walk over key tiles (``walked`` 1) of a query tile, or over query tiles (0) of a key tile."""
+    if isinstance(cuts, ListWalk):
+        return cuts, ()
     emission = _emission(symbols, tiling, walked)
     try:
         with limited() as budget:
             row, touched, full = _row_sets(tiles, tiling, walked, budget)
-            slots, notes = closed_slots(touched, full, row)
-            long = _long(slots, row, tiling, _emission(symbols, tiling, 1 - walked), symbols.free)
-            return SlotWalk(slots=tuple(emission.slot(slot) for slot in slots), long=long), notes
+            closed, notes = closed_slots(touched, full, row)
+            long = _long(closed, row, tiling, _emission(symbols, tiling, 1 - walked), symbols.free)
     except (TooComplexError, BudgetSpentError) as problem:
         return ListWalk(reason=f"the tiles have no closed form of sensible length: {problem}"), ()
+    slots = tuple(emission.slot(slot) for slot in closed)
+    if cuts is not None:
+        slots = tuple(clamped(slot, cuts, block=tiling.blocks[walked], residues=residues) for slot in slots)
+    return SlotWalk(slots=slots, cuts=cuts if slots else None, long=long), notes
 
 
 def _long(

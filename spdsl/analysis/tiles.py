@@ -50,15 +50,57 @@ class Slot:
     filter: Expr | None = None
 
 
+Reach: TypeAlias = Literal["ge", "gt"]
+"""Whether a mark reaches a value by being at least as large, or only by being larger."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A clause that keeps, for every own position, an interval of the walked positions.
+
+    ``value`` is an int expression of own positions, ``mark`` one of walked positions that never falls from one to the
+    next.  Kept are the positions from the first whose mark reaches the value by ``start`` (None: from the beginning) up
+    to, without it, the first whose mark reaches it by ``end`` (None: to the last).
+    """
+
+    value: Expr
+    mark: Expr
+    start: Reach | None
+    end: Reach | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cuts:
+    """Cuts of a walk, and the table of intervals that is made of them before the walk: four ints for every own tile.
+
+    Some own position of the tile keeps walked rows from ``names[0]`` on and before ``names[3]`` only; all of them keep
+    the rows from ``names[1]`` to ``names[2]``.  They are rows of the walked tensor, or `FAR_ROW`.  Bounds of slots load
+    them under these names, by head (``heads`` is ``h``, ``g``, or None where heads do not differ) and by the number of
+    the program's tile.
+    """
+
+    by: Literal["query", "key"]
+    block: int
+    names: tuple[str, str, str, str]
+    heads: Literal["h", "g"] | None
+    cuts: tuple[Cut, ...]
+
+
+FAR_ROW = 1 << 30
+"""Stands for the row of a position that there is not; no tensor has so many."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotWalk:
-    """Disjoint slots in closed form; no metadata.
+    """Disjoint slots in closed form.
 
-    ``long`` are rows whose number of tiles grows with the lengths of a call while that of the others does not; its
-    bounds are of run-time lengths and positions.
+    No metadata, or with ``cuts`` four ints for each row, which the bounds of the slots load.  ``long`` are rows whose
+    number of tiles grows with the lengths of a call while that of the others does not; its bounds are of run-time
+    lengths and positions.
     """
 
     slots: tuple[Slot, ...]
+    cuts: Cuts | None = None
     long: Interval | None = None
 
 

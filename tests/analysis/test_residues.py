@@ -235,7 +235,7 @@ def test_the_cpu_keeps_consecutive_rows() -> None:
 
 
 def test_lists_keep_consecutive_rows() -> None:
-    text = "pattern p() { input doc: int[token] sorted\n  keep causal and (q - k) % 4 == 0 and doc[q] == doc[k] }"
+    text = "pattern p() { input doc: int[token]\n  keep causal and (q - k) % 4 == 0 and doc[q] == doc[k] }"
     made = planned(replace(program(text, head_dim=64)), "sm_90")
     assert isinstance(made.forward.walk, ListWalk)
     assert made.forward.residues is None
