@@ -14,6 +14,7 @@ import sympy
 
 from spdsl.analysis.cardinality import Count, Formula, Polynomial, count
 from spdsl.analysis.pairs import Subject
+from spdsl.analysis.polynomials import Counted, polynomial
 
 _N, _R = sympy.symbols("n r", positive=True)
 
@@ -42,11 +43,27 @@ class Shares:
 
 def shares(subject: Subject) -> Shares | str:
     """The kept pairs of a subject as formulas, or why there are none."""
+    free = polynomial(subject)
+    if free is not None:
+        share = _of_parameters(free)
+        return Shares(least=share, most=share)
     found = count(subject)
     if isinstance(found, str):
         return found
     least = _share(found.least, found)
     return Shares(least=least, most=least if found.least == found.most else _share(found.most, found))
+
+
+def _of_parameters(found: Counted) -> Share:
+    n = sympy.Symbol("n")
+    square, linear = (found.pairs.coeff(n, power) for power in (2, 1))
+    return Share(
+        pairs=_text(found.pairs),
+        share=sympy.sstr(sympy.cancel(found.pairs / n**2)),
+        keys=f"about {_text(square * n if square else linear)} keys per query",
+        first=1,
+        where=", ".join(found.conditions),
+    )
 
 
 def _share(formula: Formula | int, counted: Count) -> Share:

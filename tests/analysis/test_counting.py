@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from spdsl.analysis.cardinality import Count, Formula, count, value_at
 from spdsl.analysis.formulas import Share, Shares, shares
 from spdsl.analysis.pairs import Subject
+from spdsl.analysis.polynomials import polynomial
+from spdsl.semantics.nodes import Bounds, Table
 from tests.analysis.brute import environment, mask_of
-from tests.analysis.build import Term, causal, k, q
+from tests.analysis.build import Term, causal, k, load, q
 from tests.analysis.subjects import subject
 from tests.analysis.test_claims import FACTS, mixed, random_tables
 from tests.analysis.test_random import HEADS
@@ -62,6 +65,45 @@ def test_what_is_not_counted_says_so() -> None:
     found = count(subject((q * q < k * k + q) & causal))
     assert isinstance(found, Count)
     assert found.least != found.most
+
+
+ROOM = Table(name="room", dtype="int", axes=(), bounds=Bounds(low=1), sorted=False)
+MORE = Table(name="more", dtype="int", axes=(), bounds=Bounds(low=0), sorted=False)
+ROOMS, MORES = load("room"), load("more")
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        (causal & (q - k < ROOMS), "room*(2*n - room + 1)/2"),
+        (causal & ((q - k < ROOMS) | (k < MORES)), None),
+        (abs(q - k) < ROOMS, None),
+        ((q - k < ROOMS) & (k - q <= MORES), None),
+        (causal & ~(q - k < ROOMS), None),
+        (causal & (q - k < ROOMS) & (q - k >= 2), None),
+    ],
+)
+def test_free_parameters_stay_in_the_formula(keep: Term, expected: str | None) -> None:
+    each = subject(keep, tables=[ROOM, MORE])
+    found = polynomial(each)
+    assert found is not None
+    free = shares(each)
+    assert isinstance(free, Shares)
+    assert expected in (None, free.least.pairs)
+    tried = 0
+    for room, more, length in itertools.product((1, 2, 3, 7), (0, 1, 4), (1, 2, 5, 8, 11, 20)):
+        values = {"room": room, "more": more, "n": length}
+        if all(eval(condition, dict(values)) for condition in found.conditions):  # noqa: S307
+            tables = {"room": room, "more": more}
+            total = int(mask_of(each.keep, environment("square", length), tables).sum())
+            assert found.pairs.subs(values) == total, values
+            tried += 1
+    assert tried >= 8
+
+
+@pytest.mark.parametrize("keep", [causal & load("flag", k, dtype="bool"), (q - k) % 2 < ROOMS, causal])
+def test_other_sets_have_no_such_polynomial(keep: Term) -> None:
+    assert polynomial(subject(keep, tables=[ROOM, MORE])) is None
 
 
 # ---------------------------------------------------------------- against counting
