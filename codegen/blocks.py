@@ -523,16 +523,33 @@ class If:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListBounds:
-    """Read ``begin``, ``middle`` and ``end`` of row ``tile`` from the tile lists."""
+    """Read ``begin``, ``middle`` and ``end`` of a row, by the name of its number, from the tile lists.
 
-    tile: str
+    Without ``row`` there is one row; without ``by_head`` heads share it.
+    """
+
+    row: str
+    by_head: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """Name the first place from ``low`` to ``high`` at which the ascending lists reach ``least``, else ``high``."""
+
+    name: str
+    low: Expr
+    high: Expr
+    least: Expr
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedTile:
-    """Read the walked tile's number from the lists, at position ``t``."""
+    """Read the walked tile's number from the lists, at ``at``; it counts from the tile named ``first``."""
 
     variable: str
+    at: Expr
+    first: str = ""
 
 
 Block: TypeAlias = (
@@ -582,6 +599,7 @@ Block: TypeAlias = (
     | Loop
     | If
     | ListBounds
+    | Search
     | ListedTile
 )
 

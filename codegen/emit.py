@@ -14,12 +14,12 @@ from functools import lru_cache
 
 import jinja2
 
-from spdsl.codegen.blocks import Block, BlockGraph, Gather, If, Kernel, Logits, Loop, SearchBegin
+from spdsl.codegen.blocks import Block, BlockGraph, Gather, If, Kernel, Logits, Loop, Search, SearchBegin
 from spdsl.codegen.expressions import helpers_of, literal, text_of
 from spdsl.codegen.frame import LN2, LOG2E, every, expressions_in
 from spdsl.diagnostics import Span
 
-HELPERS = ("floor_div", "floor_mod", "int_power", "power", "isqrt", "is_pow2", "bitlen", "tanh")
+HELPERS = ("floor_div", "floor_mod", "int_power", "power", "isqrt", "is_pow2", "bitlen", "tanh", "first_reaching")
 """Functions of the generated file, in the order in which they are written."""
 
 NEEDED = {"floor_mod": ("floor_div",), "power": ("int_power",)}
@@ -69,6 +69,8 @@ def _helpers(graph: BlockGraph) -> tuple[str, ...]:
                 found.add("tanh")
             if isinstance(block, SearchBegin):
                 found.add("bitlen")
+            if isinstance(block, Search):
+                found.add("first_reaching")
             for expr in expressions_in(block):
                 found |= helpers_of(expr)
     for name in list(found):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.analysis.tiles import ListWalk
+from spdsl.analysis.tiles import DistanceWalk, ListWalk
 from spdsl.codegen.arith import add, both, compare, index, mod, number, sub
 from spdsl.codegen.blocks import (
     Argument,
@@ -253,11 +253,12 @@ class Frame:
                 return count, Argument(name="places", type="*i32", note=note)
 
     def lists(self) -> tuple[Argument, ...]:
-        """Tile lists, where the walk is one."""
-        if not isinstance(self.kernel.walk, ListWalk):
+        """Tile lists, where the walk is one, or lists of distances."""
+        if not isinstance(self.kernel.walk, ListWalk | DistanceWalk):
             return ()
+        rows = "rows" if isinstance(self.kernel.walk, ListWalk) else "kinds of rows"
         names = ("list_begin", "list_middle", "list_end")
-        bounds = (Argument(name=name, type="*i32", note="[batch or 1, heads or 1, rows]") for name in names)
+        bounds = (Argument(name=name, type="*i32", note=f"[batch or 1, heads or 1, {rows}]") for name in names)
         return (
             *bounds,
             Argument(name="list_tiles", type="*i32"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spdsl.analysis.cuts import tables_of
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.analysis.tiles import BoxWalk, ListWalk
+from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, SlotWalk
 from spdsl.codegen.backward import lower_delta, lower_dkdv, lower_dq
 from spdsl.codegen.blocks import BlockGraph
 from spdsl.codegen.combine import lower_dkdv_combine, lower_dq_combine, lower_forward_combine
@@ -50,13 +50,17 @@ def _notes(plan: Plan) -> tuple[str, ...]:
 
 
 def _walk(kernel: KernelPlan) -> str:
-    if isinstance(kernel.walk, ListWalk):
-        return "tiles from lists"
-    if isinstance(kernel.walk, BoxWalk):
-        assert kernel.boxes is not None
-        queries, keys = (" × ".join(map(str, sizes)) for sizes in (kernel.boxes.box("q"), kernel.boxes.box("k")))
-        return f"boxes of {queries} queries and {keys} keys of the grid"
-    classes = "" if kernel.residues is None else f", rows of {kernel.classes} residue classes apart"
-    runs = len(kernel.walk.slots)
-    cut = "" if kernel.walk.cuts is None else f" within intervals of {', '.join(tables_of(kernel.walk.cuts))}"
-    return f"tiles in closed form, {runs} run{'' if runs == 1 else 's'}{cut}{classes}"
+    match kernel.walk:
+        case ListWalk():
+            return "tiles from lists"
+        case BoxWalk():
+            assert kernel.boxes is not None
+            queries, keys = (" × ".join(map(str, sizes)) for sizes in (kernel.boxes.box("q"), kernel.boxes.box("k")))
+            return f"boxes of {queries} queries and {keys} keys of the grid"
+        case DistanceWalk(classes=classes):
+            kinds = "all rows" if classes == 1 else f"{classes} kinds of rows"
+            return f"tiles at listed distances from {kinds}"
+        case SlotWalk(slots=slots, cuts=cuts):
+            cut = "" if cuts is None else f" within intervals of {', '.join(tables_of(cuts))}"
+            apart = "" if kernel.residues is None else f", rows of {kernel.classes} residue classes apart"
+            return f"tiles in closed form, {len(slots)} run{'' if len(slots) == 1 else 's'}{cut}{apart}"

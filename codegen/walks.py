@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from spdsl.analysis.tiles import Boxes, BoxWalk, ListWalk, Shape, Slot, SlotWalk, Walk
+from spdsl.analysis.tiles import Boxes, BoxWalk, DistanceWalk, ListWalk, Shape, Slot, SlotWalk, Walk
 from spdsl.codegen.arith import (
     add,
     both,
@@ -29,6 +29,7 @@ from spdsl.codegen.arith import (
 )
 from spdsl.codegen.blocks import Block, By, Define, If, ListBounds, ListedTile, Loop
 from spdsl.codegen.boxes import lower_boxes
+from spdsl.codegen.distance_loops import lower_distances
 from spdsl.codegen.expressions import truncated
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Param
 from spdsl.semantics.rewrite import free_indices, transform, walk
@@ -80,6 +81,8 @@ def depends_on_head(walk: Walk) -> bool:
             return any("h" in free_indices(bound) for slot in slots for bound in _expressions(slot))
         case BoxWalk(touched=touched, full=full):
             return any("h" in free_indices(end) for each in (*touched, *(full or ())) for end in (each.lo, each.hi))
+        case DistanceWalk(by_head=by_head):
+            return by_head
 
 
 def _expressions(slot: Slot) -> tuple[Expr, ...]:
@@ -96,6 +99,8 @@ def lower_walk(walk: Walk, walker: Walker) -> tuple[tuple[Block, ...], tuple[Blo
         case BoxWalk():
             assert walker.boxes is not None
             return lower_boxes(walk, walker.boxes, walker)
+        case DistanceWalk():
+            return lower_distances(walk, walker)
         case SlotWalk(slots=slots):
             parts = [_bounds(slot, number, len(slots), walker) for number, slot in enumerate(slots)]
             setup: tuple[Block, ...] = tuple(block for part in parts for block in part.setup)
@@ -301,7 +306,7 @@ def _when(test: Expr | None, body: tuple[Block, ...]) -> tuple[Block, ...]:
 
 def _lists(walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     """Full tiles of the list, then masked ones; a ragged last tile is among the masked."""
-    tile = ListedTile(variable=walker.tile)
+    tile = ListedTile(variable=walker.tile, at=index("t"))
     begin, middle, end = _named("begin"), _named("middle"), _named("end")
     full = Loop(
         variable="t", low=begin, high=middle, body=(tile, *walker.body("full")), note="listed tiles that are full"
@@ -309,7 +314,7 @@ def _lists(walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     edges = Loop(
         variable="t", low=middle, high=end, body=(tile, *walker.body("masked")), note="listed tiles with an edge"
     )
-    return (ListBounds(tile="i" if walker.by == "query" else "j"),), (full, edges)
+    return (ListBounds(row="i" if walker.by == "query" else "j"),), (full, edges)
 
 
 def _named(name: str) -> Param:

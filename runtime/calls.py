@@ -38,6 +38,11 @@ class TileList:
     tiles: Tensor
     order: RowOrder | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """The size of the tensors."""
+        return sum(each.nbytes for each in (self.begin, self.middle, self.end, self.tiles))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
@@ -47,8 +52,8 @@ class Call:
     with the last dimension contiguous.  ``tables`` holds inputs and stage results by name, each with a leading batch
     axis of size 1 or batch unless its declaration names ``b``.  ``places`` is int32 ``[batch, 3]`` (q_start, k_start,
     k_len) for the shape ``batched``, else None.  ``lists`` maps the kind of a kernel (``forward``, ``dq``, ``dkdv``)
-    to its lists, where its walk is a `ListWalk`.  ``parameters`` are the values of the pattern's free parameters by the
-    names of their variables.
+    to its lists, where its walk is a `ListWalk`, or to those of distances of a `DistanceWalk`.  ``parameters`` are the
+    values of the pattern's free parameters by the names of their variables.
     """
 
     plan: Plan

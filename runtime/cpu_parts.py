@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from spdsl.analysis.plans import KernelPlan
-from spdsl.analysis.tiles import SlotWalk
-from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.calls import Call
 from spdsl.runtime.cpu_logits import Logits
 from spdsl.runtime.cpu_rows import Chunk, Schedule, schedule
 from spdsl.runtime.evaluate import Tables, tables_for
-from spdsl.runtime.lists import tile_lists, walk_lists
+from spdsl.runtime.lists import listed
 from spdsl.runtime.pairs import Pairs, pairs_by_batch
 from spdsl.runtime.recent import Recent
-from spdsl.runtime.tile_grid import By, TileGrid
+from spdsl.runtime.tile_grid import By
 
 _recent: Recent[Schedule] = Recent(size=32)
 
@@ -78,14 +77,6 @@ def _sides(kernel: KernelPlan) -> tuple[By, int, int]:
 
 
 def _schedule(call: Call, kernel: KernelPlan) -> Schedule:
-    by, own, other = _sides(kernel)
-    lists = _lists(call, kernel, by)
+    _, own, other = _sides(kernel)
+    lists = listed(call, kernel)
     return _recent.get((id(lists), own, other), lists, lambda: schedule(lists, own, other))
-
-
-def _lists(call: Call, kernel: KernelPlan, by: By) -> TileList:
-    if kernel.kind in call.lists:
-        return call.lists[kernel.kind]
-    if isinstance(kernel.walk, SlotWalk):
-        return walk_lists(call, kernel.walk, TileGrid.of(kernel))
-    return tile_lists(call, by=by, block_q=kernel.block_q, block_k=kernel.block_k)

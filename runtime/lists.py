@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from spdsl.analysis.plans import KernelPlan
-from spdsl.analysis.tiles import ListWalk, SlotWalk
+from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, SlotWalk
 from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.distance_lists import distance_lists, row_lists
 from spdsl.runtime.evaluate import tables_for
 from spdsl.runtime.intervals import tile_bounds
 from spdsl.runtime.looks import Looked
@@ -66,13 +67,37 @@ def lists_for(call: Call, kinds: Sequence[Kind]) -> Call:
     lists = dict(call.lists)
     for kind in kinds:
         kernel: KernelPlan = getattr(call.plan, kind)
-        if isinstance(kernel.walk, ListWalk) and kind not in lists:
-            by: By = "key" if kind == "dkdv" else "query"
-            heads = call.k.shape[1] if by == "key" else call.q.shape[1]
-            lists[kind] = tile_lists(
-                call, by=by, block_q=kernel.block_q, block_k=kernel.block_k, split=heads if kernel.splits else None
-            )
+        if kind in lists:
+            continue
+        match kernel.walk:
+            case ListWalk():
+                by: By = "key" if kind == "dkdv" else "query"
+                heads = call.k.shape[1] if by == "key" else call.q.shape[1]
+                lists[kind] = tile_lists(
+                    call, by=by, block_q=kernel.block_q, block_k=kernel.block_k, split=heads if kernel.splits else None
+                )
+            case DistanceWalk():
+                lists[kind] = distance_lists(call, kernel)
+            case SlotWalk() | BoxWalk():
+                pass
     return replace(call, lists=lists)
+
+
+def listed(call: Call, kernel: KernelPlan) -> TileList:
+    """The tiles of every row of a kernel; of a walk without lists, what it stands for.
+
+    Boxes of a grid are no tiles of consecutive rows: there, the tiles that such a kernel would walk.
+    """
+    grid = TileGrid.of(kernel)
+    match kernel.walk:
+        case SlotWalk() as walk:
+            return walk_lists(call, walk, grid)
+        case DistanceWalk():
+            return row_lists(call, kernel)
+        case ListWalk() if kernel.kind in call.lists:
+            return call.lists[kernel.kind]
+        case ListWalk() | BoxWalk():
+            return tile_lists(call, by=grid.by, block_q=grid.block_q, block_k=grid.block_k)
 
 
 def tile_lists(

@@ -43,7 +43,7 @@ def list_visits(lists: TileList, batch: int, heads: int) -> Visits:
     return Visits(
         touched=int((lists.end - lists.begin).sum()) * weight,
         full=int((lists.middle - lists.begin).sum()) * weight,
-        metadata=sum(each.nbytes for each in (lists.begin, lists.middle, lists.end, lists.tiles)),
+        metadata=lists.nbytes,
     )
 
 

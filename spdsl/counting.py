@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spdsl import walks
 from spdsl.analysis.plan import grid_length
 from spdsl.analysis.tiles import SlotWalk
 from spdsl.analysis.worker import derive
 from spdsl.runtime.box_visits import pairs_on_grid
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.evaluate import depends_on, evaluate, tables_for
+from spdsl.runtime.lists import listed
 from spdsl.runtime.pairs import pairs_of
 from spdsl.runtime.tile_grid import TileGrid
 from spdsl.runtime.visits import is_tested_by_row, slot_visits
@@ -50,7 +50,7 @@ def count_pairs(call: Call) -> int:
 
 def count_by_tiles(call: Call) -> int:
     """As `count_pairs`, from the tiles of the forward kernel: for sets that have no closed form."""
-    lists = _apart(call, walks.listed(call, call.plan.forward))
+    lists = _apart(call, listed(call, call.plan.forward))
     batch, heads, _, _ = call.q.shape
     weight = (batch // lists.begin.shape[0]) * (heads // lists.begin.shape[1])
     return weight * (_full(call, lists) + _masked(call, lists))

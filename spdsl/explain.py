@@ -180,7 +180,7 @@ def _kernel(call: Call, kernel: KernelPlan) -> KernelReport:
         kind=kernel.kind,
         block_q=kernel.block_q,
         block_k=kernel.block_k,
-        walk=walks.describe(kernel, call.plan),
+        walk=walks.describe(kernel, call.plan, call),
         notes=kernel.notes,
         touched=found.touched,
         full=found.full,

@@ -6,27 +6,35 @@ Each question is one function with one case for each kind of walk.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from typing_extensions import assert_never
 
 from spdsl.analysis.cuts import tables_of
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.analysis.tiles import Boxes, BoxWalk, Cuts, Interval, ListWalk, Residues, Slot, SlotWalk
+from spdsl.analysis.tiles import Boxes, BoxWalk, Cuts, DistanceWalk, Interval, ListWalk, Residues, Slot, SlotWalk
 from spdsl.analysis.wording import describe as word
 from spdsl.runtime.box_visits import box_visits
 from spdsl.runtime.calls import Call, TileList
-from spdsl.runtime.lists import tile_lists, walk_lists
+from spdsl.runtime.distance_lists import distance_lists
+from spdsl.runtime.lists import listed
 from spdsl.runtime.tile_grid import TileGrid
 from spdsl.runtime.visits import Visits, list_visits, slot_visits
 from spdsl.semantics.nodes import Apply, Const, Expr, Index, Load
 from spdsl.semantics.show import print_expr
 
+_SHOWN = 40
+"""Distances that are shown one by one."""
+
 _CULPRIT = 160
 """Characters of the part of a set that has no closed form."""
 
 
-def describe(kernel: KernelPlan, plan: Plan) -> tuple[str, ...]:
-    """The walk of a kernel in lines: how its tiles are found, in closed form where there is one."""
+def describe(kernel: KernelPlan, plan: Plan, call: Call | None = None) -> tuple[str, ...]:
+    """The walk of a kernel in lines: how its tiles are found, in closed form where there is one.
+
+    With a ``call`` also what is known of its lengths alone.
+    """
     match kernel.walk:
         case SlotWalk(slots=slots, cuts=cuts, long=long):
             lines = tuple(_slot(slot, kernel) for slot in slots) or ("no tile is touched",)
@@ -36,9 +44,11 @@ def describe(kernel: KernelPlan, plan: Plan) -> tuple[str, ...]:
         case BoxWalk() as walk:
             assert kernel.boxes is not None
             return (_grid(kernel.boxes), *(_axis(walk, axis, kernel) for axis in range(len(walk.touched))))
+        case DistanceWalk() as walk:
+            lines = (_repeats(walk, kernel), f"no short closed form: {_reason(walk, plan)}")
+            return lines if call is None else (_distances(distance_lists(call, kernel)), *lines)
         case ListWalk() as walk:
-            why = _reason(walk, {each.name: each.value for each in plan.stages})
-            lines = (f"tiles are listed at run time: {why}",)
+            lines = (f"tiles are listed at run time: {_reason(walk, plan)}",)
             return (*lines, "rows much longer than the others are cut into parts") if kernel.splits else lines
         case _:
             assert_never(kernel.walk)
@@ -51,23 +61,11 @@ def visits(call: Call, kernel: KernelPlan) -> Visits:
             return slot_visits(call, walk, TileGrid.of(kernel))
         case BoxWalk() as walk:
             return box_visits(call, walk, kernel)
+        case DistanceWalk():
+            metadata = distance_lists(call, kernel).nbytes
+            return replace(list_visits(listed(call, kernel), call.q.shape[0], call.q.shape[1]), metadata=metadata)
         case ListWalk():
             return list_visits(listed(call, kernel), call.q.shape[0], call.q.shape[1])
-        case _:
-            assert_never(kernel.walk)
-
-
-def listed(call: Call, kernel: KernelPlan) -> TileList:
-    """The tiles of every row of a kernel; of a walk in closed form, what it stands for.
-
-    Boxes of a grid are no tiles of consecutive rows: there, the tiles that such a kernel would walk.
-    """
-    grid = TileGrid.of(kernel)
-    match kernel.walk:
-        case SlotWalk() as walk:
-            return walk_lists(call, walk, grid)
-        case BoxWalk() | ListWalk():
-            return tile_lists(call, by=grid.by, block_q=grid.block_q, block_k=grid.block_k)
         case _:
             assert_never(kernel.walk)
 
@@ -141,7 +139,24 @@ def _residues(residues: Residues) -> str:
     return f"{apart}, from row q_class or k_class on"
 
 
-def _reason(walk: ListWalk, stages: Mapping[str, Expr]) -> str:
+def _repeats(walk: DistanceWalk, kernel: KernelPlan) -> str:
+    own, walked = ("key", "query") if kernel.kind == "dkdv" else ("query", "key")
+    rows = f"every {own} tile" if walk.classes == 1 else f"{own} tiles that begin {walk.span:,} positions apart"
+    return f"{rows} walk{'s' if walk.classes == 1 else ''} {walked} tiles at the same distances"
+
+
+def _distances(lists: TileList) -> str:
+    """The distances themselves where they are few, else how many they are."""
+    counts = lists.end - lists.begin
+    least, most = (int(counts.min()), int(counts.max()))
+    number = f"{most}" if least == most else f"{least} to {most}"
+    if counts.numel() > 1 or most > _SHOWN:
+        return f"{number} tile distances"
+    return f"{number} tile distances: {', '.join(map(str, sorted(lists.tiles.tolist())))}"
+
+
+def _reason(walk: ListWalk | DistanceWalk, plan: Plan) -> str:
+    stages: Mapping[str, Expr] = {each.name: each.value for each in plan.stages}
     match walk.culprit:
         case None:
             return walk.reason

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing_extensions import assert_never
 
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.analysis.tiles import BoxWalk, ListWalk, SlotWalk
+from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, SlotWalk
 
 
 def in_doubt(plan: Plan) -> bool:
@@ -39,15 +39,18 @@ def _given_up(kernel: KernelPlan) -> tuple[int, int, int]:
             return 0, len(kernel.notes), sum(slot.step > 1 or slot.filter is not None for slot in slots)
         case BoxWalk():
             return 0, len(kernel.notes), 0
+        case DistanceWalk(culprit=culprit):
+            # A part that is no closed form by itself is no fault of a parameter.
+            return int(culprit is None), len(kernel.notes), 0
         case ListWalk():
-            return 1, len(kernel.notes), 0
+            return 2, len(kernel.notes), 0
         case _:
             assert_never(kernel.walk)
 
 
 def _lost(one: KernelPlan, other: KernelPlan) -> str:
     match one.walk:
-        case ListWalk(reason=reason) if not isinstance(other.walk, ListWalk):
+        case ListWalk(reason=reason) | DistanceWalk(reason=reason) if type(one.walk) is not type(other.walk):
             return reason
         case _ if len(one.notes) > len(other.notes):
             return one.notes[0]

@@ -10,10 +10,11 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
+from spdsl.analysis.distances import with_distances
 from spdsl.analysis.gradients import table_gradients
 from spdsl.analysis.plans import KernelPlan, Plan, Problem, TableGradient
 from spdsl.analysis.stages import Staged, covering_grid, extents_of, stage
-from spdsl.analysis.tiles import BoxRelation, BoxWalk, ListWalk, Residues, SlotWalk, TileRelation, Walk
+from spdsl.analysis.tiles import BoxRelation, BoxWalk, DistanceWalk, ListWalk, Residues, SlotWalk, TileRelation, Walk
 from spdsl.analysis.tiling import Tiles, default_tiles
 from spdsl.analysis.worker import derive, find_boxes, find_residues
 from spdsl.diagnostics import error
@@ -128,7 +129,7 @@ def _splits(kind: Kind, walk: Walk, pattern: BoundPattern, gradients: tuple[Tabl
             return True
         case SlotWalk(long=long):
             return long is not None
-        case BoxWalk():
+        case BoxWalk() | DistanceWalk():
             return False
 
 
@@ -212,7 +213,7 @@ def _walk(kind: Kind, relation: TileRelation) -> Walk:
 
 
 def _relation(staged: Staged, problem: Problem, tiles: Tiles, residues: Residues | None) -> TileRelation:
-    return derive(
+    found = derive(
         staged.keep,
         block_q=tiles.block_q,
         block_k=tiles.block_k,
@@ -223,6 +224,7 @@ def _relation(staged: Staged, problem: Problem, tiles: Tiles, residues: Residues
         length=None if problem.shape == "batched" else grid_length(problem.pattern),
         residues=residues,
     )
+    return with_distances(found, staged.keep)
 
 
 def grid_length(pattern: BoundPattern) -> int | None:

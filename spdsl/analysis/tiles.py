@@ -126,7 +126,36 @@ class BoxWalk:
     full: tuple[Interval, ...] | None
 
 
-Walk: TypeAlias = SlotWalk | BoxWalk | ListWalk
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistanceWalk:
+    """The same distances, in tiles, from every row of a class; ``reason`` and ``culprit`` as in `ListWalk`.
+
+    The predicate does not change when ``q`` and ``k`` both move by ``period`` positions, nor do the tiles it touches
+    when the row moves by ``span``, a multiple of it and of the walked tiles.  Let a row begin ``at`` a position, from
+    the first walked tile on.  Its class is ``at % span // grain``, and its tiles are ``at // span`` whole spans
+    of tiles past the distances listed for the class, as far as they exist.  The run time lists them (`TileList`,
+    with classes for rows and distances for tiles).  ``by_head`` and ``by_batch``: they may depend on ``h`` or ``g``, on
+    ``b``; ``tables`` and ``extents`` are the inputs, and the lengths and parameters by the names of their variables, on
+    which they depend.
+    """
+
+    period: int
+    span: int
+    grain: int
+    by_head: bool
+    by_batch: bool
+    tables: tuple[str, ...]
+    extents: tuple[str, ...]
+    reason: str
+    culprit: Expr | None = None
+
+    @property
+    def classes(self) -> int:
+        """How many kinds of rows there are."""
+        return self.span // self.grain
+
+
+Walk: TypeAlias = SlotWalk | BoxWalk | DistanceWalk | ListWalk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spdsl.analysis.plans import Precision
-from spdsl.analysis.tiles import BoxWalk, ListWalk, SlotWalk, Walk
+from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, SlotWalk, Walk
 
 Kind = Literal["forward", "dq", "dkdv"]
 
@@ -51,9 +51,9 @@ def default_tiles(
     if descriptors:
         if kind == "dkdv" and 64 < width <= 128 and isinstance(walk, BoxWalk):
             return Tiles(block_q=32, block_k=64, warps=4, stages=2)  # coordinates of several axes take registers
-        return _copied(kind, width, _edges(walk) <= 2 and not isinstance(walk, ListWalk) and not crowded)
+        return _copied(kind, width, _edges(walk) <= 2 and not isinstance(walk, ListWalk | DistanceWalk) and not crowded)
     if target in ("sm_90", "sm_100"):
-        return _hopper(kind, width, _edges(walk), isinstance(walk, ListWalk), crowded)
+        return _hopper(kind, width, _edges(walk), isinstance(walk, ListWalk | DistanceWalk), crowded)
     return _ampere(kind, width)
 
 
@@ -62,7 +62,7 @@ def _edges(walk: Walk | None) -> int:
     match walk:
         case None:
             return 2
-        case ListWalk():
+        case ListWalk() | DistanceWalk():
             return 2
         case BoxWalk():
             return 3  # the smaller the boxes, the less they compute in vain

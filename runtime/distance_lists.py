@@ -1,0 +1,197 @@
+"""The lists of a `DistanceWalk`: at which distances the rows of each class have tiles.
+
+From: a predicate that does not change when query and key move together.  To: a `TileList` of distances, decided exactly
+on one row of each class, for all lengths up to a power of two; and, for back ends that take tiles row by row, the lists
+of all rows.  Memory is that of the lists and one chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spdsl.analysis.plans import KernelPlan
+from spdsl.analysis.tiles import DistanceWalk
+from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.distance import with_distances
+from spdsl.runtime.evaluate import Tables, tables_for
+from spdsl.runtime.intervals import bounds_over
+from spdsl.runtime.looks import Looked
+from spdsl.runtime.pairs import Pairs, pairs_of
+from spdsl.runtime.recent import Recent, identity
+from spdsl.runtime.tile_grid import By
+from spdsl.semantics.nodes import Expr
+
+_recent: Recent[TileList] = Recent(size=64)
+_recent_rows: Recent[TileList] = Recent(size=32)
+
+_CHUNK = 1 << 20
+"""Tiles, and values at positions, that are held at once (times heads and batches)."""
+
+_LEAST = 1024
+"""Lengths up to this one share their lists."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """The rows of a kernel that walks by distance: their tile size and that of the tiles they walk.
+
+    Positions count from that of the first walked tile, which is a multiple of the period after ``origin``; row 0
+    begins at ``first``.
+    """
+
+    walk: DistanceWalk
+    by: By
+    own: int
+    walked: int
+    first: int
+    origin: int
+
+    @classmethod
+    def of(cls, kernel: KernelPlan, q_start: int) -> Rows:
+        """The rows of a kernel in a call whose queries begin at ``q_start``."""
+        walk, q, k = kernel.walk, kernel.block_q, kernel.block_k
+        assert isinstance(walk, DistanceWalk)
+        if kernel.kind == "dkdv":
+            return cls(walk=walk, by="key", own=k, walked=q, first=-q_start, origin=q_start % walk.period)
+        return cls(walk=walk, by="query", own=q, walked=k, first=q_start, origin=0)
+
+    def places(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The class of each row, and the tile from which its distances count."""
+        at = rows * self.own + self.first
+        spans = at.div(self.walk.span, rounding_mode="floor")
+        return at.remainder(self.walk.span) // self.walk.grain, spans * (self.walk.span // self.walked)
+
+    def distances(self, longest: int) -> range:
+        """All distances, in tiles, between rows and tiles with positions from 0 to ``longest - 1``."""
+        return range(-(longest // self.walked) - 2, (longest + self.walk.span + self.own) // self.walked + 2)
+
+
+def distance_lists(call: Call, kernel: KernelPlan) -> TileList:
+    """The distances of each class of rows, ``[batch or 1, heads or 1, classes]``.
+
+    They serve every call whose positions lie below the same power of two.
+    """
+    rows, keep = Rows.of(kernel, call.q_start), call.plan.keep
+    length = max(call.k.shape[2], call.q_start + call.q.shape[2], _LEAST)
+    longest = 1 << (length - 1).bit_length()
+    tensors = tuple(call.tables[name] for name in rows.walk.tables)
+    same = identity(*tensors)
+    pairs = pairs_of(call)
+    known = pairs.extents()
+    sizes = (
+        longest,
+        (rows.walk, rows.by, rows.own, rows.walked, rows.first % rows.walk.grain, rows.origin),
+        tuple(known[name] for name in rows.walk.extents),
+        (pairs.heads, pairs.groups, str(pairs.device)),
+        len(pairs.batches) if rows.walk.by_batch else 1,
+    )
+    return _recent.get(
+        None if same is None else (id(keep), sizes, same),
+        (keep, tensors),
+        lambda: _lists(keep, pairs, tables_for(call.plan.tables, call.tables), rows, longest),
+    )
+
+
+def row_lists(call: Call, kernel: KernelPlan) -> TileList:
+    """The tiles of every row, as `spdsl.runtime.lists.tile_lists` gives them."""
+    lists = distance_lists(call, kernel)
+    sizes = (call.q.shape[2], call.k.shape[2], call.q_start)
+    return _recent_rows.get((id(lists), kernel.kind, sizes), lists, lambda: _of_rows(lists, call, kernel))
+
+
+# ---------------------------------------------------------------- one row of each class
+
+
+def _lists(keep: Expr, pairs: Pairs, tables: Tables, rows: Rows, longest: int) -> TileList:
+    """Tiles of one row of each class, far enough from the first position that none lies before it.
+
+    Decided for strips of as many positions as lie between the classes; a row is several neighbouring strips.
+    """
+    expr = with_distances(keep)
+    distances = rows.distances(longest)
+    span, grain = rows.walk.span, rows.walk.grain
+    away = -(distances.start * rows.walked // span) * span + rows.origin
+    strips = (span + rows.own) // grain - 1
+    own = rows.first % grain + away + torch.arange(strips * grain, device=pairs.device).view(-1, grain)
+    parts: list[_Cells] = []
+    step = max(1, _CHUNK // (pairs.heads * len(pairs.batches) * max(strips, rows.walked)))
+    for start in range(distances.start, distances.stop, step):
+        stop = min(start + step, distances.stop)
+        walked = torch.arange(start * rows.walked, stop * rows.walked, device=pairs.device) + away
+        sides = (own, walked.view(-1, rows.walked))
+        query, key = sides if rows.by == "query" else (sides[1], sides[0])
+        bounds = bounds_over(expr, pairs, tables, query, key)
+        truth = Looked(bounds=bounds, exact=True).of(slice(0, bounds.rows), slice(0, bounds.columns))
+        may, must = (x if rows.by == "query" else x.transpose(-1, -2) for x in (truth.may, truth.must))
+        size = rows.own // grain
+        parts.append(_cells_of(_sums(may, size) > 0, _sums(must, size) == size, start))
+    return _listed(parts)
+
+
+def _sums(strips: Tensor, size: int) -> Tensor:
+    """How many of ``size`` strips from each on are true."""
+    counts = torch.nn.functional.pad(strips.int().cumsum(-2, dtype=torch.int32), (0, 0, 1, 0))
+    return counts[..., size:, :] - counts[..., :-size, :]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cells:
+    """Touched tiles of rows ``shape`` ``[batch or 1, heads or 1, rows]``: the number of the row, whether the tile is
+    masked, and its own number."""
+
+    shape: tuple[int, int, int]
+    row: Tensor
+    masked: Tensor
+    tile: Tensor
+
+
+def _cells_of(may: Tensor, must: Tensor, first: int) -> _Cells:
+    batch, head, row, column = may.nonzero().unbind(1)
+    shape = (may.shape[0], may.shape[1], may.shape[2])
+    number = (batch * shape[1] + head) * shape[2] + row
+    return _Cells(shape=shape, row=number, masked=~must[may], tile=column + first)
+
+
+def _listed(parts: list[_Cells]) -> TileList:
+    """Tiles in the order of rows, full ones first, ascending."""
+    shape = parts[0].shape
+    row, masked, tile = (torch.cat([getattr(part, name) for part in parts]) for name in ("row", "masked", "tile"))
+    part = row * 2 + masked
+    low = int(tile.min()) if len(tile) else 0
+    width = int(tile.max()) - low + 1 if len(tile) else 1
+    order = (part * width + (tile - low)).sort().indices
+    counts = part.bincount(minlength=2 * shape[0] * shape[1] * shape[2])
+    ends = counts.cumsum(0)
+    begin, middle = (ends - counts).view(*shape, 2).unbind(-1)
+    return TileList(
+        begin=begin.int().contiguous(),
+        middle=middle.int().contiguous(),
+        end=ends.view(*shape, 2)[..., 1].int().contiguous(),
+        tiles=tile[order].int(),
+    )
+
+
+# ---------------------------------------------------------------- all rows
+
+
+def _of_rows(lists: TileList, call: Call, kernel: KernelPlan) -> TileList:
+    rows, pairs = Rows.of(kernel, call.q_start), pairs_of(call)
+    existing, others = (pairs.queries, pairs.keys) if rows.by == "query" else (pairs.keys, pairs.queries)
+    count, tiles = -(-existing // rows.own), -(-others // rows.walked)
+    numbers = torch.arange(count, device=pairs.device)
+    kind, first = rows.places(numbers)
+    begin, middle, end = (each[..., kind].long().flatten() for each in (lists.begin, lists.middle, lists.end))
+    owner = torch.repeat_interleave(torch.arange(len(begin), device=pairs.device), end - begin)
+    past = torch.arange(len(owner), device=pairs.device) - ((end - begin).cumsum(0) - (end - begin))[owner]
+    place = begin[owner] + past
+    row = owner % max(count, 1)
+    tile = lists.tiles[place] + first[row]
+    i, j = (row, tile) if rows.by == "query" else (tile, row)
+    at, stop = call.q_start + i * kernel.block_q, (j + 1) * kernel.block_k
+    exists = (tile >= 0) & (tile < tiles) & (at + kernel.block_q > 0)
+    masked = (place >= middle[owner]) | (at < 0) | (stop > pairs.keys)
+    shape = (lists.begin.shape[0], lists.begin.shape[1], count)
+    return _listed([_Cells(shape=shape, row=owner[exists], masked=masked[exists], tile=tile[exists])])
