@@ -164,6 +164,14 @@ def test_places_of_each_sequence(name: str, tmp_path: Path, launched: list[tuple
     assert "dkdv" in kinds_split(launched)
 
 
+@pytest.mark.parametrize("sinks", [0, 5, 100])
+def test_parameters_of_a_call(sinks: int, launched: list[tuple[str, split.Split]]) -> None:
+    shape = Sizes(batch=1, heads=2, groups=1, nq=200, n=200)
+    streaming = Case(name="streaming", parameters={"window": 30, "sinks": sinks})
+    check(streaming, shape, d=16, dv=16, dtype=torch.float32, backend="triton")
+    assert kinds_split(launched) == ({"dkdv"} if sinks else set())
+
+
 @pytest.mark.parametrize("length", [1, 40, 64, 65])
 def test_lengths(length: int, tmp_path: Path, launched: list[tuple[str, split.Split]]) -> None:
     shape = Sizes(batch=1, heads=1, groups=1, nq=length, n=length)
