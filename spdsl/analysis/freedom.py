@@ -10,11 +10,13 @@ from typing_extensions import assert_never
 
 from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, SlotWalk
+from spdsl.semantics.nodes import FreeParam
+from spdsl.semantics.rewrite import walk
 
 
 def in_doubt(plan: Plan) -> bool:
     """Whether a plan with free parameters gave something up, so that values might do better."""
-    return any(_given_up(kernel) > _NOTHING for kernel in _kernels(plan))
+    return any(_given_up(kernel) > _NOTHING and not _is_listed_anyway(kernel) for kernel in _kernels(plan))
 
 
 def why_fixed(free: Plan, fixed: Plan) -> str | None:
@@ -46,6 +48,15 @@ def _given_up(kernel: KernelPlan) -> tuple[int, int, int]:
             return 2, len(kernel.notes), 0
         case _:
             assert_never(kernel.walk)
+
+
+def _is_listed_anyway(kernel: KernelPlan) -> bool:
+    """Whether a part of the set without free parameters asks for lists, such as a table read at every position."""
+    match kernel.walk:
+        case ListWalk(culprit=culprit) if culprit is not None:
+            return not any(isinstance(node, FreeParam) for node in walk(culprit))
+        case _:
+            return False
 
 
 def _lost(one: KernelPlan, other: KernelPlan) -> str:
