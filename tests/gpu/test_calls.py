@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -77,3 +79,59 @@ def test_whole_graphs_compile() -> None:
     found = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*leaves), leaves)
     for a, b in zip(found, expected, strict=True):
         assert relative_error(a, b) < 2e-2
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> spdsl.Attention:
+    path = tmp_path / "composed.spat"
+    path.write_text(
+        "pattern composed() {\n  input doc: int[token] sorted\n"
+        "  keep causal and (q - k < 300 or k < 20 or (q - k) % 128 == 0) and doc[q] == doc[k]\n}\n"
+    )
+    return spdsl.compile(str(path))
+
+
+def documents(n: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(n, generator=generator) < 6 / n).cumsum(0).int().cuda()
+
+
+def test_new_documents_wait_for_nothing(composed: spdsl.Attention) -> None:
+    """The first call compiles; later ones, with other documents and lengths, never synchronise."""
+    calls = [(tensors(n=n), documents(n, n)) for n in (1500, 1700, 900)]
+    torch.autograd.grad(composed(*calls[0][0], doc=calls[0][1]).float().square().sum(), calls[0][0])
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = [composed(*leaves, doc=doc) for leaves, doc in calls]
+        gradients = [
+            torch.autograd.grad(out.float().square().sum(), leaves)
+            for out, (leaves, _) in zip(found, calls, strict=True)
+        ]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for out, grads, (leaves, doc) in zip(found, gradients, calls, strict=True):
+        expected = composed.reference(*leaves, doc=doc)
+        assert relative_error(out, expected) <= 1e-2
+        wanted = torch.autograd.grad(expected.square().sum(), leaves)
+        assert all(relative_error(one, other) <= 3e-2 for one, other in zip(grads, wanted, strict=True))
+    spdsl.raise_pending()
+
+
+def test_a_captured_graph_follows_its_documents(composed: spdsl.Attention) -> None:
+    """Intervals are found anew in every replay."""
+    q, k, v = (each.detach() for each in tensors(n=1000))
+    doc = documents(1000, 0)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        composed(q, k, v, doc=doc)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = composed(q, k, v, doc=doc)
+    for seed in (1, 2):
+        doc.copy_(documents(1000, seed))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert relative_error(out, composed.reference(q, k, v, doc=doc)) <= 1e-2

@@ -15,7 +15,7 @@ from spdsl.runtime.calls import Call
 from spdsl.runtime.lists import walk_lists
 from spdsl.runtime.tile_grid import By, TileGrid
 from spdsl.semantics.nodes import Expr, Table
-from tests.runtime.build import CAUSAL, G, H, K, Q, every, load, op, plan, table, window
+from tests.runtime.build import CAUSAL, G, H, K, Q, const, every, load, op, plan, table, window
 from tests.runtime.test_tiles import _by_tile as by_tile
 from tests.runtime.test_tiles import _mask as mask_of
 
@@ -157,6 +157,62 @@ def test_few_tiles_are_walked_in_vain() -> None:
                 more, some = compare(drawn.call, walk, grid)
                 in_vain, touched = in_vain + more, touched + some
     assert in_vain < 0.03 * touched, (in_vain, touched)
+
+
+def _side(rng: random.Random, at: Expr, names: tuple[str, ...], depth: int) -> Expr:
+    """A random int expression of one side."""
+    kind = rng.randrange(8 if depth else 3)
+    if kind < 3:
+        return (at, load(rng.choice(names), at), const(rng.randrange(-20, 60)))[kind]
+    inner = _side(rng, at, names, depth - 1)
+    match kind:
+        case 3:
+            return op("neg", inner)
+        case 4:
+            return op("mul", inner, rng.choice((-2, 2, 3)))
+        case 5:
+            return op("floordiv", inner, rng.choice((2, 5, -3)))
+        case _:
+            return op(rng.choice(("add", "sub", "min", "max")), inner, _side(rng, at, names, depth - 1))
+
+
+def _clause(rng: random.Random, depth: int) -> Expr:
+    """A random comparison of queries with keys, or several."""
+    kind = rng.randrange(9)
+    if depth and kind >= 6:
+        left, right = _clause(rng, depth - 1), _clause(rng, depth - 1)
+        if kind == 6:
+            # what both sides of an `or` have in common
+            value, mark = _side(rng, Q, ("limit", "doc"), 1), _side(rng, K, ("doc", "end"), 1)
+            others = rng.choice(((value, _side(rng, K, ("doc",), 1)), (_side(rng, Q, ("doc", "limit"), 1), mark)))
+            name = rng.choice((("lt", "le"), ("le", "le"), ("gt", "ge"), ("ge", "ge")))
+            return op("or", op(name[0], value, mark), op(name[1], *others))
+        return op("not", left) if kind == 7 else every(left, right)
+    q, k = _side(rng, Q, ("doc", "limit", "end"), 2), _side(rng, K, ("doc", "end"), 1)
+    if kind == 0:
+        return op(rng.choice(("le", "lt")), op("abs", op("sub", q, k)), rng.randrange(1, 60))
+    return op(rng.choice(("lt", "le", "gt", "ge", "eq")), *rng.sample((q, k), 2))
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_random_clauses(seed: int) -> None:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    n = rng.randrange(1, 300)
+    nq = rng.choice((n, rng.randrange(1, n + 1)))
+    shape = "square" if nq == n else "offset"
+    keep = _clause(rng, 2) if seed % 2 else every(CAUSAL, _clause(rng, 2))
+    block_q, block_k = rng.choice((16, 32, 64)), rng.choice((16, 32, 64))
+    relation = tile_relation(
+        keep, block_q=block_q, block_k=block_k, shape=shape, heads=4, groups=2, tables=DECLARED
+    )  # fmt: skip
+    chosen = plan(keep, tables=DECLARED, shape=shape, heads=4, groups=2)  # type: ignore[arg-type]
+    q, k = torch.zeros(1, 4, nq, 8), torch.zeros(1, 2, n, 8)
+    call = Call(plan=chosen, q=q, k=k, v=k, q_start=n - nq, tables=_tables(rng, 1, n))
+    for by, walk in (("query", relation.by_query), ("key", relation.by_key)):
+        if isinstance(walk, SlotWalk):
+            grid = TileGrid(by=by, block_q=block_q, block_k=block_k)  # type: ignore[arg-type]
+            compare(call, walk, grid)
 
 
 @pytest.mark.parametrize("seed", range(12))
