@@ -132,7 +132,7 @@ def clauses(target: Target, settings: Settings) -> Finding:
         detail = f"{'this changes' if len(found.parts) == 1 else 'these change'} nothing: {told}"
         return Finding(question="clauses", text=text, verdict="refuted", detail=detail, facts=facts)
     if found.undecided or found.reason:
-        detail = f"{found.undecided} of {found.tried} parts are undecided: {found.reason}"
+        detail = f"{found.undecided} parts are undecided: {found.reason}" if found.undecided else found.reason
         return Finding(question="clauses", text=text, verdict="undecided", detail=detail, facts=facts)
     return Finding(question="clauses", text=text, verdict="proven", facts=facts)
 
