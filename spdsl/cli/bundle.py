@@ -92,6 +92,8 @@ def _compile(pattern: CheckedPattern, wish: Wish, files: dict[str, bytes]) -> li
                 "stages": each.stages,
                 "rows_per_program": kernels_by_name[each.name].block,
                 "residue_classes": kernels_by_name[each.name].classes or 1,
+                # Where long rows are split the grid is flat, and every part has so many numbers of its own.
+                "numbers_per_part": dict(kernels_by_name[each.name].parts),
                 "shared_bytes": each.shared,
                 "registers": each.registers,
                 "spills": each.spills,

@@ -93,6 +93,11 @@ PROGRAMS = {
         inputs=_marked_by_head,
         kinds=ALL,
     ),
+    "documents": Program(
+        text="input doc: int[token] sorted\n  keep doc[q] == doc[k] and causal and (q - k < 30 or k < 40)",
+        inputs=lambda sizes, generator: {"doc": torch.arange(sizes.n, dtype=torch.int32) // 140},
+        kinds=("dkdv",),
+    ),
     "causal table": Program(
         text="input marked: bool[token]\n  keep causal and (abs(q - k) <= 20 or marked[k])  sink_logit 0.5",
         inputs=_marked,
