@@ -17,6 +17,7 @@ from typing import Any
 from spdsl.analysis.plans import Plan
 from spdsl.codegen.blocks import Argument, Kernel
 from spdsl.codegen.emit import KernelSource, emit
+from spdsl.codegen.gluon import described, emit_fused
 from spdsl.codegen.load import load
 from spdsl.codegen.lower import lower
 from spdsl.diagnostics import error
@@ -59,8 +60,18 @@ def compile_kernels(
     source = emit(graph)
     gpu = _gpu(target)
     module = load(source)
-    kernels = [kernel for kernel in graph.kernels if kinds is None or kernel.name in kinds]
+    kernels = [kernel for kernel in graph.triton if kinds is None or kernel.name in kinds]
     return source, tuple(_compile(kernel, getattr(module, kernel.name), gpu, target) for kernel in kernels)
+
+
+def compile_fused(plan: Plan) -> tuple[KernelSource, Binary]:
+    """The source of the fused backward kernel of ``plan``, which must have one, and its binary for Hopper."""
+    import triton
+
+    graph = lower(plan)
+    (kernel,) = (kernel for kernel in graph.kernels if kernel.fetch is not None)
+    source = emit_fused(graph, kernel, version=triton.__version__)
+    return source, _compile(kernel, getattr(load(source), kernel.name), _gpu("sm_90"), "sm_90")
 
 
 def _gpu(target: str) -> Any:
@@ -83,15 +94,20 @@ def _gpu(target: str) -> Any:
 def _compile(kernel: Kernel, function: Any, gpu: Any, target: str) -> Binary:
     import triton
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     constants = {argument.name: 1 for argument in kernel.arguments if _is_one(argument, kernel)}
-    signature = {a.name: "constexpr" if a.name in constants else a.signature for a in kernel.arguments}
+    fused = kernel.fetch is not None
+    signature = {
+        a.name: "constexpr" if a.name in constants else described(a) if fused else a.signature for a in kernel.arguments
+    }
     attributes = {
         (position,): [["tt.divisibility", 16]]
         for position, argument in enumerate(kernel.arguments)
         if _is_multiple(argument, kernel)
     }
-    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+    language = GluonASTSource if fused else ASTSource
+    source = language(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=gpu, options={"num_warps": kernel.warps, "num_stages": kernel.stages})
     extension = "hsaco" if target.startswith("gfx") else "cubin"
     assembly = compiled.asm["amdgcn" if extension == "hsaco" else "ptx"]

@@ -498,6 +498,47 @@ class StoreIntervals:
     heads: Literal["h", "g"] | None
 
 
+# ---------------------------------------------------------------- the fused backward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchOwn:
+    """The copying warp loads the program's keys and values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchTile:
+    """The copying warp loads tile ``i`` of Q and dO, with LSE and delta, into the next place of the ring."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedBegin:
+    """A computing warp's accumulators ``dk`` and ``dv``; waits for its keys and values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedScores:
+    """Wait for the next tile, start both products with it, and name the weights ``p``; ``factor`` as in
+    `OnlineSoftmax`."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedGradients:
+    """From ``p`` to sums in ``dk`` and ``dv`` and to dQ in memory."""
+
+    dtype: Precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedEnd:
+    """Write ``dk``, times ``scale``, and ``dv``."""
+
+    dtype: Precision
+    scale: float
+
+
 # ---------------------------------------------------------------- control
 
 
@@ -596,6 +637,12 @@ Block: TypeAlias = (
     | SearchStep
     | SearchEnd
     | StoreIntervals
+    | FetchOwn
+    | FetchTile
+    | FusedBegin
+    | FusedScores
+    | FusedGradients
+    | FusedEnd
     | Loop
     | If
     | ListBounds
@@ -637,6 +684,7 @@ class Kernel:
     with ``boxes`` there are that many boxes.
     Where ``parts`` names accumulators, with the numbers each holds for a program, long rows are split: the grid is flat
     (`WorkItem`), and the kernel ``{name}_combine`` adds up their parts.
+    With ``fetch`` a kernel of specialised warps: one runs these blocks, and loads what the others compute on.
     """
 
     name: str
@@ -650,6 +698,7 @@ class Kernel:
     classes: int | None = None
     boxes: int | None = None
     parts: tuple[tuple[str, int], ...] = ()
+    fetch: tuple[Block, ...] | None = None
 
     def programs(self, rows: int) -> int:
         """How many tiles there are among ``rows`` rows."""
@@ -664,3 +713,8 @@ class BlockGraph:
     dtype: Precision
     notes: tuple[str, ...]
     kernels: tuple[Kernel, ...]
+
+    @property
+    def triton(self) -> tuple[Kernel, ...]:
+        """The kernels without specialised warps."""
+        return tuple(kernel for kernel in self.kernels if kernel.fetch is None)

@@ -40,14 +40,14 @@ ROWS = Argument(name="interval_rows", type="i32", note="tiles of all programs")
 
 def interval_kernel(kernel: KernelPlan) -> str:
     """The name of the kernel that finds the intervals of ``kernel``; kernels with equal tiles share one."""
-    side, block = ("k", kernel.block_k) if kernel.kind == "dkdv" else ("q", kernel.block_q)
+    side, block = ("k", kernel.block_k) if kernel.by == "key" else ("q", kernel.block_q)
     return f"{INTERVALS}_{side}{block}"
 
 
 def lower_intervals(plan: Plan) -> tuple[Kernel, ...]:
     """The kernels that have to run before others of the plan."""
     found: dict[str, Kernel] = {}
-    for kernel in (plan.forward, plan.dq, plan.dkdv):
+    for kernel in plan.kernels:
         cuts = kernel.cuts
         name = interval_kernel(kernel)
         if cuts is not None and name not in found:

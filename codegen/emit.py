@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -35,10 +36,13 @@ class KernelSource:
 
 
 def emit(graph: BlockGraph) -> KernelSource:
-    """The source of all kernels of ``graph``."""
-    environment = _environment()
-    kernels = [(kernel, "\n".join(_lines(kernel.body, 1))) for kernel in graph.kernels]
-    text = environment.get_template("module.jinja").render(graph=graph, kernels=kernels, helpers=_helpers(graph))
+    """The source of the kernels of ``graph`` that are written in Triton; `spdsl.codegen.gluon` writes the fused one."""
+    kernels = [(kernel, "\n".join(_lines(kernel.body, 1))) for kernel in graph.triton]
+    text = (
+        environment()
+        .get_template("module.jinja")
+        .render(graph=graph, kernels=kernels, helpers=helpers_in(graph.triton))
+    )
     text = re.sub(r"[ \t]+\n", "\n", text).rstrip("\n") + "\n"
     return KernelSource(name=graph.name, text=text, digest=hashlib.sha256(text.encode()).hexdigest()[:16])
 
@@ -46,7 +50,7 @@ def emit(graph: BlockGraph) -> KernelSource:
 def _lines(blocks: tuple[Block, ...], depth: int) -> list[str]:
     found: list[str] = []
     for block in blocks:
-        text = _macro(type(block).__name__, block)
+        text = str(getattr(environment().get_template("blocks.jinja").module, macro_name(block))(block))
         found += ["    " * depth + line if line else "" for line in text.splitlines() if line.strip()]
         if isinstance(block, Loop | If):
             found += _lines(block.body, depth + 1)
@@ -55,16 +59,17 @@ def _lines(blocks: tuple[Block, ...], depth: int) -> list[str]:
     return found
 
 
-def _macro(kind: str, block: Block) -> str:
-    name = re.sub(r"(?<!^)(?=[A-Z])", "_", kind).lower()
-    name = {"if": "condition"}.get(name, name)
-    return str(getattr(_environment().get_template("blocks.jinja").module, name)(block))
+def macro_name(block: Block) -> str:
+    """The name of the macro that writes a kind of block."""
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(block).__name__).lower()
+    return {"if": "condition"}.get(name, name)
 
 
-def _helpers(graph: BlockGraph) -> tuple[str, ...]:
+def helpers_in(kernels: Iterable[Kernel]) -> tuple[str, ...]:
+    """The helpers that the text of ``kernels`` calls, in the order in which they are written."""
     found: set[str] = set()
-    for kernel in graph.kernels:
-        for block in every(kernel.body):
+    for kernel in kernels:
+        for block in every((*kernel.body, *(kernel.fetch or ()))):
             if isinstance(block, Logits) and block.softcap is not None:
                 found.add("tanh")
             if isinstance(block, SearchBegin):
@@ -136,7 +141,8 @@ def _guards(gather: Gather) -> str:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates, with the filters that they use."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("spdsl.codegen", "templates"),
         undefined=jinja2.StrictUndefined,
@@ -152,6 +158,7 @@ def _environment() -> jinja2.Environment:
         place=_place,
         signature=_signature,
         unspecialised=_unspecialised,
+        type=lambda dtype: {"bf16": "gl.bfloat16", "fp16": "gl.float16"}[dtype],
         index_sum=_index_sum,
         guards=_guards,
     )

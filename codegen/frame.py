@@ -32,8 +32,8 @@ from spdsl.codegen.expressions import truncated
 from spdsl.codegen.hoist import Hoist
 from spdsl.codegen.tables import Tables
 from spdsl.codegen.walks import MASKED, Mode
-from spdsl.semantics.nodes import Const, Expr, Extent, Node, Side
-from spdsl.semantics.rewrite import walk
+from spdsl.semantics.nodes import Const, Expr, Extent, Load, Node, Side
+from spdsl.semantics.rewrite import free_indices, walk
 
 LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
@@ -199,8 +199,13 @@ class Frame:
 
     def separate(self, most: int) -> int:
         """How many loops may stand side by side: one flat loop is as fast where the copy engine loads the tiles, and
-        takes fewer registers."""
-        return 0 if self.kernel.descriptors else most
+        takes fewer registers, unless the mask reads a table for every pair."""
+        return 0 if self.kernel.descriptors and not self._looks_up_pairs else most
+
+    @property
+    def _looks_up_pairs(self) -> bool:
+        loads = (node for node in walk(self.plan.keep) if isinstance(node, Load))
+        return any({"q", "k"} <= set().union(*(free_indices(index) for index in load.indices)) for load in loads)
 
     def addresses(self, tensor: str, side: Side, columns: str) -> tuple[Block, ...]:
         """What has to be named before tiles of ``tensor`` are loaded."""

@@ -11,12 +11,14 @@ from spdsl.codegen.combine import lower_dkdv_combine, lower_dq_combine, lower_fo
 from spdsl.codegen.cuts import lower_intervals
 from spdsl.codegen.distances import lower_distances
 from spdsl.codegen.forward import lower_forward
+from spdsl.codegen.fused import lower_fused
 
 LOWERINGS = (
     lower_forward,
     lower_delta,
     lower_dq,
     lower_dkdv,
+    lower_fused,
     lower_distances,
     lower_forward_combine,
     lower_dq_combine,
@@ -44,7 +46,7 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         f"{problem.dtype}, {pattern.heads} query heads on {pattern.groups} key heads, shape {problem.shape}.",
         *(
             f"{kernel.kind}: tiles of {kernel.block_q} queries and {kernel.block_k} keys, {_walk(kernel)}."
-            for kernel in (plan.forward, plan.dq, plan.dkdv)
+            for kernel in plan.kernels
         ),
     )
 

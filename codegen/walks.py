@@ -308,13 +308,17 @@ def _lists(walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     """Full tiles of the list, then masked ones; a ragged last tile is among the masked."""
     tile = ListedTile(variable=walker.tile, at=index("t"))
     begin, middle, end = _named("begin"), _named("middle"), _named("end")
+    bounds = (ListBounds(row="i" if walker.by == "query" else "j"),)
+    if not walker.separate:
+        body = (tile, Define(name="masked", value=compare("ge", index("t"), middle)), *walker.body("either"))
+        return bounds, (Loop(variable="t", low=begin, high=end, body=body, note="listed tiles, the full ones first"),)
     full = Loop(
         variable="t", low=begin, high=middle, body=(tile, *walker.body("full")), note="listed tiles that are full"
     )
     edges = Loop(
         variable="t", low=middle, high=end, body=(tile, *walker.body("masked")), note="listed tiles with an edge"
     )
-    return (ListBounds(row="i" if walker.by == "query" else "j"),), (full, edges)
+    return bounds, (full, edges)
 
 
 def _named(name: str) -> Param:

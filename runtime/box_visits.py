@@ -27,7 +27,7 @@ def box_visits(call: Call, walk: BoxWalk, kernel: KernelPlan) -> Visits:
     """What a kernel visits that walks boxes."""
     assert kernel.boxes is not None
     tables, pairs = tables_for(call.plan.tables, call.tables), pairs_of(call)
-    own = "j" if kernel.kind == "dkdv" else "i"
+    own = "j" if kernel.by == "key" else "i"
     touched, full = [], []
     for axis, count in enumerate(kernel.boxes.counts("k" if own == "j" else "q")):
         turn, step = torch.arange(count, device=pairs.device), kernel.boxes.axes[axis].step

@@ -51,9 +51,10 @@ class Call:
     ``q`` is ``[batch, heads, nq, d]``, ``k`` ``[batch, groups, n, d]``, ``v`` ``[batch, groups, n, dv]``, any strides
     with the last dimension contiguous.  ``tables`` holds inputs and stage results by name, each with a leading batch
     axis of size 1 or batch unless its declaration names ``b``.  ``places`` is int32 ``[batch, 3]`` (q_start, k_start,
-    k_len) for the shape ``batched``, else None.  ``lists`` maps the kind of a kernel (``forward``, ``dq``, ``dkdv``)
-    to its lists, where its walk is a `ListWalk`, or to those of distances of a `DistanceWalk`.  ``parameters`` are the
-    values of the pattern's free parameters by the names of their variables.
+    k_len) for the shape ``batched``, else None.  ``lists`` maps the kind of a kernel (``forward``, ``dq``, ``dkdv``,
+    ``fused``) to its lists, where its walk is a `ListWalk`, or to those of distances of a `DistanceWalk`.
+    ``parameters`` are the values of the pattern's free parameters by the names of their variables.  ``deterministic``
+    asks for gradients that repeat bitwise.
     """
 
     plan: Plan
@@ -65,6 +66,14 @@ class Call:
     tables: dict[str, Tensor] = field(default_factory=dict)
     lists: dict[str, TileList] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
+    deterministic: bool = False
+
+    def fuses(self, wanted: frozenset[str]) -> bool:
+        """Whether one kernel computes all gradients that are wanted: it is only on a GPU, for all three tensors, and
+        sums dQ in any order."""
+        fixed = self.deterministic or torch.are_deterministic_algorithms_enabled()
+        all_three = frozenset({"q", "k", "v"}) <= wanted
+        return self.plan.fused is not None and all_three and not fixed and self.q.device.type != "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

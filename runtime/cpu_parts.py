@@ -71,7 +71,7 @@ def parts_of(call: Call) -> Iterator[Part]:
 
 
 def _sides(kernel: KernelPlan) -> tuple[By, int, int]:
-    if kernel.kind == "dkdv":
+    if kernel.by == "key":
         return "key", kernel.block_k, kernel.block_q
     return "query", kernel.block_q, kernel.block_k
 

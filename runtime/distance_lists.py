@@ -54,7 +54,7 @@ class Rows:
         """The rows of a kernel in a call whose queries begin at ``q_start``."""
         walk, q, k = kernel.walk, kernel.block_q, kernel.block_k
         assert isinstance(walk, DistanceWalk)
-        if kernel.kind == "dkdv":
+        if kernel.by == "key":
             return cls(walk=walk, by="key", own=k, walked=q, first=-q_start, origin=q_start % walk.period)
         return cls(walk=walk, by="query", own=q, walked=k, first=q_start, origin=0)
 

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+import triton
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from spdsl.analysis.plans import Plan
+from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.codegen.blocks import Argument, BlockGraph, Kernel
 from spdsl.codegen.emit import KernelSource, emit
 from spdsl.codegen.frame import prefix_of
+from spdsl.codegen.gluon import emit_fused, layout_of
 from spdsl.codegen.load import load
 from spdsl.codegen.lower import lower
 from spdsl.diagnostics import error
@@ -33,23 +35,27 @@ class Loaded:
     plan: Plan
     graph: BlockGraph
     source: KernelSource
-    functions: Mapping[str, Any]
+    functions: dict[str, Any]
 
     def launch(self, name: str, rows: int, heads: int, batch: int, values: Mapping[str, Value]) -> None:
         """Run a kernel on ``rows`` rows of its own side for every head and sequence."""
         kernel = self._named(name)
-        self._start(kernel, (kernel.programs(rows), heads, batch), values)
+        tiles = kernel.programs(rows)
+        # The first tiles of all heads start first where programs take a whole SM for themselves.
+        grid = (tiles, heads, batch) if kernel.fetch is None else (heads, tiles, batch)
+        self._start(kernel, grid, values)
 
     def launch_split(self, kind: str, call: Call, values: Mapping[str, Value]) -> None:
         """Run the kernel of this kind on all rows of a call: ``forward``, ``dq`` or ``dkdv``."""
         kernel, batch = self._named(kind), call.q.shape[0]
-        heads, rows = call.k.shape[1:3] if kind == "dkdv" else call.q.shape[1:3]
+        tiles: KernelPlan = getattr(self.plan, kind)
+        heads, rows = call.k.shape[1:3] if tiles.by == "key" else call.q.shape[1:3]
         values = {**values, **call_values(call, kind)}
-        values.update(interval_values(call, getattr(self.plan, kind), values, self.launch))
+        values.update(interval_values(call, tiles, values, self.launch))
         if not kernel.parts:
-            self._start(kernel, (kernel.programs(rows), heads, batch), values)
+            self.launch(kind, rows, heads, batch, values)
             return
-        split = split_of(call, getattr(self.plan, kind), kernel.programs(rows), heads)
+        split = split_of(call, tiles, kernel.programs(rows), heads)
         long = split.long * heads * batch
         items = long * split.parts
         # Rows that are not cut leave their results themselves.
@@ -68,15 +74,23 @@ class Loaded:
         if 0 in grid:
             return
         device = next(value.device for value in values.values() if isinstance(value, Tensor))
-        given = {argument.name: _given(values[argument.name], argument) for argument in kernel.arguments}
+        fused = kernel.fetch is not None
+        given = {argument.name: _given(values[argument.name], argument, fused) for argument in kernel.arguments}
         # Triton launches on the current device, which need not be that of the tensors.
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             self._run(kernel, grid, given, _stages.get((id(self.plan), kernel.name), kernel.stages))
 
+    def _function(self, kernel: Kernel) -> Any:
+        """What Triton launches; the fused kernel is written when it is first used."""
+        if kernel.name not in self.functions:
+            source = emit_fused(self.graph, kernel, version=triton.__version__)
+            self.functions[kernel.name] = getattr(load(source), kernel.name)
+        return self.functions[kernel.name]
+
     def _run(self, kernel: Kernel, grid: tuple[int, int, int], given: Mapping[str, Any], stages: int) -> None:
         """Run with as many pipeline stages as the device has shared memory for, and remember the number."""
         try:
-            self.functions[kernel.name][grid](**given, num_warps=kernel.warps, num_stages=stages)
+            self._function(kernel)[grid](**given, num_warps=kernel.warps, num_stages=stages)
         except OutOfResources as short:
             if stages == 1:
                 raise error(
@@ -100,19 +114,24 @@ def loaded(plan: Plan) -> Loaded:
         graph = lower(plan)
         source = emit(graph)
         module = load(source)
-        functions = {kernel.name: getattr(module, kernel.name) for kernel in graph.kernels}
+        functions = {kernel.name: getattr(module, kernel.name) for kernel in graph.triton}
         found = _loaded[id(plan)] = Loaded(plan=plan, graph=graph, source=source, functions=functions)
     return found
 
 
-def _given(value: Value, argument: Argument) -> Value | TensorDescriptor:
+def _given(value: Value, argument: Argument, fused: bool) -> Any:
     """What Triton's launcher is given for an argument."""
     if argument.block is None:
         return value
     assert isinstance(value, Tensor)
     if argument.extents:
-        return _descriptor(_on_grid(value, argument.extents, len(argument.block)), argument.block)
-    return _descriptor(value, argument.block)
+        value = _on_grid(value, argument.extents, len(argument.block))
+    tensor, strides = _aligned(value.reshape(-1) if len(argument.block) == 1 else value)
+    if fused:
+        from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as Described
+
+        return Described(tensor, list(tensor.shape), strides, list(argument.block), layout_of(argument))
+    return TensorDescriptor(tensor, list(tensor.shape), strides, list(argument.block))
 
 
 def _on_grid(tensor: Tensor, extents: tuple[int, ...], dims: int) -> Tensor:
@@ -122,8 +141,9 @@ def _on_grid(tensor: Tensor, extents: tuple[int, ...], dims: int) -> Tensor:
     return grid if grid.dim() == dims else grid.flatten(0, 1)
 
 
-def _descriptor(tensor: Tensor, block: tuple[int, ...]) -> TensorDescriptor:
-    """The tensor as the copy engine reads it, copied if its address or strides are not multiples of 16 bytes."""
+def _aligned(tensor: Tensor) -> tuple[Tensor, list[int]]:
+    """The tensor and its strides as the copy engine needs them: a copy if its address or strides are not multiples of
+    16 bytes."""
     if tensor.numel() == 0:
         tensor = tensor.new_zeros([max(1, size) for size in tensor.shape])  # no program reads it
     step = 16 // tensor.element_size()
@@ -132,7 +152,7 @@ def _descriptor(tensor: Tensor, block: tuple[int, ...]) -> TensorDescriptor:
     if tensor.data_ptr() % 16 or any(stride % step or stride <= 0 for stride in strides[:-1]):
         tensor = tensor.clone(memory_format=torch.contiguous_format)
         strides = list(tensor.stride())
-    return TensorDescriptor(tensor, list(tensor.shape), strides, list(block))
+    return tensor, strides
 
 
 def tensor_values(**tensors: Tensor) -> dict[str, Value]:

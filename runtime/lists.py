@@ -27,7 +27,7 @@ from spdsl.runtime.slots import slot_lists
 from spdsl.runtime.split import order_of
 from spdsl.runtime.tile_grid import By, TileGrid
 
-Kind: TypeAlias = Literal["forward", "dq", "dkdv"]
+Kind: TypeAlias = Literal["forward", "dq", "dkdv", "fused"]
 
 _recent: Recent[TileList] = Recent(size=32)
 
@@ -71,7 +71,7 @@ def lists_for(call: Call, kinds: Sequence[Kind]) -> Call:
             continue
         match kernel.walk:
             case ListWalk():
-                by: By = "key" if kind == "dkdv" else "query"
+                by: By = kernel.by
                 heads = call.k.shape[1] if by == "key" else call.q.shape[1]
                 lists[kind] = tile_lists(
                     call, by=by, block_q=kernel.block_q, block_k=kernel.block_k, split=heads if kernel.splits else None

@@ -47,6 +47,7 @@ class Prepared:
     plan: Plan
     backend: str
     free: tuple[str, ...] = ()
+    deterministic: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -122,8 +123,17 @@ def _call(
     given = {
         table.name: with_batch(table, tensor) for table, tensor in zip(plan.problem.pattern.tables, tables, strict=True)
     }
-    parameters = prepared.parameters(values)
-    return Call(plan=plan, q=q, k=k, v=v, q_start=q_start, places=places, tables=given, parameters=parameters)
+    return Call(
+        plan=plan,
+        q=q,
+        k=k,
+        v=v,
+        q_start=q_start,
+        places=places,
+        tables=given,
+        parameters=prepared.parameters(values),
+        deterministic=prepared.deterministic,
+    )
 
 
 def with_batch(table: Table, tensor: Tensor) -> Tensor:
@@ -191,13 +201,12 @@ def attend_backward(
     """The gradients asked for: 0, 1, 2 are q, k, v and 3 + i is table i, in this order."""
     gradients = tuple(each - 3 for each in wanted if each >= 3)
     prepared = _request(q, k, v, tables, key, shape, values, gradients)
-    call = _call(prepared, q, k, v, tables, places, q_start, values)
-    call = lists_for(materialise(call), ("dq", "dkdv"))
     names = ("q", "k", "v", *prepared.inputs)
+    asked = frozenset(names[each] for each in wanted)
+    call = materialise(_call(prepared, q, k, v, tables, places, q_start, values))
+    call = lists_for(call, ("fused",) if call.fuses(asked) else ("dq", "dkdv"))
     with torch.autocast(q.device.type, enabled=False):
-        found = engine_for(prepared.backend).backward(
-            call, out, lse, d_out, d_lse, frozenset(names[each] for each in wanted)
-        )
+        found = engine_for(prepared.backend).backward(call, out, lse, d_out, d_lse, asked)
     tensors = (q, k, v, *tables)
     return [_gradient(found, names[each]).view_as(tensors[each]) for each in wanted]
 

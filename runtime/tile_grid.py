@@ -30,7 +30,7 @@ class TileGrid:
     @classmethod
     def of(cls, kernel: KernelPlan) -> TileGrid:
         """The grid of a kernel."""
-        by: By = "key" if kernel.kind == "dkdv" else "query"
+        by: By = kernel.by
         shift = 0 if kernel.residues is None else kernel.residues.shift
         return cls(by=by, block_q=kernel.block_q, block_k=kernel.block_k, modulus=kernel.classes, shift=shift)
 

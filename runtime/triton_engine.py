@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spdsl.codegen.results import partial_pointer
 from spdsl.runtime.calls import Call, Gradients
-from spdsl.runtime.launch import Value, call_values, empty, lined, loaded, tensor_values
+from spdsl.runtime.launch import Loaded, Value, call_values, empty, lined, loaded, tensor_values
 from spdsl.runtime.table_gradients import partial_shape, table_gradients
 
 
@@ -30,6 +30,16 @@ class TritonEngine:
         values = tensor_values(Q=call.q, K=call.k, V=call.v, O=out) | {"LSE": lse}
         loaded(call.plan).launch_split("forward", call, values)
         return out, lse
+
+    def _fused(self, call: Call, kernels: Loaded, values: Mapping[str, Value]) -> Gradients:
+        """dQ, dK and dV by one kernel, which adds to dQ in fp32."""
+        sums = torch.zeros(call.q.shape, dtype=torch.float32, device=call.q.device)
+        d_k, d_v = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (call.k, call.v))
+        rows = {name: _quadruples(values[name]) for name in ("LSE2", "Delta")}
+        kernels.launch_split("fused", call, {**values, **rows, "dQ": sums, "dK": d_k, "dV": d_v})
+        d_q = torch.empty(call.q.shape, dtype=call.q.dtype, device=call.q.device)
+        torch.mul(sums, call.plan.scale, out=d_q)
+        return Gradients(q=d_q, k=d_k, v=d_v, tables={})
 
     @torch.no_grad()
     def backward(
@@ -54,6 +64,8 @@ class TritonEngine:
             **_partial_values(call, partials),
         }
         kernels.launch("delta", nq, heads, batch, values | call_values(call, "delta"))
+        if call.fuses(wanted):
+            return replace(self._fused(call, kernels, values), tables=table_gradients(call, partials, wanted))
         by = {call.plan.gradients[position].by for position in partials}
         d_q = d_k = d_v = None
         if "q" in wanted or by & {"none", "query", "pair"}:
@@ -73,6 +85,12 @@ class TritonEngine:
             v=d_v if "v" in wanted else None,
             tables=table_gradients(call, partials, wanted),
         )
+
+
+def _quadruples(rows: Value) -> Value:
+    """Numbers of rows ``[batch, heads, nq]`` with ``nq`` rounded up to a multiple of 4; what is added is never used."""
+    assert isinstance(rows, Tensor)
+    return torch.nn.functional.pad(rows, (0, -rows.shape[2] % 4)) if rows.shape[2] % 4 else rows
 
 
 def _lined(call: Call) -> Call:

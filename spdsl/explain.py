@@ -152,7 +152,7 @@ def explain(
             for name, value in values_of(key).items()
             if name in chosen.fixed
         ),
-        kernels=tuple(_kernel(call, kernel) for kernel in (plan.forward, plan.dq, plan.dkdv)),
+        kernels=tuple(_kernel(call, kernel) for kernel in plan.kernels),
         stages=tuple((word(each.value, 160), call.tables[each.name].nbytes) for each in plan.stages),
     )
 

@@ -54,7 +54,7 @@ def _planned(request: Request) -> Prepared:
         gradients=tuple(names[each] for each in request.gradients),
     )
     made = plan(problem, target_of(backend, request.device))
-    return Prepared(plan=made, backend=backend, free=free_names(request.key))
+    return Prepared(plan=made, backend=backend, free=free_names(request.key), deterministic=fields["deterministic"])
 
 
 def precision(dtype: torch.dtype) -> Precision:

@@ -74,7 +74,7 @@ def visits(call: Call, kernel: KernelPlan) -> Visits:
 
 
 def _slot(slot: Slot, kernel: KernelPlan) -> str:
-    own, walked = ("key", "query") if kernel.kind == "dkdv" else ("query", "key")
+    own, walked = ("key", "query") if kernel.by == "key" else ("query", "key")
     text = f"{own} tile {own_name(kernel)} walks {walked} tiles {_interval(slot.touched)}"
     if slot.phase is not None:
         text += f" with {_past(slot.phase)} % {slot.step} {'== 0' if slot.run == 1 else f'< {slot.run}'}"
@@ -86,7 +86,7 @@ def _slot(slot: Slot, kernel: KernelPlan) -> str:
 def _long(rows: Interval | None, kernel: KernelPlan) -> tuple[str, ...]:
     if rows is None:
         return ()
-    side = "key" if kernel.kind == "dkdv" else "query"
+    side = "key" if kernel.by == "key" else "query"
     return (f"{side} tiles {_interval(rows)} walk many more tiles than the others and are cut into parts",)
 
 
@@ -116,7 +116,7 @@ def _past(phase: Expr) -> str:
 
 def own_name(kernel: KernelPlan) -> str:
     """The name of the tile that a program of the kernel owns: ``i`` of queries, ``j`` of keys."""
-    return "j" if kernel.kind == "dkdv" else "i"
+    return "j" if kernel.by == "key" else "i"
 
 
 def _interval(interval: Interval) -> str:
@@ -140,7 +140,7 @@ def _residues(residues: Residues) -> str:
 
 
 def _repeats(walk: DistanceWalk, kernel: KernelPlan) -> str:
-    own, walked = ("key", "query") if kernel.kind == "dkdv" else ("query", "key")
+    own, walked = ("key", "query") if kernel.by == "key" else ("query", "key")
     rows = f"every {own} tile" if walk.classes == 1 else f"{own} tiles that begin {walk.span:,} positions apart"
     return f"{rows} walk{'s' if walk.classes == 1 else ''} {walked} tiles at the same distances"
 

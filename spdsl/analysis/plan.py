@@ -22,7 +22,7 @@ from spdsl.semantics.differentiate import derivative
 from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load
 from spdsl.semantics.rewrite import walk
 
-Kind = Literal["forward", "dq", "dkdv"]
+Kind = Literal["forward", "dq", "dkdv", "fused"]
 
 
 @lru_cache(maxsize=512)
@@ -46,6 +46,8 @@ def plan(problem: Problem, target: str) -> Plan:
         found = _kernel(kind, staged, problem, target, residues)
         return replace(found, splits=target != "cpu" and _splits(kind, found.walk, pattern, gradients))
 
+    dkdv = kernel("dkdv")
+    in_order = dkdv.residues is None and dkdv.boxes is None
     return Plan(
         problem=problem,
         keep=staged.keep,
@@ -58,8 +60,16 @@ def plan(problem: Problem, target: str) -> Plan:
         gradients=gradients,
         forward=kernel("forward"),
         dq=kernel("dq"),
-        dkdv=kernel("dkdv"),
+        dkdv=dkdv,
+        fused=kernel("fused") if in_order and _fuses(staged, problem, target) else None,
     )
+
+
+def _fuses(staged: Staged, problem: Problem, target: str) -> bool:
+    """Whether there is a fused backward kernel: on Hopper, for plain logits of head dim 128."""
+    dims = {problem.pattern.head_dim, problem.value_dim}
+    plain = staged.bias is None and problem.pattern.attend.softcap is None
+    return target == "sm_90" and dims == {128} and plain and copies_tiles(problem, target)
 
 
 def _refuse_hidden(staged: Staged, wanted: frozenset[str]) -> None:
@@ -121,7 +131,9 @@ def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues:
 
 
 def _splits(kind: Kind, walk: Walk, pattern: BoundPattern, gradients: tuple[TableGradient, ...]) -> bool:
-    """Whether some rows may be much longer than the others."""
+    """Whether some rows may be much longer than the others, and the kernel can cut them."""
+    if kind == "fused":
+        return False  # its programs start with the first tiles of all heads, which hides the long ones
     if kind == "dkdv" and pattern.heads > pattern.groups and any(each.by == "key" for each in gradients):
         return False  # these sums belong to one head of a group, and a part to all of them
     match walk:
@@ -209,7 +221,7 @@ def _crowded(pattern: BoundPattern) -> bool:
 
 
 def _walk(kind: Kind, relation: TileRelation) -> Walk:
-    return relation.by_key if kind == "dkdv" else relation.by_query
+    return relation.by_key if kind in ("dkdv", "fused") else relation.by_query
 
 
 def _relation(staged: Staged, problem: Problem, tiles: Tiles, residues: Residues | None) -> TileRelation:

@@ -75,7 +75,7 @@ class KernelPlan:
     are computed in parts, by several programs.
     """
 
-    kind: Literal["forward", "dq", "dkdv"]
+    kind: Literal["forward", "dq", "dkdv", "fused"]
     block_q: int
     block_k: int
     warps: int
@@ -86,6 +86,11 @@ class KernelPlan:
     boxes: Boxes | None = None
     descriptors: bool = False
     splits: bool = False
+
+    @property
+    def by(self) -> Literal["query", "key"]:
+        """On which side a program owns a tile."""
+        return "key" if self.kind in ("dkdv", "fused") else "query"
 
     @property
     def classes(self) -> int:
@@ -105,7 +110,11 @@ class KernelPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that is decided about a problem before text is written."""
+    """Everything that is decided about a problem before text is written.
+
+    ``fused`` computes what ``dq`` and ``dkdv`` do in one walk, faster and with sums of dQ in no fixed order; None where
+    there is no such kernel.
+    """
 
     problem: Problem
     keep: Expr
@@ -119,3 +128,10 @@ class Plan:
     forward: KernelPlan
     dq: KernelPlan
     dkdv: KernelPlan
+    fused: KernelPlan | None = None
+
+    @property
+    def kernels(self) -> tuple[KernelPlan, ...]:
+        """The kernels that walk tiles."""
+        separate = (self.forward, self.dq, self.dkdv)
+        return separate if self.fused is None else (*separate, self.fused)

@@ -26,7 +26,7 @@ class Tiles:
 
 
 def default_tiles(
-    kind: Kind,
+    kind: Kind | Literal["fused"],
     *,
     dtype: Precision,
     head_dim: int,
@@ -42,6 +42,8 @@ def default_tiles(
     the set need registers of their own, ``descriptors`` that tiles are loaded by the copy engine, which needs none.
     """
     width = max(head_dim, value_dim)
+    if kind == "fused":
+        return Tiles(block_q=64, block_k=128, warps=4, stages=2)
     if target == "cpu":
         return Tiles(block_q=64, block_k=64, warps=4, stages=1)
     if dtype == "fp32":
