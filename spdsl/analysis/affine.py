@@ -16,7 +16,7 @@ from typing_extensions import assert_never
 
 from spdsl.analysis.tiles import Shape
 from spdsl.analysis.wording import describe
-from spdsl.semantics.bounds import interval
+from spdsl.semantics.bounds import Facts, interval
 from spdsl.semantics.nodes import (
     Apply,
     Const,
@@ -68,7 +68,7 @@ class Symbols:
     @property
     def has_promises(self) -> bool:
         """Whether the context rests on the declared range of an input."""
-        return any(isinstance(expr, Load) and self._range(expr) != (None, None) for _, expr in self.meaning)
+        return any(_has_loads(expr) and self._range(expr) != (None, None) for _, expr in self.meaning)
 
     def context(self, space: isl.Space) -> isl.Set:
         """The facts on indices, bool values and declared bounds, as a set of ``space``."""
@@ -102,7 +102,8 @@ class Symbols:
                 bounds = next((t.bounds for t in self.tables if t.name == table), None)
                 return (None, None) if bounds is None else (_whole(bounds.low), _whole(bounds.high))
             case Apply(dtype="int"):
-                lowest, highest = interval(expr)
+                declared = {t.name: (t.bounds.low, t.bounds.high) for t in self.tables if t.bounds is not None}
+                lowest, highest = interval(expr, Facts(tables=declared))
                 return _whole(lowest), _whole(highest)
             case _:
                 return (0, 1) if expr.dtype == "bool" else (None, None)
@@ -186,8 +187,12 @@ def _is_of_parameters(expr: Expr) -> bool:
     return all(map(_is_of_parameters, parts)) if parts else isinstance(expr, FreeParam | Const)
 
 
-def _has_parameters(expr: Expr) -> bool:
-    return isinstance(expr, FreeParam) or any(_has_parameters(child) for child in children(expr))
+def _is_of_call(expr: Expr) -> bool:
+    return isinstance(expr, FreeParam | Load) or any(_is_of_call(child) for child in children(expr))
+
+
+def _has_loads(expr: Expr) -> bool:
+    return isinstance(expr, Load) or any(_has_loads(child) for child in children(expr))
 
 
 class _Abstraction:
@@ -226,7 +231,7 @@ class _Abstraction:
                 return expr if name in ("q", "k") else self._named(name, expr)
             case FreeParam(variable=name):
                 return self._named(name, expr)
-            case Apply(op="floordiv" | "mod") if is_program_constant(expr) and _has_parameters(expr):
+            case Apply(op="floordiv" | "mod") if is_program_constant(expr) and _is_of_call(expr):
                 # isl need not know how `window // 2` comes about: any value of it is a window.
                 return self._opaque(expr)
             case Apply():

@@ -12,22 +12,24 @@ from functools import cache
 from math import prod
 
 from spdsl.analysis.tiles import Interval
-from spdsl.semantics.nodes import Apply, Const, Expr, Index
+from spdsl.semantics.fold import fold
+from spdsl.semantics.nodes import Apply, Const, Expr, FreeParam, Index, Load
 from spdsl.semantics.ops import OPS
-from spdsl.semantics.rewrite import walk
+from spdsl.semantics.rewrite import transform, walk
 
 MOST = 4096
 """Places of an axis that are looked at; longer axes are judged by their beginning."""
 
+EXAMPLE = 3
+"""Stands for inputs and parameters of a call where sizes are chosen: those on grids are small windows mostly."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
-    """The places of an axis, and for each of them as a query the interval of the keys that it touches; ``guessed``
-    where that depends on the call."""
+    """The places of an axis, and for each of them as a query the interval of the keys that it touches."""
 
     lows: tuple[int, ...]
     highs: tuple[int, ...]
-    guessed: bool = False
 
     @property
     def extent(self) -> int:
@@ -50,19 +52,29 @@ class Reach:
 
 
 def reach_of(touched: Interval, extent: int, own: str) -> Reach:
-    """The reach of an axis by its interval for boxes of one place, whose number is called ``own``.
-
-    What depends on the call is not known here: such axes count as windows of a third of their extent.
-    """
+    """The reach of an axis by its interval for boxes of one place, whose number is called ``own``."""
     places = range(min(extent, MOST))
-    guessed = is_open(touched.lo, own) or is_open(touched.hi, own)
-    if guessed:
-        around = max(1, extent // 6)
-        ends = [(max(0, place - around), min(len(places), place + around + 1)) for place in places]
-    else:
-        ends = [(value(touched.lo, {own: place}), value(touched.hi, {own: place})) for place in places]
-    lows, highs = tuple(lo for lo, _ in ends), tuple(min(hi, len(places)) for _, hi in ends)
-    return Reach(lows=lows, highs=highs, guessed=guessed)
+    ends = [(value(touched.lo, {own: place}), value(touched.hi, {own: place})) for place in places]
+    return Reach(lows=tuple(lo for lo, _ in ends), highs=tuple(min(hi, len(places)) for _, hi in ends))
+
+
+def with_examples(clause: Expr) -> Expr:
+    """A clause in which `EXAMPLE` stands for what only a call knows: inputs and parameters; and head 0 for all."""
+
+    def rewrite(node: Expr) -> Expr | None:
+        match node:
+            case Load(dtype="bool"):
+                return Const(value=True)
+            case FreeParam(low=low, high=high):
+                return Const(value=min(max(EXAMPLE, low or 0), EXAMPLE if high is None else high))
+            case Load():
+                return Const(value=EXAMPLE)
+            case Index(name="h" | "g" | "b"):
+                return Const(value=0)
+            case _:
+                return None
+
+    return fold(transform(clause, rewrite))
 
 
 def is_open(bound: Expr, own: str) -> bool:

@@ -8,13 +8,23 @@ consecutive rows compute about as little, or where an axis has no closed form.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from math import prod
 from typing import TypeAlias
 
 from spdsl.analysis.affine import NotAffineError, abstract
-from spdsl.analysis.box_sizes import MOST, Reach, best_sizes, consecutive, is_open, reach_of, value
+from spdsl.analysis.box_sizes import (
+    EXAMPLE,
+    MOST,
+    Reach,
+    best_sizes,
+    consecutive,
+    is_open,
+    reach_of,
+    value,
+    with_examples,
+)
 from spdsl.analysis.relation import tile_relation
 from spdsl.analysis.residues import residues_of
 from spdsl.analysis.tiles import (
@@ -106,9 +116,9 @@ def _chosen(
         if less < computed:
             found, computed = (list(residues), (best_q, best_k)), less
     doubts = tuple(
-        f"axis {axis}: sizes of boxes are chosen for a window of a third of it, because its bounds depend on the call"
-        for axis, each in enumerate(reaches)
-        if each.guessed
+        f"axis {axis}: sizes of boxes are chosen as if inputs and parameters of the call were {EXAMPLE}"
+        for axis, clause in enumerate(along)
+        if with_examples(clause) != clause
     )
     return (*found, doubts) if computed < limit else None
 
@@ -201,7 +211,10 @@ class _Axes:
         """Which keys every query touches along each axis, or in its first class, for the choice of sizes."""
         found: list[Reach] = []
         for axis, (clause, left) in enumerate(zip(along, residues, strict=True)):
-            walk = self.relation(clause, axis, 1, 1, left).by_query
+            example = with_examples(clause)
+            if left is not None:
+                left = replace(left, keep=with_examples(left.keep))
+            walk = self.relation(example, axis, 1, 1, left).by_query
             if not isinstance(walk, SlotWalk):
                 return None
             first: dict[Expr, Expr] = {Index(name=f"class{axis}"): Const(value=0)}
