@@ -355,6 +355,7 @@ class Step:
             stages=frame.kernel.stages,
             classes=frame.classes,
             boxes=frame.boxes,
+            after=frame.after,
             parts=split.part_sizes(frame, sums),
         )
 

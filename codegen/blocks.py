@@ -102,6 +102,7 @@ class BoxLanes:
 class BoxPositions:
     """As `Positions`, for the box ``i0 i1 …`` (or ``j0 …``), with the coordinates ``q0``, ``q1``, … (or ``k0`` …).
 
+    With ``flag``, where the named value holds, they are those of consecutive rows from the first on.
     Places are ``steps`` apart, from ``class0``, ``class1``, … on where these are not 1.  Those past the end of the axes
     ``ragged`` count as rows past the end.
     """
@@ -112,6 +113,7 @@ class BoxPositions:
     extents: tuple[int, ...]
     steps: tuple[int, ...]
     ragged: tuple[int, ...]
+    flag: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +162,8 @@ class Gather:
 class Pointers:
     """The address of a tensor's part for this head, offsets inside a tile, and the stride from tile to tile.
 
-    With ``classes`` of the part that is a residue class of the rows; with ``boxes`` the stride is that from row to row.
+    With ``classes`` of the part that is a residue class of the rows; with ``boxes`` the stride is that from row to row;
+    with ``scattered`` every row has an address of its own.
     """
 
     tensor: str
@@ -171,6 +174,7 @@ class Pointers:
     shape: Shape
     classes: int | None = None
     boxes: bool = False
+    scattered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +196,7 @@ class LoadTile:
     descriptor: bool
     box: tuple[int, ...] = ()
     heads: int | None = None
+    scattered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +211,7 @@ class StoreTile:
     dtype: Precision
     factor: float | None = None
     boxes: bool = False
+    scattered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -681,7 +687,7 @@ class Kernel:
     """One kernel: a grid of programs ``(tiles, heads or groups, batch)`` that all run ``body``.
 
     A program owns ``block`` rows; with ``classes`` there are tiles of each residue class, and classes change fastest;
-    with ``boxes`` there are that many boxes.
+    with ``boxes`` there are that many boxes, and tiles of the rows ``after`` the first so many if that is given.
     Where ``parts`` names accumulators, with the numbers each holds for a program, long rows are split: the grid is flat
     (`WorkItem`), and the kernel ``{name}_combine`` adds up their parts.
     With ``fetch`` a kernel of specialised warps: one runs these blocks, and loads what the others compute on.
@@ -697,12 +703,15 @@ class Kernel:
     stages: int
     classes: int | None = None
     boxes: int | None = None
+    after: int | None = None
     parts: tuple[tuple[str, int], ...] = ()
     fetch: tuple[Block, ...] | None = None
 
     def programs(self, rows: int) -> int:
         """How many tiles there are among ``rows`` rows."""
-        return self.boxes if self.boxes is not None else tiles_among(rows, self.block, self.classes or 1)
+        if self.boxes is not None:
+            return self.boxes + (0 if self.after is None else -(-max(0, rows - self.after) // self.block))
+        return tiles_among(rows, self.block, self.classes or 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

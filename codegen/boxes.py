@@ -10,11 +10,12 @@ from functools import reduce
 from math import prod
 from typing import TYPE_CHECKING
 
+from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import Boxes, BoxWalk, Interval
-from spdsl.codegen.arith import add, compare, either, index, maximum, mul, number, sub
-from spdsl.codegen.blocks import Block, BoxLanes, By, Define, Loop
+from spdsl.codegen.arith import add, ceildiv, choose, compare, either, index, maximum, mul, number, sub
+from spdsl.codegen.blocks import Block, BoxLanes, By, Define, Loop, Part
 from spdsl.codegen.expressions import truncated
-from spdsl.semantics.nodes import Apply, Const, Expr, Param, Side
+from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Param, Side
 
 if TYPE_CHECKING:
     from spdsl.codegen.walks import Walker
@@ -28,7 +29,12 @@ def tile_of(side: Side) -> str:
     return "i" if side == "q" else "j"
 
 
-def own_box(boxes: Boxes, by: By) -> tuple[Block, ...]:
+def flag_of(part: Part) -> str:
+    """The name of the flag that a tile holds rows after the grid."""
+    return "tail" if part == "own" else "after"
+
+
+def own_box(boxes: Boxes, kernel: KernelPlan, by: By) -> tuple[Block, ...]:
     """From the number of the program's tile to its box, and what both sides need once."""
     own, walked = SIDES[by]
     tile = tile_of(own)
@@ -42,9 +48,16 @@ def own_box(boxes: Boxes, by: By) -> tuple[Block, ...]:
             rest = _divide("remainder", turn, number(axis.step))
             placed.append(Define(name=f"class{at}", value=rest, note=f"of places {axis.step} apart along axis {at}"))
     spans = tuple(step * stride for step, stride in zip(boxes.steps, boxes.strides, strict=True))
+    if boxes.tail:
+        rows = kernel.block_q if own == "q" else kernel.block_k
+        begin = Define(name="tail", value=compare("ge", index(tile), number(prod(counts))), note="rows after the grid")
+        first = _first(boxes, own, Param(name="tail", dtype="bool"), sub(index(tile), number(prod(counts))), rows)
+        placed = [begin, *placed]
+    else:
+        first = _first(boxes, own)
     return (
         *placed,
-        _first(boxes, own),
+        first,
         BoxLanes(side=own, sizes=boxes.box(own), strides=spans),
         BoxLanes(side=walked, sizes=boxes.box(walked), strides=spans),
     )
@@ -66,28 +79,46 @@ def lower_boxes(walk: BoxWalk, boxes: Boxes, walker: Walker) -> tuple[tuple[Bloc
         low, high = (walker.place(truncated(end)) for end in (interval.lo, interval.hi))
         return named(f"{prefix}lo{axis}", low, note), named(f"{prefix}hi{axis}", high)
 
+    tail, after = Param(name="tail", dtype="bool"), Param(name="after", dtype="bool")
     lows, counts = [], []
     for axis, interval in enumerate(walk.touched):
         low, high = ends(interval, axis, "", f"touched boxes along axis {axis}")
+        if boxes.tail:
+            low = named(f"from{axis}", choose(tail, number(0), low), "all of them for rows after the grid")
+            high = named(f"to{axis}", choose(tail, number(boxes.counts(walked)[axis]), high))
         lows.append(low)
         counts.append(named(f"boxes{axis}", maximum(sub(high, low), number(0))))
     full = [ends(each, axis, "full_", f"full boxes along axis {axis}") for axis, each in enumerate(walk.full or ())]
-    places = _spread(index("t"), counts)
+    turns = reduce(mul, counts)
+    divisors = counts
+    if boxes.tail:
+        rows = walker.spans[1] if walked == "k" else walker.spans[0]
+        turns = named("boxes", turns)
+        behind = maximum(sub(Extent(name="n" if walked == "k" else "nq"), number(boxes.places)), number(0))
+        tiles = named("tiles", truncated(ceildiv(behind, rows)), "of rows after the grid")
+        divisors = [maximum(count, number(1)) for count in counts]  # there may be turns without any box
+    places = _spread(index("t"), divisors)
     blocks: list[Block] = [
         Define(name=f"{tile}{axis}", value=add(low, place))
         for axis, (low, place) in enumerate(zip(lows, places, strict=True))
     ]
-    blocks.append(_first(boxes, walked))
+    if boxes.tail:
+        blocks.insert(0, Define(name="after", value=compare("ge", index("t"), turns)))
+        blocks.append(_first(boxes, walked, after, sub(index("t"), turns), rows))
+    else:
+        blocks.append(_first(boxes, walked))
     if full:
         edges = [
             either(compare("lt", index(f"{tile}{axis}"), low), compare("ge", index(f"{tile}{axis}"), high))
             for axis, (low, high) in enumerate(full)
         ]
+        if boxes.tail:
+            edges += [tail, after, compare("lt", Extent(name="n"), number(boxes.places))]
         blocks.append(Define(name="masked", value=reduce(either, edges)))
     loop = Loop(
         variable="t",
         low=number(0),
-        high=reduce(mul, counts),
+        high=add(turns, tiles) if boxes.tail else turns,
         body=(*blocks, *walker.body("either" if full else "masked")),
         note="boxes that are touched, row by row" + (", masked where one is not full" if full else ""),
     )
@@ -112,8 +143,8 @@ def _divide(op: str, left: Expr, right: Expr) -> Expr:
     return Apply(op=op, args=(left, right), dtype="int")
 
 
-def _first(boxes: Boxes, side: Side) -> Define:
-    """The first row of a box."""
+def _first(boxes: Boxes, side: Side, flag: Expr | None = None, tile_after: Expr | None = None, rows: int = 0) -> Define:
+    """The first row of a box; where ``flag`` holds, that of a tile of ``rows`` rows after the grid."""
     tile = tile_of(side)
     parts: list[Expr] = []
     for at, (axis, stride) in enumerate(zip(boxes.axes, boxes.strides, strict=True)):
@@ -121,6 +152,8 @@ def _first(boxes: Boxes, side: Side) -> Define:
         if axis.step > 1:
             parts.append(mul(index(f"class{at}"), number(stride)))
     row = reduce(add, parts)
+    if flag is not None and tile_after is not None:
+        row = choose(flag, add(number(boxes.places), mul(tile_after, number(rows))), row)
     return Define(name=f"{side}_first", value=row, note="its first row")
 
 

@@ -109,6 +109,7 @@ def lower_forward(plan: Plan) -> Kernel:
         stages=plan.forward.stages,
         classes=frame.classes,
         boxes=frame.boxes,
+        after=frame.after,
         parts=split.part_sizes(frame, SUMS),
     )
 

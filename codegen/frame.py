@@ -27,7 +27,7 @@ from spdsl.codegen.blocks import (
     StoreTile,
     WorkItem,
 )
-from spdsl.codegen.boxes import own_box, programs
+from spdsl.codegen.boxes import flag_of, own_box, programs
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.hoist import Hoist
 from spdsl.codegen.tables import Tables
@@ -96,7 +96,18 @@ class Frame:
 
     def is_whole(self, side: Side) -> bool:
         """Whether every row of every tile of a side is known to exist."""
-        return self.kernel.boxes is not None and not self.kernel.boxes.ragged(side)
+        boxes = self.kernel.boxes
+        return boxes is not None and not boxes.ragged(side) and not boxes.tail
+
+    @property
+    def has_tail(self) -> bool:
+        """Whether there may be rows after those of a grid."""
+        return self.kernel.boxes is not None and self.kernel.boxes.tail
+
+    @property
+    def after(self) -> int | None:
+        """How many rows the grid has, if rows may follow."""
+        return self.kernel.boxes.places if self.kernel.boxes is not None and self.has_tail else None
 
     def _scopes(self) -> tuple[frozenset[str], ...]:
         """Program, own tile, head of the group (by key, where heads share keys), walked tile."""
@@ -226,6 +237,7 @@ class Frame:
             descriptor=self.kernel.descriptors,
             box=() if self.kernel.boxes is None else self.kernel.boxes.box(side),
             heads=self._joined(side) if self.kernel.descriptors else None,
+            scattered=self.has_tail,
         )
 
     def store(self, value: str, tensor: str, side: Side, columns: str, factor: float | None = None) -> StoreTile:
@@ -239,6 +251,7 @@ class Frame:
             dtype=self.plan.problem.dtype,
             factor=factor,
             boxes=self.boxes is not None,
+            scattered=self.has_tail,
         )
 
     def lengths(self) -> tuple[Argument, ...]:
@@ -350,7 +363,7 @@ def program(frame: Frame, *, reverse: bool) -> tuple[Block, ...]:
             classes=frame.classes,
         )
     if frame.kernel.boxes is not None:
-        return (begin, *own_box(frame.kernel.boxes, frame.by))
+        return (begin, *own_box(frame.kernel.boxes, frame.kernel, frame.by))
     return (begin, *_other_class(frame))
 
 
@@ -382,6 +395,7 @@ def positions(frame: Frame, side: Side, part: Part) -> Positions | BoxPositions:
             extents=boxes.extents,
             steps=boxes.steps,
             ragged=boxes.ragged(side),
+            flag=flag_of(part) if boxes.tail else None,
         )
     return Positions(side=side, part=part, shape=frame.plan.problem.shape, classes=frame.classes)
 
@@ -397,4 +411,5 @@ def pointers(frame: Frame, tensor: str, side: Side, columns: str) -> Pointers:
         shape=frame.plan.problem.shape,
         classes=frame.classes,
         boxes=frame.boxes is not None,
+        scattered=frame.has_tail,
     )

@@ -7,6 +7,7 @@ every head and sequence by itself.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
 
 import torch
 from torch import Tensor
@@ -39,12 +40,24 @@ def box_visits(call: Call, walk: BoxWalk, kernel: KernelPlan) -> Visits:
             first, last = _ends(walk.full[axis], env, tables)
             inside = (torch.minimum(last, hi) - torch.maximum(first, lo)).clamp(min=0)
             full.append(inside.expand(*inside.shape[:-1], count).sum(-1))
-    return Visits(touched=_total(call, touched), full=_total(call, full) if full else 0)
+    visits = _total(call, touched), _total(call, full) if full else 0
+    if not kernel.boxes.tail:
+        return Visits(touched=visits[0], full=visits[1])
+    # Tiles of rows after the grid meet all tiles; where the grid is cut off, its boxes are masked.
+    more_q, more_k = (
+        -(-max(0, rows - kernel.boxes.places) // size)
+        for rows, size in ((pairs.queries, kernel.block_q), (pairs.keys, kernel.block_k))
+    )
+    boxes_q, boxes_k = prod(kernel.boxes.counts("q")), prod(kernel.boxes.counts("k"))
+    outer = call.q.shape[0] * call.q.shape[1]
+    more = (boxes_q * more_k + more_q * boxes_k + more_q * more_k) * outer
+    return Visits(touched=visits[0] + more, full=visits[1] if pairs.keys >= kernel.boxes.places else 0)
 
 
 def pairs_on_grid(call: Call, boxes: Boxes) -> int | None:
     """How many pairs a predicate keeps over batch and heads, None where it is not one for each axis."""
-    if boxes.rest != Const(value=True):
+    n = call.k.shape[2]
+    if boxes.rest != Const(value=True) or n < boxes.places:
         return None
     tables, pairs = tables_for(call.plan.tables, call.tables), pairs_of(call)
     counts = []
@@ -59,7 +72,8 @@ def pairs_on_grid(call: Call, boxes: Boxes) -> int | None:
             kept = torch.as_tensor(evaluate(clause, env, tables), device=pairs.device)
             count = count + kept.expand(*kept.shape[:-2], len(queries), extent).sum((-2, -1))
         counts.append(count)
-    return _total(call, counts)
+    after = n * n - boxes.places**2
+    return _total(call, counts) + after * call.q.shape[0] * call.q.shape[1]
 
 
 def _ends(interval: Interval, env: dict[str, Tensor | int], tables: Tables) -> tuple[Tensor, Tensor]:

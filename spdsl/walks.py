@@ -93,6 +93,8 @@ def _long(rows: Interval | None, kernel: KernelPlan) -> tuple[str, ...]:
 def _grid(boxes: Boxes) -> str:
     extents, queries, keys = (" × ".join(map(str, sizes)) for sizes in (boxes.extents, boxes.box("q"), boxes.box("k")))
     text = f"tiles are boxes of {queries} queries and {keys} keys of the grid {extents}"
+    if boxes.tail:
+        text += ", and tiles of the rows after it, which meet all others"
     if max(boxes.steps) == 1:
         return text
     return f"{text}, of places {' × '.join(map(str, boxes.steps))} apart, from class0, class1, … on"

@@ -40,9 +40,10 @@ from spdsl.analysis.tiles import (
     Walk,
 )
 from spdsl.semantics import build
+from spdsl.semantics.bounds import Facts
 from spdsl.semantics.fold import fold
 from spdsl.semantics.nodes import Const, Expr, Extent, Index, Side, Table
-from spdsl.semantics.rewrite import conjuncts, free_indices, substitute
+from spdsl.semantics.rewrite import conjuncts, free_indices, substitute, walk
 
 GAIN = 0.9
 """Boxes are taken where they compute less than this part of what tiles of consecutive rows do."""
@@ -60,16 +61,24 @@ def boxes_of(
     heads: int,
     groups: int,
     tables: Sequence[Table] = (),
+    tail: bool = False,
     sizes: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
 ) -> BoxRelation | None:
     """How to walk the boxes of ``keep``, a predicate over ``q0``, ``k0``, … (and ``q``, ``k``) on the grid ``extents``.
 
     Every box with a kept pair is walked exactly once, in range; in a full box every pair is kept.  ``sizes`` are the
-    boxes of queries and of keys; without them the best are taken, if boxes are worth it.
+    boxes of queries and of keys; without them the best are taken, if boxes are worth it.  With ``tail`` the positions
+    need not end where the grid does; there are boxes only where all pairs are kept that do not lie inside.
     """
+    if tail:
+        inside = _inside(keep, prod(extents))
+        if inside is None:
+            return None
+        keep = inside
     work = _Axes(extents=extents, heads=heads, groups=groups, tables=tuple(tables))
     along, rest = work.parted(keep)
-    residues: list[Residues | None] = [work.residues(clause) for clause in along]
+    # Rows after the grid meet all classes of places.
+    residues: list[Residues | None] = [None if tail else work.residues(clause) for clause in along]
     doubts: tuple[str, ...] = ()
     if sizes is None:
         chosen = _chosen(work, along, residues, block_q, block_k)
@@ -82,6 +91,7 @@ def boxes_of(
             for axis, (clause, left, box_q, box_k) in enumerate(zip(along, residues, *sizes, strict=True))
         ),
         rest=rest,
+        tail=tail,
     )
     relations = [
         work.relation(clause, axis, box_q, box_k, left)
@@ -92,6 +102,16 @@ def boxes_of(
     if by_query is None or by_key is None:
         return None
     return BoxRelation(boxes=boxes, by_query=by_query, by_key=by_key, notes=(*_notes(relations, boxes), *doubts))
+
+
+def _inside(keep: Expr, places: int) -> Expr | None:
+    """What a predicate asks of pairs on the grid, the first ``places`` positions, if it asks nothing of others."""
+    on, after = (0, places - 1), (places, None)
+    for q, k in ((on, after), (after, on), (after, after)):
+        if fold(keep, facts=Facts(indices={"q": q, "k": k})) != TRUE:
+            return None
+    found = fold(keep, facts=Facts(indices={"q": on, "k": on}))
+    return None if any(isinstance(node, Extent) for node in walk(found)) else found
 
 
 _Sizes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]

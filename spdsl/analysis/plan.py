@@ -13,7 +13,7 @@ from typing import Literal
 from spdsl.analysis.distances import with_distances
 from spdsl.analysis.gradients import table_gradients
 from spdsl.analysis.plans import KernelPlan, Plan, Problem, TableGradient
-from spdsl.analysis.stages import Staged, covering_grid, extents_of, stage
+from spdsl.analysis.stages import Staged, covering_grid, extents_of, leading_grid, stage
 from spdsl.analysis.tiles import BoxRelation, BoxWalk, DistanceWalk, ListWalk, Residues, SlotWalk, TileRelation, Walk
 from spdsl.analysis.tiling import Tiles, default_tiles
 from spdsl.analysis.worker import derive, find_boxes, find_residues
@@ -157,9 +157,10 @@ def _boxed(kind: Kind, staged: Staged, problem: Problem, target: str, *, copied:
 
     With ``copied`` the copy engine may load the boxes, whose places must then be neighbours.
     """
-    grid = covering_grid(problem.pattern)
+    grid = leading_grid(problem.pattern)
     # Batch and heads, a box of three axes and a row are what the copy engine can address.
-    descriptors = copied and grid is not None and len(grid.coordinates) <= 3 and copies_tiles(problem, target)
+    copied = copied and grid is not None and grid.name is None and len(grid.coordinates) <= 3
+    descriptors = copied and copies_tiles(problem, target)
     tiles = _tiles(kind, problem, None, target, descriptors)
     found = _boxes(staged, problem, tiles)
     if found is None:
@@ -186,12 +187,13 @@ def _boxed(kind: Kind, staged: Staged, problem: Problem, target: str, *, copied:
 
 def _boxes(staged: Staged, problem: Problem, tiles: Tiles) -> BoxRelation | None:
     pattern = problem.pattern
-    grid = covering_grid(pattern)
+    grid = leading_grid(pattern)
     if problem.shape != "square" or staged.on_grid is None or grid is None:
         return None
     return find_boxes(
         staged.on_grid,
         extents=extents_of(grid),
+        tail=grid.name is not None,
         block_q=tiles.block_q,
         block_k=tiles.block_k,
         heads=pattern.heads,

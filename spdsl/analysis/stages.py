@@ -37,7 +37,7 @@ from spdsl.semantics.nodes import (
 class Staged:
     """A bound pattern whose clauses are expanded, with the stages they load from.
 
-    ``on_grid`` is ``keep`` over the coordinates of `covering_grid` (``q0``, ``k0``, …), where the pattern has one.
+    ``on_grid`` is ``keep`` over the coordinates of `leading_grid` (``q0``, ``k0``, …), where the pattern has one.
     """
 
     keep: Expr
@@ -57,7 +57,7 @@ def stage(pattern: BoundPattern) -> Staged:
         return None if expr is None else expand(pattern, cutter.cut(expr))
 
     cut = cutter.cut(attend.keep)
-    keep, grid = expand(pattern, cut), covering_grid(pattern)
+    keep, grid = expand(pattern, cut), leading_grid(pattern)
     bias, sink = clause(attend.bias), clause(attend.sink_logit)
     stages = tuple(cutter.stages.values())
     return Staged(
@@ -77,6 +77,18 @@ def covering_grid(pattern: BoundPattern) -> Grid | None:
         if grid.name is None and grid.of == Index(name="k") and known:
             return grid
     return None
+
+
+def leading_grid(pattern: BoundPattern) -> Grid | None:
+    """`covering_grid`, or else a named grid of known extents that begins with the positions."""
+    return covering_grid(pattern) or next(
+        (
+            grid
+            for grid in pattern.grids
+            if grid.of == Index(name="k") and all(isinstance(size, Const) for _, size in grid.coordinates)
+        ),
+        None,
+    )
 
 
 def extents_of(grid: Grid) -> tuple[int, ...]:

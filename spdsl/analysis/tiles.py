@@ -14,7 +14,7 @@ from functools import reduce
 from math import prod
 from typing import Literal, TypeAlias
 
-from spdsl.semantics.nodes import Apply, Const, Expr, Side
+from spdsl.semantics.nodes import Apply, Const, Expr, Index, Side
 
 Shape: TypeAlias = Literal["square", "offset", "batched"]
 """How positions relate to rows of the tensors.
@@ -205,17 +205,29 @@ class Boxes:
     The places of a box, too, are counted row by row; those past the end of an axis are rows that do not exist.  In
     expressions ``q0``, ``q1``, … and ``k0``, ``k1``, … are the coordinates of a pair, ``i0`` … and ``j0`` … those of a
     box of queries and of keys within its class of places, ``class0`` ….  Place ``x`` of box ``i0`` is the coordinate
-    ``(i0 * box + x) * step + class0``.  A pair is kept where ``rest`` holds and ``keep`` of every axis.
+    ``(i0 * box + x) * step + class0``.  A pair is kept where ``rest`` holds and ``keep`` of every axis.  With ``tail``
+    there may be rows after those of the grid, or fewer: a row after the grid keeps, and is kept by, every row, and lies
+    in a tile of consecutive rows.
     """
 
     axes: tuple[BoxAxis, ...]
     rest: Expr
+    tail: bool = False
 
     @property
     def keep(self) -> Expr:
         """What is to be tested of a pair of rows of boxes that meet."""
         tests = [test for test in (*(axis.test for axis in self.axes), self.rest) if test != Const(value=True)]
-        return reduce(lambda a, b: Apply(op="and", args=(a, b), dtype="bool"), tests) if tests else self.rest
+        found = reduce(lambda a, b: Apply(op="and", args=(a, b), dtype="bool"), tests) if tests else self.rest
+        for side in ("q", "k") if self.tail else ():
+            after = Apply(op="ge", args=(Index(name=side), Const(value=self.places)), dtype="bool")
+            found = Apply(op="or", args=(after, found), dtype="bool")
+        return found
+
+    @property
+    def places(self) -> int:
+        """The places of the grid."""
+        return prod(self.extents)
 
     @property
     def extents(self) -> tuple[int, ...]:

@@ -100,6 +100,7 @@ def find_boxes(
     keep: Expr,
     *,
     extents: tuple[int, ...],
+    tail: bool,
     block_q: int,
     block_k: int,
     heads: int,
@@ -107,13 +108,14 @@ def find_boxes(
     tables: Sequence[Table] = (),
 ) -> BoxRelation | None:
     """`boxes_of` of the same arguments, from the worker; None where the search does not end."""
-    return _find_boxes(keep, extents, block_q, block_k, heads, groups, tuple(tables))
+    return _find_boxes(keep, extents, tail, block_q, block_k, heads, groups, tuple(tables))
 
 
 @lru_cache(maxsize=1024)
 def _find_boxes(
     keep: Expr,
     extents: tuple[int, ...],
+    tail: bool,
     block_q: int,
     block_k: int,
     heads: int,
@@ -123,6 +125,7 @@ def _find_boxes(
     arguments = {
         "keep": keep,
         "extents": extents,
+        "tail": tail,
         "block_q": block_q,
         "block_k": block_k,
         "heads": heads,

@@ -289,6 +289,18 @@ def test_no_boxes(text: str) -> None:
     assert plan(problem(program(text)), "sm_90").forward.boxes is None
 
 
+def test_sliding_tiles() -> None:
+    """Boxes lie inside the tiles of the pattern, whatever the windows of the heads; text follows the grid."""
+    found = plan(problem(library("sliding_tile_3d", heads=4, groups=4, extents=(30, 48, 80))), "sm_90")
+    for kernel in (found.forward, found.dq, found.dkdv):
+        assert kernel.boxes is not None
+        assert kernel.boxes.tail
+        assert isinstance(kernel.walk, BoxWalk)
+        assert kernel.walk.full is not None
+        for side in SIDES:
+            assert all(tile % box == 0 for tile, box in zip((6, 8, 8), kernel.boxes.box(side), strict=True))
+
+
 def test_boxes_are_for_gpus_and_whole_grids() -> None:
     pattern = library("neighborhood_2d", extents=(192, 192), window=(25, 25))
     assert plan(problem(pattern), "cpu").forward.boxes is None

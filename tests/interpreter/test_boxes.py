@@ -194,6 +194,26 @@ def test_generalized_neighborhoods(name: str, dtype: torch.dtype) -> None:
     check(given, shape, d=16, dv=16, dtype=dtype, backend="triton")
 
 
+def _tiles_by_head(sizes: Sizes, generator: torch.Generator) -> Inputs:
+    return {"window": torch.tensor([[1, 3, 1], [3, 1, 3]], dtype=torch.int32)[: sizes.heads]}
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("more", [0, 37, -29])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_text_after_the_video(more: int, dtype: torch.dtype) -> None:
+    """Rows after the grid meet all others; where there are fewer rows than places, those do not exist."""
+    extents = (6, 8, 10)
+    given = Case(name="sliding_tile_3d", parameters={"extents": extents, "tile": (2, 4, 4)}, inputs=_tiles_by_head)
+    length = prod(extents) + more
+    shape = Sizes(batch=1, heads=2, groups=1, nq=length, n=length)
+    found = plan_of(spdsl.compile(given.name, **given.parameters)._key, shape, dtype)
+    for kernel in found:
+        assert kernel.boxes is not None
+        assert kernel.boxes.tail
+    check(given, shape, d=16, dv=16, dtype=dtype, backend="triton")
+
+
 @pytest.mark.parametrize("name", ["far columns", "four axes"])
 def test_chosen(name: str, tmp_path: Path) -> None:
     """Boxes are taken of themselves where they compute less."""
