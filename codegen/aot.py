@@ -66,11 +66,10 @@ def compile_kernels(
 
 def compile_fused(plan: Plan) -> tuple[KernelSource, Binary]:
     """The source of the fused backward kernel of ``plan``, which must have one, and its binary for Hopper."""
-    import triton
-
     graph = lower(plan)
-    (kernel,) = (kernel for kernel in graph.kernels if kernel.fetch is not None)
-    source = emit_fused(graph, kernel, version=triton.__version__)
+    kernel = graph.fused
+    assert kernel is not None
+    source = emit_fused(graph)
     return source, _compile(kernel, getattr(load(source), kernel.name), _gpu("sm_90"), "sm_90")
 
 

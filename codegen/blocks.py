@@ -724,6 +724,11 @@ class BlockGraph:
     kernels: tuple[Kernel, ...]
 
     @property
+    def fused(self) -> Kernel | None:
+        """The fused backward kernel, if there is one."""
+        return next((kernel for kernel in self.kernels if kernel.fetch is not None), None)
+
+    @property
     def triton(self) -> tuple[Kernel, ...]:
         """The kernels without specialised warps."""
         return tuple(kernel for kernel in self.kernels if kernel.fetch is None)

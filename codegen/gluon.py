@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
-from spdsl.codegen.blocks import Argument, Block, BlockGraph, If, Kernel, Loop
+from spdsl.codegen.blocks import Argument, Block, BlockGraph, If, Loop
 from spdsl.codegen.emit import KernelSource, environment, helpers_in, macro_name
 
 NAMES: dict[bool, Mapping[str, str]] = {
@@ -20,15 +21,24 @@ NAMES: dict[bool, Mapping[str, str]] = {
         "store": "async_copy_shared_to_global",
         "barrier": "thread_barrier",
         "add": "add_to_memory",
+        "view": "_reinterpret",
     },
-    True: {"load": "async_load", "store": "async_store", "barrier": "barrier", "add": "tma.async_atomic_add"},
+    True: {
+        "load": "async_load",
+        "store": "async_store",
+        "barrier": "barrier",
+        "add": "tma.async_atomic_add",
+        "view": "reinterpret",
+    },
 }
 """Names of Gluon by whether Triton is 3.7 or newer."""
 
 
-def emit_fused(graph: BlockGraph, kernel: Kernel, *, version: str) -> KernelSource:
-    """The source of the fused kernel of ``graph`` for a version of Triton."""
-    names = NAMES[_is_modern(version)]
+def emit_fused(graph: BlockGraph, version: str | None = None) -> KernelSource:
+    """The source of the fused kernel of ``graph``, which has one, for a version of Triton; by default the installed."""
+    kernel = graph.fused
+    assert kernel is not None
+    names = NAMES[_is_modern(version or _installed())]
     own = ("Q", "K", "V", "dO", "LSE2", "Delta", "dQ", "dK", "dV")
     given = "".join(f" {argument.name}," for argument in kernel.arguments if argument.name not in own)
     assert kernel.fetch is not None
@@ -54,6 +64,13 @@ def emit_fused(graph: BlockGraph, kernel: Kernel, *, version: str) -> KernelSour
 def _is_modern(version: str) -> bool:
     major, minor = (int(part) for part in version.split(".")[:2])
     return (major, minor) >= (3, 7)
+
+
+def _installed() -> str:
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return "3.6.0"  # to be read, where nothing can run it
 
 
 def layout_of(argument: Argument) -> Any:

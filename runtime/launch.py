@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-import triton
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -83,7 +82,7 @@ class Loaded:
     def _function(self, kernel: Kernel) -> Any:
         """What Triton launches; the fused kernel is written when it is first used."""
         if kernel.name not in self.functions:
-            source = emit_fused(self.graph, kernel, version=triton.__version__)
+            source = emit_fused(self.graph)
             self.functions[kernel.name] = getattr(load(source), kernel.name)
         return self.functions[kernel.name]
 

@@ -260,7 +260,9 @@ def compile(
         pattern: the name, path or `Pattern`.
         layer: the value of `layer`, for patterns that use it.
         backend: ``cpu`` or ``triton``; by default the best for the tensors of a call.
-        deterministic: ask for gradients that repeat bitwise (they do in every back end today).
+        deterministic: ask for gradients that repeat bitwise.  By default the fastest kernels run, and on Hopper one of
+            them sums the gradient of q in no fixed order; ``torch.use_deterministic_algorithms(True)`` asks for the
+            same.  Outputs always repeat bitwise.
         parameters: the pattern's parameters by name.
 
     Raises:

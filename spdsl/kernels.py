@@ -7,6 +7,7 @@ from torch import Tensor
 from spdsl.analysis.plans import Problem
 from spdsl.analysis.tiles import Shape
 from spdsl.codegen.emit import emit
+from spdsl.codegen.gluon import emit_fused
 from spdsl.codegen.lower import lower
 from spdsl.planning import Chosen, choose
 from spdsl.prepare import precision
@@ -15,8 +16,11 @@ from spdsl.semantics.nodes import BoundPattern
 
 def sources(key: str, q: Tensor, k: Tensor, v: Tensor, target: str = "sm_90") -> dict[str, str]:
     """Generated sources by file name, for tensors like these; inputs get no gradients."""
-    made = plan_like(key, q, k, v, target).plan
-    return {f"{made.problem.pattern.name}.py": emit(lower(made)).text}
+    graph = lower(plan_like(key, q, k, v, target).plan)
+    found = {f"{graph.name}.py": emit(graph).text}
+    if graph.fused is not None:
+        found[f"{graph.name}_fused.py"] = emit_fused(graph).text
+    return found
 
 
 def plan_like(key: str, q: Tensor, k: Tensor, v: Tensor, target: str) -> Chosen:

@@ -52,6 +52,7 @@ def show(
       plan     everything that is decided before text is written
       block    the kernels in the block IR
       triton   the generated kernels
+      gluon    the fused backward kernel for Hopper, where there is one
 
     \b
     Examples:

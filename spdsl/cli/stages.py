@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from spdsl.planning import Chosen
     from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 
-Stage: TypeAlias = Literal["ast", "text", "checked", "bound", "tiles", "plan", "block", "triton"]
+Stage: TypeAlias = Literal["ast", "text", "checked", "bound", "tiles", "plan", "block", "triton", "gluon"]
 Shape: TypeAlias = Literal["square", "offset", "batched"]
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942", "cpu")
 
@@ -65,12 +65,22 @@ def intermediate(word: str, stage: str, wish: Wish) -> tuple[str, Any]:
         case "plan":
             return _both(made_plan(checked_pattern(given), wish).plan)
     from spdsl.codegen.emit import emit
+    from spdsl.codegen.gluon import emit_fused
     from spdsl.codegen.lower import lower
 
     blocks = lower(made_plan(checked_pattern(given), wish).plan)
     if stage == "block":
         return _both(blocks)
-    text = emit(blocks).text
+    if stage == "gluon":
+        if blocks.fused is None:
+            raise error(
+                "SP615",
+                f"`{blocks.name}` has no kernel in Gluon for {wish.target} with head dims of {wish.head_dim}",
+                help="the fused backward is for sm_90, 16-bit types and head dims of 128; see `--emit triton`",
+            )
+        text = emit_fused(blocks).text
+    else:
+        text = emit(blocks).text
     return text, text
 
 

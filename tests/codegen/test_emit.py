@@ -14,6 +14,7 @@ import pytest
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Plan, Problem
 from spdsl.codegen.emit import emit
+from spdsl.codegen.gluon import emit_fused
 from spdsl.codegen.lower import lower
 from spdsl.codegen.show import dump
 from spdsl.diagnostics import Source, Span
@@ -46,6 +47,22 @@ def planned(name: str, shape: str = "square", **parameters: object) -> Plan:
 @pytest.mark.parametrize("name", GOLDEN)
 def test_source(name: str, golden: Callable[..., None]) -> None:
     golden(emit(lower(planned(name, **PARAMETERS.get(name, {})))).text, ending="py")
+
+
+def test_fused_source(golden: Callable[..., None]) -> None:
+    pattern = library("streaming", heads=4, groups=2, head_dim=128, opened=True)
+    made = plan(Problem(pattern=pattern, dtype="bf16", value_dim=128, shape="square"), "sm_90")
+    golden(emit_fused(lower(made), "3.6.0").text, ending="py")
+
+
+def test_names_of_newer_versions_of_triton() -> None:
+    pattern = library("causal", heads=4, groups=4, head_dim=128)
+    graph = lower(plan(Problem(pattern=pattern, dtype="fp16", value_dim=128, shape="square"), "sm_90"))
+    old, new = emit_fused(graph, "3.6.0").text, emit_fused(graph, "3.9.0").text
+    assert "tma.async_load(" in new
+    assert "tma.async_atomic_add(" in new
+    assert "thread_barrier" not in new
+    assert "async_load" not in old
 
 
 def test_blocks(golden: Callable[..., None]) -> None:

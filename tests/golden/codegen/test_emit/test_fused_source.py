@@ -1,0 +1,230 @@
+"""The fused backward kernel of the pattern `streaming` for Hopper, written by spdsl.
+
+A program owns 128 keys and walks the tiles of queries.  One warp copies tiles into a ring in shared memory; two
+groups of four warps compute, each for half of the keys.  dK and dV stay in registers; dQ is added up in fp32 in memory
+by the copy engine, so that the order of the sums, and with it the last bits, vary from run to run.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton._C.libtriton import ir
+from triton.experimental.gluon.language._core import builtin
+
+BLOCK_Q = gl.constexpr(64)
+BLOCK_K = gl.constexpr(128)
+HEAD_DIM = gl.constexpr(128)
+VALUE_DIM = gl.constexpr(128)
+HEADS = gl.constexpr(4)
+HALF = gl.constexpr(64)
+COLUMNS = gl.constexpr(64)
+RING = gl.constexpr(2)
+SCORES = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16]))
+SUMS = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16]))
+QUERIES = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16]))
+LEFT = gl.constexpr(gl.DotOperandLayout(operand_index=0, parent=SUMS.value, k_width=2))
+SWIZZLED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
+BARRIER = gl.constexpr(mbarrier.MBarrierLayout())
+
+
+@builtin
+def add_to_memory(descriptor, at, tile, _semantic=None):
+    """Add a tile in shared memory to a tensor, by the copy engine."""
+    at = _semantic._convert_to_ir_values(at, require_i64=False)
+    _semantic.builder.create_async_tma_reduce(ir.DESCRIPTOR_REDUCE_KIND.ADD, descriptor.handle, at, tile.handle)
+
+
+
+@gluon.jit
+def fetch(
+    k_halves, v_halves, q_ring, do_ring, lse_ring, delta_ring, own_ready, filled, freed,
+    Q, K, V, dO, LSE2, Delta, nq, n, p_window, p_sinks,
+):
+    """Load the program's keys and values, then tile after tile of the queries that it meets."""
+    g = gl.program_id(0)  # key head
+    j = gl.program_id(1)  # tile of keys
+    b = gl.program_id(2)  # sequence
+    mbarrier.expect(own_ready, 2 * BLOCK_K * HEAD_DIM * 2)
+    for half in gl.static_range(2):
+        tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K + half * HALF, 0], own_ready, k_halves.index(half))
+        tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K + half * HALF, 0], own_ready, v_halves.index(half))
+    turn = j * 0  # tiles of queries so far
+    lo = 2 * j  # touched tiles
+    hi = gl.where(p_sinks >= 128 * j + 1, (n + 63) >> 6, gl.minimum((n + 63) >> 6, 2 * j + ((p_window + 190) >> 6)))
+    full_lo = gl.minimum(gl.maximum(2 * j + 2, lo), hi)  # full tiles
+    full_hi = gl.maximum(gl.maximum((p_sinks + p_window) >> 6, 2 * j + (p_window >> 6)), gl.where(p_sinks >= 128 * j + 128, (n + 63) >> 6, -268435456))
+    full_hi = gl.maximum(gl.minimum(gl.minimum(full_hi, hi), nq >> 6), full_lo)
+    # heads of the group
+    for r in range(0, 2):
+        h = g * 2 + r  # query head
+        row_base = (b * HEADS + h) * ((nq + 3) // 4 * 4)  # rows are copied from multiples of 16 bytes on
+        # masked where the tile is not full
+        for i in range(lo, hi):
+            masked = (i < full_lo) | (i >= full_hi)
+            place = turn % RING
+            mbarrier.wait(freed.index(place), turn // RING & 1 ^ 1)
+            mbarrier.expect(filled.index(place), 2 * BLOCK_Q * HEAD_DIM * 2 + 2 * BLOCK_Q * 4)
+            tma.async_copy_global_to_shared(Q, [b, h, i * BLOCK_Q, 0], filled.index(place), q_ring.index(place))
+            tma.async_copy_global_to_shared(LSE2, [row_base + i * BLOCK_Q], filled.index(place), lse_ring.index(place))
+            tma.async_copy_global_to_shared(dO, [b, h, i * BLOCK_Q, 0], filled.index(place), do_ring.index(place))
+            tma.async_copy_global_to_shared(Delta, [row_base + i * BLOCK_Q], filled.index(place), delta_ring.index(place))
+            turn += 1
+
+
+@gluon.jit
+def compute(
+    k_halves, v_halves, q_ring, do_ring, lse_ring, delta_ring, ds_halves, dq_halves,
+    own_ready, filled, freed, ds_ready, done,
+    dQ, dK, dV, nq, n, p_window, p_sinks,
+    half: gl.constexpr,
+):
+    """Half of the program's keys: their dK and dV, and half of the columns of dQ of every tile of queries."""
+    k_quarters = k_halves._reinterpret(gl.bfloat16, [4, HALF, COLUMNS], SWIZZLED)  # by half of the keys, half of the columns
+    g = gl.program_id(0)  # key head
+    j = gl.program_id(1)  # tile of keys
+    b = gl.program_id(2)  # sequence
+    k_rows = j * BLOCK_K + half * HALF + gl.arange(0, HALF, gl.SliceLayout(1, SCORES))
+    k = k_rows[:, None]  # positions, [HALF, 1]
+    k_tile = k_halves.index(half).reshape([HALF, HEAD_DIM])
+    v_tile = v_halves.index(half).reshape([HALF, HEAD_DIM])
+    dk = gl.zeros([HALF, HEAD_DIM], gl.float32, SUMS)
+    dv = gl.zeros([HALF, HEAD_DIM], gl.float32, SUMS)
+    mbarrier.wait(own_ready, 0)
+    turn = j * 0  # tiles of queries so far
+    lo = 2 * j  # touched tiles
+    hi = gl.where(p_sinks >= 128 * j + 1, (n + 63) >> 6, gl.minimum((n + 63) >> 6, 2 * j + ((p_window + 190) >> 6)))
+    full_lo = gl.minimum(gl.maximum(2 * j + 2, lo), hi)  # full tiles
+    full_hi = gl.maximum(gl.maximum((p_sinks + p_window) >> 6, 2 * j + (p_window >> 6)), gl.where(p_sinks >= 128 * j + 128, (n + 63) >> 6, -268435456))
+    full_hi = gl.maximum(gl.minimum(gl.minimum(full_hi, hi), nq >> 6), full_lo)
+    # heads of the group
+    for r in range(0, 2):
+        h = g * 2 + r  # query head
+        # masked where the tile is not full
+        for i in range(lo, hi):
+            masked = (i < full_lo) | (i >= full_hi)
+            q_rows = i * BLOCK_Q + gl.arange(0, BLOCK_Q, gl.SliceLayout(0, SCORES))
+            q = q_rows[None, :]  # positions, [1, BLOCK_Q]
+            place = turn % RING
+            q_tile = q_ring.index(place).reshape([BLOCK_Q, HEAD_DIM])
+            do_tile = do_ring.index(place).reshape([BLOCK_Q, HEAD_DIM])
+            mbarrier.wait(filled.index(place), turn // RING & 1)
+            nothing = gl.zeros([HALF, BLOCK_Q], gl.float32, SCORES)
+            scores = warpgroup_mma(k_tile, q_tile.permute((1, 0)), nothing, use_acc=False, is_async=True)  # [HALF, BLOCK_Q]
+            dp = warpgroup_mma(v_tile, do_tile.permute((1, 0)), nothing, use_acc=False, is_async=True)  # [HALF, BLOCK_Q]
+            lse = lse_ring.index(place).load(gl.SliceLayout(0, SCORES))[None, :]
+            scores = warpgroup_mma_wait(1, deps=(scores,))
+            p = gl.exp2(scores * 0.12751743082459868 - lse)
+            if masked:
+                p = gl.where((k <= q) & ((q - k < p_window) | (k < p_sinks)) & (q < nq), p, 0.0)  # streaming.spat:3
+            p_left = gl.convert_layout(p.to(gl.bfloat16), LEFT)
+            delta = delta_ring.index(place).load(gl.SliceLayout(0, SCORES))[None, :]
+            dp = warpgroup_mma_wait(0, deps=(dp,))
+            dv = warpgroup_mma(p_left, do_tile, dv, is_async=True)  # [HALF, HEAD_DIM]
+            ds = (p * (dp - delta)).to(gl.bfloat16)  # gradient of the logits
+            ds_halves.index((turn & 1) * 2 + half).store(ds)
+            fence_async_shared()
+            gl.thread_barrier()
+            mbarrier.arrive(ds_ready, count=1)
+            ds_left = gl.convert_layout(ds, LEFT)
+            mbarrier.wait(ds_ready, turn & 1)
+            # Half of the columns of dQ, over the keys of both halves.
+            dq = gl.zeros([BLOCK_Q, COLUMNS], gl.float32, QUERIES)
+            dq = warpgroup_mma(ds_halves.index((turn & 1) * 2).permute((1, 0)), k_quarters.index(half), dq, use_acc=False, is_async=True)
+            dq = warpgroup_mma(ds_halves.index((turn & 1) * 2 + 1).permute((1, 0)), k_quarters.index(2 + half), dq, is_async=True)
+            dk = warpgroup_mma(ds_left, q_tile, dk, is_async=True)  # [HALF, HEAD_DIM]
+            dq, dv, p_left = warpgroup_mma_wait(1, deps=(dq, dv, p_left))
+            tma.store_wait(0)
+            gl.thread_barrier()
+            dq_halves.index(half).reshape([BLOCK_Q, COLUMNS]).store(dq)
+            fence_async_shared()
+            gl.thread_barrier()
+            add_to_memory(dQ, [b, h, i * BLOCK_Q, half * COLUMNS], dq_halves.index(half))
+            dk, ds_left = warpgroup_mma_wait(0, deps=(dk, ds_left))
+            gl.thread_barrier()
+            mbarrier.arrive(freed.index(place), count=1)
+            turn += 1
+    # Both halves read all of K for dQ: it is overwritten when both are done.
+    gl.thread_barrier()
+    mbarrier.arrive(done, count=1)
+    v_tile.store(dv.to(gl.bfloat16))
+    mbarrier.wait(done, 0)
+    k_tile.store((dk * 0.08838834764831843).to(gl.bfloat16))
+    fence_async_shared()
+    gl.thread_barrier()
+    tma.async_copy_shared_to_global(dK, [b, g, j * BLOCK_K + half * HALF, 0], k_halves.index(half))
+    tma.async_copy_shared_to_global(dV, [b, g, j * BLOCK_K + half * HALF, 0], v_halves.index(half))
+    tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=["nq", "n", "p_window", "p_sinks"])
+def fused(
+    Q,  # [batch, heads, nq, 128]
+    K,  # [batch, groups, n, 128]
+    V,  # [batch, groups, n, 128]
+    dO,  # [batch, heads, nq, 128]
+    LSE2,  # [batch * heads * nq]
+    Delta,  # [batch * heads * nq]
+    dQ,  # [batch, heads, nq, 128], summed
+    dK,  # [batch, groups, n, 128]
+    dV,  # [batch, groups, n, 128]
+    nq,  # query rows
+    n,  # keys
+    p_window,  # parameter window
+    p_sinks,  # parameter sinks
+):
+    """dQ, dK and dV: each program owns a tile of keys and walks the tiles of queries."""
+    k_halves = gl.allocate_shared_memory(gl.bfloat16, [2, 1, 1, HALF, HEAD_DIM], K.layout)
+    v_halves = gl.allocate_shared_memory(gl.bfloat16, [2, 1, 1, HALF, HEAD_DIM], V.layout)
+    q_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, BLOCK_Q, HEAD_DIM], Q.layout)
+    do_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, BLOCK_Q, HEAD_DIM], dO.layout)
+    lse_ring = gl.allocate_shared_memory(gl.float32, [RING, BLOCK_Q], LSE2.layout)
+    delta_ring = gl.allocate_shared_memory(gl.float32, [RING, BLOCK_Q], Delta.layout)
+    ds_halves = gl.allocate_shared_memory(gl.bfloat16, [4, HALF, BLOCK_Q], SWIZZLED)  # twice, by half of the keys
+    dq_halves = gl.allocate_shared_memory(gl.float32, [2, 1, 1, BLOCK_Q, COLUMNS], dQ.layout)
+    own_ready = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
+    ds_ready = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
+    done = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
+    filled = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
+    freed = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
+    mbarrier.init(own_ready, count=1)
+    mbarrier.init(ds_ready, count=2)
+    mbarrier.init(done, count=2)
+    for place in gl.static_range(RING):
+        mbarrier.init(filled.index(place), count=1)
+        mbarrier.init(freed.index(place), count=2)
+    fence_async_shared()
+    gl.warp_specialize(
+        [
+            (
+                compute,
+                (
+                    k_halves, v_halves, q_ring, do_ring, lse_ring, delta_ring, ds_halves, dq_halves,
+                    own_ready, filled, freed, ds_ready, done,
+                    dQ, dK, dV, nq, n, p_window, p_sinks, 0,
+                ),
+            ),
+            (
+                compute,
+                (
+                    k_halves, v_halves, q_ring, do_ring, lse_ring, delta_ring, ds_halves, dq_halves,
+                    own_ready, filled, freed, ds_ready, done,
+                    dQ, dK, dV, nq, n, p_window, p_sinks, 1,
+                ),
+            ),
+            (
+                fetch,
+                (
+                    k_halves, v_halves, q_ring, do_ring, lse_ring, delta_ring, own_ready, filled, freed,
+                    Q, K, V, dO, LSE2, Delta, nq, n, p_window, p_sinks,
+                ),
+            ),
+        ],
+        [4, 1],
+        [240, 24],
+    )
