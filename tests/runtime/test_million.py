@@ -6,6 +6,7 @@ Kernels are not run: launches are recorded, and tensors have shapes alone, so th
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,8 +86,11 @@ def both_ways(call: Call) -> None:
     engine.backward(lists_for(call, ("dq", "dkdv")), out, lse, out, None, frozenset({"q", "k", "v"}))
 
 
-def test_nothing_is_allocated_but_results_and_intervals(planned: Plan, launches: list[str]) -> None:
-    call = call_of(planned)
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_nothing_is_allocated_but_results_and_intervals(
+    planned: Plan, launches: list[str], deterministic: bool
+) -> None:
+    call = replace(call_of(planned), deterministic=deterministic)
     both_ways(call)
     launches.clear()
     with Made() as made:
@@ -94,8 +98,12 @@ def test_nothing_is_allocated_but_results_and_intervals(planned: Plan, launches:
     rows, keys = HEADS * TOKENS, GROUPS * TOKENS
     results = [2 * DIM * rows, 2 * DIM * rows, 2 * DIM * keys, 2 * DIM * keys]  # O, dQ, dK, dV
     statistics = [4 * rows] * 4  # LSE, dLSE, LSE in powers of two, delta
-    kernels = (planned.forward, planned.dq, planned.dkdv)
-    intervals = [16 * TOKENS // (each.block_k if each.kind == "dkdv" else each.block_q) for each in kernels]
+    kernels = [planned.forward, planned.dq, planned.dkdv]
+    if not deterministic:
+        assert planned.fused is not None
+        kernels = [planned.forward, planned.fused]
+        results.append(4 * DIM * rows)  # the sums of dQ
+    intervals = [16 * TOKENS // (each.block_k if each.by == "key" else each.block_q) for each in kernels]
     sizes = [size for _, size in made.tensors]
     for size in results + statistics + intervals:
         sizes.remove(size)
@@ -103,13 +111,9 @@ def test_nothing_is_allocated_but_results_and_intervals(planned: Plan, launches:
     blocks = [max(each.block_q, each.block_k) * 2 * DIM * 4 for each in kernels]
     assert all(size <= PARTS * INTERPRETER * max(blocks) for size in sizes)
     assert len(sizes) <= 6
-    assert sum(name.startswith("intervals") for name in launches) == 3
-    assert [name for name in launches if name in ("forward", "delta", "dq", "dkdv")] == [
-        "forward",
-        "delta",
-        "dq",
-        "dkdv",
-    ]
+    assert sum(name.startswith("intervals") for name in launches) == len(kernels)
+    names = {"forward", "delta", "dq", "dkdv", "fused"}
+    assert [name for name in launches if name in names] == ["forward", "delta", *(each.kind for each in kernels[1:])]
 
 
 def test_little_time_of_the_host(planned: Plan, launches: list[str]) -> None:
@@ -139,11 +143,11 @@ def test_counts_and_metadata(planned: Plan) -> None:
     doc = (torch.rand(1, TOKENS, generator=generator) < 1 / 3000).cumsum(1).int()
     q = torch.empty(1, HEADS, TOKENS, 1)
     call = Call(plan=planned, q=q, k=q[:, :GROUPS], v=q, tables={"doc": doc})
-    for kernel in (planned.forward, planned.dq, planned.dkdv):
+    for kernel in planned.kernels:
         assert isinstance(kernel.walk, SlotWalk)
         found = slot_visits(call, kernel.walk, TileGrid.of(kernel))
-        own = kernel.block_k if kernel.kind == "dkdv" else kernel.block_q
+        own = kernel.block_k if kernel.by == "key" else kernel.block_q
         assert found.metadata == 16 * TOKENS // own
         # A window of a thousand in documents of three thousand, and a few tiles more for sinks and strides.
-        rows, other = TOKENS // own, kernel.block_q if kernel.kind == "dkdv" else kernel.block_k
+        rows, other = TOKENS // own, kernel.block_q if kernel.by == "key" else kernel.block_k
         assert found.touched / HEADS / rows < 3 * 3000 / other
