@@ -76,6 +76,18 @@ def _is_exhausted() -> bool:
     return False
 
 
+def as_int(value: isl.Val) -> int:
+    """A value of isl as an int; reading it costs operations, too, of which none may be left.
+
+    Raises:
+        BudgetSpentError: isl gave up while it computed the value.
+    """
+    isl.DEFAULT_CONTEXT.reset_operations()
+    if not value.is_int():
+        raise BudgetSpentError("operations")
+    return int(value.to_python())
+
+
 @contextmanager
 def operations_end_as_spent() -> Iterator[None]:
     """Turn isl's error at the operation limit into `BudgetSpentError`, and let the next step begin afresh."""

@@ -18,7 +18,7 @@ from fractions import Fraction
 import islpy as isl
 from islpy import dim_type
 
-from spdsl.analysis.budget import BudgetSpentError, limited, operations_end_as_spent
+from spdsl.analysis.budget import BudgetSpentError, as_int, limited, operations_end_as_spent
 from spdsl.analysis.pairs import Pairs, Subject
 from spdsl.analysis.plan import grid_length
 
@@ -115,10 +115,7 @@ def _count_at(points: isl.Set, length: int) -> int:
     at = points.find_dim_by_name(dim_type.param, "n")
     isl.DEFAULT_CONTEXT.reset_operations()
     with operations_end_as_spent():
-        found = points.fix_val(dim_type.param, at, isl.Val(length)).count_val()
-        if not found.is_int():  # the counter gives up without an error
-            raise BudgetSpentError("operations")
-    return int(found.to_python())
+        return as_int(points.fix_val(dim_type.param, at, isl.Val(length)).count_val())
 
 
 # ---------------------------------------------------------------- formulas
@@ -188,7 +185,7 @@ def _denominators(vertex: isl.Vertex) -> list[int]:
     place = vertex.get_expr()
     at = place.find_dim_by_name(dim_type.param, "n")
     affs = (place.get_at(i) for i in range(place.dim(dim_type.out)))
-    return [int(aff.get_coefficient_val(dim_type.param, at).get_den_val().to_python()) for aff in affs]
+    return [as_int(aff.get_coefficient_val(dim_type.param, at).get_den_val()) for aff in affs]
 
 
 def _through(at: Sequence[int], values: Sequence[int]) -> Polynomial:

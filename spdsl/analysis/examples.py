@@ -13,7 +13,7 @@ import islpy as isl
 from islpy import dim_type
 
 from spdsl.analysis.affine import Symbols
-from spdsl.analysis.budget import BudgetSpentError, operations_end_as_spent
+from spdsl.analysis.budget import BudgetSpentError, as_int, operations_end_as_spent
 from spdsl.analysis.wording import describe
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Load
 from spdsl.semantics.ops import OPS
@@ -86,7 +86,7 @@ def _point(points: isl.Set, sides: Sequence[str]) -> dict[str, int]:
 
 
 def _coordinates(point: isl.Point, names: Sequence[str]) -> dict[str, int]:
-    return {name: int(point.get_coordinate_val(dim_type.set, i).to_python()) for i, name in enumerate(names)}
+    return {name: as_int(point.get_coordinate_val(dim_type.set, i)) for i, name in enumerate(names)}
 
 
 def is_consistent(point: Mapping[str, int], meaning: Mapping[str, Expr]) -> bool:

@@ -9,6 +9,7 @@ import islpy as isl
 from islpy import dim_type
 
 from spdsl.analysis.affine import Symbols
+from spdsl.analysis.budget import as_int
 from spdsl.analysis.pairs import Pairs, Subject
 from spdsl.semantics.nodes import Expr, Load
 
@@ -47,7 +48,7 @@ class Layers:
         values = self.lengths.move_dims(dim_type.set, 0, dim_type.param, 0, 1)
         if not values.is_singleton():
             return None
-        return int(values.sample_point().get_coordinate_val(dim_type.set, 0).to_python())
+        return as_int(values.sample_point().get_coordinate_val(dim_type.set, 0))
 
 
 def layers_of(subjects: Sequence[Subject]) -> Layers:
@@ -134,7 +135,7 @@ def points_of(relation: isl.Map, length: int) -> list[int]:
     rows = [0] * length
 
     def add(point: isl.Point) -> None:
-        q, k = (int(point.get_coordinate_val(dim_type.set, side).to_python()) for side in (0, 1))
+        q, k = (as_int(point.get_coordinate_val(dim_type.set, side)) for side in (0, 1))
         rows[q] |= 1 << k
 
     at = relation.find_dim_by_name(dim_type.param, "n")

@@ -16,7 +16,7 @@ import islpy as isl
 import sympy
 from islpy import dim_type
 
-from spdsl.analysis.budget import BudgetSpentError, limited
+from spdsl.analysis.budget import BudgetSpentError, as_int, limited
 from spdsl.analysis.pairs import Pairs, Subject
 from spdsl.analysis.wording import describe
 from spdsl.semantics.nodes import Load
@@ -97,8 +97,8 @@ def _region_of(domain: isl.BasicSet) -> isl.Set:
     places = [f"i{i}" for i in range(domain.dim(dim_type.param))]
     texts = []
     for constraint in domain.get_constraints():
-        by = [int(constraint.get_coefficient_val(dim_type.param, i).to_python()) for i in range(len(places))]
-        rest = int(constraint.get_constant_val().to_python())
+        by = [as_int(constraint.get_coefficient_val(dim_type.param, i)) for i in range(len(places))]
+        rest = as_int(constraint.get_constant_val())
         terms = " + ".join([*(f"{c} * {place}" for c, place in zip(by, places, strict=True)), str(rest)])
         texts.append(f"{terms} {'=' if constraint.is_equality() else '>='} 0")
     return isl.Set(f"{{ [{', '.join(places)}] : {' and '.join(texts) or '0 = 0'} }}")
@@ -127,7 +127,7 @@ def _through(
     if inside.is_empty():
         return None
     base = inside.lexmin().sample_point()
-    start = [int(base.get_coordinate_val(dim_type.set, i).to_python()) for i in range(len(names))]
+    start = [as_int(base.get_coordinate_val(dim_type.set, i)) for i in range(len(names))]
     steps_taken = [s for s in itertools.product(range(3), repeat=len(names)) if sum(s) <= 2]
     monomials = [sympy.prod(x**power for x, power in zip(symbols, s, strict=True)) for s in steps_taken]
     rows, values = [], []
@@ -143,18 +143,15 @@ def _count_at(points: isl.Set, names: Sequence[str], place: Sequence[int]) -> in
     isl.DEFAULT_CONTEXT.reset_operations()
     for name, value in zip(names, place, strict=True):
         points = points.fix_val(dim_type.param, points.find_dim_by_name(dim_type.param, name), isl.Val(value))
-    found = points.count_val()
-    if not found.is_int():  # the counter gives up without an error
-        raise BudgetSpentError("operations")
-    return int(found.to_python())
+    return as_int(points.count_val())
 
 
 def _conditions(region: isl.BasicSet, symbols: Sequence[sympy.Symbol]) -> tuple[str, ...]:
     """What must hold of n and the parameters, in words of the language."""
     found = []
     for constraint in region.get_constraints():
-        by = [int(constraint.get_coefficient_val(dim_type.set, i).to_python()) for i in range(len(symbols))]
-        term = sympy.Integer(int(constraint.get_constant_val().to_python()))
+        by = [as_int(constraint.get_coefficient_val(dim_type.set, i)) for i in range(len(symbols))]
+        term = sympy.Integer(as_int(constraint.get_constant_val()))
         term += sum(c * x for c, x in zip(by, symbols, strict=True) if x.name != "n")
         of = next(c for c, x in zip(by, symbols, strict=True) if x.name == "n")
         sign = "==" if constraint.is_equality() else ">="

@@ -16,7 +16,7 @@ import islpy as isl
 import networkx as nx
 from islpy import dim_type
 
-from spdsl.analysis.budget import BudgetSpentError, limited, operations_end_as_spent
+from spdsl.analysis.budget import BudgetSpentError, as_int, limited, operations_end_as_spent
 from spdsl.analysis.claims import Answer, decide
 from spdsl.analysis.examples import Example, smallest
 from spdsl.analysis.layers import Layers, closure, composed, identity_over, layers_of, points_of, step
@@ -199,16 +199,16 @@ def _lower_bounds(piece: isl.BasicSet) -> list[str]:
     """The constraints on the number of layers, each as what it must be at least; nothing if there are others."""
     found = []
     for constraint in piece.get_constraints():
-        of = int(constraint.get_coefficient_val(dim_type.set, 0).to_python())
+        of = as_int(constraint.get_coefficient_val(dim_type.set, 0))
         if piece.dim(dim_type.div) or constraint.is_equality() or of <= 0:
             return []
         term = ""
         for at in range(piece.dim(dim_type.param)):
-            by = -int(constraint.get_coefficient_val(dim_type.param, at).to_python())
+            by = -as_int(constraint.get_coefficient_val(dim_type.param, at))
             if by:
                 term += f"{'-' if by < 0 else '+'} {'' if abs(by) == 1 else f'{abs(by)}*'}"
                 term += f"{piece.get_dim_name(dim_type.param, at)} "
-        rest = -int(constraint.get_constant_val().to_python())
+        rest = -as_int(constraint.get_constant_val())
         if rest or not term:
             term += f"{'-' if rest < 0 else '+'} {abs(rest)}"
         term = term.strip().removeprefix("+ ")

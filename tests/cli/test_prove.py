@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spdsl.library import resolver, text_of
+from spdsl.library import names, resolver, text_of
 from spdsl.pipeline import read
 from spdsl.prove import Settings, Target, claim, clauses, fewest_layers, kept
 from tests.cli.conftest import Answer
@@ -238,3 +238,11 @@ def test_what_is_causal_in_the_library() -> None:
 def target(name: str, parameters: Mapping[str, object] | None = None) -> Target:
     checked = read(text_of(name), source=f"{name}.spat", name=name, resolve=resolver(None))
     return Target(checked=checked, values=dict(parameters or {}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [name for name in names() if not name.startswith(("neighborhood", "sliding_tile"))])
+def test_the_report_of_every_pattern_at_its_defaults(spdsl: Spdsl, name: str) -> None:
+    given = {"radial": ("frames=4", "frame_tokens=256"), "block_diffusion": ("half=1024",)}.get(name, ())
+    answer = spdsl("prove", name, *(word for each in given for word in ("-p", each)))
+    assert answer.status == 0, answer
+    assert len(answer.out.splitlines()) == 7
