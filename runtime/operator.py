@@ -42,12 +42,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A plan, the name of the engine that runs it, and the free parameters of the key in the order of their values."""
+    """A plan, the name of the engine that runs it, and the free parameters of the key in the order of their values.
+
+    ``weighed``: whether each call's values have to be known before the plan is taken.
+    """
 
     plan: Plan
     backend: str
     free: tuple[str, ...] = ()
     deterministic: bool = False
+    weighed: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ def prepare(request: Request, values: tuple[int, ...]) -> Prepared:
         SpatError: the back end, the element type or the pattern does not fit (SP3xx, SP4xx).
     """
     found = _planned(request)
-    return _settled(request, values) if values and in_doubt(found.plan) else found
+    return _settled(request, values) if found.weighed else found
 
 
 @lru_cache(maxsize=1024)
@@ -54,7 +54,14 @@ def _planned(request: Request) -> Prepared:
         gradients=tuple(names[each] for each in request.gradients),
     )
     made = plan(problem, target_of(backend, request.device))
-    return Prepared(plan=made, backend=backend, free=free_names(request.key), deterministic=fields["deterministic"])
+    free = free_names(request.key)
+    return Prepared(
+        plan=made,
+        backend=backend,
+        free=free,
+        deterministic=fields["deterministic"],
+        weighed=bool(free) and in_doubt(made),
+    )
 
 
 def precision(dtype: torch.dtype) -> Precision:

@@ -32,7 +32,15 @@ RANGES = {
     "head_modes": {"window": (1, 5000), "sinks": (0, 300)},
     "dilated": {"span": (1, 5000)},
     "longformer": {"window": (0, 900)},
+    "power": {"local_blocks": (0, 20)},
+    "segments": {"window": (1, 5000)},
 }
+
+SEGMENTS = """pattern segments(window: int in 1..) {
+  input doc: int[token] sorted
+  keep causal and doc[q] == doc[k] and q - k < window
+}
+"""
 
 
 @pytest.fixture
@@ -72,7 +80,10 @@ def call(chance: random.Random, name: str, values: dict[str, int], *, square: bo
     inputs: dict[str, Tensor] = {"full": torch.tensor([True, False])} if name == "head_modes" else {}
     if name == "longformer":
         inputs = {"is_global": torch.zeros(n, dtype=torch.bool)}
-    out = spdsl.compile(name, **values)(q, k, v, **places, **inputs)
+    if name == "segments":
+        inputs = {"doc": torch.arange(n, dtype=torch.int32) // 300}
+    pattern = spdsl.loads(SEGMENTS) if name == "segments" else name
+    out = spdsl.compile(pattern, **values)(q, k, v, **places, **inputs)
     torch.autograd.grad(out.sum(), (q, k, v))  # type: ignore[union-attr]
 
 

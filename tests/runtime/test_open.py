@@ -53,6 +53,11 @@ PATTERNS = {
     "sink": Open(text="keep q - k >= size  sink_logit if q < first then 1.0 else 0.0",
                  ranges={"size": (0, 99), "first": (0, 99)}),
     "table": Open(text="input t: int[token]  keep causal and (t[k] > 2 or q - k < size)", ranges={"size": (0, 99)}),
+    "segments": Open(text="input t: int[token] sorted  keep causal and t[q] == t[k] and q - k < size",
+                     ranges={"size": (0, 99)}),
+    "distances": Open(text="keep causal and (is_pow2(q - k) or q - k < size)", ranges={"size": (0, 99)}),
+    "tiles": Open(text="axis blk = token by 16  keep causal and (is_pow2(q.blk - k.blk) or q.blk - k.blk <= size)",
+                  ranges={"size": (0, 9)}),
     "block": Open(text="axis blk = token by 32  keep causal and k.blk.last >= q - size", ranges={"size": (0, 200)}),
 }  # fmt: skip
 
@@ -69,7 +74,7 @@ def check(attn: spdsl.Attention, nq: int, n: int) -> None:
     generator = torch.Generator().manual_seed(n + nq)
     q = torch.randn(1, 2, nq, 16, generator=generator, requires_grad=True)
     k, v = (torch.randn(1, 1, n, 16, generator=generator, requires_grad=True) for _ in range(2))
-    inputs = {"t": torch.randint(0, 5, (n,), generator=generator)} if attn.pattern.inputs else {}
+    inputs = {"t": torch.randint(0, 5, (n,), generator=generator).sort().values} if attn.pattern.inputs else {}
     with poisoned():
         out, lse = attn(q, k, v, return_lse=True, **inputs)
         expected, expected_lse = attn.reference(q, k, v, return_lse=True, **inputs)
