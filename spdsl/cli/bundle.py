@@ -98,7 +98,10 @@ def _compile(pattern: CheckedPattern, wish: Wish, files: dict[str, bytes]) -> li
                 "registers": each.registers,
                 "spills": each.spills,
                 "arguments": [f"{name}: {kind}" for name, kind in each.signature],
-                "run_time_parameters": chosen.variables,
+                # The values given, of those parameters that are arguments.
+                "run_time_parameters": {
+                    name: value for name, value in chosen.variables.items() if name in dict(each.signature)
+                },
             }
         )
     return kernels

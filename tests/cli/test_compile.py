@@ -37,6 +37,9 @@ def test_a_bundle(spdsl: Spdsl, good: Path, tmp_path: Path) -> None:
         assert kernel["registers"] > 0
         assert kernel["arguments"]
         assert kernel["binary"] in answer.out
+        # The window is an argument of the kernels; what was given is its value unless a launch says otherwise.
+        assert kernel["run_time_parameters"] == ({} if kernel["name"] == "delta" else {"p_window": 32})
+        assert ("p_window: i32" in kernel["arguments"]) == (kernel["name"] != "delta")
     # A second time replaces the first, and leaves nothing behind.
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert spdsl(*WORDS, "--target", "sm_80").status == 0

@@ -20,11 +20,12 @@ def _tensors(requires_grad: bool = True) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize(
     "checks", ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static"]
 )
-def test_opcheck(checks: str) -> None:
-    attn = spdsl.compile("alibi")
+@pytest.mark.parametrize("name", ["alibi", "streaming"])
+def test_opcheck(name: str, checks: str) -> None:
+    attn = spdsl.compile(name)
     q, k, v = _tensors()
-    slope = torch.rand(4, requires_grad=True)
-    arguments = (q, k, v, [slope], None, attn._key, "square", 0, [])
+    tables = [torch.rand(4, requires_grad=True)] if name == "alibi" else []
+    arguments = (q, k, v, tables, None, attn._open_key, "square", 0, list(attn._values))
     torch.library.opcheck(operator.attend, arguments, test_utils=checks)
 
 
