@@ -15,16 +15,17 @@ from torch import Tensor
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import DistanceWalk
 from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.cells import Cells
 from spdsl.runtime.distance import with_distances
 from spdsl.runtime.evaluate import Tables, tables_for
 from spdsl.runtime.intervals import bounds_over
 from spdsl.runtime.looks import Looked
 from spdsl.runtime.pairs import Pairs, pairs_of
-from spdsl.runtime.recent import Recent, identity
+from spdsl.runtime.recent import ByContent, Recent
 from spdsl.runtime.tile_grid import By
 from spdsl.semantics.nodes import Expr
 
-_recent: Recent[TileList] = Recent(size=64)
+_recent: ByContent[TileList] = ByContent(size=64)
 _recent_rows: Recent[TileList] = Recent(size=32)
 
 _CHUNK = 1 << 20
@@ -78,7 +79,6 @@ def distance_lists(call: Call, kernel: KernelPlan) -> TileList:
     length = max(call.k.shape[2], call.q_start + call.q.shape[2], _LEAST)
     longest = 1 << (length - 1).bit_length()
     tensors = tuple(call.tables[name] for name in rows.walk.tables)
-    same = identity(*tensors)
     pairs = pairs_of(call)
     known = pairs.extents()
     sizes = (
@@ -89,8 +89,9 @@ def distance_lists(call: Call, kernel: KernelPlan) -> TileList:
         len(pairs.batches) if rows.walk.by_batch else 1,
     )
     return _recent.get(
-        None if same is None else (id(keep), sizes, same),
-        (keep, tensors),
+        (id(keep), sizes),
+        tensors,
+        keep,
         lambda: _lists(keep, pairs, tables_for(call.plan.tables, call.tables), rows, longest),
     )
 
@@ -116,7 +117,7 @@ def _lists(keep: Expr, pairs: Pairs, tables: Tables, rows: Rows, longest: int) -
     away = -(distances.start * rows.walked // span) * span + rows.origin
     strips = (span + rows.own) // grain - 1
     own = rows.first % grain + away + torch.arange(strips * grain, device=pairs.device).view(-1, grain)
-    parts: list[_Cells] = []
+    parts: list[Cells] = []
     step = max(1, _CHUNK // (pairs.heads * len(pairs.batches) * max(strips, rows.walked)))
     for start in range(distances.start, distances.stop, step):
         stop = min(start + step, distances.stop)
@@ -128,7 +129,8 @@ def _lists(keep: Expr, pairs: Pairs, tables: Tables, rows: Rows, longest: int) -
         may, must = (x if rows.by == "query" else x.transpose(-1, -2) for x in (truth.may, truth.must))
         size = rows.own // grain
         parts.append(_cells_of(_sums(may, size) > 0, _sums(must, size) == size, start))
-    return _listed(parts)
+    row, tile, masked = (torch.cat([getattr(part, name) for part in parts]) for name in ("row", "tile", "masked"))
+    return Cells(shape=parts[0].shape, row=row, tile=tile, masked=masked).lists()
 
 
 def _sums(strips: Tensor, size: int) -> Tensor:
@@ -137,41 +139,11 @@ def _sums(strips: Tensor, size: int) -> Tensor:
     return counts[..., size:, :] - counts[..., :-size, :]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Cells:
-    """Touched tiles of rows ``shape`` ``[batch or 1, heads or 1, rows]``: the number of the row, whether the tile is
-    masked, and its own number."""
-
-    shape: tuple[int, int, int]
-    row: Tensor
-    masked: Tensor
-    tile: Tensor
-
-
-def _cells_of(may: Tensor, must: Tensor, first: int) -> _Cells:
+def _cells_of(may: Tensor, must: Tensor, first: int) -> Cells:
     batch, head, row, column = may.nonzero().unbind(1)
     shape = (may.shape[0], may.shape[1], may.shape[2])
     number = (batch * shape[1] + head) * shape[2] + row
-    return _Cells(shape=shape, row=number, masked=~must[may], tile=column + first)
-
-
-def _listed(parts: list[_Cells]) -> TileList:
-    """Tiles in the order of rows, full ones first, ascending."""
-    shape = parts[0].shape
-    row, masked, tile = (torch.cat([getattr(part, name) for part in parts]) for name in ("row", "masked", "tile"))
-    part = row * 2 + masked
-    low = int(tile.min()) if len(tile) else 0
-    width = int(tile.max()) - low + 1 if len(tile) else 1
-    order = (part * width + (tile - low)).sort().indices
-    counts = part.bincount(minlength=2 * shape[0] * shape[1] * shape[2])
-    ends = counts.cumsum(0)
-    begin, middle = (ends - counts).view(*shape, 2).unbind(-1)
-    return TileList(
-        begin=begin.int().contiguous(),
-        middle=middle.int().contiguous(),
-        end=ends.view(*shape, 2)[..., 1].int().contiguous(),
-        tiles=tile[order].int(),
-    )
+    return Cells(shape=shape, row=number, tile=column + first, masked=~must[may])
 
 
 # ---------------------------------------------------------------- all rows
@@ -183,15 +155,12 @@ def _of_rows(lists: TileList, call: Call, kernel: KernelPlan) -> TileList:
     count, tiles = -(-existing // rows.own), -(-others // rows.walked)
     numbers = torch.arange(count, device=pairs.device)
     kind, first = rows.places(numbers)
-    begin, middle, end = (each[..., kind].long().flatten() for each in (lists.begin, lists.middle, lists.end))
-    owner = torch.repeat_interleave(torch.arange(len(begin), device=pairs.device), end - begin)
-    past = torch.arange(len(owner), device=pairs.device) - ((end - begin).cumsum(0) - (end - begin))[owner]
-    place = begin[owner] + past
-    row = owner % max(count, 1)
-    tile = lists.tiles[place] + first[row]
+    begin, middle, end = (each[..., kind] for each in (lists.begin, lists.middle, lists.end))
+    cells = Cells.of(TileList(begin=begin, middle=middle, end=end, tiles=lists.tiles))
+    row = cells.row % max(count, 1)
+    tile = cells.tile + first[row]
     i, j = (row, tile) if rows.by == "query" else (tile, row)
     at, stop = call.q_start + i * kernel.block_q, (j + 1) * kernel.block_k
     exists = (tile >= 0) & (tile < tiles) & (at + kernel.block_q > 0)
-    masked = (place >= middle[owner]) | (at < 0) | (stop > pairs.keys)
-    shape = (lists.begin.shape[0], lists.begin.shape[1], count)
-    return _listed([_Cells(shape=shape, row=owner[exists], masked=masked[exists], tile=tile[exists])])
+    masked = cells.masked | (at < 0) | (stop > pairs.keys)
+    return Cells(shape=cells.shape, row=cells.row[exists], tile=tile[exists], masked=masked[exists]).lists()

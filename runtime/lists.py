@@ -1,7 +1,8 @@
 """Lists of the touched tiles of every row, built on the device of the tables.
 
 From: a predicate or a walk in closed form, tables, lengths and tile sizes.  To: a `TileList`, full tiles first.
-Tiles are decided in chunks of rows, so memory is that of the list and one chunk.
+Tiles are decided in chunks of rows of queries, so memory is that of the list and one chunk; lists by key are the
+transpose of those by query.  Lists are kept for tables of the same content.
 """
 
 from __future__ import annotations
@@ -16,20 +17,23 @@ from torch import Tensor
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, SlotWalk
 from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.cells import transposed
 from spdsl.runtime.distance_lists import distance_lists, row_lists
 from spdsl.runtime.evaluate import tables_for
 from spdsl.runtime.intervals import tile_bounds
 from spdsl.runtime.looks import Looked
 from spdsl.runtime.pairs import Pairs, pairs_by_batch
 from spdsl.runtime.ranges import Truth, truth_shape
-from spdsl.runtime.recent import Recent, identity
+from spdsl.runtime.recent import ByContent
 from spdsl.runtime.slots import slot_lists
 from spdsl.runtime.split import order_of
 from spdsl.runtime.tile_grid import By, TileGrid
+from spdsl.semantics.nodes import Load
+from spdsl.semantics.rewrite import walk as parts_of
 
 Kind: TypeAlias = Literal["forward", "dq", "dkdv", "fused"]
 
-_recent: Recent[TileList] = Recent(size=32)
+_recent: ByContent[TileList] = ByContent(size=64)
 
 _CHUNK = 1 << 20
 """Tiles (times heads and batches) that are bounded at once."""
@@ -109,15 +113,31 @@ def tile_lists(
     negative positions; those are masked.  ``exact`` looks at all tiles in doubt (True) or at none (False); by default
     at few.  ``split`` is the number of heads of programs that split long rows.
     """
-    keep, tables = call.plan.keep, tables_for(call.plan.tables, call.tables)
+    lists = _decided(call, block_q, block_k, exact)
+    if by == "key":
+        rows = TileGrid(by=by, block_q=block_q, block_k=block_k).key_tiles(call.k.shape[2])
+        lists = _derived(lists, "transposed", rows, lambda given: transposed(given, rows))
+    if split is not None:
+        numbers = (split, call.q.shape[0])
+        lists = _derived(lists, "in order", numbers, lambda given: replace(given, order=order_of(given, call, split)))
+    return lists
 
-    grid = TileGrid(by=by, block_q=block_q, block_k=block_k)
+
+def _decided(call: Call, block_q: int, block_k: int, exact: bool | None) -> TileList:
+    """The lists by query."""
+    keep, tables = call.plan.keep, tables_for(call.plan.tables, call.tables)
+    grid = TileGrid(by="query", block_q=block_q, block_k=block_k)
 
     def made(pairs: Pairs, rows: int) -> TileList:
         bounds = tile_bounds(keep, pairs, tables, block_q=block_q, block_k=block_k)
         return _listed(Looked(bounds=bounds, exact=exact), pairs, grid, rows)
 
-    return _cached(call, made, grid, (id(keep), exact, split), keep, split)
+    read = sorted({node.table for node in parts_of(keep) if isinstance(node, Load)})
+    return _cached(call, made, grid, (id(keep), exact), keep, read)
+
+
+def _derived(lists: TileList, how: str, numbers: Hashable, make: Callable[[TileList], TileList]) -> TileList:
+    return _recent.get((id(lists), how, numbers), (), lists, lambda: make(lists))
 
 
 def walk_lists(call: Call, walk: SlotWalk, grid: TileGrid) -> TileList:
@@ -127,7 +147,7 @@ def walk_lists(call: Call, walk: SlotWalk, grid: TileGrid) -> TileList:
     def made(pairs: Pairs, rows: int) -> TileList:
         return slot_lists(walk, grid, pairs, tables, rows)
 
-    return _cached(call, made, grid, (id(walk),), walk)
+    return _cached(call, made, grid, (id(walk),), walk, tuple(call.tables))
 
 
 def _cached(
@@ -136,40 +156,44 @@ def _cached(
     grid: TileGrid,
     parts: tuple[Hashable, ...],
     source: object,
-    split: int | None = None,
+    read: Sequence[str],
 ) -> TileList:
+    """Lists made of the tables ``read``, or those that were made of tables like these."""
     rows = grid.query_tiles(call.q.shape[2]) if grid.by == "query" else grid.key_tiles(call.k.shape[2])
-    tensors = (call.places, *call.tables.values())
-    same = identity(*tensors)
     numbers = (call.q_start, *call.parameters.values())
-    sizes = (call.q.shape[:3], call.k.shape[1:3], numbers, str(call.q.device), tuple(call.tables))
+    sizes = (call.q.shape[:3], call.k.shape[1:3], numbers, str(call.q.device), tuple(read))
 
     def make() -> TileList:
-        found = _joined([made(pairs, rows) for pairs in pairs_by_batch(call)])
-        return found if split is None else replace(found, order=order_of(found, call, split))
+        return _joined([made(pairs, rows) for pairs in pairs_by_batch(call)])
 
-    return _recent.get(None if same is None else (parts, grid, sizes, same), (source, tensors), make)
+    tensors = (call.places, *(call.tables[name] for name in read))
+    return _recent.get((parts, grid, sizes), tensors, source, make)
 
 
 def _listed(tiles: Tiles, pairs: Pairs, grid: TileGrid, rows: int) -> TileList:
-    existing, others = (tiles.rows, tiles.columns) if grid.by == "query" else (tiles.columns, tiles.rows)
-    step = max(1, _CHUNK // max(1, others * pairs.heads))
     # Without keys or queries there is nothing to decide.
-    starts = range(0, existing, step) if others else range(0)
-    parts = [_part(tiles, pairs, grid, slice(start, min(start + step, existing))) for start in starts]
+    some = tiles.rows > 0 and tiles.columns > 0
+    step = _rows_at_once(tiles) if some else 1
+    starts = range(0, tiles.rows, step) if some else range(0)
+    parts = [_part(tiles, pairs, grid, slice(start, min(start + step, tiles.rows))) for start in starts]
     full, masked = _padded([p.full for p in parts], rows, pairs), _padded([p.masked for p in parts], rows, pairs)
     flat = torch.cat([p.tiles for p in parts]) if parts else torch.zeros(0, dtype=torch.int32, device=pairs.device)
     return _ordered(full, masked, flat, [p.full.shape[-1] for p in parts])
 
 
-def _part(tiles: Tiles, pairs: Pairs, grid: TileGrid, part: slice) -> _Part:
-    rows, columns = (part, slice(0, tiles.columns)) if grid.by == "query" else (slice(0, tiles.rows), part)
+def _rows_at_once(tiles: Tiles) -> int:
+    """Rows of a chunk: heads and batches that do not differ are bounded once."""
+    one = slice(0, 1)
+    batches, heads, _, _ = truth_shape(tiles.of(one, one), one, one)
+    return max(1, _CHUNK // (batches * heads * tiles.columns))
+
+
+def _part(tiles: Tiles, pairs: Pairs, grid: TileGrid, rows: slice) -> _Part:
+    columns = slice(0, tiles.columns)
     truth = tiles.of(rows, columns)
     padding, lacking = _not_whole(pairs, grid, rows, columns)
     shape = truth_shape(truth, rows, columns)
     may, must = (truth.may & ~padding).expand(shape), (truth.must & ~lacking).expand(shape)
-    if grid.by == "key":
-        may, must = may.transpose(-1, -2), must.transpose(-1, -2)
     full, masked = may & must, may & ~must
     # Full tiles of a row stand before its masked ones when both are laid side by side.
     flat = torch.cat([full, masked], dim=-1).nonzero()[:, -1] % may.shape[-1]

@@ -1,0 +1,62 @@
+"""Lists of tiles from tiles in any order, and the transpose of lists.
+
+Nothing is decided about tiles.  Memory is that of a few numbers for each tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spdsl.runtime.calls import TileList
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cells:
+    """Tiles one by one, each flat: the number of its row among ``shape`` (``[batch or 1, heads or 1, rows]``), its own
+    number, which may be negative, and whether it is masked."""
+
+    shape: tuple[int, int, int]
+    row: Tensor
+    tile: Tensor
+    masked: Tensor
+
+    @classmethod
+    def of(cls, lists: TileList) -> Cells:
+        """The tiles of lists."""
+        begin, middle, end = (each.flatten().long() for each in (lists.begin, lists.middle, lists.end))
+        batch, heads, rows = lists.begin.shape
+        count = end - begin
+        row = torch.repeat_interleave(torch.arange(len(begin), device=begin.device), count)
+        place = torch.arange(len(row), device=begin.device) + (begin - count.cumsum(0) + count)[row]
+        return cls(shape=(batch, heads, rows), row=row, tile=lists.tiles[place].long(), masked=place >= middle[row])
+
+    def lists(self) -> TileList:
+        """The tiles in the order of rows, full ones first, ascending."""
+        if not len(self.tile):
+            nothing = torch.zeros(self.shape, dtype=torch.int32, device=self.tile.device)
+            return TileList(begin=nothing, middle=nothing, end=nothing, tiles=self.tile.int())
+        low, high = (int(end) for end in torch.stack(self.tile.aminmax()).tolist())
+        width = high - low + 1
+        keys = ((self.row * 2 + self.masked) * width + (self.tile - low)).sort().values
+        batch, heads, rows = self.shape
+        counts = (keys // width).bincount(minlength=2 * batch * heads * rows)
+        ends = counts.cumsum(0)
+        begin, middle = (ends - counts).view(batch, heads, rows, 2).unbind(-1)
+        end = ends.view(batch, heads, rows, 2)[..., 1]
+        return TileList(
+            begin=begin.int().contiguous(),
+            middle=middle.int().contiguous(),
+            end=end.int().contiguous(),
+            tiles=(keys % width + low).int(),
+        )
+
+
+def transposed(lists: TileList, rows: int) -> TileList:
+    """The same tiles by the other side, which has ``rows`` tiles."""
+    cells = Cells.of(lists)
+    batch, heads, others = cells.shape
+    row = torch.div(cells.row, max(others, 1), rounding_mode="floor") * rows + cells.tile
+    return Cells(shape=(batch, heads, rows), row=row, tile=cells.row % max(others, 1), masked=cells.masked).lists()

@@ -1,0 +1,146 @@
+"""How lists are built: once for each content, both ways from one decision, in chunks of bounded size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from spdsl.runtime import lists as module
+from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.cells import Cells, transposed
+from spdsl.runtime.lists import lists_for, tile_lists
+from spdsl.runtime.looks import Looked
+from spdsl.runtime.recent import ByContent
+from tests.runtime.build import CAUSAL, H, K, Q, every, load, op, plan, table
+
+DOCUMENTS = every(CAUSAL, op("eq", load("doc", Q), load("doc", K)))
+DECLARED = (table("doc", "int", "token"), table("lean", "float", "token"))
+
+
+def call_of(doc: torch.Tensor, *, heads: int = 2, batch: int = 1, lean: torch.Tensor | None = None) -> Call:
+    n = doc.shape[-1]
+    q, k = torch.zeros(batch, heads, n, 8), torch.zeros(batch, heads, n, 8)
+    chosen = PLANS[heads]
+    return Call(plan=chosen, q=q, k=k, v=k, tables={"doc": doc, "lean": torch.zeros(1, n) if lean is None else lean})
+
+
+PLANS = {
+    heads: plan(
+        DOCUMENTS, tables=DECLARED, heads=heads, groups=heads, blocks=(16, 16), bias=load("lean", K, dtype="float")
+    )
+    for heads in (1, 2)
+}
+
+
+def documents(n: int = 200, seed: int = 0) -> torch.Tensor:
+    cuts = torch.rand(1, n, generator=torch.Generator().manual_seed(seed)) < 0.03
+    return cuts.cumsum(1).int()
+
+
+@pytest.fixture
+def decided(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the blocks of tiles that are decided from now on."""
+    monkeypatch.setattr(module, "_recent", ByContent(size=64))
+    found: list[tuple[int, ...]] = []
+    of = Looked.of
+
+    def recorded(self: Looked, rows: slice, columns: slice) -> Any:
+        truth = of(self, rows, columns)
+        found.append(tuple(torch.broadcast_shapes(truth.may.shape, truth.must.shape)))
+        return truth
+
+    monkeypatch.setattr(Looked, "of", recorded)
+    return found
+
+
+def test_both_directions_come_from_one_decision(decided: list[tuple[int, ...]]) -> None:
+    call = lists_for(call_of(documents()), ("forward", "dq"))
+    before = len(decided)
+    lists_for(call, ("dkdv",))
+    assert before
+    assert len(decided) == before
+
+
+def test_tables_of_equal_content_share_their_lists(decided: list[tuple[int, ...]]) -> None:
+    doc = documents()
+    first = lists_for(call_of(doc), ("forward",)).lists["forward"]
+    assert lists_for(call_of(doc.clone()), ("forward",)).lists["forward"] is first
+    assert lists_for(call_of(documents(seed=1)), ("forward",)).lists["forward"] is not first
+    before = len(decided)
+    lists_for(call_of(documents(), lean=torch.ones(1, 200)), ("forward", "dkdv"))  # not a table of the set
+    assert len(decided) == before
+
+
+def test_a_table_that_changed_is_not_taken_for_what_it_was(decided: list[tuple[int, ...]]) -> None:
+    doc, same = documents(), documents()
+    first = lists_for(call_of(doc), ("forward",)).lists["forward"]
+    doc.zero_()
+    other = lists_for(call_of(doc), ("forward",)).lists["forward"]
+    assert len(other.tiles) > len(first.tiles)
+    again = lists_for(call_of(same), ("forward",)).lists["forward"]
+    assert torch.equal(again.tiles, first.tiles)
+
+
+def test_inference_tensors_share_lists_as_long_as_they_hold_the_same(decided: list[tuple[int, ...]]) -> None:
+    with torch.inference_mode():
+        doc = documents()
+        first = lists_for(call_of(doc), ("forward",)).lists["forward"]
+        assert lists_for(call_of(doc), ("forward",)).lists["forward"] is first
+        doc.zero_()  # which no counter of versions tells
+        assert lists_for(call_of(doc), ("forward",)).lists["forward"] is not first
+        assert lists_for(call_of(documents()), ("forward",)).lists["forward"] is first
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_chunks_are_bounded(decided: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, heads: int) -> None:
+    monkeypatch.setattr(module, "_CHUNK", 400)
+    keep = op("lt", op("add", op("mul", load("doc", Q), load("doc", K)), op("mul", H, 3)), 9)
+    chosen = plan(keep, tables=DECLARED, heads=heads, groups=heads, blocks=(16, 16))
+    doc = torch.cat([documents(seed=seed) for seed in range(3)])
+    call = replace(call_of(doc, heads=heads, batch=3), plan=chosen)
+    found = lists_for(call, ("forward", "dkdv")).lists
+    assert found["forward"].begin.shape == (3, heads, 13)
+    assert found["dkdv"].begin.shape == (3, heads, 13)
+    for shape in decided:
+        assert shape[0] * shape[1] * shape[2] * shape[3] <= 400
+        assert len(shape) == 4
+
+
+def test_what_heads_and_batches_share_is_decided_in_larger_chunks(
+    decided: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CHUNK", 13 * 13)
+    tile_lists(call_of(documents(), batch=5), by="query", block_q=16, block_k=16)
+    assert [shape[-2:] for shape in decided] == [(1, 1), (13, 13)]
+
+
+def test_transpose_and_back() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 3, 7)
+    touched = torch.rand(*shape, 11, generator=generator) < 0.4
+    masked = torch.rand(*shape, 11, generator=generator) < 0.5
+    where = touched.nonzero()
+    row = (where[:, 0] * 3 + where[:, 1]) * 7 + where[:, 2]
+    order = torch.randperm(len(row), generator=generator)
+    lists = Cells(shape=shape, row=row[order], tile=where[order, 3], masked=masked[touched][order]).lists()
+    back = transposed(transposed(lists, 11), 7)
+    for name in ("begin", "middle", "end", "tiles"):
+        assert torch.equal(getattr(lists, name), getattr(back, name))
+    turned = transposed(lists, 11)
+    assert turned.begin.shape == (2, 3, 11)
+    for b in range(2):
+        for h in range(3):
+            for j in range(11):
+                full = turned.tiles[turned.begin[b, h, j] : turned.middle[b, h, j]].tolist()
+                rest = turned.tiles[turned.middle[b, h, j] : turned.end[b, h, j]].tolist()
+                assert full == (touched & ~masked)[b, h, :, j].nonzero().flatten().tolist()
+                assert rest == (touched & masked)[b, h, :, j].nonzero().flatten().tolist()
+
+
+def test_nothing_to_transpose() -> None:
+    nothing = torch.zeros(1, 1, 0, dtype=torch.int32)
+    empty = TileList(begin=nothing, middle=nothing, end=nothing, tiles=torch.zeros(0, dtype=torch.int32))
+    assert transposed(empty, 3).end.tolist() == [[[0, 0, 0]]]
