@@ -13,7 +13,7 @@ from functools import reduce
 from spdsl.analysis.affine import NotAffineError, Symbols, abstract
 from spdsl.analysis.cuts import By, NoCutError, cuts_of
 from spdsl.analysis.tiles import Cuts, ListWalk, Shape
-from spdsl.semantics.nodes import Apply, Const, Expr, Table
+from spdsl.semantics.nodes import Apply, Const, Expr, Load, Table
 
 _OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 
@@ -34,7 +34,18 @@ class Parts:
         try:
             return cuts_of(self.others, by=by, block=block, tables=self.symbols.tables)
         except NoCutError:
-            return ListWalk(reason=self.problem.why, culprit=self.problem.culprit)
+            return ListWalk(reason=self.problem.why + self._advice(), culprit=self.problem.culprit)
+
+    def _advice(self) -> str:
+        """What may help where the culprit reads a table: a promise that it is sorted."""
+        match self.problem:
+            case NotAffineError(culprit=Load(table=name)):
+                table = next((each for each in self.symbols.tables if each.name == name), None)
+            case _:
+                return ""
+        if table is None or table.sorted or table.dtype != "int" or not table.axes or table.axes[-1].kind != "token":
+            return ""
+        return " and not declared `sorted`"
 
 
 def affine_part(keep: Expr, *, shape: Shape, heads: int, groups: int, tables: Sequence[Table]) -> Parts:

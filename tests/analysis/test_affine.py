@@ -13,6 +13,7 @@ from spdsl.analysis.tiles import ListWalk, SlotWalk
 from spdsl.analysis.wording import describe
 from spdsl.semantics.nodes import Apply, Const, Expr, Noise, Reduce, Top
 from tests.analysis.build import Term, apply, b, causal, g, h, k, load, n, nq, q, q_start, where
+from tests.runtime.build import table
 
 
 def reason(keep: Term) -> str:
@@ -118,3 +119,11 @@ def test_light_modules_do_not_import_isl() -> None:
     code = "import sys\n" + "".join(f"import spdsl.analysis.{name}\n" for name in light.split())
     code += "assert not {'islpy', 'numpy', 'torch', 'sympy'} & set(sys.modules), sorted(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_promise_is_advised() -> None:
+    for declared, said in ((False, "is read from a table at every position and not declared `sorted`"), (True, None)):
+        tables = (table("doc", "int", "token", sorted=declared),)
+        keep = causal & load("doc", q).eq(load("doc", k))
+        relation = tile_relation(keep.expr, block_q=64, block_k=64, shape="square", heads=1, groups=1, tables=tables)
+        assert (relation.by_query.reason if isinstance(relation.by_query, ListWalk) else None) == said
