@@ -104,7 +104,8 @@ def _residues(staged: Staged, problem: Problem) -> Residues | None:
 
 
 def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues: Residues | None) -> KernelPlan:
-    boxed = None if target == "cpu" else _boxed(kind, staged, problem, target)
+    # The CPU back end and the fused kernel compute on runs of consecutive rows.
+    boxed = None if target == "cpu" or kind == "fused" else _boxed(kind, staged, problem, target)
     if boxed is not None:
         return boxed
     descriptors = residues is None and copies_tiles(problem, target)
