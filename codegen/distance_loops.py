@@ -102,7 +102,8 @@ def _by_query(walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
 
 def _by_key(walker: Walker) -> Loop:
     at = choose(compare("lt", _TURN, _COUNT), add(_FULL_LO, _TURN), add(_LO, sub(_TURN, _COUNT)))
-    masked = compare("ge", _TURN, _COUNT)
+    # A full tile may hold rows past the last query, which a kernel that copies whole tiles must not count.
+    masked = either(compare("ge", _TURN, _COUNT), compare("ge", index("i"), walker.whole))
     if walker.shape != "square":
         masked = either(masked, compare("lt", _start(walker), number(0)))
     body = (

@@ -310,7 +310,9 @@ def _lists(walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     begin, middle, end = _named("begin"), _named("middle"), _named("end")
     bounds = (ListBounds(row="i" if walker.by == "query" else "j"),)
     if not walker.separate:
-        body = (tile, Define(name="masked", value=compare("ge", index("t"), middle)), *walker.body("either"))
+        # A full tile may hold rows past the last query, which a kernel that copies whole tiles must not count.
+        masked = either(compare("ge", index("t"), middle), compare("ge", index(walker.tile), walker.whole))
+        body = (tile, Define(name="masked", value=masked), *walker.body("either"))
         return bounds, (Loop(variable="t", low=begin, high=end, body=body, note="listed tiles, the full ones first"),)
     full = Loop(
         variable="t", low=begin, high=middle, body=(tile, *walker.body("full")), note="listed tiles that are full"

@@ -23,7 +23,7 @@ from tests.runtime.build import CAUSAL, K, Q, load, op, table
 from tests.runtime.build import plan as by_hand
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ("causal", "streaming", "documents", "alibi", "dilated", "neighborhood_3d")
+GOLDEN = ("causal", "streaming", "documents", "alibi", "dilated", "neighborhood_3d", "power")
 PARAMETERS: dict[str, dict[str, object]] = {
     "neighborhood_3d": {"extents": (30, 48, 79), "window": (19, 25, 25), "causal_axes": (True, False, False)}
 }
@@ -53,6 +53,16 @@ def test_fused_source(golden: Callable[..., None]) -> None:
     pattern = library("streaming", heads=4, groups=2, head_dim=128, opened=True)
     made = plan(Problem(pattern=pattern, dtype="bf16", value_dim=128, shape="square"), "sm_90")
     golden(emit_fused(lower(made), "3.6.0").text, ending="py")
+
+
+@pytest.mark.parametrize("name", ["power", "bigbird"])
+def test_tiles_past_the_last_query_are_masked_where_they_are_copied_whole(name: str) -> None:
+    """A listed tile may be full over the rows that exist."""
+    pattern = library(name, heads=2, groups=2, head_dim=128)
+    graph = lower(plan(Problem(pattern=pattern, dtype="bf16", value_dim=128, shape="square"), "sm_90"))
+    flags = [line for line in emit_fused(graph, "3.6.0").text.splitlines() if line.strip().startswith("masked = ")]
+    assert flags
+    assert all("i >= (nq >> 6)" in flag for flag in flags), flags
 
 
 def test_names_of_newer_versions_of_triton() -> None:

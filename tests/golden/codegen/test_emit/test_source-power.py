@@ -1,0 +1,318 @@
+"""Attention kernels of the pattern `power`, written by spdsl.
+
+bf16, 4 query heads on 2 key heads, shape square.
+forward: tiles of 64 queries and 64 keys, tiles at listed distances from 2 kinds of rows.
+dq: tiles of 64 queries and 64 keys, tiles at listed distances from 2 kinds of rows.
+dkdv: tiles of 64 queries and 128 keys, tiles at listed distances from all rows.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def is_pow2(x):
+    """Whether x is 1, 2, 4, …"""
+    return (x > 0) & ((x & (x - 1)) == 0)
+
+@triton.jit
+def first_reaching(values, low, high, least):
+    """The first place from low to high at which the ascending values reach least; high if none does."""
+    while low < high:
+        middle = (low + high) // 2
+        below = tl.load(values + middle) < least
+        low = tl.where(below, middle + 1, low)
+        high = tl.where(below, high, middle)
+    return low
+
+@triton.jit(do_not_specialize=["nq", "n", "p_local_blocks", "list_stride_b", "list_stride_h"])
+def forward(
+    Q,  # [batch, heads, nq, 64]
+    K,  # [batch, groups, n, 64]
+    V,  # [batch, groups, n, 64]
+    O,  # [batch, heads, nq, 64]
+    o_stride_b, o_stride_h, o_stride_n,
+    LSE,  # [batch, heads, nq], natural logarithm
+    nq,  # query rows
+    n,  # keys
+    p_local_blocks,  # parameter local_blocks
+    list_begin,  # [batch or 1, heads or 1, kinds of rows]
+    list_middle,  # [batch or 1, heads or 1, kinds of rows]
+    list_end,  # [batch or 1, heads or 1, kinds of rows]
+    list_tiles, list_stride_b, list_stride_h,
+):
+    """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
+    BLOCK_Q: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 64
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    i = tl.num_programs(0) - 1 - tl.program_id(0)  # tile of queries, the last first: their rows are the longest
+    h = tl.program_id(1)  # query head
+    g = h // 2  # key head
+    b = tl.program_id(2)  # sequence
+    q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+    q_block = q >> 7
+    q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
+    m = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum of the logits
+    l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
+    acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
+    first = (i >> 1) * 2  # tile from which distances count
+    row = i & 1  # which of the 2 kinds of rows
+    list_at = b * list_stride_b + row
+    begin = tl.load(list_begin + list_at)
+    middle = tl.load(list_middle + list_at)
+    end = tl.load(list_end + list_at)
+    tiles = (n + 63) >> 6  # of keys
+    full_lo = first_reaching(list_tiles, begin, middle, -first)  # full tiles that exist
+    full_hi = first_reaching(list_tiles, full_lo, middle, tiles - first)
+    lo = first_reaching(list_tiles, middle, end, -first)  # masked tiles that exist
+    hi = first_reaching(list_tiles, lo, end, tiles - first)
+    inside = first_reaching(list_tiles, full_lo, full_hi, (n >> 6) - first)  # full tiles without keys past the end
+    edges = lo - (full_hi - inside)  # other full tiles come first
+    # every pair of these tiles counts
+    for t in tl.range(full_lo, inside):
+        j = first + tl.load(list_tiles + t)
+        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
+        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
+        m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
+        p = tl.exp2(scores * 0.18033688011112042 - m_new[:, None])
+        alpha = tl.exp2(m - m_new)
+        l = l * alpha + tl.sum(p, 1)
+        acc = acc * alpha[:, None]
+        m = m_new
+        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
+        acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
+    # tiles on an edge
+    for t in tl.range(edges, hi):
+        j = first + tl.load(list_tiles + tl.where(t < lo, t - lo + full_hi, t))
+        k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
+        k = k_rows[None, :]  # positions, [1, BLOCK_K]
+        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
+        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
+        k_q_part = q_block - (k >> 7)
+        scores = tl.where((k <= q) & ((k_q_part < p_local_blocks) | is_pow2(k_q_part)) & (k < n), scores, float("-inf"))  # power.spat:4
+        m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
+        shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
+        p = tl.exp2(scores * 0.18033688011112042 - shift[:, None])
+        alpha = tl.exp2(m - shift)
+        l = l * alpha + tl.sum(p, 1)
+        acc = acc * alpha[:, None]
+        m = m_new
+        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
+        acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
+    norm = tl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
+    acc = acc / norm[:, None]
+    lse = (m + tl.log2(norm)) * 0.6931471805599453
+    o_base = O + b.to(tl.int64) * o_stride_b + h.to(tl.int64) * o_stride_h
+    o_offsets = tl.arange(0, BLOCK_Q)[:, None] * o_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+    o_step = tl.full([], BLOCK_Q, tl.int64) * o_stride_n  # from tile to tile
+    tl.store(o_base + i * o_step + o_offsets, acc.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
+    row_base = (b * HEADS + h).to(tl.int64) * nq
+    tl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
+
+
+@triton.jit(do_not_specialize=["nq", "n"])
+def delta(
+    O,  # [batch, heads, nq, 64]
+    o_stride_b, o_stride_h, o_stride_n,
+    dO,  # [batch, heads, nq, 64]
+    do_stride_b, do_stride_h, do_stride_n,
+    LSE,  # [batch, heads, nq], natural logarithm
+    dLSE,  # [batch, heads, nq]
+    LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
+    Delta,  # [batch, heads, nq]
+    nq,  # query rows
+    n,  # keys
+):
+    """Delta: the row sums of dO * O minus dLSE."""
+    BLOCK_Q: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 64
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    i = tl.program_id(0)  # tile of queries
+    h = tl.program_id(1)  # query head
+    g = h // 2  # key head
+    b = tl.program_id(2)  # sequence
+    q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+    o_base = O + b.to(tl.int64) * o_stride_b + h.to(tl.int64) * o_stride_h
+    o_offsets = tl.arange(0, BLOCK_Q)[:, None] * o_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+    o_step = tl.full([], BLOCK_Q, tl.int64) * o_stride_n  # from tile to tile
+    o_tile = tl.load(o_base + i * o_step + o_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+    do_base = dO + b.to(tl.int64) * do_stride_b + h.to(tl.int64) * do_stride_h
+    do_offsets = tl.arange(0, BLOCK_Q)[:, None] * do_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+    do_step = tl.full([], BLOCK_Q, tl.int64) * do_stride_n  # from tile to tile
+    do_tile = tl.load(do_base + i * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
+    row_base = (b * HEADS + h).to(tl.int64) * nq
+    d_lse = tl.load(dLSE + row_base + q_rows, mask=q_rows < nq, other=0.0)
+    lse = tl.load(LSE + row_base + q_rows, mask=q_rows < nq, other=float("-inf"))
+    lse2 = tl.where(lse == float("-inf"), float("inf"), lse * 1.4426950408889634)  # exponents of rows that keep nothing: -inf
+    delta = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1) - d_lse
+    delta = tl.where(lse == float("-inf"), 0.0, delta)
+    tl.store(LSE2 + row_base + q_rows, lse2, mask=q_rows < nq)
+    tl.store(Delta + row_base + q_rows, delta, mask=q_rows < nq)
+
+
+@triton.jit(do_not_specialize=["nq", "n", "p_local_blocks", "list_stride_b", "list_stride_h"])
+def dq(
+    Q,  # [batch, heads, nq, 64]
+    K,  # [batch, groups, n, 64]
+    V,  # [batch, groups, n, 64]
+    dO,  # [batch, heads, nq, 64]
+    LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
+    Delta,  # [batch, heads, nq]
+    dQ,  # [batch, heads, nq, 64]
+    dq_stride_b, dq_stride_h, dq_stride_n,
+    nq,  # query rows
+    n,  # keys
+    p_local_blocks,  # parameter local_blocks
+    list_begin,  # [batch or 1, heads or 1, kinds of rows]
+    list_middle,  # [batch or 1, heads or 1, kinds of rows]
+    list_end,  # [batch or 1, heads or 1, kinds of rows]
+    list_tiles, list_stride_b, list_stride_h,
+):
+    """dQ: each program owns a tile of queries."""
+    BLOCK_Q: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 64
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    i = tl.num_programs(0) - 1 - tl.program_id(0)  # tile of queries, the last first: their rows are the longest
+    h = tl.program_id(1)  # query head
+    g = h // 2  # key head
+    b = tl.program_id(2)  # sequence
+    q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+    q_block = q >> 7
+    q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
+    do_tile = dO.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, VALUE_DIM])
+    row_base = (b * HEADS + h).to(tl.int64) * nq
+    lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[:, None]
+    delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[:, None]
+    dq = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
+    first = (i >> 1) * 2  # tile from which distances count
+    row = i & 1  # which of the 2 kinds of rows
+    list_at = b * list_stride_b + row
+    begin = tl.load(list_begin + list_at)
+    middle = tl.load(list_middle + list_at)
+    end = tl.load(list_end + list_at)
+    tiles = (n + 63) >> 6  # of keys
+    full_lo = first_reaching(list_tiles, begin, middle, -first)  # full tiles that exist
+    full_hi = first_reaching(list_tiles, full_lo, middle, tiles - first)
+    lo = first_reaching(list_tiles, middle, end, -first)  # masked tiles that exist
+    hi = first_reaching(list_tiles, lo, end, tiles - first)
+    inside = first_reaching(list_tiles, full_lo, full_hi, (n >> 6) - first)  # full tiles without keys past the end
+    edges = lo - (full_hi - inside)  # other full tiles come first
+    # every pair of these tiles counts
+    for t in tl.range(full_lo, inside):
+        j = first + tl.load(list_tiles + t)
+        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
+        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
+        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
+        dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
+        p = tl.exp2(scores * 0.18033688011112042 - lse)
+        ds = p * (dp - delta)  # gradient of the logits
+        dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
+    # tiles on an edge
+    for t in tl.range(edges, hi):
+        j = first + tl.load(list_tiles + tl.where(t < lo, t - lo + full_hi, t))
+        k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
+        k = k_rows[None, :]  # positions, [1, BLOCK_K]
+        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
+        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
+        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
+        dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
+        p = tl.exp2(scores * 0.18033688011112042 - lse)
+        k_q_part = q_block - (k >> 7)
+        p = tl.where((k <= q) & ((k_q_part < p_local_blocks) | is_pow2(k_q_part)) & (k < n), p, 0.0)  # power.spat:4
+        ds = p * (dp - delta)  # gradient of the logits
+        dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
+    dq_base = dQ + b.to(tl.int64) * dq_stride_b + h.to(tl.int64) * dq_stride_h
+    dq_offsets = tl.arange(0, BLOCK_Q)[:, None] * dq_stride_n + tl.arange(0, HEAD_DIM)[None, :]
+    dq_step = tl.full([], BLOCK_Q, tl.int64) * dq_stride_n  # from tile to tile
+    dq = dq * 0.125
+    tl.store(dq_base + i * dq_step + dq_offsets, dq.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
+
+
+@triton.jit(do_not_specialize=["nq", "n", "p_local_blocks", "list_stride_b", "list_stride_h"])
+def dkdv(
+    Q,  # [batch, heads, nq, 64]
+    K,  # [batch, groups, n, 64]
+    V,  # [batch, groups, n, 64]
+    dO,  # [batch, heads, nq, 64]
+    LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
+    Delta,  # [batch, heads, nq]
+    dK,  # [batch, groups, n, 64]
+    dk_stride_b, dk_stride_h, dk_stride_n,
+    dV,  # [batch, groups, n, 64]
+    dv_stride_b, dv_stride_h, dv_stride_n,
+    nq,  # query rows
+    n,  # keys
+    p_local_blocks,  # parameter local_blocks
+    list_begin,  # [batch or 1, heads or 1, kinds of rows]
+    list_middle,  # [batch or 1, heads or 1, kinds of rows]
+    list_end,  # [batch or 1, heads or 1, kinds of rows]
+    list_tiles, list_stride_b, list_stride_h,
+):
+    """dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."""
+    BLOCK_Q: tl.constexpr = 64
+    BLOCK_K: tl.constexpr = 128
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    j = tl.program_id(0)  # tile of keys
+    g = tl.program_id(1)  # key head
+    b = tl.program_id(2)  # sequence
+    k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
+    k = k_rows[:, None]  # positions, [BLOCK_K, 1]
+    k_block = k >> 7
+    k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
+    v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
+    dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
+    dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
+    first = j * 2  # tile from which distances count
+    list_at = b * list_stride_b
+    begin = tl.load(list_begin + list_at)
+    middle = tl.load(list_middle + list_at)
+    end = tl.load(list_end + list_at)
+    tiles = (nq + 63) >> 6  # of queries
+    full_lo = first_reaching(list_tiles, begin, middle, -first)  # full tiles that exist
+    full_hi = first_reaching(list_tiles, full_lo, middle, tiles - first)
+    lo = first_reaching(list_tiles, middle, end, -first)  # masked tiles that exist
+    hi = first_reaching(list_tiles, lo, end, tiles - first)
+    count = full_hi - full_lo  # full tiles
+    # heads of the group
+    for r in tl.range(0, 2):
+        h = g * 2 + r  # query head
+        row_base = (b * HEADS + h).to(tl.int64) * nq
+        # full tiles, then masked ones
+        for t in tl.range(0, count + (hi - lo)):
+            i = first + tl.load(list_tiles + tl.where(t < count, full_lo + t, lo + (t - count)))
+            masked = (t >= count) | (i >= (nq >> 6))
+            q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
+            q = q_rows[None, :]  # positions, [1, BLOCK_Q]
+            q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
+            do_tile = dO.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, VALUE_DIM])
+            lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[None, :]
+            delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[None, :]
+            scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
+            p = tl.exp2(scores * 0.18033688011112042 - lse)
+            if masked:
+                k_q_part = (q >> 7) - k_block
+                p = tl.where((k <= q) & ((k_q_part < p_local_blocks) | is_pow2(k_q_part)), p, 0.0)  # power.spat:4
+            dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
+            dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
+            ds = p * (dp - delta)  # gradient of the logits
+            dk = tl.dot(ds.to(tl.bfloat16), q_tile, dk)  # [BLOCK_K, HEAD_DIM]
+    dk_base = dK + b.to(tl.int64) * dk_stride_b + g.to(tl.int64) * dk_stride_h
+    dk_offsets = tl.arange(0, BLOCK_K)[:, None] * dk_stride_n + tl.arange(0, HEAD_DIM)[None, :]
+    dk_step = tl.full([], BLOCK_K, tl.int64) * dk_stride_n  # from tile to tile
+    dk = dk * 0.125
+    tl.store(dk_base + j * dk_step + dk_offsets, dk.to(tl.bfloat16), mask=(k_rows < n)[:, None])
+    dv_base = dV + b.to(tl.int64) * dv_stride_b + g.to(tl.int64) * dv_stride_h
+    dv_offsets = tl.arange(0, BLOCK_K)[:, None] * dv_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+    dv_step = tl.full([], BLOCK_K, tl.int64) * dv_stride_n  # from tile to tile
+    tl.store(dv_base + j * dv_step + dv_offsets, dv.to(tl.bfloat16), mask=(k_rows < n)[:, None])
