@@ -21,14 +21,14 @@ def in_doubt(plan: Plan) -> bool:
 
 def why_fixed(free: Plan, fixed: Plan) -> str | None:
     """What the plan with the values has that the one without lacks; None where that is nothing."""
-    for one, other in zip(_kernels(free), _kernels(fixed), strict=True):
+    for one, other in zip(_kernels(free), _kernels(fixed), strict=False):
         if _given_up(other) < _given_up(one):
             return f"for all values at once, in the kernel `{one.kind}`, {_lost(one, other)}"
     return None
 
 
 def _kernels(plan: Plan) -> tuple[KernelPlan, ...]:
-    return plan.forward, plan.dq, plan.dkdv
+    return (plan.forward, plan.dq, plan.dkdv, *(() if plan.fused is None else (plan.fused,)))
 
 
 _NOTHING = (0, 0, 0)

@@ -18,6 +18,7 @@ from torch import Tensor
 import spdsl
 from spdsl import prepare
 from spdsl.codegen.blocks import Kernel
+from spdsl.runtime.calls import Call
 from spdsl.runtime.launch import Loaded
 
 pytest.importorskip("triton")
@@ -53,7 +54,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
     found: Asked = defaultdict(set)
 
     def run(self: Loaded, kernel: Kernel, grid: tuple[int, ...], given: dict[str, Any], stages: int) -> None:
-        function = self.functions[kernel.name]
+        function = self._function(kernel)
         bind = create_function_from_signature(function.signature, function.params, backend)
         _, specialised, _ = bind(**given)
         found[kernel.name].add((self.source.digest, kernel.warps, stages, *specialised))
@@ -68,15 +69,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
         cache.cache_clear()
 
 
-def call(chance: random.Random, name: str, values: dict[str, int], *, square: bool) -> None:
+def call(chance: random.Random, name: str, values: dict[str, int], *, square: bool, dim: int = 64) -> None:
     """Forward and backward with lengths, positions and a batch drawn by chance."""
     batch, n = chance.randint(1, 3), chance.choice([chance.randint(1, 3000), 128 * chance.randint(1, 20)])
     nq = n if square else chance.randint(1, n)
     places: dict[str, int] = {}
     if not square:
         places = chance.choice([{}, {"q_start": chance.randint(0, 100)}, {"k_start": n // 3, "k_len": n // 2}])
-    q = torch.empty(batch, 4, nq, 64, dtype=torch.bfloat16, requires_grad=True)
-    k, v = (torch.empty(batch, 2, n, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    q = torch.empty(batch, 4, nq, dim, dtype=torch.bfloat16, requires_grad=True)
+    k, v = (torch.empty(batch, 2, n, dim, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
     inputs: dict[str, Tensor] = {"full": torch.tensor([True, False])} if name == "head_modes" else {}
     if name == "longformer":
         inputs = {"is_global": torch.zeros(n, dtype=torch.bool)}
@@ -97,6 +98,15 @@ def test_thirty_calls(name: str, asked: Asked) -> None:
     # One where queries and keys are the same positions, one for all other places.
     assert {kernel: len(each) for kernel, each in asked.items() if len(each) > 2} == {}
     assert prepare._planned.cache_info().misses == 2
+
+
+def test_the_fused_backward(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Call, "fuses", lambda self, wanted: self.plan.fused is not None)
+    chance = random.Random(5)
+    for number in range(30):
+        values = {each: chance.randint(*ends) for each, ends in RANGES["streaming"].items()}
+        call(chance, "streaming", values, square=number % 2 == 0, dim=128)
+    assert {kernel: len(each) for kernel, each in asked.items()} == {"forward": 2, "delta": 2, "fused": 2}
 
 
 def test_other_parameters_are_constants(asked: Asked) -> None:
