@@ -47,7 +47,8 @@ class WorkItem:
 
     Programs count over ``heads`` (of queries, or of keys in a kernel by key) and sequences: first ``items``, ``parts``
     for each of the ``long_rows`` of every head, then the other rows, one each.  Long rows are neighbours from
-    ``first_long`` on, or with ``listed`` those that ``row_order`` names first.
+    ``first_long`` on, or with ``listed`` those that ``row_order`` names first.  Rows of a head are
+    neighbours, or with ``heads_first`` the same rows of all heads.
     """
 
     by: By
@@ -56,6 +57,7 @@ class WorkItem:
     reverse: bool
     shape: Shape
     listed: bool
+    heads_first: bool
     classes: int | None = None
 
 
@@ -71,6 +73,7 @@ class WholeRow:
     heads: int
     shape: Shape
     listed: bool
+    heads_first: bool
     pieces: int
     classes: int | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spdsl.analysis.plans import Plan
+from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.codegen.blocks import Kernel, RowBase, SoftmaxState, StoreRows, Zeros
 from spdsl.codegen.forward import SUMS, forward_end, forward_results
 from spdsl.codegen.frame import Frame
@@ -33,10 +33,19 @@ def lower_dq_combine(plan: Plan) -> Kernel | None:
 
 def lower_dkdv_combine(plan: Plan) -> Kernel | None:
     """The kernel that adds up the parts of long rows of keys, or None where none are split."""
-    if not plan.dkdv.splits:
+    return _by_key(plan, plan.dkdv, ("key",))
+
+
+def lower_fused_combine(plan: Plan) -> Kernel | None:
+    """As `lower_dkdv_combine`, for the fused kernel."""
+    return _by_key(plan, plan.fused, ())
+
+
+def _by_key(plan: Plan, kernel: KernelPlan | None, sums: tuple[str, ...]) -> Kernel | None:
+    if kernel is None or not kernel.splits:
         return None
-    frame = Frame(plan=plan, kernel=plan.dkdv, by="key")
-    rows = _row_sums(frame, ("key",))
+    frame = Frame(plan=plan, kernel=kernel, by="key")
+    rows = _row_sums(frame, sums)
     start = (
         Zeros(name="dk", shape=("BLOCK_K", "HEAD_DIM")),
         Zeros(name="dv", shape=("BLOCK_K", "VALUE_DIM")),
@@ -44,7 +53,7 @@ def lower_dkdv_combine(plan: Plan) -> Kernel | None:
     )
     stores = tuple(StoreRows(value=each.name, pointer=each.pointer, side="k") for each in rows)
     last = dkdv_end(sliced(frame), stores)
-    return lower_combine("dkdv", frame, dkdv_sums(rows), start, last, result_arguments(frame, ("dK", "dV"), rows))
+    return lower_combine(kernel.kind, frame, dkdv_sums(rows), start, last, result_arguments(frame, ("dK", "dV"), rows))
 
 
 def _row_sums(frame: Frame, by: tuple[str, ...]) -> tuple[Partial, ...]:

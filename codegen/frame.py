@@ -80,6 +80,11 @@ class Frame:
         return isinstance(self.kernel.walk, ListWalk)
 
     @property
+    def heads_first(self) -> bool:
+        """Whether the first tiles of all heads start first: where programs take a whole SM for themselves."""
+        return self.kernel.kind == "fused"
+
+    @property
     def loops_over_heads(self) -> bool:
         """Whether a program loops over the query heads of its group."""
         return self.by == "key" and self.ratio > 1
@@ -360,6 +365,7 @@ def program(frame: Frame, *, reverse: bool) -> tuple[Block, ...]:
             reverse=reverse,
             shape=shape,
             listed=frame.listed,
+            heads_first=frame.heads_first,
             classes=frame.classes,
         )
     if frame.kernel.boxes is not None:

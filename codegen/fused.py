@@ -7,6 +7,7 @@ holds them is a template; `spdsl.codegen.gluon` writes it.
 from __future__ import annotations
 
 from spdsl.analysis.plans import KernelPlan, Plan
+from spdsl.codegen import split
 from spdsl.codegen.arith import add, both, compare, index, mul, number
 from spdsl.codegen.blocks import (
     Argument,
@@ -24,8 +25,11 @@ from spdsl.codegen.blocks import (
     RowBase,
 )
 from spdsl.codegen.frame import Frame, masked, positions, program
+from spdsl.codegen.results import dkdv_sums
 from spdsl.codegen.walks import Mode, Walker, depends_on_head, lower_walk
 from spdsl.semantics.nodes import Expr, Extent
+
+SUMS = dkdv_sums(())
 
 HALF = 64
 """Keys of a group of four warps: the rows of its matrix instructions."""
@@ -55,6 +59,7 @@ def lower_fused(plan: Plan) -> Kernel | None:
             *_halves(computing, "dV", dim),
             *computing.lengths(),
             *computing.lists(),
+            *split.split_arguments(computing, SUMS),
             *computing.parameters((*fetch, *compute)),
             *computing.table_arguments((*fetch, *compute)),
         ),
@@ -64,6 +69,7 @@ def lower_fused(plan: Plan) -> Kernel | None:
         block=tiles.block_k,
         warps=tiles.warps,
         stages=tiles.stages,
+        parts=split.part_sizes(computing, SUMS),
     )
 
 
@@ -98,7 +104,7 @@ def _compute(frame: Frame, tiles: KernelPlan) -> tuple[Block, ...]:
 
     setup, loops = lower_walk(tiles.walk, _walker(frame, tiles, body))
     own = (positions(frame, "k", "own"), *frame.hoist.take(1))
-    end = (FusedEnd(dtype=plan.problem.dtype, scale=plan.scale),)
+    end = split.end(frame, SUMS, (FusedEnd(dtype=plan.problem.dtype, scale=plan.scale),))
     return _around(frame, tiles, setup, (), loops, begin=(*own, FusedBegin()), end=end)
 
 
@@ -133,7 +139,7 @@ def _around(
 ) -> tuple[Block, ...]:
     """The blocks of a warp: what the program works on, bounds of the walk, and its loops for every head."""
     by_head = depends_on_head(tiles.walk)
-    inner: tuple[Block, ...] = (*(setup if by_head else ()), *rows, *loops)
+    inner: tuple[Block, ...] = (*(setup if by_head else ()), *rows, *split.share(frame, loops))
     if frame.loops_over_heads:
         name = Define(name="h", value=add(mul(index("g"), number(frame.ratio)), index("r")), note="query head")
         inner = (

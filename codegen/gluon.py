@@ -99,6 +99,8 @@ def _lines(blocks: tuple[Block, ...], depth: int, names: Mapping[str, str]) -> l
         found += ["    " * depth + line if line else "" for line in text.splitlines() if line.strip()]
         if isinstance(block, Loop | If):
             found += _lines(block.body, depth + 1, names)
+        if isinstance(block, If) and block.otherwise:
+            found += ["    " * depth + "else:", *_lines(block.otherwise, depth + 1, names)]
     return found
 
 

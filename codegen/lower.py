@@ -7,7 +7,12 @@ from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, SlotWalk
 from spdsl.codegen.backward import lower_delta, lower_dkdv, lower_dq
 from spdsl.codegen.blocks import BlockGraph
-from spdsl.codegen.combine import lower_dkdv_combine, lower_dq_combine, lower_forward_combine
+from spdsl.codegen.combine import (
+    lower_dkdv_combine,
+    lower_dq_combine,
+    lower_forward_combine,
+    lower_fused_combine,
+)
 from spdsl.codegen.cuts import lower_intervals
 from spdsl.codegen.distances import lower_distances
 from spdsl.codegen.forward import lower_forward
@@ -23,6 +28,7 @@ LOWERINGS = (
     lower_forward_combine,
     lower_dq_combine,
     lower_dkdv_combine,
+    lower_fused_combine,
 )
 
 

@@ -160,6 +160,7 @@ def lower_combine(
         heads=frame.own_heads,
         shape=frame.plan.problem.shape,
         listed=frame.listed,
+        heads_first=frame.heads_first,
         pieces=pieces,
         classes=frame.classes,
     )

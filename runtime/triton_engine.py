@@ -36,7 +36,7 @@ class TritonEngine:
         sums = torch.zeros(call.q.shape, dtype=torch.float32, device=call.q.device)
         d_k, d_v = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (call.k, call.v))
         rows = {name: _quadruples(values[name]) for name in ("LSE2", "Delta")}
-        kernels.launch_split("fused", call, {**values, **rows, "dQ": sums, "dK": d_k, "dV": d_v})
+        kernels.launch_split("fused", call, {**values, **rows, **tensor_values(dK=d_k, dV=d_v), "dQ": sums})
         d_q = torch.empty(call.q.shape, dtype=call.q.dtype, device=call.q.device)
         torch.mul(sums, call.plan.scale, out=d_q)
         return Gradients(q=d_q, k=d_k, v=d_v, tables={})

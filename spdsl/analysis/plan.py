@@ -133,8 +133,6 @@ def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues:
 
 def _splits(kind: Kind, walk: Walk, pattern: BoundPattern, gradients: tuple[TableGradient, ...]) -> bool:
     """Whether some rows may be much longer than the others, and the kernel can cut them."""
-    if kind == "fused":
-        return False  # its programs start with the first tiles of all heads, which hides the long ones
     if kind == "dkdv" and pattern.heads > pattern.groups and any(each.by == "key" for each in gradients):
         return False  # these sums belong to one head of a group, and a part to all of them
     match walk:

@@ -29,23 +29,26 @@ def compiled(name: str, folder: Path) -> tuple[spdsl.Attention, dict[str, Tensor
     return spdsl.compile(str(path)), {"marked": marked} if name == "table" else {}
 
 
-def tensors() -> list[Tensor]:
+def tensors(d: int = 64) -> list[Tensor]:
     torch.manual_seed(0)
-    shapes = ((2, 4, N, 64), (2, 2, N, 64), (2, 2, N, 64))
+    shapes = ((2, 4, N, d), (2, 2, N, d), (2, 2, N, d))
     return [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
 
 
+@pytest.mark.parametrize("d", [64, 128])
 @pytest.mark.parametrize("name", PATTERNS)
-def test_parts_and_whole_rows_agree(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_and_whole_rows_agree(name: str, d: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attn, inputs = compiled(name, tmp_path)
-    leaves = tensors()
+    leaves = tensors(d)
 
     def once() -> list[Tensor]:
         out, lse = attn(*leaves, return_lse=True, **inputs)
         return [out, lse, *torch.autograd.grad(out.float().square().sum() + lse.sum(), leaves)]
 
     parts, again = once(), once()
-    assert all(torch.equal(first, second) for first, second in zip(parts, again, strict=True))
+    # A fused kernel sums dQ in no fixed order.
+    alike = [torch.equal(first, second) for first, second in zip(parts, again, strict=True)]
+    assert all(alike) or (d == 128 and all(alike[:2] + alike[3:]))
     monkeypatch.setattr(split, "parts_for", lambda rows, turns, device: 1)
     for first, second in zip(parts, once(), strict=True):
         assert relative_error(first, second) <= 4e-3
