@@ -6,7 +6,7 @@ take the nearest that fits their shared memory and registers.  Autotuning may re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from spdsl.analysis.plans import Precision
@@ -53,7 +53,10 @@ def default_tiles(
     if descriptors:
         if kind == "dkdv" and 64 < width <= 128 and isinstance(walk, BoxWalk):
             return Tiles(block_q=32, block_k=64, warps=4, stages=2)  # coordinates of several axes take registers
-        return _copied(kind, width, _edges(walk) <= 2 and not isinstance(walk, ListWalk | DistanceWalk) and not crowded)
+        plain = _edges(walk) <= 2 and not isinstance(walk, ListWalk | DistanceWalk) and not crowded
+        tiles = _copied(kind, width, plain)
+        # Blackwell's products keep more of a wide tile in shared memory.
+        return replace(tiles, stages=1) if target == "sm_100" and kind == "dkdv" and width > 128 else tiles
     if target in ("sm_90", "sm_100"):
         return _hopper(kind, width, _edges(walk), isinstance(walk, ListWalk | DistanceWalk), crowded)
     return _ampere(kind, width)

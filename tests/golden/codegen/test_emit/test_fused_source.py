@@ -44,12 +44,20 @@ def add_to_memory(descriptor, at, tile, _semantic=None):
 @gluon.jit
 def fetch(
     k_halves, v_halves, q_ring, do_ring, lse_ring, delta_ring, own_ready, filled, freed,
-    Q, K, V, dO, LSE2, Delta, nq, n, p_window, p_sinks,
+    Q, K, V, dO, LSE2, Delta, nq, n, items, parts, long_rows, other_rows, first_long, Part_dk, Part_dv, p_window, p_sinks,
 ):
     """Load the program's keys and values, then tile after tile of the queries that it meets."""
-    g = gl.program_id(0)  # key head
-    j = gl.program_id(1)  # tile of keys
-    b = gl.program_id(2)  # sequence
+    item = gl.program_id(0)
+    is_part = item < items  # the parts of long rows come first
+    shares = gl.where(is_part, parts, 1)
+    part = gl.where(is_part, item % parts, 0)
+    row = gl.where(is_part, item // parts, item - items)  # among those of all heads and sequences
+    rows = gl.where(is_part, long_rows, other_rows)
+    g = row % 2  # key head
+    b = row // 2 // rows  # sequence
+    row = row // 2 % rows
+    other = row
+    j = gl.where(is_part, first_long + row, other + gl.where(other >= first_long, long_rows, 0))  # tile of keys
     mbarrier.expect(own_ready, 2 * BLOCK_K * HEAD_DIM * 2)
     for half in gl.static_range(2):
         tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K + half * HALF, 0], own_ready, k_halves.index(half))
@@ -64,8 +72,11 @@ def fetch(
     for r in range(0, 2):
         h = g * 2 + r  # query head
         row_base = (b * HEADS + h) * ((nq + 3) // 4 * 4)  # rows are copied from multiples of 16 bytes on
+        turns = (gl.maximum(hi - lo, 0) + shares - 1) // shares  # of this part
+        first = lo + part * turns
+        last = gl.minimum(first + turns, hi)
         # masked where the tile is not full
-        for i in range(lo, hi):
+        for i in range(first, last):
             masked = (i < full_lo) | (i >= full_hi)
             place = turn % RING
             mbarrier.wait(freed.index(place), turn // RING & 1 ^ 1)
@@ -81,14 +92,22 @@ def fetch(
 def compute(
     k_halves, v_halves, q_ring, do_ring, lse_ring, delta_ring, ds_halves, dq_halves,
     own_ready, filled, freed, ds_ready, done,
-    dQ, dK, dV, nq, n, p_window, p_sinks,
+    dQ, dK, dV, nq, n, items, parts, long_rows, other_rows, first_long, Part_dk, Part_dv, p_window, p_sinks,
     half: gl.constexpr,
 ):
     """Half of the program's keys: their dK and dV, and half of the columns of dQ of every tile of queries."""
     k_quarters = k_halves._reinterpret(gl.bfloat16, [4, HALF, COLUMNS], SWIZZLED)  # by half of the keys, half of the columns
-    g = gl.program_id(0)  # key head
-    j = gl.program_id(1)  # tile of keys
-    b = gl.program_id(2)  # sequence
+    item = gl.program_id(0)
+    is_part = item < items  # the parts of long rows come first
+    shares = gl.where(is_part, parts, 1)
+    part = gl.where(is_part, item % parts, 0)
+    row = gl.where(is_part, item // parts, item - items)  # among those of all heads and sequences
+    rows = gl.where(is_part, long_rows, other_rows)
+    g = row % 2  # key head
+    b = row // 2 // rows  # sequence
+    row = row // 2 % rows
+    other = row
+    j = gl.where(is_part, first_long + row, other + gl.where(other >= first_long, long_rows, 0))  # tile of keys
     k_rows = j * BLOCK_K + half * HALF + gl.arange(0, HALF, gl.SliceLayout(1, SCORES))
     k = k_rows[:, None]  # positions, [HALF, 1]
     k_tile = k_halves.index(half).reshape([HALF, HEAD_DIM])
@@ -105,8 +124,11 @@ def compute(
     # heads of the group
     for r in range(0, 2):
         h = g * 2 + r  # query head
+        turns = (gl.maximum(hi - lo, 0) + shares - 1) // shares  # of this part
+        first = lo + part * turns
+        last = gl.minimum(first + turns, hi)
         # masked where the tile is not full
-        for i in range(lo, hi):
+        for i in range(first, last):
             masked = (i < full_lo) | (i >= full_hi)
             q_rows = i * BLOCK_Q + gl.arange(0, BLOCK_Q, gl.SliceLayout(0, SCORES))
             q = q_rows[None, :]  # positions, [1, BLOCK_Q]
@@ -149,20 +171,32 @@ def compute(
             gl.thread_barrier()
             mbarrier.arrive(freed.index(place), count=1)
             turn += 1
-    # Both halves read all of K for dQ: it is overwritten when both are done.
-    gl.thread_barrier()
-    mbarrier.arrive(done, count=1)
-    v_tile.store(dv.to(gl.bfloat16))
-    mbarrier.wait(done, 0)
-    k_tile.store((dk * 0.08838834764831843).to(gl.bfloat16))
-    fence_async_shared()
-    gl.thread_barrier()
-    tma.async_copy_shared_to_global(dK, [b, g, j * BLOCK_K + half * HALF, 0], k_halves.index(half))
-    tma.async_copy_shared_to_global(dV, [b, g, j * BLOCK_K + half * HALF, 0], v_halves.index(half))
-    tma.store_wait(0)
+    if shares > 1:
+        part_rows = half * HALF + gl.arange(0, HALF, gl.SliceLayout(1, SUMS))
+        part_columns = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, SUMS))
+        part_at = item.to(gl.int64) * (BLOCK_K * HEAD_DIM) + (part_rows[:, None] * HEAD_DIM + part_columns[None, :])
+        gl.store(Part_dk + part_at, dk)
+        tma.store_wait(0)  # what is added to dQ is read from shared memory
+        part_rows = half * HALF + gl.arange(0, HALF, gl.SliceLayout(1, SUMS))
+        part_columns = gl.arange(0, VALUE_DIM, gl.SliceLayout(0, SUMS))
+        part_at = item.to(gl.int64) * (BLOCK_K * VALUE_DIM) + (part_rows[:, None] * VALUE_DIM + part_columns[None, :])
+        gl.store(Part_dv + part_at, dv)
+        tma.store_wait(0)  # what is added to dQ is read from shared memory
+    else:
+        # Both halves read all of K for dQ: it is overwritten when both are done.
+        gl.thread_barrier()
+        mbarrier.arrive(done, count=1)
+        v_tile.store(dv.to(gl.bfloat16))
+        mbarrier.wait(done, 0)
+        k_tile.store((dk * 0.08838834764831843).to(gl.bfloat16))
+        fence_async_shared()
+        gl.thread_barrier()
+        tma.async_copy_shared_to_global(dK, [b, g, j * BLOCK_K + half * HALF, 0], k_halves.index(half))
+        tma.async_copy_shared_to_global(dV, [b, g, j * BLOCK_K + half * HALF, 0], v_halves.index(half))
+        tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["nq", "n", "p_window", "p_sinks"])
+@gluon.jit(do_not_specialize=["nq", "n", "items", "parts", "long_rows", "other_rows", "first_long", "p_window", "p_sinks"])
 def fused(
     Q,  # [batch, heads, nq, 128]
     K,  # [batch, groups, n, 128]
@@ -175,6 +209,13 @@ def fused(
     dV,  # [batch, groups, n, 128]
     nq,  # query rows
     n,  # keys
+    items,  # parts of all long rows
+    parts,  # of each long row
+    long_rows,  # long rows of a head
+    other_rows,
+    first_long,  # the first of them
+    Part_dk,  # [items, BLOCK_K, HEAD_DIM]
+    Part_dv,  # [items, BLOCK_K, VALUE_DIM]
     p_window,  # parameter window
     p_sinks,  # parameter sinks
 ):
@@ -206,7 +247,7 @@ def fused(
                 (
                     k_halves, v_halves, q_ring, do_ring, lse_ring, delta_ring, ds_halves, dq_halves,
                     own_ready, filled, freed, ds_ready, done,
-                    dQ, dK, dV, nq, n, p_window, p_sinks, 0,
+                    dQ, dK, dV, nq, n, items, parts, long_rows, other_rows, first_long, Part_dk, Part_dv, p_window, p_sinks, 0,
                 ),
             ),
             (
@@ -214,14 +255,14 @@ def fused(
                 (
                     k_halves, v_halves, q_ring, do_ring, lse_ring, delta_ring, ds_halves, dq_halves,
                     own_ready, filled, freed, ds_ready, done,
-                    dQ, dK, dV, nq, n, p_window, p_sinks, 1,
+                    dQ, dK, dV, nq, n, items, parts, long_rows, other_rows, first_long, Part_dk, Part_dv, p_window, p_sinks, 1,
                 ),
             ),
             (
                 fetch,
                 (
                     k_halves, v_halves, q_ring, do_ring, lse_ring, delta_ring, own_ready, filled, freed,
-                    Q, K, V, dO, LSE2, Delta, nq, n, p_window, p_sinks,
+                    Q, K, V, dO, LSE2, Delta, nq, n, items, parts, long_rows, other_rows, first_long, Part_dk, Part_dv, p_window, p_sinks,
                 ),
             ),
         ],
