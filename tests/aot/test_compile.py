@@ -72,7 +72,8 @@ def combinations() -> list[object]:
 
 @pytest.mark.parametrize(("name", "target", "dtype", "dim"), combinations())
 def test_combinations(name: str, target: str, dtype: str, dim: int) -> None:
-    assert [binary.name for binary in built(name, target, dtype, dim)][:4] == ["forward", "delta", "dq", "dkdv"]
+    names = [binary.name for binary in built(name, target, dtype, dim) if not binary.name.startswith("intervals_")]
+    assert names[:4] == ["forward", "delta", "dq", "dkdv"]
 
 
 @pytest.mark.parametrize(
