@@ -595,11 +595,13 @@ class Search:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedTile:
-    """Read the walked tile's number from the lists, at ``at``; it counts from the tile named ``first``."""
+    """Read the walked tile's number from the lists, at ``at``, where ``where`` holds; it counts from the tile named
+    ``first``."""
 
     variable: str
     at: Expr
     first: str = ""
+    where: Expr | None = None
 
 
 Block: TypeAlias = (

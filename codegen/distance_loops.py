@@ -9,7 +9,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spdsl.analysis.tiles import DistanceWalk
-from spdsl.codegen.arith import add, ceildiv, choose, compare, either, floordiv, index, mod, mul, number, sub
+from spdsl.codegen.arith import (
+    add,
+    ceildiv,
+    choose,
+    compare,
+    either,
+    floordiv,
+    index,
+    maximum,
+    minimum,
+    mod,
+    mul,
+    number,
+    sub,
+)
 from spdsl.codegen.blocks import Block, Define, ListBounds, ListedTile, Loop, Search
 from spdsl.codegen.expressions import truncated
 from spdsl.semantics.nodes import Apply, Expr, Extent, Param
@@ -21,7 +35,8 @@ _FIRST, _BEGIN, _MIDDLE, _END, _FULL_LO, _INSIDE, _FULL_HI, _EDGES, _LO, _HI, _C
     Param(name=name, dtype="int")
     for name in ("first", "begin", "middle", "end", "full_lo", "inside", "full_hi", "edges", "lo", "hi", "count")
 )
-_PAST, _TURN = Param(name="tiles", dtype="int"), index("t")
+_PAST, _FAR, _REACH = (Param(name=name, dtype="int") for name in ("tiles", "far", "list_reach"))
+_TURN = index("t")
 
 
 def lower_distances(walk: DistanceWalk, walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
@@ -83,6 +98,18 @@ def _by_query(walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
         setup.append(Define(name="inside", value=choose(positive, _INSIDE, _FULL_LO)))
     setup.append(Define(name="edges", value=sub(_LO, sub(_FULL_HI, _INSIDE)), note="other full tiles come first"))
     edge = choose(compare("lt", _TURN, _LO), add(sub(_TURN, _LO), _FULL_HI), _TURN)
+    begin: Expr = _EDGES
+    tile: tuple[Block, ...] = (ListedTile(variable="j", at=edge, first="first"),)
+    if walker.shape == "batched":
+        # The run time does not know how far from its keys a sequence's queries stand.
+        far = minimum(maximum(sub(_FIRST, _REACH), number(0)), _PAST)
+        setup.append(Define(name="far", value=far, note="tiles further back than the lists reach, before the others"))
+        begin, inside = sub(_EDGES, _FAR), compare("ge", _TURN, _EDGES)
+        before = add(sub(_TURN, _EDGES), _FAR)
+        tile = (
+            ListedTile(variable="j", at=edge, first="first", where=inside),
+            Define(name="j", value=choose(inside, index("j"), before)),
+        )
     full = Loop(
         variable="t",
         low=_FULL_LO,
@@ -92,9 +119,9 @@ def _by_query(walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     )
     masked = Loop(
         variable="t",
-        low=_EDGES,
+        low=begin,
         high=_HI,
-        body=(ListedTile(variable="j", at=edge, first="first"), *walker.body("masked")),
+        body=(*tile, *walker.body("masked")),
         note="tiles on an edge",
     )
     return tuple(setup), (full, masked)

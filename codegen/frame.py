@@ -280,6 +280,8 @@ class Frame:
         if not isinstance(self.kernel.walk, ListWalk | DistanceWalk):
             return ()
         rows = "rows" if isinstance(self.kernel.walk, ListWalk) else "kinds of rows"
+        batched = self.plan.problem.shape == "batched"
+        reach = Argument(name="list_reach", type="i32", note="distances further back are not listed")
         names = ("list_begin", "list_middle", "list_end")
         bounds = (Argument(name=name, type="*i32", note=f"[batch or 1, heads or 1, {rows}]") for name in names)
         return (
@@ -287,6 +289,7 @@ class Frame:
             Argument(name="list_tiles", type="*i32"),
             Argument(name="list_stride_b", type="i32"),
             Argument(name="list_stride_h", type="i32"),
+            *(() if isinstance(self.kernel.walk, ListWalk) or not batched else (reach,)),
         )
 
     def parameters(self, body: Iterable[Block]) -> tuple[Argument, ...]:

@@ -29,7 +29,7 @@ class TileList:
 
     ``begin``, ``middle`` and ``end`` are int32 of that shape and index ``tiles`` (int32, flat): tiles from ``begin`` to
     ``middle`` are full, from ``middle`` to ``end`` masked, ascending in each part.  ``order`` is there
-    for kernels that split long rows.
+    for kernels that split long rows.  Lists of distances hold none further back than ``reach`` tiles.
     """
 
     begin: Tensor
@@ -37,6 +37,7 @@ class TileList:
     end: Tensor
     tiles: Tensor
     order: RowOrder | None = None
+    reach: int = 0
 
     @property
     def nbytes(self) -> int:

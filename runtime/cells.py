@@ -1,10 +1,11 @@
-"""Lists of tiles from tiles in any order, and the transpose of lists.
+"""Lists of tiles from tiles in any order, the transpose of lists, and those of several sequences as one.
 
 Nothing is decided about tiles.  Memory is that of a few numbers for each tile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,3 +61,24 @@ def transposed(lists: TileList, rows: int) -> TileList:
     batch, heads, others = cells.shape
     row = torch.div(cells.row, max(others, 1), rounding_mode="floor") * rows + cells.tile
     return Cells(shape=(batch, heads, rows), row=row, tile=cells.row % max(others, 1), masked=cells.masked).lists()
+
+
+def joined(lists: Sequence[TileList]) -> TileList:
+    """The lists of single batches as one."""
+    if len(lists) == 1:
+        return lists[0]
+    heads = max(one.begin.shape[1] for one in lists)
+    starts = [0]
+    for one in lists:
+        starts.append(starts[-1] + len(one.tiles))
+
+    def stacked(field: str) -> Tensor:
+        rows = [getattr(one, field) + start for one, start in zip(lists, starts, strict=False)]
+        return torch.cat([row.expand(1, heads, -1) for row in rows])
+
+    return TileList(
+        begin=stacked("begin"),
+        middle=stacked("middle"),
+        end=stacked("end"),
+        tiles=torch.cat([one.tiles for one in lists]),
+    )

@@ -7,7 +7,7 @@ of all rows.  Memory is that of the lists and one chunk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,18 +15,18 @@ from torch import Tensor
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import DistanceWalk
 from spdsl.runtime.calls import Call, TileList
-from spdsl.runtime.cells import Cells
+from spdsl.runtime.cells import Cells, joined
 from spdsl.runtime.distance import with_distances
 from spdsl.runtime.evaluate import Tables, tables_for
 from spdsl.runtime.intervals import bounds_over
 from spdsl.runtime.looks import Looked
-from spdsl.runtime.pairs import Pairs, pairs_of
-from spdsl.runtime.recent import ByContent, Recent
+from spdsl.runtime.pairs import Pairs, pairs_by_batch, pairs_of
+from spdsl.runtime.recent import ByContent
 from spdsl.runtime.tile_grid import By
 from spdsl.semantics.nodes import Expr
 
 _recent: ByContent[TileList] = ByContent(size=64)
-_recent_rows: Recent[TileList] = Recent(size=32)
+_recent_rows: ByContent[TileList] = ByContent(size=32)
 
 _CHUNK = 1 << 20
 """Tiles, and values at positions, that are held at once (times heads and batches)."""
@@ -99,8 +99,13 @@ def distance_lists(call: Call, kernel: KernelPlan) -> TileList:
 def row_lists(call: Call, kernel: KernelPlan) -> TileList:
     """The tiles of every row, as `spdsl.runtime.lists.tile_lists` gives them."""
     lists = distance_lists(call, kernel)
-    sizes = (call.q.shape[2], call.k.shape[2], call.q_start)
-    return _recent_rows.get((id(lists), kernel.kind, sizes), lists, lambda: _of_rows(lists, call, kernel))
+    sizes = (kernel.kind, call.q.shape[2], call.k.shape[2], call.q_start)
+
+    def make() -> TileList:
+        found = [_of_rows(_of_batch(lists, pairs.batches), pairs, kernel) for pairs in pairs_by_batch(call)]
+        return joined(found)
+
+    return _recent_rows.get((id(lists), sizes), (call.places,), lists, make)
 
 
 # ---------------------------------------------------------------- one row of each class
@@ -118,7 +123,8 @@ def _lists(keep: Expr, pairs: Pairs, tables: Tables, rows: Rows, longest: int) -
     strips = (span + rows.own) // grain - 1
     own = rows.first % grain + away + torch.arange(strips * grain, device=pairs.device).view(-1, grain)
     parts: list[Cells] = []
-    step = max(1, _CHUNK // (pairs.heads * len(pairs.batches) * max(strips, rows.walked)))
+    outer = (pairs.heads if rows.walk.by_head else 1) * (len(pairs.batches) if rows.walk.by_batch else 1)
+    step = max(1, _CHUNK // (outer * max(strips, rows.walked)))
     for start in range(distances.start, distances.stop, step):
         stop = min(start + step, distances.stop)
         walked = torch.arange(start * rows.walked, stop * rows.walked, device=pairs.device) + away
@@ -130,7 +136,8 @@ def _lists(keep: Expr, pairs: Pairs, tables: Tables, rows: Rows, longest: int) -
         size = rows.own // grain
         parts.append(_cells_of(_sums(may, size) > 0, _sums(must, size) == size, start))
     row, tile, masked = (torch.cat([getattr(part, name) for part in parts]) for name in ("row", "tile", "masked"))
-    return Cells(shape=parts[0].shape, row=row, tile=tile, masked=masked).lists()
+    lists = Cells(shape=parts[0].shape, row=row, tile=tile, masked=masked).lists()
+    return replace(lists, reach=-distances.start)
 
 
 def _sums(strips: Tensor, size: int) -> Tensor:
@@ -149,18 +156,33 @@ def _cells_of(may: Tensor, must: Tensor, first: int) -> Cells:
 # ---------------------------------------------------------------- all rows
 
 
-def _of_rows(lists: TileList, call: Call, kernel: KernelPlan) -> TileList:
-    rows, pairs = Rows.of(kernel, call.q_start), pairs_of(call)
+def _of_batch(lists: TileList, batches: range) -> TileList:
+    """The lists of some sequences; all share one where they do not differ."""
+    if lists.begin.shape[0] == 1:
+        return lists
+    begin, middle, end = (each[batches.start : batches.stop] for each in (lists.begin, lists.middle, lists.end))
+    return replace(lists, begin=begin, middle=middle, end=end)
+
+
+def _of_rows(lists: TileList, pairs: Pairs, kernel: KernelPlan) -> TileList:
+    rows = Rows.of(kernel, pairs.q_start)
     existing, others = (pairs.queries, pairs.keys) if rows.by == "query" else (pairs.keys, pairs.queries)
     count, tiles = -(-existing // rows.own), -(-others // rows.walked)
     numbers = torch.arange(count, device=pairs.device)
     kind, first = rows.places(numbers)
     begin, middle, end = (each[..., kind] for each in (lists.begin, lists.middle, lists.end))
     cells = Cells.of(TileList(begin=begin, middle=middle, end=end, tiles=lists.tiles))
-    row = cells.row % max(count, 1)
-    tile = cells.tile + first[row]
+    outer = torch.arange(cells.shape[0] * cells.shape[1], device=pairs.device)[:, None] * count
+    # Tiles further back than the lists reach are walked as if any pair of them might count.
+    far = (first - lists.reach).clamp(0, tiles)
+    rest = torch.repeat_interleave(numbers, far)
+    before = torch.arange(len(rest), device=pairs.device) - (far.cumsum(0) - far)[rest]
+    unknown = (outer + rest).flatten()
+    number = torch.cat([cells.row, unknown])
+    row = number % max(count, 1)
+    tile = torch.cat([cells.tile + first[cells.row % max(count, 1)], before.repeat(len(outer))])
     i, j = (row, tile) if rows.by == "query" else (tile, row)
-    at, stop = call.q_start + i * kernel.block_q, (j + 1) * kernel.block_k
+    at, stop = pairs.q_start + i * kernel.block_q, (j + 1) * kernel.block_k
     exists = (tile >= 0) & (tile < tiles) & (at + kernel.block_q > 0)
-    masked = cells.masked | (at < 0) | (stop > pairs.keys)
-    return Cells(shape=cells.shape, row=cells.row[exists], tile=tile[exists], masked=masked[exists]).lists()
+    masked = torch.cat([cells.masked, torch.ones_like(unknown, dtype=torch.bool)]) | (at < 0) | (stop > pairs.keys)
+    return Cells(shape=cells.shape, row=number[exists], tile=tile[exists], masked=masked[exists]).lists()

@@ -218,6 +218,7 @@ def _list_values(lists: TileList) -> dict[str, Value]:
         "list_middle": middle,
         "list_end": end,
         "list_tiles": lists.tiles,
+        "list_reach": lists.reach,
         "list_stride_b": heads * rows if batch > 1 else 0,
         "list_stride_h": rows if heads > 1 else 0,
     }

@@ -17,7 +17,7 @@ from torch import Tensor
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, SlotWalk
 from spdsl.runtime.calls import Call, TileList
-from spdsl.runtime.cells import transposed
+from spdsl.runtime.cells import joined, transposed
 from spdsl.runtime.distance_lists import distance_lists, row_lists
 from spdsl.runtime.evaluate import tables_for
 from spdsl.runtime.intervals import tile_bounds
@@ -164,7 +164,7 @@ def _cached(
     sizes = (call.q.shape[:3], call.k.shape[1:3], numbers, str(call.q.device), tuple(read))
 
     def make() -> TileList:
-        return _joined([made(pairs, rows) for pairs in pairs_by_batch(call)])
+        return joined([made(pairs, rows) for pairs in pairs_by_batch(call)])
 
     tensors = (call.places, *(call.tables[name] for name in read))
     return _recent.get((parts, grid, sizes), tensors, source, make)
@@ -231,24 +231,3 @@ def _ordered(full: Tensor, masked: Tensor, tiles: Tensor, sizes: list[int]) -> T
         begin[..., start : start + size] = ends - part + done
         start, done = start + size, done + int(part.sum())
     return TileList(begin=begin.int(), middle=(begin + full).int(), end=(begin + counts).int(), tiles=tiles)
-
-
-def _joined(lists: Sequence[TileList]) -> TileList:
-    """The lists of single batches as one."""
-    if len(lists) == 1:
-        return lists[0]
-    heads = max(one.begin.shape[1] for one in lists)
-    starts = [0]
-    for one in lists:
-        starts.append(starts[-1] + len(one.tiles))
-
-    def stacked(field: str) -> Tensor:
-        rows = [getattr(one, field) + start for one, start in zip(lists, starts, strict=False)]
-        return torch.cat([row.expand(1, heads, -1) for row in rows])
-
-    return TileList(
-        begin=stacked("begin"),
-        middle=stacked("middle"),
-        end=stacked("end"),
-        tiles=torch.cat([one.tiles for one in lists]),
-    )

@@ -31,7 +31,7 @@ _COMPARE = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 def with_distances(relation: TileRelation, keep: Expr) -> TileRelation:
     """The relation with walks by distance in the place of lists and of long closed forms, where they serve."""
     period = None if relation.residues is not None else period_of(keep)
-    if period is None or relation.shape == "batched":
+    if period is None:
         return relation
     by_query = _better(relation, "by query", keep, period)
     by_key = _better(relation, "by key", keep, period)
@@ -54,7 +54,8 @@ def _better(relation: TileRelation, side: str, keep: Expr, period: int) -> Walk:
     if side == "by key":
         own, walked = walked, own
     span = math.lcm(period, walked)
-    if span > LARGEST:
+    extents = tuple(sorted({name for node in parts_of(keep) for name in _run_time(node)}))
+    if span > LARGEST or (relation.shape == "batched" and (side == "by key" or not _stands_anywhere(span, extents))):
         return walk
     together, names = math.gcd(own, span), free_indices(keep)
     tables = tuple(sorted({node.table for node in parts_of(keep) if isinstance(node, Load)}))
@@ -67,8 +68,13 @@ def _better(relation: TileRelation, side: str, keep: Expr, period: int) -> Walk:
         by_head=bool(names & {"h", "g"}),
         by_batch="b" in names or bool(tables),
         tables=tables,
-        extents=tuple(sorted({name for node in parts_of(keep) for name in _run_time(node)})),
+        extents=extents,
     )
+
+
+def _stands_anywhere(span: int, extents: tuple[str, ...]) -> bool:
+    """Whether one list serves sequences whose lengths and positions the device alone knows."""
+    return span <= ANYWHERE and not {"n", "nq", "q_start"} & set(extents)
 
 
 def _run_time(node: Expr) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from spdsl.analysis.plans import Problem
 from spdsl.analysis.tiles import DistanceWalk, ListWalk, SlotWalk, TileRelation
 from spdsl.semantics.nodes import Expr, Extent
 from tests.analysis.evaluate_rows import evaluate_many
-from tests.library.bound import library
+from tests.library.bound import library, program
 from tests.runtime.build import CAUSAL, H, K, Q, every, load, op
 
 D = op("sub", Q, K)
@@ -102,10 +102,19 @@ def test_what_they_depend_on() -> None:
 
 def test_lists_stay_where_nothing_repeats() -> None:
     assert with_distances(relation(), op("lt", K, 5)).by_query == LISTED
-    assert with_distances(relation("batched"), CAUSAL).by_query == LISTED
     # the period is short enough, but not together with the tiles
     far = with_distances(relation(), op("is_pow2", blocks(4095)))
     assert far.by_query == far.by_key == LISTED
+
+
+def test_sequences_with_places_of_their_own() -> None:
+    found = with_distances(relation("batched"), op("is_pow2", D))
+    assert isinstance(found.by_query, DistanceWalk)
+    assert found.by_query.grain == 1
+    assert found.by_key == LISTED
+    # lists for every position would be long, or each sequence would need its own
+    assert with_distances(relation("batched"), op("is_pow2", blocks(1024))).by_query == LISTED
+    assert with_distances(relation("batched"), op("lt", D, Extent(name="n"))).by_query == LISTED
 
 
 def test_long_closed_forms_give_way() -> None:
@@ -131,4 +140,19 @@ def test_library(name: str, target: str) -> None:
 def test_short_closed_forms_stay(name: str) -> None:
     pattern = library(name, heads=8, groups=8, head_dim=64)
     made = plan(Problem(pattern=pattern, dtype="bf16", value_dim=64, shape="square"), "sm_90")
+    assert all(isinstance(kernel.walk, SlotWalk) for kernel in (made.forward, made.dq, made.dkdv))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pattern wide() { input window: int[h] in 0..  keep abs(q - k) <= window[h] }",
+        "pattern wide() { keep causal and q - k < 64 * (h + 1) }",
+        "pattern some() { input full: bool[g]  keep causal and (full[g] or q - k < 256 or k < 64) }",
+    ],
+)
+def test_what_varies_by_head_in_closed_form_stays_so(text: str) -> None:
+    pattern = program(text, heads=8, groups=4, head_dim=64)
+    tables = tuple((each.name, {"int": "int32", "bool": "bool"}[each.dtype]) for each in pattern.tables)
+    made = plan(Problem(pattern=pattern, dtype="bf16", value_dim=64, shape="square", tables=tables), "sm_90")
     assert all(isinstance(kernel.walk, SlotWalk) for kernel in (made.forward, made.dq, made.dkdv))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
-from spdsl.analysis.tiles import DistanceWalk
+from spdsl.analysis.tiles import DistanceWalk, ListWalk
 from spdsl.semantics.nodes import Expr
-from tests.interpreter.test_kernels import Case, run
-from tests.runtime.build import CAUSAL, G, H, K, Q, every, load, op, table
+from tests.interpreter.test_kernels import Case, poison, run
+from tests.runtime.build import CAUSAL, G, H, K, Q, dense, every, load, op, table
 from tests.runtime.test_distance_lists import repeating
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
@@ -69,3 +70,36 @@ def test_tables() -> None:
     chosen = repeating(keep, blocks=(32, 16), heads=4, groups=2, head_dim=16, tables=declared)
     assert isinstance(chosen.dkdv.walk, DistanceWalk)
     run(Case(plan=chosen, batch=2, nq=100, n=100, tables={"allowed": allowed}))
+
+
+@pytest.mark.parametrize("name", ["powers", "blocks", "heads"])
+def test_batched(name: str) -> None:
+    """Lengths and positions of each sequence; the last stands further from its keys than the lists reach."""
+    from spdsl.runtime.calls import Call
+    from spdsl.runtime.cpu_engine import CpuEngine
+    from spdsl.runtime.lists import lists_for
+    from spdsl.runtime.triton_engine import TritonEngine
+
+    chosen = repeating(KEEPS[name], blocks=(16, 32), shape="batched", heads=4, groups=2, head_dim=16)
+    chosen = replace(chosen, problem=replace(chosen.problem, value_dim=16))
+    assert isinstance(chosen.forward.walk, DistanceWalk)
+    assert isinstance(chosen.dkdv.walk, ListWalk)
+    torch.manual_seed(1)
+    q, k, v = torch.randn(5, 4, 20, 16), torch.randn(5, 2, 90, 16), torch.randn(5, 2, 90, 16)
+    places = torch.tensor([[50, 0, 70], [-7, 10, 40], [33, 5, 53], [0, 0, 0], [2040, 2, 80]], dtype=torch.int32)
+    call = lists_for(Call(plan=chosen, q=q, k=k, v=v, places=places), ("forward", "dq", "dkdv"))
+    d_out = torch.randn(q.shape)
+    for engine in (TritonEngine(), CpuEngine()):
+        poison()
+        out, lse = engine.forward(call)
+        poison()
+        found = engine.backward(call, out, lse, d_out, None, frozenset("qkv"))
+        for b, (start, first, length) in enumerate(places.tolist()):
+            keys = slice(first, first + length)
+            leaves = [x.double().requires_grad_() for x in (q[b : b + 1], k[b : b + 1, :, keys], v[b : b + 1, :, keys])]
+            expected, expected_lse = dense(chosen, *leaves, q_start=start)
+            torch.testing.assert_close(out[b : b + 1].double(), expected.detach(), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(lse[b : b + 1].double(), expected_lse.detach(), atol=1e-4, rtol=1e-5)
+            gradients = torch.autograd.grad((expected * d_out[b : b + 1]).sum(), leaves)
+            for mine, true in zip((found.q[b], found.k[b, :, keys], found.v[b, :, keys]), gradients, strict=True):
+                torch.testing.assert_close(mine.double(), true[0], atol=1e-5, rtol=1e-4)
