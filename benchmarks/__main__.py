@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from benchmarks.cases import CASES
-from benchmarks.measure import as_json, matrix_rate, measure
+from benchmarks.measure import as_json, matrix_rate, measure, prepare
 
 
 def main() -> None:
@@ -18,10 +18,18 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="case", help=f"any of: {', '.join(names)} (all by default)")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"), help="the JSON file to write")
     parser.add_argument("--no-peers", action="store_true", help="time only spdsl")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only compile, so that many cases can do so side by side beforehand"
+    )
     arguments = parser.parse_args()
     unknown = set(arguments.cases) - set(names)
     if unknown:
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
+    if arguments.prepare:
+        for case in CASES:
+            if not arguments.cases or case.name in arguments.cases:
+                prepare(case, peers=not arguments.no_peers)
+        return
     rate = matrix_rate()
     print(f"matrix rate {rate * 1e-12:.0f} TFLOP/s")
     results: list[dict[str, object]] = []

@@ -45,21 +45,22 @@ class Measurement:
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def prepare(case: Case, peers: bool = True) -> None:
+    """Compile what `measure` runs, for every implementation."""
+    leaves, d_out = _tensors(case)
+    for run in _runs(case, case.mask_mod(leaves[0].device), peers).values():
+        torch.autograd.grad(run(*leaves), leaves, d_out)
+
+
 def measure(case: Case, rate: float, peers: bool = True) -> list[Measurement]:
     """Check and time ``case``; ``rate`` is the machine's measured matrix rate in operations a second."""
-    device = torch.device("cuda")
     torch.compiler.reset()  # or FlexAttention gives up compiling after eight masks
     torch.cuda.empty_cache()
-    torch.manual_seed(0)
-    q = torch.randn(case.batch, case.heads, case.n, case.dim, device=device, dtype=case.dtype)
-    k, v = (torch.randn(case.batch, case.groups, case.n, case.dim, device=device, dtype=case.dtype) for _ in range(2))
-    d_out = torch.randn_like(q)
+    leaves, d_out = _tensors(case)
+    device = leaves[0].device
     mod = case.mask_mod(device)
     pairs = count_pairs(mod, case, device)
-    runs = {"spdsl": _spdsl(case, device)}
-    if peers:
-        runs |= {"flex": _flex(case, mod, device)} | ({"cudnn": _cudnn} if case.causal else {})
-    leaves = [each.requires_grad_() for each in (q, k, v)]
+    runs = _runs(case, mod, peers)
     forward: dict[str, list[float]] = {}
     backward: dict[str, list[float]] = {}
     errors: dict[str, tuple[float, float]] = {}
@@ -82,6 +83,23 @@ def measure(case: Case, rate: float, peers: bool = True) -> list[Measurement]:
         for index, (direction, times, factor) in enumerate((("fwd", forward, 4), ("bwd", backward, 10)))
         for name in runs
     ]
+
+
+def _tensors(case: Case) -> tuple[list[Tensor], Tensor]:
+    """Random ``q``, ``k`` and ``v``, and the gradient of the output."""
+    torch.manual_seed(0)
+    shapes = [(case.batch, heads, case.n, case.dim) for heads in (case.heads, case.groups, case.groups)]
+    leaves = [torch.randn(shape, device="cuda", dtype=case.dtype, requires_grad=True) for shape in shapes]
+    return leaves, torch.randn_like(leaves[0])
+
+
+def _runs(case: Case, mod: MaskMod, peers: bool) -> dict[str, Forward]:
+    """The implementations by name."""
+    device = torch.device("cuda")
+    runs = {"spdsl": _spdsl(case, device)}
+    if peers:
+        runs |= {"flex": _flex(case, mod, device)} | ({"cudnn": _cudnn} if case.causal else {})
+    return runs
 
 
 def _checked(name: str, run: Callable[[], tuple[float, float]]) -> tuple[float, float] | None:
