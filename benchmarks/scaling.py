@@ -87,9 +87,8 @@ def _measured(name: str, attention: spdsl.Attention, n: int, documents: bool) ->
             "dtype": "bfloat16",
         }
         found.append(result)
-        print(
-            f"{name:14} {direction} {n:9,} {result['ms']:9} ms  host {result['host_ms']} ms  {result['extra_bytes']:,} B"
-        )
+        shown = f"{result['ms']:9} ms  host {result['host_ms']} ms  {result['extra_bytes']:,} B"
+        print(f"{name:14} {direction} {n:9,} {shown}", flush=True)
     return found
 
 
