@@ -133,6 +133,8 @@ def _by_key(walker: Walker) -> Loop:
     masked = either(compare("ge", _TURN, _COUNT), compare("ge", index("i"), walker.whole))
     if walker.shape != "square":
         masked = either(masked, compare("lt", _start(walker), number(0)))
+    if walker.ragged is not None:
+        masked = either(masked, walker.ragged)
     body = (
         ListedTile(variable="i", at=at, first="first"),
         Define(name="masked", value=masked),

@@ -91,8 +91,10 @@ def _compute(frame: Frame, tiles: KernelPlan) -> tuple[Block, ...]:
     keep: Expr = frame.keep()
     frame.hoist.share((keep,))
     keep_blocks, keep = frame.place_tile(keep)
-    # A tile past the last query holds rows of the next head, whose weights may be anything.
-    mask = Mask(target="p", keep=both(keep, compare("lt", index("q"), _end(frame))) or keep, span=plan.keep.span)
+    # A tile past the last query holds rows of the next head, and keys that do not exist are zeros: their weights may be
+    # anything, also infinite, and dQ is summed over them.
+    exists = both(compare("lt", index("k"), Extent(name="n")), compare("lt", index("q"), _end(frame)))
+    mask = Mask(target="p", keep=both(keep, exists) or keep, span=plan.keep.span)
 
     def body(mode: Mode) -> tuple[Block, ...]:
         return (
@@ -124,6 +126,7 @@ def _walker(frame: Frame, tiles: KernelPlan, body: object) -> Walker:
         place=lambda expr: frame.hoist.place(expr, scope),
         place_tile=frame.place_tile,
         body=body,  # type: ignore[arg-type]
+        ragged=compare("gt", mul(add(index("j"), number(1)), number(tiles.block_k)), Extent(name="n")),
     )
 
 

@@ -48,7 +48,8 @@ class Walker:
     ``spans`` are the rows from tile to tile of queries and of keys, as in `KernelPlan.spans`.
     ``place`` names the loads of a bound, ``place_tile`` those of a condition inside the loop (it returns the
     definitions too).  ``body`` gives the blocks of one tile.  ``separate`` is the largest number of loops that stand
-    side by side.
+    side by side.  Where ``ragged`` holds, the program's own tile has rows past the end that must not count, so that no
+    tile goes without its mask.
     """
 
     by: By
@@ -59,6 +60,7 @@ class Walker:
     place_tile: Callable[[Expr], tuple[tuple[Block, ...], Expr]]
     body: Callable[[Mode], tuple[Block, ...]]
     boxes: Boxes | None = None
+    ragged: Expr | None = None
 
     @property
     def tile(self) -> str:
@@ -161,6 +163,8 @@ def _bounds(slot: Slot, position: int, count: int, walker: Walker) -> _Bounds:
     if walker.by == "query" and walker.shape != "square":
         first = add(Extent(name="q_start"), mul(index("i"), number(walker.spans[0])))
         end = choose(compare("ge", first, number(0)), end, full_low)
+    if walker.ragged is not None:
+        end = choose(walker.ragged, full_low, end)
     setup.append(Define(name=full_high.name, value=maximum(end, full_low), note="full tiles" if headless else ""))
     head: tuple[tuple[Mode, Expr, Expr], ...] = () if headless else (("masked", low, full_low),)
     loops = (*head, ("full", full_low, full_high), ("masked", full_high, high))
@@ -312,6 +316,7 @@ def _lists(walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     if not walker.separate:
         # A full tile may hold rows past the last query, which a kernel that copies whole tiles must not count.
         masked = either(compare("ge", index("t"), middle), compare("ge", index(walker.tile), walker.whole))
+        masked = masked if walker.ragged is None else either(masked, walker.ragged)
         body = (tile, Define(name="masked", value=masked), *walker.body("either"))
         return bounds, (Loop(variable="t", low=begin, high=end, body=body, note="listed tiles, the full ones first"),)
     full = Loop(

@@ -18,7 +18,7 @@ from spdsl.codegen.gluon import emit_fused
 from spdsl.codegen.lower import lower
 from spdsl.codegen.show import dump
 from spdsl.diagnostics import Source, Span
-from tests.library.bound import library
+from tests.library.bound import library, program
 from tests.runtime.build import CAUSAL, K, Q, load, op, table
 from tests.runtime.build import plan as by_hand
 
@@ -63,6 +63,37 @@ def test_tiles_past_the_last_query_are_masked_where_they_are_copied_whole(name: 
     flags = [line for line in emit_fused(graph, "3.6.0").text.splitlines() if line.strip().startswith("masked = ")]
     assert flags
     assert all("i >= (nq >> 6)" in flag for flag in flags), flags
+
+
+@pytest.mark.parametrize("name", ["full", "power", "bigbird", "documents"])
+def test_keys_past_the_end_are_masked_in_the_fused_kernel(name: str) -> None:
+    """Its dQ is summed over them, and their weights may be infinite."""
+    pattern = library(name, heads=2, groups=2, head_dim=128)
+    tables = tuple((table.name, "int32") for table in pattern.tables)
+    made = plan(Problem(pattern=pattern, dtype="fp16", value_dim=128, shape="square", tables=tables), "sm_90")
+    text = emit_fused(lower(made), "3.6.0").text
+    (mask,) = (line for line in text.splitlines() if line.strip().startswith("p = gl.where("))
+    assert "(k < n)" in mask
+    ends = [line for line in text.splitlines() if "(j + 1) * 128 > n" in line]
+    assert len(ends) == 2, text  # of the warp that copies, and of those that compute
+    assert all(line.strip().startswith(("full_hi = ", "masked = ")) for line in ends)
+
+
+@pytest.mark.parametrize("name", ["left", "left_2", "ring", "row"])
+def test_parameters_keep_their_names_to_themselves(name: str) -> None:
+    """Nothing in a kernel is called as a parameter of the pattern."""
+    text = f"pattern named({name}: int in 0.. = 9) {{ keep -{name} <= q - k <= 2 * {name} }}"
+    pattern = program(text, heads=2, groups=2, head_dim=128, opened=True)
+    graph = lower(plan(Problem(pattern=pattern, dtype="bf16", value_dim=128, shape="square"), "sm_90"))
+    for source in (emit(graph).text, emit_fused(graph, "3.6.0").text):
+        names = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+        stored = {
+            node.id
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        }
+        assert f"p_{name}" in names
+        assert f"p_{name}" not in stored
 
 
 def test_names_of_newer_versions_of_triton() -> None:

@@ -67,7 +67,7 @@ def fetch(
     hi = gl.where(p_sinks >= 128 * j + 1, (n + 63) >> 6, gl.minimum((n + 63) >> 6, 2 * j + ((p_window + 190) >> 6)))
     full_lo = gl.minimum(gl.maximum(2 * j + 2, lo), hi)  # full tiles
     full_hi = gl.maximum(gl.maximum((p_sinks + p_window) >> 6, 2 * j + (p_window >> 6)), gl.where(p_sinks >= 128 * j + 128, (n + 63) >> 6, -268435456))
-    full_hi = gl.maximum(gl.minimum(gl.minimum(full_hi, hi), nq >> 6), full_lo)
+    full_hi = gl.maximum(gl.where((j + 1) * 128 > n, full_lo, gl.minimum(gl.minimum(full_hi, hi), nq >> 6)), full_lo)
     # heads of the group
     for r in range(0, 2):
         h = g * 2 + r  # query head
@@ -120,7 +120,7 @@ def compute(
     hi = gl.where(p_sinks >= 128 * j + 1, (n + 63) >> 6, gl.minimum((n + 63) >> 6, 2 * j + ((p_window + 190) >> 6)))
     full_lo = gl.minimum(gl.maximum(2 * j + 2, lo), hi)  # full tiles
     full_hi = gl.maximum(gl.maximum((p_sinks + p_window) >> 6, 2 * j + (p_window >> 6)), gl.where(p_sinks >= 128 * j + 128, (n + 63) >> 6, -268435456))
-    full_hi = gl.maximum(gl.minimum(gl.minimum(full_hi, hi), nq >> 6), full_lo)
+    full_hi = gl.maximum(gl.where((j + 1) * 128 > n, full_lo, gl.minimum(gl.minimum(full_hi, hi), nq >> 6)), full_lo)
     # heads of the group
     for r in range(0, 2):
         h = g * 2 + r  # query head
@@ -143,11 +143,11 @@ def compute(
             scores = warpgroup_mma_wait(1, deps=(scores,))
             p = gl.exp2(scores * 0.12751743082459868 - lse)
             if masked:
-                p = gl.where((k <= q) & ((q - k < p_window) | (k < p_sinks)) & (q < nq), p, 0.0)  # streaming.spat:3
-            p_left = gl.convert_layout(p.to(gl.bfloat16), LEFT)
+                p = gl.where((k <= q) & ((q - k < p_window) | (k < p_sinks)) & ((k < n) & (q < nq)), p, 0.0)  # streaming.spat:3
+            weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
             delta = delta_ring.index(place).load(gl.SliceLayout(0, SCORES))[None, :]
             dp = warpgroup_mma_wait(0, deps=(dp,))
-            dv = warpgroup_mma(p_left, do_tile, dv, is_async=True)  # [HALF, HEAD_DIM]
+            dv = warpgroup_mma(weights, do_tile, dv, is_async=True)  # [HALF, HEAD_DIM]
             ds = (p * (dp - delta)).to(gl.bfloat16)  # gradient of the logits
             ds_halves.index((turn & 1) * 2 + half).store(ds)
             fence_async_shared()
@@ -160,7 +160,7 @@ def compute(
             dq = warpgroup_mma(ds_halves.index((turn & 1) * 2).permute((1, 0)), k_quarters.index(half), dq, use_acc=False, is_async=True)
             dq = warpgroup_mma(ds_halves.index((turn & 1) * 2 + 1).permute((1, 0)), k_quarters.index(2 + half), dq, is_async=True)
             dk = warpgroup_mma(ds_left, q_tile, dk, is_async=True)  # [HALF, HEAD_DIM]
-            dq, dv, p_left = warpgroup_mma_wait(1, deps=(dq, dv, p_left))
+            dq, dv, weights = warpgroup_mma_wait(1, deps=(dq, dv, weights))
             tma.store_wait(0)
             gl.thread_barrier()
             dq_halves.index(half).reshape([BLOCK_Q, COLUMNS]).store(dq)
