@@ -149,8 +149,10 @@ def _outside(table: Table, load: Load, when: Expr, pairs: Pairs, tables: Tables)
             continue
         beyond: Expr = Apply(op="ge", args=(index, Const(value=size)), dtype="bool")
         below: Expr = Apply(op="lt", args=(index, Const(value=0)), dtype="bool")
-        wrong = _both(when, Apply(op="or", args=(below, beyond), dtype="bool"))
-        flag = _anywhere(wrong, pairs, tables)
+        outside: Expr = Apply(op="or", args=(below, beyond), dtype="bool")
+        if when != Const(value=True) and _never_on_one_side(outside, pairs, tables):
+            continue
+        flag = _anywhere(_both(when, outside), pairs, tables)
         if flag is not None:
             yield Fault(flag=flag, error=partial(_read_error, load, axis.label, size))
 
@@ -169,6 +171,21 @@ def _read_error(load: Load, label: str, size: int) -> SpatError:
     )
 
 
+def _never_on_one_side(outside: Expr, pairs: Pairs, tables: Tables) -> bool:
+    """Whether an index of one side stays inside, whatever its guard says: then nobody looks at pairs.
+
+    Asked on the CPU alone, because the answer waits for the device.
+    """
+    if pairs.device.type != "cpu" or len(_sides(with_distances(outside), tables)) > 1:
+        return False
+    flag = _anywhere(outside, pairs, tables)
+    return flag is not None and not bool(flag)
+
+
+def _sides(expr: Expr, tables: Tables) -> frozenset[str]:
+    return depends_on(expr, tables) & {"q", "k", "d"}
+
+
 def _anywhere(wrong: Expr, pairs: Pairs, tables: Tables) -> Tensor | None:
     """Whether a condition holds for any existing pair.
 
@@ -178,9 +195,8 @@ def _anywhere(wrong: Expr, pairs: Pairs, tables: Tables) -> Tensor | None:
     if not pairs.queries or not pairs.keys:
         return None
     wrong = with_distances(wrong)
-    sides = depends_on(wrong, tables) & {"q", "k", "d"}
     env = pairs.extents() | pairs.outer(1)
-    if len(sides) <= 1:
+    if len(_sides(wrong, tables)) <= 1:
         first = max(pairs.q_start, 0)
         last = pairs.q_start + pairs.queries
         env["q"] = torch.arange(first, max(last, first), device=pairs.device)

@@ -1,7 +1,8 @@
 """The pairs that a call keeps, counted exactly.
 
 The number of kept pairs is the number of touched tiles of one query and one key, so a closed form of these is summed
-over the queries.  Without one, full tiles count by their area, and masked ones are looked at pair by pair.
+over the queries.  Without one, full tiles count by their area, and masked ones are looked at pair by pair; where all
+rows walk the same distances, one tile is looked at for all that are alike.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from spdsl.analysis.plan import grid_length
-from spdsl.analysis.tiles import SlotWalk
+from spdsl.analysis.tiles import DistanceWalk, SlotWalk
 from spdsl.analysis.worker import derive
 from spdsl.runtime.box_visits import pairs_on_grid
 from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.distance_lists import Rows
 from spdsl.runtime.evaluate import depends_on, evaluate, tables_for
 from spdsl.runtime.lists import listed
 from spdsl.runtime.pairs import pairs_of
@@ -83,13 +85,34 @@ def _masked(call: Call, lists: TileList) -> int:
     tiles = lists.tiles[lists.middle.flatten().long()[owners] + within].long()
     at = torch.stack(torch.unravel_index(owners, lists.begin.shape), dim=1)
     grid = TileGrid.of(call.plan.forward)
+    times = torch.ones_like(tiles)
+    if isinstance(call.plan.forward.walk, DistanceWalk):
+        at, tiles, times = _alike(call, at, tiles)
     step = max(1, _CHUNK_PAIRS // (grid.block_q * grid.block_k))
-    chunks = zip(at.split(step), tiles.split(step), strict=True)
-    return sum(_look(call, rows, columns, grid) for rows, columns in chunks)
+    chunks = zip(at.split(step), tiles.split(step), times.split(step), strict=True)
+    return sum(int((_look(call, rows, columns, grid) * weight).sum()) for rows, columns, weight in chunks)
 
 
-def _look(call: Call, at: Tensor, tiles: Tensor, grid: TileGrid) -> int:
-    """The pairs kept in the tiles ``tiles [count]`` of the rows ``at [count, 3]`` (batch, head, row)."""
+def _alike(call: Call, at: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One tile for all of the same head, class of rows and distance, and how many these are.
+
+    Tiles over an edge stand for themselves alone.
+    """
+    grid = TileGrid.of(call.plan.forward)
+    kind, first = Rows.of(call.plan.forward, call.q_start).places(at[:, 2])
+    begin = at[:, 2] * grid.block_q
+    inside = (begin + call.q_start >= 0) & (begin + grid.block_q <= call.q.shape[2])
+    inside &= (tiles >= 0) & ((tiles + 1) * grid.block_k <= call.k.shape[2])
+    number = torch.arange(len(tiles), device=tiles.device)
+    of_its_own = torch.where(inside, -1, number)
+    names = torch.stack((at[:, 0], at[:, 1], kind, tiles - first, of_its_own), dim=1)
+    _, group, times = names.unique(dim=0, return_inverse=True, return_counts=True)
+    one = torch.empty_like(times).scatter_reduce_(0, group, number, "amin", include_self=False)
+    return at[one], tiles[one], times
+
+
+def _look(call: Call, at: Tensor, tiles: Tensor, grid: TileGrid) -> Tensor:
+    """The pairs kept in each of the tiles ``tiles [count]`` of the rows ``at [count, 3]`` (batch, head, row)."""
     numbers = grid.within(at[:, 2, None, None], tiles[:, None, None], call.q_start)
     rows = numbers["i"] * grid.block_q + torch.arange(grid.block_q, device=at.device)[None, :, None]
     rows = rows * grid.modulus + numbers["q_class"]
@@ -101,4 +124,4 @@ def _look(call: Call, at: Tensor, tiles: Tensor, grid: TileGrid) -> int:
     group = head // (pairs.heads // pairs.groups)
     env = pairs.extents() | {"b": at[:, 0, None, None], "h": head, "g": group, "q": q, "k": k}
     kept = evaluate(call.plan.keep, env, tables_for(call.plan.tables, call.tables))
-    return int((kept & (rows < pairs.queries) & (k < pairs.keys) & (q >= 0)).sum())
+    return (kept & (rows < pairs.queries) & (k < pairs.keys) & (q >= 0)).sum((-2, -1))

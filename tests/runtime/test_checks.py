@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spdsl.diagnostics import SpatError
+from spdsl.runtime import values
 from spdsl.runtime.calls import Call
 from spdsl.runtime.checks import check_call, raise_pending
 from spdsl.semantics.nodes import Bounds, Expr, Grid, Index, Table
@@ -140,3 +141,14 @@ def test_a_table_that_changes_is_checked_again() -> None:
     doc[0, 4] = 8
     with pytest.raises(SpatError, match="`doc` is 8 at"):
         check_call(given)
+
+
+def test_pairs_are_not_looked_at_where_indices_stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(values, "tile_bounds", looked)
+    doc = torch.zeros(1, 12, dtype=torch.int32)
+    check_call(call(DOC, keep=READ_DOC, doc=doc))
+    with pytest.raises(AssertionError):
+        check_call(call(DOC, keep=every(CAUSAL, op("eq", load("doc", op("add", Q, 1)), 0)), doc=doc))

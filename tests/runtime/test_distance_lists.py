@@ -14,6 +14,7 @@ from hypothesis import assume, given, settings
 from spdsl.analysis.distances import with_distances
 from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.analysis.tiles import DistanceWalk, ListWalk, TileRelation
+from spdsl.counting import count_by_tiles
 from spdsl.runtime import distance_lists as module
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.distance_lists import distance_lists, row_lists
@@ -97,16 +98,22 @@ def rows(lists: TileList, head: int) -> list[tuple[list[int], list[int]]]:
 
 
 def check(call: Call, heads: int) -> None:
-    """Tiles of existing pairs are touched and full exactly as the mask says; at edges none is missed."""
+    """Tiles of existing pairs are touched and full exactly as the mask says; at edges none is missed.
+
+    The pairs that are kept are counted exactly.
+    """
     blocks = call.plan.forward.block_q, call.plan.forward.block_k
     nq, n, start = call.q.shape[2], call.k.shape[2], call.q_start
     first = start + np.arange(-(-nq // blocks[0])) * blocks[0]
     last = np.arange(1, -(-n // blocks[1]) + 1) * blocks[1]
     whole = ((first >= 0) & (first + blocks[0] <= start + nq))[:, None] & (last <= n)[None, :]
     masked_anyway = (first < 0)[:, None] | (last > n)[None, :]
+    pairs = 0
     for head in range(heads):
         env = {"n": n, "nq": nq, "q_start": start, "h": head, "g": head, "b": 0}
-        touched, full = tiles_of_mask(mask_of(call.plan.keep, env), start, *blocks)
+        mask = mask_of(call.plan.keep, env)
+        pairs += int(mask[np.arange(start, start + nq) >= 0].sum())
+        touched, full = tiles_of_mask(mask, start, *blocks)
         for kernel in kernels(call.plan):
             found = np.zeros((2, *touched.shape), dtype=bool)
             for row, parts in enumerate(rows(row_lists(call, kernel), head)):
@@ -121,6 +128,7 @@ def check(call: Call, heads: int) -> None:
             assert not (unmasked & masked_anyway).any()
             assert ((unmasked | masked) == touched)[whole].all()
             assert (unmasked == full)[whole & touched].all()
+    assert count_by_tiles(call) == pairs
 
 
 @settings(deadline=None, max_examples=150)
