@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.codegen.blocks import Argument, BlockGraph, Kernel
+from spdsl.codegen.blocks import BlockGraph, Kernel
 from spdsl.codegen.emit import KernelSource, emit
 from spdsl.codegen.frame import prefix_of
-from spdsl.codegen.gluon import emit_fused, layout_of
+from spdsl.codegen.gluon import emit_fused
 from spdsl.codegen.load import load
 from spdsl.codegen.lower import lower
 from spdsl.diagnostics import error
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.interval_kernels import interval_values
 from spdsl.runtime.split import Split, split_of
+from spdsl.runtime.starter import Starter
 
 Value: TypeAlias = "Tensor | int"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """The kernels of a plan: what they do, their text, and the functions of the imported file by name."""
+    """The kernels of a plan: what they do, their text, the functions of the imported file, and what starts them, by
+    name."""
 
     plan: Plan
     graph: BlockGraph
     source: KernelSource
     functions: dict[str, Any]
+    kernels: dict[str, Kernel]
+    starters: dict[str, Starter]
 
     def launch(self, name: str, rows: int, heads: int, batch: int, values: Mapping[str, Value]) -> None:
         """Run a kernel on ``rows`` rows of its own side for every head and sequence."""
-        kernel = self._named(name)
+        kernel = self.kernels[name]
         tiles = kernel.programs(rows)
         # The first tiles of all heads start first where programs take a whole SM for themselves.
         grid = (tiles, heads, batch) if kernel.fetch is None else (heads, tiles, batch)
@@ -46,7 +48,7 @@ class Loaded:
 
     def launch_split(self, kind: str, call: Call, values: Mapping[str, Value]) -> None:
         """Run the kernel of this kind on all rows of a call: ``forward``, ``dq`` or ``dkdv``."""
-        kernel, batch = self._named(kind), call.q.shape[0]
+        kernel, batch = self.kernels[kind], call.q.shape[0]
         tiles: KernelPlan = getattr(self.plan, kind)
         heads, rows = call.k.shape[1:3] if tiles.by == "key" else call.q.shape[1:3]
         values = {**values, **call_values(call, kind)}
@@ -63,21 +65,27 @@ class Loaded:
         values.update({name: empty((max(1, held * size),), call.q) for name, size in kernel.parts})
         self._start(kernel, (items + split.others * heads * batch, 1, 1), values)
         if held:
-            combine = self._named(f"{kind}_combine")
+            combine = self.kernels[f"{kind}_combine"]
             self._start(combine, (long * (kernel.block // combine.block), 1, 1), values)
-
-    def _named(self, name: str) -> Kernel:
-        return next(kernel for kernel in self.graph.kernels if kernel.name == name)
 
     def _start(self, kernel: Kernel, grid: tuple[int, int, int], values: Mapping[str, Value]) -> None:
         if 0 in grid:
             return
         device = next(value.device for value in values.values() if isinstance(value, Tensor))
-        fused = kernel.fetch is not None
-        given = {argument.name: _given(values[argument.name], argument, fused) for argument in kernel.arguments}
+        given = self._starter(kernel).given(values)
+        stages = _stages.get((id(self.plan), kernel.name), kernel.stages)
         # Triton launches on the current device, which need not be that of the tensors.
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self._run(kernel, grid, given, _stages.get((id(self.plan), kernel.name), kernel.stages))
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            self._run(kernel, grid, given, stages, device)
+        else:
+            with torch.cuda.device(device):
+                self._run(kernel, grid, given, stages, device)
+
+    def _starter(self, kernel: Kernel) -> Starter:
+        found = self.starters.get(kernel.name)
+        if found is None:
+            found = self.starters[kernel.name] = Starter.of(kernel, self._function(kernel))
+        return found
 
     def _function(self, kernel: Kernel) -> Any:
         """What Triton launches; the fused kernel is written when it is first used."""
@@ -86,10 +94,12 @@ class Loaded:
             self.functions[kernel.name] = getattr(load(source), kernel.name)
         return self.functions[kernel.name]
 
-    def _run(self, kernel: Kernel, grid: tuple[int, int, int], given: Mapping[str, Any], stages: int) -> None:
+    def _run(
+        self, kernel: Kernel, grid: tuple[int, int, int], given: Mapping[str, Any], stages: int, device: torch.device
+    ) -> None:
         """Run with as many pipeline stages as the device has shared memory for, and remember the number."""
         try:
-            self._function(kernel)[grid](**given, num_warps=kernel.warps, num_stages=stages)
+            self._starter(kernel).start(grid, given, stages, device)
         except OutOfResources as short:
             if stages == 1:
                 raise error(
@@ -98,7 +108,7 @@ class Loaded:
                     help='use smaller head dims, 16-bit types, or `backend="cpu"`',
                 ) from short
             _stages[id(self.plan), kernel.name] = stages - 1
-            self._run(kernel, grid, given, stages - 1)
+            self._run(kernel, grid, given, stages - 1, device)
 
 
 _loaded: dict[int, Loaded] = {}
@@ -114,44 +124,15 @@ def loaded(plan: Plan) -> Loaded:
         source = emit(graph)
         module = load(source)
         functions = {kernel.name: getattr(module, kernel.name) for kernel in graph.triton}
-        found = _loaded[id(plan)] = Loaded(plan=plan, graph=graph, source=source, functions=functions)
+        found = _loaded[id(plan)] = Loaded(
+            plan=plan,
+            graph=graph,
+            source=source,
+            functions=functions,
+            kernels={kernel.name: kernel for kernel in graph.kernels},
+            starters={},
+        )
     return found
-
-
-def _given(value: Value, argument: Argument, fused: bool) -> Any:
-    """What Triton's launcher is given for an argument."""
-    if argument.block is None:
-        return value
-    assert isinstance(value, Tensor)
-    if argument.extents:
-        value = _on_grid(value, argument.extents, len(argument.block))
-    tensor, strides = _aligned(value.reshape(-1) if len(argument.block) == 1 else value)
-    if fused:
-        from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as Described
-
-        return Described(tensor, list(tensor.shape), strides, list(argument.block), layout_of(argument))
-    return TensorDescriptor(tensor, list(tensor.shape), strides, list(argument.block))
-
-
-def _on_grid(tensor: Tensor, extents: tuple[int, ...], dims: int) -> Tensor:
-    """The tensor with its rows split into those of a grid, in so many dimensions: if need be batch and heads are
-    joined, which takes a copy where the heads of a sequence are not stored one after the other."""
-    grid: Tensor = tensor.unflatten(2, extents)
-    return grid if grid.dim() == dims else grid.flatten(0, 1)
-
-
-def _aligned(tensor: Tensor) -> tuple[Tensor, list[int]]:
-    """The tensor and its strides as the copy engine needs them: a copy if its address or strides are not multiples of
-    16 bytes."""
-    if tensor.numel() == 0:
-        tensor = tensor.new_zeros([max(1, size) for size in tensor.shape])  # no program reads it
-    step = 16 // tensor.element_size()
-    strides = [stride if size > 1 else step for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
-    strides[-1] = 1
-    if tensor.data_ptr() % 16 or any(stride % step or stride <= 0 for stride in strides[:-1]):
-        tensor = tensor.clone(memory_format=torch.contiguous_format)
-        strides = list(tensor.stride())
-    return tensor, strides
 
 
 def tensor_values(**tensors: Tensor) -> dict[str, Value]:

@@ -53,7 +53,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
     backend = make_backend(GPUTarget("cuda", 90, 32))
     found: Asked = defaultdict(set)
 
-    def run(self: Loaded, kernel: Kernel, grid: tuple[int, ...], given: dict[str, Any], stages: int) -> None:
+    def run(
+        self: Loaded, kernel: Kernel, grid: tuple[int, ...], given: dict[str, Any], stages: int, *_: object
+    ) -> None:
         function = self._function(kernel)
         bind = create_function_from_signature(function.signature, function.params, backend)
         _, specialised, _ = bind(**given)
@@ -106,7 +108,8 @@ def test_the_fused_backward(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> No
     for number in range(30):
         values = {each: chance.randint(*ends) for each, ends in RANGES["streaming"].items()}
         call(chance, "streaming", values, square=number % 2 == 0, dim=128)
-    assert {kernel: len(each) for kernel, each in asked.items()} == {"forward": 2, "delta": 2, "fused": 2}
+    found = {kernel: len(each) for kernel, each in asked.items() if kernel != "fused_combine"}
+    assert found == {"forward": 2, "delta": 2, "fused": 2}
 
 
 def test_other_parameters_are_constants(asked: Asked) -> None:

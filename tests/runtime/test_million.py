@@ -68,7 +68,7 @@ def planned() -> Plan:
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels that would have been launched."""
     found: list[str] = []
-    monkeypatch.setattr(Loaded, "_run", lambda self, kernel, grid, given, stages: found.append(kernel.name))
+    monkeypatch.setattr(Loaded, "_run", lambda self, kernel, *rest: found.append(kernel.name))
     return found
 
 

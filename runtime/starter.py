@@ -1,0 +1,168 @@
+"""From the arguments of a launch to the start of one kernel, without doing again what an earlier launch has settled.
+
+Triton looks at every argument in each launch to find the binary that was compiled for arguments like these.  A
+`Starter` remembers the binary under a key of its own, which tells apart at least what Triton's does: types of tensors,
+whether addresses are multiples of 16, and the very values of integers that are specialised.  Whatever has no such key
+goes Triton's way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.compiler import CompiledKernel
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from spdsl.codegen.blocks import Argument, Kernel
+from spdsl.codegen.gluon import layout_of
+
+_MOST = 64
+"""Binaries that a starter remembers; strides that change with the length take an entry each."""
+
+_INT = 1 << 31
+"""Integers below it are passed in 32 bits, whether specialised or not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """Makes the descriptors of one argument, which differ in their tensor alone."""
+
+    argument: Argument
+    pattern: dict[str, Any]
+    type: type
+
+    @staticmethod
+    def of(argument: Argument, kernel: Kernel) -> Described:
+        """For an argument with a block; a kernel with warps that fetch takes descriptors of Gluon."""
+        assert argument.block is not None
+        block = list(argument.block)
+        if kernel.fetch is None:
+            # What Triton checks of a descriptor holds by `aligned`; it is made once, and its fields are copied.
+            made: Any = TensorDescriptor(_sample(block), block, _packed(block), block)
+        else:
+            from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as OfGluon
+
+            made = OfGluon(_sample(block), block, _packed(block), block, layout_of(argument))
+        return Described(argument=argument, pattern=vars(made), type=type(made))
+
+    def __call__(self, tensor: Tensor) -> Any:
+        """The descriptor of a tensor, or of a copy that the copy engine can read."""
+        argument = self.argument
+        assert argument.block is not None
+        if argument.extents:
+            tensor = _on_grid(tensor, argument.extents, len(argument.block))
+        elif len(argument.block) == 1 and tensor.dim() != 1:
+            tensor = tensor.reshape(-1)
+        tensor, strides = aligned(tensor)
+        found: Any = object.__new__(self.type)
+        vars(found).update(self.pattern)
+        found.base, found.shape, found.strides = tensor, list(tensor.shape), strides
+        return found
+
+
+def _sample(block: list[int]) -> Tensor:
+    """A tensor that passes for one of any type; nothing reads it."""
+    return torch.empty(block, dtype=torch.float32, device="meta")
+
+
+def _packed(block: list[int]) -> list[int]:
+    return list(torch.empty(block, device="meta").stride())
+
+
+def _on_grid(tensor: Tensor, extents: tuple[int, ...], dims: int) -> Tensor:
+    """The tensor with its rows split into those of a grid, in so many dimensions: if need be batch and heads are
+    joined, which takes a copy where the heads of a sequence are not stored one after the other."""
+    grid: Tensor = tensor.unflatten(2, extents)
+    return grid if grid.dim() == dims else grid.flatten(0, 1)
+
+
+def aligned(tensor: Tensor) -> tuple[Tensor, list[int]]:
+    """The tensor and its strides as the copy engine needs them: a copy if its address or strides are not multiples of
+    16 bytes."""
+    step = 16 // tensor.element_size()
+    strides, shape = list(tensor.stride()), tensor.shape
+    if strides[-1] != 1 or 0 in shape or 1 in shape or 0 in strides:
+        if tensor.numel() == 0:
+            tensor = tensor.new_zeros([max(1, size) for size in shape])  # no program reads it
+        strides = [stride if size > 1 else step for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+        strides[-1] = 1
+    if tensor.data_ptr() % 16 or any(stride % step or stride <= 0 for stride in strides[:-1]):
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
+        strides = list(tensor.stride())
+    return tensor, strides
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Starter:
+    """Starts one kernel; ``function`` is what Triton launches."""
+
+    kernel: Kernel
+    function: Any
+    names: tuple[str, ...]
+    fixed: tuple[bool, ...]
+    described: tuple[tuple[str, Described], ...]
+    compiled: dict[Hashable, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(kernel: Kernel, function: Any) -> Starter:
+        """For the function of the generated file."""
+        return Starter(
+            kernel=kernel,
+            function=function,
+            names=tuple(argument.name for argument in kernel.arguments),
+            fixed=tuple(argument.fixed for argument in kernel.arguments),
+            described=tuple((each.name, Described.of(each, kernel)) for each in kernel.arguments if each.block),
+        )
+
+    def given(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What Triton's launcher is given, in the order of the arguments."""
+        found = {name: values[name] for name in self.names}
+        for name, described in self.described:
+            found[name] = described(found[name])
+        return found
+
+    def start(self, grid: tuple[int, int, int], given: Mapping[str, Any], stages: int, device: torch.device) -> None:
+        """Launch on the current device, which is ``device`` if that is a GPU.
+
+        Settings of Triton for debugging count as they were when a binary was first asked for.
+        """
+        arguments = tuple(given.values())
+        key = launch_key(arguments, self.fixed)
+        place = (key, stages, device)
+        known = None if key is None else self.compiled.get(place)
+        if known is not None and not self.function.pre_run_hooks:
+            known[grid](*arguments)
+            return
+        made = self.function[grid](**given, num_warps=self.kernel.warps, num_stages=stages)
+        # The interpreter gives back nothing.
+        if key is not None and isinstance(made, CompiledKernel) and self.function.arg_names == list(self.names):
+            if len(self.compiled) >= _MOST:
+                self.compiled.clear()
+            self.compiled[place] = made
+
+
+def launch_key(arguments: tuple[Any, ...], fixed: tuple[bool, ...]) -> Hashable | None:
+    """What decides which binary runs, at least as fine as Triton's rules; None for what these do not cover here.
+
+    ``fixed`` says which arguments are specialised.  On AMD, Triton also looks at sizes of memory.
+    """
+    if torch.version.hip is not None:
+        return None
+    parts: list[Hashable] = []
+    for value, specialised in zip(arguments, fixed, strict=True):
+        if isinstance(value, Tensor):
+            parts.append((value.dtype, value.data_ptr() % 16 == 0))
+        elif type(value) is int:
+            if not -_INT <= value < _INT:
+                return None
+            parts.append(value if specialised else None)
+        elif hasattr(value, "block_shape"):
+            # Blocks and layouts belong to the argument.
+            parts.append(value.base.dtype)
+        else:
+            return None
+    return tuple(parts)
