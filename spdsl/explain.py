@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
@@ -54,6 +54,19 @@ class KernelReport:
         """Pairs kept over pairs computed."""
         return pairs / self.computed if self.computed else 1.0
 
+    def lines(self, pairs: int, before: Sequence[KernelReport]) -> list[str]:
+        """The report as lines to read, after those of the kernels ``before``."""
+        like = next((each.kind for each in before if replace(each, kind=self.kind) == self), None)
+        if like is not None:
+            return [f"{self.kind}: tiles and walks are those of `{like}`"]
+        head = (
+            f"{self.kind}: tiles of {self.block_q} queries × {self.block_k} keys, {self.touched:,} touched: "
+            f"{self.full:,} full, {self.partial:,} partial; "
+            f"{_percent(self.useful(pairs))} of the pairs computed are kept"
+        )
+        metadata = [f"{self.metadata:,} bytes of metadata"] if self.metadata else []
+        return [head, *(f"  {line}" for line in (*self.walk, *self.notes, *metadata))]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fixed:
@@ -92,8 +105,18 @@ class Report:
 
     @property
     def metadata(self) -> int:
-        """Bytes of all that a call and its backward pass make besides results: lists of tiles and tables of stages."""
-        return sum(kernel.metadata for kernel in self.kernels) + sum(size for _, size in self.stages)
+        """Bytes of all that a call and its backward pass make besides results: lists of tiles and tables of stages.
+
+        Of the two ways back it is the one that runs by default.
+        """
+        kinds = {kernel.kind for kernel in self.kernels} - ({"dq", "dkdv"} if self.is_fused else set())
+        lists = sum(kernel.metadata for kernel in self.kernels if kernel.kind in kinds)
+        return lists + sum(size for _, size in self.stages)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether one kernel computes all gradients, unless they have to repeat bitwise."""
+        return any(kernel.kind == "fused" for kernel in self.kernels)
 
     def as_dict(self) -> dict[str, object]:
         """The report for `--json`."""
@@ -102,25 +125,46 @@ class Report:
 
     def text(self) -> str:
         """The report as lines to read."""
+        total = self.batch * self.heads * self.nq * self.n
+        sequences = "" if self.batch == 1 else f"{self.batch} sequences, "
         lines = [
-            f"{self.pattern} for {self.target}, {self.shape}; {self.batch} × {self.heads} heads",
-            f"queries: {self.nq:,}, keys: {self.n:,}",
-            f"pairs kept: {self.pairs:,} of {self.batch * self.heads * self.nq * self.n:,} ({self.kept:.2%})",
+            f"{self.pattern} for {self.target}: {sequences}{self.heads} heads, {self.nq:,} queries, {self.n:,} keys",
+            f"pairs kept: {self.pairs:,} of {total:,} ({_percent(self.kept)})",
         ]
         if self.open:
-            lines.append("at run time: " + ", ".join(f"{name} = {value}" for name, value in self.open.items()))
-        lines += [f"in the kernels: {each.name} = {each.value}, because {each.reason}" for each in self.fixed]
+            given = ", ".join(f"{name} = {value}" for name, value in self.open.items())
+            lines.append(f"at run time: {given}; other values run the same kernels")
+        lines += _constants(self.fixed)
+        if self.is_fused:
+            lines.append("gradients come from `fused`; where they have to repeat bitwise, from `dq` and `dkdv`")
+        before: list[KernelReport] = []
         for kernel in self.kernels:
-            lines.append(
-                f"{kernel.kind}: tiles of {kernel.block_q} × {kernel.block_k}, {kernel.touched:,} touched: "
-                f"{kernel.full:,} full, {kernel.partial:,} partial; "
-                f"{kernel.useful(self.pairs):.1%} of the pairs computed are kept"
-            )
-            lines += [f"  {line}" for line in (*kernel.walk, *kernel.notes)]
-            lines += [f"  {kernel.metadata:,} bytes of metadata"] if kernel.metadata else []
+            lines += kernel.lines(self.pairs, before)
+            before.append(kernel)
         lines += [f"computed before the kernels start: {value}, {size:,} bytes" for value, size in self.stages]
         lines.append(f"metadata: {self.metadata:,} bytes")
         return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    """A share with one decimal, or as many as two digits need; never 100% where something is left out."""
+    if share >= 0.9995:
+        return "100%" if share >= 1 else f"{min(share, 0.99999):.3%}"
+    return f"{share:.1%}" if share >= 0.01 else f"{float(f'{share * 100:.2g}'):.10f}".rstrip("0").rstrip(".") + "%"
+
+
+def _constants(fixed: Sequence[Fixed]) -> list[str]:
+    """A line for each reason, with the parameters that it makes constants."""
+    by_reason: dict[str, list[str]] = {}
+    for each in fixed:
+        by_reason.setdefault(each.reason, []).append(f"{each.name} = {_value(each.value)}")
+    return [f"in the kernels: {', '.join(names)}, because {reason}" for reason, names in by_reason.items()]
+
+
+def _value(value: Value) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(_value(item) for item in value)})"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def explain(

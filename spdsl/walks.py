@@ -12,7 +12,18 @@ from typing_extensions import assert_never
 
 from spdsl.analysis.cuts import tables_of
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.analysis.tiles import Boxes, BoxWalk, Cuts, DistanceWalk, Interval, ListWalk, Residues, Slot, SlotWalk
+from spdsl.analysis.tiles import (
+    FAR,
+    Boxes,
+    BoxWalk,
+    Cuts,
+    DistanceWalk,
+    Interval,
+    ListWalk,
+    Residues,
+    Slot,
+    SlotWalk,
+)
 from spdsl.analysis.wording import describe as word
 from spdsl.runtime.box_visits import box_visits
 from spdsl.runtime.calls import Call, TileList
@@ -21,6 +32,7 @@ from spdsl.runtime.lists import listed
 from spdsl.runtime.tile_grid import TileGrid
 from spdsl.runtime.visits import Visits, list_visits, slot_visits
 from spdsl.semantics.nodes import Apply, Const, Expr, Index, Load
+from spdsl.semantics.rewrite import transform
 from spdsl.semantics.show import print_expr
 
 _SHOWN = 40
@@ -43,10 +55,10 @@ def describe(kernel: KernelPlan, plan: Plan, call: Call | None = None) -> tuple[
             return lines if kernel.residues is None else (_residues(kernel.residues), *lines)
         case BoxWalk() as walk:
             assert kernel.boxes is not None
-            return (_grid(kernel.boxes), *(_axis(walk, axis, kernel) for axis in range(len(walk.touched))))
+            return (*_grid(kernel.boxes), *(_axis(walk, axis, kernel) for axis in range(len(walk.touched))))
         case DistanceWalk() as walk:
-            lines = (_repeats(walk, kernel), f"no short closed form: {_reason(walk, plan)}")
-            return lines if call is None else (_distances(distance_lists(call, kernel)), *lines)
+            known = "" if call is None else _distances(distance_lists(call, kernel), kernel)
+            return (_repeats(walk, kernel) + known, f"no short closed form: {_reason(walk, plan)}")
         case ListWalk() as walk:
             lines = (f"tiles are listed at run time: {_reason(walk, plan)}",)
             return (*lines, "rows much longer than the others are cut into parts") if kernel.splits else lines
@@ -79,7 +91,7 @@ def _slot(slot: Slot, kernel: KernelPlan) -> str:
     if slot.phase is not None:
         text += f" with {_past(slot.phase)} % {slot.step} {'== 0' if slot.run == 1 else f'< {slot.run}'}"
     if slot.filter is not None:
-        text += f" where {print_expr(slot.filter)}"
+        text += f" where {_text(slot.filter)}"
     return f"{text}, full in {_interval(slot.full)}" if slot.full is not None else f"{text}, all masked"
 
 
@@ -90,14 +102,17 @@ def _long(rows: Interval | None, kernel: KernelPlan) -> tuple[str, ...]:
     return (f"{side} tiles {_interval(rows)} walk many more tiles than the others and are cut into parts",)
 
 
-def _grid(boxes: Boxes) -> str:
+def _grid(boxes: Boxes) -> tuple[str, ...]:
     extents, queries, keys = (" × ".join(map(str, sizes)) for sizes in (boxes.extents, boxes.box("q"), boxes.box("k")))
     text = f"tiles are boxes of {queries} queries and {keys} keys of the grid {extents}"
     if boxes.tail:
         text += ", and tiles of the rows after it, which meet all others"
-    if max(boxes.steps) == 1:
-        return text
-    return f"{text}, of places {' × '.join(map(str, boxes.steps))} apart, from class0, class1, … on"
+    apart = tuple(
+        f"along axis {axis} the places of a box are {step} apart; only boxes with the same place % {step} meet"
+        for axis, step in enumerate(boxes.steps)
+        if step > 1
+    )
+    return (text, *apart)
 
 
 def _axis(walk: BoxWalk, axis: int, kernel: KernelPlan) -> str:
@@ -122,7 +137,24 @@ def own_name(kernel: KernelPlan) -> str:
 
 
 def _interval(interval: Interval) -> str:
-    return f"[{print_expr(interval.lo)}, {print_expr(interval.hi)})"
+    return f"[{_text(interval.lo)}, {_text(interval.hi)})"
+
+
+def _text(expr: Expr) -> str:
+    return print_expr(transform(expr, _plainer))
+
+
+def _plainer(node: Expr) -> Expr | None:
+    """One extreme of many for extremes of extremes; infinity for what stands for no bound."""
+    match node:
+        case Const(value=int() as value) if abs(value) == FAR:
+            return Index(name="∞" if value > 0 else "-∞")
+        case Apply(op="min" | "max" as op, args=args):
+            parts = (part.args if isinstance(part, Apply) and part.op == op else (part,) for part in args)
+            among = tuple(dict.fromkeys(part for each in parts for part in each))
+            return among[0] if len(among) == 1 else replace(node, args=among)
+        case _:
+            return None
 
 
 def _cuts(cuts: Cuts) -> tuple[str, str]:
@@ -138,7 +170,7 @@ def _cuts(cuts: Cuts) -> tuple[str, str]:
 
 def _residues(residues: Residues) -> str:
     apart = f"(q - k) % {residues.modulus} == {residues.shift}: the rows of a tile are {residues.modulus} apart"
-    return f"{apart}, from row q_class or k_class on"
+    return f"{apart}, and i and j count the tiles of one class of rows (row % {residues.modulus})"
 
 
 def _repeats(walk: DistanceWalk, kernel: KernelPlan) -> str:
@@ -147,14 +179,15 @@ def _repeats(walk: DistanceWalk, kernel: KernelPlan) -> str:
     return f"{rows} walk{'s' if walk.classes == 1 else ''} {walked} tiles at the same distances"
 
 
-def _distances(lists: TileList) -> str:
+def _distances(lists: TileList, kernel: KernelPlan) -> str:
     """The distances themselves where they are few, else how many they are."""
+    size = kernel.block_q if kernel.by == "key" else kernel.block_k
     counts = lists.end - lists.begin
     least, most = (int(counts.min()), int(counts.max()))
     number = f"{most}" if least == most else f"{least} to {most}"
     if counts.numel() > 1 or most > _SHOWN:
-        return f"{number} tile distances"
-    return f"{number} tile distances: {', '.join(map(str, sorted(lists.tiles.tolist())))}"
+        return f", {number} of them"
+    return f", in tiles of {size}: {', '.join(map(str, sorted(lists.tiles.tolist())))}"
 
 
 def _reason(walk: ListWalk | DistanceWalk, plan: Plan) -> str:

@@ -28,6 +28,7 @@ from spdsl.analysis.box_sizes import (
 from spdsl.analysis.relation import tile_relation
 from spdsl.analysis.residues import residues_of
 from spdsl.analysis.tiles import (
+    FAR,
     BoxAxis,
     Boxes,
     BoxRelation,
@@ -48,7 +49,6 @@ from spdsl.semantics.rewrite import conjuncts, free_indices, substitute, walk
 GAIN = 0.9
 """Boxes are taken where they compute less than this part of what tiles of consecutive rows do."""
 
-FAR = Const(value=1 << 28)
 TRUE = Const(value=True)
 
 
@@ -291,10 +291,10 @@ def _hull(walk: SlotWalk, extent: int, axis: int) -> Interval:
     first, *others = (_placed(slot.touched, extent, axis) for slot in walk.slots)
     lo, hi = first.lo, first.hi
     if others:
-        lo, hi = Const(value=FAR.value), Const(value=0)
+        lo, hi = Const(value=FAR), Const(value=0)
         for each in (first, *others):
             some = build.apply("lt", each.lo, each.hi)
-            lo = build.apply("min", lo, build.apply("where", some, each.lo, FAR))
+            lo = build.apply("min", lo, build.apply("where", some, each.lo, Const(value=FAR)))
             hi = build.apply("max", hi, build.apply("where", some, each.hi, Const(value=0)))
     return Interval(lo=fold(lo), hi=fold(hi))
 

@@ -11,12 +11,9 @@ from functools import reduce
 from spdsl.analysis.full import ClosedSlot
 from spdsl.analysis.linear import Linear
 from spdsl.analysis.rows import Branch, ClosedForm
-from spdsl.analysis.tiles import Interval, Slot
+from spdsl.analysis.tiles import FAR, Interval, Slot
 from spdsl.analysis.writing import Writer, apply
 from spdsl.semantics.nodes import Apply, Const, Expr
-
-FAR = 1 << 28
-"""Stands for no bound; no tile index comes near it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

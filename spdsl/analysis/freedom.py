@@ -23,7 +23,7 @@ def why_fixed(free: Plan, fixed: Plan) -> str | None:
     """What the plan with the values has that the one without lacks; None where that is nothing."""
     for one, other in zip(_kernels(free), _kernels(fixed), strict=False):
         if _given_up(other) < _given_up(one):
-            return f"for all values at once, in the kernel `{one.kind}`, {_lost(one, other)}"
+            return f"a kernel for all values would do worse: in `{one.kind}`, {_lost(one, other)}"
     return None
 
 
@@ -66,4 +66,4 @@ def _lost(one: KernelPlan, other: KernelPlan) -> str:
         case _ if len(one.notes) > len(other.notes):
             return one.notes[0]
         case _:
-            return "tiles that are not neighbours are walked"
+            return "it would walk tiles that are not neighbours"

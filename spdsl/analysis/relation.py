@@ -94,7 +94,7 @@ def _tile_relation(
         with limited():
             tiles = _Tiles.of(part.affine, part.symbols, tiling)
     except BudgetSpentError as problem:
-        walk = ListWalk(reason=f"the tiles took too long to find ({problem})")
+        walk = ListWalk(reason=f"no closed form was found within the budget of {problem}")
         return relation(walk, walk)
     by_query, query_notes = _walk(tiles, part.symbols, tiling, query_cuts, residues, walked=1)
     by_key, key_notes = _walk(tiles, part.symbols, tiling, key_cuts, residues, walked=0)

@@ -17,6 +17,9 @@ from typing import Literal, TypeAlias
 from spdsl.semantics.nodes import Apply, Const, Expr, Index, Side
 
 Shape: TypeAlias = Literal["square", "offset", "batched"]
+
+FAR = 1 << 28
+"""Stands for no bound; no tile index comes near it."""
 """How positions relate to rows of the tensors.
 
 ``square``: as many queries as keys, the first query at position 0.  ``offset``: the first query row is at the run-time
