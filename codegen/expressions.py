@@ -182,6 +182,8 @@ def _shown(expr: Apply, args: tuple[Expr, ...]) -> tuple[Expr, ...]:
 
 def literal(value: bool | int | float) -> tuple[str, int]:
     """A literal and how tightly it binds."""
+    if isinstance(value, int) and not -(1 << 31) <= value < 1 << 31:
+        return f"tl.full((), {value}, tl.int64)", ATOM  # where a literal takes the type of what it meets
     if isinstance(value, bool) or not isinstance(value, float):
         return repr(value), UNARY if value < 0 else ATOM
     if math.isinf(value):

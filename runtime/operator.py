@@ -21,6 +21,7 @@ from spdsl.runtime.engines import engine_for
 from spdsl.runtime.lists import lists_for
 from spdsl.runtime.stages import materialise
 from spdsl.runtime.transforms import second_derivative
+from spdsl.semantics.free import LARGEST
 from spdsl.semantics.nodes import Table
 
 
@@ -44,7 +45,8 @@ class Request:
 class Prepared:
     """A plan, the name of the engine that runs it, and the free parameters of the key in the order of their values.
 
-    ``weighed``: whether each call's values have to be known before the plan is taken.
+    ``weighed``: whether each call's values have to be known before the plan is taken; ``room``: the largest magnitude
+    of values for which the kernels' ints stay within 32 bits.
     """
 
     plan: Plan
@@ -52,6 +54,7 @@ class Prepared:
     free: tuple[str, ...] = ()
     deterministic: bool = False
     weighed: bool = False
+    room: int = LARGEST
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from spdsl.analysis.freedom import in_doubt, why_fixed
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Plan, Problem
+from spdsl.analysis.room import room_for_parameters
 from spdsl.pipeline import bound, closed, free_names, opened, reasons
 from spdsl.semantics.nodes import BoundPattern
 
@@ -45,6 +46,9 @@ def choose(
     names = free_names(open_key)
     free = plan(problem(bound(open_key, *sizes)), target)
     fixed = reasons(key)
+    if target != "cpu" and any(abs(value) > room_for_parameters(free) for value in values):
+        known = plan(problem(bound(closed(open_key, values), *sizes)), target)
+        return Chosen(plan=known, values={}, fixed=dict.fromkeys(names, "multiples of the value are too large") | fixed)
     if names and in_doubt(free):
         known = plan(problem(bound(closed(open_key, values), *sizes)), target)
         lost = why_fixed(free, known)

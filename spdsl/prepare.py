@@ -12,10 +12,12 @@ import torch
 from spdsl.analysis.freedom import in_doubt, why_fixed
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Precision, Problem
+from spdsl.analysis.room import room_for_parameters
 from spdsl.diagnostics import error
 from spdsl.pipeline import bound, closed, free_names
 from spdsl.runtime.calls import DTYPES
 from spdsl.runtime.operator import Prepared, Request, install
+from spdsl.semantics.free import LARGEST
 
 BACKENDS = ("cpu", "triton")
 
@@ -27,6 +29,8 @@ def prepare(request: Request, values: tuple[int, ...]) -> Prepared:
         SpatError: the back end, the element type or the pattern does not fit (SP3xx, SP4xx).
     """
     found = _planned(request)
+    if any(abs(value) > found.room for value in values):
+        return _planned(replace(request, key=closed(request.key, values)))
     return _settled(request, values) if found.weighed else found
 
 
@@ -61,6 +65,7 @@ def _planned(request: Request) -> Prepared:
         free=free,
         deterministic=fields["deterministic"],
         weighed=bool(free) and in_doubt(made),
+        room=LARGEST if backend == "cpu" else room_for_parameters(made),
     )
 
 

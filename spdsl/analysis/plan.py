@@ -13,6 +13,7 @@ from typing import Literal
 from spdsl.analysis.distances import with_distances
 from spdsl.analysis.gradients import table_gradients
 from spdsl.analysis.plans import KernelPlan, Plan, Problem, TableGradient
+from spdsl.analysis.room import refuse_large_numbers
 from spdsl.analysis.stages import Staged, covering_grid, extents_of, leading_grid, stage
 from spdsl.analysis.tiles import BoxRelation, BoxWalk, DistanceWalk, ListWalk, Residues, SlotWalk, TileRelation, Walk
 from spdsl.analysis.tiling import Tiles, default_tiles
@@ -48,7 +49,7 @@ def plan(problem: Problem, target: str) -> Plan:
 
     dkdv = kernel("dkdv")
     in_order = dkdv.residues is None and dkdv.boxes is None
-    return Plan(
+    found = Plan(
         problem=problem,
         keep=staged.keep,
         bias=staged.bias,
@@ -63,6 +64,9 @@ def plan(problem: Problem, target: str) -> Plan:
         dkdv=dkdv,
         fused=kernel("fused") if in_order and _fuses(staged, problem, target) else None,
     )
+    if target != "cpu":
+        refuse_large_numbers(found)
+    return found
 
 
 def _fuses(staged: Staged, problem: Problem, target: str) -> bool:

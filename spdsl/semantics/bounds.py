@@ -30,15 +30,20 @@ class Facts:
     extents: Mapping[str, Range] = field(default_factory=dict)
     tables: Mapping[str, Range] = field(default_factory=dict)
     params: Mapping[str, Range] = field(default_factory=dict)
+    largest: int | None = None  # magnitude of free parameters
 
 
 def interval(expr: Expr, facts: Facts | None = None) -> Range:
     """The range of an int or float expression; of a bool, a part of (0, 1)."""
-    known = facts or Facts()
+    return ranges(expr, facts or Facts())[id(expr)]
+
+
+def ranges(expr: Expr, facts: Facts) -> dict[int, Range]:
+    """The ranges of all parts of an expression, by their identity."""
     found: dict[int, Range] = {}
     for node in walk(expr):
-        found[id(node)] = _range(node, [found[id(part)] for part in children(node)], known)
-    return found[id(expr)]
+        found[id(node)] = _range(node, [found[id(part)] for part in children(node)], facts)
+    return found
 
 
 def is_non_negative(expr: Expr, facts: Facts | None = None) -> bool:
@@ -58,7 +63,10 @@ def _range(node: Expr, parts: list[Range], facts: Facts) -> Range:
         case Param(name=name):
             return (0, 1) if node.dtype == "bool" else facts.params.get(name, UNKNOWN)
         case FreeParam(low=low, high=high):
-            return (low, high)
+            if facts.largest is None:
+                return (low, high)
+            most = facts.largest
+            return (-most if low is None else max(low, -most), most if high is None else min(high, most))
         case Coord():
             return UNKNOWN
         case Load(table=table):
