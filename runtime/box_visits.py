@@ -16,7 +16,7 @@ from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import Boxes, BoxWalk, Interval
 from spdsl.runtime.calls import Call
 from spdsl.runtime.evaluate import Tables, evaluate, tables_for
-from spdsl.runtime.pairs import pairs_of
+from spdsl.runtime.pairs import Pairs, pairs_of
 from spdsl.runtime.visits import Visits
 from spdsl.semantics.nodes import Const
 
@@ -44,14 +44,58 @@ def box_visits(call: Call, walk: BoxWalk, kernel: KernelPlan) -> Visits:
     if not kernel.boxes.tail:
         return Visits(touched=visits[0], full=visits[1])
     # Tiles of rows after the grid meet all tiles; where the grid is cut off, its boxes are masked.
-    more_q, more_k = (
-        -(-max(0, rows - kernel.boxes.places) // size)
-        for rows, size in ((pairs.queries, kernel.block_q), (pairs.keys, kernel.block_k))
-    )
+    more_q, more_k = _after(kernel, kernel.boxes, pairs)
     boxes_q, boxes_k = prod(kernel.boxes.counts("q")), prod(kernel.boxes.counts("k"))
     outer = call.q.shape[0] * call.q.shape[1]
     more = (boxes_q * more_k + more_q * boxes_k + more_q * more_k) * outer
     return Visits(touched=visits[0] + more, full=visits[1] if pairs.keys >= kernel.boxes.places else 0)
+
+
+def box_states(call: Call, walk: BoxWalk, kernel: KernelPlan, *, head: int, batch: int) -> tuple[Tensor, Tensor]:
+    """Which boxes are touched and which full, bool ``[own boxes, walked boxes]``, for one head and sequence.
+
+    Boxes of all classes are counted row by row; tiles of rows after the grid come last.
+    """
+    boxes, pairs = kernel.boxes, pairs_of(call)
+    assert boxes is not None
+    own, sides = ("j", ("k", "q")) if kernel.by == "key" else ("i", ("q", "k"))
+    place: dict[str, Tensor | int] = {"b": batch, "h": head, "g": head // (pairs.heads // pairs.groups)}
+    tables = tables_for(call.plan.tables, call.tables)
+    touched = full = torch.ones(1, 1, dtype=torch.bool, device=pairs.device)
+    for axis, part in enumerate(boxes.axes):
+        turn, other = (torch.arange(part.count(side), device=pairs.device) for side in sides)  # type: ignore[arg-type]
+        turn, same = turn[:, None], turn[:, None] % part.step == other % part.step
+        env = pairs.extents() | place | {f"{own}{axis}": turn // part.step, f"class{axis}": turn % part.step}
+        inside = same & _holds(walk.touched[axis], other // part.step, env, tables)
+        touched = _product(touched, inside)
+        whole = (
+            torch.zeros_like(inside) if walk.full is None else _holds(walk.full[axis], other // part.step, env, tables)
+        )
+        full = _product(full, inside & whole)
+    full = full & (pairs.keys >= boxes.places) if walk.full is not None else torch.zeros_like(touched)
+    more_q, more_k = _after(kernel, boxes, pairs)
+    columns, rows = (more_q, more_k) if own == "j" else (more_k, more_q)
+    more = (0, columns, 0, rows)
+    return torch.nn.functional.pad(touched, more, value=True), torch.nn.functional.pad(full, more, value=False)
+
+
+def _holds(interval: Interval, box: Tensor, env: dict[str, Tensor | int], tables: Tables) -> Tensor:
+    lo, hi = _ends(interval, env, tables)
+    return (lo <= box) & (box < hi)
+
+
+def _product(outer: Tensor, inner: Tensor) -> Tensor:
+    """Pairs of boxes of two axes, the second counted faster."""
+    product = outer[:, None, :, None] & inner[None, :, None, :]
+    return product.flatten(2, 3).flatten(0, 1)
+
+
+def _after(kernel: KernelPlan, boxes: Boxes, pairs: Pairs) -> tuple[int, int]:
+    """How many tiles of queries and of keys come after the grid."""
+    if not boxes.tail:
+        return 0, 0
+    rows_q, rows_k = (max(0, rows - boxes.places) for rows in (pairs.queries, pairs.keys))
+    return -(-rows_q // kernel.block_q), -(-rows_k // kernel.block_k)
 
 
 def pairs_on_grid(call: Call, boxes: Boxes) -> int | None:

@@ -32,6 +32,7 @@ LAYERS = (
         "spdsl.arguments",
         "spdsl.kernels",
         "spdsl.walks",
+        "spdsl.states",
         "spdsl.counting",
         "spdsl.explain",
         "spdsl.prove",

@@ -55,10 +55,8 @@ def explain(
     if target not in TARGETS:
         raise typer.BadParameter(f"`{target}` is not one of {', '.join(TARGETS)}", param_hint="--target")
     loaded, values = load_pattern(pattern, parse_parameters(parameter))
-    import torch
-
     from spdsl.cli.measure import DTYPES
-    from spdsl.cli.tensors import Sizes, make_inputs, note_generated
+    from spdsl.cli.tensors import Sizes, make_inputs, note_generated, shaped
     from spdsl.explain import explain as count
     from spdsl.pipeline import key_of
 
@@ -66,12 +64,8 @@ def explain(
     inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
     key = key_of(loaded.checked, values, layer, None, False)
 
-    def like(count: int, length: int, dim: int) -> torch.Tensor:
-        # Only shapes and types matter; a tensor of one element stands for all.
-        return torch.zeros((), dtype=DTYPES[dtype]).expand(1, count, length, dim)
-
-    q, k = like(heads, sizes.nq, head_dim), like(groups, n, head_dim)
-    report = count(key, q, k, like(groups, n, value_dim or head_dim), inputs, target)
+    q, k, v = shaped(sizes, value_dim or head_dim, DTYPES[dtype])
+    report = count(key, q, k, v, inputs, target)
     if as_json:
         print_json({"ok": True, **report.as_dict(), "generated_inputs": list(generated)})
     else:

@@ -6,6 +6,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from spdsl.cli.loading import load_pattern
 from spdsl.cli.options import (
     DtypeOption,
     GroupsOption,
@@ -38,6 +39,13 @@ def show(
     layer: LayerOption = None,
     shape: Annotated[str, typer.Option(help="square (as many queries as keys), offset or batched.")] = "square",
     target: Annotated[str, typer.Option(help="sm_80, sm_90, sm_100, gfx942 or cpu.")] = "sm_90",
+    n: Annotated[int | None, typer.Option("-n", help="tiles: number of keys.", min=1)] = None,
+    nq: Annotated[int | None, typer.Option(help="tiles: number of queries, the last ones.", min=1)] = None,
+    head: Annotated[int, typer.Option(help="tiles: the query head to draw.", min=0)] = 0,
+    given: Annotated[
+        list[str] | None, typer.Option("--input", metavar="NAME=FILE", help="tiles: an input, from a file of tensors.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="tiles: seed for inputs that are not given.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Print what a stage of the compiler makes of a pattern.
@@ -48,7 +56,7 @@ def show(
       text     the canonical text, with imports inlined
       checked  names resolved, expressions typed
       bound    parameters and head counts put in
-      tiles    which tiles each kernel walks
+      tiles    a picture of the tiles that each kernel walks, with their closed forms
       plan     everything that is decided before text is written
       block    the kernels in the block IR
       triton   the generated kernels
@@ -57,7 +65,7 @@ def show(
     \b
     Examples:
       spdsl show streaming --emit triton -p window=256
-      spdsl show local.spat --emit tiles --heads 8 --groups 2
+      spdsl show local.spat --emit tiles -n 4096 --heads 8 --groups 2
       spdsl show local.spat --emit ast --json
     """
     if emit not in STAGES:
@@ -76,8 +84,40 @@ def show(
         shape=shape,
         target=target,
     )
+    if emit == "tiles":
+        _draw(pattern, wish, n, nq, head, given, seed, as_json)
+        return
     text, record = intermediate(pattern, emit, wish)
     if as_json:
         print_json({"ok": True, "stage": emit, "result": record})
     else:
         typer.echo(text.rstrip("\n"))
+
+
+def _draw(
+    pattern: str,
+    wish: Wish,
+    n: int | None,
+    nq: int | None,
+    head: int,
+    given: list[str] | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    if head >= wish.heads:
+        last = f"the last head is {wish.heads - 1}; `--heads` says how many there are"
+        raise typer.BadParameter(last, param_hint="--head")
+    if wish.shape != "square":
+        raise typer.BadParameter("the lengths -n and --nq say which shape is drawn", param_hint="--shape")
+    loaded, values = load_pattern(pattern, wish.parameters)
+    from rich.console import Console
+
+    from spdsl.cli.drawing import drawing, picture, record
+    from spdsl.cli.tensors import note_generated
+
+    found = drawing(loaded, values, given, wish, n=n, nq=nq, head=head, seed=seed)
+    if as_json:
+        print_json({"ok": True, "stage": "tiles", "result": record(found)})
+        return
+    note_generated(found.generated)
+    Console(highlight=False, soft_wrap=True).print(picture(found))

@@ -59,9 +59,6 @@ def intermediate(word: str, stage: str, wish: Wish) -> tuple[str, Any]:
         case "bound":
             bound = bound_pattern(checked_pattern(given), wish)
             return dump_pattern(bound), record(bound)
-        case "tiles":
-            made = made_plan(checked_pattern(given), wish).plan
-            return _both({each.kind: each for each in (made.forward, made.dq, made.dkdv)})
         case "plan":
             return _both(made_plan(checked_pattern(given), wish).plan)
     from spdsl.codegen.emit import emit

@@ -111,6 +111,16 @@ def make_inputs(
     return {name: read[name] if name in read else made[name] for name in pattern.inputs}, tuple(made)
 
 
+def shaped(sizes: Sizes, value_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors q, k and v of which only shapes and types matter: one element stands for all."""
+
+    def like(count: int, length: int, dim: int) -> Tensor:
+        return torch.zeros((), dtype=dtype).expand(sizes.batch, count, length, dim)
+
+    q, k = like(sizes.heads, sizes.nq, sizes.head_dim), like(sizes.groups, sizes.n, sizes.head_dim)
+    return q, k, like(sizes.groups, sizes.n, value_dim)
+
+
 def note_generated(names: tuple[str, ...]) -> None:
     """Tell the user which inputs were made up."""
     for name in names:

@@ -14,7 +14,7 @@ LINES = {
     "text": "keep causal and (q - k < window or k < sinks)",
     "checked": "keep k <= q and (q - k < window or k < sinks)",
     "bound": "keep k <= q and (q - k < 256 or k < 4)",
-    "tiles": "dkdv: KernelPlan",
+    "tiles": "dkdv: tiles of 64 queries",
     "plan": "Plan",
     "block": "Kernel",
     "triton": "@triton.jit",

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import spdsl
+from spdsl import walks
 from spdsl.analysis.relation import tile_relation
 from spdsl.analysis.tiles import Interval, Slot, SlotWalk
 from spdsl.counting import count_by_tiles, count_pairs
@@ -19,6 +20,7 @@ from spdsl.runtime.lists import walk_lists
 from spdsl.runtime.tile_grid import By, TileGrid
 from spdsl.runtime.visits import is_tested_by_row, list_visits, slot_visits
 from spdsl.semantics.nodes import Extent, Index
+from spdsl.states import tile_states
 from tests.analysis.brute import environment, mask_of
 from tests.analysis.build import Term
 from tests.analysis.evaluate import tiles_of
@@ -155,3 +157,26 @@ def test_a_million_tokens(name: str) -> None:
     assert report.metadata == 0
     for kernel in report.kernels:
         assert kernel.full * kernel.block_q * kernel.block_k <= report.pairs <= kernel.computed
+
+
+GRIDS = {
+    "neighborhood_2d": {"extents": (48, 64), "window": (9, 9)},
+    "neighborhood_1d": {"extents": (1024,), "window": (33,), "dilation": (2,)},
+    "sliding_tile_3d": {"extents": (12, 16, 16), "tile": (4, 4, 4)},
+}
+
+
+@pytest.mark.parametrize("more", [0, 70])
+@pytest.mark.parametrize("name", GRIDS)
+def test_pictures_show_as_many_tiles_as_are_counted(name: str, more: int) -> None:
+    parameters = GRIDS[name]
+    n = int(np.prod(parameters["extents"])) + (more if name == "sliding_tile_3d" else 0)
+    q = torch.empty(1, dtype=torch.bfloat16).expand(1, 2, n, 64)
+    windows = {"window": torch.tensor([[3, 3, 3], [1, 3, 3]])} if name == "sliding_tile_3d" else {}
+    call = call_like(spdsl.compile(name, **parameters)._key, q, q, q, windows, "sm_90")
+    for kernel in call.plan.kernels:
+        states = [tile_states(call, kernel, head=head) for head in (0, 1)]
+        counted = walks.visits(call, kernel)
+        if kernel.classes == 1:
+            assert sum(int((each > 0).sum()) for each in states) == counted.touched
+            assert sum(int((each == 2).sum()) for each in states) == counted.full

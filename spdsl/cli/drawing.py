@@ -1,0 +1,165 @@
+"""The tiles of kernels as text: a picture in blocks, and lists for `--json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.text import Text
+from torch import Tensor
+
+from spdsl import walks
+from spdsl.analysis.plan import grid_length
+from spdsl.analysis.plans import KernelPlan
+from spdsl.cli.measure import DTYPES
+from spdsl.cli.options import Value
+from spdsl.cli.stages import TARGETS, Wish, bound_pattern
+from spdsl.cli.tensors import Sizes, make_inputs, shaped
+from spdsl.diagnostics import error
+from spdsl.explain import call_like
+from spdsl.pipeline import key_of
+from spdsl.runtime.calls import Call
+from spdsl.states import EMPTY, FULL, PARTIAL, tile_states
+
+if TYPE_CHECKING:
+    from spdsl.api import Pattern
+
+LENGTH = 2048
+"""Keys where neither the command nor a grid says how many."""
+
+MOST_ROWS, MOST_COLUMNS = 64, 96
+"""Tiles that are drawn one by one; of more, a mark stands for several."""
+
+MARKS = (("·", "bright_black"), ("▒", "yellow"), ("█", "blue"))
+"""The mark and colour of tiles that are empty, partial and full."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """The tiles of the kernels of one call for one head, kernels that walk alike together; and the inputs made up."""
+
+    call: Call
+    head: int
+    kernels: tuple[tuple[tuple[KernelPlan, ...], Tensor], ...]
+    generated: tuple[str, ...]
+
+
+def drawing(
+    pattern: Pattern,
+    values: dict[str, Value],
+    given: Sequence[str] | None,
+    wish: Wish,
+    *,
+    n: int | None,
+    nq: int | None,
+    head: int,
+    seed: int,
+) -> Drawing:
+    """The tiles of both directions.
+
+    Raises:
+        SpatError: as a call of these sizes would.
+    """
+    if wish.target not in TARGETS:
+        raise error("SP512", f"`{wish.target}` is not a target", help=f"Use one of {', '.join(TARGETS)}.")
+    n = n or _length(pattern, values, wish) or LENGTH
+    sizes = Sizes(batch=1, heads=wish.heads, groups=wish.groups, nq=nq or n, n=n, head_dim=wish.head_dim)
+    inputs, generated = make_inputs(pattern, values, given, sizes, layer=wish.layer, seed=seed)
+    key = key_of(pattern.checked, values, wish.layer, None, False)
+    call = call_like(key, *shaped(sizes, wish.value_dim, DTYPES[wish.dtype]), inputs, wish.target)
+    states = tuple((alike, tile_states(call, alike[0], head=head)) for alike in _alike(call.plan.kernels))
+    return Drawing(call=call, head=head, kernels=states, generated=generated)
+
+
+def _length(pattern: Pattern, values: dict[str, Value], wish: Wish) -> int | None:
+    """The only length that a pattern on a grid has."""
+    return grid_length(bound_pattern(pattern.checked, replace(wish, parameters=values)))
+
+
+def _alike(kernels: Sequence[KernelPlan]) -> list[tuple[KernelPlan, ...]]:
+    """Kernels that walk the same tiles, together."""
+    found: dict[object, tuple[KernelPlan, ...]] = {}
+    for each in kernels:
+        same = (each.by, each.block_q, each.block_k, each.walk, each.boxes, each.classes)
+        found[same] = (*found.get(same, ()), each)
+    return list(found.values())
+
+
+def picture(found: Drawing) -> Text:
+    """All kernels, each with a row for every tile of its own side and with its walk in words."""
+    parts = [_kernels(found, alike, states) for alike, states in found.kernels]
+    return Text("\n").join([_legend(), *parts])
+
+
+def _kernels(found: Drawing, alike: tuple[KernelPlan, ...], states: Tensor) -> Text:
+    kernel = alike[0]
+    own, walked = ("key", "query") if kernel.by == "key" else ("query", "key")
+    counts = [int((states == state).sum()) for state in (FULL, PARTIAL, EMPTY)]
+    text = Text()
+    text.append(" and ".join(each.kind for each in alike), "bold")
+    text.append(f": tiles of {kernel.block_q} queries × {kernel.block_k} keys, head {found.head}")
+    text.append(f", class 0 of {kernel.classes}" if kernel.classes > 1 else "")
+    text.append("; {:,} full, {:,} partial, {:,} never read\n".format(*counts))
+    step, marks = _shrunk(states)
+    each = "" if step == 1 else f"; each mark stands for {step} × {step} tiles"
+    text.append(f"  down: {own} tiles, across: {walked} tiles{each}\n", "dim")
+    wide = 2 if marks.shape[1] <= MOST_COLUMNS // 2 else 1
+    for number, row in enumerate(marks.tolist()):
+        text.append(f"{number * step:6} ", "dim")
+        for state in row:
+            mark, colour = MARKS[state]
+            text.append((mark if state == EMPTY else mark * wide).ljust(wide), colour)
+        text.rstrip()
+        text.append("\n")
+    for line in (*walks.describe(kernel, found.call.plan, found.call), *kernel.notes):
+        text.append(f"  {line}\n")
+    return text
+
+
+def _legend() -> Text:
+    meanings = {FULL: "full, no mask needed", PARTIAL: "partial", EMPTY: "never read"}
+    parts = [Text(MARKS[state][0], MARKS[state][1]).append(f" {what}", "default") for state, what in meanings.items()]
+    return Text("   ").join(parts).append("\n")
+
+
+def _shrunk(states: Tensor) -> tuple[int, Tensor]:
+    """How many tiles a mark stands for along each side, and the marks: full or empty only where all of them are."""
+    rows, columns = states.shape
+    step = max(1, -(-rows // MOST_ROWS), -(-columns // MOST_COLUMNS))
+    if step == 1:
+        return 1, states
+    padding = (0, -columns % step, 0, -rows % step)
+    parts = [torch.nn.functional.pad(states, padding, value=value) for value in (EMPTY, FULL)]
+    most, least = (part.unflatten(1, (-1, step)).unflatten(0, (-1, step)) for part in parts)
+    most, least = most.amax((1, 3)), least.amin((1, 3))
+    return step, torch.where(most == EMPTY, EMPTY, torch.where(least == FULL, FULL, PARTIAL))
+
+
+def record(found: Drawing) -> dict[str, Any]:
+    """The tiles for `--json`: for each tile of a kernel's own side those that it walks."""
+    call = found.call
+    return {
+        "n": call.k.shape[2],
+        "nq": call.q.shape[2],
+        "head": found.head,
+        "generated_inputs": list(found.generated),
+        "kernels": [
+            {
+                "kinds": [each.kind for each in alike],
+                "block_q": kernel.block_q,
+                "block_k": kernel.block_k,
+                "classes": kernel.classes,
+                "walk": list(walks.describe(kernel, call.plan, call)),
+                "notes": list(kernel.notes),
+                "rows": [{"full": _where(row, FULL), "partial": _where(row, PARTIAL)} for row in states],
+            }
+            for alike, states in found.kernels
+            for kernel in alike[:1]
+        ],
+    }
+
+
+def _where(row: Tensor, state: int) -> list[int]:
+    return [int(tile) for tile in (row == state).nonzero().flatten()]
