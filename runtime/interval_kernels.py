@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spdsl.analysis.cuts import tables_of
-from spdsl.analysis.plans import KernelPlan
+from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.analysis.tiles import Cuts, tiles_among
 from spdsl.codegen.cuts import interval_kernel
 from spdsl.codegen.tables import INTERVALS
@@ -52,7 +52,21 @@ def interval_shape(call: Call, kernel: KernelPlan, cuts: Cuts) -> tuple[int, int
 
 def _by_batch(call: Call, cuts: Cuts) -> bool:
     """Whether sequences differ: in their places, or in a table that the cuts read."""
-    if call.places is not None or any("b" in free_indices(expr) for cut in cuts.cuts for expr in (cut.value, cut.mark)):
-        return True
-    named = {table.name for table in call.plan.tables if any(axis.kind == "b" for axis in table.axes)}
-    return any(name not in named and call.tables[name].shape[0] > 1 for name in tables_of(cuts))
+    named, shared = _read(call.plan, cuts)
+    return call.places is not None or named or any(call.tables[name].shape[0] > 1 for name in shared)
+
+
+_reads: dict[tuple[int, int], tuple[Plan, bool, tuple[str, ...]]] = {}
+
+
+def _read(plan: Plan, cuts: Cuts) -> tuple[bool, tuple[str, ...]]:
+    """Whether the cuts of a plan name sequences, and which tables they read whose sequences may be one or all."""
+    # By identity, as kernels are kept: hashing takes longer than a launch.  The entry keeps the plan alive.
+    key = (id(plan), id(cuts))
+    found = _reads.get(key)
+    if found is None:
+        named = {table.name for table in plan.tables if any(axis.kind == "b" for axis in table.axes)}
+        by_name = any("b" in free_indices(expr) for cut in cuts.cuts for expr in (cut.value, cut.mark))
+        shared = tuple(sorted(name for name in tables_of(cuts) if name not in named))
+        found = _reads[key] = plan, by_name, shared
+    return found[1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -140,9 +141,13 @@ def tensor_values(**tensors: Tensor) -> dict[str, Value]:
     values: dict[str, Value] = {}
     for name, tensor in tensors.items():
         values[name] = tensor
-        for axis, stride in zip("bhn", tensor.stride(), strict=False):
-            values[f"{prefix_of(name)}_stride_{axis}"] = stride
+        values.update(zip(_stride_names(name), tensor.stride(), strict=False))
     return values
+
+
+@cache
+def _stride_names(name: str) -> tuple[str, ...]:
+    return tuple(f"{prefix_of(name)}_stride_{axis}" for axis in "bhn")
 
 
 def call_values(call: Call, kind: str) -> dict[str, Value]:

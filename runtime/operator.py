@@ -8,6 +8,7 @@ becomes a plan is given from above (`install`), because planning begins with par
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -168,7 +169,7 @@ def attend(
     prepared = _request(q, k, v, tables, key, shape, values, ())
     call = _call(prepared, q, k, v, tables, places, q_start, values)
     call = lists_for(check_call(call), ("forward",))
-    with torch.autocast(q.device.type, enabled=False):  # the types of the tensors are the types computed in
+    with _no_autocast(q.device.type):
         return engine_for(prepared.backend).forward(call)
 
 
@@ -212,10 +213,15 @@ def attend_backward(
     asked = frozenset(names[each] for each in wanted)
     call = materialise(_call(prepared, q, k, v, tables, places, q_start, values))
     call = lists_for(call, ("fused",) if call.fuses(asked) else ("dq", "dkdv"))
-    with torch.autocast(q.device.type, enabled=False):
+    with _no_autocast(q.device.type):
         found = engine_for(prepared.backend).backward(call, out, lse, d_out, d_lse, asked)
     tensors = (q, k, v, *tables)
     return [_gradient(found, names[each]).view_as(tensors[each]) for each in wanted]
+
+
+def _no_autocast(device: str) -> AbstractContextManager[object]:
+    """The types of the tensors are the types computed in."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _gradient(found: Gradients, name: str) -> Tensor:
