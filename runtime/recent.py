@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,18 +29,29 @@ class Recent(Generic[T]):
         """The result under ``key``, made if it is not there; None as key makes it every time."""
         if key is None:
             return make()
-        if key not in self.entries:
-            self.entries[key] = (make(), sources)
-            if len(self.entries) > self.size:
-                self.entries.popitem(last=False)
-        self.entries.move_to_end(key)
-        return self.entries[key][0]
+        found = self.entries.get(key)
+        if found is None:
+            found = make(), sources
+        _keep_last(self.entries, key, found, self.size)
+        return found[0]
+
+
+_lock = threading.Lock()  # threads may call at once; results are made outside of it
+
+
+def _keep_last(entries: OrderedDict[K, T], key: K, value: T, size: int) -> None:
+    """Make the entry the last one, and drop the first if there are too many."""
+    with _lock:
+        entries[key] = value
+        entries.move_to_end(key)
+        if len(entries) > size:
+            entries.popitem(last=False)
 
 
 def identity(*tensors: Tensor | None) -> Hashable | None:
     """What stays the same as long as the tensors hold the same numbers; None if that cannot be known."""
-    if any(tensor is not None and tensor.is_inference() for tensor in tensors):
-        # Inference tensors do not count their changes.
+    if any(tensor is not None and (tensor.is_inference() or tensor.device.type == "cpu") for tensor in tensors):
+        # Inference tensors do not count their changes, nor does memory that numpy or another process writes to.
         return None
     return tuple(None if tensor is None else _identity(tensor) for tensor in tensors)
 
@@ -74,32 +87,43 @@ class ByContent(Generic[T]):
     size: int
     entries: OrderedDict[tuple[Hashable, Hashable], _Made[T]] = field(default_factory=OrderedDict)
 
-    def get(self, key: Hashable, tensors: tuple[Tensor | None, ...], source: object, make: Callable[[], T]) -> T:
-        """The result under ``key`` for tensors of this content; ``source`` is kept as long as the result is."""
-        same = identity(*tensors)
-        place = (key, same)
-        if same is None or place not in self.entries:
-            alike = self._alike(key, tensors)
-            if alike is not None and same is None:
-                place = alike
-            else:
-                value = make() if alike is None else self.entries[alike].value
-                place = (key, object() if same is None else same)
-                self._keep(place, _Made(value=value, source=source, tensors=_kept(tensors, same), same=same))
-        self.entries.move_to_end(place)
-        return self.entries[place].value
+    def get(
+        self,
+        key: Hashable,
+        tensors: tuple[Tensor | None, ...],
+        source: object,
+        make: Callable[[], T],
+        *,
+        compare: bool = True,
+    ) -> T:
+        """The result under ``key`` for tensors of this content; ``source`` is kept as long as the result is.
 
-    def _alike(self, key: Hashable, tensors: tuple[Tensor | None, ...]) -> tuple[Hashable, Hashable] | None:
-        """The place of a result for tensors of the same content."""
+        Without ``compare`` other tensors have to be these very tensors, and the device is not waited for.
+        """
+        same = identity(*tensors)
+        place: tuple[Hashable, Hashable] = (key, object() if same is None else same)
+        made = self.entries.get(place)
+        if made is None:
+            alike = self._alike(key, tensors) if compare else None
+            if alike is not None and same is None:
+                place, made = alike
+            else:
+                # Before the result is made: tensors may change while it is.
+                kept = _kept(tensors, same)
+                value = make() if alike is None else alike[1].value
+                made = _Made(value=value, source=source, tensors=kept, same=same)
+        _keep_last(self.entries, place, made, self.size)
+        return made.value
+
+    def _alike(
+        self, key: Hashable, tensors: tuple[Tensor | None, ...]
+    ) -> tuple[tuple[Hashable, Hashable], _Made[T]] | None:
+        """The place and the result for tensors of the same content."""
         if all(tensor is None for tensor in tensors):
             return None
-        found = (place for place, made in reversed(self.entries.items()) if place[0] == key and made.serves(tensors))
-        return next(found, None)
-
-    def _keep(self, place: tuple[Hashable, Hashable], made: _Made[T]) -> None:
-        self.entries[place] = made
-        if len(self.entries) > self.size:
-            self.entries.popitem(last=False)
+        with _lock:
+            known = [entry for entry in reversed(self.entries.items()) if entry[0][0] == key]
+        return next((entry for entry in known if entry[1].serves(tensors)), None)
 
 
 def _kept(tensors: tuple[Tensor | None, ...], same: Hashable | None) -> tuple[Tensor | None, ...]:

@@ -22,7 +22,7 @@ from spdsl.runtime.coarse import Coarse, Points
 from spdsl.runtime.evaluate import Tables, own_names, tables_for
 from spdsl.runtime.members import Members, everything, members
 from spdsl.runtime.pairs import Pairs, pairs_by_batch
-from spdsl.runtime.recent import Recent, identity
+from spdsl.runtime.recent import ByContent
 from spdsl.semantics.expand import expand
 from spdsl.semantics.nodes import BoundPattern, Const, Expr, Index, Load, Reduce, Side, Top
 from spdsl.semantics.rewrite import children, rebuild, substitute, transform, walk
@@ -30,7 +30,7 @@ from spdsl.semantics.rewrite import children, rebuild, substitute, transform, wa
 _PAIRS = 1 << 21
 """Pairs that are evaluated at once."""
 
-_recent: Recent[Tensor] = Recent(size=16)
+_recent: ByContent[Tensor] = ByContent(size=16)
 
 _TYPES = {"bool": torch.bool, "int": torch.int32, "float": torch.float32}
 
@@ -44,11 +44,12 @@ def materialise(call: Call) -> Call:
     tables = dict(call.tables)
     for stage in call.plan.stages:
         read = [tables[name] for name in sorted(_tables_of(stage.value)) if name in tables]
-        same = identity(call.places, *read)
-        sizes = (call.q.shape[:3], call.k.shape[1:3], call.q_start, str(call.q.device))
-        key = None if same is None else (id(stage), sizes, same)
+        numbers = (call.q_start, *call.parameters.items())
+        sizes = (call.q.shape[:3], call.k.shape[1:3], numbers, str(call.q.device))
         make = partial(_stage_table, stage, replace(call, tables=dict(tables)))
-        tables[stage.name] = _recent.get(key, (stage, call.places, read), make)
+        tables[stage.name] = _recent.get(
+            (id(stage), sizes), (call.places, *read), stage, make, compare=call.q.device.type == "cpu"
+        )
     return replace(call, tables=tables)
 
 

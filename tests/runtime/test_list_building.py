@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import spdsl
 from spdsl.runtime import lists as module
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.cells import Cells, transposed
@@ -144,3 +147,36 @@ def test_nothing_to_transpose() -> None:
     nothing = torch.zeros(1, 1, 0, dtype=torch.int32)
     empty = TileList(begin=nothing, middle=nothing, end=nothing, tiles=torch.zeros(0, dtype=torch.int32))
     assert transposed(empty, 3).end.tolist() == [[[0, 0, 0]]]
+
+
+@pytest.mark.parametrize("declared", ["input t: int[token]", "input t: int[token] sorted"])
+def test_tables_that_others_change_in_place(declared: str) -> None:
+    """Torch counts no changes of memory that numpy writes to, nor those through `.data`."""
+    text = "axis blk = token by 8  keep causal and (t[q] == t[k] and max(t[k], per = k.blk) > 1)"
+    attn = spdsl.compile(spdsl.loads(f"pattern changed() {{ {declared}  {text} }}"), backend="cpu")
+    numbers = np.zeros(70, dtype=np.int64)
+    table = torch.from_numpy(numbers)
+    q, k, v = (torch.randn(1, 1, 70, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    for width in (40, 7, 1):
+        numbers[:] = np.arange(70) // width
+        for given in (table, torch.from_numpy(numbers)):
+            assert torch.allclose(attn(q, k, v, t=given), attn.reference(q, k, v, t=given).float(), atol=1e-5)
+    table.data.copy_(torch.arange(70) // 30)
+    assert torch.allclose(attn(q, k, v, t=table), attn.reference(q, k, v, t=table).float(), atol=1e-5)
+
+
+def test_threads_share_what_is_remembered() -> None:
+    """More tables than are remembered, compared and made at the same time."""
+    memory: ByContent[int] = ByContent(size=4)
+    wrong: list[int] = []
+
+    def ask(seed: int) -> None:
+        for turn in range(200):
+            number = (seed + turn) % 9
+            found = memory.get("key", (torch.full((1000,), number),), None, lambda number=number: number)  # type: ignore[misc]
+            wrong.extend([number] if found != number else [])
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(ask, range(6)))
+    assert not wrong
+    assert len(memory.entries) <= 4

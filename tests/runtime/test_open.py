@@ -58,6 +58,8 @@ PATTERNS = {
     "distances": Open(text="keep causal and (is_pow2(q - k) or q - k < size)", ranges={"size": (0, 99)}),
     "tiles": Open(text="axis blk = token by 16  keep causal and (is_pow2(q.blk - k.blk) or q.blk - k.blk <= size)",
                   ranges={"size": (0, 9)}),
+    "stage": Open(text="input t: int[token]  axis blk = token by 8  keep causal and (max(t[k], per = k.blk) > size "
+                  "or q - k < 3)", ranges={"size": (0, 5)}),
     "block": Open(text="axis blk = token by 32  keep causal and k.blk.last >= q - size", ranges={"size": (0, 200)}),
 }  # fmt: skip
 
