@@ -84,7 +84,7 @@ def lists_for(call: Call, kinds: Sequence[Kind]) -> Call:
                 lists[kind] = distance_lists(call, kernel)
             case SlotWalk() | BoxWalk():
                 pass
-    return replace(call, lists=lists)
+    return replace(call, lists=lists) if len(lists) > len(call.lists) else call
 
 
 def listed(call: Call, kernel: KernelPlan) -> TileList:

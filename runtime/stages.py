@@ -41,6 +41,8 @@ def materialise(call: Call) -> Call:
     Raises:
         SpatError: a stage needs something that is not supported yet (SP404, SP405).
     """
+    if not call.plan.stages:
+        return call
     tables = dict(call.tables)
     for stage in call.plan.stages:
         read = [tables[name] for name in sorted(_tables_of(stage.value)) if name in tables]

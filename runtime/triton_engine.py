@@ -95,8 +95,11 @@ def _quadruples(rows: Value) -> Value:
 
 def _lined(call: Call) -> Call:
     """Tensors as kernels read them, and places that stay within their rows whatever the caller gave."""
+    q, k, v = lined(call.q), lined(call.k), lined(call.v)
+    if call.places is None and q is call.q and k is call.k and v is call.v:
+        return call
     places = None if call.places is None else _within(call.places, call.k.shape[2])
-    return replace(call, q=lined(call.q), k=lined(call.k), v=lined(call.v), places=places)
+    return replace(call, q=q, k=k, v=v, places=places)
 
 
 def _within(places: Tensor, rows: int) -> Tensor:
