@@ -83,8 +83,8 @@ CASES: list[tuple[Term, Shape, tuple[int, int], str, str]] = [
         (128, 128),
         "i .. i + 1\n0 .. i, full 0 .. i, (t - -g) % 16 < 1",
         (
-            "j .. (if (g + j) % 16 == 0 then max(j + 1, (n + 127) // 128) else j + 1), "
-            "full j + 1 .. (if (g + j) % 16 == 0 then max(j + 1, (n + 127) // 128) else j + 1)"
+            "j .. max(j + 1, (if (g + j) % 16 == 0 then (n + 127) // 128 else -268435456)), "
+            "full j + 1 .. max(j + 1, (if (g + j) % 16 == 0 then (n + 127) // 128 else -268435456))"
         ),
     ),
 ]
