@@ -7,7 +7,7 @@ Rendering happens here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Severity = Literal["error", "warning"]
@@ -38,6 +38,14 @@ class Span:
 
     def __str__(self) -> str:
         return f"{self.source.name}:{self.line}:{self.column}"
+
+    def to(self, last: Span | None) -> Span:
+        """From here to the end of a place further on in the same text; this one where there is none."""
+        if last is None or last.source is not self.source:
+            return self
+        if (last.end_line, last.end_column) <= (self.end_line, self.end_column):
+            return self
+        return replace(self, end_line=last.end_line, end_column=last.end_column)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,8 @@ class KernelReport:
         like = next((each.kind for each in before if replace(each, kind=self.kind) == self), None)
         if like is not None:
             return [f"{self.kind}: tiles and walks are those of `{like}`"]
+        if not self.touched:
+            return [f"{self.kind}: no tile is touched", *(f"  {line}" for line in self.notes)]
         head = (
             f"{self.kind}: tiles of {self.block_q} queries × {self.block_k} keys, {self.touched:,} touched: "
             f"{self.full:,} full, {self.partial:,} partial; "

@@ -139,8 +139,10 @@ def finish(ev: Evaluator, clauses: Clauses, span: Span | None, what: str) -> Val
             help="say which pairs count, for example `keep causal` or `keep all`",
         )
     whole = clauses.keeps[0]
+    # The union has a place of its own, so that its first part can be told from the whole.
+    everything = whole.expr.span and whole.expr.span.to(clauses.keeps[-1].expr.span)
     for kept in clauses.keeps[1:]:
-        joined = ev.combine("or", (whole, kept), whole.expr.span)
+        joined = ev.combine("or", (whole, kept), everything)
         if not isinstance(joined, Scalar):
             return POISON
         whole = joined

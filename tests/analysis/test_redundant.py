@@ -37,6 +37,11 @@ def idle(keep: str, before: str = "") -> list[tuple[str, str]]:
         ("causal and not (k > q or k < 4)", [("k > q", "or")]),
         ("(if h == 0 then causal and k <= q else causal)", [("k <= q", "and")]),
         ("q - k < 8 and h <= g", [("h <= g", "and")]),
+        ("causal and q - k < 2 keep causal and q - k < 100", [("causal and q - k < 2", "or")]),
+        (
+            "causal and q - k < 2 keep k == q keep causal and q - k < 100",
+            [("causal and q - k < 2", "or"), ("k == q", "or")],
+        ),
     ],
 )
 def test_known_formulas(keep: str, expected: list[tuple[str, str]]) -> None:
