@@ -45,10 +45,10 @@ class _Pending:
 _pending: list[_Pending] = []
 
 
-def check_call(call: Call) -> Call:
+def check_call(call: Call, *, narrow: bool = False) -> Call:
     """Check the tensors of a call against its pattern, and fill its stages, on which values may depend.
 
-    Values are not checked while a CUDA graph is captured.
+    Values are not checked while a CUDA graph is captured.  ``narrow`` says that kernels compute in 32 bits.
 
     Raises:
         SpatError: SP340 to SP349 for shapes, types and devices, SP324 for a grid that does not cover the keys,
@@ -68,7 +68,7 @@ def check_call(call: Call) -> Call:
     call = materialise(call)
     if not captured:
         # A graph is captured without asking for the state of the stream, and replayed with other values.
-        _check_values(call, pattern)
+        _check_values(call, pattern, narrow=narrow)
     return call
 
 
@@ -225,7 +225,7 @@ def _check_places(call: Call) -> None:
         )
 
 
-def _check_values(call: Call, pattern: BoundPattern) -> None:
+def _check_values(call: Call, pattern: BoundPattern, *, narrow: bool) -> None:
     if not pattern.tables:
         return
     tables = [call.tables[table.name] for table in pattern.tables]
@@ -234,7 +234,7 @@ def _check_values(call: Call, pattern: BoundPattern) -> None:
     key = None if same is None else (id(call.plan.keep), sizes, same)
     if key is not None and key in _checked.entries:
         return
-    faults = tuple(value_faults(call, tables_for(call.plan.tables, call.tables)))
+    faults = tuple(value_faults(call, tables_for(call.plan.tables, call.tables), narrow=narrow))
     if call.q.device.type == "cpu" or os.environ.get("SPDSL_VERIFY") == "1":
         for fault in faults:
             if bool(fault.flag):

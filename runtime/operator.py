@@ -168,7 +168,7 @@ def attend(
     """
     prepared = _request(q, k, v, tables, key, shape, values, ())
     call = _call(prepared, q, k, v, tables, places, q_start, values)
-    call = lists_for(check_call(call), ("forward",))
+    call = lists_for(check_call(call, narrow=prepared.backend != "cpu"), ("forward",))
     with _no_autocast(q.device.type):
         return engine_for(prepared.backend).forward(call)
 

@@ -20,7 +20,7 @@ from spdsl.runtime.intervals import tile_bounds
 from spdsl.runtime.looks import Looked
 from spdsl.runtime.pairs import Pairs, pairs_of
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Load, Table, TableAxis
-from spdsl.semantics.rewrite import children
+from spdsl.semantics.rewrite import children, walk
 
 _BLOCK = 128
 
@@ -33,14 +33,18 @@ class Fault:
     error: Callable[[], SpatError]
 
 
-def value_faults(call: Call, tables: Tables) -> Iterator[Fault]:
-    """All that may be wrong with the values of the inputs of a call."""
+def value_faults(call: Call, tables: Tables, *, narrow: bool = False) -> Iterator[Fault]:
+    """All that may be wrong with the values of the inputs of a call; ``narrow`` where it is computed in 32 bits."""
+    clauses = (call.plan.keep, call.plan.bias, call.plan.sink_logit)
+    read = {node.table for clause in clauses if clause for node in walk(clause) if isinstance(node, Load)}
     for table in call.plan.problem.pattern.tables:
         given = call.tables[table.name]
         if table.sorted:
             yield _unsorted(table, given)
         if table.bounds is not None:
             yield _out_of_range(table, given)
+        if narrow and given.dtype == torch.int64 and table.name in read:
+            yield _too_large(table, given)
     if call.places is None:
         declared = {table.name: table for table in call.plan.problem.pattern.tables}
         for load, when in _reads(call):
@@ -90,6 +94,21 @@ def _out_of_range(table: Table, given: Tensor) -> Fault:
         )
 
     return Fault(flag=~fine.all(), error=fault)
+
+
+def _too_large(table: Table, given: Tensor) -> Fault:
+    large = given != given.int()
+
+    def fault() -> SpatError:
+        place = _first(large)
+        return error(
+            "SP351",
+            f"`{table.name}` is {given[place].item()} at {list(place)}, but kernels compute in ints of 32 bits",
+            table.span,
+            help="number the values, for example with `torch.unique(..., return_inverse=True)`, or clamp them",
+        )
+
+    return Fault(flag=large.any(), error=fault)
 
 
 def _first(wrong: Tensor) -> tuple[int, ...]:

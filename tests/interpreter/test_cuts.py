@@ -43,9 +43,9 @@ def _ends(*lead: int) -> Callable[[Sizes, torch.Generator], Inputs]:
 
 
 def _far(sizes: Sizes, generator: torch.Generator) -> Inputs:
-    """Document numbers that need 64 bits and do not rise in 32."""
+    """Document numbers in 64 bits, up to the largest that fit 32."""
     (doc,) = _documents()(sizes, generator).values()
-    return {"doc": doc.long() * 1_500_000_000 - 4_000_000_000}
+    return {"doc": (doc.long() * 1_000_000_000 - (1 << 31)).clamp(max=(1 << 31) - 1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,3 +208,15 @@ def test_intervals_equal_those_of_torch(seed: int, tmp_path: Path) -> None:
         assert isinstance(found, Tensor)
         expected = intervals(kernel.cuts, pairs_of(call), tables_for(plan.tables, tables), TileGrid.of(kernel))
         assert torch.equal(found.long().view(-1), expected.expand(found.shape[0], *expected.shape[1:]).reshape(-1))
+
+
+def test_values_of_more_than_32_bits_are_refused() -> None:
+    """Cut to 32 bits they would all be alike."""
+    q, k, v = (torch.randn(1, 1, 40, 16) for _ in range(3))
+    doc = torch.arange(40) // 10
+    with pytest.raises(spdsl.SpatError, match=r"SP351.*32 bits"):
+        spdsl.compile("documents", backend="triton")(q, k, v, doc=doc << 34)
+    attn = spdsl.compile("documents", backend="triton")
+    assert torch.allclose(attn(q, k, v, doc=doc), attn.reference(q, k, v, doc=doc).float(), atol=1e-5)
+    cpu = spdsl.compile("documents", backend="cpu")
+    assert torch.allclose(cpu(q, k, v, doc=doc << 34), attn.reference(q, k, v, doc=doc).float(), atol=1e-5)
