@@ -8,6 +8,7 @@ import typer
 
 from spdsl.cli.loading import load_pattern
 from spdsl.cli.options import (
+    MOST_TOKENS,
     DtypeOption,
     GroupsOption,
     HeadDimOption,
@@ -31,7 +32,7 @@ def explain(
     given: Annotated[
         list[str] | None, typer.Option("--input", metavar="NAME=FILE", help="An input, from an .npz, .npy or .pt file.")
     ] = None,
-    n: Annotated[int, typer.Option("-n", help="Number of keys.", min=1)] = 4096,
+    n: Annotated[int, typer.Option("-n", help="Number of keys.", min=1, max=MOST_TOKENS)] = 4096,
     nq: Annotated[int | None, typer.Option(help="Number of queries, the last ones; all by default.", min=1)] = None,
     heads: HeadsOption = 8,
     groups: GroupsOption = None,

@@ -7,6 +7,7 @@ Exit status: 0 done, 1 the pattern, the input or the result is wrong, 2 the comm
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -17,7 +18,7 @@ import typer
 from spdsl import __version__
 from spdsl.cli import check, compile_, explain, fmt, library, prove, run_, show, view
 from spdsl.cli.output import show_error, show_fault, show_warning
-from spdsl.diagnostics import SpatError
+from spdsl.diagnostics import SpatError, error
 
 EPILOG = "Start with `spdsl new local` and `spdsl check local.spat`. Every command has examples: `spdsl run --help`."
 
@@ -80,9 +81,27 @@ def run(arguments: Sequence[str]) -> int:
         except Exception as fault:  # noqa: BLE001 — the boundary: whatever it is, the user gets a message
             if os.environ.get("SPDSL_TRACEBACK") == "1":
                 traceback.print_exc()
+            if _is_lack_of_memory(fault):
+                show_error(_too_large(fault), as_json=as_json)
+                return 1
             show_fault(fault, as_json=as_json)
             return 3
     return 0
+
+
+def _is_lack_of_memory(fault: Exception) -> bool:
+    """Whether an allocation failed; torch has an error of its own for it on GPUs alone."""
+    named = type(fault).__name__ == "OutOfMemoryError"
+    return named or isinstance(fault, MemoryError) or _ASKED.search(str(fault)) is not None
+
+
+def _too_large(fault: Exception) -> SpatError:
+    asked = _ASKED.search(str(fault))
+    what = f"{int(asked[1]):,} bytes at once are" if asked else "this is"
+    return error("SP616", f"{what} more memory than there is", help="Use fewer tokens or heads.")
+
+
+_ASKED = re.compile(r"tried to allocate (\d+) bytes")
 
 
 def _spat_warning() -> type[Warning]:

@@ -35,6 +35,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 DTYPES = ("bf16", "fp16", "fp32")
 
+MOST_TOKENS = 1 << 26
+"""Positions of more do not fit the arithmetic of the kernels."""
+
 _INT = re.compile(r"[+-]?\d{1,30}\Z")
 
 

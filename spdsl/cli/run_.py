@@ -9,6 +9,7 @@ import typer
 
 from spdsl.cli.loading import load_pattern
 from spdsl.cli.options import (
+    MOST_TOKENS,
     DtypeOption,
     GroupsOption,
     HeadDimOption,
@@ -34,7 +35,7 @@ def run(
     given: Annotated[
         list[str] | None, typer.Option("--input", metavar="NAME=FILE", help="An input, from an .npz, .npy or .pt file.")
     ] = None,
-    n: Annotated[int, typer.Option("-n", help="Number of keys.", min=1)] = 1024,
+    n: Annotated[int, typer.Option("-n", help="Number of keys.", min=1, max=MOST_TOKENS)] = 1024,
     nq: Annotated[int | None, typer.Option(help="Number of queries, the last ones; all by default.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="Sequences.", min=1)] = 1,
     heads: HeadsOption = 8,

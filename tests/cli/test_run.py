@@ -198,3 +198,15 @@ def test_a_grid_of_another_size_is_not_explained(spdsl: Spdsl) -> None:
     answer = spdsl("explain", "neighborhood_2d", "-p", "extents=8,8", "-p", "window=3,3", "-n", "65")
     assert answer.status == 1
     assert "SP324" in answer.err
+
+
+def test_more_memory_than_there_is(spdsl: Spdsl) -> None:
+    answer = spdsl("run", "causal", "-n", "60000000", "--heads", "4096")
+    assert (answer.status, answer.out) == (1, "")
+    assert "error[SP616]: " in answer.err
+    assert "bytes at once are more memory than there is" in answer.err
+
+
+@pytest.mark.parametrize("command", ["run", "explain"])
+def test_more_tokens_than_kernels_count(spdsl: Spdsl, command: str) -> None:
+    assert spdsl(command, "causal", "-n", "10000000000").status == 2
