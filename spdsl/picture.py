@@ -18,6 +18,7 @@ Bools = npt.NDArray[np.bool_]
 
 INK = "#1f2933"
 EMPTY, PARTIAL, FULL = "#f4f5f7", "#f2b263", "#2f6fb0"
+IN_PART, WHOLE, KEPT_IN_PART = "#fbe3c0", "#a9cdee", "#e0902f"  # tiles under the pairs of a mask, and pairs in them
 MOST = 768
 """Rows and columns that a picture of pairs shows; a longer mask is shown by squares of pairs, as shades."""
 
@@ -35,6 +36,32 @@ class Tiles:
     kept_pairs: float
     kept_tiles: float
     full_tiles: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Walked:
+    """The tiles that a kernel visits: ``state`` int8 ``[query tiles, key tiles]`` as in `Tiles`, and the rows that they
+    hold, ``[tiles, rows of a tile]``, -1 for rows that do not exist."""
+
+    title: str
+    state: npt.NDArray[np.int8]
+    query_rows: npt.NDArray[np.int64]
+    key_rows: npt.NDArray[np.int64]
+
+    @property
+    def touched(self) -> int:
+        """Tiles that are visited."""
+        return int((self.state > 0).sum())
+
+    @property
+    def full(self) -> int:
+        """Tiles that need no mask."""
+        return int((self.state == 2).sum())
+
+    def mask(self, mask: Bools) -> Bools:
+        """A mask ``[nq, nk]`` with its rows and columns in the order of the tiles."""
+        q, k = self.query_rows.ravel(), self.key_rows.ravel()
+        return np.asarray(mask[np.ix_(q, k)] & (q >= 0)[:, None] & (k >= 0), dtype=np.bool_)
 
 
 def count_tiles(mask: Bools, block_q: int, block_k: int) -> Tiles:
@@ -60,10 +87,18 @@ def _sum_tiles(mask: Bools, block_q: int, block_k: int) -> npt.NDArray[np.int64]
 
 
 def draw(
-    mask: Bools, path: Path, *, title: str, subtitle: str = "", block_q: int = 64, block_k: int = 64, q_start: int = 0
+    mask: Bools,
+    path: Path,
+    *,
+    title: str,
+    subtitle: str = "",
+    block_q: int = 64,
+    block_k: int = 64,
+    q_start: int = 0,
+    walked: Walked | None = None,
 ) -> Tiles:
-    """Write a PNG with two panels: the pairs of ``mask`` (bool ``[nq, nk]``), and its tiles.  The first row is the
-    query at position ``q_start``.
+    """Write a PNG with two panels: the pairs of ``mask`` (bool ``[nq, nk]``), and its tiles, or over the pairs those
+    that a kernel has ``walked``.  The first row is the query at position ``q_start``.
 
     Raises:
         SpatError: matplotlib is not installed (SP608), the mask has no pairs (SP609), or the file cannot be written
@@ -82,8 +117,11 @@ def draw(
     with plt.rc_context({"font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6.7), dpi=160)
         _draw_pairs(left, mask, q_start)
-        handles = _draw_tiles(right, tiles, mask.shape, q_start)
-        figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 0.005))
+        if walked is None:
+            handles = _draw_tiles(right, tiles, mask.shape, q_start)
+        else:
+            handles = _draw_walked(right, walked, mask)
+        figure.legend(handles=handles, loc="lower center", ncols=4, frameon=False, bbox_to_anchor=(0.5, 0.005))
         figure.suptitle(title, fontsize=15, fontweight="bold", y=0.985)
         if subtitle:
             figure.text(0.5, 0.925, subtitle, ha="center", fontsize=10)
@@ -153,6 +191,44 @@ def _draw_tiles(axes: Axes, tiles: Tiles, shape: tuple[int, ...], q_start: int) 
         Patch(facecolor=EMPTY, edgecolor="#c5cbd3", label=f"never read ({1 - tiles.kept_tiles:.1%})"),
     ]
     return handles
+
+
+def _draw_walked(axes: Axes, walked: Walked, mask: Bools) -> list[Any]:
+    """Draw the tiles of a kernel with the kept pairs over them, and return what the colours mean."""
+    from matplotlib.colors import ListedColormap, to_rgba_array
+    from matplotlib.patches import Patch
+
+    rows, columns = walked.state.shape
+    block_q, block_k = walked.query_rows.shape[1], walked.key_rows.shape[1]
+    under = ListedColormap([EMPTY, IN_PART, WHOLE])
+    axes.imshow(walked.state, cmap=under, vmin=0, vmax=2, extent=(0, columns, rows, 0), interpolation="nearest")
+    pairs = walked.mask(mask)
+    step = -(-max(pairs.shape) // MOST)
+    shares = np.sqrt(_sum_tiles(pairs, step, step) / (step * step))
+    at = [np.minimum((np.arange(n) + 0.5) * step // block, most - 1).astype(int)
+          for n, block, most in zip(shares.shape, (block_q, block_k), (rows, columns), strict=True)]  # fmt: skip
+    # The state of the tile below a point chooses its colour; a pair in a tile that is never read would be seen.
+    shade = to_rgba_array([INK, KEPT_IN_PART, FULL])[walked.state[np.ix_(*at)]]
+    shade[..., 3] = np.minimum(shares, 1.0)
+    axes.imshow(shade, extent=(0, shares.shape[1] * step / block_k, shares.shape[0] * step / block_q, 0))
+    if max(rows, columns) <= 64:
+        for row in range(rows + 1):
+            axes.axhline(row, color="white", linewidth=0.6)
+        for column in range(columns + 1):
+            axes.axvline(column, color="white", linewidth=0.6)
+    computed = walked.touched * block_q * block_k
+    useful = f"; {pairs.sum() / computed:.1%} of the computed pairs kept" if computed else ""
+    axes.set_title(f"{walked.title}: tiles of {block_q} × {block_k}{useful}", fontsize=10.5, pad=9)
+    _label(axes, rows, columns, 0)
+    axes.set_xlabel("key tile", labelpad=2)
+    axes.set_ylabel("query tile", labelpad=2)
+    partial = walked.touched - walked.full
+    return [
+        Patch(facecolor=FULL, label=f"full, no mask needed ({walked.full:,})"),
+        Patch(facecolor=KEPT_IN_PART, label=f"partial ({partial:,}), kept"),
+        Patch(facecolor=IN_PART, label="partial, computed in vain"),
+        Patch(facecolor=EMPTY, edgecolor="#c5cbd3", label=f"never read ({walked.state.size - walked.touched:,})"),
+    ]
 
 
 def _label(axes: Axes, nq: int, nk: int, q_start: int) -> None:

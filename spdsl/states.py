@@ -1,4 +1,4 @@
-"""The tiles that a kernel visits as a table, for pictures: which are full, which are masked.
+"""The tiles that a kernel visits as a table, for pictures: which are full, which are masked, which rows they hold.
 
 From a kernel and a call.  To ``[tiles of the kernel's own side, tiles that it walks]`` for one head and sequence.
 """
@@ -10,11 +10,12 @@ from torch import Tensor
 from typing_extensions import assert_never
 
 from spdsl.analysis.plans import KernelPlan
-from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, SlotWalk
+from spdsl.analysis.tiles import Boxes, BoxWalk, DistanceWalk, ListWalk, SlotWalk
 from spdsl.runtime.box_visits import box_states
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.lists import listed
 from spdsl.runtime.tile_grid import TileGrid
+from spdsl.semantics.nodes import Side
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 
@@ -47,3 +48,31 @@ def _listed(call: Call, kernel: KernelPlan, lists: TileList, head: int, batch: i
         states[row, lists.tiles[first:edge].long()] = FULL
         states[row, lists.tiles[edge:last].long()] = PARTIAL
     return states
+
+
+def tile_rows(call: Call, kernel: KernelPlan, side: Side) -> Tensor:
+    """The rows that the tiles of a side hold, ``[tiles, rows of one]`` in the order of `tile_states`; -1 for none."""
+    length = call.q.shape[2] if side == "q" else call.k.shape[2]
+    block = kernel.block_q if side == "q" else kernel.block_k
+    if kernel.boxes is not None:
+        rows = _box_rows(kernel.boxes, side, block, length)
+    else:
+        grid = TileGrid.of(kernel)
+        zero = torch.zeros((), dtype=torch.int64)
+        first = int(grid.within(zero, zero, call.q_start)[f"{side}_class"])
+        number = torch.arange(-(-length // (block * grid.modulus)) * block)
+        rows = (number * grid.modulus + first).view(-1, block)
+    return torch.where(rows < length, rows, -1)
+
+
+def _box_rows(boxes: Boxes, side: Side, block: int, length: int) -> Tensor:
+    """The rows of boxes, and of the tiles after the grid."""
+    rows, exist = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
+    for axis, stride in zip(boxes.axes, boxes.strides, strict=True):
+        turn, place = torch.arange(axis.count(side))[:, None], torch.arange(axis.box(side))
+        at = (turn // axis.step * axis.box(side) + place) * axis.step + turn % axis.step
+        rows = (rows[:, None, :, None] + (at * stride)[None, :, None, :]).flatten(2).flatten(0, 1)
+        exist = (exist[:, None, :, None] & (at < axis.extent)[None, :, None, :]).flatten(2).flatten(0, 1)
+    rows = torch.where(exist, rows, length)
+    after = torch.arange(boxes.places, boxes.places + -(-max(0, length - boxes.places) // block) * block)
+    return torch.cat([rows, after.view(-1, block)])

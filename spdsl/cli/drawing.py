@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,10 @@ from spdsl.cli.stages import TARGETS, Wish, bound_pattern
 from spdsl.cli.tensors import Sizes, make_inputs, shaped
 from spdsl.diagnostics import error
 from spdsl.explain import call_like
+from spdsl.picture import Walked
 from spdsl.pipeline import key_of
 from spdsl.runtime.calls import Call
-from spdsl.states import EMPTY, FULL, PARTIAL, tile_states
+from spdsl.states import EMPTY, FULL, PARTIAL, tile_rows, tile_states
 
 if TYPE_CHECKING:
     from spdsl.api import Pattern
@@ -163,3 +164,27 @@ def record(found: Drawing) -> dict[str, Any]:
 
 def _where(row: Tensor, state: int) -> list[int]:
     return [int(tile) for tile in (row == state).nonzero().flatten()]
+
+
+def walked(
+    key: str, sizes: Sizes, inputs: Mapping[str, Tensor], kind: str, *, head: int, dtype: str, target: str
+) -> Walked:
+    """What the kernel ``kind`` visits, for a picture.
+
+    Raises:
+        SpatError: there is no such kernel for this pattern (SP615), or as a call of these sizes would.
+    """
+    call = call_like(key, *shaped(sizes, sizes.head_dim, DTYPES[dtype]), inputs, target)
+    found = [kernel for kernel in call.plan.kernels if kernel.kind == kind]
+    if not found:
+        name = call.plan.problem.pattern.name
+        kinds = ", ".join(f"`{kernel.kind}`" for kernel in call.plan.kernels)
+        raise error("SP615", f"`{name}` has no kernel `{kind}` for {target}", help=f"it has {kinds}")
+    (kernel,) = found
+    states = tile_states(call, kernel, head=head)
+    return Walked(
+        title=kind if kernel.classes == 1 else f"{kind}, class 0 of {kernel.classes}",
+        state=(states.T if kernel.by == "key" else states).numpy(),
+        query_rows=tile_rows(call, kernel, "q").numpy(),
+        key_rows=tile_rows(call, kernel, "k").numpy(),
+    )

@@ -9,16 +9,22 @@ import typer
 
 from spdsl.cli.loading import load_pattern
 from spdsl.cli.options import (
+    DtypeOption,
     GroupsOption,
+    HeadDimOption,
     HeadsOption,
     JsonOption,
     LayerOption,
     ParameterOption,
     PatternArgument,
     head_counts,
+    known_dtype,
     parse_parameters,
 )
 from spdsl.cli.output import print_json
+from spdsl.cli.stages import TARGETS
+
+KERNELS = ("forward", "dq", "dkdv", "fused")
 
 
 def view(
@@ -32,6 +38,13 @@ def view(
     groups: GroupsOption = None,
     head: Annotated[int, typer.Option(help="The query head to draw.", min=0)] = 0,
     layer: LayerOption = None,
+    kernel: Annotated[
+        str | None,
+        typer.Option(help=f"Draw the tiles that a kernel visits, one of {', '.join(KERNELS)}, over the pairs."),
+    ] = None,
+    target: Annotated[str, typer.Option(help=f"With --kernel: one of {', '.join(TARGETS)}.")] = "sm_90",
+    head_dim: HeadDimOption = 64,
+    dtype: DtypeOption = "bf16",
     given: Annotated[
         list[str] | None, typer.Option("--input", metavar="NAME=FILE", help="An input, from an .npz, .npy or .pt file.")
     ] = None,
@@ -45,6 +58,7 @@ def view(
       spdsl view streaming -p window=128 -n 1024 -o mask.png
       spdsl view local.spat --tile 128 --heads 8 --head 3
       spdsl view documents --input doc=ids.npz
+      spdsl view dilated --kernel dkdv --head-dim 128
     """
     heads, groups = head_counts(heads, groups)
     if head >= heads:
@@ -53,11 +67,17 @@ def view(
     if output.suffix.lower() != ".png":
         raise typer.BadParameter(f"`{output}` does not end in .png", param_hint="--output")
 
+    known_dtype(dtype)
+    if kernel is not None and kernel not in KERNELS:
+        raise typer.BadParameter(f"`{kernel}` is not one of {', '.join(KERNELS)}", param_hint="--kernel")
+    if target not in TARGETS:
+        raise typer.BadParameter(f"`{target}` is not one of {', '.join(TARGETS)}", param_hint="--target")
     loaded, values = load_pattern(pattern, parse_parameters(parameter))
     from spdsl.cli.tensors import Sizes, make_inputs, note_generated
     from spdsl.picture import draw
+    from spdsl.pipeline import key_of
 
-    sizes = Sizes(batch=1, heads=heads, groups=groups, nq=nq or n, n=n)
+    sizes = Sizes(batch=1, heads=heads, groups=groups, nq=nq or n, n=n, head_dim=head_dim)
     inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
     if not as_json:
         note_generated(generated)
@@ -66,6 +86,12 @@ def view(
     mask = mask[0] if mask.ndim == 4 else mask
     shown = [f"{name}={value}" for name, value in {**loaded.parameters, **values}.items()]
     shown += [f"head={head}"] * (heads > 1) + [f"layer={layer}"] * (layer is not None)
+    walked = None
+    if kernel is not None:
+        from spdsl.cli.drawing import walked as walk
+
+        key = key_of(loaded.checked, values, layer, None, False)
+        walked = walk(key, sizes, inputs, kernel, head=head, dtype=dtype, target=target)
     tiles = draw(
         mask[head].numpy(),
         output,
@@ -74,6 +100,7 @@ def view(
         block_q=tile,
         block_k=tile,
         q_start=n - sizes.nq,
+        walked=walked,
     )
     if as_json:
         print_json(
@@ -84,7 +111,13 @@ def view(
                 "touched_tiles": tiles.kept_tiles,
                 "full_tiles": tiles.full_tiles,
                 "generated_inputs": list(generated),
+                "kernel": None if walked is None else {"kind": kernel, "touched": walked.touched, "full": walked.full},
             }
+        )
+    elif walked is not None:
+        typer.echo(
+            f"wrote {output}: {tiles.kept_pairs:.1%} of the pairs kept; {walked.title} visits {walked.touched:,} "
+            f"tiles, {walked.full:,} of them full"
         )
     else:
         typer.echo(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from spdsl.diagnostics import SpatError
-from spdsl.picture import count_tiles, draw
+from spdsl.picture import Walked, count_tiles, draw
+from tests.cli.conftest import Answer
 
 
 def brute(mask: np.ndarray, block_q: int, block_k: int) -> np.ndarray:
@@ -67,3 +69,47 @@ def test_rows_are_named_by_their_positions(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Axes, "set_ylim", lambda axes, *ends, **more: limits.append(ends))
     draw(np.ones((4, 20), bool), tmp_path / "mask.png", title="decoding", q_start=16)
     assert (20, 16) in limits
+
+
+def test_rows_in_the_order_of_tiles() -> None:
+    mask = np.random.default_rng(0).random((5, 6)) < 0.5
+    rows, keys = np.array([[0, 2, 4], [1, 3, -1]]), np.array([[5, 4], [3, 2], [1, 0]])
+    walked = Walked(title="", state=np.ones((2, 3), np.int8), query_rows=rows, key_rows=keys)
+    found = walked.mask(mask)
+    assert (found[:5] == mask[[0, 2, 4, 1, 3], ::-1]).all()
+    assert not found[5].any()
+    assert (walked.touched, walked.full) == (6, 0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kernel", "words"),
+    [
+        ("streaming", "dkdv", ("-p", "window=128", "-n", "600")),
+        ("dilated", "forward", ("-p", "span=256", "-n", "512")),
+        ("neighborhood_2d", "dq", ("-p", "extents=24,32", "-p", "window=7,7", "-n", "768")),
+        ("causal", "fused", ("--head-dim", "128", "-n", "512", "--nq", "400")),
+    ],
+)
+def test_view_over_the_tiles_of_a_kernel(
+    spdsl: Callable[..., Answer], tmp_path: Path, pattern: str, kernel: str, words: tuple[str, ...]
+) -> None:
+    path = tmp_path / "tiles.png"
+    found = spdsl("view", pattern, "--kernel", kernel, *words, "-o", str(path), "--json").json
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert found["kernel"]["kind"] == kernel
+    assert found["kernel"]["touched"] > 0
+    assert 0 <= found["kernel"]["full"] <= found["kernel"]["touched"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--kernel", "delta"), "`delta` is not one of"),
+        (("--kernel", "fused"), "has no kernel `fused`"),
+        (("--kernel", "dq", "--target", "sm_1"), "`sm_1` is not one of"),
+    ],
+)
+def test_kernels_that_are_none(spdsl: Callable[..., Answer], words: tuple[str, ...], told: str) -> None:
+    answer = spdsl("view", "causal", "-n", "64", *words)
+    assert answer.status != 0
+    assert told in answer.err

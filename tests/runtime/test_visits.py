@@ -20,7 +20,7 @@ from spdsl.runtime.lists import walk_lists
 from spdsl.runtime.tile_grid import By, TileGrid
 from spdsl.runtime.visits import is_tested_by_row, list_visits, slot_visits
 from spdsl.semantics.nodes import Extent, Index
-from spdsl.states import tile_states
+from spdsl.states import tile_rows, tile_states
 from tests.analysis.brute import environment, mask_of
 from tests.analysis.build import Term
 from tests.analysis.evaluate import tiles_of
@@ -164,6 +164,30 @@ GRIDS = {
     "neighborhood_1d": {"extents": (1024,), "window": (33,), "dilation": (2,)},
     "sliding_tile_3d": {"extents": (12, 16, 16), "tile": (4, 4, 4)},
 }
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("nq", [None, 100])
+def test_pictures_of_the_library(case: Case, nq: int | None) -> None:
+    """The tiles of every kernel, by the rows that they hold: all kept pairs in touched ones, only kept ones in full."""
+    n = case.n or 700
+    sizes = Sizes(batch=1, heads=4, groups=2, nq=nq or n, n=n)
+    inputs = case.inputs(sizes, torch.Generator().manual_seed(0))
+    attn = spdsl.compile(case.name, **case.parameters)
+    q, k = (torch.empty(1, heads, rows, 64, dtype=torch.bfloat16) for heads, rows in ((4, sizes.nq), (2, n)))
+    call = call_like(attn._key, q, k, k, {name: torch.as_tensor(value) for name, value in inputs.items()}, "sm_90")
+    mask = attn.pattern.mask(sizes.nq, n, 4, 2, **case.parameters, **inputs).reshape(-1, sizes.nq, n)[-1]
+    for kernel in call.plan.kernels:
+        states = tile_states(call, kernel, head=3)
+        states = states.T if kernel.by == "key" else states
+        rows, keys = (tile_rows(call, kernel, side) for side in ("q", "k"))
+        assert states.shape == (len(rows), len(keys))
+        exist = (rows >= 0)[:, None, :, None] & (keys >= 0)[None, :, None, :]
+        kept = mask[rows[:, None, :, None], keys[None, :, None, :]] & exist
+        assert (states[kept.any(-1).any(-1)] > 0).all()
+        assert (kept | ~exist).all(-1).all(-1)[states == 2].all()
+        if kernel.classes == 1:
+            assert int(kept.sum()) == int(mask.sum())
 
 
 @pytest.mark.parametrize("more", [0, 70])
