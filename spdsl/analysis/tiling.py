@@ -54,7 +54,7 @@ def default_tiles(
         if kind == "dkdv" and 64 < width <= 128 and isinstance(walk, BoxWalk):
             return Tiles(block_q=32, block_k=64, warps=4, stages=2)  # coordinates of several axes take registers
         plain = _edges(walk) <= 2 and not isinstance(walk, ListWalk | DistanceWalk) and not crowded
-        tiles = _copied(kind, width, plain, _leaves_parts(walk))
+        tiles = _copied(kind, width, plain, _takes_scratch(walk))
         # Blackwell's products keep more of a wide tile in shared memory.
         return replace(tiles, stages=1) if target == "sm_100" and kind == "dkdv" and width > 128 else tiles
     if target in ("sm_90", "sm_100"):
@@ -78,8 +78,8 @@ def _edges(walk: Walk | None) -> int:
             return loops
 
 
-def _leaves_parts(walk: Walk | None) -> bool:
-    """Whether a program may be one of several of a row, and store its sums, which takes shared memory."""
+def _takes_scratch(walk: Walk | None) -> bool:
+    """Whether a program takes shared memory beside its tiles: for the sums of a part, or to search distances."""
     match walk:
         case SlotWalk(long=long):
             return long is not None
@@ -89,17 +89,17 @@ def _leaves_parts(walk: Walk | None) -> bool:
             return True
 
 
-def _copied(kind: Kind, width: int, plain: bool, parts: bool) -> Tiles:
+def _copied(kind: Kind, width: int, plain: bool, scratch: bool) -> Tiles:
     """The fastest of those tried on an H200 with tiles that the copy engine loads; ``plain`` rows are long and have one
-    edge, as those of causal patterns; with ``parts`` a program may be one of several of its row."""
+    edge, as those of causal patterns; with ``scratch`` a program takes shared memory beside its tiles."""
     match kind:
         case "forward" if width > 128:
             return Tiles(block_q=128, block_k=64, warps=8, stages=2)
         case "forward" if width > 64 and plain:
             return Tiles(block_q=128, block_k=128, warps=8, stages=3)
         case "forward":
-            # Two programs share the memory of an SM: three stages and the sums of a part are just too much for that.
-            return Tiles(block_q=64, block_k=64, warps=4, stages=2 if parts and width > 64 else 3)
+            # Two programs share the memory of an SM: three stages and any scratch are just too much for that.
+            return Tiles(block_q=64, block_k=64, warps=4, stages=2 if scratch and width > 64 else 3)
         case "dq" if width > 128:
             return Tiles(block_q=128, block_k=32, warps=8, stages=2)
         case "dq" if plain:
