@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spdsl.analysis.plans import Plan
+from spdsl.codegen.binaries import compile_kept
 from spdsl.codegen.blocks import Argument, Kernel
 from spdsl.codegen.emit import KernelSource, emit
 from spdsl.codegen.gluon import described, emit_fused
@@ -29,16 +30,15 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 class Binary:
     """One compiled kernel.
 
-    ``extension`` is ``cubin`` or ``hsaco``; ``assembly`` is PTX or AMD assembly.  ``shared`` counts bytes of shared
-    memory of a program, ``spills`` 32-bit registers that live in local memory, both of one thread's point of view as
-    are ``registers``.  ``signature`` names the arguments with their types, in order.
+    ``extension`` is ``cubin`` or ``hsaco``.  ``shared`` counts bytes of shared memory of a program, ``spills`` 32-bit
+    registers that live in local memory, both of one thread's point of view as are ``registers``.  ``signature`` names
+    the arguments with their types, in order.
     """
 
     name: str
     target: str
     extension: str
     binary: bytes
-    assembly: str
     registers: int
     spills: int
     shared: int
@@ -91,7 +91,6 @@ def _gpu(target: str) -> Any:
 
 
 def _compile(kernel: Kernel, function: Any, gpu: Any, target: str) -> Binary:
-    import triton
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
@@ -107,17 +106,16 @@ def _compile(kernel: Kernel, function: Any, gpu: Any, target: str) -> Binary:
     }
     language = GluonASTSource if fused else ASTSource
     source = language(fn=function, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=gpu, options={"num_warps": kernel.warps, "num_stages": kernel.stages})
+    compiled = compile_kept(source, gpu, {"num_warps": kernel.warps, "num_stages": kernel.stages})
     extension = "hsaco" if target.startswith("gfx") else "cubin"
-    assembly = compiled.asm["amdgcn" if extension == "hsaco" else "ptx"]
     binary = compiled.asm[extension]
-    registers, spills = _amd_resources(assembly) if extension == "hsaco" else _cuda_resources(binary)
+    amd = extension == "hsaco"
+    registers, spills = _amd_resources(compiled.asm["amdgcn"]) if amd else _cuda_resources(binary)
     return Binary(
         name=kernel.name,
         target=target,
         extension=extension,
         binary=binary,
-        assembly=assembly,
         registers=registers,
         spills=spills,
         shared=compiled.metadata.shared,

@@ -1,35 +1,30 @@
-"""From generated source to a module: written to the cache directory, then imported as an ordinary file.
+"""From generated source to a module: kept in the cache, then imported as an ordinary file.
 
-Triton reads the source of kernels through `inspect`, so they must be files.  Writing is atomic: processes that start
-together may write the same file, and each sees a whole one.
+Triton reads the source of kernels through `inspect`, so they must be files.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
-import tempfile
+from dataclasses import dataclass
 from functools import lru_cache
+from importlib.abc import SourceLoader
 from pathlib import Path
 from types import ModuleType
 
-import platformdirs
-
+from spdsl import __version__
+from spdsl.cache.entries import digest
+from spdsl.cache.store import store
 from spdsl.codegen.emit import KernelSource
-
-
-def cache_directory() -> Path:
-    """Where generated files are kept: ``SPDSL_CACHE_DIR``, else the user's cache directory."""
-    return Path(os.environ.get("SPDSL_CACHE_DIR") or platformdirs.user_cache_dir("spdsl")) / "kernels"
 
 
 @lru_cache(maxsize=1024)
 def load(source: KernelSource) -> ModuleType:
     """The module of ``source``, written if it is not there yet."""
-    path = write(source, cache_directory())
+    path = write(source)
     name = f"spdsl_kernels_{source.digest}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_loader(name, _Loader(path=path, text=source.text))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -38,18 +33,27 @@ def load(source: KernelSource) -> ModuleType:
     return module
 
 
-def write(source: KernelSource, directory: Path) -> Path:
-    """Write ``source`` into ``directory`` unless the same text is there; returns the path."""
-    path = directory / f"{source.name}_{source.digest}.py"
-    if path.exists() and path.read_text(encoding="utf-8") == source.text:
-        return path
-    directory.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=directory, suffix=".py.part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(source.text)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+def write(source: KernelSource) -> Path:
+    """Keep ``source`` in the cache unless the same text is there; returns its file."""
+    name = f"{source.name}_{source.digest}.py"
+    key = digest("source", name, source.text)
+    entry = store().made(
+        key, lambda: {name: source.text.encode()}, kind="source", name=source.name, made_by={"spdsl": __version__}
+    )
+    return entry.path(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loader(SourceLoader):
+    """Runs the text that was written, and leaves no bytecode beside it."""
+
+    path: Path
+    text: str
+
+    def get_filename(self, fullname: str) -> str:  # noqa: ARG002  # there is one module
+        return str(self.path)
+
+    def get_data(self, path: str | bytes) -> bytes:
+        if str(path) != str(self.path):
+            raise OSError(path)
+        return self.text.encode()

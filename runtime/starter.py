@@ -17,6 +17,7 @@ from torch import Tensor
 from triton.compiler import CompiledKernel
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from spdsl.codegen.binaries import keeping
 from spdsl.codegen.blocks import Argument, Kernel
 from spdsl.codegen.gluon import layout_of
 
@@ -137,7 +138,8 @@ class Starter:
         if known is not None and not self.function.pre_run_hooks:
             known[grid](*arguments)
             return
-        made = self.function[grid](**given, num_warps=self.kernel.warps, num_stages=stages)
+        with keeping(self.function, device.index if device.type == "cuda" else None):
+            made = self.function[grid](**given, num_warps=self.kernel.warps, num_stages=stages)
         # The interpreter gives back nothing.
         if key is not None and isinstance(made, CompiledKernel) and self.function.arg_names == list(self.names):
             if len(self.compiled) >= _MOST:

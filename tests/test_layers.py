@@ -19,6 +19,7 @@ BARE = {"grammar", "codegen", "runtime", "patterns"}
 # From the bottom to the top; a module may import its own layer and those above it in this list.
 LAYERS = (
     ("spdsl.diagnostics",),
+    ("spdsl.cache",),
     ("spdsl.grammar",),
     ("spdsl.semantics",),
     ("spdsl.analysis",),

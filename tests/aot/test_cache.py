@@ -1,0 +1,99 @@
+"""Compiled kernels in the cache: what a launch compiles is found by the next process, and what is built ahead of time
+by a launch.  A driver that has no GPU behind it stands in for Triton's; nothing is started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted")
+
+ROOT = Path(__file__).parents[2]
+
+LAUNCH = """
+import json, sys
+import torch, triton
+from triton.backends.compiler import GPUTarget
+import spdsl
+from spdsl.cache.store import store
+from spdsl.codegen import binaries
+from spdsl.kernels import plan_like
+from spdsl.runtime import launch
+from spdsl.runtime.calls import Call
+from spdsl.runtime.triton_engine import TritonEngine
+
+class Driver:
+    def get_current_target(self): return GPUTarget("cuda", 90, 32)
+    def get_current_device(self): return 0
+    def get_current_stream(self, device): return 0
+
+triton.runtime.driver.set_active(Driver())
+compiled, compiler = [], triton.compiler.compiler.compile
+def count(src, **rest):
+    compiled.append(src.name)
+    return compiler(src, **rest)
+triton.compiler.compile = triton.compiler.compiler.compile = count
+
+def run(self, kernel, grid, given, stages, device):
+    function = self._function(kernel)
+    with binaries.keeping(function, 0):
+        made = function.run(**given, grid=grid, warmup=True, num_warps=kernel.warps, num_stages=stages)
+    assert made.kernel[:4] == b"\\x7fELF" and made.metadata.shared > 0
+
+launch.Loaded._run = run
+q = torch.zeros(1, 2, 256, 64, dtype=torch.bfloat16)
+plan = plan_like(spdsl.compile("causal")._key, q, q, q, "sm_90").plan
+print("ready", flush=True)
+sys.stdin.readline()
+TritonEngine().forward(Call(plan=plan, q=q, k=q, v=q))
+import pathlib
+print(json.dumps({"compiled": compiled, "kinds": sorted(e.kind for e in store().entries())}))
+"""
+
+
+def launch(cache: Path, processes: int) -> list[dict[str, list[str]]]:
+    """What each of so many processes compiled that start together, and what it found in the cache then."""
+    environment = os.environ | {"SPDSL_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
+    command = [sys.executable, "-c", LAUNCH]
+    started = [
+        subprocess.Popen(command, stdin=-1, stdout=-1, text=True, cwd=ROOT, env=environment) for _ in range(processes)
+    ]
+    for each in started:
+        assert each.stdout is not None
+        assert each.stdout.readline() == "ready\n"
+    for each in started:
+        assert each.stdin is not None
+        each.stdin.write("\n")
+        each.stdin.flush()
+    found = [each.communicate(timeout=300)[0] for each in started]
+    assert [each.returncode for each in started] == [0] * processes
+    return [json.loads(text) for text in found]
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(16, marks=pytest.mark.slow)])
+def test_processes_that_start_together_compile_once(tmp_path: Path, processes: int) -> None:
+    together = launch(tmp_path, processes)
+    assert sorted(each for found in together for each in found["compiled"]) == ["forward"]
+    [later] = launch(tmp_path, 1)
+    assert later == {"compiled": [], "kinds": ["kernel", "source"]}
+    assert not (tmp_path / "triton").exists()  # Triton's own cache is not used
+
+
+def test_a_launch_finds_what_was_built_ahead_of_time(tmp_path: Path) -> None:
+    code = """
+import torch, spdsl
+from spdsl.codegen.aot import compile_kernels
+from spdsl.kernels import plan_like
+q = torch.zeros(1, 2, 256, 64, dtype=torch.bfloat16)
+compile_kernels(plan_like(spdsl.compile("causal")._key, q, q, q, "sm_90").plan, "sm_90", ("forward",))
+"""
+    environment = os.environ | {"SPDSL_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, timeout=300)
+    assert launch(tmp_path, 1) == [{"compiled": [], "kinds": ["kernel", "source"]}]
