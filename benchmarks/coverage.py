@@ -82,7 +82,10 @@ def coverage(case: Case) -> Coverage:
         case=case,
         total=case.batch * heads * case.n**2,
         kept=report.pairs,
-        computed={kernel.kind: kernel.computed for kernel in report.kernels},
+        computed={
+            kind: sum(kernel.computed for kernel in report.kernels if kernel.kind == kind)
+            for kind in {kernel.kind for kernel in report.kernels}
+        },
         blocks=touched_blocks(call) * BLOCK**2,
     )
 

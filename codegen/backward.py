@@ -55,8 +55,10 @@ STATISTICS = (
 )
 
 
-def lower_delta(plan: Plan) -> Kernel:
-    """Row sums of dO * O, and the gradients of sinks."""
+def lower_delta(plan: Plan) -> Kernel | None:
+    """Row sums of dO * O, and the gradients of sinks; of a union once, for all its parts."""
+    if plan.place:
+        return None
     kernel = replace(plan.dq, block_q=64, warps=4, stages=1, residues=None, boxes=None, descriptors=False, splits=False)
     frame = Frame(plan=plan, kernel=kernel, by="query")
     sinks = partials(frame, "sink_logit", ("none", "query"))

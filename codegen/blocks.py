@@ -204,7 +204,7 @@ class LoadTile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreTile:
-    """Write ``value`` (times ``factor``) to the rows that exist."""
+    """Write ``value`` (times ``factor``) to the rows that exist, or with ``added`` add it to what is there."""
 
     value: str
     prefix: str
@@ -215,6 +215,7 @@ class StoreTile:
     factor: float | None = None
     boxes: bool = False
     scattered: bool = False
+    added: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,6 +330,16 @@ class SoftmaxState:
     """Running maximum ``m``, sum ``l`` and output ``acc``; a sink starts them instead of nothing."""
 
     sink: Expr | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftmaxResumed:
+    """As `SoftmaxState`, from the output and LSE of other pairs of these rows: ``o_tile`` and memory.
+
+    Where a row is computed in parts, only the first goes on from there (``first`` holds for it).
+    """
+
+    first: Expr | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -629,6 +640,7 @@ Block: TypeAlias = (
     | Logits
     | Mask
     | SoftmaxState
+    | SoftmaxResumed
     | OnlineSoftmax
     | SoftmaxEnd
     | Probabilities

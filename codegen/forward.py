@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from spdsl.analysis.plans import Plan
 from spdsl.codegen import split
 from spdsl.codegen.blocks import (
@@ -14,12 +16,14 @@ from spdsl.codegen.blocks import (
     OnlineSoftmax,
     RowBase,
     SoftmaxEnd,
+    SoftmaxResumed,
     SoftmaxState,
     StoreRows,
 )
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.frame import Frame, masked, pointers, positions, program
 from spdsl.codegen.walks import Mode, Walker, lower_walk
+from spdsl.semantics.nodes import Expr
 
 SUMS = split.Sums(
     accumulators=(("acc", ("BLOCK_Q", "VALUE_DIM")), ("m", ("BLOCK_Q",)), ("l", ("BLOCK_Q",))), softmax=True
@@ -83,7 +87,7 @@ def lower_forward(plan: Plan) -> Kernel:
         frame.load("Q", "q", "HEAD_DIM", guarded=True),
         *frame.addresses("K", "k", "HEAD_DIM"),
         *frame.addresses("V", "k", "VALUE_DIM"),
-        SoftmaxState(sink=split.once(frame, sink)),
+        *_state(frame, sink),
         *setup,
         *split.share(frame, loops),
         *split.end(frame, SUMS, forward_end(frame)),
@@ -111,6 +115,18 @@ def lower_forward(plan: Plan) -> Kernel:
         boxes=frame.boxes,
         after=frame.after,
         parts=split.part_sizes(frame, SUMS),
+    )
+
+
+def _state(frame: Frame, sink: Expr | None) -> tuple[Block, ...]:
+    """What the softmax begins with."""
+    if not frame.plan.place:
+        return (SoftmaxState(sink=split.once(frame, sink)),)
+    return (
+        pointers(frame, "O", "q", "VALUE_DIM"),
+        replace(frame.load("O", "q", "VALUE_DIM", guarded=True), descriptor=False, heads=None),
+        RowBase(),
+        SoftmaxResumed(first=split.first(frame)),
     )
 
 

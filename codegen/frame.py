@@ -245,8 +245,11 @@ class Frame:
             scattered=self.has_tail,
         )
 
-    def store(self, value: str, tensor: str, side: Side, columns: str, factor: float | None = None) -> StoreTile:
-        """Store ``value`` as the tile of ``tensor`` that the kernel's ``i`` or ``j`` names."""
+    def store(
+        self, value: str, tensor: str, side: Side, columns: str, factor: float | None = None, *, added: bool = False
+    ) -> StoreTile:
+        """Store ``value`` as the tile of ``tensor`` that the kernel's ``i`` or ``j`` names; ``added`` where it is a
+        sum over pairs, to which every part of a union adds."""
         return StoreTile(
             value=value,
             prefix=prefix_of(tensor),
@@ -257,6 +260,7 @@ class Frame:
             factor=factor,
             boxes=self.boxes is not None,
             scattered=self.has_tail,
+            added=added and self.plan.place > 0,
         )
 
     def lengths(self) -> tuple[Argument, ...]:

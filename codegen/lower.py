@@ -35,7 +35,7 @@ LOWERINGS = (
 def lower(plan: Plan) -> BlockGraph:
     """The kernels of ``plan``: forward and backward."""
     return BlockGraph(
-        name=plan.problem.pattern.name,
+        name=plan.name,
         dtype=plan.problem.dtype,
         notes=_notes(plan),
         kernels=(

@@ -108,4 +108,7 @@ def result_arguments(frame: Frame, names: tuple[str, ...], sums: tuple[Partial, 
 
 
 def _store(frame: Frame, tensor: str, side: Side, columns: str, factor: float | None) -> tuple[Block, ...]:
-    return (pointers(frame, tensor, side, columns), frame.store(tensor.lower(), tensor, side, columns, factor))
+    return (
+        pointers(frame, tensor, side, columns),
+        frame.store(tensor.lower(), tensor, side, columns, factor, added=True),
+    )

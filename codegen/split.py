@@ -83,10 +83,15 @@ def _shared(chain: list[Loop], suffix: str) -> Iterator[Block]:
 
 def once(frame: Frame, sink: Expr | None) -> Expr | None:
     """A sink's logit for the first part of a row alone."""
-    if sink is None or not frame.kernel.splits:
+    alone = first(frame)
+    if sink is None or alone is None:
         return sink
-    first = compare("eq", PART, number(0))
-    return Apply(op="where", args=(first, sink, Const(value=float("-inf"))), dtype="float")
+    return Apply(op="where", args=(alone, sink, Const(value=float("-inf"))), dtype="float")
+
+
+def first(frame: Frame) -> Expr | None:
+    """Whether a program is the first of its row; None where there is no other."""
+    return compare("eq", PART, number(0)) if frame.kernel.splits else None
 
 
 def end(frame: Frame, sums: Sums, blocks: tuple[Block, ...]) -> tuple[Block, ...]:

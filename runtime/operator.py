@@ -20,6 +20,7 @@ from spdsl.runtime.calls import Call, Gradients
 from spdsl.runtime.checks import check_call
 from spdsl.runtime.engines import engine_for
 from spdsl.runtime.lists import lists_for
+from spdsl.runtime.parts import kinds_of
 from spdsl.runtime.stages import materialise
 from spdsl.runtime.transforms import second_derivative
 from spdsl.semantics.free import LARGEST
@@ -212,7 +213,7 @@ def attend_backward(
     names = ("q", "k", "v", *prepared.inputs)
     asked = frozenset(names[each] for each in wanted)
     call = materialise(_call(prepared, q, k, v, tables, places, q_start, values))
-    call = lists_for(call, ("fused",) if call.fuses(asked) else ("dq", "dkdv"))
+    call = lists_for(call, kinds_of(call, asked))
     with _no_autocast(q.device.type):
         found = engine_for(prepared.backend).backward(call, out, lse, d_out, d_lse, asked)
     tensors = (q, k, v, *tables)

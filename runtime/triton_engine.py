@@ -11,6 +11,7 @@ from torch import Tensor
 from spdsl.codegen.results import partial_pointer
 from spdsl.runtime.calls import Call, Gradients
 from spdsl.runtime.launch import Loaded, Value, call_values, empty, lined, loaded, tensor_values
+from spdsl.runtime.parts import kinds_of, parts_of
 from spdsl.runtime.table_gradients import partial_shape, table_gradients
 
 
@@ -28,18 +29,9 @@ class TritonEngine:
         out = empty((batch, heads, nq, call.v.shape[3]), call.q, call.q.dtype)
         lse = empty((batch, heads, nq), call.q)
         values = tensor_values(Q=call.q, K=call.k, V=call.v, O=out) | {"LSE": lse}
-        loaded(call.plan).launch_split("forward", call, values)
+        for part in parts_of(call, lambda _: ("forward",)):
+            loaded(part.plan).launch_split("forward", part, values)
         return out, lse
-
-    def _fused(self, call: Call, kernels: Loaded, values: Mapping[str, Value]) -> Gradients:
-        """dQ, dK and dV by one kernel, which adds to dQ in fp32."""
-        sums = torch.zeros(call.q.shape, dtype=torch.float32, device=call.q.device)
-        d_k, d_v = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (call.k, call.v))
-        rows = {name: _quadruples(values[name]) for name in ("LSE2", "Delta")}
-        kernels.launch_split("fused", call, {**values, **rows, **tensor_values(dK=d_k, dV=d_v), "dQ": sums})
-        d_q = torch.empty(call.q.shape, dtype=call.q.dtype, device=call.q.device)
-        torch.mul(sums, call.plan.scale, out=d_q)
-        return Gradients(q=d_q, k=d_k, v=d_v, tables={})
 
     @torch.no_grad()
     def backward(
@@ -47,44 +39,67 @@ class TritonEngine:
     ) -> Gradients:
         """Gradients of those among ``q k v`` and the names of tables that are in ``wanted``."""
         call = _lined(call)
-        kernels = loaded(call.plan)
-        batch, heads, nq, _ = call.q.shape
-        n = call.k.shape[2]
-        partials = {
-            position: torch.zeros(partial_shape(gradient, call), dtype=torch.float32, device=call.q.device)
-            for position, gradient in enumerate(call.plan.gradients)
-            if gradient.table in wanted
-        }
         values: dict[str, Value] = {
             **tensor_values(Q=call.q, K=call.k, V=call.v, O=lined(out), dO=lined(d_out.to(call.q.dtype))),
             "LSE": lse.contiguous(),
             "dLSE": torch.zeros_like(lse) if d_lse is None else d_lse.float().contiguous(),
             "LSE2": torch.empty_like(lse, memory_format=torch.contiguous_format),
             "Delta": torch.empty_like(lse, memory_format=torch.contiguous_format),
-            **_partial_values(call, partials),
         }
+        found = Gradients(q=None, k=None, v=None, tables={})
+        for part in parts_of(call, lambda part: kinds_of(part, wanted)):
+            found = _added(part, found, values, wanted)
+        return replace(
+            found,
+            q=found.q if "q" in wanted else None,
+            k=found.k if "k" in wanted else None,
+            v=found.v if "v" in wanted else None,
+        )
+
+
+def _added(call: Call, before: Gradients, values: Mapping[str, Value], wanted: frozenset[str]) -> Gradients:
+    """The gradients with those of the pairs of ``call``, whose kernels add to what is there already."""
+    kernels = loaded(call.plan)
+    batch, heads, nq, _ = call.q.shape
+    partials = {
+        position: torch.zeros(partial_shape(gradient, call), dtype=torch.float32, device=call.q.device)
+        for position, gradient in enumerate(call.plan.gradients)
+        if gradient.table in wanted
+    }
+    values = {**values, **_partial_values(call, partials)}
+    if not call.plan.place:
         kernels.launch("delta", nq, heads, batch, values | call_values(call, "delta"))
-        if call.fuses(wanted):
-            return replace(self._fused(call, kernels, values), tables=table_gradients(call, partials, wanted))
+    d_q, d_k, d_v = before.q, before.k, before.v
+    if call.fuses(wanted):
+        d_q, d_k, d_v = _fused(call, kernels, values)
+    else:
         by = {call.plan.gradients[position].by for position in partials}
-        d_q = d_k = d_v = None
         if "q" in wanted or by & {"none", "query", "pair"}:
-            d_q = torch.empty_like(call.q, memory_format=torch.contiguous_format)
+            d_q = torch.empty_like(call.q, memory_format=torch.contiguous_format) if d_q is None else d_q
             kernels.launch_split("dq", call, values | tensor_values(dQ=d_q))
         if wanted & {"k", "v"} or "key" in by:
             # Keys outside the places of a batched call get no gradient, and no program writes them.
             make = torch.empty_like if call.places is None else torch.zeros_like
-            d_k = make(call.k, memory_format=torch.contiguous_format)
-            d_v = make(call.v, memory_format=torch.contiguous_format)
+            d_k = make(call.k, memory_format=torch.contiguous_format) if d_k is None else d_k
+            d_v = make(call.v, memory_format=torch.contiguous_format) if d_v is None else d_v
             kernels.launch_split("dkdv", call, values | tensor_values(dK=d_k, dV=d_v))
         if "distance" in by:
-            kernels.launch("distances", nq + n - 1, heads, batch, values | call_values(call, "distances"))
-        return Gradients(
-            q=d_q if "q" in wanted else None,
-            k=d_k if "k" in wanted else None,
-            v=d_v if "v" in wanted else None,
-            tables=table_gradients(call, partials, wanted),
-        )
+            rows = nq + call.k.shape[2] - 1
+            kernels.launch("distances", rows, heads, batch, values | call_values(call, "distances"))
+    tables = table_gradients(call, partials, wanted)
+    added = {name: tables[name] + before.tables[name] if name in before.tables else tables[name] for name in tables}
+    return Gradients(q=d_q, k=d_k, v=d_v, tables=added)
+
+
+def _fused(call: Call, kernels: Loaded, values: Mapping[str, Value]) -> tuple[Tensor, Tensor, Tensor]:
+    """dQ, dK and dV by one kernel, which adds to dQ in fp32."""
+    sums = torch.zeros(call.q.shape, dtype=torch.float32, device=call.q.device)
+    d_k, d_v = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (call.k, call.v))
+    rows = {name: _quadruples(values[name]) for name in ("LSE2", "Delta")}
+    kernels.launch_split("fused", call, {**values, **rows, **tensor_values(dK=d_k, dV=d_v), "dQ": sums})
+    d_q = torch.empty(call.q.shape, dtype=call.q.dtype, device=call.q.device)
+    torch.mul(sums, call.plan.scale, out=d_q)
+    return d_q, d_k, d_v
 
 
 def _quadruples(rows: Value) -> Value:

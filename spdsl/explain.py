@@ -18,16 +18,20 @@ from spdsl.planning import Chosen
 from spdsl.runtime.calls import Call
 from spdsl.runtime.checks import check_call, check_tensors, raise_pending
 from spdsl.runtime.operator import with_batch
+from spdsl.runtime.parts import parts_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelReport:
     """One kernel: tile sizes, its walk in words, and how many tiles it visits over batch and heads.
 
+    ``pairs`` are those kept by the set that it computes: all of the pattern's, or those of ``part`` of its union.
     ``metadata`` is the size in bytes of the tensors that a call makes so that the kernel finds its tiles.
     """
 
     kind: str
+    part: int
+    pairs: int
     block_q: int
     block_k: int
     walk: tuple[str, ...]
@@ -46,15 +50,16 @@ class KernelReport:
         """Pairs whose logits are computed, kept or not."""
         return self.touched * self.block_q * self.block_k
 
-    def as_dict(self, pairs: int) -> dict[str, object]:
-        """The report for `--json`, where the pattern keeps ``pairs``."""
-        return asdict(self) | {"partial": self.partial, "computed": self.computed, "useful": self.useful(pairs)}
+    def as_dict(self) -> dict[str, object]:
+        """The report for `--json`."""
+        return asdict(self) | {"partial": self.partial, "computed": self.computed, "useful": self.useful}
 
-    def useful(self, pairs: int) -> float:
+    @property
+    def useful(self) -> float:
         """Pairs kept over pairs computed."""
-        return pairs / self.computed if self.computed else 1.0
+        return self.pairs / self.computed if self.computed else 1.0
 
-    def lines(self, pairs: int, before: Sequence[KernelReport]) -> list[str]:
+    def lines(self, before: Sequence[KernelReport]) -> list[str]:
         """The report as lines to read, after those of the kernels ``before``."""
         like = next((each.kind for each in before if replace(each, kind=self.kind) == self), None)
         if like is not None:
@@ -64,7 +69,7 @@ class KernelReport:
         head = (
             f"{self.kind}: tiles of {self.block_q} queries × {self.block_k} keys, {self.touched:,} touched: "
             f"{self.full:,} full, {self.partial:,} partial; "
-            f"{_percent(self.useful(pairs))} of the pairs computed are kept"
+            f"{_percent(self.useful)} of the pairs computed are kept"
         )
         metadata = [f"{self.metadata:,} bytes of metadata"] if self.metadata else []
         return [head, *(f"  {line}" for line in (*self.walk, *self.notes, *metadata))]
@@ -85,6 +90,8 @@ class Report:
 
     ``stages`` are the names of tables that are computed before the kernels start, with their sizes in bytes.
     ``open`` are the parameters that kernels take at run time, ``fixed`` those that are constants of the kernels.
+    ``sets`` are the disjoint parts of a union that are computed one after the other, in words; empty for a set that is
+    computed as a whole.
     """
 
     pattern: str
@@ -99,6 +106,7 @@ class Report:
     fixed: tuple[Fixed, ...]
     kernels: tuple[KernelReport, ...]
     stages: tuple[tuple[str, int], ...] = ()
+    sets: tuple[str, ...] = ()
 
     @property
     def kept(self) -> float:
@@ -111,8 +119,10 @@ class Report:
 
         Of the two ways back it is the one that runs by default.
         """
-        kinds = {kernel.kind for kernel in self.kernels} - ({"dq", "dkdv"} if self.is_fused else set())
-        lists = sum(kernel.metadata for kernel in self.kernels if kernel.kind in kinds)
+        fused = {kernel.part for kernel in self.kernels if kernel.kind == "fused"}
+        lists = sum(
+            kernel.metadata for kernel in self.kernels if kernel.kind not in ("dq", "dkdv") or kernel.part not in fused
+        )
         return lists + sum(size for _, size in self.stages)
 
     @property
@@ -122,7 +132,7 @@ class Report:
 
     def as_dict(self) -> dict[str, object]:
         """The report for `--json`."""
-        kernels = [kernel.as_dict(self.pairs) for kernel in self.kernels]
+        kernels = [kernel.as_dict() for kernel in self.kernels]
         return asdict(self) | {"kernels": kernels, "kept": self.kept, "metadata": self.metadata}
 
     def text(self) -> str:
@@ -139,10 +149,14 @@ class Report:
         lines += _constants(self.fixed)
         if self.is_fused:
             lines.append("gradients come from `fused`; where they have to repeat bitwise, from `dq` and `dkdv`")
-        before: list[KernelReport] = []
-        for kernel in self.kernels:
-            lines += kernel.lines(self.pairs, before)
-            before.append(kernel)
+        if self.sets:
+            lines.append(f"{len(self.sets)} sets without common pairs, one after the other:")
+        for part in dict.fromkeys(kernel.part for kernel in self.kernels):
+            kernels = [kernel for kernel in self.kernels if kernel.part == part]
+            if self.sets:
+                lines.append(f"set {part + 1}: {self.sets[part]}; {kernels[0].pairs:,} pairs")
+            for place, kernel in enumerate(kernels):
+                lines += kernel.lines(kernels[:place])
         lines += [f"computed before the kernels start: {value}, {size:,} bytes" for value, size in self.stages]
         lines.append(f"metadata: {self.metadata:,} bytes")
         return "\n".join(lines)
@@ -183,6 +197,7 @@ def explain(
     call = _call(chosen, q, k, v, tables)
     raise_pending()
     plan = call.plan
+    parts = [(part, count_pairs(part)) for part in parts_of(call, lambda _: ())]
     return Report(
         pattern=plan.problem.pattern.name,
         target=target,
@@ -191,15 +206,18 @@ def explain(
         heads=q.shape[1],
         nq=q.shape[2],
         n=k.shape[2],
-        pairs=count_pairs(call),
+        pairs=sum(pairs for _, pairs in parts),
         open=chosen.values,
         fixed=tuple(
             Fixed(name=name, value=value, reason=chosen.fixed[name])
             for name, value in values_of(key).items()
             if name in chosen.fixed
         ),
-        kernels=tuple(_kernel(call, kernel) for kernel in plan.kernels),
-        stages=tuple((word(each.value, 160), call.tables[each.name].nbytes) for each in plan.stages),
+        kernels=tuple(_kernel(part, kernel, pairs) for part, pairs in parts for kernel in part.plan.kernels),
+        stages=tuple(
+            (word(each.value, 160), part.tables[each.name].nbytes) for part, _ in parts for each in part.plan.stages
+        ),
+        sets=tuple(word(part.problem.pattern.attend.keep, 160) for part in plan.parts) if plan.more else (),
     )
 
 
@@ -220,10 +238,12 @@ def _call(chosen: Chosen, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, 
     return check_call(Call(plan=chosen.plan, q=q, k=k, v=v, q_start=start, tables=given, parameters=chosen.variables))
 
 
-def _kernel(call: Call, kernel: KernelPlan) -> KernelReport:
+def _kernel(call: Call, kernel: KernelPlan, pairs: int) -> KernelReport:
     found = walks.visits(call, kernel)
     return KernelReport(
         kind=kernel.kind,
+        part=call.plan.place,
+        pairs=pairs,
         block_q=kernel.block_q,
         block_k=kernel.block_k,
         walk=walks.describe(kernel, call.plan, call),

@@ -16,10 +16,12 @@ from spdsl.semantics.nodes import BoundPattern
 
 def sources(key: str, q: Tensor, k: Tensor, v: Tensor, target: str = "sm_90") -> dict[str, str]:
     """Generated sources by file name, for tensors like these; inputs get no gradients."""
-    graph = lower(plan_like(key, q, k, v, target).plan)
-    found = {f"{graph.name}.py": emit(graph).text}
-    if graph.fused is not None:
-        found[f"{graph.name}_fused.py"] = emit_fused(graph).text
+    found = {}
+    for plan in plan_like(key, q, k, v, target).plan.parts:
+        graph = lower(plan)
+        found[f"{graph.name}.py"] = emit(graph).text
+        if graph.fused is not None:
+            found[f"{graph.name}_fused.py"] = emit_fused(graph).text
     return found
 
 

@@ -28,7 +28,7 @@ def why_fixed(free: Plan, fixed: Plan) -> str | None:
 
 
 def _kernels(plan: Plan) -> tuple[KernelPlan, ...]:
-    return (plan.forward, plan.dq, plan.dkdv, *(() if plan.fused is None else (plan.fused,)))
+    return tuple(kernel for part in plan.parts for kernel in part.kernels)
 
 
 _NOTHING = (0, 0, 0)

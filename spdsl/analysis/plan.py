@@ -17,6 +17,7 @@ from spdsl.analysis.room import refuse_large_numbers
 from spdsl.analysis.stages import Staged, covering_grid, extents_of, leading_grid, stage
 from spdsl.analysis.tiles import BoxRelation, BoxWalk, DistanceWalk, ListWalk, Residues, SlotWalk, TileRelation, Walk
 from spdsl.analysis.tiling import Tiles, default_tiles
+from spdsl.analysis.unions import disjoint_sets
 from spdsl.analysis.worker import derive, find_boxes, find_residues
 from spdsl.diagnostics import error
 from spdsl.semantics.differentiate import derivative
@@ -33,6 +34,35 @@ def plan(problem: Problem, target: str) -> Plan:
     Raises:
         SpatError: the pattern needs something that cannot be planned (SP4xx).
     """
+    first, *others = _disjoint(problem, target) or (problem,)
+    more = tuple(_plan(other, target, place) for place, other in enumerate(others, 1))
+    if all(kernel.residues is not None for part in more for kernel in part.kernels):
+        return replace(_plan(first, target), more=more)
+    return _plan(problem, target)
+
+
+def _disjoint(problem: Problem, target: str) -> tuple[Problem, ...]:
+    """The problem as several without common pairs, where that pays; the sink belongs to the first."""
+    pattern = problem.pattern
+    # The CPU back end computes on runs of consecutive rows, and boxes follow their grid.
+    if target == "cpu" or leading_grid(pattern) is not None:
+        return ()
+
+    def with_set(keep: Expr, *, sink: Expr | None) -> Problem:
+        return replace(problem, pattern=replace(pattern, attend=replace(attend, keep=keep, sink_logit=sink)))
+
+    def modulus(keep: Expr) -> int:
+        part = with_set(keep, sink=None)
+        found = _residues(_staged(part.pattern), part)
+        return 1 if found is None else found.modulus
+
+    attend = pattern.attend
+    sets = disjoint_sets(attend.keep, modulus)
+    return tuple(with_set(keep, sink=attend.sink_logit if place == 0 else None) for place, keep in enumerate(sets))
+
+
+def _plan(problem: Problem, target: str, place: int = 0) -> Plan:
+    """The plan of one set; ``place`` is where it stands in a union."""
     staged = _staged(problem.pattern)
     _refuse_hidden(staged, frozenset(problem.gradients))
     pattern = problem.pattern
@@ -62,7 +92,9 @@ def plan(problem: Problem, target: str) -> Plan:
         forward=kernel("forward"),
         dq=kernel("dq"),
         dkdv=dkdv,
-        fused=kernel("fused") if in_order and _fuses(staged, problem, target) else None,
+        # What it adds to dQ is no result yet.
+        fused=kernel("fused") if in_order and place == 0 and _fuses(staged, problem, target) else None,
+        place=place,
     )
     if target != "cpu":
         refuse_large_numbers(found)

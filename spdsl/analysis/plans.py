@@ -113,7 +113,9 @@ class Plan:
     """Everything that is decided about a problem before text is written.
 
     ``fused`` computes what ``dq`` and ``dkdv`` do in one walk, faster and with sums of dQ in no fixed order; None where
-    there is no such kernel.
+    there is no such kernel.  ``more`` are the plans of the other parts of a union (`spdsl.analysis.unions`), which have
+    no pair in common with this one nor with each other; ``place`` is where a plan stands among them.  Kernels of a
+    later place go on from the output and LSE that are there already, and add to the gradients.
     """
 
     problem: Problem
@@ -129,6 +131,19 @@ class Plan:
     dq: KernelPlan
     dkdv: KernelPlan
     fused: KernelPlan | None = None
+    more: tuple[Plan, ...] = ()
+    place: int = 0
+
+    @property
+    def parts(self) -> tuple[Plan, ...]:
+        """This plan and those of the other parts, in the order in which they run."""
+        return (self, *self.more)
+
+    @property
+    def name(self) -> str:
+        """What its kernels are called after."""
+        name = self.problem.pattern.name
+        return f"{name}_part{self.place + 1}" if self.place else name
 
     @property
     def kernels(self) -> tuple[KernelPlan, ...]:

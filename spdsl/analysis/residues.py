@@ -21,7 +21,7 @@ from spdsl.analysis.tiles import Residues, Shape
 from spdsl.semantics.nodes import Apply, Const, Expr, Index, Table
 from spdsl.semantics.rewrite import conjuncts
 
-LARGEST = 64
+LARGEST = 128
 """The largest modulus.  At sensible lengths more classes than this have fewer rows than a tile."""
 
 OPERATIONS = 150_000

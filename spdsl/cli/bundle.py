@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from spdsl.cli.tree import record
 from spdsl.diagnostics import error
 
 if TYPE_CHECKING:
+    from spdsl.analysis.plans import Plan
     from spdsl.semantics.nodes import CheckedPattern
 
 MANIFEST = "manifest.json"
@@ -63,14 +64,21 @@ def write_bundle(word: str, wishes: Sequence[Wish], output: Path) -> dict[str, A
 
 def _compile(pattern: CheckedPattern, wish: Wish, files: dict[str, bytes]) -> list[dict[str, Any]]:
     """Add the files of one shape class to ``files`` and describe its kernels."""
-    from spdsl.codegen.aot import compile_kernels
-    from spdsl.codegen.lower import lower
-
     chosen = made_plan(pattern, wish)
     plan = chosen.plan
     # A tile of queries alone, before triton spends minutes on kernels that cannot fit.
     width = 1 << (max(wish.head_dim, wish.value_dim) - 1).bit_length()
     _refuse_too_large("forward", plan.forward.block_q * width * (4 if wish.dtype == "fp32" else 2), wish)
+    return [each for part in plan.parts for each in _compile_part(part, wish, chosen.variables, files)]
+
+
+def _compile_part(
+    plan: Plan, wish: Wish, variables: Mapping[str, int], files: dict[str, bytes]
+) -> list[dict[str, Any]]:
+    """As `_compile`, for one of the sets of a union."""
+    from spdsl.codegen.aot import compile_kernels
+    from spdsl.codegen.lower import lower
+
     source, binaries = compile_kernels(plan, wish.target)
     for each in binaries:
         _refuse_too_large(each.name, each.shared, wish)
@@ -85,6 +93,7 @@ def _compile(pattern: CheckedPattern, wish: Wish, files: dict[str, bytes]) -> li
             {
                 "name": each.name,
                 "shape": wish.shape,
+                "part": plan.place,
                 "source": source_file,
                 "binary": binary_file,
                 "entry": each.entry,
@@ -100,7 +109,7 @@ def _compile(pattern: CheckedPattern, wish: Wish, files: dict[str, bytes]) -> li
                 "arguments": [f"{name}: {kind}" for name, kind in each.signature],
                 # The values given, of those parameters that are arguments.
                 "run_time_parameters": {
-                    name: value for name, value in chosen.variables.items() if name in dict(each.signature)
+                    name: value for name, value in variables.items() if name in dict(each.signature)
                 },
             }
         )

@@ -22,6 +22,7 @@ from spdsl.explain import call_like
 from spdsl.picture import Walked
 from spdsl.pipeline import key_of
 from spdsl.runtime.calls import Call
+from spdsl.runtime.parts import parts_of
 from spdsl.states import EMPTY, FULL, PARTIAL, tile_rows, tile_states
 
 if TYPE_CHECKING:
@@ -39,11 +40,12 @@ MARKS = (("·", "bright_black"), ("▒", "yellow"), ("█", "blue"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawing:
-    """The tiles of the kernels of one call for one head, kernels that walk alike together; and the inputs made up."""
+    """The tiles of the kernels of one call for one head, kernels that walk alike together, with the call of their part
+    of a union; and the inputs made up."""
 
     call: Call
     head: int
-    kernels: tuple[tuple[tuple[KernelPlan, ...], Tensor], ...]
+    kernels: tuple[tuple[Call, tuple[KernelPlan, ...], Tensor], ...]
     generated: tuple[str, ...]
 
 
@@ -70,7 +72,11 @@ def drawing(
     inputs, generated = make_inputs(pattern, values, given, sizes, layer=wish.layer, seed=seed)
     key = key_of(pattern.checked, values, wish.layer, None, False)
     call = call_like(key, *shaped(sizes, wish.value_dim, DTYPES[wish.dtype]), inputs, wish.target)
-    states = tuple((alike, tile_states(call, alike[0], head=head)) for alike in _alike(call.plan.kernels))
+    states = tuple(
+        (part, alike, tile_states(part, alike[0], head=head))
+        for part in parts_of(call, lambda _: ())
+        for alike in _alike(part.plan.kernels)
+    )
     return Drawing(call=call, head=head, kernels=states, generated=generated)
 
 
@@ -90,16 +96,17 @@ def _alike(kernels: Sequence[KernelPlan]) -> list[tuple[KernelPlan, ...]]:
 
 def picture(found: Drawing) -> Text:
     """All kernels, each with a row for every tile of its own side and with its walk in words."""
-    parts = [_kernels(found, alike, states) for alike, states in found.kernels]
+    parts = [_kernels(found, call, alike, states) for call, alike, states in found.kernels]
     return Text("\n").join([_legend(), *parts])
 
 
-def _kernels(found: Drawing, alike: tuple[KernelPlan, ...], states: Tensor) -> Text:
+def _kernels(found: Drawing, call: Call, alike: tuple[KernelPlan, ...], states: Tensor) -> Text:
     kernel = alike[0]
     own, walked = ("key", "query") if kernel.by == "key" else ("query", "key")
     counts = [int((states == state).sum()) for state in (FULL, PARTIAL, EMPTY)]
     text = Text()
     text.append(" and ".join(each.kind for each in alike), "bold")
+    text.append(f" of set {call.plan.place + 1}" if found.call.plan.more else "")
     text.append(f": tiles of {kernel.block_q} queries × {kernel.block_k} keys, head {found.head}")
     text.append(f", class 0 of {kernel.classes}" if kernel.classes > 1 else "")
     text.append("; {:,} full, {:,} partial, {:,} never read\n".format(*counts))
@@ -114,7 +121,7 @@ def _kernels(found: Drawing, alike: tuple[KernelPlan, ...], states: Tensor) -> T
             text.append((mark if state == EMPTY else mark * wide).ljust(wide), colour)
         text.rstrip()
         text.append("\n")
-    for line in (*walks.describe(kernel, found.call.plan, found.call), *kernel.notes):
+    for line in (*walks.describe(kernel, call.plan, call), *kernel.notes):
         text.append(f"  {line}\n")
     return text
 
@@ -149,14 +156,15 @@ def record(found: Drawing) -> dict[str, Any]:
         "kernels": [
             {
                 "kinds": [each.kind for each in alike],
+                "part": part.plan.place,
                 "block_q": kernel.block_q,
                 "block_k": kernel.block_k,
                 "classes": kernel.classes,
-                "walk": list(walks.describe(kernel, call.plan, call)),
+                "walk": list(walks.describe(kernel, part.plan, part)),
                 "notes": list(kernel.notes),
                 "rows": [{"full": _where(row, FULL), "partial": _where(row, PARTIAL)} for row in states],
             }
-            for alike, states in found.kernels
+            for part, alike, states in found.kernels
             for kernel in alike[:1]
         ],
     }
@@ -169,18 +177,22 @@ def _where(row: Tensor, state: int) -> list[int]:
 def walked(
     key: str, sizes: Sizes, inputs: Mapping[str, Tensor], kind: str, *, head: int, dtype: str, target: str
 ) -> Walked:
-    """What the kernel ``kind`` visits, for a picture.
+    """What the kernel ``kind`` visits, for a picture; that of a later set of a union is called ``forward.2``.
 
     Raises:
         SpatError: there is no such kernel for this pattern (SP615), or as a call of these sizes would.
     """
     call = call_like(key, *shaped(sizes, sizes.head_dim, DTYPES[dtype]), inputs, target)
-    found = [kernel for kernel in call.plan.kernels if kernel.kind == kind]
-    if not found:
+    kernels = {
+        f"{kernel.kind}.{part.plan.place + 1}" if part.plan.place else kernel.kind: (part, kernel)
+        for part in parts_of(call, lambda _: ())
+        for kernel in part.plan.kernels
+    }
+    if kind not in kernels:
         name = call.plan.problem.pattern.name
-        kinds = ", ".join(f"`{kernel.kind}`" for kernel in call.plan.kernels)
+        kinds = ", ".join(f"`{each}`" for each in kernels)
         raise error("SP615", f"`{name}` has no kernel `{kind}` for {target}", help=f"it has {kinds}")
-    (kernel,) = found
+    call, kernel = kernels[kind]
     states = tile_states(call, kernel, head=head)
     return Walked(
         title=kind if kernel.classes == 1 else f"{kind}, class 0 of {kernel.classes}",

@@ -65,19 +65,21 @@ def intermediate(word: str, stage: str, wish: Wish) -> tuple[str, Any]:
     from spdsl.codegen.gluon import emit_fused
     from spdsl.codegen.lower import lower
 
-    blocks = lower(made_plan(checked_pattern(given), wish).plan)
+    graphs = [lower(part) for part in made_plan(checked_pattern(given), wish).plan.parts]
     if stage == "block":
-        return _both(blocks)
+        shown, records = zip(*map(_both, graphs), strict=True)
+        return "\n".join(shown), records[0] if len(records) == 1 else records
     if stage == "gluon":
-        if blocks.fused is None:
+        if graphs[0].fused is None:
             raise error(
                 "SP615",
-                f"`{blocks.name}` has no kernel in Gluon for {wish.target} with head dims of {wish.head_dim}",
+                f"`{graphs[0].name}` has no kernel in Gluon for {wish.target} with head dims of {wish.head_dim}",
                 help="the fused backward is for sm_90, 16-bit types and head dims of 128; see `--emit triton`",
             )
-        text = emit_fused(blocks).text
+        text = emit_fused(graphs[0]).text
     else:
-        text = emit(blocks).text
+        # The sets of a union have a file each.
+        text = "\n\n".join(emit(graph).text for graph in graphs)
     return text, text
 
 

@@ -120,6 +120,15 @@ def conjuncts(expr: Expr) -> list[Expr]:
             return [expr]
 
 
+def disjuncts(expr: Expr) -> list[Expr]:
+    """The clauses of which one must hold for a bool expression to hold, in order."""
+    match expr:
+        case Apply(op="or", args=args):
+            return [clause for arg in args for clause in disjuncts(arg)]
+        case _:
+            return [expr]
+
+
 def on_side(expr: Expr, side: Side) -> Expr:
     """An expression of key positions, written for a side."""
 

@@ -14,7 +14,7 @@ import pytest
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Problem
 from spdsl.analysis.relation import tile_relation
-from spdsl.analysis.residues import residues_of
+from spdsl.analysis.residues import LARGEST, residues_of
 from spdsl.analysis.tiles import ListWalk, Residues, SlotWalk, TileRelation, tiles_among
 from spdsl.semantics.nodes import Const
 from tests.analysis.brute import check_walk, environment, mask_of
@@ -37,7 +37,7 @@ PATTERNS: dict[str, tuple[Term, int, int]] = {
     "future": ((d < 0) & (d > -70) & (d % 7).eq(2), 7, 2),
     "named length": ((d % 3).eq(0) & (d < n // 2) & (k + 5 < n) & (q < nq + 1000), 3, 0),
     "whole class": ((d % 5).eq(2), 5, 2),
-    "large": (causal & (d % 96).eq(5) & (d < 900), 48, 5),
+    "large": (causal & (d % 192).eq(5) & (d < 900), 96, 5),
     "sorted by remainder": (causal & (q % 8).eq(3) & (k % 8).eq(6), 8, 5),
 }
 
@@ -182,7 +182,7 @@ def test_full_tiles_are_found() -> None:
         d.eq(8),
         Term(Const(value=False)),
         (q % 4).eq(0),
-        causal & (d % 67).eq(0),
+        causal & (d % 131).eq(0),
     ],
 )
 def test_no_modulus(keep: Term) -> None:
@@ -242,11 +242,11 @@ def test_lists_keep_consecutive_rows() -> None:
 
 
 def test_divisors_of_large_strides() -> None:
-    for stride in (65, 96, 128, 1000, 4096):
+    for stride in (65, 96, 130, 256, 1000, 4096):
         found = residues(causal & (d % stride).eq(3), "square")
         assert found is not None
         assert stride % found.modulus == 0
-        assert found.modulus == max(each for each in range(1, 65) if gcd(each, stride) == each)
+        assert found.modulus == max(each for each in range(1, LARGEST + 1) if gcd(each, stride) == each)
         assert found.shift == 3 % found.modulus
 
 

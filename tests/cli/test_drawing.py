@@ -36,7 +36,7 @@ def drawn(text: str, kind: str) -> list[list[int]]:
     return [[marks.index(row.ljust(2 * len(rows))[at]) for at in range(0, len(row), 2)] for row in rows]
 
 
-@pytest.mark.parametrize("pattern", ["streaming", "strided", "s2", "documents"])
+@pytest.mark.parametrize("pattern", ["streaming", "s2", "documents"])
 def test_lists_are_those_of_the_mask(spdsl: Spdsl, pattern: str) -> None:
     words = ("show", pattern, "--emit", "tiles", "-n", "512", "--heads", "2", "--head", "1", "--json")
     found = spdsl(*words).json["result"]

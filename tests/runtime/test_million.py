@@ -98,11 +98,13 @@ def test_nothing_is_allocated_but_results_and_intervals(
     rows, keys = HEADS * TOKENS, GROUPS * TOKENS
     results = [2 * DIM * rows, 2 * DIM * rows, 2 * DIM * keys, 2 * DIM * keys]  # O, dQ, dK, dV
     statistics = [4 * rows] * 4  # LSE, dLSE, LSE in powers of two, delta
-    kernels = [planned.forward, planned.dq, planned.dkdv]
+    (other,) = planned.more
+    first = [planned.dq, planned.dkdv]
     if not deterministic:
         assert planned.fused is not None
-        kernels = [planned.forward, planned.fused]
+        first = [planned.fused]
         results.append(4 * DIM * rows)  # the sums of dQ
+    kernels = [planned.forward, other.forward, *first, other.dq, other.dkdv]
     intervals = [16 * TOKENS // (each.block_k if each.by == "key" else each.block_q) for each in kernels]
     sizes = [size for _, size in made.tensors]
     for size in results + statistics + intervals:
@@ -110,10 +112,11 @@ def test_nothing_is_allocated_but_results_and_intervals(
     # What is left are the sums of parts of long rows: as many programs as run side by side, twice.
     blocks = [max(each.block_q, each.block_k) * 2 * DIM * 4 for each in kernels]
     assert all(size <= PARTS * INTERPRETER * max(blocks) for size in sizes)
-    assert len(sizes) <= 6
+    assert len(sizes) <= 6 * 2
     assert sum(name.startswith("intervals") for name in launches) == len(kernels)
     names = {"forward", "delta", "dq", "dkdv", "fused"}
-    assert [name for name in launches if name in names] == ["forward", "delta", *(each.kind for each in kernels[1:])]
+    kinds = ["forward", "forward", "delta", *(each.kind for each in kernels[2:])]
+    assert [name for name in launches if name in names] == kinds
 
 
 def test_little_time_of_the_host(planned: Plan, launches: list[str]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 import spdsl
 from spdsl import walks
@@ -16,7 +17,9 @@ from spdsl.counting import count_by_tiles, count_pairs
 from spdsl.explain import call_like, explain
 from spdsl.runtime import visits
 from spdsl.runtime.calls import Call
+from spdsl.runtime.evaluate import evaluate
 from spdsl.runtime.lists import walk_lists
+from spdsl.runtime.parts import parts_of
 from spdsl.runtime.tile_grid import By, TileGrid
 from spdsl.runtime.visits import is_tested_by_row, list_visits, slot_visits
 from spdsl.semantics.nodes import Extent, Index
@@ -119,8 +122,9 @@ def test_pairs_of_the_library(case: Case, nq: int | None, target: str) -> None:
     call = call_like(attn._key, q, k, k, given, target)
     mask = attn.pattern.mask(sizes.nq, n, 4, 2, **case.parameters, **inputs)
     expected = int(mask.sum()) * (2 if mask.dim() == 3 else 1)
-    assert count_pairs(call) == expected
-    assert count_by_tiles(call) == expected
+    parts = list(parts_of(call, lambda _: ()))
+    assert sum(map(count_pairs, parts)) == expected
+    assert sum(map(count_by_tiles, parts)) == expected
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -156,7 +160,8 @@ def test_a_million_tokens(name: str) -> None:
     assert report.pairs == 8 * int(PAIRS[name].sum())
     assert report.metadata == 0
     for kernel in report.kernels:
-        assert kernel.full * kernel.block_q * kernel.block_k <= report.pairs <= kernel.computed
+        assert kernel.full * kernel.block_q * kernel.block_k <= kernel.pairs <= kernel.computed
+    assert sum(kernel.pairs for kernel in report.kernels if kernel.kind == "forward") == report.pairs
 
 
 GRIDS = {
@@ -177,6 +182,19 @@ def test_pictures_of_the_library(case: Case, nq: int | None) -> None:
     q, k = (torch.empty(1, heads, rows, 64, dtype=torch.bfloat16) for heads, rows in ((4, sizes.nq), (2, n)))
     call = call_like(attn._key, q, k, k, {name: torch.as_tensor(value) for name, value in inputs.items()}, "sm_90")
     mask = attn.pattern.mask(sizes.nq, n, 4, 2, **case.parameters, **inputs).reshape(-1, sizes.nq, n)[-1]
+    for part in parts_of(call, lambda _: ()):
+        assert_tiles_hold(part, mask if not call.plan.more else mask & mask_of_part(part))
+
+
+def mask_of_part(call: Call) -> Tensor:
+    """The set of one of several parts, for the last head."""
+    q, k = torch.arange(call.q.shape[2])[:, None] + call.q_start, torch.arange(call.k.shape[2])
+    env = {"q": q, "k": k, "h": 3, "g": 1, "b": 0, "n": call.k.shape[2], "nq": call.q.shape[2], "q_start": call.q_start}
+    return evaluate(call.plan.keep, {**env, **call.parameters}, {})
+
+
+def assert_tiles_hold(call: Call, mask: Tensor) -> None:
+    """All kept pairs lie in touched tiles, and only kept ones in full tiles."""
     for kernel in call.plan.kernels:
         states = tile_states(call, kernel, head=3)
         states = states.T if kernel.by == "key" else states

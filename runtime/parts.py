@@ -1,0 +1,23 @@
+"""The calls of a union's parts: from a call of the first to those of all, each with what its own kernels need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from spdsl.runtime.calls import Call
+from spdsl.runtime.lists import Kind, lists_for
+from spdsl.runtime.stages import materialise
+
+
+def parts_of(call: Call, kinds: Callable[[Call], Sequence[Kind]]) -> Iterator[Call]:
+    """``call``, which has all it needs, then those of the other parts; ``kinds`` are the kernels that will run."""
+    yield call
+    for plan in call.plan.more:
+        part = materialise(replace(call, plan=plan, lists={}))
+        yield lists_for(part, kinds(part))
+
+
+def kinds_of(call: Call, wanted: frozenset[str]) -> Sequence[Kind]:
+    """The kernels that compute the gradients that are wanted."""
+    return ("fused",) if call.fuses(wanted) else ("dq", "dkdv")

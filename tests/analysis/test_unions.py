@@ -1,0 +1,84 @@
+"""Unions told apart into sets with and without residues: nothing is lost, nothing counts twice."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import spdsl
+from spdsl.analysis.plan import plan
+from spdsl.analysis.plans import Plan, Problem
+from spdsl.analysis.residues import residues_of
+from spdsl.analysis.unions import LEAST, disjoint_sets
+from spdsl.pipeline import bound
+from spdsl.semantics.nodes import Expr
+from tests.analysis.brute import environment, mask_of
+from tests.analysis.build import Term, apply, k, q
+from tests.analysis.programs import HEADS, SMALL, WINDOW, parameters, predicates
+
+VALUES = {"w": list(SMALL.values)}
+
+
+def modulus(keep: Expr) -> int:
+    found = residues_of(keep, shape="square", heads=HEADS, groups=HEADS, tables=[WINDOW])
+    return 1 if found is None else found.modulus
+
+
+def strides() -> st.SearchStrategy[Term]:
+    """Pairs at a multiple of a stride and a shift, within something."""
+    made = st.tuples(st.sampled_from([2, 4, 8, 16]), st.integers(0, 5), predicates(1))
+    return made.map(
+        lambda given: apply("eq", apply("mod", q - k, given[0]), given[1] % given[0], dtype="bool") & given[2]
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    common=predicates(1),
+    stride=strides(),
+    parts=st.lists(st.one_of(predicates(1), strides()), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_random_unions(common: Term, stride: Term, parts: list[Term], seed: int) -> None:
+    whole = stride
+    for part in parts:
+        whole = whole | part
+    keep = (common & whole).expr
+    sets = disjoint_sets(keep, modulus)
+    chance = random.Random(seed)
+    for length in (1, 17, 64):
+        env = environment("square", length, h=chance.randrange(HEADS), b=chance.randrange(6), **parameters(chance))
+        counts = sum((mask_of(each, env, VALUES).astype(int) for each in sets), np.zeros((length, length), int))
+        if sets:
+            assert np.array_equal(counts, mask_of(keep, env, VALUES).astype(int))
+
+
+def planned(body: str, target: str = "sm_90") -> Plan:
+    attn = spdsl.compile(spdsl.loads(f"pattern union() {{\n  {body}\n}}"))
+    pattern = bound(attn._key, 4, 4, 64)
+    return plan(Problem(pattern=pattern, dtype="bf16", value_dim=64, shape="square"), target)
+
+
+def test_a_stride_is_told_apart() -> None:
+    found = planned("keep causal and (q - k < 128 or (q - k) % 128 == 0)")
+    (other,) = found.more
+    assert found.forward.residues is None
+    assert [kernel.classes for kernel in other.kernels] == [128, 128, 128]
+    assert (found.place, other.place) == (0, 1)
+    assert other.fused is None
+
+
+def test_what_gains_nothing_stays_one_set() -> None:
+    for body in (
+        f"keep causal and (q - k < 128 or (q - k) % {LEAST - 1} == 0)",  # too few classes
+        "keep causal and (q - k) % 8 == 0 and (q - k < 512 or k < 16)",  # the whole has residues
+        "keep causal and ((q - k) % 8 == 0 or (q - k) % 12 == 3)",  # nothing is left without
+        "keep causal and (q - k < 128 or k < 4)",
+        "input doc: int[token]\n keep causal and (doc[q] == doc[k] or (q - k) % 8 == 0)",  # lists by either way
+        "grid (y: 16, x: 16)\n keep q.y == k.y or (q.x - k.x) % 4 == 0",
+    ):
+        assert planned(body).more == (), body
+    assert planned("keep causal and (q - k < 128 or (q - k) % 128 == 0)", "cpu").more == ()
