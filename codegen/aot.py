@@ -16,9 +16,9 @@ from typing import Any
 
 from spdsl.analysis.plans import Plan
 from spdsl.codegen.binaries import compile_kept
-from spdsl.codegen.blocks import Argument, Kernel
+from spdsl.codegen.blocks import Argument, BlockGraph, Kernel
 from spdsl.codegen.emit import KernelSource, emit
-from spdsl.codegen.gluon import described, emit_fused
+from spdsl.codegen.gluon import described, emit_gluon
 from spdsl.codegen.load import load
 from spdsl.codegen.lower import lower
 from spdsl.diagnostics import error
@@ -28,13 +28,14 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binary:
-    """One compiled kernel.
+    """One compiled kernel, of the file ``source``.
 
     ``extension`` is ``cubin`` or ``hsaco``.  ``shared`` counts bytes of shared memory of a program, ``spills`` 32-bit
-    registers that live in local memory, both of one thread's point of view as are ``registers``.  ``signature`` names
-    the arguments with their types, in order.
+    registers that live in local memory, both of one thread's point of view as are ``registers``.  ``warps`` are those
+    of a program, also where they are specialised.  ``signature`` names the arguments with their types, in order.
     """
 
+    source: KernelSource
     name: str
     target: str
     extension: str
@@ -51,7 +52,8 @@ class Binary:
 def compile_kernels(
     plan: Plan, target: str, kinds: tuple[str, ...] | None = None
 ) -> tuple[KernelSource, tuple[Binary, ...]]:
-    """The source of ``plan`` and its kernels (all, or those named in ``kinds``) compiled for ``target``.
+    """The Triton source of ``plan`` and its kernels compiled for ``target``: those named in ``kinds``, or all that give
+    results which repeat, that is without the fused backward.
 
     Raises:
         SpatError: the target is not known, or kernels are being interpreted in this process (SP5xx).
@@ -59,18 +61,12 @@ def compile_kernels(
     graph = lower(plan)
     source = emit(graph)
     gpu = _gpu(target)
-    module = load(source)
-    kernels = [kernel for kernel in graph.triton if kinds is None or kernel.name in kinds]
-    return source, tuple(_compile(kernel, getattr(module, kernel.name), gpu, target) for kernel in kernels)
+    kernels = [kernel for kernel in graph.kernels if (kernel.name in kinds if kinds else kernel.name != "fused")]
+    return source, tuple(_compile(kernel, _source(graph, kernel, source), gpu, target) for kernel in kernels)
 
 
-def compile_fused(plan: Plan) -> tuple[KernelSource, Binary]:
-    """The source of the fused backward kernel of ``plan``, which must have one, and its binary for Hopper."""
-    graph = lower(plan)
-    kernel = graph.fused
-    assert kernel is not None
-    source = emit_fused(graph)
-    return source, _compile(kernel, getattr(load(source), kernel.name), _gpu("sm_90"), "sm_90")
+def _source(graph: BlockGraph, kernel: Kernel, triton: KernelSource) -> KernelSource:
+    return triton if kernel.fetch is None else emit_gluon(graph, kernel)
 
 
 def _gpu(target: str) -> Any:
@@ -90,28 +86,32 @@ def _gpu(target: str) -> Any:
     return GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
 
 
-def _compile(kernel: Kernel, function: Any, gpu: Any, target: str) -> Binary:
+def _compile(kernel: Kernel, text: KernelSource, gpu: Any, target: str) -> Binary:
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
+    function = getattr(load(text), kernel.name)
     constants = {argument.name: 1 for argument in kernel.arguments if _is_one(argument, kernel)}
-    fused = kernel.fetch is not None
+    gluon = kernel.fetch is not None
     signature = {
-        a.name: "constexpr" if a.name in constants else described(a) if fused else a.signature for a in kernel.arguments
+        a.name: "constexpr" if a.name in constants else described(a) if gluon else a.signature for a in kernel.arguments
     }
     attributes = {
         (position,): [["tt.divisibility", 16]]
         for position, argument in enumerate(kernel.arguments)
         if _is_multiple(argument, kernel)
     }
-    language = GluonASTSource if fused else ASTSource
+    language = GluonASTSource if gluon else ASTSource
     source = language(fn=function, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = compile_kept(source, gpu, {"num_warps": kernel.warps, "num_stages": kernel.stages})
+    options = {"num_warps": kernel.warps, "num_stages": kernel.stages}
+    options |= {"maxnreg": kernel.registers} if kernel.registers else {}
+    compiled = compile_kept(source, gpu, options)
     extension = "hsaco" if target.startswith("gfx") else "cubin"
     binary = compiled.asm[extension]
     amd = extension == "hsaco"
     registers, spills = _amd_resources(compiled.asm["amdgcn"]) if amd else _cuda_resources(binary)
     return Binary(
+        source=text,
         name=kernel.name,
         target=target,
         extension=extension,
@@ -119,7 +119,7 @@ def _compile(kernel: Kernel, function: Any, gpu: Any, target: str) -> Binary:
         registers=registers,
         spills=spills,
         shared=compiled.metadata.shared,
-        warps=kernel.warps,
+        warps=compiled.metadata.num_warps,
         stages=kernel.stages,
         entry=compiled.metadata.name,
         signature=tuple(signature.items()),

@@ -228,7 +228,12 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowBase:
-    """Name ``row_base``: where the rows of this sequence and head begin in ``[batch, heads, nq]``."""
+    """Name ``row_base``: where the rows of this sequence and head begin in ``[batch, heads, nq]``.
+
+    With ``copied`` the copy engine loads them, and each head's begin at a multiple of 16 bytes.
+    """
+
+    copied: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -518,6 +523,100 @@ class StoreIntervals:
     heads: Literal["h", "g"] | None
 
 
+# ---------------------------------------------------------------- the forward with specialised warps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corner:
+    """Where a tile begins in a tensor that the copy engine reads or writes.
+
+    With ``classes`` rows are split into those of residue classes; with ``box`` they are those of a grid, of which a
+    tile takes a box of these sizes, and ``heads`` is how many heads a descriptor joins with the batch, if it does.
+    Where groups of warps share a tile, each has its part of the rows, or of the box along the axis ``split``.
+    """
+
+    tensor: str
+    side: Side
+    head: Literal["h", "g"]
+    classes: int | None = None
+    box: tuple[int, ...] = ()
+    heads: int | None = None
+    split: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchQueries:
+    """The copying warp loads the program's queries, each group's by itself."""
+
+    corner: Corner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendTile:
+    """The copying warp waits for a place in the ring, writes the values of ``names`` there, and loads keys and values.
+
+    The first name is that of a coordinate, never negative; ``masked`` is a value of its own if it differs from tile to
+    tile.
+    """
+
+    names: tuple[str, ...]
+    masked: Expr | None
+    keys: Corner
+    values: Corner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendEnd:
+    """The copying warp says that there are no more tiles."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamBegin:
+    """A computing group's state of the softmax, as `SoftmaxState` or with ``resumed`` as `SoftmaxResumed`; waits for
+    its queries."""
+
+    sink: Expr | None
+    resumed: bool = False
+    first: Expr | None = None
+    padded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """All tiles that the copying warp sends: ``names`` of each are read, and ``body`` gets from products to logits.
+
+    The products of a tile with the queries run while the weights of the one before meet their values.  With ``flagged``
+    ``masked`` is read too.  ``factor`` as in `OnlineSoftmax`.
+    """
+
+    names: tuple[str, ...]
+    flagged: bool
+    factor: float
+    dtype: Precision
+    body: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamEnd:
+    """Divide ``acc`` by ``l``; zeros for empty rows.  Names ``lse`` (natural logarithm)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyOut:
+    """A group writes its rows of ``acc`` by the copy engine, which leaves out what does not exist."""
+
+    corner: Corner
+    dtype: Precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteOut:
+    """A group writes its rows of ``acc`` that exist, by their addresses."""
+
+    dtype: Precision
+    padded: bool
+
+
 # ---------------------------------------------------------------- the fused backward
 
 
@@ -660,6 +759,14 @@ Block: TypeAlias = (
     | SearchStep
     | SearchEnd
     | StoreIntervals
+    | FetchQueries
+    | SendTile
+    | SendEnd
+    | StreamBegin
+    | Stream
+    | StreamEnd
+    | CopyOut
+    | WriteOut
     | FetchOwn
     | FetchTile
     | FusedBegin
@@ -683,7 +790,7 @@ class Argument:
     ``fixed`` integers take part in Triton's specialisation (strides); others never do, so that no length recompiles.
     A tensor with a ``block`` is passed as a descriptor by which the copy engine loads blocks of this shape.  With
     ``extents`` its rows are split into those of a grid, and if that leaves the block one dimension too few, batch and
-    heads are joined.
+    heads are joined; with ``classes`` into those of residue classes, padded with zeros if these differ in length.
     """
 
     name: str
@@ -692,6 +799,7 @@ class Argument:
     fixed: bool = False
     block: tuple[int, ...] | None = None
     extents: tuple[int, ...] = ()
+    classes: int | None = None
 
     @property
     def signature(self) -> str:
@@ -708,6 +816,8 @@ class Kernel:
     Where ``parts`` names accumulators, with the numbers each holds for a program, long rows are split: the grid is flat
     (`WorkItem`), and the kernel ``{name}_combine`` adds up their parts.
     With ``fetch`` a kernel of specialised warps: one runs these blocks, and loads what the others compute on.
+    ``registers`` of a thread, before warps share them out, are fewer than there are where several programs are to share
+    an SM.  With ``heads_first`` the first tiles of all heads start first.
     """
 
     name: str
@@ -723,6 +833,8 @@ class Kernel:
     after: int | None = None
     parts: tuple[tuple[str, int], ...] = ()
     fetch: tuple[Block, ...] | None = None
+    registers: int | None = None
+    heads_first: bool = False
 
     def programs(self, rows: int) -> int:
         """How many tiles there are among ``rows`` rows."""
@@ -741,9 +853,9 @@ class BlockGraph:
     kernels: tuple[Kernel, ...]
 
     @property
-    def fused(self) -> Kernel | None:
-        """The fused backward kernel, if there is one."""
-        return next((kernel for kernel in self.kernels if kernel.fetch is not None), None)
+    def gluon(self) -> tuple[Kernel, ...]:
+        """The kernels with specialised warps."""
+        return tuple(kernel for kernel in self.kernels if kernel.fetch is not None)
 
     @property
     def triton(self) -> tuple[Kernel, ...]:

@@ -25,6 +25,7 @@ from spdsl.codegen.blocks import (
     Positions,
     Program,
     StoreTile,
+    Stream,
     WorkItem,
 )
 from spdsl.codegen.boxes import flag_of, own_box, programs
@@ -203,10 +204,10 @@ class Frame:
         if boxes is None:
             block = (1, 1, self.kernel.block_q if side == "q" else self.kernel.block_k, padded(width))
             return (replace(plain[0], block=block),)
-        lead = (1,) if self._joined(side) else (1, 1)
+        lead = (1,) if self.joined_heads(side) else (1, 1)
         return (replace(plain[0], block=(*lead, *boxes.box(side), padded(width)), extents=boxes.extents),)
 
-    def _joined(self, side: Side) -> int | None:
+    def joined_heads(self, side: Side) -> int | None:
         """How many heads are joined with the batch, so that descriptors of a grid have five dimensions at most."""
         pattern, boxes = self.plan.problem.pattern, self.kernel.boxes
         if boxes is None or len(boxes.extents) <= 2:
@@ -241,7 +242,7 @@ class Frame:
             padded=self.is_padded(columns),
             descriptor=self.kernel.descriptors,
             box=() if self.kernel.boxes is None else self.kernel.boxes.box(side),
-            heads=self._joined(side) if self.kernel.descriptors else None,
+            heads=self.joined_heads(side) if self.kernel.descriptors else None,
             scattered=self.has_tail,
         )
 
@@ -314,7 +315,7 @@ def every(body: Iterable[Block]) -> Iterator[Block]:
     """All blocks, those inside loops and conditions included."""
     for block in body:
         yield block
-        if isinstance(block, Loop | If):
+        if isinstance(block, Loop | If | Stream):
             yield from every(block.body)
         if isinstance(block, If):
             yield from every(block.otherwise)

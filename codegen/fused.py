@@ -6,7 +6,7 @@ holds them is a template; `spdsl.codegen.gluon` writes it.
 
 from __future__ import annotations
 
-from spdsl.analysis.plans import KernelPlan, Plan
+from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Plan
 from spdsl.codegen import split
 from spdsl.codegen.arith import add, both, compare, index, mul, number
 from spdsl.codegen.blocks import (
@@ -30,9 +30,6 @@ from spdsl.codegen.walks import Mode, Walker, depends_on_head, lower_walk
 from spdsl.semantics.nodes import Expr, Extent
 
 SUMS = dkdv_sums(())
-
-HALF = 64
-"""Keys of a group of four warps: the rows of its matrix instructions."""
 
 
 def lower_fused(plan: Plan) -> Kernel | None:
@@ -63,13 +60,14 @@ def lower_fused(plan: Plan) -> Kernel | None:
             *computing.parameters((*fetch, *compute)),
             *computing.table_arguments((*fetch, *compute)),
         ),
-        constants=(*computing.constants(), ("HALF", HALF), ("COLUMNS", 64), ("RING", tiles.stages)),
+        constants=(*computing.constants(), ("ROWS", GROUP_ROWS), ("COLUMNS", 64), ("RING", tiles.stages)),
         body=compute,
         fetch=fetch,
         block=tiles.block_k,
         warps=tiles.warps,
         stages=tiles.stages,
         parts=split.part_sizes(computing, SUMS),
+        heads_first=True,
     )
 
 
@@ -78,12 +76,12 @@ ROWS = ("LSE2", "Delta")
 
 def _halves(frame: Frame, name: str, width: int) -> tuple[Argument, ...]:
     (argument, *_) = frame.tensor(name, "k", width)
-    return (Argument(name=name, type=argument.type, note=argument.note, block=(1, 1, HALF, width)),)
+    return (Argument(name=name, type=argument.type, note=argument.note, block=(1, 1, GROUP_ROWS, width)),)
 
 
 def _fetch(frame: Frame, tiles: KernelPlan) -> tuple[Block, ...]:
     setup, loops = lower_walk(tiles.walk, _walker(frame, tiles, lambda _: (FetchTile(),)))
-    return _around(frame, tiles, setup, (RowBase(),), loops, begin=(FetchOwn(),), end=())
+    return _around(frame, tiles, setup, (RowBase(copied=True),), loops, begin=(FetchOwn(),), end=())
 
 
 def _compute(frame: Frame, tiles: KernelPlan) -> tuple[Block, ...]:

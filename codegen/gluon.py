@@ -1,4 +1,4 @@
-"""From a fused kernel to the text of a file in Gluon, Triton's language of layouts, barriers and copies.
+"""From kernels with specialised warps to the text of files in Gluon, Triton's language of layouts, barriers and copies.
 
 Blocks that Gluon writes as Triton does come from the same macros.  Names that moved between versions of Triton stand in
 one table.
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from spdsl.codegen.blocks import Argument, Block, BlockGraph, If, Loop
+from spdsl.codegen.blocks import Argument, Block, BlockGraph, If, Kernel, Loop, Stream
 from spdsl.codegen.emit import KernelSource, environment, helpers_in, macro_name
 
 NAMES: dict[bool, Mapping[str, str]] = {
@@ -33,32 +33,71 @@ NAMES: dict[bool, Mapping[str, str]] = {
 }
 """Names of Gluon by whether Triton is 3.7 or newer."""
 
+_SWIZZLED = "gl.NVMMASharedLayout(swizzle_byte_width={}, element_bitwidth=16, rank=2)"
 
-def emit_fused(graph: BlockGraph, version: str | None = None) -> KernelSource:
-    """The source of the fused kernel of ``graph``, which has one, for a version of Triton; by default the installed."""
-    kernel = graph.fused
-    assert kernel is not None
-    names = NAMES[_is_modern(version or _installed())]
-    own = ("Q", "K", "V", "dO", "LSE2", "Delta", "dQ", "dK", "dV")
-    given = "".join(f" {argument.name}," for argument in kernel.arguments if argument.name not in own)
+
+def emit_gluon(graph: BlockGraph, kernel: Kernel, version: str | None = None) -> KernelSource:
+    """The source of a kernel of ``graph`` with specialised warps, for a version of Triton; by default the installed."""
     assert kernel.fetch is not None
-    template = environment().get_template("gluon/module.jinja")
-    text = template.render(
-        name=graph.name,
-        kernel=kernel,
-        dtype=graph.dtype,
-        names=names,
-        sizes=dict(kernel.constants),
-        given=given,
-        helpers=[
-            _in_gluon(environment().get_template(f"helpers/{helper}.jinja").render())
-            for helper in helpers_in((kernel,))
-        ],
-        fetch="\n".join(_lines(kernel.fetch, 1, names)),
-        compute="\n".join(_lines(kernel.body, 1, names)),
+    names = NAMES[_is_modern(version or _installed())]
+    sizes = dict(kernel.constants)
+    text = (
+        environment()
+        .get_template(f"gluon/{kernel.name}.jinja")
+        .render(
+            name=graph.name,
+            kernel=kernel,
+            dtype=graph.dtype,
+            names=names,
+            adds=kernel.name == "fused",
+            sizes=sizes,
+            products=_products(kernel, sizes),
+            layouts=_layouts(kernel, sizes),
+            blocks=_blocks(kernel, sizes),
+            given=", ".join(argument.name for argument in kernel.arguments),
+            helpers=[
+                _in_gluon(environment().get_template(f"helpers/{helper}.jinja").render())
+                for helper in helpers_in((kernel,))
+            ],
+            fetch="\n".join(_lines(kernel.fetch, 1, names)),
+            compute="\n".join(_lines(kernel.body, 1, names)),
+        )
     )
     text = re.sub(r"[ \t]+\n", "\n", text).rstrip("\n") + "\n"
-    return KernelSource(name=f"{graph.name}_fused", text=text, digest=hashlib.sha256(text.encode()).hexdigest()[:16])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return KernelSource(name=f"{graph.name}_{kernel.name}", text=text, digest=digest)
+
+
+def _products(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The layouts of products, by their columns."""
+    if kernel.name == "fused":
+        return {"SCORES": sizes["BLOCK_Q"], "SUMS": sizes["HEAD_DIM"], "QUERIES": sizes["COLUMNS"]}
+    return {"SCORES": sizes["BLOCK_K"], "SUMS": sizes["VALUE_DIM"]}
+
+
+def _layouts(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, str]:
+    """Other layouts, as they are written."""
+    if kernel.name == "fused":
+        return {"SWIZZLED": _SWIZZLED.format(128)}
+    found = {
+        "ONE": "gl.BlockedLayout([1], [32], [1], [0])",
+        "SAME": "gl.BlockedLayout([1], [32], [4], [0])",
+        "NUMBER": "gl.SwizzledSharedLayout(1, 1, 1, [0])",
+    }
+    if all(a.block is None for a in kernel.arguments if a.name == "O"):
+        across = min(32, sizes["VALUE_DIM"] // 8)
+        output = _SWIZZLED.format(min(128, 2 * sizes["VALUE_DIM"]))
+        found |= {"OUTPUT": output, "ACROSS": f"gl.BlockedLayout([1, 8], [{32 // across}, {across}], [4, 1], [1, 0])"}
+    return found
+
+
+def _blocks(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, str]:
+    """The shapes of what the copy engine moves, by tensor."""
+    found = {a.name: ", ".join(map(str, a.block)) for a in kernel.arguments if a.block is not None}
+    if kernel.name == "forward" and "O" not in found:
+        same = sizes["VALUE_DIM"] == sizes["HEAD_DIM"]
+        found["O"] = found["Q"] if same else f"ROWS, {sizes['VALUE_DIM']}"
+    return found
 
 
 def _is_modern(version: str) -> bool:
@@ -95,8 +134,11 @@ def described(argument: Argument) -> str:
 def _lines(blocks: tuple[Block, ...], depth: int, names: Mapping[str, str]) -> list[str]:
     found: list[str] = []
     for block in blocks:
-        text = _text(block, names)
-        found += ["    " * depth + line if line else "" for line in text.splitlines() if line.strip()]
+        for line in _text(block, names).splitlines():
+            if line.strip() == "@body" and isinstance(block, Stream):
+                found += _lines(block.body, depth + (len(line) - len(line.lstrip())) // 4, names)
+            elif line.strip():
+                found.append("    " * depth + line)
         if isinstance(block, Loop | If):
             found += _lines(block.body, depth + 1, names)
         if isinstance(block, If) and block.otherwise:
@@ -107,11 +149,11 @@ def _lines(blocks: tuple[Block, ...], depth: int, names: Mapping[str, str]) -> l
 def _text(block: Block, names: Mapping[str, str]) -> str:
     macro = macro_name(block)
     own = environment().get_template("gluon/blocks.jinja").make_module({"names": names})
-    if hasattr(own, macro):
-        return str(getattr(own, macro)(block))
-    return _in_gluon(str(getattr(environment().get_template("blocks.jinja").module, macro)(block)))
+    written = own if hasattr(own, macro) else environment().get_template("blocks.jinja").module
+    return _in_gluon(str(getattr(written, macro)(block)))
 
 
 def _in_gluon(text: str) -> str:
-    """Text in Triton's language, for what both have."""
+    """Text in Triton's language, for what both have; places in a tile have layouts, and so names."""
+    text = re.sub(r"tl\.arange\(0, BLOCK_([QK])\)", lambda found: f"{found[1].lower()}_places", text)
     return text.replace("@triton.jit", "@gluon.jit").replace("tl.range(", "range(").replace("tl.", "gl.")

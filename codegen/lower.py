@@ -6,7 +6,7 @@ from spdsl.analysis.cuts import tables_of
 from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, SlotWalk
 from spdsl.codegen.backward import lower_delta, lower_dkdv, lower_dq
-from spdsl.codegen.blocks import BlockGraph
+from spdsl.codegen.blocks import BlockGraph, Kernel
 from spdsl.codegen.combine import (
     lower_dkdv_combine,
     lower_dq_combine,
@@ -17,9 +17,15 @@ from spdsl.codegen.cuts import lower_intervals
 from spdsl.codegen.distances import lower_distances
 from spdsl.codegen.forward import lower_forward
 from spdsl.codegen.fused import lower_fused
+from spdsl.codegen.streamed import lower_streamed
+
+
+def _forward(plan: Plan) -> Kernel:
+    return lower_streamed(plan) if plan.forward.specialised else lower_forward(plan)
+
 
 LOWERINGS = (
-    lower_forward,
+    _forward,
     lower_delta,
     lower_dq,
     lower_dkdv,

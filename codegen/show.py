@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from spdsl.codegen.blocks import Block, BlockGraph, If, Kernel, Loop, TableIndex
+from spdsl.codegen.blocks import Block, BlockGraph, If, Kernel, Loop, Stream, TableIndex
 from spdsl.codegen.expressions import text_of
 from spdsl.semantics.nodes import Node
 
@@ -20,13 +20,17 @@ def _kernel(kernel: Kernel) -> Iterator[str]:
     sizes = ", ".join(f"{name} = {value}" for name, value in kernel.constants)
     yield f"kernel {kernel.name}: {kernel.warps} warps, {kernel.stages} stages, {sizes}"
     yield f"  arguments {', '.join(argument.name for argument in kernel.arguments)}"
-    yield from _blocks(kernel.body, 1)
+    if kernel.fetch is not None:
+        yield "  copying warp"
+        yield from _blocks(kernel.fetch, 2)
+        yield "  computing warps"
+    yield from _blocks(kernel.body, 1 if kernel.fetch is None else 2)
 
 
 def _blocks(blocks: tuple[Block, ...], depth: int) -> Iterator[str]:
     for block in blocks:
         yield "  " * depth + _line(block)
-        if isinstance(block, Loop | If):
+        if isinstance(block, Loop | If | Stream):
             yield from _blocks(block.body, depth + 1)
         if isinstance(block, If) and block.otherwise:
             yield "  " * depth + "Else"

@@ -15,7 +15,7 @@ from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.codegen.blocks import BlockGraph, Kernel
 from spdsl.codegen.emit import KernelSource, emit
 from spdsl.codegen.frame import prefix_of
-from spdsl.codegen.gluon import emit_fused
+from spdsl.codegen.gluon import emit_gluon
 from spdsl.codegen.load import load
 from spdsl.codegen.lower import lower
 from spdsl.diagnostics import error
@@ -43,8 +43,7 @@ class Loaded:
         """Run a kernel on ``rows`` rows of its own side for every head and sequence."""
         kernel = self.kernels[name]
         tiles = kernel.programs(rows)
-        # The first tiles of all heads start first where programs take a whole SM for themselves.
-        grid = (tiles, heads, batch) if kernel.fetch is None else (heads, tiles, batch)
+        grid = (heads, tiles, batch) if kernel.heads_first else (tiles, heads, batch)
         self._start(kernel, grid, values)
 
     def launch_split(self, kind: str, call: Call, values: Mapping[str, Value]) -> None:
@@ -89,9 +88,9 @@ class Loaded:
         return found
 
     def _function(self, kernel: Kernel) -> Any:
-        """What Triton launches; the fused kernel is written when it is first used."""
+        """What Triton launches; kernels in Gluon are written when they are first used."""
         if kernel.name not in self.functions:
-            source = emit_fused(self.graph)
+            source = emit_gluon(self.graph, kernel)
             self.functions[kernel.name] = getattr(load(source), kernel.name)
         return self.functions[kernel.name]
 

@@ -56,6 +56,8 @@ class Described:
         assert argument.block is not None
         if argument.extents:
             tensor = _on_grid(tensor, argument.extents, len(argument.block))
+        elif argument.classes is not None:
+            tensor = _by_class(tensor, argument.classes)
         elif len(argument.block) == 1 and tensor.dim() != 1:
             tensor = tensor.reshape(-1)
         tensor, strides = aligned(tensor)
@@ -79,6 +81,15 @@ def _on_grid(tensor: Tensor, extents: tuple[int, ...], dims: int) -> Tensor:
     joined, which takes a copy where the heads of a sequence are not stored one after the other."""
     grid: Tensor = tensor.unflatten(2, extents)
     return grid if grid.dim() == dims else grid.flatten(0, 1)
+
+
+def _by_class(tensor: Tensor, classes: int) -> Tensor:
+    """The tensor with its rows split into those of residue classes, with zeros after the last in a copy if these differ
+    in length."""
+    short = -tensor.shape[2] % classes
+    whole = torch.nn.functional.pad(tensor, (0, 0, 0, short)) if short else tensor
+    split: Tensor = whole.unflatten(2, (whole.shape[2] // classes, classes))
+    return split
 
 
 def aligned(tensor: Tensor) -> tuple[Tensor, list[int]]:
@@ -138,8 +149,11 @@ class Starter:
         if known is not None and not self.function.pre_run_hooks:
             known[grid](*arguments)
             return
+        options = {"num_warps": self.kernel.warps, "num_stages": stages}
+        if self.kernel.registers is not None:
+            options["maxnreg"] = self.kernel.registers
         with keeping(self.function, device.index if device.type == "cuda" else None):
-            made = self.function[grid](**given, num_warps=self.kernel.warps, num_stages=stages)
+            made = self.function[grid](**given, **options)
         # The interpreter gives back nothing.
         if key is not None and isinstance(made, CompiledKernel) and self.function.arg_names == list(self.names):
             if len(self.compiled) >= _MOST:

@@ -26,7 +26,8 @@ class KernelReport:
     """One kernel: tile sizes, its walk in words, and how many tiles it visits over batch and heads.
 
     ``pairs`` are those kept by the set that it computes: all of the pattern's, or those of ``part`` of its union.
-    ``metadata`` is the size in bytes of the tensors that a call makes so that the kernel finds its tiles.
+    ``metadata`` is the size in bytes of the tensors that a call makes so that the kernel finds its tiles.  ``warps``
+    says how they share the work where that is not all alike, or why it is.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class KernelReport:
     touched: int
     full: int
     metadata: int
+    warps: str
 
     @property
     def partial(self) -> int:
@@ -72,7 +74,8 @@ class KernelReport:
             f"{_percent(self.useful)} of the pairs computed are kept"
         )
         metadata = [f"{self.metadata:,} bytes of metadata"] if self.metadata else []
-        return [head, *(f"  {line}" for line in (*self.walk, *self.notes, *metadata))]
+        warps = [self.warps] if self.warps else []
+        return [head, *(f"  {line}" for line in (*self.walk, *self.notes, *warps, *metadata))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,4 +254,12 @@ def _kernel(call: Call, kernel: KernelPlan, pairs: int) -> KernelReport:
         touched=found.touched,
         full=found.full,
         metadata=found.metadata,
+        warps=_warps(kernel),
     )
+
+
+def _warps(kernel: KernelPlan) -> str:
+    if kernel.specialised:
+        groups = "a group of four computes" if kernel.groups == 1 else f"{kernel.groups} groups of four compute"
+        return f"in Gluon: one warp copies tiles, {groups}"
+    return f"in Triton and not in Gluon: {kernel.plain}" if kernel.plain else ""

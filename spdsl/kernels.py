@@ -7,7 +7,7 @@ from torch import Tensor
 from spdsl.analysis.plans import Problem
 from spdsl.analysis.tiles import Shape
 from spdsl.codegen.emit import emit
-from spdsl.codegen.gluon import emit_fused
+from spdsl.codegen.gluon import emit_gluon
 from spdsl.codegen.lower import lower
 from spdsl.planning import Chosen, choose
 from spdsl.prepare import precision
@@ -20,8 +20,7 @@ def sources(key: str, q: Tensor, k: Tensor, v: Tensor, target: str = "sm_90") ->
     for plan in plan_like(key, q, k, v, target).plan.parts:
         graph = lower(plan)
         found[f"{graph.name}.py"] = emit(graph).text
-        if graph.fused is not None:
-            found[f"{graph.name}_fused.py"] = emit_fused(graph).text
+        found |= {f"{graph.name}_{kernel.name}.py": emit_gluon(graph, kernel).text for kernel in graph.gluon}
     return found
 
 

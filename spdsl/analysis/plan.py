@@ -14,6 +14,7 @@ from spdsl.analysis.distances import with_distances
 from spdsl.analysis.gradients import table_gradients
 from spdsl.analysis.plans import KernelPlan, Plan, Problem, TableGradient
 from spdsl.analysis.room import refuse_large_numbers
+from spdsl.analysis.specialising import copies_tiles, why_plain
 from spdsl.analysis.stages import Staged, covering_grid, extents_of, leading_grid, stage
 from spdsl.analysis.tiles import BoxRelation, BoxWalk, DistanceWalk, ListWalk, Residues, SlotWalk, TileRelation, Walk
 from spdsl.analysis.tiling import Tiles, default_tiles
@@ -22,7 +23,7 @@ from spdsl.analysis.worker import derive, find_boxes, find_residues
 from spdsl.diagnostics import error
 from spdsl.semantics.differentiate import derivative
 from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load
-from spdsl.semantics.rewrite import walk
+from spdsl.semantics.rewrite import walk as nodes_of
 
 Kind = Literal["forward", "dq", "dkdv", "fused"]
 
@@ -114,10 +115,10 @@ def _refuse_hidden(staged: Staged, wanted: frozenset[str]) -> None:
     for clause in (staged.bias, staged.sink_logit):
         if clause is None or not wanted:
             continue
-        for load in walk(clause):
+        for load in nodes_of(clause):
             if not isinstance(load, Load) or load.table not in values:
                 continue
-            through = any(isinstance(node, Load) and node.table in wanted for node in walk(values[load.table]))
+            through = any(isinstance(node, Load) and node.table in wanted for node in nodes_of(values[load.table]))
             if through and derivative(clause, load) != Const(value=0.0):
                 raise error(
                     "SP290",
@@ -144,11 +145,13 @@ def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues:
     boxed = None if target == "cpu" or kind == "fused" else _boxed(kind, staged, problem, target)
     if boxed is not None:
         return boxed
-    descriptors = residues is None and copies_tiles(problem, target)
-    tiles = _tiles(kind, problem, None, target, descriptors)
+    plain = why_plain(kind, problem, target)
+    specialised = plain is None
+    descriptors = specialised or (residues is None and copies_tiles(problem, target))
+    tiles = _tiles(kind, problem, None, target, descriptors, specialised)
     relation = _relation(staged, problem, tiles, residues)
     walk = _walk(kind, relation)
-    better = _tiles(kind, problem, walk, target, descriptors)
+    better = _tiles(kind, problem, walk, target, descriptors, specialised)
     if (better.block_q, better.block_k) != (tiles.block_q, tiles.block_k):
         relation = _relation(staged, problem, better, residues)
         walk = _walk(kind, relation)
@@ -164,6 +167,8 @@ def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues:
         notes=relation.notes,
         residues=residues,
         descriptors=descriptors,
+        specialised=specialised,
+        plain=plain or "",
     )
 
 
@@ -180,13 +185,6 @@ def _splits(kind: Kind, walk: Walk, pattern: BoundPattern, gradients: tuple[Tabl
             return False
 
 
-def copies_tiles(problem: Problem, target: str) -> bool:
-    """Whether the GPU's copy engine can load the tiles: its rows are multiples of 16 bytes, one tensor holds all
-    rows, and products of the type run on tensor cores, which take their operands from shared memory."""
-    rows_fit = problem.pattern.head_dim % 8 == 0 and problem.value_dim % 8 == 0
-    return target in ("sm_90", "sm_100") and problem.dtype != "fp32" and problem.shape != "batched" and rows_fit
-
-
 def _boxed(kind: Kind, staged: Staged, problem: Problem, target: str, *, copied: bool = True) -> KernelPlan | None:
     """The kernel by boxes of a grid, where the positions fill one and boxes compute less than runs of rows.
 
@@ -196,11 +194,14 @@ def _boxed(kind: Kind, staged: Staged, problem: Problem, target: str, *, copied:
     # Batch and heads, a box of three axes and a row are what the copy engine can address.
     copied = copied and grid is not None and grid.name is None and len(grid.coordinates) <= 3
     descriptors = copied and copies_tiles(problem, target)
-    tiles = _tiles(kind, problem, None, target, descriptors)
+    plain = why_plain(kind, problem, target, boxes_copied=copied)
+    specialised = plain is None
+    tiles = _tiles(kind, problem, None, target, descriptors, specialised)
     found = _boxes(staged, problem, tiles)
     if found is None:
         return None
-    better = _tiles(kind, problem, found.by_key if kind == "dkdv" else found.by_query, target, descriptors)
+    walk = found.by_key if kind == "dkdv" else found.by_query
+    better = _tiles(kind, problem, walk, target, descriptors, specialised)
     if (better.block_q, better.block_k) != (tiles.block_q, tiles.block_k):
         found = _boxes(staged, problem, better)
         if found is None:
@@ -217,6 +218,8 @@ def _boxed(kind: Kind, staged: Staged, problem: Problem, target: str, *, copied:
         notes=found.notes,
         boxes=found.boxes,
         descriptors=descriptors,
+        specialised=specialised,
+        plain=plain or "",
     )
 
 
@@ -237,7 +240,7 @@ def _boxes(staged: Staged, problem: Problem, tiles: Tiles) -> BoxRelation | None
     )
 
 
-def _tiles(kind: Kind, problem: Problem, walk: Walk | None, target: str, descriptors: bool) -> Tiles:
+def _tiles(kind: Kind, problem: Problem, walk: Walk | None, target: str, descriptors: bool, specialised: bool) -> Tiles:
     return default_tiles(
         kind,
         dtype=problem.dtype,
@@ -246,6 +249,7 @@ def _tiles(kind: Kind, problem: Problem, walk: Walk | None, target: str, descrip
         walk=walk,
         crowded=_crowded(problem.pattern),
         descriptors=descriptors,
+        specialised=specialised,
         target=target,
     )
 
@@ -253,7 +257,7 @@ def _tiles(kind: Kind, problem: Problem, walk: Walk | None, target: str, descrip
 def _crowded(pattern: BoundPattern) -> bool:
     """Whether the logits or the set need registers of their own: a softcap, or inputs that are read for every pair."""
     clauses = (pattern.attend.keep, pattern.attend.bias)
-    loads = (node for clause in clauses if clause is not None for node in walk(clause) if isinstance(node, Load))
+    loads = (node for clause in clauses if clause is not None for node in nodes_of(clause) if isinstance(node, Load))
     return pattern.attend.softcap is not None or any(loads)
 
 

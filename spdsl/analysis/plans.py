@@ -66,13 +66,19 @@ class TableGradient:
     by: Literal["none", "query", "key", "distance", "pair"]
 
 
+GROUP_ROWS = 64
+"""Rows of a group of four warps: those of its matrix instructions."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelPlan:
     """Tile sizes, launch options and walk of one kernel; the walk is by query for ``forward`` and ``dq``, else by
     key.  With ``residues`` rows are gathered by residue class, and every class has its own tiles.  With ``boxes`` tiles
     are boxes of a grid, and the walk is over those.  With ``descriptors`` the GPU's copy engine loads the tiles of Q,
     K, V and dO (TMA), else every thread its own part.  With ``splits`` rows that are much longer than the others
-    are computed in parts, by several programs.
+    are computed in parts, by several programs.  With ``specialised`` one warp of a program copies tiles while groups of
+    four warps compute, each for `GROUP_ROWS` rows of the program's own (Gluon); ``stages`` is then the size of the ring
+    of tiles in between.
     """
 
     kind: Literal["forward", "dq", "dkdv", "fused"]
@@ -86,11 +92,18 @@ class KernelPlan:
     boxes: Boxes | None = None
     descriptors: bool = False
     splits: bool = False
+    specialised: bool = False
+    plain: str = ""  # why warps are not specialised, where there are such kernels
 
     @property
     def by(self) -> Literal["query", "key"]:
         """On which side a program owns a tile."""
         return "key" if self.kind in ("dkdv", "fused") else "query"
+
+    @property
+    def groups(self) -> int:
+        """How many groups of four warps compute, where warps are specialised."""
+        return (self.block_k if self.by == "key" else self.block_q) // GROUP_ROWS
 
     @property
     def classes(self) -> int:

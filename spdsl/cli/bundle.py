@@ -19,6 +19,7 @@ from spdsl.diagnostics import error
 
 if TYPE_CHECKING:
     from spdsl.analysis.plans import Plan
+    from spdsl.codegen.aot import Binary
     from spdsl.semantics.nodes import CheckedPattern
 
 MANIFEST = "manifest.json"
@@ -84,6 +85,7 @@ def _compile_part(
         _refuse_too_large(each.name, each.shared, wish)
     source_file = f"{source.name}.{wish.shape}.py"
     files[source_file] = source.text.encode()
+    files |= {_text_file(each, wish): each.source.text.encode() for each in binaries if each.source is not source}
     kernels_by_name = {kernel.name: kernel for kernel in lower(plan).kernels}
     kernels = []
     for each in binaries:
@@ -94,7 +96,7 @@ def _compile_part(
                 "name": each.name,
                 "shape": wish.shape,
                 "part": plan.place,
-                "source": source_file,
+                "source": source_file if each.source is source else _text_file(each, wish),
                 "binary": binary_file,
                 "entry": each.entry,
                 "warps": each.warps,
@@ -114,6 +116,11 @@ def _compile_part(
             }
         )
     return kernels
+
+
+def _text_file(kernel: Binary, wish: Wish) -> str:
+    """The file of a kernel that does not stand in the one of all others."""
+    return f"{kernel.source.name}.{wish.shape}.py"
 
 
 def _refuse_too_large(kernel: str, shared: int, wish: Wish) -> None:

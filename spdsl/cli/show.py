@@ -60,7 +60,7 @@ def show(
       plan     everything that is decided before text is written
       block    the kernels in the block IR
       triton   the generated kernels
-      gluon    the fused backward kernel for Hopper, where there is one
+      gluon    the kernels for Hopper whose warps are specialised, where there are any
 
     \b
     Examples:

@@ -62,7 +62,7 @@ def intermediate(word: str, stage: str, wish: Wish) -> tuple[str, Any]:
         case "plan":
             return _both(made_plan(checked_pattern(given), wish).plan)
     from spdsl.codegen.emit import emit
-    from spdsl.codegen.gluon import emit_fused
+    from spdsl.codegen.gluon import emit_gluon
     from spdsl.codegen.lower import lower
 
     graphs = [lower(part) for part in made_plan(checked_pattern(given), wish).plan.parts]
@@ -70,13 +70,14 @@ def intermediate(word: str, stage: str, wish: Wish) -> tuple[str, Any]:
         shown, records = zip(*map(_both, graphs), strict=True)
         return "\n".join(shown), records[0] if len(records) == 1 else records
     if stage == "gluon":
-        if graphs[0].fused is None:
+        texts = [emit_gluon(graph, kernel).text for graph in graphs for kernel in graph.gluon]
+        if not texts:
             raise error(
                 "SP615",
                 f"`{graphs[0].name}` has no kernel in Gluon for {wish.target} with head dims of {wish.head_dim}",
-                help="the fused backward is for sm_90, 16-bit types and head dims of 128; see `--emit triton`",
+                help="they are for sm_90 and 16-bit types; see `--emit triton`",
             )
-        text = emit_fused(graphs[0]).text
+        text = "\n\n".join(texts)
     else:
         # The sets of a union have a file each.
         text = "\n\n".join(emit(graph).text for graph in graphs)

@@ -8,7 +8,7 @@ import pytest
 
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Plan, Problem
-from spdsl.codegen.aot import Binary, compile_fused
+from spdsl.codegen.aot import Binary, compile_kernels
 from tests.library.bound import library
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here")
@@ -53,7 +53,7 @@ def planned(name: str, dtype: str = "bf16", shape: str = "square", heads: int = 
 
 
 def built(made: Plan) -> Binary:
-    _, binary = compile_fused(made)
+    _, (binary,) = compile_kernels(made, "sm_90", ("fused",))
     assert binary.binary[:4] == b"\x7fELF"
     assert binary.shared <= 227 * 1024
     return binary

@@ -62,7 +62,7 @@ def spdsl_mask(pattern: str, n: int, inputs: dict[str, Any]) -> np.ndarray:
 
 
 def test_the_picture_shows_the_lists(spdsl: Spdsl) -> None:
-    words = ("show", "streaming", "--emit", "tiles", "-n", "1000", "-p", "window=300")
+    words = ("show", "streaming", "--emit", "tiles", "-n", "1000", "-p", "window=300", "--target", "sm_100")
     answer = spdsl(*words)
     assert "\x1b[" not in answer.out
     lists = spdsl(*words, "--json").json["result"]["kernels"]

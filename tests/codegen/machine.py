@@ -89,6 +89,7 @@ _INFIX: dict[str, Callable[[Any, Any], Any]] = {
     "lshift": operator.lshift,
     "and": operator.and_,
     "or": operator.or_,
+    "xor": operator.xor,
     "lt": operator.lt,
     "le": operator.le,
     "gt": operator.gt,
@@ -122,6 +123,7 @@ class Pointer:
     name: str
     data: np.ndarray | None
     offset: Any = 0
+    layout: None = None  # as descriptors have
 
     def __add__(self, more: Any) -> Pointer:
         assert isinstance(more, Int | int), "an address from a float"
@@ -159,11 +161,14 @@ class Language:
     def num_programs(self, axis: int) -> Int:
         return Int(self._grid[axis])
 
-    def arange(self, low: int, high: int) -> Int:
+    def arange(self, low: int, high: int, *layout: Any) -> Int:
         return Int(np.arange(low, high))
 
-    def full(self, shape: Any, value: Any, kind: str) -> Any:
-        return OPAQUE if isinstance(value, float) else Int(np.full([int(x) for x in shape], value), kind == "int64")
+    def full(self, shape: Any, value: Any, kind: str, *layout: Any) -> Any:
+        if isinstance(value, float):
+            return OPAQUE
+        given = value.value if isinstance(value, Int) else value
+        return Int(np.full([int(x) for x in shape], given, dtype=np.int64), kind == "int64")
 
     def maximum(self, a: Any, b: Any) -> Any:
         return self._both(np.maximum, a, b)
@@ -213,7 +218,7 @@ class Language:
         self.turns[-1].rows.setdefault(name, rows)
 
 
-class _Decorator:
+class Decorator:
     """Stands in for `triton`."""
 
     @staticmethod
@@ -239,7 +244,7 @@ def run(
     Rows read under a mask that is false count as -1.
     """
     language = Language(program, grid)
-    names: dict[str, Any] = {"tl": language, "triton": _Decorator()}
+    names: dict[str, Any] = {"tl": language, "triton": Decorator()}
     exec(_compiled(text), names)  # noqa: S102  # our own text
     names[kernel](**arguments)
     return language.turns

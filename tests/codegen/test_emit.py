@@ -13,8 +13,9 @@ import pytest
 
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Plan, Problem
+from spdsl.codegen.blocks import BlockGraph
 from spdsl.codegen.emit import emit
-from spdsl.codegen.gluon import emit_fused
+from spdsl.codegen.gluon import emit_gluon
 from spdsl.codegen.lower import lower
 from spdsl.codegen.show import dump
 from spdsl.diagnostics import Source, Span
@@ -44,6 +45,12 @@ def planned(name: str, shape: str = "square", **parameters: object) -> Plan:
     return plan(problem, "sm_90")
 
 
+def gluon_text(graph: BlockGraph, name: str, version: str = "3.6.0") -> str:
+    """The text of a kernel with specialised warps."""
+    (kernel,) = (each for each in graph.gluon if each.name == name)
+    return emit_gluon(graph, kernel, version).text
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_source(name: str, golden: Callable[..., None]) -> None:
     golden(emit(lower(planned(name, **PARAMETERS.get(name, {})))).text, ending="py")
@@ -52,7 +59,12 @@ def test_source(name: str, golden: Callable[..., None]) -> None:
 def test_fused_source(golden: Callable[..., None]) -> None:
     pattern = library("streaming", heads=4, groups=2, head_dim=128, opened=True)
     made = plan(Problem(pattern=pattern, dtype="bf16", value_dim=128, shape="square"), "sm_90")
-    golden(emit_fused(lower(made), "3.6.0").text, ending="py")
+    golden(gluon_text(lower(made), "fused"), ending="py")
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_forward_source(name: str, golden: Callable[..., None]) -> None:
+    golden(gluon_text(lower(planned(name, **PARAMETERS.get(name, {}))), "forward"), ending="py")
 
 
 @pytest.mark.parametrize("name", ["power", "bigbird"])
@@ -60,7 +72,7 @@ def test_tiles_past_the_last_query_are_masked_where_they_are_copied_whole(name: 
     """A listed tile may be full over the rows that exist."""
     pattern = library(name, heads=2, groups=2, head_dim=128)
     graph = lower(plan(Problem(pattern=pattern, dtype="bf16", value_dim=128, shape="square"), "sm_90"))
-    flags = [line for line in emit_fused(graph, "3.6.0").text.splitlines() if line.strip().startswith("masked = ")]
+    flags = [line for line in gluon_text(graph, "fused").splitlines() if line.strip().startswith("masked = ")]
     assert flags
     assert all("i >= (nq >> 6)" in flag for flag in flags), flags
 
@@ -71,7 +83,7 @@ def test_keys_past_the_end_are_masked_in_the_fused_kernel(name: str) -> None:
     pattern = library(name, heads=2, groups=2, head_dim=128)
     tables = tuple((table.name, "int32") for table in pattern.tables)
     made = plan(Problem(pattern=pattern, dtype="fp16", value_dim=128, shape="square", tables=tables), "sm_90")
-    text = emit_fused(lower(made), "3.6.0").text
+    text = gluon_text(lower(made), "fused")
     (mask,) = (line for line in text.splitlines() if line.strip().startswith("p = gl.where("))
     assert "(k < n)" in mask
     ends = [line for line in text.splitlines() if "(j + 1) * 128 > n" in line]
@@ -85,7 +97,7 @@ def test_parameters_keep_their_names_to_themselves(name: str) -> None:
     text = f"pattern named({name}: int in 0.. = 9) {{ keep -{name} <= q - k <= 2 * {name} }}"
     pattern = program(text, heads=2, groups=2, head_dim=128, opened=True)
     graph = lower(plan(Problem(pattern=pattern, dtype="bf16", value_dim=128, shape="square"), "sm_90"))
-    for source in (emit(graph).text, emit_fused(graph, "3.6.0").text):
+    for source in (emit(graph).text, gluon_text(graph, "forward"), gluon_text(graph, "fused")):
         names = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
         stored = {
             node.id
@@ -99,7 +111,9 @@ def test_parameters_keep_their_names_to_themselves(name: str) -> None:
 def test_names_of_newer_versions_of_triton() -> None:
     pattern = library("causal", heads=4, groups=4, head_dim=128)
     graph = lower(plan(Problem(pattern=pattern, dtype="fp16", value_dim=128, shape="square"), "sm_90"))
-    old, new = emit_fused(graph, "3.6.0").text, emit_fused(graph, "3.9.0").text
+    old, new = (
+        "".join(gluon_text(graph, each, version) for each in ("forward", "fused")) for version in ("3.6.0", "3.9.0")
+    )
     assert "tma.async_load(" in new
     assert "tma.async_atomic_add(" in new
     assert "thread_barrier" not in new

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.analysis.tiles import SlotWalk, TileRelation
 from spdsl.analysis.worker import derive, find_residues
-from spdsl.codegen.blocks import Kernel
+from spdsl.codegen.blocks import BlockGraph, Kernel
 from spdsl.codegen.emit import emit
+from spdsl.codegen.gluon import emit_gluon
 from spdsl.codegen.lower import lower
 from spdsl.runtime.calls import Call
 from spdsl.runtime.launch import call_values, tensor_values
@@ -24,6 +26,7 @@ from spdsl.semantics.fold import fold
 from tests.analysis.brute import environment, mask_of
 from tests.analysis.build import Term
 from tests.analysis.programs import SHAPES, SMALL, WINDOW, Scale, parameters, predicates
+from tests.codegen import gluon_machine
 from tests.codegen.machine import WIDTH, Int, Pointer, Turn, run
 from tests.runtime.build import plan
 
@@ -94,12 +97,19 @@ def add_program(count: np.ndarray, turns: list[Turn], by_query: bool) -> None:
         np.add.at(count, (q[at[0]], k[at[1]]), 1)
 
 
+def in_gluon(made: Plan) -> Plan:
+    """The plan with a forward of specialised warps."""
+    forward = replace(made.forward, specialised=True, descriptors=True)
+    return replace(made, problem=replace(made.problem, dtype="bf16"), forward=forward)
+
+
 def check_text(keep: Term, tiles: tuple[int, int], shape: str, scale: Scale, seed: int) -> None:
     made = planned(keep, tiles, shape)
     if made is None:
         return
     graph = lower(made)
     text = emit(graph).text
+    streamed = lower(in_gluon(made)) if tiles[0] >= 64 else None
     chance = random.Random(seed)
     for _ in range(2):
         length, rows, start = chance.randint(1, 300), chance.randint(1, 300), chance.randint(-70, 200)
@@ -126,6 +136,22 @@ def check_text(keep: Term, tiles: tuple[int, int], shape: str, scale: Scale, see
                 add_program(found, run(text, kernel.name, given_arguments, at, grid), by_query)
             wrong = np.argwhere(found != expected)
             assert not wrong.size, f"{kernel.name} of {env}, head {head}: {wrong[:3].tolist()}\n{text}"
+            if kernel.name == "forward" and streamed is not None:
+                check_gluon(streamed, replace(call, plan=in_gluon(made)), (head, batch), expected)
+
+
+def check_gluon(graph: BlockGraph, call: Call, at: tuple[int, int], expected: np.ndarray) -> None:
+    """Every kept pair is computed once by the groups of the forward with specialised warps, and no other."""
+    (kernel,) = graph.gluon
+    text = emit_gluon(graph, kernel, "3.6.0").text
+    grid = (kernel.programs(call.q.shape[2]), HEADS, 2)
+    found = np.zeros(expected.shape, int)
+    for number in range(grid[0]):
+        program = (number, *at)
+        for turns in gluon_machine.run(text, arguments_of(kernel, call), program, grid, kernel.classes or 1):
+            add_program(found, turns, by_query=True)
+    wrong = np.argwhere(found != expected)
+    assert not wrong.size, f"{wrong[:3].tolist()}\n{text}"
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

@@ -11,9 +11,9 @@ from spdsl.analysis.tiles import FAR
 from spdsl.explain import Report, _percent, explain
 
 
-def report(attn: spdsl.Attention, n: int = 4096, dim: int = 64, **tables: Tensor) -> Report:
+def report(attn: spdsl.Attention, n: int = 4096, dim: int = 64, target: str = "sm_90", **tables: Tensor) -> Report:
     q = torch.zeros((), dtype=torch.bfloat16).expand(1, 4, n, dim)
-    return explain(attn._key, q, q, q, tables, "sm_90")
+    return explain(attn._key, q, q, q, tables, target)
 
 
 WINDOW = torch.full((4, 3), 3, dtype=torch.int32)
@@ -42,9 +42,17 @@ def test_words(attn: spdsl.Attention, tables: dict[str, Tensor], words: str) -> 
 
 
 def test_walks_are_told_once() -> None:
-    text = report(spdsl.compile("streaming")).text()
+    text = report(spdsl.compile("streaming"), target="sm_100").text()
     assert "dq: tiles and walks are those of `forward`" in text
     assert text.count("query tile i walks") == 2
+
+
+def test_the_language_of_a_kernel_and_why() -> None:
+    assert "in Gluon: one warp copies tiles, 2 groups of four compute" in report(spdsl.compile("causal")).text()
+    assert "in Gluon: one warp copies tiles, a group of four computes" in report(spdsl.compile("log_sparse")).text()
+    odd = report(spdsl.compile("causal"), dim=36).text()
+    assert "in Triton and not in Gluon: rows of tensors are not multiples of 16 bytes" in odd
+    assert "Gluon" not in report(spdsl.compile("causal"), target="sm_80").text()
 
 
 def test_only_one_way_back_makes_metadata() -> None:

@@ -22,7 +22,7 @@ BLOCK_K = gl.constexpr(128)
 HEAD_DIM = gl.constexpr(128)
 VALUE_DIM = gl.constexpr(128)
 HEADS = gl.constexpr(4)
-HALF = gl.constexpr(64)
+ROWS = gl.constexpr(64)
 COLUMNS = gl.constexpr(64)
 RING = gl.constexpr(2)
 SCORES = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16]))
@@ -39,12 +39,10 @@ def add_to_memory(descriptor, at, tile, _semantic=None):
     at = _semantic._convert_to_ir_values(at, require_i64=False)
     _semantic.builder.create_async_tma_reduce(ir.DESCRIPTOR_REDUCE_KIND.ADD, descriptor.handle, at, tile.handle)
 
-
-
 @gluon.jit
 def fetch(
     k_halves, v_halves, q_ring, do_ring, lse_ring, delta_ring, own_ready, filled, freed,
-    Q, K, V, dO, LSE2, Delta, nq, n, items, parts, long_rows, other_rows, first_long, Part_dk, Part_dv, p_window, p_sinks,
+    Q, K, V, dO, LSE2, Delta, dQ, dK, dV, nq, n, items, parts, long_rows, other_rows, first_long, Part_dk, Part_dv, p_window, p_sinks,
 ):
     """Load the program's keys and values, then tile after tile of the queries that it meets."""
     item = gl.program_id(0)
@@ -59,9 +57,9 @@ def fetch(
     other = row
     j = gl.where(is_part, first_long + row, other + gl.where(other >= first_long, long_rows, 0))  # tile of keys
     mbarrier.expect(own_ready, 2 * BLOCK_K * HEAD_DIM * 2)
-    for half in gl.static_range(2):
-        tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K + half * HALF, 0], own_ready, k_halves.index(half))
-        tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K + half * HALF, 0], own_ready, v_halves.index(half))
+    for group in gl.static_range(2):
+        tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K + group * ROWS, 0], own_ready, k_halves.index(group))
+        tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K + group * ROWS, 0], own_ready, v_halves.index(group))
     turn = j * 0  # tiles of queries so far
     lo = 2 * j  # touched tiles
     hi = gl.where(p_sinks >= 128 * j + 1, (n + 63) >> 6, gl.minimum((n + 63) >> 6, 2 * j + ((p_window + 190) >> 6)))
@@ -92,11 +90,13 @@ def fetch(
 def compute(
     k_halves, v_halves, q_ring, do_ring, lse_ring, delta_ring, ds_halves, dq_halves,
     own_ready, filled, freed, ds_ready, done,
-    dQ, dK, dV, nq, n, items, parts, long_rows, other_rows, first_long, Part_dk, Part_dv, p_window, p_sinks,
-    half: gl.constexpr,
+    Q, K, V, dO, LSE2, Delta, dQ, dK, dV, nq, n, items, parts, long_rows, other_rows, first_long, Part_dk, Part_dv, p_window, p_sinks,
+    group: gl.constexpr,
 ):
     """Half of the program's keys: their dK and dV, and half of the columns of dQ of every tile of queries."""
-    k_quarters = k_halves._reinterpret(gl.bfloat16, [4, HALF, COLUMNS], SWIZZLED)  # by half of the keys, half of the columns
+    k_places = group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, SCORES))
+    q_places = gl.arange(0, BLOCK_Q, gl.SliceLayout(0, SCORES))
+    k_quarters = k_halves._reinterpret(gl.bfloat16, [4, ROWS, COLUMNS], SWIZZLED)  # by half of the keys, half of the columns
     item = gl.program_id(0)
     is_part = item < items  # the parts of long rows come first
     shares = gl.where(is_part, parts, 1)
@@ -108,12 +108,12 @@ def compute(
     row = row // 2 % rows
     other = row
     j = gl.where(is_part, first_long + row, other + gl.where(other >= first_long, long_rows, 0))  # tile of keys
-    k_rows = j * BLOCK_K + half * HALF + gl.arange(0, HALF, gl.SliceLayout(1, SCORES))
-    k = k_rows[:, None]  # positions, [HALF, 1]
-    k_tile = k_halves.index(half).reshape([HALF, HEAD_DIM])
-    v_tile = v_halves.index(half).reshape([HALF, HEAD_DIM])
-    dk = gl.zeros([HALF, HEAD_DIM], gl.float32, SUMS)
-    dv = gl.zeros([HALF, HEAD_DIM], gl.float32, SUMS)
+    k_rows = j * BLOCK_K + k_places
+    k = k_rows[:, None]  # positions, [BLOCK_K, 1]
+    k_tile = k_halves.index(group).reshape([ROWS, HEAD_DIM])
+    v_tile = v_halves.index(group).reshape([ROWS, HEAD_DIM])
+    dk = gl.zeros([ROWS, HEAD_DIM], gl.float32, SUMS)
+    dv = gl.zeros([ROWS, HEAD_DIM], gl.float32, SUMS)
     mbarrier.wait(own_ready, 0)
     turn = j * 0  # tiles of queries so far
     lo = 2 * j  # touched tiles
@@ -130,15 +130,15 @@ def compute(
         # masked where the tile is not full
         for i in range(first, last):
             masked = (i < full_lo) | (i >= full_hi)
-            q_rows = i * BLOCK_Q + gl.arange(0, BLOCK_Q, gl.SliceLayout(0, SCORES))
+            q_rows = i * BLOCK_Q + q_places
             q = q_rows[None, :]  # positions, [1, BLOCK_Q]
             place = turn % RING
             q_tile = q_ring.index(place).reshape([BLOCK_Q, HEAD_DIM])
             do_tile = do_ring.index(place).reshape([BLOCK_Q, HEAD_DIM])
             mbarrier.wait(filled.index(place), turn // RING & 1)
-            nothing = gl.zeros([HALF, BLOCK_Q], gl.float32, SCORES)
-            scores = warpgroup_mma(k_tile, q_tile.permute((1, 0)), nothing, use_acc=False, is_async=True)  # [HALF, BLOCK_Q]
-            dp = warpgroup_mma(v_tile, do_tile.permute((1, 0)), nothing, use_acc=False, is_async=True)  # [HALF, BLOCK_Q]
+            nothing = gl.zeros([ROWS, BLOCK_Q], gl.float32, SCORES)
+            scores = warpgroup_mma(k_tile, q_tile.permute((1, 0)), nothing, use_acc=False, is_async=True)  # [ROWS, BLOCK_Q]
+            dp = warpgroup_mma(v_tile, do_tile.permute((1, 0)), nothing, use_acc=False, is_async=True)  # [ROWS, BLOCK_Q]
             lse = lse_ring.index(place).load(gl.SliceLayout(0, SCORES))[None, :]
             scores = warpgroup_mma_wait(1, deps=(scores,))
             p = gl.exp2(scores * 0.12751743082459868 - lse)
@@ -147,9 +147,9 @@ def compute(
             weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
             delta = delta_ring.index(place).load(gl.SliceLayout(0, SCORES))[None, :]
             dp = warpgroup_mma_wait(0, deps=(dp,))
-            dv = warpgroup_mma(weights, do_tile, dv, is_async=True)  # [HALF, HEAD_DIM]
+            dv = warpgroup_mma(weights, do_tile, dv, is_async=True)  # [ROWS, HEAD_DIM]
             ds = (p * (dp - delta)).to(gl.bfloat16)  # gradient of the logits
-            ds_halves.index((turn & 1) * 2 + half).store(ds)
+            ds_halves.index((turn & 1) * 2 + group).store(ds)
             fence_async_shared()
             gl.thread_barrier()
             mbarrier.arrive(ds_ready, count=1)
@@ -157,31 +157,31 @@ def compute(
             mbarrier.wait(ds_ready, turn & 1)
             # Half of the columns of dQ, over the keys of both halves.
             dq = gl.zeros([BLOCK_Q, COLUMNS], gl.float32, QUERIES)
-            dq = warpgroup_mma(ds_halves.index((turn & 1) * 2).permute((1, 0)), k_quarters.index(half), dq, use_acc=False, is_async=True)
-            dq = warpgroup_mma(ds_halves.index((turn & 1) * 2 + 1).permute((1, 0)), k_quarters.index(2 + half), dq, is_async=True)
-            dk = warpgroup_mma(ds_left, q_tile, dk, is_async=True)  # [HALF, HEAD_DIM]
+            dq = warpgroup_mma(ds_halves.index((turn & 1) * 2).permute((1, 0)), k_quarters.index(group), dq, use_acc=False, is_async=True)
+            dq = warpgroup_mma(ds_halves.index((turn & 1) * 2 + 1).permute((1, 0)), k_quarters.index(2 + group), dq, is_async=True)
+            dk = warpgroup_mma(ds_left, q_tile, dk, is_async=True)  # [ROWS, HEAD_DIM]
             dq, dv, weights = warpgroup_mma_wait(1, deps=(dq, dv, weights))
             tma.store_wait(0)
             gl.thread_barrier()
-            dq_halves.index(half).reshape([BLOCK_Q, COLUMNS]).store(dq)
+            dq_halves.index(group).reshape([BLOCK_Q, COLUMNS]).store(dq)
             fence_async_shared()
             gl.thread_barrier()
-            add_to_memory(dQ, [b, h, i * BLOCK_Q, half * COLUMNS], dq_halves.index(half))
+            add_to_memory(dQ, [b, h, i * BLOCK_Q, group * COLUMNS], dq_halves.index(group))
             dk, ds_left = warpgroup_mma_wait(0, deps=(dk, ds_left))
             gl.thread_barrier()
             mbarrier.arrive(freed.index(place), count=1)
             turn += 1
     if shares > 1:
-        part_rows = half * HALF + gl.arange(0, HALF, gl.SliceLayout(1, SUMS))
+        part_rows = group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, SUMS))
         part_columns = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, SUMS))
         part_at = item.to(gl.int64) * (BLOCK_K * HEAD_DIM) + (part_rows[:, None] * HEAD_DIM + part_columns[None, :])
         gl.store(Part_dk + part_at, dk)
-        tma.store_wait(0)  # what is added to dQ is read from shared memory
-        part_rows = half * HALF + gl.arange(0, HALF, gl.SliceLayout(1, SUMS))
+        tma.store_wait(0)  # what the copy engine adds or writes is read from shared memory
+        part_rows = group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, SUMS))
         part_columns = gl.arange(0, VALUE_DIM, gl.SliceLayout(0, SUMS))
         part_at = item.to(gl.int64) * (BLOCK_K * VALUE_DIM) + (part_rows[:, None] * VALUE_DIM + part_columns[None, :])
         gl.store(Part_dv + part_at, dv)
-        tma.store_wait(0)  # what is added to dQ is read from shared memory
+        tma.store_wait(0)  # what the copy engine adds or writes is read from shared memory
     else:
         # Both halves read all of K for dQ: it is overwritten when both are done.
         gl.thread_barrier()
@@ -191,8 +191,8 @@ def compute(
         k_tile.store((dk * 0.08838834764831843).to(gl.bfloat16))
         fence_async_shared()
         gl.thread_barrier()
-        tma.async_copy_shared_to_global(dK, [b, g, j * BLOCK_K + half * HALF, 0], k_halves.index(half))
-        tma.async_copy_shared_to_global(dV, [b, g, j * BLOCK_K + half * HALF, 0], v_halves.index(half))
+        tma.async_copy_shared_to_global(dK, [b, g, j * BLOCK_K + group * ROWS, 0], k_halves.index(group))
+        tma.async_copy_shared_to_global(dV, [b, g, j * BLOCK_K + group * ROWS, 0], v_halves.index(group))
         tma.store_wait(0)
 
 
@@ -220,13 +220,13 @@ def fused(
     p_sinks,  # parameter sinks
 ):
     """dQ, dK and dV: each program owns a tile of keys and walks the tiles of queries."""
-    k_halves = gl.allocate_shared_memory(gl.bfloat16, [2, 1, 1, HALF, HEAD_DIM], K.layout)
-    v_halves = gl.allocate_shared_memory(gl.bfloat16, [2, 1, 1, HALF, HEAD_DIM], V.layout)
+    k_halves = gl.allocate_shared_memory(gl.bfloat16, [2, 1, 1, ROWS, HEAD_DIM], K.layout)
+    v_halves = gl.allocate_shared_memory(gl.bfloat16, [2, 1, 1, ROWS, HEAD_DIM], V.layout)
     q_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, BLOCK_Q, HEAD_DIM], Q.layout)
     do_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, BLOCK_Q, HEAD_DIM], dO.layout)
     lse_ring = gl.allocate_shared_memory(gl.float32, [RING, BLOCK_Q], LSE2.layout)
     delta_ring = gl.allocate_shared_memory(gl.float32, [RING, BLOCK_Q], Delta.layout)
-    ds_halves = gl.allocate_shared_memory(gl.bfloat16, [4, HALF, BLOCK_Q], SWIZZLED)  # twice, by half of the keys
+    ds_halves = gl.allocate_shared_memory(gl.bfloat16, [4, ROWS, BLOCK_Q], SWIZZLED)  # twice, by half of the keys
     dq_halves = gl.allocate_shared_memory(gl.float32, [2, 1, 1, BLOCK_Q, COLUMNS], dQ.layout)
     own_ready = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     ds_ready = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
@@ -247,7 +247,7 @@ def fused(
                 (
                     k_halves, v_halves, q_ring, do_ring, lse_ring, delta_ring, ds_halves, dq_halves,
                     own_ready, filled, freed, ds_ready, done,
-                    dQ, dK, dV, nq, n, items, parts, long_rows, other_rows, first_long, Part_dk, Part_dv, p_window, p_sinks, 0,
+                    Q, K, V, dO, LSE2, Delta, dQ, dK, dV, nq, n, items, parts, long_rows, other_rows, first_long, Part_dk, Part_dv, p_window, p_sinks, 0,
                 ),
             ),
             (
@@ -255,14 +255,14 @@ def fused(
                 (
                     k_halves, v_halves, q_ring, do_ring, lse_ring, delta_ring, ds_halves, dq_halves,
                     own_ready, filled, freed, ds_ready, done,
-                    dQ, dK, dV, nq, n, items, parts, long_rows, other_rows, first_long, Part_dk, Part_dv, p_window, p_sinks, 1,
+                    Q, K, V, dO, LSE2, Delta, dQ, dK, dV, nq, n, items, parts, long_rows, other_rows, first_long, Part_dk, Part_dv, p_window, p_sinks, 1,
                 ),
             ),
             (
                 fetch,
                 (
                     k_halves, v_halves, q_ring, do_ring, lse_ring, delta_ring, own_ready, filled, freed,
-                    Q, K, V, dO, LSE2, Delta, nq, n, items, parts, long_rows, other_rows, first_long, Part_dk, Part_dv, p_window, p_sinks,
+                    Q, K, V, dO, LSE2, Delta, dQ, dK, dV, nq, n, items, parts, long_rows, other_rows, first_long, Part_dk, Part_dv, p_window, p_sinks,
                 ),
             ),
         ],

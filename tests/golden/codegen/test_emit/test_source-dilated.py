@@ -1,93 +1,13 @@
 """Attention kernels of the pattern `dilated`, written by spdsl.
 
 bf16, 4 query heads on 2 key heads, shape square.
-forward: tiles of 64 queries and 64 keys, tiles in closed form, 1 run, rows of 4 residue classes apart.
+forward: tiles of 128 queries and 128 keys, tiles in closed form, 1 run, rows of 4 residue classes apart.
 dq: tiles of 64 queries and 64 keys, tiles in closed form, 1 run, rows of 4 residue classes apart.
 dkdv: tiles of 64 queries and 64 keys, tiles in closed form, 1 run, rows of 4 residue classes apart.
 """
 
 import triton
 import triton.language as tl
-
-
-@triton.jit(do_not_specialize=["nq", "n", "p_span"])
-def forward(
-    Q,  # [batch, heads, nq, 64]
-    q_stride_b, q_stride_h, q_stride_n,
-    K,  # [batch, groups, n, 64]
-    k_stride_b, k_stride_h, k_stride_n,
-    V,  # [batch, groups, n, 64]
-    v_stride_b, v_stride_h, v_stride_n,
-    O,  # [batch, heads, nq, 64]
-    o_stride_b, o_stride_h, o_stride_n,
-    LSE,  # [batch, heads, nq], natural logarithm
-    nq,  # query rows
-    n,  # keys
-    p_span,  # parameter span
-):
-    """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
-    BLOCK_Q: tl.constexpr = 64
-    BLOCK_K: tl.constexpr = 64
-    HEAD_DIM: tl.constexpr = 64
-    VALUE_DIM: tl.constexpr = 64
-    HEADS: tl.constexpr = 4
-    turn = tl.num_programs(0) - 1 - tl.program_id(0)
-    i = turn // 4  # tile of queries, the last first: their rows are the longest
-    q_class = turn % 4  # its rows are every 4th from this one on
-    h = tl.program_id(1)  # query head
-    g = h // 2  # key head
-    b = tl.program_id(2)  # sequence
-    k_class = q_class  # residue class of the keys that these rows meet
-    q_rows = (i * BLOCK_Q + tl.arange(0, BLOCK_Q)) * 4 + q_class
-    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h + q_class.to(tl.int64) * q_stride_n
-    q_rows_apart = tl.full([], 4, tl.int64) * q_stride_n  # rows of a class
-    q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_rows_apart + tl.arange(0, HEAD_DIM)[None, :]
-    q_step = tl.full([], BLOCK_Q * 4, tl.int64) * q_stride_n  # from tile to tile
-    q_tile = tl.load(q_base + i * q_step + q_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
-    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h + k_class.to(tl.int64) * k_stride_n
-    k_rows_apart = tl.full([], 4, tl.int64) * k_stride_n  # rows of a class
-    k_offsets = tl.arange(0, BLOCK_K)[:, None] * k_rows_apart + tl.arange(0, HEAD_DIM)[None, :]
-    k_step = tl.full([], BLOCK_K * 4, tl.int64) * k_stride_n  # from tile to tile
-    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h + k_class.to(tl.int64) * v_stride_n
-    v_rows_apart = tl.full([], 4, tl.int64) * v_stride_n  # rows of a class
-    v_offsets = tl.arange(0, BLOCK_K)[:, None] * v_rows_apart + tl.arange(0, VALUE_DIM)[None, :]
-    v_step = tl.full([], BLOCK_K * 4, tl.int64) * v_stride_n  # from tile to tile
-    m = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum of the logits
-    l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
-    acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
-    lo = tl.maximum(0, i - ((p_span + 251) >> 8))  # touched tiles
-    hi = i + 1
-    full_lo = tl.minimum(tl.maximum(i - ((p_span - 253) >> 8), lo), hi)  # full tiles
-    full_hi = tl.maximum(tl.minimum(tl.minimum(i, hi), n >> 8), full_lo)
-    # masked where the tile is not full
-    for j in tl.range(lo, hi):
-        masked = (j < full_lo) | (j >= full_hi)
-        k_rows = (j * BLOCK_K + tl.arange(0, BLOCK_K)) * 4 + k_class
-        k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
-        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
-        if masked:
-            scores = tl.where((k <= q) & (q - k < p_span) & (k < n), scores, float("-inf"))  # dilated.spat:3
-        m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
-        shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
-        p = tl.exp2(scores * 0.18033688011112042 - shift[:, None])
-        alpha = tl.exp2(m - shift)
-        l = l * alpha + tl.sum(p, 1)
-        acc = acc * alpha[:, None]
-        m = m_new
-        v_tile = tl.load(v_base + j * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
-        acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
-    norm = tl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
-    acc = acc / norm[:, None]
-    lse = (m + tl.log2(norm)) * 0.6931471805599453
-    o_base = O + b.to(tl.int64) * o_stride_b + h.to(tl.int64) * o_stride_h + q_class.to(tl.int64) * o_stride_n
-    o_rows_apart = tl.full([], 4, tl.int64) * o_stride_n  # rows of a class
-    o_offsets = tl.arange(0, BLOCK_Q)[:, None] * o_rows_apart + tl.arange(0, VALUE_DIM)[None, :]
-    o_step = tl.full([], BLOCK_Q * 4, tl.int64) * o_stride_n  # from tile to tile
-    tl.store(o_base + i * o_step + o_offsets, acc.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
-    row_base = (b * HEADS + h).to(tl.int64) * nq
-    tl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
 
 
 @triton.jit(do_not_specialize=["nq", "n"])

@@ -1,7 +1,7 @@
 """Attention kernels of the pattern `documents`, written by spdsl.
 
 bf16, 4 query heads on 2 key heads, shape square.
-forward: tiles of 64 queries and 64 keys, tiles in closed form, 1 run within intervals of doc.
+forward: tiles of 128 queries and 128 keys, tiles in closed form, 1 run within intervals of doc.
 dq: tiles of 64 queries and 64 keys, tiles in closed form, 1 run within intervals of doc.
 dkdv: tiles of 64 queries and 128 keys, tiles in closed form, 1 run within intervals of doc.
 """
@@ -20,6 +20,49 @@ def bitlen(x):
         bits = tl.where(high != 0, bits + (16 >> step), bits)
         rest = tl.where(high != 0, high, rest)
     return tl.where(rest != 0, bits + 1, bits)
+
+@triton.jit(do_not_specialize=["interval_rows", "nq", "n", "stride_doc_b", "size_doc_0"])
+def intervals_q128(
+    intervals,  # [batch or 1, interval_rows, 4]
+    interval_rows,  # tiles of all programs
+    nq,  # query rows
+    n,  # keys
+    t_doc,  # table doc[token]
+    stride_doc_b, stride_doc_0, size_doc_0,
+):
+    """Which rows the tiles of 128 queries have to walk."""
+    TILES: tl.constexpr = 16
+    BLOCK_Q: tl.constexpr = 128
+    tiles = tl.program_id(0) * TILES + tl.arange(0, TILES)  # tiles of queries
+    b = tl.program_id(2)  # sequence
+    q_rows = tiles[:, None] * BLOCK_Q + tl.arange(0, BLOCK_Q)[None, :]
+    q = q_rows  # positions, [TILES, BLOCK_Q]
+    exist = q_rows < nq
+    first = 0  # positions of keys
+    end = n
+    columns = tl.arange(0, 4)[None, :]  # touched from, full from, full to, touched to
+    found = tl.where(columns < 2, 0, 1073741824) + tl.zeros([TILES, 1], tl.int32)  # [TILES, 4]
+    doc_at_q = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + q * stride_doc_0, mask=(q >= 0) & (q < size_doc_0), other=0).to(tl.int32)
+    value = doc_at_q
+    least = tl.min(tl.where(exist, value, 2147483647), 1)
+    greatest = tl.max(tl.where(exist, value, -2147483647), 1)
+    wanted = tl.where(columns % 2 == 0, least[:, None], greatest[:, None])  # [TILES, 4]
+    lo = first + tl.zeros([TILES, 4], tl.int32)
+    hi = end + tl.zeros([TILES, 4], tl.int32)
+    steps = bitlen(end - first)
+    # halve the positions until one is left
+    for step in tl.range(0, steps):
+        k = (lo + hi) >> 1
+        doc_at_k = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + k * stride_doc_0, mask=(k >= 0) & (k < size_doc_0), other=0).to(tl.int32)
+        mark = doc_at_k
+        reached = tl.where(columns < 2, mark >= wanted, mark > wanted) | (lo >= hi)
+        lo = tl.where(reached, lo, k + 1)
+        hi = tl.where(reached, k, hi)
+    row = tl.where(lo < end, lo, 1073741824)
+    found = tl.where(columns < 2, tl.maximum(found, row), tl.minimum(found, row))
+    at = (b * interval_rows + tiles)[:, None] * 4 + columns
+    tl.store(intervals + at, found, mask=(tiles < interval_rows)[:, None])
+
 
 @triton.jit(do_not_specialize=["interval_rows", "nq", "n", "stride_doc_b", "size_doc_0"])
 def intervals_q64(
@@ -105,76 +148,6 @@ def intervals_k128(
     found = tl.where(columns < 2, tl.maximum(found, row), tl.minimum(found, row))
     at = (b * interval_rows + tiles)[:, None] * 4 + columns
     tl.store(intervals + at, found, mask=(tiles < interval_rows)[:, None])
-
-
-@triton.jit(do_not_specialize=["nq", "n", "intervals_stride_b", "stride_doc_b", "size_doc_0"])
-def forward(
-    Q,  # [batch, heads, nq, 64]
-    K,  # [batch, groups, n, 64]
-    V,  # [batch, groups, n, 64]
-    O,  # [batch, heads, nq, 64]
-    o_stride_b, o_stride_h, o_stride_n,
-    LSE,  # [batch, heads, nq], natural logarithm
-    nq,  # query rows
-    n,  # keys
-    intervals,  # [batch or 1, tiles, 4], ends of the rows to walk
-    intervals_stride_b,
-    t_doc,  # table doc[token]
-    stride_doc_b, stride_doc_0, size_doc_0,
-):
-    """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
-    BLOCK_Q: tl.constexpr = 64
-    BLOCK_K: tl.constexpr = 64
-    HEAD_DIM: tl.constexpr = 64
-    VALUE_DIM: tl.constexpr = 64
-    HEADS: tl.constexpr = 4
-    i = tl.num_programs(0) - 1 - tl.program_id(0)  # tile of queries, the last first: their rows are the longest
-    h = tl.program_id(1)  # query head
-    g = h // 2  # key head
-    b = tl.program_id(2)  # sequence
-    q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    touched_from_at_i = tl.load(intervals + 0 + b.to(tl.int64) * intervals_stride_b + i * 4).to(tl.int32)
-    touched_to_at_i = tl.load(intervals + 3 + b.to(tl.int64) * intervals_stride_b + i * 4).to(tl.int32)
-    full_from_at_i = tl.load(intervals + 1 + b.to(tl.int64) * intervals_stride_b + i * 4).to(tl.int32)
-    full_to_at_i = tl.load(intervals + 2 + b.to(tl.int64) * intervals_stride_b + i * 4).to(tl.int32)
-    doc_at_q = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + q * stride_doc_0, mask=(q >= 0) & (q < size_doc_0), other=0).to(tl.int32)
-    q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
-    m = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum of the logits
-    l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
-    acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
-    lo = touched_from_at_i >> 6  # touched tiles
-    hi = tl.minimum(i + 1, (touched_to_at_i + 63) >> 6)
-    full_lo = tl.minimum(tl.maximum((full_from_at_i + 63) >> 6, lo), hi)  # full tiles
-    full_hi = tl.maximum(tl.minimum(tl.minimum(tl.minimum(i, full_to_at_i >> 6), hi), n >> 6), full_lo)
-    # masked where the tile is not full
-    for j in tl.range(lo, hi):
-        masked = (j < full_lo) | (j >= full_hi)
-        k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
-        k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
-        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
-        if masked:
-            doc_at_k = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + k * stride_doc_0, mask=(k >= 0) & (k < size_doc_0), other=0).to(tl.int32)
-            scores = tl.where((k <= q) & (doc_at_q == doc_at_k) & (k < n), scores, float("-inf"))  # documents.spat:4
-        m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
-        shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
-        p = tl.exp2(scores * 0.18033688011112042 - shift[:, None])
-        alpha = tl.exp2(m - shift)
-        l = l * alpha + tl.sum(p, 1)
-        acc = acc * alpha[:, None]
-        m = m_new
-        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
-        acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
-    norm = tl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
-    acc = acc / norm[:, None]
-    lse = (m + tl.log2(norm)) * 0.6931471805599453
-    o_base = O + b.to(tl.int64) * o_stride_b + h.to(tl.int64) * o_stride_h
-    o_offsets = tl.arange(0, BLOCK_Q)[:, None] * o_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    o_step = tl.full([], BLOCK_Q, tl.int64) * o_stride_n  # from tile to tile
-    tl.store(o_base + i * o_step + o_offsets, acc.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
-    row_base = (b * HEADS + h).to(tl.int64) * nq
-    tl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
 
 
 @triton.jit(do_not_specialize=["nq", "n"])

@@ -1,115 +1,13 @@
 """Attention kernels of the pattern `neighborhood_3d`, written by spdsl.
 
 bf16, 4 query heads on 2 key heads, shape square.
-forward: tiles of 64 queries and 64 keys, boxes of 2 × 8 × 4 queries and 4 × 4 × 4 keys of the grid.
+forward: tiles of 128 queries and 128 keys, boxes of 2 × 16 × 4 queries and 2 × 16 × 4 keys of the grid.
 dq: tiles of 64 queries and 64 keys, boxes of 2 × 8 × 4 queries and 4 × 4 × 4 keys of the grid.
 dkdv: tiles of 64 queries and 128 keys, boxes of 2 × 8 × 4 queries and 4 × 4 × 8 keys of the grid.
 """
 
 import triton
 import triton.language as tl
-
-
-@triton.jit(do_not_specialize=["nq", "n"])
-def forward(
-    Q,  # [batch, heads, nq, 64]
-    K,  # [batch, groups, n, 64]
-    V,  # [batch, groups, n, 64]
-    O,  # [batch, heads, nq, 64]
-    o_stride_b, o_stride_h, o_stride_n,
-    LSE,  # [batch, heads, nq], natural logarithm
-    nq,  # query rows
-    n,  # keys
-):
-    """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
-    BLOCK_Q: tl.constexpr = 64
-    BLOCK_K: tl.constexpr = 64
-    HEAD_DIM: tl.constexpr = 64
-    VALUE_DIM: tl.constexpr = 64
-    HEADS: tl.constexpr = 4
-    i = tl.num_programs(0) - 1 - tl.program_id(0)  # tile of queries, the last first: their rows are the longest
-    h = tl.program_id(1)  # query head
-    g = h // 2  # key head
-    b = tl.program_id(2)  # sequence
-    i0 = i // 120  # box of 2 × 8 × 4 of the grid 30 × 48 × 79
-    i1 = i // 20 % 6
-    i2 = i % 20
-    q_first = i0 * 7584 + i1 * 632 + i2 * 4  # its first row
-    q_lane0 = tl.arange(0, BLOCK_Q) // 32  # place in a box of 2 × 8 × 4
-    q_lane1 = tl.arange(0, BLOCK_Q) // 4 % 8
-    q_lane2 = tl.arange(0, BLOCK_Q) % 4
-    q_within = q_lane0 * 3792 + q_lane1 * 79 + q_lane2  # rows after the first
-    k_lane0 = tl.arange(0, BLOCK_K) // 16  # place in a box of 4 × 4 × 4
-    k_lane1 = tl.arange(0, BLOCK_K) // 4 % 4
-    k_lane2 = tl.arange(0, BLOCK_K) % 4
-    k_within = k_lane0 * 3792 + k_lane1 * 79 + k_lane2  # rows after the first
-    q_rows = tl.where((i2 * 4 + q_lane2 < 79), q_first + q_within, nq)  # outside the grid: past the end
-    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    q0 = (i0 * 2 + q_lane0)[:, None]  # coordinate on axis 0
-    q1 = (i1 * 8 + q_lane1)[:, None]  # coordinate on axis 1
-    q2 = (i2 * 4 + q_lane2)[:, None]  # coordinate on axis 2
-    q0_part = tl.minimum(q0, 29)
-    q1_part = tl.maximum(tl.minimum(q1, 47), 12)
-    q1_part_2 = tl.minimum(q1_part, 35)
-    q2_part = tl.maximum(tl.minimum(q2, 78), 12)
-    q2_part_2 = tl.minimum(q2_part, 66)
-    q_tile = Q.load([b * 4 + h, i0 * 2, i1 * 8, i2 * 4, 0]).reshape([BLOCK_Q, HEAD_DIM])
-    m = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum of the logits
-    l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
-    acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
-    lo0 = tl.minimum(tl.maximum(0, (i0 - 9) >> 1), 2)  # touched boxes along axis 0
-    hi0 = (i0 + 2) >> 1
-    boxes0 = tl.maximum(hi0 - lo0, 0)
-    lo1 = tl.minimum(tl.maximum(0, 2 * i1 - 3), 5)  # touched boxes along axis 1
-    hi1 = tl.minimum(tl.maximum(tl.minimum(12, 2 * i1 + 5), 7), 12)
-    boxes1 = tl.maximum(hi1 - lo1, 0)
-    lo2 = tl.minimum(tl.where(i2 <= 2, 0, i2 - 3), 13)  # touched boxes along axis 2
-    hi2 = tl.maximum(tl.maximum(7, tl.where(i2 <= 16, i2 + 4, -268435456)), tl.where(i2 >= 16, 20, -268435456))
-    boxes2 = tl.maximum(hi2 - lo2, 0)
-    full_lo0 = tl.minimum((i0 - 7) >> 1, 3)  # full boxes along axis 0
-    full_hi0 = tl.minimum(i0 >> 1, 7)
-    full_lo1 = tl.minimum(2 * i1 - 1, 6)  # full boxes along axis 1
-    full_hi1 = tl.maximum(2 * i1 + 3, 6)
-    full_lo2 = tl.minimum(i2 - 2, 14)  # full boxes along axis 2
-    full_hi2 = tl.minimum(tl.maximum(tl.maximum(6, tl.where(i2 <= 16, i2 + 3, -268435456)), tl.where(i2 >= 16, 19, -268435456)), 19)
-    # boxes that are touched, row by row, masked where one is not full
-    for t in tl.range(0, boxes0 * boxes1 * boxes2):
-        j0 = lo0 + t // (boxes1 * boxes2)
-        j1 = lo1 + t // boxes2 % boxes1
-        j2 = lo2 + t % boxes2
-        k_first = j0 * 15168 + j1 * 316 + j2 * 4  # its first row
-        masked = (j0 < full_lo0) | (j0 >= full_hi0) | ((j1 < full_lo1) | (j1 >= full_hi1)) | ((j2 < full_lo2) | (j2 >= full_hi2))
-        k_rows = tl.where((j0 * 4 + k_lane0 < 30) & (j2 * 4 + k_lane2 < 79), k_first + k_within, n)  # outside the grid: past the end
-        k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        k0 = (j0 * 4 + k_lane0)[None, :]  # coordinate on axis 0
-        k1 = (j1 * 4 + k_lane1)[None, :]  # coordinate on axis 1
-        k2 = (j2 * 4 + k_lane2)[None, :]  # coordinate on axis 2
-        k_tile = K.load([b * 2 + g, j0 * 4, j1 * 4, j2 * 4, 0]).reshape([BLOCK_K, HEAD_DIM])
-        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
-        if masked:
-            k1_q1_part = k1 - q1_part_2
-            k1_q1_part_2 = k1_q1_part + 12
-            k2_q2_part = k2 - q2_part_2
-            k2_q2_part_2 = k2_q2_part + 12
-            scores = tl.where((k0 <= q0) & (q0_part - k0 < 19) & ((0 <= k1_q1_part_2) & (k1_q1_part_2 < 25)) & ((0 <= k2_q2_part_2) & (k2_q2_part_2 < 25)) & (k < n), scores, float("-inf"))  # neighborhood_3d.spat:8
-        m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
-        shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
-        p = tl.exp2(scores * 0.18033688011112042 - shift[:, None])
-        alpha = tl.exp2(m - shift)
-        l = l * alpha + tl.sum(p, 1)
-        acc = acc * alpha[:, None]
-        m = m_new
-        v_tile = V.load([b * 2 + g, j0 * 4, j1 * 4, j2 * 4, 0]).reshape([BLOCK_K, VALUE_DIM])
-        acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
-    norm = tl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
-    acc = acc / norm[:, None]
-    lse = (m + tl.log2(norm)) * 0.6931471805599453
-    o_base = O + b.to(tl.int64) * o_stride_b + h.to(tl.int64) * o_stride_h
-    o_offsets = q_within.to(tl.int64)[:, None] * o_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    o_step = tl.full([], 1, tl.int64) * o_stride_n  # from row to row
-    tl.store(o_base + q_first * o_step + o_offsets, acc.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
-    row_base = (b * HEADS + h).to(tl.int64) * nq
-    tl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
 
 
 @triton.jit(do_not_specialize=["nq", "n"])

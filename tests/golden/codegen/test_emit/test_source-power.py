@@ -1,7 +1,7 @@
 """Attention kernels of the pattern `power`, written by spdsl.
 
 bf16, 4 query heads on 2 key heads, shape square.
-forward: tiles of 64 queries and 64 keys, tiles at listed distances from 2 kinds of rows.
+forward: tiles of 128 queries and 128 keys, tiles at listed distances from all rows.
 dq: tiles of 64 queries and 64 keys, tiles at listed distances from 2 kinds of rows.
 dkdv: tiles of 64 queries and 128 keys, tiles at listed distances from all rows.
 """
@@ -24,94 +24,6 @@ def first_reaching(values, low, high, least):
         low = tl.where(below, middle + 1, low)
         high = tl.where(below, high, middle)
     return low
-
-@triton.jit(do_not_specialize=["nq", "n", "p_local_blocks", "list_stride_b", "list_stride_h"])
-def forward(
-    Q,  # [batch, heads, nq, 64]
-    K,  # [batch, groups, n, 64]
-    V,  # [batch, groups, n, 64]
-    O,  # [batch, heads, nq, 64]
-    o_stride_b, o_stride_h, o_stride_n,
-    LSE,  # [batch, heads, nq], natural logarithm
-    nq,  # query rows
-    n,  # keys
-    p_local_blocks,  # parameter local_blocks
-    list_begin,  # [batch or 1, heads or 1, kinds of rows]
-    list_middle,  # [batch or 1, heads or 1, kinds of rows]
-    list_end,  # [batch or 1, heads or 1, kinds of rows]
-    list_tiles, list_stride_b, list_stride_h,
-):
-    """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
-    BLOCK_Q: tl.constexpr = 64
-    BLOCK_K: tl.constexpr = 64
-    HEAD_DIM: tl.constexpr = 64
-    VALUE_DIM: tl.constexpr = 64
-    HEADS: tl.constexpr = 4
-    i = tl.num_programs(0) - 1 - tl.program_id(0)  # tile of queries, the last first: their rows are the longest
-    h = tl.program_id(1)  # query head
-    g = h // 2  # key head
-    b = tl.program_id(2)  # sequence
-    q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    q_block = q >> 7
-    q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
-    m = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum of the logits
-    l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
-    acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
-    first = (i >> 1) * 2  # tile from which distances count
-    row = i & 1  # which of the 2 kinds of rows
-    list_at = b * list_stride_b + row
-    begin = tl.load(list_begin + list_at)
-    middle = tl.load(list_middle + list_at)
-    end = tl.load(list_end + list_at)
-    tiles = (n + 63) >> 6  # of keys
-    full_lo = first_reaching(list_tiles, begin, middle, -first)  # full tiles that exist
-    full_hi = first_reaching(list_tiles, full_lo, middle, tiles - first)
-    lo = first_reaching(list_tiles, middle, end, -first)  # masked tiles that exist
-    hi = first_reaching(list_tiles, lo, end, tiles - first)
-    inside = first_reaching(list_tiles, full_lo, full_hi, (n >> 6) - first)  # full tiles without keys past the end
-    edges = lo - (full_hi - inside)  # other full tiles come first
-    # every pair of these tiles counts
-    for t in tl.range(full_lo, inside):
-        j = first + tl.load(list_tiles + t)
-        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
-        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
-        m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
-        p = tl.exp2(scores * 0.18033688011112042 - m_new[:, None])
-        alpha = tl.exp2(m - m_new)
-        l = l * alpha + tl.sum(p, 1)
-        acc = acc * alpha[:, None]
-        m = m_new
-        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
-        acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
-    # tiles on an edge
-    for t in tl.range(edges, hi):
-        j = first + tl.load(list_tiles + tl.where(t < lo, t - lo + full_hi, t))
-        k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
-        k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
-        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
-        k_q_part = q_block - (k >> 7)
-        scores = tl.where((k <= q) & ((k_q_part < p_local_blocks) | is_pow2(k_q_part)) & (k < n), scores, float("-inf"))  # power.spat:4
-        m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
-        shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
-        p = tl.exp2(scores * 0.18033688011112042 - shift[:, None])
-        alpha = tl.exp2(m - shift)
-        l = l * alpha + tl.sum(p, 1)
-        acc = acc * alpha[:, None]
-        m = m_new
-        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
-        acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
-    norm = tl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
-    acc = acc / norm[:, None]
-    lse = (m + tl.log2(norm)) * 0.6931471805599453
-    o_base = O + b.to(tl.int64) * o_stride_b + h.to(tl.int64) * o_stride_h
-    o_offsets = tl.arange(0, BLOCK_Q)[:, None] * o_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    o_step = tl.full([], BLOCK_Q, tl.int64) * o_stride_n  # from tile to tile
-    tl.store(o_base + i * o_step + o_offsets, acc.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
-    row_base = (b * HEADS + h).to(tl.int64) * nq
-    tl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
-
 
 @triton.jit(do_not_specialize=["nq", "n"])
 def delta(

@@ -1,81 +1,13 @@
 """Attention kernels of the pattern `streaming`, written by spdsl.
 
 bf16, 4 query heads on 2 key heads, shape square.
-forward: tiles of 64 queries and 64 keys, tiles in closed form, 2 runs.
+forward: tiles of 128 queries and 128 keys, tiles in closed form, 2 runs.
 dq: tiles of 64 queries and 64 keys, tiles in closed form, 2 runs.
 dkdv: tiles of 64 queries and 128 keys, tiles in closed form, 1 run.
 """
 
 import triton
 import triton.language as tl
-
-
-@triton.jit(do_not_specialize=["nq", "n", "p_window", "p_sinks"])
-def forward(
-    Q,  # [batch, heads, nq, 64]
-    K,  # [batch, groups, n, 64]
-    V,  # [batch, groups, n, 64]
-    O,  # [batch, heads, nq, 64]
-    o_stride_b, o_stride_h, o_stride_n,
-    LSE,  # [batch, heads, nq], natural logarithm
-    nq,  # query rows
-    n,  # keys
-    p_window,  # parameter window
-    p_sinks,  # parameter sinks
-):
-    """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
-    BLOCK_Q: tl.constexpr = 64
-    BLOCK_K: tl.constexpr = 64
-    HEAD_DIM: tl.constexpr = 64
-    VALUE_DIM: tl.constexpr = 64
-    HEADS: tl.constexpr = 4
-    i = tl.num_programs(0) - 1 - tl.program_id(0)  # tile of queries, the last first: their rows are the longest
-    h = tl.program_id(1)  # query head
-    g = h // 2  # key head
-    b = tl.program_id(2)  # sequence
-    q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
-    m = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum of the logits
-    l = tl.zeros([BLOCK_Q], tl.float32)  # running sum of the weights
-    acc = tl.zeros([BLOCK_Q, VALUE_DIM], tl.float32)
-    lo_0 = 0  # touched tiles
-    hi_0 = tl.minimum((p_sinks + 63) >> 6, i + 1)
-    full_hi_0 = tl.maximum(tl.minimum(tl.minimum(tl.where(64 * i + 63 >= p_sinks + p_window, p_sinks >> 6, i), hi_0), n >> 6), lo_0)  # full tiles
-    lo_1 = tl.maximum((p_sinks + 63) >> 6, i - ((p_window + 62) >> 6))  # touched tiles
-    hi_1 = i + 1
-    full_lo_1 = tl.minimum(tl.maximum(i - ((p_window - 64) >> 6), lo_1), hi_1)  # full tiles
-    full_hi_1 = tl.maximum(tl.minimum(tl.minimum(i, hi_1), n >> 6), full_lo_1)
-    end_0 = tl.maximum(hi_0 - lo_0, 0)
-    end_1 = end_0 + tl.maximum(hi_1 - lo_1, 0)
-    # all runs of tiles, one after the other
-    for t in tl.range(0, end_1):
-        j = tl.where(t < end_0, lo_0 + t, lo_1 + (t - end_0))
-        masked = (j < tl.where(t < end_0, lo_0, full_lo_1)) | (j >= tl.where(t < end_0, full_hi_0, full_hi_1))
-        k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
-        k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
-        scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
-        if masked:
-            scores = tl.where((k <= q) & ((q - k < p_window) | (k < p_sinks)) & (k < n), scores, float("-inf"))  # streaming.spat:3
-        m_new = tl.maximum(m, tl.max(scores, 1) * 0.18033688011112042)
-        shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
-        p = tl.exp2(scores * 0.18033688011112042 - shift[:, None])
-        alpha = tl.exp2(m - shift)
-        l = l * alpha + tl.sum(p, 1)
-        acc = acc * alpha[:, None]
-        m = m_new
-        v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
-        acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)  # [BLOCK_Q, VALUE_DIM]
-    norm = tl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
-    acc = acc / norm[:, None]
-    lse = (m + tl.log2(norm)) * 0.6931471805599453
-    o_base = O + b.to(tl.int64) * o_stride_b + h.to(tl.int64) * o_stride_h
-    o_offsets = tl.arange(0, BLOCK_Q)[:, None] * o_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    o_step = tl.full([], BLOCK_Q, tl.int64) * o_stride_n  # from tile to tile
-    tl.store(o_base + i * o_step + o_offsets, acc.to(tl.bfloat16), mask=(q_rows < nq)[:, None])
-    row_base = (b * HEADS + h).to(tl.int64) * nq
-    tl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
 
 
 @triton.jit(do_not_specialize=["nq", "n"])

@@ -1,0 +1,219 @@
+"""The forward kernel for Hopper: one warp walks the tiles and copies them, groups of four warps compute on what comes.
+
+From a plan to the blocks of both kinds of warps.  Only the copying warp knows the walk: with every tile it sends the
+coordinates and whether it needs its mask.  The skeleton that holds the blocks is a template; `spdsl.codegen.gluon`
+writes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Plan
+from spdsl.analysis.tiles import Boxes
+from spdsl.codegen import split
+from spdsl.codegen.blocks import (
+    Argument,
+    Block,
+    BoxLanes,
+    CopyOut,
+    Corner,
+    FetchQueries,
+    Kernel,
+    Logits,
+    Mask,
+    RowBase,
+    SendEnd,
+    SendTile,
+    StoreRows,
+    Stream,
+    StreamBegin,
+    StreamEnd,
+    WriteOut,
+)
+from spdsl.codegen.expressions import truncated
+from spdsl.codegen.forward import SUMS
+from spdsl.codegen.frame import Frame, head_of, masked, padded, positions, program
+from spdsl.codegen.walks import MASKED, Mode, Walker, lower_walk
+from spdsl.semantics.nodes import Const, Expr, Side
+
+THREADS = 128
+"""Of a group of four warps."""
+
+REGISTERS = 1 << 16
+"""Of an SM."""
+
+
+def lower_streamed(plan: Plan) -> Kernel:
+    """The blocks of the forward kernel, whose plan has specialised warps."""
+    tiles = plan.forward
+    frame = Frame(plan=plan, kernel=tiles, by="query")
+    fetch, modes = _fetch(plan)
+    compute = _compute(frame, modes)
+    body = (*fetch, *compute)
+    dim, value_dim = plan.problem.pattern.head_dim, plan.problem.value_dim
+    by_address = _by_address(frame)
+    out = frame.tensor("O", "q", value_dim) if by_address else (_described(frame, "O", "q", value_dim),)
+    return Kernel(
+        name="forward",
+        doc="Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch.",
+        arguments=(
+            _described(frame, "Q", "q", dim),
+            _described(frame, "K", "k", dim),
+            _described(frame, "V", "k", value_dim),
+            *out,
+            Argument(name="LSE", type="*fp32", note="[batch, heads, nq], natural logarithm"),
+            *frame.lengths(),
+            *frame.parameters(body),
+            *frame.lists(),
+            *split.split_arguments(frame, SUMS),
+            *frame.table_arguments(body),
+        ),
+        constants=(
+            *frame.constants(),
+            ("GROUPS", tiles.groups),
+            ("ROWS", GROUP_ROWS),
+            ("RING", tiles.stages),
+            ("NUMBERS", len(_names(tiles)) + (modes == "either")),
+        ),
+        body=compute,
+        fetch=fetch,
+        block=tiles.block_q,
+        warps=tiles.warps,
+        stages=tiles.stages,
+        # Two programs of one group each share an SM; the copying warp counts as a group.
+        registers=REGISTERS // (4 * THREADS) if tiles.groups == 1 else None,
+        classes=frame.classes,
+        boxes=frame.boxes,
+        after=frame.after,
+        parts=split.part_sizes(frame, SUMS),
+    )
+
+
+def _fetch(plan: Plan) -> tuple[tuple[Block, ...], Mode]:
+    """The blocks of the copying warp, and whether tiles are all masked, all full, or either."""
+    tiles = plan.forward
+    frame = Frame(plan=plan, kernel=tiles, by="query")
+    modes: set[Mode] = set()
+
+    def note(mode: Mode) -> tuple[Block, ...]:
+        modes.add(mode)
+        return ()
+
+    lower_walk(tiles.walk, _walker(Frame(plan=plan, kernel=tiles, by="query"), note))
+    only: Mode = modes.pop() if len(modes) == 1 else "either"
+    flags: dict[Mode, Expr] = {"full": Const(value=0), "masked": Const(value=1), "either": MASKED}
+
+    def body(mode: Mode) -> tuple[Block, ...]:
+        return (
+            SendTile(
+                names=_names(tiles),
+                masked=flags[mode] if only == "either" else None,
+                keys=_corner(frame, "K", "k"),
+                values=_corner(frame, "V", "k"),
+            ),
+        )
+
+    setup, loops = lower_walk(tiles.walk, _walker(frame, body))
+    begin = tuple(block for block in program(frame, reverse=True) if not isinstance(block, BoxLanes))
+    return (
+        *begin,
+        FetchQueries(corner=_corner(frame, "Q", "q")),
+        *frame.hoist.take(0),
+        *setup,
+        *split.share(frame, loops),
+        SendEnd(),
+    ), only
+
+
+def _compute(frame: Frame, mode: Mode) -> tuple[Block, ...]:
+    """The blocks of a computing group."""
+    plan = frame.plan
+    keep, bias = frame.keep(), frame.bias
+    frame.hoist.share((keep,) if bias is None else (keep, bias))
+    sink = None if plan.sink_logit is None else frame.hoist.place(truncated(plan.sink_logit), 1)
+    bias_blocks, bias = ((), None) if bias is None else frame.place_tile(bias)
+    keep_blocks, keep = frame.place_tile(keep)
+    logits = Logits(scale=plan.scale, softcap=plan.softcap, bias=bias, folded=frame.folded, keep_slope=False)
+    mask = masked(mode, keep_blocks, Mask(target="scores", keep=keep, span=plan.keep.span))
+    body: tuple[Block, ...] = (
+        *((positions(frame, "k", "walked"),) if mask or bias is not None else ()),
+        *bias_blocks,
+        *(() if frame.folded else (logits,)),
+        *mask,
+    )
+    dtype = plan.problem.dtype
+    out: Block = CopyOut(corner=_corner(frame, "O", "q"), dtype=dtype)
+    if _by_address(frame):
+        out = WriteOut(dtype=dtype, padded=frame.is_padded("VALUE_DIM"))
+    end = (StreamEnd(), out, RowBase(), StoreRows(value="lse", pointer="LSE", side="q"))
+    return (
+        *program(frame, reverse=True),
+        positions(frame, "q", "own"),
+        *frame.hoist.take(0),
+        *frame.hoist.take(1),
+        *_state(frame, sink),
+        Stream(names=_names(frame.kernel), flagged=mode == "either", factor=frame.factor, dtype=dtype, body=body),
+        *split.end(frame, SUMS, end),
+    )
+
+
+def _by_address(frame: Frame) -> bool:
+    """Whether the output is not described to the copy engine: it is read too, or its rows may not fill all classes."""
+    return frame.classes is not None or frame.plan.place > 0
+
+
+def _state(frame: Frame, sink: Expr | None) -> tuple[Block, ...]:
+    """What the softmax begins with."""
+    if not frame.plan.place:
+        return (StreamBegin(sink=split.once(frame, sink)),)
+    padded_columns = frame.is_padded("VALUE_DIM")
+    return RowBase(), StreamBegin(sink=None, resumed=True, first=split.first(frame), padded=padded_columns)
+
+
+def _walker(frame: Frame, body: object) -> Walker:
+    return Walker(
+        by="query",
+        shape=frame.plan.problem.shape,
+        spans=frame.kernel.spans,
+        separate=0,
+        place=lambda expr: frame.hoist.place(expr, 0),
+        place_tile=frame.place_tile,
+        body=body,  # type: ignore[arg-type]
+        boxes=frame.kernel.boxes,
+    )
+
+
+def _names(kernel: KernelPlan) -> tuple[str, ...]:
+    """What tells where a tile of keys lies."""
+    return ("j",) if kernel.boxes is None else (*(f"j{axis}" for axis in range(len(kernel.boxes.axes))), "k_first")
+
+
+def _split_axis(boxes: Boxes, groups: int) -> int | None:
+    """The axis along which groups share a box of queries: the slowest one, so that each has neighbouring lanes."""
+    return None if groups == 1 else next(axis for axis, size in enumerate(boxes.box("q")) if size > 1)
+
+
+def _corner(frame: Frame, tensor: str, side: Side) -> Corner:
+    boxes = frame.kernel.boxes
+    plain = Corner(tensor=tensor, side=side, head=head_of(side), classes=frame.classes)
+    if boxes is None:
+        return plain
+    along = _split_axis(boxes, frame.kernel.groups) if side == "q" else None
+    return replace(plain, box=boxes.box(side), heads=frame.joined_heads(side), split=along)
+
+
+def _described(frame: Frame, name: str, side: Side, width: int) -> Argument:
+    """A tensor that the copy engine reads or writes: what a group has of a tile of queries, or a tile of keys."""
+    tiles, boxes = frame.kernel, frame.kernel.boxes
+    (argument, *_) = frame.tensor(name, side, width)
+    rows = GROUP_ROWS if side == "q" else tiles.block_k
+    if boxes is None:
+        middle = (rows,) if tiles.residues is None else (rows, 1)
+        return replace(argument, block=(1, 1, *middle, padded(width)), classes=frame.classes)
+    box = list(boxes.box(side))
+    along = _split_axis(boxes, tiles.groups) if side == "q" else None
+    if along is not None:
+        box[along] //= tiles.groups
+    lead = (1,) if frame.joined_heads(side) else (1, 1)
+    return replace(argument, block=(*lead, *box, padded(width)), extents=boxes.extents)

@@ -1,0 +1,45 @@
+"""Which kernels are written with specialised warps, and why others are not: the one rule, for the plan and for people.
+
+From a problem to a reason, or None where warps are specialised.  Tiles and walks are chosen elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from spdsl.analysis.plans import Problem
+
+WIDEST = 256
+"""The largest head dim whose output a group of four warps holds in registers."""
+
+
+def copies_tiles(problem: Problem, target: str) -> bool:
+    """Whether the GPU's copy engine can load the tiles: its rows are multiples of 16 bytes, one tensor holds all
+    rows, and products of the type run on tensor cores, which take their operands from shared memory."""
+    rows_fit = problem.pattern.head_dim % 8 == 0 and problem.value_dim % 8 == 0
+    return target in ("sm_90", "sm_100") and problem.dtype != "fp32" and problem.shape != "batched" and rows_fit
+
+
+def why_plain(
+    kind: Literal["forward", "dq", "dkdv", "fused"], problem: Problem, target: str, *, boxes_copied: bool = True
+) -> str | None:
+    """Why the warps of a kernel are all alike; None where one copies tiles for the others, and empty where there is no
+    such kernel at all.
+
+    ``boxes_copied`` says that the copy engine can load the kernel's boxes, if its tiles are boxes of a grid.
+    """
+    if target != "sm_90" or kind in ("dq", "dkdv"):
+        return ""
+    if problem.dtype == "fp32":
+        return "products of fp32 run without tensor cores"
+    if problem.shape == "batched":
+        return "the keys of a sequence begin and end inside the tensor, where copies of whole tiles would read others"
+    if not copies_tiles(problem, target):
+        return "rows of tensors are not multiples of 16 bytes, which the copy engine needs"
+    if max(problem.pattern.head_dim, problem.value_dim) > WIDEST:
+        return f"a head dim above {WIDEST} does not fit the registers"
+    if not boxes_copied:
+        return (
+            "the copy engine cannot load the boxes: rows follow the grid, their places are apart, or it has many axes"
+        )
+    return None

@@ -1,0 +1,153 @@
+"""Run the text of a forward kernel in Gluon in plain Python, as `tests.codegen.machine` does those in Triton.
+
+The copying warp runs first, to its end: what it tells and where it copies from is kept, tile by tile.  Then each group
+of computing warps runs on that.  Barriers and memory are not modelled; their order is for the GPU to show.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from tests.codegen.machine import OPAQUE, Decorator, Int, Language, Turn
+
+
+@dataclass(slots=True)
+class Sent:
+    """What the copying warp sends with one tile, and where the tile lies in K and V."""
+
+    numbers: dict[int, Int] = field(default_factory=dict)
+    places: dict[str, tuple[Int, ...]] = field(default_factory=dict)
+
+
+class Memory:
+    """Shared memory: the cells that hold numbers count, others do not."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def index(self, at: Any) -> Cell:
+        return Cell(self._machine, int(at))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **more: self
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One number of the ring."""
+
+    machine: Machine
+    at: int
+
+    def store(self, value: Any) -> None:
+        if isinstance(value, Int):
+            self.machine.tell(self.at, value)
+
+    def load(self, layout: Any) -> Int:
+        return self.machine.told(self.at)
+
+    def reshape(self, shape: Any) -> Any:
+        return OPAQUE
+
+
+class Machine(Language):
+    """Stands in for the languages of Gluon while one program runs; ``numbers`` are sent with each tile."""
+
+    def __init__(self, program: tuple[int, int, int], grid: tuple[int, int, int], numbers: int) -> None:
+        super().__init__(program, grid)
+        self._numbers = numbers
+        self.queries: list[tuple[Int, ...]] = []
+        self.sent: list[Sent] = []
+        self._current = -1
+
+    def constexpr(self, value: Any) -> Any:  # type: ignore[override]
+        return value
+
+    def static_range(self, count: Any) -> range:
+        return range(int(count))
+
+    def allocate_shared_memory(self, *what: Any) -> Memory:
+        return Memory(self)
+
+    def convert_layout(self, value: Any, layout: Any) -> Any:
+        return value
+
+    def max(self, value: Any, axis: int) -> Any:
+        return Int(value.value.reshape(())) if isinstance(value, Int) else OPAQUE
+
+    def warp_specialize(self, parts: list[Any], warps: list[int], registers: list[int]) -> None:
+        assert len(warps) == len(registers) == len(parts) - 1
+        *compute, (fetch, arguments) = parts
+        fetch(*arguments)
+        self.groups = []
+        for function, given in compute:
+            self.turns, self._current = [Turn()], -1
+            function(*given)
+            assert self._current == len(self.sent) - 1, "tiles that nobody takes"
+            self.groups.append(self.turns)
+
+    def async_copy_global_to_shared(self, tensor: Any, at: list[Any], barrier: Any, memory: Any) -> None:
+        place = tuple(x if isinstance(x, Int) else Int(x) for x in at)
+        if tensor.name == "Q":
+            self.queries.append(place)
+        else:
+            self.sent[-1].places[tensor.name] = place
+
+    def tell(self, at: int, value: Int) -> None:
+        if at % self._numbers == 0:
+            self.sent.append(Sent())
+        self.sent[-1].numbers[at % self._numbers] = value
+
+    def told(self, at: int) -> Int:
+        if at % self._numbers == 0:
+            self._current += 1
+            if self.sent[self._current].places:
+                self.turns.append(Turn())
+        return self.sent[self._current].numbers[at % self._numbers]
+
+    def warpgroup_mma_wait(self, running: int, deps: tuple[Any, ...]) -> Any:
+        return deps if len(deps) > 1 else deps[0]
+
+
+@cache
+def _compiled(text: str) -> Any:
+    return compile(
+        re.sub(r"^from [^\n]+ import (\([^)]*\)|[^\n]*)", "", text, flags=re.MULTILINE), "<generated>", "exec"
+    )
+
+
+def rows(place: tuple[Int, ...], count: int, classes: int) -> np.ndarray:
+    """The rows of a tile that the copy engine is asked for, of tensors without boxes."""
+    first, *rest = (int(at) for at in place[2:])
+    assert rest[-1] == 0
+    kind = rest[0] if classes > 1 else 0
+    assert 0 <= kind < classes
+    return (first + np.arange(count)) * classes + kind
+
+
+def run(
+    text: str, arguments: Mapping[str, Any], program: tuple[int, int, int], grid: tuple[int, int, int], classes: int
+) -> list[list[Turn]]:
+    """The turns of every group of one program, as `tests.codegen.machine.run` gives them; the first has its queries."""
+    sizes = {name: int(value) for name, value in re.findall(r"^(\w+) = gl\.constexpr\((\d+)\)$", text, re.MULTILINE)}
+    machine = Machine(program, grid, sizes["NUMBERS"])
+    names: dict[str, Any] = {"gl": machine, "tma": machine, "mbarrier": machine, "gluon": Decorator()}
+    names |= {"range": machine.range, "warpgroup_mma_wait": machine.warpgroup_mma_wait}
+    names |= dict.fromkeys(("fence_async_shared", "warpgroup_mma"), lambda *args, **more: OPAQUE)
+    exec(_compiled(text), names)  # noqa: S102  # our own text
+    names["forward"](**arguments)
+    found = []
+    for place, turns in zip(machine.queries, machine.groups, strict=True):
+        tiles = [sent.places for sent in machine.sent if sent.places]
+        assert all(tile["K"] == tile["V"] or [*map(int, tile["K"])] == [*map(int, tile["V"])] for tile in tiles)
+        for turn, tile in zip(turns[1:], tiles, strict=True):
+            turn.rows["K"] = rows(tile["K"], sizes["BLOCK_K"], classes)
+        turns[0].rows["Q"] = rows(place, sizes["ROWS"], classes)
+        found.append(turns)
+    return found
