@@ -1,0 +1,150 @@
+"""Rows for the cost model from results that are there already: ``python -m benchmarks.recorded --out rows.json``.
+
+The suite and the lengths that were measured on an H200, and kernels with other tiles on an H100.  Times of calls
+include their host where that is slower, so only calls are taken whose kernels take longer.  Each is a row as
+`benchmarks.calibrate` makes them; a backward pass of several kernels is one row with all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import spdsl
+from benchmarks.cases import CASES, Case
+from benchmarks.scaling import COMPOSED
+from spdsl.analysis.plan import plan as make_plan
+from spdsl.analysis.plans import Kind, Tiles
+from spdsl.costs import work
+from spdsl.kernels import plan_like
+from spdsl.runtime.calls import Call
+from spdsl.runtime.checks import check_call
+from spdsl.runtime.operator import with_batch
+
+RESULTS = Path(__file__).parent / "results"
+
+MACHINE = {
+    "name": "NVIDIA H200",
+    "multiprocessors": 132,
+    "matrix_rate": 676.8e12,
+    "copy_rate": 4.0e12,
+    "launch": 4e-6,
+    "dense": [
+        {"head_dim": 128, "forward": 566e12, "backward": 528e12},
+        {"head_dim": 64, "forward": 443e12, "backward": 415e12},
+    ],
+    "about": "default tiles from the suite of 2026-11-24 on an H200, other tiles from kernels of the same structure on "
+    "an H100 (benchmarks/results); dense from cuDNN, head dim 128 on the H200, 64 on the H100",
+}
+"""The rate of an 8192³ product in the session of the suite; the copy rate is taken from memory's data sheet."""
+
+CHECK = ("prefix8192", "documents10", "s2_64_8_16", "power128", "dilated4096_4", "na2d_192_k25", "composed")
+"""Masks on which nothing is fitted."""
+
+OTHER_KERNELS = (("bigbird64", "fwd"), ("longformer256_g64", "fwd"))
+"""What was measured with kernels that have since been given other tiles."""
+
+Row = dict[str, Any]
+
+
+def call_of(pattern: str, parameters: dict[str, Any], inputs: dict[str, Tensor], heads: int, n: int, dim: int) -> Call:
+    """A call on tensors that take no memory."""
+    loaded = spdsl.loads(pattern) if "{" in pattern else spdsl.load(pattern)
+    attention = spdsl.compile(loaded, **parameters)
+    q = torch.zeros((), dtype=torch.bfloat16).expand(1, heads, n, dim)
+    chosen = plan_like(attention._key, q, q, q, "sm_90")  # noqa: SLF001  # the study looks inside
+    given = {table.name: with_batch(table, inputs[table.name]) for table in chosen.plan.problem.pattern.tables}
+    return check_call(Call(plan=chosen.plan, q=q, k=q, v=q, tables=given, parameters=chosen.variables))
+
+
+def rows_of(name: str, call: Call, direction: str, seconds: float) -> Row:
+    """One time and the kernels behind it."""
+    plan = call.plan
+    kinds: tuple[Kind, ...] = ("forward",)
+    if direction == "bwd":
+        kinds = ("fused",) if plan.fused is not None else ("dq", "dkdv")
+    works = [asdict(work(call, getattr(plan, kind))) for kind in kinds]
+    return {"subject": name, "role": "check" if name in CHECK else "fit", "works": works, "seconds": seconds}
+
+
+def suite() -> Iterator[Row]:
+    """The suite, by forward and backward."""
+    times = {
+        (each["case"], each["direction"]): each["ms"] * 1e-3
+        for each in json.loads((RESULTS / "h200-2026-11-24.json").read_text())
+        if each["impl"] == "spdsl"
+    }
+    for case in CASES:
+        wanted = [way for way in ("fwd", "bwd") if (case.name, way) in times and (case.name, way) not in OTHER_KERNELS]
+        if not wanted:
+            continue
+        call = _of_case(case)
+        for way in wanted:
+            yield rows_of(case.name, call, way, times[case.name, way])
+
+
+def _of_case(case: Case) -> Call:
+    return call_of(case.pattern, dict(case.parameters), case.inputs(torch.device("cpu")), case.heads, case.n, case.dim)
+
+
+def lengths() -> Iterator[Row]:
+    """Windows, sinks and composed masks at long lengths."""
+    made = {
+        "window": ("sliding_window", {"window": 1024}),
+        "sinks_window": ("streaming", {"window": 1024, "sinks": 64}),
+        "composed": (COMPOSED, {}),
+    }
+    for each in json.loads((RESULTS / "h200-2026-11-24-scaling.json").read_text()):
+        if each["ms"] < 2 * each["host_ms"]:
+            continue
+        pattern, parameters = made[each["case"]]
+        inputs = {"doc": torch.arange(each["n"]) // 10_000} if each["case"] == "composed" else {}
+        call = call_of(pattern, parameters, inputs, 8, each["n"], 128)
+        yield rows_of(each["case"], call, each["direction"], each["ms"] * 1e-3)
+
+
+def tiles() -> Iterator[Row]:
+    """Kernels with other tiles than the default ones."""
+    operations = {"forward": 4, "dq": 6, "dkdv": 8}
+    for each in json.loads((RESULTS / "h100-tiles.json").read_text())["rows"]:
+        kind: Kind = each["kind"]
+        for mask, n, pattern, parameters in (
+            ("causal", 32768 if kind == "forward" or each["dim"] == 64 else 16384, "causal", {}),
+            ("window", 32768, "sliding_window", {"window": 1024}),
+        ):
+            if each[mask] is None:
+                continue
+            call = call_of(pattern, dict(parameters), {}, 16, n, each["dim"])
+            wanted = Tiles(**dict(zip(("block_q", "block_k", "warps", "stages"), each["tiles"], strict=True)))
+            plan = make_plan(replace(call.plan.problem, tiles=((kind, wanted),)), "sm_90")
+            found = work(replace(call, plan=plan), getattr(plan, kind))
+            kept = n * (n + 1) // 2 if mask == "causal" else 1024 * n - 1024 * 1023 // 2
+            seconds = operations[kind] * each["dim"] * kept * 16 / (each[mask] * 1e12)
+            yield {
+                "subject": f"tiles_{mask}",
+                "role": "fit",
+                "works": [asdict(found)],
+                "seconds": seconds,
+                "bare": True,
+            }
+
+
+def main() -> None:
+    """Write all rows."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recorded", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("recorded.json"))
+    out = parser.parse_args().out
+    rows = [*suite(), *lengths(), *tiles()]
+    out.write_text(json.dumps({"machine": MACHINE, "rows": rows}) + "\n")
+    print(f"{len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Masks and shapes on which the cost model is fitted and, apart from these, checked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Inputs = Callable[[int], dict[str, Tensor]]
+
+BLOCK_TABLE = """
+pattern block_table() {
+  axis blk = token by 64
+  input drawn: bool[q.blk, k.blk]
+  keep drawn[q.blk, k.blk] or q.blk == k.blk
+}
+"""
+
+SEGMENTS = """
+pattern segments(window: int in 1..) {
+  input doc: int[token] sorted
+  keep causal and doc[q] == doc[k] and q - k < window
+}
+"""
+
+BAND = """
+pattern band(left: int in 0.. = 256, right: int in 0.. = 256) {
+  keep q - k <= left and k - q <= right
+}
+"""
+
+BLOCKS = """
+pattern blocks(past: int in 1.. = 4) {
+  axis blk = token by 128
+  keep causal and q.blk - k.blk < past
+}
+"""
+
+EVERY_SECOND = """
+pattern every_second(span: int in 1..) {
+  keep causal and q - k < span and (q - k) % 2 == 0
+}
+"""
+
+CAPPED = """
+pattern capped(window: int in 1.. = 1024) {
+  keep causal and q - k < window
+  softcap 30.0
+}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A mask at a shape; ``pattern`` is a library name or a text.  ``role``: the model is fitted on it, or checked."""
+
+    name: str
+    pattern: str
+    role: Literal["fit", "check"]
+    n: int
+    heads: int
+    dim: int
+    nq: int | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    inputs: Inputs = lambda n: {}
+
+    @property
+    def family(self) -> tuple[str, int]:
+        """What shares plans and kernels."""
+        return self.pattern, self.dim
+
+
+def _documents(mean: int, seed: int) -> Inputs:
+    def make(n: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        cuts = torch.rand(n, generator=generator) < 1 / mean
+        return {"doc": cuts.cumsum(0).int()}
+
+    return make
+
+
+def _drawn(share: float, seed: int) -> Inputs:
+    def make(n: int) -> dict[str, Tensor]:
+        blocks = -(-n // 64)
+        return {"drawn": torch.rand(blocks, blocks, generator=torch.Generator().manual_seed(seed)) < share}
+
+    return make
+
+
+def _prefix(size: int) -> Inputs:
+    return lambda n: {"prefix": torch.tensor([min(size, n)], dtype=torch.int32)}
+
+
+def fitted() -> Iterator[Subject]:
+    """Those on which the model is fitted."""
+    for dim in (128, 64):
+        base: dict[str, Any] = {"role": "fit", "dim": dim}
+        yield Subject(name="causal", pattern="causal", n=16384, heads=16, **base)
+        yield Subject(name="causal", pattern="causal", n=4096, heads=16, **base)
+        if dim == 128:
+            yield Subject(name="full", pattern="full", n=8192, heads=16, **base)
+        for window in (128, 512, 2048):
+            given = {"window": window}
+            yield Subject(name=f"swa{window}", pattern="sliding_window", parameters=given, n=16384, heads=16, **base)
+        given = {"window": 1024, "sinks": 64}
+        yield Subject(name="streaming", pattern="streaming", parameters=given, n=16384, heads=16, **base)
+        for mean in (500, 3000):
+            made = _documents(mean, mean)
+            yield Subject(name=f"documents{mean}", pattern="documents", inputs=made, n=16384, heads=16, **base)
+        for share in (0.02, 0.2):
+            made = _drawn(share, 7)
+            yield Subject(name=f"table{share}", pattern=BLOCK_TABLE, inputs=made, n=16384, heads=16, **base)
+        if dim == 128:
+            for window in (512, 4096):
+                given = {"window": window}
+                yield Subject(name=f"capped{window}", pattern=CAPPED, parameters=given, n=16384, heads=16, **base)
+            yield Subject(name="s2", pattern="s2", n=16384, heads=16, **base)
+            for span in (512, 4096):
+                given = {"span": span}
+                yield Subject(name=f"second{span}", pattern=EVERY_SECOND, parameters=given, n=16384, heads=16, **base)
+            yield Subject(name="power", pattern="power", n=16384, heads=16, **base)
+            yield Subject(name="alibi", pattern="alibi", inputs=_slopes, n=8192, heads=16, **base)
+
+
+def _slopes(n: int) -> dict[str, Tensor]:
+    return {"slope": torch.linspace(0.1, 1.0, 16)}
+
+
+def checked(count: int = 100) -> Iterator[Subject]:
+    """Random masks and shapes that the fit has not seen; half are of patterns that it has not seen either."""
+    draw = random.Random(20261128)  # noqa: S311  # no secret
+    for number in range(count):
+        dim = draw.choice((128, 128, 64))
+        n = draw.choice((2048, 4096, 8192, 16384, 32768)) - draw.choice((0, 0, 0, draw.randrange(1, 900)))
+        heads = draw.choice((4, 8, 16, 32))
+        if n * heads > 16384 * 32:
+            heads = 8
+        window = int(2 ** draw.uniform(5, 12.5))
+        base: dict[str, Any] = {"role": "check", "n": n, "heads": heads, "dim": dim}
+        kind = draw.choice(_KINDS if dim == 128 else _KINDS[:6])
+        yield kind(f"{number:03}", window, draw, base)
+
+
+def _named(
+    name: str, pattern: str, make: Callable[[int, random.Random], tuple[dict[str, Any], Inputs]]
+) -> Callable[[str, int, random.Random, dict[str, Any]], Subject]:
+    def build(number: str, window: int, draw: random.Random, base: dict[str, Any]) -> Subject:
+        parameters, inputs = make(window, draw)
+        return Subject(name=f"{number}_{name}", pattern=pattern, parameters=parameters, inputs=inputs, **base)
+
+    return build
+
+
+def _none(n: int) -> dict[str, Tensor]:
+    return {}
+
+
+_KINDS = (
+    _named("swa", "sliding_window", lambda w, d: ({"window": w}, _none)),
+    _named("streaming", "streaming", lambda w, d: ({"window": w, "sinks": d.choice((4, 64, 128))}, _none)),
+    _named("documents", "documents", lambda w, d: ({}, _documents(max(100, w), d.randrange(1000)))),
+    _named("table", BLOCK_TABLE, lambda w, d: ({}, _drawn(d.choice((0.01, 0.05, 0.1, 0.3)), d.randrange(1000)))),
+    _named("causal", "causal", lambda w, d: ({}, _none)),
+    _named("band", BAND, lambda w, d: ({"left": w, "right": d.choice((0, w // 2, w))}, _none)),
+    _named("blocks", BLOCKS, lambda w, d: ({"past": d.choice((1, 2, 4, 8, 16))}, _none)),
+    _named("prefix", "prefix_lm", lambda w, d: ({}, _prefix(w))),
+    _named("segments", SEGMENTS, lambda w, d: ({"window": w}, _documents(3000, d.randrange(1000)))),
+    _named("dilated", "dilated", lambda w, d: ({"span": w}, _none)),
+)

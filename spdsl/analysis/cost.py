@@ -1,0 +1,209 @@
+"""How long a kernel takes: a sum of its work over the multiprocessors, its start, and its end.
+
+    time = start + (program·P + full·F + masked·M + …) / multiprocessors + end
+
+P, F and M are exact counts (`Work`), the costs are those of a `DeviceProfile`.  The end is the time in which not all
+multiprocessors have work: part of the longest program.  There is one list of terms; times are its sum, and formulas
+its sympy expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import sympy
+
+from spdsl.analysis.device import DeviceProfile, Rate
+from spdsl.analysis.plans import Tiles
+from spdsl.analysis.work import Work
+
+Bound: TypeAlias = Literal["start of a kernel", "longest row", "matrix products", "masking", "memory", "programs"]
+
+TAIL = 0.5
+"""The share of the longest program that is not hidden behind others, on average."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One kind of work: how much there is of it (``count``), its ``cost`` in seconds of a multiprocessor, and how much
+    of it the longest program does."""
+
+    symbol: str
+    words: str
+    count: float
+    cost: float
+    longest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """The time of a kernel in seconds, its parts, and what bounds it.
+
+    ``floor`` is the least time: useful products at the measured matrix rate, or results and operands at the copy rate.
+    """
+
+    seconds: float
+    start: float
+    spread: float
+    end: float
+    floor: float
+    bound: Bound
+    terms: tuple[Term, ...]
+    near: bool
+
+    @property
+    def formula(self) -> sympy.Expr:
+        """The time in terms of the counts P, F, M, …; numbers are seconds."""
+        return formula(self)
+
+
+def estimate(work: Work, device: DeviceProfile, *, pairs: int | None = None, size: int = 0) -> Estimate:
+    """The time of a kernel's ``work`` on ``device``.
+
+    ``pairs`` are those that the pattern keeps, ``size`` the bytes that the kernel reads and writes at least; both only
+    for the floor.
+    """
+    rate, near = rate_for(work, device)
+    terms = terms_of(work, rate)
+    spread = sum(each.count * each.cost for each in terms) / device.multiprocessors
+    # One program runs beside others on its multiprocessor, at its share of the rate.
+    end = TAIL * resident(work.tiles) * sum(each.longest * each.cost for each in terms)
+    start = device.launch + _before(work, device)
+    useful = work.flops if pairs is None else work.flops * pairs / max(1, _area(work) * work.touched)
+    floor = max(useful / device.matrix_rate, size / device.copy_rate)
+    return Estimate(
+        seconds=start + spread + end,
+        start=start,
+        spread=spread,
+        end=end,
+        floor=floor,
+        bound=_bound(work, terms, start, spread, end, device),
+        terms=terms,
+        near=near,
+    )
+
+
+def formula(found: Estimate) -> sympy.Expr:
+    """The expression whose value is ``found.seconds``, the counts of its terms left open as symbols."""
+    total = sympy.Float(found.start + found.end)
+    work = sum(each.count * each.cost for each in found.terms)
+    for each in found.terms:
+        if each.count:
+            total += sympy.Float(each.cost * (found.spread / work if work else 0.0)) * sympy.Symbol(each.symbol)
+    return total
+
+
+def terms_of(work: Work, rate: Rate) -> tuple[Term, ...]:
+    """The kinds of work of a kernel with their costs."""
+    share = work.masked / work.touched if work.touched else 0.0
+    longest = work.longest or (work.touched / work.programs if work.programs else 0.0)
+    masking = rate.operation * work.operations + rate.load * work.loads
+    every = rate.extra * work.extra + (rate.listed if work.listed else 0.0)
+    return (
+        Term(symbol="P", words="programs", count=work.programs, cost=rate.program, longest=1),
+        Term(symbol="F", words="full tiles", count=work.full, cost=rate.full + every, longest=longest * (1 - share)),
+        Term(
+            symbol="M",
+            words="masked tiles",
+            count=work.masked,
+            cost=rate.masked + masking + every,
+            longest=longest * share,
+        ),
+    )
+
+
+def resident(tiles: Tiles) -> int:
+    """How many programs a multiprocessor runs side by side, as its registers allow."""
+    return max(1, 8 // tiles.warps)
+
+
+def rate_for(work: Work, device: DeviceProfile) -> tuple[Rate, bool]:
+    """The costs for a kernel, and whether they are those of a neighbour, scaled by the work of a tile."""
+    same = [each for each in device.rates if each.kind == work.kind]
+    exact = [each for each in same if _matches(each, work)]
+    if exact:
+        return exact[0], False
+    nearest = min(same, key=lambda each: _distance(each, work))
+    return _scaled(nearest, work), True
+
+
+def _matches(rate: Rate, work: Work) -> bool:
+    width = max(work.head_dim, work.value_dim)
+    return (rate.tiles, rate.head_dim, rate.descriptors) == (work.tiles, width, work.descriptors)
+
+
+def _distance(rate: Rate, work: Work) -> tuple[float, ...]:
+    def apart(a: float, b: float) -> float:
+        return abs(a - b) / min(a, b)
+
+    width = max(work.head_dim, work.value_dim)
+    return (
+        2.0 * (rate.descriptors != work.descriptors)
+        + apart(rate.tiles.block_q, work.tiles.block_q)
+        + apart(rate.tiles.block_k, work.tiles.block_k)
+        + apart(rate.tiles.warps, work.tiles.warps)
+        + apart(rate.head_dim, width)
+        + 0.1 * apart(rate.tiles.stages, work.tiles.stages),
+    )
+
+
+_FP32 = 12.0
+"""How many times longer products of fp32 take than those of 16-bit types, without tensor cores."""
+
+
+def _scaled(rate: Rate, work: Work) -> Rate:
+    """The costs of a neighbour, by the sizes of the tile."""
+    area = work.tiles.block_q * work.tiles.block_k / (rate.tiles.block_q * rate.tiles.block_k)
+    width = max(work.head_dim, work.value_dim)
+    products = area * width / rate.head_dim * (_FP32 if work.dtype == "fp32" else 1.0)
+    own = work.tiles.block_k if work.kind in ("dkdv", "fused") else work.tiles.block_q
+    before = rate.tiles.block_k if work.kind in ("dkdv", "fused") else rate.tiles.block_q
+    return replace(
+        rate,
+        tiles=work.tiles,
+        head_dim=width,
+        program=rate.program * own / before,
+        full=rate.full * products,
+        masked=rate.masked * products,
+        operation=rate.operation * area,
+        load=rate.load * area,
+        extra=rate.extra * area,
+    )
+
+
+def _before(work: Work, device: DeviceProfile) -> float:
+    """What runs beside the kernel itself: the fused backward clears its sums of dQ and scales them in the end."""
+    if work.kind != "fused":
+        return 0.0
+    return 2 * device.launch + work.rows * work.head_dim * (4 + 4 + 2) / device.copy_rate
+
+
+def dense_seconds(pairs: int, head_dim: int, value_dim: int, device: DeviceProfile) -> tuple[float, float]:
+    """Forward and backward of dense attention that computes ``pairs``, over batch and heads."""
+    width = max(head_dim, value_dim)
+    nearest = min(device.dense, key=lambda each: abs(each.head_dim - width))
+    products = 2 * pairs * (head_dim + value_dim)
+    return device.launch + products / nearest.forward, 3 * device.launch + 2.5 * products / nearest.backward
+
+
+def delta_seconds(work: Work, device: DeviceProfile) -> float:
+    """The kernel before a backward pass, which multiplies output and its gradient row by row."""
+    return device.launch + work.rows * (2 * 2 * work.value_dim + 16) / device.copy_rate
+
+
+def _area(work: Work) -> int:
+    return work.tiles.block_q * work.tiles.block_k
+
+
+def _bound(work: Work, terms: Sequence[Term], start: float, spread: float, end: float, device: DeviceProfile) -> Bound:
+    if start > spread + end:
+        return "start of a kernel"
+    if end > spread:
+        return "longest row"
+    shares = {each.symbol: each.count * each.cost for each in terms}
+    products = work.flops / device.matrix_rate
+    if products > 0.5 * spread:
+        return "matrix products"
+    return "programs" if shares["P"] > max(shares["F"], shares["M"]) else "masking"

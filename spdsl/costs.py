@@ -1,0 +1,231 @@
+"""What a call costs: the work of its kernels counted, their times predicted, and dense attention beside them.
+
+From a call and a `DeviceProfile` to a `Prediction`.  Nothing is computed but counts, and those on the device of the
+call's tables.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import sympy
+
+from spdsl import walks
+from spdsl.analysis.claims import decide
+from spdsl.analysis.cost import Estimate, delta_seconds, dense_seconds, estimate
+from spdsl.analysis.device import DeviceProfile, profile_for
+from spdsl.analysis.pairs import Subject
+from spdsl.analysis.plans import KernelPlan, Kind
+from spdsl.analysis.work import Work, work_of
+from spdsl.analysis.worker import bounded
+from spdsl.cache.store import store
+from spdsl.runtime.calls import Call
+from spdsl.runtime.parts import parts_of
+from spdsl.runtime.split import TURNS
+from spdsl.runtime.tile_grid import TileGrid
+from spdsl.semantics.nodes import BoundPattern
+
+Against: TypeAlias = Literal["causal", "full"]
+
+_SECONDS = 2.0
+"""How long isl may take to prove that a pattern is causal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelCost:
+    """One kernel of a plan: what it does, and how long that takes.  ``part`` is where its plan stands in a union."""
+
+    kind: Kind
+    part: int
+    work: Work
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """Times of a call on ``device``, in seconds, beside those of dense attention over the same lengths.
+
+    ``backward`` is that of the kernels that run by default, ``before`` what runs ahead of them.  ``against`` is the
+    dense attention that is compared with: causal where the pattern is.
+    """
+
+    device: DeviceProfile
+    kernels: tuple[KernelCost, ...]
+    forward: float
+    backward: float
+    before: float
+    against: Against
+    dense_forward: float
+    dense_backward: float
+
+    @property
+    def floor(self) -> float:
+        """The least time of a forward pass: the pairs kept at the rate of matrix products, or memory read once."""
+        return sum(each.estimate.floor for each in self.kernels if each.kind == "forward")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The prediction for `--json`; times in seconds."""
+        return {
+            "device": self.device.name,
+            "origin": self.device.origin,
+            "forward": self.forward,
+            "backward": self.backward,
+            "floor": self.floor,
+            "dense": {"mask": self.against, "forward": self.dense_forward, "backward": self.dense_backward},
+            "kernels": [
+                {
+                    "kind": each.kind,
+                    "part": each.part,
+                    "seconds": each.estimate.seconds,
+                    "floor": each.estimate.floor,
+                    "bound": each.estimate.bound,
+                    "interpolated": each.estimate.near,
+                    "formula": str(each.estimate.formula),
+                    **{each.symbol: each.count for each in each.estimate.terms},
+                }
+                for each in self.kernels
+            ],
+        }
+
+    def lines(self) -> list[str]:
+        """The prediction to read."""
+        origin = {"measured": "measured on this machine", "shipped": "as shipped"}.get(
+            self.device.origin, "derived from its data sheet"
+        )
+        times = f"forward {_ms(self.forward)}, backward {_ms(self.backward)}"
+        found = [f"predicted for {self.device.name}, costs {origin}: {times}"]
+        found += [line for each in self.kernels for line in _kernel_lines(each)]
+        forward, backward = (self.dense_forward / self.forward, self.dense_backward / self.backward)
+        found.append(
+            f"{self.against} dense attention: forward {_ms(self.dense_forward)}, backward {_ms(self.dense_backward)}; "
+            f"expected to be {forward:.2f} and {backward:.2f} times faster than that"
+        )
+        if min(forward, backward) < 1:
+            which = "forward and backward" if max(forward, backward) < 1 else "forward" if forward < 1 else "backward"
+            found.append(f"dense attention with {_mask(self.against)} is expected to be faster {which}")
+        return found
+
+
+def predict(
+    call: Call, device: DeviceProfile, *, pairs: int | None = None, against: Against | None = None
+) -> Prediction:
+    """The times of a call's kernels; ``pairs`` are those that it keeps, for the floor."""
+    kernels = []
+    for part in parts_of(call, lambda _: ()):
+        for kernel in part.plan.kernels:
+            done = work(part, kernel)
+            size = _bytes(part, kernel)
+            share = pairs if not call.plan.more else None
+            found = estimate(done, device, pairs=share, size=size)
+            kernels.append(KernelCost(kind=kernel.kind, part=part.plan.place, work=done, estimate=found))
+    against = against or ("causal" if is_causal(call.plan.problem.pattern) else "full")
+    batch, heads, nq, dim = call.q.shape
+    n, value_dim = call.k.shape[2], call.v.shape[3]
+    dense = dense_seconds(batch * heads * _dense_pairs(nq, n, against), dim, value_dim, device)
+    kinds = {"fused"} if call.plan.fused is not None else {"dq", "dkdv"}
+    backward = [each for each in kernels if each.kind in (kinds if each.part == 0 else {"dq", "dkdv"})]
+    before = delta_seconds(kernels[0].work, device)
+    return Prediction(
+        device=device,
+        kernels=tuple(kernels),
+        forward=sum(each.estimate.seconds for each in kernels if each.kind == "forward"),
+        backward=before + sum(each.estimate.seconds for each in backward),
+        before=before,
+        against=against,
+        dense_forward=dense[0],
+        dense_backward=dense[1],
+    )
+
+
+def device_for(target: str, name: str | None = None) -> DeviceProfile:
+    """The profile of a GPU: measured on this machine, shipped, or derived.
+
+    Raises:
+        SpatError: nothing is known of it (SP520).
+    """
+    found = [DeviceProfile.of(each.value) for each in store().results.all("device")]
+    return profile_for(name, target, found)
+
+
+def is_causal(pattern: BoundPattern) -> bool:
+    """Whether no query keeps a later key, as far as isl can prove it in a moment."""
+    found = bounded(decide, {"claim": "causal", "subjects": [Subject.of(pattern)]}, seconds=_SECONDS)
+    return found is not None and found.verdict == "proven"
+
+
+def work(call: Call, kernel: KernelPlan) -> Work:
+    """What ``kernel`` does in ``call``; the counts are exact."""
+    visits = walks.visits(call, kernel)
+    batch, heads, nq, _ = call.q.shape
+    owners = call.k.shape[1] if kernel.by == "key" else heads
+    programs = _tiles(call, kernel) * owners * batch
+    longest = visits.longest * (heads // owners)
+    if kernel.splits:
+        # Rows much longer than the others are cut into parts.
+        longest = min(longest, 2 * visits.touched // max(1, programs) + TURNS)
+    return work_of(
+        call.plan,
+        kernel,
+        programs=programs,
+        full=visits.full,
+        touched=visits.touched,
+        longest=longest,
+        rows=nq * heads * batch,
+    )
+
+
+def _tiles(call: Call, kernel: KernelPlan) -> int:
+    """How many tiles of its own side a kernel has."""
+    if kernel.boxes is not None:
+        return math.prod(kernel.boxes.counts("k" if kernel.by == "key" else "q"))
+    grid = TileGrid.of(kernel)
+    return grid.key_tiles(call.k.shape[2]) if kernel.by == "key" else grid.query_tiles(call.q.shape[2])
+
+
+def _bytes(call: Call, kernel: KernelPlan) -> int:
+    """What a kernel reads and writes at least, once each."""
+    size = call.q.element_size()
+    queries, keys = call.q.numel(), call.k.numel() + call.v.numel()
+    outputs = call.q.numel() // call.q.shape[3] * call.v.shape[3]
+    match kernel.kind:
+        case "forward":
+            return size * (queries + keys + outputs)
+        case "dq":
+            return size * (2 * queries + keys + outputs)
+        case "dkdv" | "fused":
+            return size * (queries + 2 * keys + outputs) + (8 * queries if kernel.kind == "fused" else 0)
+
+
+def _dense_pairs(nq: int, n: int, against: Against) -> int:
+    """Pairs of one head that dense attention computes."""
+    if against == "full" or nq > n:
+        return nq * n
+    return nq * (n - nq) + nq * (nq + 1) // 2
+
+
+def _kernel_lines(cost: KernelCost) -> list[str]:
+    found = cost.estimate
+    name = cost.kind if cost.part == 0 else f"{cost.kind} of part {cost.part + 1}"
+    counts = ", ".join(f"{each.symbol} = {each.count:,} {each.words}" for each in found.terms if each.count)
+    near = "; costs of other tiles, scaled" if found.near else ""
+    return [
+        f"  {name}: {_ms(found.seconds)}, at least {_ms(found.floor)}, bound by: {found.bound}{near}",
+        f"    seconds = {_printed(found.formula)}",
+        f"    {counts}",
+    ]
+
+
+def _printed(formula: sympy.Expr) -> str:
+    """A formula with three digits of its numbers."""
+    rounded = formula.xreplace({number: sympy.Float(number, 3) for number in formula.atoms(sympy.Float)})
+    return str(rounded)
+
+
+def _mask(against: Against) -> str:
+    return "a causal mask" if against == "causal" else "no mask, or one that it applies to every pair,"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.3g} µs"
