@@ -61,7 +61,8 @@ def check_call(call: Call, *, narrow: bool = False) -> Call:
     check_tensors(call.q, call.k, call.v)
     _check_places(call)
     for table in pattern.tables:
-        _check_table(table, call)
+        if not table.made:
+            _check_table(table, call)
     for grid in pattern.grids:
         if grid.name is None and grid.of == Index(name="k"):
             _check_grid(grid, call)
@@ -226,9 +227,9 @@ def _check_places(call: Call) -> None:
 
 
 def _check_values(call: Call, pattern: BoundPattern, *, narrow: bool) -> None:
-    if not pattern.tables:
+    tables = [call.tables[table.name] for table in pattern.tables if not table.made]
+    if not tables:
         return
-    tables = [call.tables[table.name] for table in pattern.tables]
     same = identity(call.places, *tables)
     sizes = (call.q.shape[:3], call.k.shape[1:3], call.q_start, *call.parameters.values())
     key = None if same is None else (id(call.plan.keep), sizes, same)

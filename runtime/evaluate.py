@@ -44,11 +44,13 @@ class Tables:
     """Tensors by name.
 
     A tensor has one dimension for each index of its loads, or a leading batch dimension (of size 1 or batch) more.
-    ``query_axes`` names the declared axes of kind ``q``: they are read at row ``q - q_start``.
+    ``query_axes`` names the declared axes of kind ``q``: they are read at row ``q - q_start``.  ``listed`` are those of
+    which each row is a list of the last indices at which it holds (see `spdsl.semantics.nodes.Table`).
     """
 
     values: Mapping[str, Tensor] = field(default_factory=dict)
     query_axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    listed: frozenset[str] = frozenset()
 
 
 NO_TABLES = Tables()
@@ -57,7 +59,11 @@ NO_TABLES = Tables()
 def tables_for(declared: Sequence[Table], values: Mapping[str, Tensor]) -> Tables:
     """The tables of a call; ``values`` may hold results of stages, which have no declaration and no axis ``q``."""
     axes = {t.name: tuple(n for n, axis in enumerate(t.axes) if axis.kind == "q") for t in declared}
-    return Tables(values=values, query_axes={name: found for name, found in axes.items() if found})
+    return Tables(
+        values=values,
+        query_axes={name: found for name, found in axes.items() if found},
+        listed=frozenset(table.name for table in declared if table.listed),
+    )
 
 
 def evaluate(
@@ -142,7 +148,12 @@ def _fold(op: str, args: Sequence[Value], dtype: str) -> Value:
 
 def _load(expr: Load, scope: _Scope) -> Value:
     table = scope.tables.values[expr.table]
-    inside = _places(expr.table, [_value(index, scope) for index in expr.indices], scope)
+    indices = [_value(index, scope) for index in expr.indices]
+    if expr.table in scope.tables.listed:
+        *rows, wanted = _rows(expr.table, indices, scope)
+        sizes = zip(rows, table.shape[:-1], strict=True)
+        return listed(table[tuple(torch.as_tensor(_clamp(row, size)) for row, size in sizes)], wanted)
+    inside = _places(expr.table, indices, scope)
     read = table[inside] if inside else table  # type: ignore[index]  # numbers and tensors mixed
     if expr.dtype == "bool":
         return read.bool()
@@ -152,11 +163,47 @@ def _load(expr: Load, scope: _Scope) -> Value:
 def _places(name: str, indices: list[Value], scope: _Scope) -> tuple[Value, ...]:
     """Where the element stands in the tensor: relative to the first query, with the batch, inside the table."""
     table = scope.tables.values[name]
+    places = _rows(name, indices, scope)
+    return tuple(_clamp(index, size) for index, size in zip(places, table.shape, strict=True))
+
+
+def _rows(name: str, indices: list[Value], scope: _Scope) -> list[Value]:
+    table = scope.tables.values[name]
     for axis in scope.tables.query_axes.get(name, ()):
         indices[axis] = indices[axis] - scope.env["q_start"]
     if table.dim() == len(indices) + 1:
         indices.insert(0, scope.env["b"] if table.shape[0] > 1 else 0)
-    return tuple(_clamp(index, size) for index, size in zip(indices, table.shape, strict=True))
+    return indices
+
+
+def rows_of(expr: Load, env: Mapping[str, Tensor | int], tables: Tables) -> Tensor:
+    """The lists of a listed table at the rows that a load reads, ``[…, most]``."""
+    scope = _Scope(env=env, tables=tables, real=torch.float64, memo={})
+    table = tables.values[expr.table]
+    *rows, _ = _rows(expr.table, [*(_value(index, scope) for index in expr.indices[:-1]), 0], scope)
+    sizes = zip(rows, table.shape[:-1], strict=True)
+    return table[tuple(torch.as_tensor(_clamp(row, size), device=table.device) for row, size in sizes)]
+
+
+def listed(lists: Tensor, wanted: Value) -> Tensor:
+    """Whether ``wanted`` is in the ascending lists ``[…, most]``; its dimensions broadcast to those before the last."""
+    points = torch.as_tensor(wanted, dtype=torch.int32, device=lists.device)
+    most = max(points.dim(), lists.dim() - 1)
+    points = points.view(*[1] * (most - points.dim()), *points.shape)
+    lists = lists.view(*[1] * (most + 1 - lists.dim()), *lists.shape)
+    shape = torch.broadcast_shapes(points.shape, lists.shape[:-1])
+    # One search for all points that share a list, where these lie along one of the last two dimensions.
+    for dim in (-1, -2):
+        if most >= -dim and lists.shape[dim - 1] == 1:
+            rows, found = lists.squeeze(dim - 1), points.expand(*shape).movedim(dim, -1)
+            return _search(rows, found).movedim(-1, dim)
+    return _search(lists, points.expand(shape).unsqueeze(-1)).squeeze(-1)
+
+
+def _search(rows: Tensor, points: Tensor) -> Tensor:
+    rows = rows.expand(*points.shape[:-1], rows.shape[-1]).contiguous()
+    place = torch.searchsorted(rows, points.contiguous(), out_int32=True).clamp(max=max(rows.shape[-1] - 1, 0))
+    return rows.gather(-1, place.long()) == points
 
 
 def element_numbers(

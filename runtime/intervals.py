@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime.distance import with_distances
-from spdsl.runtime.evaluate import NO_TABLES, Tables, evaluate, own_names
+from spdsl.runtime.evaluate import NO_TABLES, Tables, evaluate, own_names, rows_of
+from spdsl.runtime.listed import tiles_of_lists
 from spdsl.runtime.pairs import Pairs
 from spdsl.runtime.ranges import Bounded, Range, Truth, apply_range, exactly, extremes, joined, unknown
 from spdsl.semantics.nodes import Apply, Expr, Index, Load
@@ -81,6 +82,8 @@ class TileBounds:
             return self._distances(node).between(*self._distance_range(rows, columns))
         if isinstance(node, Apply):
             return apply_range(node.op, [self.bounds(arg, rows, columns, memo) for arg in node.args], node.dtype)
+        if isinstance(node, Load) and node.table in self.tables.listed:
+            return self._listed(node, rows, columns)
         if isinstance(node, Load):
             return self._load(node, [self.bounds(index, rows, columns, memo) for index in node.indices])
         return unknown(node.dtype, self.pairs.device)
@@ -136,6 +139,19 @@ class TileBounds:
             found = read if found is None else joined(found, read)
         assert found is not None
         return found
+
+    def _listed(self, node: Load, rows: slice, columns: slice) -> Bounded:
+        """Bounds of a set of pairs that is given as lists: how many rows of a tile have each index in theirs."""
+        *row, wanted = node.indices
+        by_row = frozenset[str]().union(*(self.names[id(index)] for index in row)) <= {"q", "b", "h", "g"}
+        if not by_row or self.names[id(wanted)] != {"k"}:
+            return unknown(node.dtype, self.pairs.device)
+        queries = self.query_tiles[rows]
+        env = self.pairs.extents() | self.pairs.outer(1)
+        points = evaluate(wanted, env | {"k": self.key_tiles[columns].flatten()}, self.tables)
+        points = points.expand(self.key_tiles[columns].numel()).view(-1, self.key_tiles.shape[1])
+        lists = rows_of(node, env | {"q": queries.flatten()}, self.tables)
+        return tiles_of_lists(lists.unflatten(-2, queries.shape), points)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -34,6 +35,9 @@ from spdsl.semantics.rewrite import walk as parts_of
 Kind: TypeAlias = Literal["forward", "dq", "dkdv", "fused"]
 
 _recent: ByContent[TileList] = ByContent(size=64)
+
+_passing: ByContent[TileList] = ByContent(size=6)
+"""Lists that are made of selections, which the next call will not have again: kept from forward to backward."""
 
 _CHUNK = 1 << 20
 """Tiles (times heads and batches) that are bounded at once."""
@@ -114,12 +118,13 @@ def tile_lists(
     at few.  ``split`` is the number of heads of programs that split long rows.
     """
     lists = _decided(call, block_q, block_k, exact)
+    kept = _passing if _selects(call) else _recent
     if by == "key":
         rows = TileGrid(by=by, block_q=block_q, block_k=block_k).key_tiles(call.k.shape[2])
-        lists = _derived(lists, "transposed", rows, lambda given: transposed(given, rows))
+        lists = _derived(kept, lists, "transposed", rows, lambda given: transposed(given, rows))
     if split is not None:
         numbers = (split, call.q.shape[0])
-        lists = _derived(lists, "in order", numbers, lambda given: replace(given, order=order_of(given, call, split)))
+        lists = _derived(kept, lists, "in order", numbers, partial(_in_order, call=call, heads=split))
     return lists
 
 
@@ -136,8 +141,19 @@ def _decided(call: Call, block_q: int, block_k: int, exact: bool | None) -> Tile
     return _cached(call, made, grid, (id(keep), exact), keep, read)
 
 
-def _derived(lists: TileList, how: str, numbers: Hashable, make: Callable[[TileList], TileList]) -> TileList:
-    return _recent.get((id(lists), how, numbers), (), lists, lambda: make(lists))
+def _derived(
+    kept: ByContent[TileList], lists: TileList, how: str, numbers: Hashable, make: Callable[[TileList], TileList]
+) -> TileList:
+    return kept.get((id(lists), how, numbers), (), lists, lambda: make(lists))
+
+
+def _in_order(lists: TileList, *, call: Call, heads: int) -> TileList:
+    return replace(lists, order=order_of(lists, call, heads))
+
+
+def _selects(call: Call) -> bool:
+    """Whether tiles come from selections that are made anew in each call."""
+    return any(table.listed for table in call.plan.tables)
 
 
 def walk_lists(call: Call, walk: SlotWalk, grid: TileGrid) -> TileList:
@@ -167,6 +183,8 @@ def _cached(
         return joined([made(pairs, rows) for pairs in pairs_by_batch(call)])
 
     tensors = (call.places, *(call.tables[name] for name in read))
+    if _selects(call):
+        return _passing.get((parts, grid, sizes), tensors, source, make, compare=False)
     return _recent.get((parts, grid, sizes), tensors, source, make)
 
 

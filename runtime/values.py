@@ -39,6 +39,8 @@ def value_faults(call: Call, tables: Tables, *, narrow: bool = False) -> Iterato
     read = {node.table for clause in clauses if clause for node in walk(clause) if isinstance(node, Load)}
     for table in call.plan.problem.pattern.tables:
         given = call.tables[table.name]
+        if table.made:
+            continue
         if table.sorted:
             yield _unsorted(table, given)
         if table.bounds is not None:
@@ -46,7 +48,7 @@ def value_faults(call: Call, tables: Tables, *, narrow: bool = False) -> Iterato
         if narrow and given.dtype == torch.int64 and table.name in read:
             yield _too_large(table, given)
     if call.places is None:
-        declared = {table.name: table for table in call.plan.problem.pattern.tables}
+        declared = {table.name: table for table in call.plan.problem.pattern.tables if not table.made}
         for load, when in _reads(call):
             if load.table in declared:
                 yield from _outside(declared[load.table], load, when, pairs_of(call), tables)

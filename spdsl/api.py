@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from spdsl import reference
 from spdsl.arguments import autocast, first_query, place, plain_values, shortened, tables_of, whole
 from spdsl.diagnostics import SpatError, error
 from spdsl.library import names, read_file, resolver, text_of
-from spdsl.pipeline import Value, bound, key_of, opened, read
-from spdsl.runtime import operator
+from spdsl.pipeline import Value, bound, key_of, opened, read, softmax_key
+from spdsl.runtime import graphs, operator
 from spdsl.runtime.checks import check_tensors, raise_pending
 from spdsl.runtime.transforms import refuse_transforms
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern
+from spdsl.semantics.softmaxes import static_part
 
 __all__ = ["Attention", "Pattern", "SpatError", "compile", "load", "loads", "names", "raise_pending"]
 
@@ -60,7 +62,7 @@ class Pattern:
         q_start: int | None = None,
         **given: Any,
     ) -> Tensor:
-        """The pairs that the pattern keeps, from the dense reference.
+        """The pairs that the pattern keeps, from the dense reference; selections by scores count as everything.
 
         ``given`` holds parameters and inputs by name.  Queries are the last ``nq`` positions unless ``q_start`` is
         given.
@@ -76,7 +78,7 @@ class Pattern:
             raise error("SP303", f"{shown} is not possible", help="pass lengths of at least 0")
         groups = heads if groups is None else groups
         tables = {name: given.pop(name) for name in self.inputs if name in given}
-        pattern = _bind(self, given, layer, heads, groups, 64)
+        pattern = static_part(_bind(self, given, layer, heads, groups, 64))
         tensors = tables_of(self.name, self.inputs, tables, torch.device("cpu"))
         return reference.mask(pattern, nq, nk, tables=tensors, q_start=q_start)
 
@@ -158,7 +160,15 @@ class Attention:
             q_start = first_query(self.pattern.checked.attend, q.shape[2], k.shape[2])
         rows = k.shape[2]
         k, v, places, shape, start = place(q, k, v, q_start, k_start, k_len)
-        tables = list(shortened(self.pattern.checked.tables, given, rows, k.shape[2]).values())
+        given = shortened(self.pattern.checked.tables, given, rows, k.shape[2])
+        if self.pattern.checked.graph is not None:
+            made = self.bind(q.shape[1], k.shape[1], q.shape[3])
+            if return_lse:
+                reference.refuse_no_lse(made)
+            key = partial(softmax_key, self._open_key)
+            found = graphs.attend_anywhere(made, q, k, v, given, places, start, key)
+            return found if return_lse else found[0]  # type: ignore[return-value]  # with an LSE, as was asked for
+        tables = list(given.values())
         operator.foresee_gradients(q, k, v, tables, self._open_key, shape, self._values)
         out, lse = operator.attend(q, k, v, tables, places, self._open_key, shape, start, self._values)
         return (out, lse) if return_lse else out
@@ -181,6 +191,8 @@ class Attention:
         if q_start is None and k_start is None and k_len is None and q.shape[2] > k.shape[2]:
             q_start = first_query(self.pattern.checked.attend, q.shape[2], k.shape[2])
         pattern = bound(self._key, q.shape[1], k.shape[1], q.shape[3])
+        if return_lse:
+            reference.refuse_no_lse(pattern)
         tables = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
         rows = k.shape[2]
         kept_k, kept_v, places, _, start = place(q, k, v, q_start, k_start, k_len)
@@ -188,7 +200,25 @@ class Attention:
             tables = shortened(self.pattern.checked.tables, tables, rows, kept_k.shape[2])
             k, v, q_start, k_start, k_len = kept_k, kept_v, start, None, None
         out, lse = reference.attend(pattern, q, k, v, tables=tables, q_start=q_start, k_start=k_start, k_len=k_len)
-        return (out, lse) if return_lse else out
+        return (out, lse) if return_lse and lse is not None else out
+
+    def exports(
+        self, /, q: Tensor, k: Tensor, v: Tensor, *, q_start: int | None = None, **inputs: Any
+    ) -> dict[str, Tensor]:
+        """What the pattern exports, by name: ``[batch, axis, …]`` in the order of heads, queries, keys.
+
+        Floats are float32 and differentiable in tensors and inputs; they are 0 where a value is absent.
+
+        Raises:
+            SpatError: as a call with these tensors would.
+        """
+        pattern = self.bind(q.shape[1], k.shape[1], q.shape[3])
+        if pattern.graph is None:
+            return {}
+        check_tensors(q, k, v)
+        given = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
+        k, v, _, _, start = place(q, k, v, q_start, None, None)
+        return graphs.exports(pattern, graphs.Inputs(q=q, k=k, v=v, tables=given, q_start=start))
 
     def bind(self, heads: int, groups: int, head_dim: int) -> BoundPattern:
         """The pattern as the compiler sees it for these sizes."""

@@ -17,6 +17,7 @@ from spdsl.semantics.bind import bind, parameter_values
 from spdsl.semantics.check import check
 from spdsl.semantics.free import fits, reasons_to_fix
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern
+from spdsl.semantics.softmaxes import softmax_pattern
 
 Value = bool | int | float | tuple[bool | int | float, ...]
 
@@ -118,7 +119,7 @@ def _given(fields: Mapping[str, Any]) -> dict[str, Value]:
 def bound(key: str, heads: int, groups: int, head_dim: int) -> BoundPattern:
     """The pattern of a key, bound to the sizes of a call; parameters that the key leaves open stay so."""
     fields = json.loads(key)
-    return bind(
+    found = bind(
         recall(fields["text"], fields["name"]),
         _given(fields),
         layer=fields["layer"],
@@ -127,3 +128,10 @@ def bound(key: str, heads: int, groups: int, head_dim: int) -> BoundPattern:
         head_dim=head_dim,
         free=fields["free"],
     )
+    return softmax_pattern(found, fields["softmax"]) if "softmax" in fields else found
+
+
+@lru_cache(maxsize=512)
+def softmax_key(key: str, name: str) -> str:
+    """The key of one softmax of a pattern with stages."""
+    return json.dumps(json.loads(key) | {"softmax": name})

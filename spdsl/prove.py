@@ -54,6 +54,13 @@ class Target:
 
     def bind(self, *, heads: int, groups: int, layer: int | None) -> BoundPattern:
         """The bound pattern.  Raises `SpatError` as `bind` and `freed` do."""
+        if self.checked.graph is not None:
+            raise error(
+                "SP414",
+                f"what `{self.checked.name}` keeps is decided by the queries and keys of a call",
+                self.checked.span,
+                help="prove claims about a pattern with its static part alone",
+            )
         checked = freed(self.checked, self.free) if self.free else self.checked
         return bind(checked, self.values, layer=layer, heads=heads, groups=groups, head_dim=64)
 

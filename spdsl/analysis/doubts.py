@@ -24,6 +24,8 @@ _VARYING: tuple[Expr, ...] = (
 def doubts(pattern: BoundPattern) -> tuple[Diagnostic, ...]:
     """Queries that keep nothing, with the smallest example found."""
     keep = pattern.attend.keep
+    if pattern.graph is not None:  # what a selection keeps, the call decides
+        return ()
     answer = decide("nonempty", [Subject.of(pattern)])
     if answer.example is None or answer.example.inputs:  # it is for the tables to fill the row
         return ()
@@ -45,6 +47,8 @@ def idle_parts(checked: CheckedPattern) -> tuple[Diagnostic, ...]:
     part may change nothing for some of them and much for others.
     """
     names = [each.name for each in checked.parameters]
+    if checked.graph is not None:
+        return ()
     if not freeable(checked).issuperset(names) or any(mentions(checked.attend.keep, leaf) for leaf in _VARYING):
         return ()
     pattern = bind(freed(checked, names), {}, heads=1, groups=1, head_dim=64)

@@ -4,6 +4,8 @@ It evaluates the bound pattern as it stands, coordinates, reductions and selecti
 the fast paths, which are tested against it.  Memory and time grow with queries times keys.
 """
 
-from spdsl.reference.attention import attend, mask
+from spdsl.reference.attention import mask
+from spdsl.reference.calls import attend, exports
+from spdsl.reference.graphs import refuse_no_lse
 
-__all__ = ["attend", "mask"]
+__all__ = ["attend", "exports", "mask", "refuse_no_lse"]

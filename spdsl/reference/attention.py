@@ -171,7 +171,7 @@ def _points(
         q_start = _default_start(pattern, nq, n, ragged=isinstance(start, Tensor) or isinstance(length, Tensor))
     else:
         q_start = numbers(first)
-    _refuse_uncovered(pattern, n)
+    refuse_uncovered(pattern, n)
     return points(pattern, tables, batch=batch, nq=nq, rows=rows, q_start=q_start, k_start=k_start, n=n)
 
 
@@ -199,8 +199,8 @@ def _mentions_query(pattern: BoundPattern) -> bool:
     )
 
 
-def _refuse_uncovered(pattern: BoundPattern, n: Tensor) -> None:
-    """An unnamed grid of positions covers the keys exactly."""
+def refuse_uncovered(pattern: BoundPattern, n: Tensor) -> None:
+    """An unnamed grid of positions covers the keys exactly.  Raises `SpatError` (SP324)."""
     for grid in pattern.grids:
         sizes = [int(extent.value) for _, extent in grid.coordinates if isinstance(extent, Const)]
         if grid.name is None and grid.of == Index(name="k") and len(sizes) == len(grid.coordinates):

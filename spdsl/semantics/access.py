@@ -5,7 +5,7 @@ from __future__ import annotations
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import operators
 from spdsl.semantics.expressions import Arg, Evaluator, a_kind, excerpt, plain
-from spdsl.semantics.nodes import Const, Coord, Extent, Index, Load, Table
+from spdsl.semantics.nodes import Const, Coord, Index, Load, Side, Table
 from spdsl.semantics.report import did_you_mean, listing
 from spdsl.semantics.values import POISON, AxisRef, Items, Poison, Scalar, TableRef, Value, describe
 
@@ -103,8 +103,10 @@ def _item(ev: Evaluator, items: tuple[Value, ...], indices: tuple[Arg, ...], nod
     return items[number]
 
 
-def load(ev: Evaluator, table: Table, indices: tuple[Arg, ...], node: syntax.Expr) -> Value:
-    """An element of a table; index names among the trailing axes are implied."""
+def load(
+    ev: Evaluator, table: Table, indices: tuple[Arg, ...], node: syntax.Expr, *, position: Side | None = None
+) -> Value:
+    """An element of a table; index names among the trailing axes are implied, ``token`` only by ``position``."""
     if len(indices) > len(table.axes):
         return ev.error(
             "SP206",
@@ -131,8 +133,10 @@ def load(ev: Evaluator, table: Table, indices: tuple[Arg, ...], node: syntax.Exp
                         guards=ev.unit.guards("q" if side == "q" else "k", name),
                     )
                 )
-            case "own" if axis.size == Extent(name="d"):
-                return ev.unsupported("a table of vectors in arithmetic", node.span)
+            case "free":
+                found.append(Scalar(expr=Index(name=axis.label), axes=frozenset((axis.label,))))
+            case "token" if position is not None:
+                found.append(Scalar(expr=Index(name=position), axes=frozenset((position,))))
             case _:
                 example = "q" if axis.kind == "token" else "0"
                 written = ", ".join([*(plain(index.node) for index in indices), example])

@@ -15,6 +15,8 @@ from spdsl.diagnostics import Span, SpatError, error
 from spdsl.semantics import nodes as ir
 from spdsl.semantics.bounds import Facts, interval
 from spdsl.semantics.fold import INT_HIGH, INT_LOW, fold
+from spdsl.semantics.graph import Attention, Select, StageGraph, expressions, mapped
+from spdsl.semantics.nesting import check_nested
 from spdsl.semantics.nodes import Attend, BoundPattern, CheckedPattern, Const, Expr, Extent, FreeParam, Parameter
 from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.rewrite import mentions, substitute, walk
@@ -89,6 +91,7 @@ def bind(
         axes=tuple(_axis(axis, fix) for axis in checked.axes),
         grids=grids,
         attend=_attend(checked.attend, fix),
+        graph=None if checked.graph is None else _graph(checked.graph, fix),
         layer=0 if layer is None else int(layer),
         heads=heads,
         groups=groups,
@@ -96,7 +99,10 @@ def bind(
         text=checked.text,
         span=checked.span,
     )
-    return lift_windows(bound)
+    if bound.graph is None:
+        return lift_windows(bound)
+    check_nested(bound)
+    return bound
 
 
 def _expressions(checked: CheckedPattern) -> list[Expr]:
@@ -107,6 +113,7 @@ def _expressions(checked: CheckedPattern) -> list[Expr]:
         found += [*axis.of, *(axis.size or ()), axis.step, axis.into, *axis.extents]
     for grid in checked.grids:
         found += [grid.of, *(extent for _, extent in grid.coordinates)]
+    found += () if checked.graph is None else expressions(checked.graph)
     return [expr for expr in found if expr is not None]
 
 
@@ -335,6 +342,25 @@ def _at_least_one(expr: Expr, what: str, span: Span | None) -> None:
         raise error(
             "SP337", f"{what} is {shown}, but must be at least 1", span, help="check the parameters that it is made of"
         )
+
+
+def _graph(graph: StageGraph, fix: Fix) -> StageGraph:
+    fixed = mapped(graph, fix)
+    for old, new in zip(graph.stages, fixed.stages, strict=True):
+        if isinstance(old, Attention):
+            _attend(old.attend, fix)
+        amount = new.amount if isinstance(new, Select) else None
+        if isinstance(new, Select) and isinstance(amount, Const):
+            most = math.inf if new.by == "count" else 1
+            if not 0 <= amount.value <= most:
+                word = "top" if new.by == "count" else "top_p"
+                raise error(
+                    "SP333",
+                    f"`{word}` cannot take {amount.value}",
+                    new.span,
+                    help="pass a number of at least 0" if new.by == "count" else "pass a share between 0 and 1",
+                )
+    return fixed
 
 
 def _attend(attend: Attend, fix: Fix) -> Attend:

@@ -9,14 +9,16 @@ from spdsl.diagnostics import Diagnostic, SpatError, SpatWarning, error, raise_e
 from spdsl.grammar import nodes as syntax
 from spdsl.grammar.print import to_spat
 from spdsl.semantics import declarations, parameters
+from spdsl.semantics.branches import stage_of
 from spdsl.semantics.expressions import Evaluator
+from spdsl.semantics.graph import TENSORS, StageGraph, loads, needed
 from spdsl.semantics.names import declare
-from spdsl.semantics.nodes import CheckedPattern, Parameter
+from spdsl.semantics.nodes import Attend, CheckedPattern, Parameter
 from spdsl.semantics.program import Resolve, check_definitions, collect
 from spdsl.semantics.report import Report, did_you_mean, listing
 from spdsl.semantics.scope import Scope
 from spdsl.semantics.unit import Library, Unit
-from spdsl.semantics.values import POISON, Branch
+from spdsl.semantics.values import POISON, Branch, Merged, Scalar
 
 __all__ = ["SpatWarning", "check", "check_all"]
 
@@ -96,7 +98,10 @@ def _check(pattern: syntax.Pattern, library: Library, broken: frozenset[str], re
             report.error(found.code, found.message, found.span, note=found.note, help=found.help)
         return None
     _unused(scope, report)
-    if report.failed or not isinstance(result, Branch):
+    if report.failed or not isinstance(result, Branch | Merged | Scalar):
+        return None
+    attend, graph = _graph(ev, result)
+    if attend is None:
         return None
     return CheckedPattern(
         name=pattern.name,
@@ -104,10 +109,31 @@ def _check(pattern: syntax.Pattern, library: Library, broken: frozenset[str], re
         tables=tuple(unit.tables.values()),
         axes=tuple(unit.axes.values()),
         grids=tuple(unit.grids),
-        attend=result.attend,
+        attend=attend,
+        graph=graph,
         text=to_spat(syntax.Program(items=(*unit.used.values(), pattern))),
         span=pattern.span,
     )
+
+
+def _graph(ev: Evaluator, result: Branch | Merged | Scalar) -> tuple[Attend | None, StageGraph | None]:
+    """The first softmax of a pattern, and its stages if it computes with queries, keys or values."""
+    unit = ev.unit
+    if isinstance(result, Branch) and result.sources is None and not result.streams:
+        clauses = (result.attend.keep, result.attend.bias, result.attend.sink_logit)
+        read = frozenset[str]().union(*(loads(clause) for clause in clauses if clause is not None))
+        if not unit.exports and read.isdisjoint((*unit.stages, *TENSORS)):
+            return result.attend, None
+    value = result if isinstance(result, Scalar) else None
+    if not isinstance(result, Scalar):
+        made = stage_of(ev, result)
+        value = None if made is None else made.value
+    if value is None:
+        return None, None
+    graph = needed(
+        StageGraph(stages=tuple(unit.stages.values()), result=value.expr, exports=tuple(unit.exports.values()))
+    )
+    return graph.attentions[0].attend, graph
 
 
 def _unused(scope: Scope, report: Report) -> None:

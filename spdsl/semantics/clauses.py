@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from spdsl.diagnostics import Span
 from spdsl.grammar import nodes as syntax
-from spdsl.semantics import build
+from spdsl.semantics import branches, build, spaces
 from spdsl.semantics.expressions import Arg, Evaluator, excerpt
+from spdsl.semantics.graph import is_free
 from spdsl.semantics.nodes import Attend, Expr, Extent
 from spdsl.semantics.report import listing
 from spdsl.semantics.rewrite import mentions
 from spdsl.semantics.unsupported import UNSUPPORTED_SETTINGS
-from spdsl.semantics.values import POISON, Branch, Scalar, TensorRef, Value
+from spdsl.semantics.values import POISON, Branch, Merged, Poison, Scalar, Value
 
 SETTINGS: dict[str, frozenset[str]] = {
     "bias": frozenset("bhgqk"),
@@ -32,6 +33,7 @@ class Clauses:
     keeps: list[Scalar] = field(default_factory=list)
     settings: dict[str, Scalar] = field(default_factory=dict)
     places: dict[str, Span | None] = field(default_factory=dict)
+    streams: list[Branch] = field(default_factory=list)
     poisoned: bool = False
 
 
@@ -40,15 +42,16 @@ def body(ev: Evaluator, node: syntax.Body) -> Value:
     if node.kind == "linear":
         ev.mark_used(node)
         return ev.unsupported("`linear`", node.span)
-    given = [ev.evaluate(argument.value) for argument in node.arguments]
-    names = [value.name if isinstance(value, TensorRef) else "" for value in given]
-    if node.arguments and names != ["Q", "K", "V"]:
-        ev.mark_used(node)
-        return ev.unsupported("`attend` over tensors other than Q, K and V", node.span)
+    given = branches.sources(ev, node)
     clauses = Clauses()
     for part in node.clauses:
         clause(ev, clauses, part)
-    return finish(ev, clauses, node.span, "`attend`")
+    found = finish(ev, clauses, node.span, "`attend`")
+    if isinstance(given, Poison) or not isinstance(found, Branch):
+        return POISON
+    if given is not None and found.streams:
+        return ev.unsupported("`keep … from` beside other keys of `attend`", node.span)
+    return replace(found, sources=given)
 
 
 def clause(ev: Evaluator, clauses: Clauses, node: syntax.Clause) -> None:
@@ -56,15 +59,14 @@ def clause(ev: Evaluator, clauses: Clauses, node: syntax.Clause) -> None:
     match node:
         case syntax.Keep():
             if node.source is not None or node.weight is not None:
-                word = "keep … from" if node.source is not None else "keep … weight"
-                ev.mark_used(node.set)
-                for part in (*(node.source or ()), *((node.weight,) if node.weight is not None else ())):
-                    ev.mark_used(part)
-                ev.unsupported(f"`{word}`", node.span)
-                clauses.poisoned = True
+                stream = branches.stream(ev, node)
+                if stream is None:
+                    clauses.poisoned = True
+                else:
+                    clauses.streams.append(stream)
                 return
             kept = ev.scalar(node.set, "bool", "`keep`")
-            if kept is None:
+            if kept is None or not spaces.closed(ev, kept, node.set.span, "`keep`"):
                 clauses.poisoned = True
             else:
                 clauses.keeps.append(kept)
@@ -92,7 +94,7 @@ def _setting(ev: Evaluator, clauses: Clauses, node: syntax.Setting) -> None:
         )
         value = None
     clauses.places.setdefault(word, node.span)
-    if value is None:
+    if value is None or not spaces.closed(ev, value, node.value.span, f"`{word}`"):
         clauses.poisoned = True
         return
     excess = sorted(name for name in value.axes if name.partition(".")[0] not in SETTINGS[word])
@@ -131,6 +133,13 @@ def finish(ev: Evaluator, clauses: Clauses, span: Span | None, what: str) -> Val
     """The softmax of the clauses: the union of its `keep`s, in which a pair counts once."""
     if clauses.poisoned:
         return POISON
+    if not clauses.keeps and clauses.streams:
+        # Settings hold for all streams; the first takes the place of the keys of the pattern.
+        first, *others = clauses.streams
+        shared = {word: value.expr for word, value in clauses.settings.items()}
+        if "bias" in shared:
+            return ev.unsupported("`bias` beside `keep … from`", span)
+        return replace(first, attend=replace(first.attend, span=span, **shared), streams=tuple(others))
     if not clauses.keeps:
         return ev.error(
             "SP214",
@@ -155,7 +164,7 @@ def finish(ev: Evaluator, clauses: Clauses, span: Span | None, what: str) -> Val
         sink_logit=settings.get("sink_logit"),
         span=span,
     )
-    return Branch(attend=attend, axes=whole.axes, size=whole.size)
+    return Branch(attend=attend, axes=whole.axes, size=whole.size, streams=tuple(clauses.streams))
 
 
 def choose_branch(ev: Evaluator, condition: Scalar, yes: Branch, no: Branch, node: syntax.Choose) -> Value:
@@ -168,6 +177,8 @@ def choose_branch(ev: Evaluator, condition: Scalar, yes: Branch, no: Branch, nod
             node.condition.span,
             help="choose inside one softmax: `attend { keep if … then … else … }`",
         )
+    if yes.sources is not None or no.sources is not None or yes.streams or no.streams:
+        return ev.unsupported("a choice between softmaxes over other keys", node.span)
     merged: dict[str, Expr | None] = {}
     for word in SETTINGS:
         one: Expr | None = getattr(yes.attend, word)
@@ -206,8 +217,25 @@ def result(ev: Evaluator, node: syntax.Return) -> Value:
     """The softmax that a pattern returns."""
     value = ev.evaluate(node.value)
     match value:
-        case Branch():
+        case Branch() | Merged():
             return value
+        case Scalar(dtype="float", axes=axes) if "d" in axes and "q" in axes:
+            left = sorted(axis for axis in axes if (is_free(axis) and axis != "d") or axis[0] == "k")
+            if left:
+                return ev.error(
+                    "SP219",
+                    f"the axis `{left[0]}` is not closed, but a pattern returns vectors of queries",
+                    node.value.span,
+                    help="reduce over it",
+                )
+            return value
+        case Scalar(dtype="float", axes=axes) if "d" in axes and any(axis.startswith("q.") for axis in axes):
+            return ev.error(
+                "SP212",
+                "this has one vector for each block of queries, but a pattern returns one for each query",
+                node.value.span,
+                help="lift it with `at(…, q)`",
+            )
         case Scalar(dtype="bool"):
             return ev.error(
                 "SP214",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from spdsl.diagnostics import Span
 from spdsl.grammar import nodes as syntax
-from spdsl.semantics import clauses, divisions
-from spdsl.semantics.expressions import Evaluator
+from spdsl.semantics import clauses, divisions, spaces
+from spdsl.semantics.expressions import Arg, Evaluator
+from spdsl.semantics.graph import Export
 from spdsl.semantics.inputs import input_table
 from spdsl.semantics.names import declare
-from spdsl.semantics.values import POISON, TableRef, Value
+from spdsl.semantics.values import POISON, Candidates, TableRef, Value
 
 
 def statements(ev: Evaluator, pattern: syntax.Pattern) -> Value:
@@ -71,7 +72,24 @@ def _declaration(ev: Evaluator, node: syntax.Statement) -> None:
             value = ev.evaluate(node.value)
             declare(ev, node.name, value, node.span, "let")
         case syntax.Export():
-            ev.mark_used(node.value)
-            ev.unsupported("`export`", node.span)
+            _export(ev, node)
         case _:
             raise AssertionError(node)
+
+
+def _export(ev: Evaluator, node: syntax.Export) -> None:
+    """Add a value that is returned beside the output."""
+    value, only = ev.evaluate(node.value), spaces.TRUE
+    if isinstance(value, Candidates):
+        only = value.only
+        value = value.value
+    found = ev.expect(Arg(value=value, node=node.value), "any", "`export`")
+    if found is None:
+        return
+    if node.name in ev.unit.exports:
+        line = ev.unit.exports[node.name].span
+        ev.error("SP202", f"`{node.name}` is exported twice", node.span, note=f"also at {line}", help="rename one")
+        return
+    axes = spaces.space(ev, (found, only), node.span)
+    if axes is not None:
+        ev.unit.exports[node.name] = Export(name=node.name, axes=axes, value=found.expr, only=only.expr, span=node.span)

@@ -23,6 +23,7 @@ from spdsl.semantics.values import (
     FunctionRef,
     GridRef,
     Items,
+    Merged,
     Poison,
     Scalar,
     TableRef,
@@ -178,6 +179,18 @@ class Evaluator:
                 from spdsl.semantics import access
 
                 return access.load(self, table, (), arg.node)
+            case TensorRef(name=name):
+                from spdsl.semantics.selections import tensor
+
+                return tensor(name, arg.node.span)
+            case Branch(sources=tuple()) | Branch(streams=(_, *_)) | Merged():
+                return self.error(
+                    "SP203",
+                    f"{excerpt(arg.node)} attends over other keys than those of the pattern, so it is no set",
+                    arg.node.span,
+                    note="softmax branch",
+                    help="return it, or compute with it",
+                )
             case Branch(attend=attend) as branch:
                 settings = [
                     word for word in ("bias", "scale", "softcap", "sink_logit") if getattr(attend, word) is not None
@@ -209,8 +222,6 @@ class Evaluator:
             case AxisRef(name=name):
                 help = f"write `q.{name}` or `k.{name}` for a coordinate, or `{name}.count` for their number"
                 help = "write `q` or `k` for a position, `n` for their number" if name == "token" else help
-            case TensorRef():
-                help = "tensors take part in `attend` alone so far"
             case Candidates():
                 help = "end the selection with `|> top(…)`"
             case Items():

@@ -42,6 +42,9 @@ def reasons_to_fix(pattern: CheckedPattern) -> dict[str, str]:
     for declared in pattern.parameters:
         if declared.dtype != "int" or declared.length is not None:
             found[declared.name] = "it is no single int"
+    if pattern.graph is not None:
+        for declared in pattern.parameters:
+            found.setdefault(declared.name, "selections are computed with it")
     if any(grid.name is None for grid in pattern.grids):
         for declared in pattern.parameters:
             found.setdefault(declared.name, "the boxes of the grid are chosen by it")

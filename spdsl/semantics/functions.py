@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+from spdsl.semantics.branches import at, merge
+from spdsl.semantics.build import lift
 from spdsl.semantics.expressions import Arg, Evaluator, Invocation
-from spdsl.semantics.reductions import REDUCTIONS, noise, only, reduce, top
-from spdsl.semantics.values import POISON, Poison, TensorRef, Value
+from spdsl.semantics.reductions import REDUCTIONS, noise, reduce, top
+from spdsl.semantics.selections import force, only, score, select, softmax
+from spdsl.semantics.values import POISON, Poison, Scalar, Value
 
 Handler: TypeAlias = Callable[[Evaluator, Invocation], Value]
 
@@ -28,10 +31,6 @@ def plain_arguments(ev: Evaluator, call: Invocation, least: int, most: int | Non
             help=f"write `{call.name}({', '.join('xyz'[:least])})`",
         )
         return False
-    for arg in call.args:
-        if isinstance(arg.value, TensorRef):
-            ev.unsupported(f"`{call.name}` of a tensor", call.span)
-            return False
     return not any(isinstance(arg.value, Poison) for arg in call.args)
 
 
@@ -85,6 +84,13 @@ def _round(op: str) -> Handler:
     return handler
 
 
+def _relu(ev: Evaluator, call: Invocation) -> Value:
+    if not plain_arguments(ev, call, 1):
+        return POISON
+    zero = Arg(value=Scalar(expr=lift(0.0)), node=call.args[0].node)
+    return ev.operate("max", (call.args[0], zero), call.span, "`relu`")
+
+
 FUNCTIONS: dict[str, Handler] = {
     **{name: _unary(name) for name in ("abs", "isqrt", "is_pow2", "bitlen", "sqrt", "exp", "log", "float")},
     **{name: _round(name) for name in ("floor", "ceil")},
@@ -94,5 +100,12 @@ FUNCTIONS: dict[str, Handler] = {
     "noise": noise,
     "only": only,
     "top": top,
+    "top_p": select,
+    "force": force,
+    "score": score,
+    "softmax": softmax,
+    "relu": _relu,
+    "at": at,
+    "merge": merge,
 }
 """Handlers by name; what the grammar reads beyond these is in `unsupported`."""

@@ -11,7 +11,7 @@ from spdsl.semantics.nodes import Const, Coord, Dtype, Extent, Index, TableAxis
 from spdsl.semantics.parameters import check_range
 from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.scope import BUILTINS, TYPES
-from spdsl.semantics.values import POISON, AxisRef, Entry, Poison, Scalar, describe
+from spdsl.semantics.values import AxisRef, Entry, Poison, Scalar, describe
 
 MAX_AXES = 3
 _SIZES = {"q": "nq", "h": "heads", "g": "groups", "b": "b"}
@@ -95,10 +95,11 @@ def _axis(ev: Evaluator, extent: syntax.Extent, table: str) -> TableAxis | None:
                 help=f"declare it along `token`, and read it with `{table}[k]`",
             )
             return None
+        case syntax.Name(id="d") if extent.name is None:
+            return TableAxis(kind="free", size=Extent(name="d"), label="d", span=extent.span)
         case syntax.Name(id=name) if extent.name is None and _is_free(ev, name):
-            ev.unsupported(f"the free axis `{name}`", extent.span, help=f"give its size: `{name}: 16`")
-            ev.scope.entries.setdefault(name, _poisoned(extent))
-            return None
+            ev.scope.entries.setdefault(name, _free(name, extent))
+            return TableAxis(kind="free", size=Extent(name=name), label=name, span=extent.span)
         case _:
             return _computed(ev, extent)
 
@@ -126,9 +127,9 @@ def _computed(ev: Evaluator, extent: syntax.Extent) -> TableAxis | None:
                 return None
             written = excerpt(extent.value).strip("`")
             label = extent.name if extent.name is not None else written
-            if extent.name is not None:
-                # The name of the axis is an index of the language that is not there yet; it may stand in refused code.
-                ev.scope.entries.setdefault(extent.name, _poisoned(extent))
+            if extent.name is not None and _is_free(ev, extent.name):
+                ev.scope.entries.setdefault(extent.name, _free(extent.name, extent))
+                return TableAxis(kind="free", size=expr, label=label, span=extent.span)
             return TableAxis(kind="own", size=expr, label=label, span=extent.span)
         case Poison():
             pass
@@ -146,8 +147,10 @@ def _computed(ev: Evaluator, extent: syntax.Extent) -> TableAxis | None:
 
 def _is_free(ev: Evaluator, name: str) -> bool:
     """Whether an undeclared lower-case name names an axis of free size."""
-    return name.islower() and name not in BUILTINS and ev.scope.entries.get(name) is None
+    entry = ev.scope.entries.get(name)
+    return name.islower() and name not in BUILTINS and (entry is None or entry.kind == "free axis")
 
 
-def _poisoned(extent: syntax.Extent) -> Entry:
-    return Entry(value=POISON, span=extent.span, kind="free axis", used=True)
+def _free(name: str, extent: syntax.Extent) -> Entry:
+    value = Scalar(expr=Index(name=name), axes=frozenset((name,)))
+    return Entry(value=value, span=extent.span, kind="free axis", used=True)

@@ -9,9 +9,12 @@ arithmetic: the analysis and the kernels see arithmetic over ``q k h g b``, tabl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from spdsl.diagnostics import Span
+
+if TYPE_CHECKING:
+    from spdsl.semantics.graph import StageGraph
 
 Dtype: TypeAlias = Literal["bool", "int", "float"]
 Side: TypeAlias = Literal["q", "k"]
@@ -208,25 +211,32 @@ class Parameter(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableAxis(Node):
-    """One axis of an input: ``kind`` is ``token q h g b``, ``axis`` (a coordinate, ``size`` its count) or ``own``.
+    """One axis of a table: ``kind`` is ``token q h g b``, ``axis`` (a coordinate, ``size`` its count), ``own`` or
+    ``free`` (an index by the name ``label``; of a free size where ``size`` is the extent of that name).
 
     ``size`` is the extent as an expression; ``label`` is how the user wrote it, for messages.
     """
 
-    kind: Literal["token", "q", "h", "g", "b", "axis", "own"]
+    kind: Literal["token", "q", "h", "g", "b", "axis", "own", "free"]
     size: Expr
     label: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table(Node):
-    """A declared input."""
+    """A declared input, or a stage (``made``).
+
+    ``listed``: a bool table that is given as lists.  In place of its last axis stand, ascending, the indices of its
+    true elements, and then numbers too large to be one.
+    """
 
     name: str
     dtype: Dtype
     axes: tuple[TableAxis, ...]
     bounds: Bounds | None
     sorted: bool
+    made: bool = False
+    listed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +294,8 @@ class Attend(Node):
 class CheckedPattern(Node):
     """A pattern in which every name is resolved and every expression typed.
 
-    ``text`` is the canonical, self-contained `.spat` text (imports inlined), which serves as a key.
+    ``text`` is the canonical, self-contained `.spat` text (imports inlined), which serves as a key.  A pattern that
+    computes with queries, keys or values before it attends has a ``graph``; ``attend`` is then its first softmax.
     """
 
     name: str
@@ -294,6 +305,7 @@ class CheckedPattern(Node):
     grids: tuple[Grid, ...]
     attend: Attend
     text: str
+    graph: StageGraph | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,3 +325,4 @@ class BoundPattern(Node):
     head_dim: int
     text: str
     free: tuple[FreeParam, ...] = ()
+    graph: StageGraph | None = None

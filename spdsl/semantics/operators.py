@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from spdsl.diagnostics import Span, SpatError
@@ -11,7 +12,7 @@ from spdsl.semantics.expressions import Arg, Evaluator, Want, excerpt
 from spdsl.semantics.fold import fold_constants
 from spdsl.semantics.nodes import Const, Expr
 from spdsl.semantics.ops import OPS
-from spdsl.semantics.values import POISON, Branch, Candidates, Scalar, TensorRef, Value, describe
+from spdsl.semantics.values import POISON, Branch, Candidates, Merged, Scalar, Value, describe
 
 MAX_SIZE = 20_000
 """The most nodes one expression may have when every `let` and `def` is written out."""
@@ -22,13 +23,13 @@ MAX_DEPTH = 250
 
 def operate(ev: Evaluator, op: str, args: tuple[Arg, ...], span: Span | None, context: str) -> Value:
     """An operation on arguments, typed by its signature in `OPS`."""
-    if any(isinstance(arg.value, TensorRef) for arg in args):
-        return ev.unsupported("arithmetic on tensors", span)
-    if any(isinstance(arg.value, Branch) for arg in args) and OPS[op].signature in ("arith", "divide"):
-        return ev.unsupported("arithmetic on softmax branches", span)
-    if any(isinstance(arg.value, Candidates) for arg in args):
-        return ev.unsupported("arithmetic after `only`", span)
     signature = OPS[op].signature
+    if signature in ("arith", "divide") and any(isinstance(arg.value, Branch | Merged) for arg in args):
+        from spdsl.semantics.branches import output
+
+        args = tuple(replace(arg, value=output(ev, arg)) for arg in args)
+    if any(isinstance(arg.value, Candidates) for arg in args):
+        return _of_present(ev, op, args, span, context)
     wants = _wants(op, len(args))
     scalars = [ev.expect(arg, want, context) for arg, want in zip(args, wants, strict=True)]
     if any(scalar is None for scalar in scalars):
@@ -46,6 +47,30 @@ def operate(ev: Evaluator, op: str, args: tuple[Arg, ...], span: Span | None, co
                 help="compare or choose between two sets or between two numbers",
             )
     return ev.combine(op, found, span)
+
+
+def _of_present(ev: Evaluator, op: str, args: tuple[Arg, ...], span: Span | None, context: str) -> Value:
+    """An operation on values some of which are absent: absent where one of its arguments is; a bool is false there."""
+    masks: list[Scalar] = []
+    plain: list[Arg] = []
+    for arg in args:
+        match arg.value:
+            case Candidates(forced=Scalar()):
+                return ev.error(
+                    "SP204", "`force` is of use before `top` and `top_p` alone", arg.node.span, help="leave it out"
+                )
+            case Candidates(value=value, only=only):
+                plain.append(replace(arg, value=value))
+                masks.append(only)
+            case _:
+                plain.append(arg)
+    found = operate(ev, op, tuple(plain), span, context)
+    present = combine(ev, "and", tuple(masks), span) if len(masks) == 2 else masks[0]
+    if not isinstance(found, Scalar) or not isinstance(present, Scalar):
+        return POISON
+    if found.dtype == "bool":
+        return ev.combine("and", (present, found), span)
+    return Candidates(value=found, only=present)
 
 
 def combine(ev: Evaluator, op: str, scalars: tuple[Scalar, ...], span: Span | None) -> Value:

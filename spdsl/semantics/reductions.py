@@ -1,4 +1,7 @@
-"""Reductions over positions, and the selection ``noise(…) |> only(SET) |> top(n)``."""
+"""Reductions over positions, and the selection ``noise(…) |> only(SET) |> top(n)``.
+
+What is computed from queries, keys and values is a stage: see `pools` and `selections`.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ from dataclasses import replace
 from typing import cast
 
 from spdsl.grammar import nodes as syntax
-from spdsl.semantics import build, operators
-from spdsl.semantics.expressions import Arg, Evaluator, Invocation, excerpt
+from spdsl.semantics import build, operators, spaces
+from spdsl.semantics.expressions import Evaluator, Invocation, excerpt
 from spdsl.semantics.nodes import Const, Coord, Dtype, Expr, Index, Noise, Reduce, Side, Top
+from spdsl.semantics.pools import pool
 from spdsl.semantics.report import did_you_mean, listing
-from spdsl.semantics.values import POISON, Branch, Candidates, Items, Poison, Scalar, TensorRef, Value
+from spdsl.semantics.selections import select
+from spdsl.semantics.values import POISON, Candidates, Items, Poison, Scalar, Value
 
 REDUCTIONS = ("any", "all", "mean", "sum", "min", "max")
 
@@ -23,10 +28,7 @@ def reduce(ev: Evaluator, call: Invocation) -> Value:
             ev.mark_used(argument)
         return POISON
     for name, argument in call.keywords.items():
-        if name == "windows":
-            ev.mark_used(argument)
-            return ev.unsupported("`windows = …`", argument.span)
-        if name not in ("per", "over", "upto"):
+        if name not in ("per", "over", "upto", "windows"):
             help = did_you_mean(name, ("per", "over"))
             return ev.error("SP204", f"`{call.name}` takes no argument `{name}`", argument.span, help=help)
     if len(call.args) != 1 or len(directions) != 1:
@@ -36,20 +38,20 @@ def reduce(ev: Evaluator, call: Invocation) -> Value:
             call.span,
             help=f"for example `{call.name}(x, per = q.blk)` or `{call.name}(x, over = k)`",
         )
-    if isinstance(call.args[0].value, TensorRef):
+    if directions == ["upto"]:
         for argument in call.keywords.values():
             ev.mark_used(argument)
-        return ev.unsupported(f"`{call.name}` of a tensor", call.span)
-    if isinstance(call.args[0].value, Candidates):
-        return ev.unsupported(f"`{call.name}` after `only`", call.span)
-    if directions == ["upto"]:
         return ev.unsupported("`upto = …`", call.keywords["upto"].span)
-    return _reduce(ev, call, directions[0])
-
-
-def _reduce(ev: Evaluator, call: Invocation, direction: str) -> Value:
     want = "bool" if call.name in ("any", "all") else "any" if call.name in ("mean", "sum") else "number"
+    if isinstance(call.args[0].value, Candidates):
+        return pool(ev, call, call.args[0].value, directions[0])
     value = ev.expect(call.args[0], want, f"`{call.name}`")  # type: ignore[arg-type]
+    if value is not None and (spaces.is_dynamic(ev, value) or "windows" in call.keywords):
+        return pool(ev, call, Candidates(value=value, only=spaces.TRUE), directions[0])
+    return _reduce(ev, call, directions[0], value)
+
+
+def _reduce(ev: Evaluator, call: Invocation, direction: str, value: Scalar | None) -> Value:
     argument = call.keywords[direction]
     along = ev.evaluate(argument.value)
     parts = along.items if isinstance(along, Items) else (along,)
@@ -140,78 +142,18 @@ def noise(ev: Evaluator, call: Invocation) -> Value:
     return Scalar(expr=expr, axes=axes, guards=guards, size=1 + seed.size + sum(index.size for index in found))
 
 
-def only(ev: Evaluator, call: Invocation) -> Value:
-    """Values of which only those in a set are present."""
-    if len(call.args) != 2 or call.keywords:
-        return ev.error("SP204", "`only` takes one set", call.span, help="for example `x |> only(k.blk <= q.blk)`")
-    value, chosen = call.args
-    if isinstance(value.value, TensorRef):
-        return ev.unsupported("`only` of a tensor", call.span)
-    keep = ev.expect(chosen, "bool", "`only`")
-    if isinstance(value.value, Candidates):
-        inner, before = value.value.value, value.value.only
-    else:
-        found = ev.expect(value, "number", "`only`")
-        if found is None:
-            return POISON
-        inner, before = found, Scalar(expr=build.TRUE)
-    if keep is None:
-        return POISON
-    for name in sorted(keep.axes):
-        side = name.partition(".")[0]
-        coarse = sorted(axis for axis in inner.axes if axis.startswith(f"{side}."))
-        if side in ("q", "k") and name not in inner.axes and coarse and not _coarser(ev, name, coarse):
-            return _too_fine(ev, chosen, side, coarse[0])
-    joined = ev.combine("and", (before, keep), call.span)
-    return Candidates(value=inner, only=joined) if isinstance(joined, Scalar) else POISON
-
-
-def _coarser(ev: Evaluator, name: str, coarse: list[str]) -> bool:
-    """Whether a coordinate is an axis of one of the others, so that it is constant inside their members."""
-    axis = ev.unit.axes.get(name.partition(".")[2])
-    while axis is not None:
-        parts = [part.axis for part in axis.of if isinstance(part, Coord)]
-        if any(f"{name[0]}.{part}" in coarse for part in parts):
-            return True
-        axis = ev.unit.axes.get(parts[0]) if parts else None
-    return False
-
-
-def _too_fine(ev: Evaluator, chosen: Arg, side: str, coordinate: str) -> Value:
-    what = {"k": "keys", "q": "queries"}[side]
-    example = f"`{coordinate}.last <= q` or `{coordinate}.first <= q`" if side == "k" else f"`k <= {coordinate}.last`"
-    return ev.error(
-        "SP212",
-        f"{excerpt(chosen.node)} varies inside a block of {what}: {example}",
-        chosen.node.span,
-        note=f"`{side}` must appear through `{coordinate}`",
-        help="`only` never refines an axis; compare blocks, or their first or last positions",
-    )
-
-
 def top(ev: Evaluator, call: Invocation) -> Value:
     """The set of the largest candidates along the axis of keys."""
-    for name, argument in call.keywords.items():
-        if name != "over":
-            ev.mark_used(argument)
-            return ev.unsupported(f"`top` with `{name} = …`", argument.span)
     if call.args and isinstance(call.args[0].value, Poison):
         for argument in call.keywords.values():
             ev.mark_used(argument)
         return POISON
-    if len(call.args) != 2:
-        return ev.error("SP204", "`top` takes a number", call.span, help="for example `x |> top(3)`")
+    if len(call.args) != 2 or not _is_drawn(ev, call):
+        return select(ev, call)
     count = ev.expect(call.args[1], "int", "`top`")
     match call.args[0].value:
         case Candidates(value=value, only=chosen):
             pass
-        case Branch() | Items():
-            return ev.error(
-                "SP203",
-                "`top` selects among numbers",
-                call.args[0].node.span,
-                help="for example `noise(seed, per = (q.blk, k.blk)) |> top(3)`",
-            )
         case _:
             found = ev.expect(call.args[0], "number", "`top`")
             if found is None:
@@ -219,8 +161,6 @@ def top(ev: Evaluator, call: Invocation) -> Value:
             value, chosen = found, Scalar(expr=build.TRUE)
     if count is None:
         return POISON
-    if not isinstance(value.expr, Noise):
-        return ev.unsupported("`top` of anything but `noise(…)`", call.span)
     if any(name.partition(".")[0] in ("q", "k") for name in count.axes):
         return ev.error(
             "SP203",
@@ -241,6 +181,17 @@ def top(ev: Evaluator, call: Invocation) -> Value:
     side, axis = along
     expr = Top(value=value.expr, only=chosen.expr, count=count.expr, side=side, axis=axis, span=call.span)
     return operators.whole(ev, expr, (value, chosen, count), call.span)
+
+
+def _is_drawn(ev: Evaluator, call: Invocation) -> bool:
+    """Whether the candidates have random numbers, and nothing takes part that is computed from queries and keys."""
+    match call.args[0].value:
+        case Candidates(value=Scalar(expr=Noise()), only=chosen, forced=None):
+            return not spaces.is_dynamic(ev, chosen) and set(call.keywords) <= {"over"}
+        case Scalar(expr=Noise()):
+            return set(call.keywords) <= {"over"}
+        case _:
+            return False
 
 
 def _along_axis(ev: Evaluator, call: Invocation, value: Scalar) -> tuple[Side, str | None] | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from spdsl.diagnostics import Diagnostic, Severity, Span
 
-STATIC = "sets of pairs, `bias`, `scale`, `softcap` and `sink_logit` are what a pattern can be made of so far"
+STATIC = "docs/language.md lists what a pattern can be made of so far"
 
 
 class Report:

@@ -15,11 +15,12 @@ from spdsl.semantics import build
 from spdsl.semantics import nodes as ir
 from spdsl.semantics.bounds import Facts, Range
 from spdsl.semantics.expressions import Evaluator, excerpt
+from spdsl.semantics.graph import Export, Stage
 from spdsl.semantics.nodes import Coord, Expr, Side
 from spdsl.semantics.report import Report, did_you_mean
 from spdsl.semantics.rewrite import on_side
 from spdsl.semantics.scope import BUILTINS
-from spdsl.semantics.values import POISON, FunctionRef, Scalar, Value
+from spdsl.semantics.values import POISON, Branch, FunctionRef, Merged, Scalar, Value
 
 MAX_STEPS = 200_000
 """The most expressions that are looked at for one pattern, every call of a `def` counted."""
@@ -51,6 +52,9 @@ class Unit:
         self.tables: dict[str, ir.Table] = {}
         self.axes: dict[str, ir.Axis] = {}
         self.grids: list[ir.Grid] = []
+        self.stages: dict[str, Stage] = {}
+        self.exports: dict[str, Export] = {}
+        self.staged: dict[int, tuple[Branch, Merged]] = {}
         self.params: dict[str, Range] = {}
         self.table_ranges: dict[str, Range] = {}
         self.facts = Facts(params=self.params, tables=self.table_ranges)
@@ -114,6 +118,13 @@ class Unit:
         return evaluator.error(
             "SP201", f"unknown name `{name}`", node.span, help=did_you_mean(name, known) or UNDECLARED
         )
+
+    def stage_name(self) -> str:
+        """A name for the next stage, which no input has."""
+        number = len(self.stages)
+        while f"stage_{number}" in self.tables:
+            number += 1
+        return f"stage_{number}"
 
     def mention(self, name: str) -> None:
         """Keep a definition that only a refused construct calls."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 UNSUPPORTED = frozenset(
     (
-        "score", "softmax", "top_p", "force", "merge", "smooth", "at", "dot", "norm", "unit", "relu", "silu", "elu",
-        "sigmoid", "mix", "descend", "logsumexp", "previous", "delta", "hedgehog", "taylor",
+        "smooth", "dot", "norm", "unit", "silu", "elu", "sigmoid", "mix", "descend", "logsumexp", "previous", "delta",
+        "hedgehog", "taylor",
     )
 )  # fmt: skip
 """Functions of scores, tensors and recurrent states."""

@@ -72,19 +72,37 @@ class TensorRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """A softmax over a set; ``axes`` are those of the set."""
+    """A softmax over a set; ``axes`` are those of the set.
+
+    ``sources`` are its queries, keys and values where these are not ``Q K V``; ``streams`` are further softmaxes whose
+    keys take part in it.
+    """
 
     attend: Attend
     axes: frozenset[str]
     size: int
+    sources: tuple[Scalar, Scalar, Scalar] | None = None
+    streams: tuple[Branch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """Several softmaxes in one, by their LSEs: the name of the stage, and its value."""
+
+    stage: str
+    value: Scalar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """Values of which only those in a set are present: what ``only`` gives and ``top`` takes."""
+    """Values of which only those in a set are present: what ``only`` gives and ``top`` takes.
+
+    Those in ``forced`` are present in any case, and come first.
+    """
 
     value: Scalar
     only: Scalar
+    forced: Scalar | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +119,7 @@ class Poison:
 
 
 Value: TypeAlias = (
-    Scalar | Items | TableRef | AxisRef | GridRef | TensorRef | Branch | Candidates | FunctionRef | Poison
+    Scalar | Items | TableRef | AxisRef | GridRef | TensorRef | Branch | Merged | Candidates | FunctionRef | Poison
 )
 
 POISON = Poison()
@@ -122,7 +140,7 @@ def describe(value: Value) -> str:
             return "a grid"
         case TensorRef():
             return "a tensor"
-        case Branch():
+        case Branch() | Merged():
             return "a softmax branch"
         case Candidates():
             return "a set of candidates"

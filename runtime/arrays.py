@@ -1,0 +1,527 @@
+"""The values of a graph of stages, some rows of queries at a time.
+
+From: a bound pattern with stages, and the tensors of a call.  To: arrays ``[batch or 1, axis, …]`` of stages, in fp32,
+for the rows that are asked for.  What belongs to keys alone is made once; what belongs to queries is never held whole,
+unless asked for whole.  Rows are entries of the stage's axis of queries: numbers of queries, or of blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from typing_extensions import assert_never
+
+from spdsl.diagnostics import error
+from spdsl.runtime.evaluate import Value, apply
+from spdsl.runtime.lines import Lines
+from spdsl.runtime.philox import uniform
+from spdsl.runtime.ranking import best, heaviest
+from spdsl.semantics.graph import (
+    DISTANCE,
+    TENSORS,
+    Attention,
+    Mark,
+    Merge,
+    Pool,
+    Score,
+    Select,
+    Softmax,
+    Stage,
+    index_of,
+    is_free,
+    loads,
+    on_side,
+    parts,
+    side_of,
+)
+from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise
+from spdsl.semantics.rewrite import children, conjuncts, free_axes
+
+
+@dataclass(slots=True, kw_only=True)
+class Memo:
+    """What is known while some rows are computed: arrays by stage and rows, and rows made from rows."""
+
+    arrays: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    rows: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrays:
+    """All arrays of a call.
+
+    ``tensors`` holds Q, K, V and the inputs, each with a leading batch axis of size 1 or batch; ``budget`` is how many
+    numbers a chunk of rows may have.  ``known`` keeps arrays that are made once.
+    """
+
+    lines: Lines
+    stages: Mapping[str, Stage]
+    tensors: Mapping[str, Tensor]
+    budget: int
+    known: dict[str, Tensor] = field(default_factory=dict)
+
+    # ------------------------------------------------------------ arrays of stages
+
+    def array(self, name: str, rows: Tensor | None, memo: Memo) -> Tensor:
+        """The array of a stage for some rows, by default for all; of a stage without queries, whole."""
+        stage = self.stages[name]
+        own = on_side(stage.axes, "q")
+        if own is None and name not in self.known:
+            self.known[name] = self._make(stage, None, Memo())
+        if name in self.known:
+            found = self.known[name]
+            return found if own is None or rows is None else found.index_select(1 + stage.axes.index(own), rows)
+        assert own is not None
+        rows = self.lines.points_of_rows(own) if rows is None else rows
+        key = name, id(rows)
+        if key not in memo.arrays:
+            memo.arrays[key] = self._make(stage, rows, memo)
+        return memo.arrays[key]
+
+    def whole(self, name: str) -> Tensor:
+        """The array of a stage for all rows, made chunk by chunk."""
+        stage = self.stages[name]
+        axis = on_side(stage.axes, "q")
+        if axis is None:
+            return self.array(name, None, Memo())
+        parts = [self.array(name, rows, Memo()) for rows in self.chunks(name)]
+        return torch.cat(parts, dim=1 + stage.axes.index(axis))
+
+    def chunks(self, name: str) -> tuple[Tensor, ...]:
+        """The rows of a stage, in chunks that fit the budget."""
+        axis = on_side(self.stages[name].axes, "q")
+        assert axis is not None
+        rows = torch.arange(self.lines.size(axis), device=self.lines.device)
+        return rows.split(max(1, self.budget // max(1, self.row_width(self.stages[name])))) if len(rows) else (rows,)
+
+    def row_width(self, stage: Stage) -> int:
+        """About how many numbers one row of a stage takes, with those that it is made of."""
+        inner = [axis for axis in stage.axes if side_of(axis) != "q"]
+        widest = self.lines.batch * math.prod(self.lines.size(axis) for axis in inner if not _is_feature(axis))
+        members = 1
+        if isinstance(stage, Pool) and stage.per is not None and side_of(stage.per) == "q":
+            members = self.lines.shares(stage.over, stage.per, stage.windows).entries.shape[1]
+        if isinstance(stage, Pool) and side_of(stage.over) == "k":
+            widest = max(widest, self.lines.batch * self.lines.size(stage.over))
+        for other in self._reads(stage):
+            if on_side(self.stages[other].axes, "q") is not None:
+                widest = max(widest, members * self.row_width(self.stages[other]))
+        return widest
+
+    def _reads(self, stage: Stage) -> frozenset[str]:
+        return frozenset(name for part in parts(stage) for name in loads(part) if name in self.stages)
+
+    def _make(self, stage: Stage, rows: Tensor | None, memo: Memo) -> Tensor:
+        match stage:
+            case Score():
+                return self._score(stage, rows, memo)
+            case Pool():
+                return self._pool(stage, rows, memo)
+            case Softmax():
+                return self._softmax(stage, rows, memo)
+            case Select():
+                return self._select(stage, rows, memo)
+            case Mark(value=value):
+                return self.full(value, stage.axes, rows, memo)
+            case Attention() | Merge():
+                raise error("SP405", "a selection by the result of attention is not worked out yet", stage.span)
+            case _:
+                assert_never(stage)
+
+    def full(self, expr: Expr, axes: tuple[str, ...], rows: Tensor | None, memo: Memo) -> Tensor:
+        """A value with every axis at its full size but the batch."""
+        value = torch.as_tensor(self.evaluate(expr, axes, rows, memo), device=self.lines.device)
+        sizes = [self._length(axis, rows) for axis in axes]
+        value = value.expand(torch.broadcast_shapes(value.shape, (1, *(1 for _ in axes))))
+        batch = value.shape[0]
+        pairs = zip(value.shape[1:], sizes, strict=True)
+        return value.expand(batch, *(have if want is None else want for have, want in pairs))
+
+    def _length(self, axis: str, rows: Tensor | None) -> int | None:
+        if side_of(axis) == "q" and rows is not None:
+            return len(rows)
+        return None if is_free(axis) else self.lines.size(axis)
+
+    # ------------------------------------------------------------ each kind of stage
+
+    def _score(self, stage: Score, rows: Tensor | None, memo: Memo) -> Tensor:
+        left, right = (self._vectors(stage, part, rows, memo) for part in (stage.left, stage.right))
+        names = dict.fromkeys((*left[0], *right[0]))
+        letters = {axis: chr(ord("a") + place) for place, axis in enumerate(names)}
+        wanted = [each for axis in stage.axes for each in (("g", "r") if axis == "h" and "r" in names else (axis,))]
+        if "r" in names and "g" not in names:
+            raise AssertionError(stage)
+        spelled = ["".join(letters[axis] for axis in axes) for axes in (left[0], right[0], ("b", *wanted))]
+        batch = max(left[1].shape[0], right[1].shape[0])
+        one, two = (x.expand(batch, *x.shape[1:]) if x.shape[0] != batch else x for x in (left[1], right[1]))
+        size = one.shape[left[0].index(stage.over)]
+        scale = 1 / math.sqrt(size) if stage.scale is None else float(self.evaluate(stage.scale, (), None, memo))
+        if one.shape[left[0].index(stage.over)] != two.shape[right[0].index(stage.over)]:
+            raise error(
+                "SP346",
+                f"vectors of {size} and of {two.shape[right[0].index(stage.over)]} numbers cannot be multiplied",
+                stage.span,
+                help=f"give both the same number of features along `{stage.over}`",
+            )
+        product = torch.einsum(f"{spelled[0]},{spelled[1]}->{spelled[2]}", one, two)
+        if scale != 1:
+            product = product * scale
+        if "r" in names and "h" in stage.axes:
+            place = 1 + wanted.index("g")
+            product = product.flatten(place, place + 1)
+        return product
+
+    def _vectors(self, stage: Score, expr: Expr, rows: Tensor | None, memo: Memo) -> tuple[tuple[str, ...], Tensor]:
+        """One side of a score, and its axes; heads that share keys are ``g`` and ``r``."""
+        read = free_axes(expr)
+        sides = {side_of(axis) for axis in read} - {None}
+        axes = tuple(axis for axis in stage.axes if axis in read or side_of(axis) in sides)
+        by_group = "h" in stage.axes and "h" not in read and "g" in read
+        axes = (("g",) if by_group else ()) + tuple(axis for axis in axes if axis != "g" or not by_group)
+        space = (*axes, stage.over)
+        value = self.full(expr, space, rows if "q" in sides else None, memo)
+        if "h" in stage.axes and "h" in axes:
+            place = space.index("h")
+            value = value.unflatten(1 + place, (self.lines.groups, -1))
+            return ("b", *space[:place], "g", "r", *space[place + 1 :]), value
+        return ("b", *space), value
+
+    def _softmax(self, stage: Softmax, rows: Tensor | None, memo: Memo) -> Tensor:
+        dim = 1 + stage.axes.index(stage.over)
+        value = self.full(stage.value, stage.axes, rows, memo)
+        only = self.filter(stage.only, stage.axes, rows, memo)
+        value = torch.where(only & ~value.isnan(), value, -torch.inf)
+        if not value.shape[dim]:
+            return value
+        largest = value.amax(dim, keepdim=True).detach()
+        # Infinite scores share all of the mass.
+        value = torch.where(largest == torch.inf, torch.where(value == torch.inf, 0.0, -torch.inf), value)
+        empty = largest == -torch.inf
+        found = torch.softmax(torch.where(empty, 0.0, value), dim)
+        return torch.where(empty, 0.0, found)
+
+    def _select(self, stage: Select, rows: Tensor | None, memo: Memo) -> Tensor:
+        dim = 1 + stage.axes.index(stage.over)
+        value = self.full(stage.value, stage.axes, rows, memo).movedim(dim, -1)
+        only = self.filter(stage.only, stage.axes, rows, memo).movedim(dim, -1)
+        forced = None
+        if stage.forced != Const(value=False):
+            forced = self.filter(stage.forced, stage.axes, rows, memo).movedim(dim, -1)
+            forced = forced.expand(torch.broadcast_shapes(forced.shape, value.shape))
+        shape = torch.broadcast_shapes(value.shape, only.shape)
+        value, only = value.expand(shape), only.expand(shape)
+        forced = None if forced is None else forced.expand(shape)
+        amount = self.evaluate(stage.amount, stage.axes, rows, memo)
+        if isinstance(amount, Tensor):
+            amount = amount.movedim(dim, -1)
+        if stage.by == "count":
+            number = amount.clamp(min=0) if isinstance(amount, Tensor) else max(0, int(amount))
+            return best(value, only, forced, number).movedim(-1, dim)
+        share = amount if isinstance(amount, Tensor) else float(amount)
+        return heaviest(value, only, forced, share).movedim(-1, dim)
+
+    def filter(self, expr: Expr, axes: tuple[str, ...], rows: Tensor | None, memo: Memo) -> Tensor:
+        """A condition as a tensor that broadcasts to ``[batch, *axes]``."""
+        found = torch.as_tensor(self.evaluate(expr, axes, rows, memo), device=self.lines.device)
+        return found if found.dim() else found.view(*[1] * (len(axes) + 1))
+
+    # ------------------------------------------------------------ reductions
+
+    def _pool(self, stage: Pool, rows: Tensor | None, memo: Memo) -> Tensor:
+        if stage.over == DISTANCE or (side_of(stage.over) == "q" and stage.per is None):
+            from spdsl.runtime.sums import over_rows
+
+            return over_rows(self, stage)
+        inner = _inner(stage)
+        dim = 1 + inner.index(stage.over)
+        if side_of(stage.over) == "q":
+            assert stage.per is not None
+            assert rows is not None
+            return self._pool_rows(stage, inner, dim, rows, memo)
+        value = self.full(stage.value, inner, rows, memo)
+        only = self.filter(stage.only, inner, rows, memo)
+        if stage.per == "g":
+            each = (self.lines.groups, -1)
+            value = value.unflatten(dim, each)
+            only = only.unflatten(dim, each) if only.shape[dim] > 1 else only.unsqueeze(dim)
+            return reduced(stage.kind, value, only, None, dim + 1)
+        if side_of(stage.over) is None:
+            return reduced(stage.kind, value, only, None, dim)
+        shares = self.lines.shares(stage.over, stage.per, stage.windows)
+        if stage.per is None:
+            weights = shares.weights[0].view(-1, *[1] * (value.dim() - 1 - dim))
+            plain = stage.over == "k"
+            return reduced(stage.kind, value, only, None if plain else weights, dim)
+        size = tuple(shares.weights.shape)
+        if shares.blocks:
+            value = _in_blocks(value, shares.blocks, size[0], dim)
+            only = _in_blocks(only, shares.blocks, size[0], dim)
+        else:
+            value = value.index_select(dim, shares.entries.flatten()).unflatten(dim, size)
+            if only.shape[dim] > 1:
+                only = only.index_select(dim, shares.entries.flatten()).unflatten(dim, size)
+            else:
+                only = only.unsqueeze(dim)
+        weights = shares.weights.view(*size, *[1] * (value.dim() - 2 - dim))
+        return reduced(stage.kind, value, only, weights, dim + 1)
+
+    def _pool_rows(self, stage: Pool, inner: tuple[str, ...], dim: int, rows: Tensor, memo: Memo) -> Tensor:
+        """Queries into blocks: for each block that is asked for, the rows of its queries."""
+        shares = self.lines.shares(stage.over, stage.per, stage.windows)
+        key = f"{stage.over} of {stage.per} {stage.windows}", id(rows)
+        if key not in memo.rows:
+            memo.rows[key] = shares.entries[rows].flatten(), rows
+        entries = memo.rows[key][0]
+        size = (len(rows), shares.entries.shape[1])
+        value = self.full(stage.value, inner, entries, memo).unflatten(dim, size)
+        only = self.filter(stage.only, inner, entries, memo)
+        only = only.unflatten(dim, size) if only.shape[dim] > 1 else only.unsqueeze(dim)
+        weights = shares.weights[rows].view(*size, *[1] * (value.dim() - 2 - dim))
+        return reduced(stage.kind, value, only, weights, dim + 1)
+
+    # ------------------------------------------------------------ pointwise
+
+    def evaluate(self, expr: Expr, axes: tuple[str, ...], rows: Tensor | None, memo: Memo) -> Value:
+        """The value of an expression, a number or a tensor that broadcasts to ``[batch, *axes]``."""
+        return self._value(expr, axes, rows, memo, {})
+
+    def _value(
+        self, node: Expr, axes: tuple[str, ...], rows: Tensor | None, memo: Memo, done: dict[int, Value]
+    ) -> Value:
+        if id(node) not in done:
+            inside = () if isinstance(node, Load) and self._is_array(node) else children(node)
+            parts = [self._value(part, axes, rows, memo, done) for part in inside]
+            done[id(node)] = self._node(node, parts, axes, rows, memo)
+        return done[id(node)]
+
+    def _node(self, node: Expr, parts: list[Value], axes: tuple[str, ...], rows: Tensor | None, memo: Memo) -> Value:
+        match node:
+            case Const(value=value):
+                return value
+            case Index(name="b"):
+                return torch.arange(self.lines.batch, device=self.lines.device).view(-1, *[1] * len(axes))
+            case Index(name="g") if "g" not in axes:
+                return self._spread(self.lines.points("h"), axes, "h") // (self.lines.heads // self.lines.groups)
+            case Index(name="q" | "k" as name) if DISTANCE in axes and name not in axes:
+                return self._spread(self.lines.points(DISTANCE), axes, DISTANCE) if name == "q" else 0
+            case Index(name=name):
+                return self._spread(self._points(name, rows), axes, name)
+            case Extent(name=name):
+                return self.lines.extents[name]
+            case Coord(side=side, axis=axis):
+                own = next((each for each in axes if side_of(each) == side), None)
+                assert own is not None
+                return self._spread(self.lines.coordinate(axis, own, self._points(own, rows)), axes, own)
+            case Load() if self._is_array(node):
+                return self._array_at(node, axes, rows, memo)
+            case Load(table=name):
+                return self._gathered(node, parts)
+            case Apply(op=op, dtype=dtype):
+                return apply(op, parts, dtype, torch.float32)
+            case Noise(seed=seed):
+                number = seed.value if isinstance(seed, Const) else parts[0]
+                return uniform(int(number), [torch.as_tensor(part) for part in parts[1:]]).float()
+            case _:
+                raise error(
+                    "SP405",
+                    "a reduction or random selection inside of a stage is not worked out yet",
+                    node.span,
+                    help="use it in `keep`, beside the selection",
+                )
+
+    def _points(self, axis: str, rows: Tensor | None) -> Tensor:
+        """The index along an axis at each entry that is computed."""
+        if side_of(axis) != "q" or rows is None:
+            return self.lines.points(axis)
+        return rows + self.lines.q_start if axis == "q" else rows
+
+    def _spread(self, line: Tensor, axes: tuple[str, ...], axis: str) -> Tensor:
+        shape = [1] * (len(axes) + 1)
+        shape[1 + axes.index(axis)] = -1
+        return line.view(shape)
+
+    def _is_array(self, node: Load) -> bool:
+        """Whether a table is read along its own axes, in order."""
+        if node.table in TENSORS or node.table in self.stages:
+            return True
+        labels = self.lines.labels(node.table)
+        return len(set(labels)) == len(labels) and all(
+            index == index_of(_position(label, index)) for label, index in zip(labels, node.indices, strict=True)
+        )
+
+    def _array_at(self, node: Load, axes: tuple[str, ...], rows: Tensor | None, memo: Memo) -> Tensor:
+        """An array as it is seen at the points of ``axes``."""
+        name = node.table
+        if name in self.stages:
+            own = self.stages[name].axes
+            side = on_side(own, "q")
+            there: Tensor | None = None
+            back: Tensor | None = None
+            if side is not None:
+                there, back = self._rows_for(side, axes, rows, memo)
+            value = self.array(name, there, memo)
+            if side is not None and back is not None:
+                value = value.index_select(1 + own.index(side), back)
+            labels = tuple(_at(axes, label) if side_of(label) == "q" else label for label in own)
+        else:
+            value = self.tensors[name]
+            declared = _TENSOR_AXES[name] if name in TENSORS else self.lines.labels(name)
+            if declared[:1] == ("b",):
+                declared = declared[1:]
+            indices = node.indices[-len(declared) :] if declared else ()
+            labels = tuple(_position(label, index) for label, index in zip(declared, indices, strict=True))
+            value = self._real(value)
+            for place, (label, position) in enumerate(zip(declared, labels, strict=True)):
+                if side_of(position) == "q":
+                    points = self._points(_at(axes, position), rows)
+                    if position == "q" and label == "q":
+                        if rows is not None:
+                            value = value.index_select(1 + place, rows)
+                    elif position == _at(axes, position):
+                        value = value.index_select(1 + place, points.clamp(0, value.shape[1 + place] - 1))
+                    else:
+                        line = self.lines.coordinate(position.partition(".")[2], _at(axes, position), points)
+                        value = value.index_select(1 + place, line)
+            labels = tuple(_at(axes, label) if side_of(label) == "q" else label for label in labels)
+        return self._fitted(value, labels, axes, rows)
+
+    def _real(self, value: Tensor) -> Tensor:
+        if value.is_floating_point():
+            return value.float()
+        return value if value.dtype == torch.bool else value.long()
+
+    def _fitted(self, value: Tensor, labels: tuple[str, ...], axes: tuple[str, ...], rows: Tensor | None) -> Tensor:
+        """Keys, heads and distances as the space has them, and an axis of size 1 for each that is lacking."""
+        for place, label in enumerate(labels):
+            if label == "g" and "g" not in axes and "h" in axes:
+                value = value.repeat_interleave(self.lines.heads // self.lines.groups, dim=1 + place)
+                labels = (*labels[:place], "h", *labels[place + 1 :])
+            elif side_of(label) == "k" and label not in axes:
+                own = _at(axes, label)
+                line = self.lines.coordinate(label.partition(".")[2], own, self.lines.points(own))
+                value = value.index_select(1 + place, line)
+                labels = (*labels[:place], own, *labels[place + 1 :])
+            elif label == DISTANCE and DISTANCE not in axes:
+                q, k = self._points("q", rows), self.lines.points("k")
+                index = q[:, None] - k - self.lines.first_distance
+                value = value.movedim(1 + place, -1)[..., index]
+                labels = (*labels[:place], *labels[place + 1 :], "q", "k")
+        order = sorted(range(len(labels)), key=lambda place: axes.index(labels[place]))
+        value = value.permute(0, *(1 + place for place in order))
+        sizes = dict(zip((labels[place] for place in order), value.shape[1:], strict=True))
+        return value.reshape(value.shape[0], *(sizes.get(axis, 1) for axis in axes))
+
+    def _rows_for(
+        self, side: str, axes: tuple[str, ...], rows: Tensor | None, memo: Memo
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The rows of an axis of queries that are seen from the points of a space, and the way back to these."""
+        own = _at(axes, side)
+        if own == side:
+            return rows, None
+        key = f"{side} seen from {own}", id(rows)
+        if key not in memo.rows:
+            line = self.lines.coordinate(side.partition(".")[2], own, self._points(own, rows))
+            memo.rows[key] = torch.unique(line, return_inverse=True)
+        return memo.rows[key]
+
+    def _gathered(self, node: Load, parts: list[Value]) -> Tensor:
+        """An element of an input at indices of any kind; outside of it, one inside."""
+        table = self._real(self.tensors[node.table])
+        labels = self.lines.labels(node.table)
+        places: list[Value] = list(parts)
+        if "q" in labels:
+            place = labels.index("q")
+            places[place] = places[place] - self.lines.q_start
+        if table.dim() == len(parts) + 1:
+            batch: Value = 0
+            if table.shape[0] > 1:
+                most = max((part.dim() for part in parts if isinstance(part, Tensor)), default=1)
+                batch = torch.arange(table.shape[0], device=table.device).view(-1, *[1] * (most - 1))
+            places.insert(0, batch)
+        inside = [
+            place.clamp(0, size - 1) if isinstance(place, Tensor) else min(max(int(place), 0), size - 1)
+            for place, size in zip(places, table.shape, strict=True)
+        ]
+        found: Tensor = table[tuple(inside)]
+        return found
+
+
+_TENSOR_AXES = {"Q": ("h", "q", "d"), "K": ("g", "k", "d"), "V": ("g", "k", "d")}
+
+
+def _is_feature(axis: str) -> bool:
+    return axis in ("d", "e")
+
+
+def _position(label: str, index: Expr) -> str:
+    """The axis of a space along which an axis of a table lies: positions are those of the side that reads them."""
+    if label == "token":
+        return index.name if isinstance(index, Index) else "?"
+    return label
+
+
+def _at(axes: tuple[str, ...], label: str) -> str:
+    """The axis of the space on the side of ``label``."""
+    return next(axis for axis in axes if side_of(axis) == side_of(label))
+
+
+def _inner(stage: Pool) -> tuple[str, ...]:
+    """The axes of what is reduced: `over` in the place of `per`, or in front of features."""
+    if stage.per is not None:
+        return tuple(stage.over if axis == stage.per else axis for axis in stage.axes)
+    return (*stage.axes, stage.over)
+
+
+def _in_blocks(value: Tensor, block: int, count: int, dim: int) -> Tensor:
+    """Consecutive entries as ``[…, count, block, …]``, zeros past the end."""
+    if value.shape[dim] == 1:
+        return value.unsqueeze(dim)
+    short = count * block - value.shape[dim]
+    if short:
+        pads = [0, 0] * (value.dim() - 1 - dim) + [0, short]
+        value = torch.nn.functional.pad(value, pads)
+    found: Tensor = value.unflatten(dim, (count, block))
+    return found
+
+
+def reduced(kind: str, value: Tensor, only: Tensor, weights: Tensor | None, dim: int) -> Tensor:
+    """A reduction of what is present along one dimension; entries of weight 0 do not exist."""
+    there = only if weights is None else only & (weights > 0)
+    shape = torch.broadcast_shapes(value.shape, there.shape)
+    value = value.expand(shape)
+    match kind:
+        case "any":
+            return (value & there).any(dim)
+        case "all":
+            return (value | ~there).all(dim)
+        case "sum" | "mean":
+            weighted = value if weights is None else value * weights.to(value.dtype)
+            total = torch.where(there, weighted, torch.zeros((), dtype=weighted.dtype, device=value.device)).sum(dim)
+            if kind == "sum":
+                return total
+            counts = torch.where(there, 1 if weights is None else weights, 0).expand(shape)
+            return total / counts.sum(dim).clamp(min=1)
+        case _:
+            sign = 1 if kind == "max" else -1
+            if value.is_floating_point():
+                there = there & ~value.isnan()
+            far = -torch.inf if value.is_floating_point() else torch.iinfo(value.dtype).min
+            if not shape[dim]:
+                return value.sum(dim)
+            largest = torch.where(there, sign * value, far).amax(dim)
+            return torch.where(there.expand(shape).any(dim), sign * largest, 0)
+
+
+def rows_alone(expr: Expr) -> list[Expr]:
+    """The parts of a condition that depend on queries alone."""
+    return [
+        part
+        for part in conjuncts(expr)
+        if {side_of(axis) for axis in free_axes(part)} <= {"q"}
+        and free_axes(part)
+        and not free_axes(part) & {"h", "g", "b"}
+    ]

@@ -1,0 +1,258 @@
+"""A call of a pattern with stages: selections as lists, softmaxes by the operators, and what follows them.
+
+From: a bound pattern with a graph, and tensors whose sequences stand at the same places.  To: output, LSE and exports.
+Selections are constants; pooled tensors, gates and merges are differentiated by autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from spdsl.diagnostics import error
+from spdsl.runtime import operator
+from spdsl.runtime.arrays import Arrays, Memo
+from spdsl.runtime.lines import Lines
+from spdsl.runtime.operator import with_batch
+from spdsl.runtime.ranking import as_lists
+from spdsl.semantics.graph import Attention, Export, Merge, Select, StageGraph, is_free, loads, on_side
+from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load, Table
+from spdsl.semantics.rewrite import free_axes
+from spdsl.semantics.softmaxes import POSITIONS, softmax_pattern
+
+_BUDGET = {"cpu": 1 << 22, "cuda": 1 << 27}
+"""Numbers that a chunk of rows may have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """The tensors of a call and the position of the first query."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    tables: Mapping[str, Tensor]
+    q_start: int
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) -> tuple[Tensor, Tensor | None]:
+    """Output ``[batch, heads, nq, dv]``, and LSE ``[batch, heads, nq]`` unless arithmetic follows the softmax.
+
+    ``key_of`` gives the key of the operators for a softmax of the pattern.
+    """
+    graph = _graph(pattern)
+    chosen, values = _arrays(pattern, call, grad=False), _arrays(pattern, call, grad=True)
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for stage in graph.stages:
+        match stage:
+            case Attention():
+                found[stage.name] = _softmax(pattern, stage, call, chosen, values, key_of(stage.name))
+            case Merge(parts=parts):
+                found[stage.name] = _merged([found[name] for name in parts])
+            case _:
+                continue
+        values.known[stage.name] = found[stage.name][0].float()
+    if graph.returned is not None:
+        return found[graph.returned]
+    result = torch.as_tensor(values.evaluate(graph.result, ("h", "q", "d"), None, Memo()))
+    shape = (call.q.shape[0], call.q.shape[1], call.q.shape[2], result.shape[-1])
+    if call.q_start < 0:
+        exist = torch.arange(call.q.shape[2], device=result.device) + call.q_start >= 0
+        result = torch.where(exist[:, None], result, 0.0)
+    return result.expand(shape).to(call.q.dtype), None
+
+
+def attend_anywhere(
+    pattern: BoundPattern,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Mapping[str, Tensor],
+    places: Tensor | None,
+    q_start: int,
+    key_of: Callable[[str], str],
+) -> tuple[Tensor, Tensor | None]:
+    """As `attend`; with ``places``, int32 ``[batch, 3]`` (q_start, k_start, k_len), sequence by sequence."""
+    if places is None:
+        whole: tuple[Tensor, Tensor | None] = attend(
+            pattern, Inputs(q=q, k=k, v=v, tables=tables, q_start=q_start), key_of
+        )
+        return whole
+    found = []
+    for batch, (first, start, length) in enumerate(places.tolist()):
+        if start < 0 or length < 0 or start + length > k.shape[2]:
+            raise error(
+                "SP303",
+                f"k_start={start} and k_len={length} of sequence {batch} reach outside the {k.shape[2]} rows of k",
+                help="0 <= k_start and k_start + k_len <= number of keys must hold",
+            )
+        some = slice(batch, batch + 1)
+        own = {table.name: _of_sequence(table, tables[table.name], batch, length) for table in pattern.tables}
+        keys = slice(start, start + length)
+        one = Inputs(q=q[some], k=k[some, :, keys], v=v[some, :, keys], tables=own, q_start=first)
+        found.append(attend(pattern, one, key_of))
+    outs, lses = zip(*found, strict=True)
+    return torch.cat(outs), None if lses[0] is None else torch.cat(lses)
+
+
+def _of_sequence(table: Table, given: Tensor, batch: int, length: int) -> Tensor:
+    """An input as one sequence has it; along ``token`` as many elements as there are keys."""
+    batched = given.dim() > len(table.axes)
+    if (batched or (table.axes and table.axes[0].kind == "b")) and given.shape[0] > 1:
+        given = given[batch : batch + 1]
+    for place, axis in enumerate(table.axes):
+        if axis.kind == "token":
+            given = given.narrow(place + int(batched), 0, length)
+    return given
+
+
+def exports(pattern: BoundPattern, call: Inputs) -> dict[str, Tensor]:
+    """The exports by name, ``[batch, *axes]`` with floats in fp32; differentiable, and 0 where a value is absent."""
+    values = _arrays(pattern, call, grad=True)
+    return {each.name: _exported(values, each) for each in _graph(pattern).exports}
+
+
+def _exported(values: Arrays, exported: Export) -> Tensor:
+    axis = on_side(exported.axes, "q")
+    if axis is None:
+        return _export_rows(values, exported, None)
+    rows = torch.arange(values.lines.size(axis), device=values.lines.device)
+    width = max(
+        (values.row_width(values.stages[name]) for name in _stages_of(values, exported.value)), default=values.lines.n
+    )
+    parts = [_export_rows(values, exported, some) for some in rows.split(max(1, values.budget // max(1, width)))]
+    return torch.cat(parts, dim=1 + exported.axes.index(axis))
+
+
+def _export_rows(values: Arrays, exported: Export, rows: Tensor | None) -> Tensor:
+    memo = Memo()
+    value = values.full(exported.value, exported.axes, rows, memo)
+    only = values.filter(exported.only, exported.axes, rows, memo)
+    nothing = torch.zeros((), dtype=value.dtype, device=value.device)
+    batch = values.lines.batch
+    return torch.where(only, value, nothing).expand(batch, *value.shape[1:])
+
+
+def _stages_of(values: Arrays, expr: Expr) -> list[str]:
+    return [name for name in loads(expr) if name in values.stages and on_side(values.stages[name].axes, "q")]
+
+
+def _graph(pattern: BoundPattern) -> StageGraph:
+    assert pattern.graph is not None
+    return pattern.graph
+
+
+def _arrays(pattern: BoundPattern, call: Inputs, *, grad: bool) -> Arrays:
+    tables = {table.name: with_batch(table, call.tables[table.name]) for table in pattern.tables}
+    tensors = {"Q": call.q, "K": call.k, "V": call.v, **tables}
+    if not grad:
+        tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+    lines = Lines(
+        pattern=pattern,
+        tables=tables,
+        batch=call.q.shape[0],
+        nq=call.q.shape[2],
+        n=call.k.shape[2],
+        q_start=call.q_start,
+        device=call.q.device,
+    )
+    stages = {stage.name: stage for stage in _graph(pattern).stages}
+    return Arrays(lines=lines, stages=stages, tensors=tensors, budget=_BUDGET.get(call.q.device.type, 1 << 22))
+
+
+# ---------------------------------------------------------------- softmaxes
+
+
+@lru_cache(maxsize=512)
+def _pattern_of(pattern: BoundPattern, name: str) -> BoundPattern:
+    return softmax_pattern(pattern, name)
+
+
+def _softmax(
+    pattern: BoundPattern, stage: Attention, call: Inputs, chosen: Arrays, values: Arrays, key: str
+) -> tuple[Tensor, Tensor]:
+    q = _tensor(values, stage.query, "h", stage.rows, call.q)
+    k, v = (
+        _tensor(values, expr, "g", stage.columns, given) for expr, given in ((stage.key, call.k), (stage.value, call.v))
+    )
+    if q.shape[-1] != k.shape[-1]:
+        raise error(
+            "SP344",
+            f"keys have {k.shape[-1]} features, but queries have {q.shape[-1]}",
+            stage.span,
+            help="project them to one size",
+        )
+    tables = [_table(table, call, chosen, values) for table in _pattern_of(pattern, stage.name).tables]
+    start = call.q_start if stage.rows == "q" else 0
+    shape = "square" if start == 0 and q.shape[2] == k.shape[2] else "offset"
+    operator.foresee_gradients(q, k, v, tables, key, shape, ())
+    out, lse = operator.attend(q, k, v, tables, None, key, shape, start, ())
+    return out, lse
+
+
+def _tensor(values: Arrays, expr: Expr, heads: str, rows: str, given: Tensor) -> Tensor:
+    """Queries, keys or values of a softmax, ``[batch, heads, rows, features]`` in the type of the call."""
+    if isinstance(expr, Load) and expr.table in ("Q", "K", "V"):
+        return values.tensors[expr.table]
+    feature = next(axis for axis in sorted(free_axes(expr)) if is_free(axis))
+    found = values.full(expr, (heads, rows, feature), None, Memo())
+    return found.expand(given.shape[0], *found.shape[1:]).to(given.dtype).contiguous()
+
+
+def _table(table: Table, call: Inputs, chosen: Arrays, values: Arrays) -> Tensor:
+    if table.name == POSITIONS:
+        return torch.tensor([call.k.shape[2]], dtype=torch.int32, device=call.q.device)
+    if table.name not in values.stages:
+        return call.tables[table.name]
+    if table.listed:
+        with torch.no_grad():
+            return lists(chosen, table.name)
+    if table.dtype == "float":
+        return values.whole(table.name)
+    with torch.no_grad():
+        found = chosen.whole(table.name)
+        return found if table.dtype == "bool" else found.int()
+
+
+def lists(arrays: Arrays, name: str) -> Tensor:
+    """The pairs of a set as lists of keys, int32 ``[batch or 1, …, rows, most]``: see `Table.listed`."""
+    stage = arrays.stages[name]
+    width = _width(arrays, name)
+    parts = []
+    for rows in arrays.chunks(name):
+        part = arrays.array(name, rows, Memo())
+        most = width if width is not None else int(part.sum(-1).max()) if part.numel() else 0
+        parts.append(as_lists(part, max(1, most)))
+    widest = max(part.shape[-1] for part in parts)
+    far = [torch.nn.functional.pad(part, (0, widest - part.shape[-1]), value=2**31 - 1) for part in parts]
+    axis = on_side(stage.axes, "q")
+    assert axis is not None
+    return torch.cat(far, dim=1 + stage.axes.index(axis))
+
+
+def _width(arrays: Arrays, name: str) -> int | None:
+    """The most elements of a row, where they are known without a look at the set."""
+    match arrays.stages[name]:
+        case Select(by="count", amount=Const(value=count), over=over):
+            return min(int(count), arrays.lines.size(over))
+        case _:
+            return None
+
+
+def _merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One softmax over the keys of several."""
+    lses = torch.stack([lse for _, lse in parts])
+    largest = lses.amax(0).detach()
+    largest = torch.where(torch.isfinite(largest), largest, 0.0)
+    weights = torch.exp(lses - largest)
+    total = weights.sum(0)
+    empty = total == 0
+    divisor = torch.where(empty, 1.0, total)
+    outs = torch.stack([out.float() for out, _ in parts])
+    out = (outs * (weights / divisor)[..., None]).sum(0)
+    return out.to(parts[0][0].dtype), torch.where(empty, -torch.inf, largest + torch.log(divisor))

@@ -1,0 +1,101 @@
+"""Attention of a pattern with stages: sequence by sequence where they stand at places of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from spdsl.diagnostics import error
+from spdsl.reference import attention, stages
+from spdsl.reference.worlds import World
+from spdsl.semantics.graph import Attention, Merge, is_free
+from spdsl.semantics.nodes import BoundPattern
+from spdsl.semantics.softmaxes import POSITIONS, softmax_pattern
+
+
+def attend(
+    pattern: BoundPattern, q: Tensor, k: Tensor, v: Tensor, *, tables: Mapping[str, Tensor], q_start: int
+) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    """Output, LSE (None where arithmetic follows the softmax) and exports of sequences that stand at the same places.
+
+    Keys are at positions 0 … n − 1.  Raises `SpatError` as `attention.attend` does.
+    """
+    graph = pattern.graph
+    assert graph is not None
+    given = {table.name: _batched(tables[table.name], len(table.axes), table.axes[:1]) for table in pattern.tables}
+    existing = (torch.arange(q.shape[2], device=q.device) + q_start >= 0)[:, None]
+    world = World(
+        pattern=pattern,
+        arrays={"Q": torch.where(existing, q.double(), 0.0), "K": k.double(), "V": v.double(), **given},
+        batch=q.shape[0],
+        nq=q.shape[2],
+        n=k.shape[2],
+        q_start=q_start,
+    )
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for stage in graph.stages:
+        match stage:
+            case Attention():
+                found[stage.name] = _softmax(world, stage)
+            case Merge():
+                found[stage.name] = _merged([found[name] for name in stage.parts])
+            case _:
+                world = stages.add(world, stage)
+                continue
+        world = stages.with_array(world, stage.name, stage.axes, found[stage.name][0])
+    exports = {each.name: stages.export(world, each) for each in graph.exports}
+    if graph.returned is not None:
+        return *found[graph.returned], exports
+    out = world.whole(graph.result, ("h", "q", "d"))
+    return torch.where(existing, out, 0.0), None, exports
+
+
+def _batched(table: Tensor, axes: int, first: tuple[object, ...]) -> Tensor:
+    names_batch = bool(first) and getattr(first[0], "kind", "") == "b"
+    found = table if names_batch or table.dim() > axes else table.unsqueeze(0)
+    return found.double() if found.is_floating_point() else found
+
+
+def _softmax(world: World, stage: Attention) -> tuple[Tensor, Tensor]:
+    features = [axis for axis in (*stage.axes,) if is_free(axis)]
+    q = _tensor(world, stage, "query", "h", stage.rows)
+    k, v = (_tensor(world, stage, part, "g", stage.columns) for part in ("key", "value"))
+    assert len(features) == 1
+    pattern = softmax_pattern(world.pattern, stage.name)
+    positions = torch.tensor([world.n], device=q.device)
+    tables = {t.name: positions if t.name == POSITIONS else world.arrays[t.name] for t in pattern.tables}
+    start = world.q_start if stage.rows == "q" else 0
+    return attention.attend(pattern, q, k, v, tables=tables, q_start=start)
+
+
+def _tensor(world: World, stage: Attention, part: str, heads: str, rows: str) -> Tensor:
+    from spdsl.semantics.rewrite import free_axes
+
+    expr = getattr(stage, part)
+    feature = next(axis for axis in sorted(free_axes(expr)) if is_free(axis))
+    return world.whole(expr, (heads, rows, feature))
+
+
+def _merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    lses = torch.stack([lse for _, lse in parts])
+    largest = lses.amax(0)
+    largest = torch.where(torch.isfinite(largest), largest, 0.0).detach()
+    weights = torch.exp(lses - largest)
+    total = weights.sum(0)
+    out = (torch.stack([out for out, _ in parts]) * weights[..., None]).sum(0)
+    empty = total == 0
+    divisor = torch.where(empty, 1.0, total)
+    return out / divisor[..., None], torch.where(empty, -torch.inf, largest + torch.log(divisor))
+
+
+def refuse_no_lse(pattern: BoundPattern) -> None:
+    """Refuse to return an LSE that there is not.  Raises `SpatError` (SP306)."""
+    if pattern.graph is not None and pattern.graph.returned is None:
+        raise error(
+            "SP306",
+            f"`{pattern.name}` computes with its softmaxes, so its result has no LSE",
+            pattern.graph.result.span,
+            help="leave `return_lse` out",
+        )

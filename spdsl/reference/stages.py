@@ -1,0 +1,254 @@
+"""What each stage of a graph computes: dense, in float64, differentiable by autograd."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from typing_extensions import assert_never
+
+from spdsl.diagnostics import error
+from spdsl.reference.worlds import World, first_positions, last_positions
+from spdsl.semantics.graph import (
+    DISTANCE,
+    Attention,
+    Export,
+    Mark,
+    Merge,
+    Pool,
+    Score,
+    Select,
+    Softmax,
+    Stage,
+    side_of,
+)
+from spdsl.semantics.nodes import Expr, Index
+from spdsl.semantics.rewrite import free_axes
+
+
+def add(world: World, stage: Stage) -> World:
+    """The world with the array of one more stage, which is no softmax of attention."""
+    match stage:
+        case Score():
+            array = _score(world, stage)
+        case Pool():
+            array = _pool(world, stage)
+        case Softmax():
+            array = _softmax(world, stage)
+        case Select():
+            array = _select(world, stage)
+        case Mark(value=value):
+            array = world.whole(value, stage.axes)
+        case Attention() | Merge():
+            raise TypeError(stage)
+        case _:
+            assert_never(stage)
+    return with_array(world, stage.name, stage.axes, array)
+
+
+def with_array(world: World, name: str, axes: tuple[str, ...], array: Tensor) -> World:
+    """The world with one more array."""
+    return replace(world, arrays={**world.arrays, name: array}, axes={**world.axes, name: axes})
+
+
+def export(world: World, exported: Export) -> Tensor:
+    """The value of an export, ``[batch, *axes]``; 0 where it is absent."""
+    value = world.whole(exported.value, exported.axes)
+    return torch.where(world.evaluate(exported.only, exported.axes), value, 0)
+
+
+# ---------------------------------------------------------------- scores and softmax
+
+
+def _score(world: World, stage: Score) -> Tensor:
+    left, right = (_own_axes(stage, side) for side in (stage.left, stage.right))
+    one, two = world.whole(stage.left, left), world.whole(stage.right, right)
+    letters = {axis: chr(ord("a") + place) for place, axis in enumerate((*stage.axes, stage.over))}
+    spelled = ["z" + "".join(letters[axis] for axis in axes) for axes in (left, right, stage.axes)]
+    scale = 1 / math.sqrt(one.shape[-1]) if stage.scale is None else float(world.evaluate(stage.scale, ()).max())
+    return torch.einsum(f"{spelled[0]},{spelled[1]}->{spelled[2]}", one, two) * scale
+
+
+def _own_axes(stage: Score, expr: Expr) -> tuple[str, ...]:
+    """The axes of a score along which one of its sides varies."""
+    read = free_axes(expr)
+    sides = {side_of(axis) for axis in read} - {None}
+
+    def varies(axis: str) -> bool:
+        return axis in read or side_of(axis) in sides or (axis == "h" and "g" in read)
+
+    return (*(axis for axis in stage.axes if varies(axis)), stage.over)
+
+
+def _softmax(world: World, stage: Softmax) -> Tensor:
+    dim = 1 + stage.axes.index(stage.over)
+    value, only = world.together((stage.value, stage.only), stage.axes)
+    only = only & ~value.isnan()
+    # Infinite scores share all of the mass.
+    infinite = only & (value == math.inf)
+    some = infinite.any(dim, keepdim=True)
+    only = torch.where(some, infinite, only) & (value > -math.inf)
+    value = torch.where(only & ~some, value, 0.0)
+    largest = torch.where(only, value, -math.inf).amax(dim, keepdim=True).clamp(min=-1e300).detach()
+    weights = torch.where(only, torch.exp(value - largest), 0.0)
+    total = weights.sum(dim, keepdim=True)
+    return weights / torch.where(total == 0, 1.0, total)
+
+
+# ---------------------------------------------------------------- selections
+
+
+def _select(world: World, stage: Select) -> Tensor:
+    dim = 1 + stage.axes.index(stage.over)
+    parts = world.together((stage.value, stage.only, stage.forced), stage.axes)
+    value, only, forced = (part.detach() for part in parts)
+    amount = world.evaluate(stage.amount, stage.axes).double()
+    only = only & ~value.isnan()
+    rank = torch.where(only & ~forced, value, -math.inf)
+    order = rank.argsort(dim=dim, descending=True, stable=True)
+    present = only | forced
+    for later in (~forced, ~present):
+        # Sorts are stable, so that the last one counts most: what is absent comes last, what is forced first.
+        key = torch.gather(later, dim, order).to(torch.int64)
+        order = torch.gather(order, dim, key.argsort(dim=dim, stable=True))
+    if stage.by == "count":
+        place = order.argsort(dim=dim)
+        return present & (place < amount)
+    mass = torch.gather(torch.where(only, value, 0.0).clamp(min=0), dim, order)
+    before = mass.cumsum(dim) - mass
+    total = mass.sum(dim, keepdim=True)
+    taken = torch.gather(before < amount * total, dim, order.argsort(dim=dim))
+    return forced | present & taken
+
+
+# ---------------------------------------------------------------- reductions
+
+
+def _pool(world: World, stage: Pool) -> Tensor:
+    if stage.over == DISTANCE:
+        return _diagonals(world, stage)
+    inner = _inner(stage)
+    dim = 1 + inner.index(stage.over)
+    value, only = world.together((stage.value, stage.only), inner)
+    counts = _counts(world, stage, value.shape[dim])
+    found = []
+    for member in range(counts.shape[1]):
+        entries = counts[:, member].nonzero().flatten()
+        weights = counts[entries, member].reshape(-1, *[1] * (value.dim() - 1 - dim))
+        parts = value.index_select(dim, entries), only.index_select(dim, entries)
+        found.append(_reduced(stage, *parts, weights, dim))
+    if not found:
+        shape = [size for place, size in enumerate(value.shape) if place != dim]
+        shape.insert(1 + stage.axes.index(stage.per or ""), 0)
+        return value.new_zeros(shape)
+    if stage.per is None:
+        return found[0]
+    return torch.stack(found, dim=1 + stage.axes.index(stage.per))
+
+
+def _inner(stage: Pool) -> tuple[str, ...]:
+    """The axes of what is reduced: `over` stands where `per` will, or last."""
+    if stage.per is None:
+        return (*stage.axes, stage.over)
+    return tuple(stage.over if axis == stage.per else axis for axis in stage.axes)
+
+
+def _reduced(stage: Pool, value: Tensor, only: Tensor, weights: Tensor, dim: int) -> Tensor:
+    match stage.kind:
+        case "any":
+            return (value & only).any(dim)
+        case "all":
+            return (value | ~only).all(dim)
+        case "sum":
+            return torch.where(only, value * weights, 0).sum(dim)
+        case "mean":
+            total = torch.where(only, value * weights, 0).sum(dim)
+            return total / torch.where(only, weights, 0).sum(dim).clamp(min=1)
+        case "max" | "min":
+            sign = 1 if stage.kind == "max" else -1
+            if value.shape[dim] == 0:
+                return value.sum(dim)
+            far = -math.inf if value.is_floating_point() else torch.iinfo(value.dtype).min
+            best = torch.where(only & ~_nan(value), sign * value, far).amax(dim)
+            return torch.where((only & ~_nan(value)).any(dim), sign * best, 0)
+        case _:
+            assert_never(stage.kind)
+
+
+def _nan(value: Tensor) -> Tensor:
+    return value.isnan() if value.is_floating_point() else torch.zeros_like(value, dtype=torch.bool)
+
+
+def _counts(world: World, stage: Pool, entries: int) -> Tensor:
+    """How often each entry of the axis that goes counts for each member of the one that takes its place."""
+    over, per, device = stage.over, stage.per, world.device
+    side = side_of(over)
+    if side is None:
+        if per == "g":
+            ratio = world.pattern.heads // world.pattern.groups
+            heads, groups = torch.arange(entries, device=device), torch.arange(world.pattern.groups, device=device)
+            return (heads[:, None] // ratio == groups).long()
+        return torch.ones(entries, 1, dtype=torch.int64, device=device)
+    positions = world.points(side, Index(name=side))
+    exist = (positions >= 0) & ((positions < world.n) if side == "k" else True)
+    of_entries = _members(world, over, entries, positions) & exist
+    if per is None:
+        shared = of_entries.sum(1, keepdim=True)
+        return (shared > 0).long() if stage.windows else shared
+    name = per.partition(".")[2]
+    count = world.count(side, name)
+    of_members = _members(world, per, count, positions) & exist
+    if stage.windows is None:
+        return of_entries.long() @ of_members.long().T
+    return _windows(world, stage, of_entries, of_members).long()
+
+
+def _windows(world: World, stage: Pool, of_entries: Tensor, of_members: Tensor) -> Tensor:
+    """Which entries lie inside a member, or touch it; by declared ends where axes have them."""
+    ends = []
+    for axis, count in ((stage.over, len(of_entries)), (stage.per or "", len(of_members))):
+        name = axis.partition(".")[2]
+        line = torch.arange(count, device=world.device)
+        last = last_positions(world, name, line) if name else line
+        ends.append(None if last is None else (first_positions(world, name, line) if name else line, last))
+    one, two = ends
+    if one is None or two is None:
+        shared = of_entries.long() @ of_members.long().T
+        return shared > 0 if stage.windows == "touching" else (shared == of_entries.sum(1)[:, None]) & (shared > 0)
+    first, last = one[0][:, None], one[1][:, None]
+    if stage.windows == "inside":
+        return (two[0] <= first) & (last <= two[1])
+    return (first <= two[1]) & (two[0] <= last)
+
+
+def _members(world: World, axis: str, count: int, positions: Tensor) -> Tensor:
+    """Which positions belong to each entry of an axis, bool ``[entries, positions]``."""
+    name = axis.partition(".")[2]
+    line = torch.arange(count, device=world.device)[:, None]
+    if not name:
+        return line == torch.arange(len(positions), device=world.device)
+    declared = world.axis(name) if any(each.name == name for each in world.pattern.axes) else None
+    if declared is None or declared.step is None:
+        return line == world.at_position(name, positions)
+    end = last_positions(world, name, line.flatten())
+    if end is None:
+        raise error("SP404", f"windows of `{name}` have no ends", declared.span)
+    return (first_positions(world, name, line.flatten())[:, None] <= positions) & (positions <= end[:, None])
+
+
+def _diagonals(world: World, stage: Pool) -> Tensor:
+    """One value for each distance, from all pairs that lie so far apart."""
+    others = tuple(axis for axis in stage.axes if axis != DISTANCE)
+    inner = (*others, "q", "k")
+    value, only = world.together((stage.value, stage.only), inner)
+    q, k = world.points("q", stage.value), world.points("k", stage.value)
+    only = only & (q >= 0)[:, None]
+    distance = q[:, None] - k
+    found = []
+    for each in world.points(DISTANCE, stage.value).tolist():
+        pairs = (distance == each).flatten().nonzero().flatten()
+        some, present = (x.flatten(-2).index_select(-1, pairs) for x in (value, only))
+        found.append(_reduced(stage, some, present, torch.ones(len(pairs), device=value.device), -1))
+    return torch.stack(found, dim=1 + stage.axes.index(DISTANCE))

@@ -1,0 +1,336 @@
+"""What is computed from queries and keys before attention runs: a graph of stages, each an array with named axes.
+
+A stage reads inputs, the tensors ``Q K V`` and earlier stages, all by `Load`, pointwise: a load of a stage has one
+index for each of its axes.  Every array has the batch as one more axis in front.  Axes are ``h`` and ``g``, positions
+``q`` and ``k``, coordinates such as ``k.blk``, the distance ``q-k``, and free axes such as the features ``d``, which
+are indices by their name.  At most one axis belongs to each side.  What ``only`` has removed is absent: each stage
+that ranks or reduces says of which entries (``only``) it is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from typing_extensions import assert_never
+
+from spdsl.semantics.nodes import Apply, Attend, Coord, Dtype, Expr, Index, Load, Node, Side
+from spdsl.semantics.rewrite import walk
+
+Reduction: TypeAlias = Literal["any", "all", "sum", "mean", "min", "max"]
+Windows: TypeAlias = Literal["inside", "touching"]
+
+DISTANCE = "q-k"
+TENSORS = ("Q", "K", "V")
+"""The tables that hold the tensors of a call: `Load`s with an index for batch, head, position and feature."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score(Node):
+    """The sum of ``left`` times ``right`` along the free axis ``over``, times ``scale``: by default 1 / √(its size)."""
+
+    name: str
+    axes: tuple[str, ...]
+    left: Expr
+    right: Expr
+    over: str
+    scale: Expr | None
+
+    @property
+    def dtype(self) -> Dtype:
+        """Always a float."""
+        return "float"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool(Node):
+    """A reduction of ``value`` where ``only`` holds: the axis ``over`` goes, and ``per`` takes its place.
+
+    ``per`` is None, a coordinate of the same side, ``g`` for ``h``, or the distance for both positions (then ``over``
+    is the distance, too).  Positions count: a coarse value counts once for each position it shares with a member of
+    ``per``.  With ``windows``, members of ``over`` count once, if they lie inside a member of ``per`` or touch it.
+    Over nothing, any is false, all is true, and the others are 0.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    kind: Reduction
+    value: Expr
+    only: Expr
+    over: str
+    per: str | None
+    windows: Windows | None
+    dtype: Dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Softmax(Node):
+    """The softmax of ``value`` along ``over`` among the entries where ``only`` holds; 0 elsewhere."""
+
+    name: str
+    axes: tuple[str, ...]
+    value: Expr
+    only: Expr
+    over: str
+
+    @property
+    def dtype(self) -> Dtype:
+        """Always a float."""
+        return "float"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Select(Node):
+    """The best entries along ``over``, among those where ``only`` or ``forced`` holds.
+
+    The order: forced entries, then larger values, then smaller indices; a NaN is absent.  By ``count`` they are the
+    first ``amount``; by ``mass`` as many as it takes for their values to sum up to ``amount`` times the sum of all,
+    where negative values count as 0.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    value: Expr
+    only: Expr
+    forced: Expr
+    amount: Expr
+    by: Literal["count", "mass"]
+    over: str
+
+    @property
+    def dtype(self) -> Dtype:
+        """Always a bool."""
+        return "bool"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark(Node):
+    """The set of the points at which ``value`` holds: a condition on the numbers of other stages."""
+
+    name: str
+    axes: tuple[str, ...]
+    value: Expr
+
+    @property
+    def dtype(self) -> Dtype:
+        """Always a bool."""
+        return "bool"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention(Node):
+    """A softmax of ``query`` over ``key``, applied to ``value``: arrays over heads, ``rows`` or ``columns``, features.
+
+    Its clauses are written at a pair of a query on the axis ``rows`` and a key on the axis ``columns``.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    query: Expr
+    key: Expr
+    value: Expr
+    rows: str
+    columns: str
+    attend: Attend
+
+    @property
+    def dtype(self) -> Dtype:
+        """Always a float."""
+        return "float"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merge(Node):
+    """One softmax over the keys of several: ``parts`` are the names of `Attention` or `Merge` stages."""
+
+    name: str
+    axes: tuple[str, ...]
+    parts: tuple[str, ...]
+
+    @property
+    def dtype(self) -> Dtype:
+        """Always a float."""
+        return "float"
+
+
+Stage: TypeAlias = Score | Pool | Softmax | Select | Mark | Attention | Merge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageGraph(Node):
+    """All stages, earlier ones first; what the pattern returns, over ``h q d``, and what it exports, by name.
+
+    An export is a value, where it is present (else 0), and its axes.
+    """
+
+    stages: tuple[Stage, ...]
+    result: Expr
+    exports: tuple[Export, ...] = ()
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name."""
+        return next(each for each in self.stages if each.name == name)
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """The softmaxes, in order."""
+        return tuple(each for each in self.stages if isinstance(each, Attention))
+
+    @property
+    def returned(self) -> str | None:
+        """The softmax that is returned as it is, and so has an LSE; None if arithmetic follows."""
+        match self.result:
+            case Load(table=name) if not any(isinstance(index, Apply) for index in self.result.indices):
+                return name
+            case _:
+                return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export(Node):
+    """A value that is returned beside the output: ``value`` where ``only`` holds, along ``axes``."""
+
+    name: str
+    axes: tuple[str, ...]
+    value: Expr
+    only: Expr
+
+
+def parts(stage: Stage) -> tuple[Expr, ...]:
+    """The expressions of a stage, in a fixed order."""
+    match stage:
+        case Score(left=left, right=right, scale=scale):
+            return (left, right) if scale is None else (left, right, scale)
+        case Pool(value=value, only=only) | Softmax(value=value, only=only):
+            return (value, only)
+        case Select(value=value, only=only, forced=forced, amount=amount):
+            return (value, only, forced, amount)
+        case Mark(value=value):
+            return (value,)
+        case Attention(query=query, key=key, value=value, attend=attend):
+            clauses = (attend.keep, attend.bias, attend.scale, attend.softcap, attend.sink_logit)
+            return (query, key, value, *(clause for clause in clauses if clause is not None))
+        case Merge():
+            return ()
+        case _:
+            assert_never(stage)
+
+
+def expressions(graph: StageGraph) -> Iterator[Expr]:
+    """Every expression of a graph."""
+    for stage in graph.stages:
+        yield from parts(stage)
+    yield graph.result
+    for export in graph.exports:
+        yield from (export.value, export.only)
+
+
+def loads(expr: Expr) -> frozenset[str]:
+    """The names of the tables, tensors and stages that an expression reads."""
+    return frozenset(node.table for node in walk(expr) if isinstance(node, Load))
+
+
+def index_of(axis: str) -> Expr:
+    """The index along an axis, as an expression."""
+    side, _, name = axis.partition(".")
+    if name:
+        return Coord(side="q" if side == "q" else "k", axis=name)
+    if axis == DISTANCE:
+        return Apply(op="sub", args=(Index(name="q"), Index(name="k")), dtype="int")
+    return Index(name=axis)
+
+
+def side_of(axis: str) -> Side | None:
+    """The side to which positions or coordinates belong; None for heads, distances and free axes."""
+    match axis.partition(".")[0]:
+        case "q":
+            return "q"
+        case "k":
+            return "k"
+        case _:
+            return None
+
+
+def on_side(axes: tuple[str, ...] | frozenset[str], side: Side) -> str | None:
+    """The axis of a side, if there is one."""
+    return next((axis for axis in sorted(axes) if side_of(axis) == side), None)
+
+
+def ordered(axes: frozenset[str]) -> tuple[str, ...]:
+    """Axes in the order in which arrays have them: heads, distances and free axes, queries, keys, features."""
+
+    def rank(axis: str) -> tuple[int, str]:
+        place = {"h": 0, "g": 1, DISTANCE: 4, "d": 6, "e": 6}.get(axis)
+        if place is None:
+            place = {"q": 3, "k": 5, None: 2}[side_of(axis)]
+        return place, axis
+
+    return tuple(sorted(axes, key=rank))
+
+
+def is_free(axis: str) -> bool:
+    """Whether an axis must be closed before a value can stand in a set: neither heads nor a side."""
+    return axis not in ("b", "h", "g", DISTANCE) and side_of(axis) is None
+
+
+def needed(graph: StageGraph) -> StageGraph:
+    """The graph without stages that neither the result nor an export reads."""
+    wanted = set(loads(graph.result))
+    for export in graph.exports:
+        wanted |= loads(export.value) | loads(export.only)
+    kept: list[Stage] = []
+    for stage in reversed(graph.stages):
+        if stage.name in wanted:
+            kept.append(stage)
+            wanted |= frozenset(stage.parts) if isinstance(stage, Merge) else frozenset[str]()
+            for part in parts(stage):
+                wanted |= loads(part)
+    return replace(graph, stages=tuple(reversed(kept)))
+
+
+def mapped(graph: StageGraph, change: Callable[[Expr], Expr]) -> StageGraph:
+    """The graph with every expression changed."""
+    return replace(
+        graph,
+        stages=tuple(_mapped(stage, change) for stage in graph.stages),
+        result=change(graph.result),
+        exports=tuple(replace(each, value=change(each.value), only=change(each.only)) for each in graph.exports),
+    )
+
+
+def _mapped(stage: Stage, change: Callable[[Expr], Expr]) -> Stage:
+    def maybe(expr: Expr | None) -> Expr | None:
+        return None if expr is None else change(expr)
+
+    match stage:
+        case Score():
+            return replace(stage, left=change(stage.left), right=change(stage.right), scale=maybe(stage.scale))
+        case Pool() | Softmax():
+            return replace(stage, value=change(stage.value), only=change(stage.only))
+        case Select():
+            return replace(
+                stage,
+                value=change(stage.value),
+                only=change(stage.only),
+                forced=change(stage.forced),
+                amount=change(stage.amount),
+            )
+        case Mark():
+            return replace(stage, value=change(stage.value))
+        case Attention(attend=attend):
+            clauses = replace(
+                attend,
+                keep=change(attend.keep),
+                bias=maybe(attend.bias),
+                scale=maybe(attend.scale),
+                softcap=maybe(attend.softcap),
+                sink_logit=maybe(attend.sink_logit),
+            )
+            return replace(
+                stage, query=change(stage.query), key=change(stage.key), value=change(stage.value), attend=clauses
+            )
+        case Merge():
+            return stage
+        case _:
+            assert_never(stage)
