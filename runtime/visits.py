@@ -30,11 +30,15 @@ _Env: TypeAlias = dict[str, Tensor | int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visits:
-    """Tiles over batch and heads; ``metadata`` is the size in bytes of the tensors that are made to find them."""
+    """Tiles over batch and heads; ``metadata`` is the size in bytes of the tensors that are made to find them.
+
+    ``longest`` is the largest number of tiles that one row touches, 0 where rows are much alike.
+    """
 
     touched: int
     full: int
     metadata: int = 0
+    longest: int = 0
 
 
 def list_visits(lists: TileList, batch: int, heads: int) -> Visits:
@@ -44,23 +48,26 @@ def list_visits(lists: TileList, batch: int, heads: int) -> Visits:
         touched=int((lists.end - lists.begin).sum()) * weight,
         full=int((lists.middle - lists.begin).sum()) * weight,
         metadata=lists.nbytes,
+        longest=int((lists.end - lists.begin).max()) if lists.begin.numel() else 0,
     )
 
 
 def slot_visits(call: Call, walk: SlotWalk, grid: TileGrid) -> Visits:
     """What a kernel visits that walks slots."""
     tables = tables_for(call.plan.tables, call.tables)
-    touched = full = metadata = 0
+    touched = full = metadata = longest = 0
     for pairs in pairs_by_batch(call):
         if walk.cuts is not None:
             found = intervals(walk.cuts, pairs, tables, grid)
             metadata += 4 * found.numel()
             tables = with_intervals(tables, walk.cuts, found)
         rows = _Rows(grid=grid, pairs=pairs, tables=tables)
-        for slot in walk.slots:
-            more, fuller = rows.visits(slot)
-            touched, full = touched + more, full + fuller
-    return Visits(touched=touched, full=full, metadata=metadata)
+        # A row may be long in several slots; their longest together are close enough to the longest of all.
+        of_slots = [rows.visits(slot) for slot in walk.slots]
+        touched += sum(each.touched for each in of_slots)
+        full += sum(each.full for each in of_slots)
+        longest = max(longest, sum(each.longest for each in of_slots))
+    return Visits(touched=touched, full=full, metadata=metadata, longest=longest)
 
 
 def is_tested_by_row(walk: SlotWalk, grid: TileGrid) -> bool:
@@ -96,23 +103,25 @@ class _Rows:
         """How many tiles a row may walk."""
         return self.grid.key_tiles(self.pairs.keys) if self.by_query else self.grid.query_tiles(self.pairs.queries)
 
-    def visits(self, slot: Slot) -> tuple[int, int]:
-        """Tiles touched and full of a slot, over all rows, heads and batches."""
+    def visits(self, slot: Slot) -> Visits:
+        """Tiles of a slot, over all rows, heads and batches."""
         outer = self.pairs.heads * len(self.pairs.batches)
         many = self.walked if _is_tested_by_row(slot, self.grid) else 1
         step = max(1, _CHUNK // max(1, outer * many))
-        touched = full = 0
+        touched = full = longest = 0
         for start in range(0, self.rows, step):
             row = torch.arange(start, min(start + step, self.rows), device=self.pairs.device)
             env = self._env(row)
             lo, hi = (end + row * 0 for end in self._touched(slot.touched, env))
-            touched += self._total(self._between(slot, env, lo, hi), outer * len(row))
+            counts = self._between(slot, env, lo, hi)
+            touched += self._total(counts, outer * len(row))
+            longest = max(longest, int(counts.max()))
             if slot.full is not None:
                 full_lo, full_hi = self._full(slot.full, env)
                 full_lo = torch.minimum(torch.maximum(full_lo, lo), hi)
                 full_hi = torch.maximum(torch.minimum(full_hi, hi), full_lo)
                 full += self._total(self._between(slot, env, full_lo, full_hi), outer * len(row))
-        return touched, full
+        return Visits(touched=touched, full=full, longest=longest)
 
     @staticmethod
     def _total(counts: Tensor, rows: int) -> int:

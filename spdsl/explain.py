@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+import torch
 from torch import Tensor
 
 from spdsl import walks
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.wording import describe as word
 from spdsl.arguments import first_query
+from spdsl.costs import Prediction, device_for, predict
 from spdsl.counting import count_pairs
 from spdsl.kernels import plan_like
 from spdsl.pipeline import Value, values_of
@@ -92,6 +94,7 @@ class Report:
     """What `Attention.explain` tells.  ``pairs`` are kept by the pattern, over ``batch`` and ``heads``.
 
     ``stages`` are the names of tables that are computed before the kernels start, with their sizes in bytes.
+    ``cost`` is what the call is predicted to take, None for the CPU.
     ``open`` are the parameters that kernels take at run time, ``fixed`` those that are constants of the kernels.
     ``sets`` are the disjoint parts of a union that are computed one after the other, in words; empty for a set that is
     computed as a whole.
@@ -110,6 +113,7 @@ class Report:
     kernels: tuple[KernelReport, ...]
     stages: tuple[tuple[str, int], ...] = ()
     sets: tuple[str, ...] = ()
+    cost: Prediction | None = None
 
     @property
     def kept(self) -> float:
@@ -136,7 +140,9 @@ class Report:
     def as_dict(self) -> dict[str, object]:
         """The report for `--json`."""
         kernels = [kernel.as_dict() for kernel in self.kernels]
-        return asdict(self) | {"kernels": kernels, "kept": self.kept, "metadata": self.metadata}
+        plain = asdict(replace(self, cost=None))
+        cost = None if self.cost is None else self.cost.as_dict()
+        return plain | {"cost": cost} | {"kernels": kernels, "kept": self.kept, "metadata": self.metadata}
 
     def text(self) -> str:
         """The report as lines to read."""
@@ -162,6 +168,7 @@ class Report:
                 lines += kernel.lines(kernels[:place])
         lines += [f"computed before the kernels start: {value}, {size:,} bytes" for value, size in self.stages]
         lines.append(f"metadata: {self.metadata:,} bytes")
+        lines += [] if self.cost is None else self.cost.lines()
         return "\n".join(lines)
 
 
@@ -187,9 +194,16 @@ def _value(value: Value) -> str:
 
 
 def explain(
-    key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor], target: str | None = None
+    key: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Mapping[str, Tensor],
+    target: str | None = None,
+    *,
+    gpu: str | None = None,
 ) -> Report:
-    """Count what the kernels for tensors like these visit.
+    """Count what the kernels for tensors like these visit, and predict their time on the GPU that is named ``gpu``.
 
     Raises:
         SpatError: as a call with these tensors would.
@@ -201,6 +215,7 @@ def explain(
     raise_pending()
     plan = call.plan
     parts = [(part, count_pairs(part)) for part in parts_of(call, lambda _: ())]
+    pairs = sum(each for _, each in parts)
     return Report(
         pattern=plan.problem.pattern.name,
         target=target,
@@ -209,7 +224,7 @@ def explain(
         heads=q.shape[1],
         nq=q.shape[2],
         n=k.shape[2],
-        pairs=sum(pairs for _, pairs in parts),
+        pairs=pairs,
         open=chosen.values,
         fixed=tuple(
             Fixed(name=name, value=value, reason=chosen.fixed[name])
@@ -221,7 +236,12 @@ def explain(
             (word(each.value, 160), part.tables[each.name].nbytes) for part, _ in parts for each in part.plan.stages
         ),
         sets=tuple(word(part.problem.pattern.attend.keep, 160) for part in plan.parts) if plan.more else (),
+        cost=None if target == "cpu" else predict(call, device_for(target, gpu or _name(q)), pairs=pairs),
     )
+
+
+def _name(q: Tensor) -> str | None:
+    return torch.cuda.get_device_name(q.device) if q.device.type == "cuda" else None
 
 
 def call_like(key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor], target: str) -> Call:

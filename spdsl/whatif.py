@@ -123,21 +123,21 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
     groups: dict[tuple[int, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.values[name] for name in others), []).append(row)
+    known: set[tuple[float, ...]] = set()
     for names, members in groups.items():
-        label = ", ".join(f"{name} {value}" for name, value in zip(others, names, strict=True)) or "predicted"
+        label = ", ".join(f"{name} {value:,}" for name, value in zip(others, names, strict=True)) or "predicted"
         places = [row.values[axis] for row in members]
+        found = [row.prediction for row in members]
         for axes, sparse, dense in (
-            (left, [row.prediction.forward for row in members], [row.prediction.dense_forward for row in members]),
-            (right, [row.prediction.backward for row in members], [row.prediction.dense_backward for row in members]),
+            (left, [each.forward for each in found], [each.dense_forward for each in found]),
+            (right, [each.backward for each in found], [each.dense_backward for each in found]),
         ):
             [line] = axes.plot(places, [each * 1e3 for each in sparse], marker="o", label=label)
-            axes.plot(
-                places,
-                [each * 1e3 for each in dense],
-                linestyle="--",
-                color="grey" if len(groups) == 1 else line.get_color(),
-                label=f"{members[0].prediction.against} dense" + (f", {label}" if len(groups) > 1 else ""),
-            )
+            if tuple(dense) not in known:
+                known.add(tuple(dense))
+                kind = f"{found[0].against} dense" + ("" if len(known) <= 2 else f", {label}")
+                colour = "grey" if len(known) <= 2 else line.get_color()
+                axes.plot(places, [each * 1e3 for each in dense], linestyle="--", color=colour, label=kind)
     for axes, name in ((left, "forward"), (right, "backward")):
         axes.set(xlabel=axis, ylabel="milliseconds", title=name, xscale="log", yscale="log")
         axes.set_xticks(

@@ -35,6 +35,8 @@ LAYERS = (
         "spdsl.walks",
         "spdsl.states",
         "spdsl.counting",
+        "spdsl.costs",
+        "spdsl.whatif",
         "spdsl.explain",
         "spdsl.prove",
     ),

@@ -8,24 +8,21 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal
 
 from spdsl.analysis.distances import with_distances
 from spdsl.analysis.gradients import table_gradients
-from spdsl.analysis.plans import KernelPlan, Plan, Problem, TableGradient
+from spdsl.analysis.plans import KernelPlan, Kind, Plan, Problem, TableGradient, Tiles
 from spdsl.analysis.room import refuse_large_numbers
 from spdsl.analysis.specialising import copies_tiles, why_plain
 from spdsl.analysis.stages import Staged, covering_grid, extents_of, leading_grid, stage
 from spdsl.analysis.tiles import BoxRelation, BoxWalk, DistanceWalk, ListWalk, Residues, SlotWalk, TileRelation, Walk
-from spdsl.analysis.tiling import Tiles, default_tiles
+from spdsl.analysis.tiling import default_tiles
 from spdsl.analysis.unions import disjoint_sets
 from spdsl.analysis.worker import derive, find_boxes, find_residues
 from spdsl.diagnostics import error
 from spdsl.semantics.differentiate import derivative
 from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load
 from spdsl.semantics.rewrite import walk as nodes_of
-
-Kind = Literal["forward", "dq", "dkdv", "fused"]
 
 
 @lru_cache(maxsize=512)
@@ -241,6 +238,9 @@ def _boxes(staged: Staged, problem: Problem, tiles: Tiles) -> BoxRelation | None
 
 
 def _tiles(kind: Kind, problem: Problem, walk: Walk | None, target: str, descriptors: bool, specialised: bool) -> Tiles:
+    given = dict(problem.tiles).get(kind)
+    if given is not None:
+        return given
     return default_tiles(
         kind,
         dtype=problem.dtype,

@@ -14,9 +14,26 @@ from spdsl.semantics.nodes import BoundPattern, Expr, Side, Table
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32"]
 
 
+Kind: TypeAlias = Literal["forward", "dq", "dkdv", "fused"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiles:
+    """Queries and keys of a tile, warps of a program, and stages of its software pipeline."""
+
+    block_q: int
+    block_k: int
+    warps: int
+    stages: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A bound pattern with the shape class and types of a call; everything a kernel is specialised on but its tiles."""
+    """A bound pattern with the shape class and types of a call; everything a kernel is specialised on.
+
+    ``tiles`` are those of kernels for which somebody has chosen them (`spdsl.analysis.cost`, `spdsl tune`); the others
+    take the default ones.
+    """
 
     pattern: BoundPattern
     dtype: Precision
@@ -24,6 +41,7 @@ class Problem:
     shape: Shape
     tables: tuple[tuple[str, str], ...] = ()  # run-time element types of the inputs, as (name, torch dtype name)
     gradients: tuple[str, ...] = ()  # the tables for which a gradient is wanted
+    tiles: tuple[tuple[Kind, Tiles], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +99,7 @@ class KernelPlan:
     of tiles in between.
     """
 
-    kind: Literal["forward", "dq", "dkdv", "fused"]
+    kind: Kind
     block_q: int
     block_k: int
     warps: int
@@ -94,6 +112,11 @@ class KernelPlan:
     splits: bool = False
     specialised: bool = False
     plain: str = ""  # why warps are not specialised, where there are such kernels
+
+    @property
+    def tiles(self) -> Tiles:
+        """Tile sizes and launch options."""
+        return Tiles(block_q=self.block_q, block_k=self.block_k, warps=self.warps, stages=self.stages)
 
     @property
     def by(self) -> Literal["query", "key"]:

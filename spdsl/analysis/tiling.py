@@ -6,23 +6,13 @@ take the nearest that fits their shared memory and registers.  Autotuning may re
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
-from spdsl.analysis.plans import Precision
+from spdsl.analysis.plans import Precision, Tiles
 from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, SlotWalk, Walk
 
 Kind = Literal["forward", "dq", "dkdv"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tiles:
-    """Queries and keys of a tile, warps of a program, and stages of its software pipeline."""
-
-    block_q: int
-    block_k: int
-    warps: int
-    stages: int
 
 
 def default_tiles(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,13 +19,20 @@ from spdsl.cli.options import (
     LayerOption,
     ParameterOption,
     PatternArgument,
+    Value,
     ValueDimOption,
     head_counts,
     known_dtype,
     parse_parameters,
 )
-from spdsl.cli.output import print_json
+from spdsl.cli.output import print_json, print_table
 from spdsl.cli.stages import TARGETS
+
+if TYPE_CHECKING:
+    from spdsl.analysis.device import DeviceProfile
+    from spdsl.api import Pattern
+    from spdsl.runtime.calls import Call
+    from spdsl.whatif import Row
 
 
 def explain(
@@ -41,14 +50,23 @@ def explain(
     dtype: DtypeOption = "bf16",
     layer: LayerOption = None,
     target: Annotated[str, typer.Option(help=f"One of {', '.join(TARGETS)}.")] = "sm_90",
+    gpu: Annotated[
+        str | None, typer.Option(help="The GPU whose time is predicted, as it names itself; else one of the target.")
+    ] = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=V,V,…", help="What if: a table over n, heads, head_dim or a parameter; may repeat."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the table into this PNG file.")] = None,
     seed: Annotated[int, typer.Option(help="Seed for inputs that are not given.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Count the tiles that kernels would touch, and the pairs that are kept.
+    """Count the tiles that kernels would touch and the pairs that are kept, and predict times.
 
     \b
     Examples:
       spdsl explain streaming -p window=512 -n 32768
+      spdsl explain streaming --over n=8192,32768,131072 --over window=256,1024 --plot times.png
       spdsl explain documents --input doc=ids.npz --target cpu
     """
     heads, groups = head_counts(heads, groups)
@@ -58,17 +76,112 @@ def explain(
     loaded, values = load_pattern(pattern, parse_parameters(parameter))
     from spdsl.cli.measure import DTYPES
     from spdsl.cli.tensors import Sizes, make_inputs, note_generated, shaped
+    from spdsl.costs import device_for
+    from spdsl.explain import call_like
     from spdsl.explain import explain as count
     from spdsl.pipeline import key_of
+    from spdsl.whatif import growth
 
     sizes = Sizes(batch=1, heads=heads, groups=groups, nq=nq or n, n=n, head_dim=head_dim)
+    ratio, square = heads // groups, nq is None
     inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
     key = key_of(loaded.checked, values, layer, None, False)
 
     q, k, v = shaped(sizes, value_dim or head_dim, DTYPES[dtype])
-    report = count(key, q, k, v, inputs, target)
+
+    def call_with(changes: Mapping[str, int]) -> Call:
+        """The call with other sizes or parameters."""
+        names = {"n": sizes.n, "heads": heads, "head_dim": head_dim}
+        own = names | {name: value for name, value in changes.items() if name in names}
+        given_values = {**values, **{name: value for name, value in changes.items() if name not in names}}
+        other = Sizes(
+            batch=1,
+            heads=own["heads"],
+            groups=max(1, own["heads"] // ratio),
+            nq=own["n"] if square else sizes.nq,
+            n=own["n"],
+            head_dim=own["head_dim"],
+        )
+        made, _ = make_inputs(loaded, given_values, given, other, layer=layer, seed=seed)
+        other_key = key_of(loaded.checked, given_values, layer, None, False)
+        return call_like(other_key, *shaped(other, value_dim or other.head_dim, DTYPES[dtype]), made, target)
+
+    if over or plot:
+        if target == "cpu":
+            raise typer.BadParameter("times are predicted for GPUs; name another target", param_hint="--over")
+        _what_if(
+            call_with,
+            _parsed(over or ["n=4096,8192,16384,32768,65536"]),
+            device_for(target, gpu),
+            plot,
+            loaded.name,
+            as_json,
+        )
+        return
+    report = count(key, q, k, v, inputs, target, gpu=gpu)
+    grows = None
+    if target != "cpu" and square and not generated and not given:
+        grows = growth(lambda n: call_with({"n": n}), device_for(target, gpu), beyond=_largest(values, loaded))
     if as_json:
-        print_json({"ok": True, **report.as_dict(), "generated_inputs": list(generated)})
+        law = None if grows is None else {"tiles": str(grows.tiles), "seconds": str(grows.seconds), "step": grows.step}
+        print_json({"ok": True, **report.as_dict(), "growth": law, "generated_inputs": list(generated)})
     else:
         note_generated(generated)
         typer.echo(report.text())
+        if grows is not None:
+            typer.echo("\n".join(grows.lines()))
+
+
+def _parsed(over: Sequence[str]) -> dict[str, list[int]]:
+    """The values of ``--over NAME=V,V``.
+
+    Raises:
+        typer.BadParameter: one is not of that form.
+    """
+    found = {}
+    for word in over:
+        name, _, text = word.partition("=")
+        try:
+            found[name.strip()] = [int(each) for each in text.split(",")]
+        except ValueError:
+            raise typer.BadParameter(f"`{word}` is not of the form NAME=V,V", param_hint="--over") from None
+    return found
+
+
+def _largest(values: Mapping[str, Value], pattern: Pattern) -> int:
+    """A length past which no parameter reaches."""
+    numbers = [*values.values(), *pattern.parameters.values()]
+    return 4 * max((each for each in numbers if type(each) is int), default=1)
+
+
+def _what_if(
+    make: Callable[[Mapping[str, int]], Call],
+    over: Mapping[str, Sequence[int]],
+    device: DeviceProfile,
+    plot: Path | None,
+    name: str,
+    as_json: bool,
+) -> None:
+    from spdsl.whatif import as_dict, table
+    from spdsl.whatif import plot as draw
+
+    rows = table(make, over, device)
+    if plot is not None:
+        draw(rows, plot, f"{name}, predicted for {device.name}")
+    if as_json:
+        print_json({"ok": True, "device": device.name, "origin": device.origin, "rows": as_dict(rows)})
+        return
+    heads = (*over, "forward", "backward", "dense forward", "dense backward", "faster by")
+    print_table(heads, [_cells(row, over) for row in rows])
+    typer.echo(f"milliseconds, predicted for {device.name}" + (f"; drawn into {plot}" if plot is not None else ""))
+
+
+def _cells(row: Row, over: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    found = row.prediction
+    times = (found.forward, found.backward, found.dense_forward, found.dense_backward)
+    faster = (found.dense_forward / found.forward, found.dense_backward / found.backward)
+    return (
+        *(f"{row.values[name]:,}" for name in over),
+        *(f"{each * 1e3:.3f}" for each in times),
+        " / ".join(f"{each:.1f}" for each in faster),
+    )

@@ -12,6 +12,11 @@ from spdsl.cache.store import store
 from spdsl.cli.main import run
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path / "cache"))
+
+
 def out(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> str:
     assert run(["cache", *words]) == status
     return capsys.readouterr().out

@@ -1,0 +1,205 @@
+"""The cost model: its formulas against its times, its counts against brute force, its growth laws, its table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sympy
+import torch
+
+import spdsl
+from spdsl.analysis.cost import TAIL, estimate, rate_for, resident
+from spdsl.analysis.device import DATA_SHEETS, DeviceProfile, profile_for, shipped
+from spdsl.analysis.plans import Tiles
+from spdsl.analysis.work import Work
+from spdsl.cli.main import run
+from spdsl.costs import is_causal, predict, work
+from spdsl.diagnostics import SpatError
+from spdsl.explain import call_like
+from spdsl.runtime.calls import Call
+from spdsl.whatif import growth, table
+
+H200 = profile_for("NVIDIA H200", "sm_90")
+
+
+def call(name: str, n: int = 4096, heads: int = 2, dim: int = 128, **parameters: int) -> Call:
+    q = torch.zeros((), dtype=torch.bfloat16).expand(1, heads, n, dim)
+    return call_like(spdsl.compile(name, **parameters)._key, q, q, q, {}, "sm_90")
+
+
+def some_work(**changes: object) -> Work:
+    tiles = Tiles(block_q=128, block_k=128, warps=8, stages=3)
+    given = {
+        "kind": "forward",
+        "tiles": tiles,
+        "head_dim": 128,
+        "value_dim": 128,
+        "dtype": "bf16",
+        "descriptors": True,
+        "programs": 1000,
+        "full": 5000,
+        "masked": 700,
+        "longest": 40,
+        "operations": 4,
+        "loads": 0,
+        "extra": 0,
+        "listed": False,
+        "rows": 128_000,
+    }
+    return Work(**{**given, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pattern", ["causal", "sliding_window"])
+def test_work_is_counted(pattern: str) -> None:
+    """Against tiles counted one by one from the dense mask."""
+    found = call(pattern, n=1000, heads=3, **({"window": 150} if pattern == "sliding_window" else {}))
+    kernel = found.plan.forward
+    counted = work(found, kernel)
+    q, k = torch.arange(1000)[:, None], torch.arange(1000)[None, :]
+    kept = (q >= k) & ((q - k < 150) if pattern == "sliding_window" else (q >= 0))
+    touched = full = longest = 0
+    for i in range(0, 1000, kernel.block_q):
+        row = 0
+        for j in range(0, 1000, kernel.block_k):
+            tile = kept[i : i + kernel.block_q, j : j + kernel.block_k]
+            row += bool(tile.any())
+            full += bool(tile.all()) and j + kernel.block_k <= 1000
+        touched += row
+        longest = max(longest, row)
+    assert (counted.touched, counted.full, counted.longest) == (3 * touched, 3 * full, longest)
+    assert counted.programs == 3 * -(-1000 // kernel.block_q)
+    assert counted.operations > 0
+
+
+def test_the_formula_is_the_time() -> None:
+    done = some_work()
+    found = estimate(done, H200)
+    counts = {sympy.Symbol("P"): 1000, sympy.Symbol("F"): 5000, sympy.Symbol("M"): 700}
+    assert float(found.formula.subs(counts)) == pytest.approx(found.seconds, rel=1e-9)
+    rate, near = rate_for(done, H200)
+    assert not near
+    masked = rate.masked + 4 * rate.operation
+    spread = (1000 * rate.program + 5000 * rate.full + 700 * masked) / 132
+    share = 700 / 5700
+    end = TAIL * resident(done.tiles) * (rate.program + 40 * ((1 - share) * rate.full + share * masked))
+    assert found.seconds == pytest.approx(H200.launch + spread + end, rel=1e-9)
+
+
+def test_more_work_takes_longer() -> None:
+    base = estimate(some_work(), H200).seconds
+    for name, value in {"full": 9000, "masked": 900, "programs": 3000, "operations": 20, "longest": 400}.items():
+        assert estimate(some_work(**{name: value}), H200).seconds > base, name
+    for name, value in {"extra": 5, "listed": True, "loads": 1}.items():
+        assert estimate(some_work(**{name: value}), H200).seconds > base, name
+
+
+def test_neighbours_are_scaled() -> None:
+    known = some_work()
+    other = replace(known, tiles=Tiles(block_q=256, block_k=128, warps=8, stages=3))
+    rate, near = rate_for(other, H200)
+    assert near
+    assert rate.full == pytest.approx(2 * rate_for(known, H200)[0].full)
+    assert rate_for(replace(known, head_dim=32, value_dim=32), H200)[1]
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_every_target_has_a_profile(target: str) -> None:
+    found = profile_for(None, target)
+    assert found.target == target
+    assert found.origin == ("shipped" if target == "sm_90" else "data sheet")
+    assert 0 < predict(call("causal"), found).forward < 1
+
+
+def test_profiles_survive_json() -> None:
+    for each in shipped():
+        assert DeviceProfile.of(json.loads(json.dumps(each.as_dict()))) == each
+
+
+def test_a_data_sheet_scales_by_its_rate() -> None:
+    found = profile_for("NVIDIA A100-SXM4-80GB", "sm_80")
+    sheet = next(each for each in DATA_SHEETS if each.target == "sm_80")
+    paper = next(each for each in DATA_SHEETS if each.name == "NVIDIA H200")
+    factor = (paper.matrix_rate / 132) / (sheet.matrix_rate / 108)
+    assert found.rates[0].full == pytest.approx(H200.rates[0].full * factor)
+
+
+def test_an_unknown_gpu_is_refused() -> None:
+    with pytest.raises(SpatError, match="SP520"):
+        profile_for(None, "sm_70")
+
+
+def test_measured_times_are_met() -> None:
+    """Of the suite on an H200, at 16 heads, 32,768 tokens and head dim 128; what the fit has seen and what not."""
+    known = Path(__file__).parents[2] / "benchmarks" / "results" / "h200-2026-11-24.json"
+    times = {
+        (each["case"], each["direction"]): each["ms"] * 1e-3
+        for each in json.loads(known.read_text())
+        if each["impl"] == "spdsl"
+    }
+    for case, pattern, parameters in (
+        ("causal", "causal", {}),
+        ("swa1024", "sliding_window", {"window": 1024}),
+        ("s2_64_8_16", "s2", {}),
+    ):
+        found = predict(call(pattern, n=32768, heads=16, **parameters), H200)
+        assert found.forward == pytest.approx(times[case, "fwd"], rel=0.15), case
+        assert found.backward == pytest.approx(times[case, "bwd"], rel=0.25), case
+
+
+def test_dense_attention_beside_it() -> None:
+    causal = predict(call("causal", n=8192, heads=16), H200)
+    assert causal.against == "causal"
+    assert causal.dense_forward == pytest.approx(16 * 4 * 128 * 8192 * 8193 / 2 / 566e12 + 4e-6)
+    assert 0.7 < causal.dense_forward / causal.forward < 1.1
+    window = predict(call("sliding_window", n=8192, heads=16, window=256), H200)
+    assert window.dense_forward / window.forward > 4
+    assert "faster" in "\n".join(causal.lines())
+    assert is_causal(call("streaming").plan.problem.pattern)
+    assert not is_causal(call("full").plan.problem.pattern)
+
+
+@pytest.mark.parametrize(("name", "law"), [("sliding_window", "grows like n"), ("causal", "grows like n²")])
+def test_growth(name: str, law: str) -> None:
+    found = growth(lambda n: call(name, n=n), H200, beyond=4 * 1024)
+    assert found is not None
+    assert found.law == law
+    far = call(name, n=found.step * 16)
+    n = sympy.Symbol("n")
+    assert found.tiles.subs(n, found.step * 16) == work(far, far.plan.forward).touched
+    predicted = predict(far, H200).forward
+    assert float(found.seconds.subs(n, found.step * 16)) == pytest.approx(predicted, rel=0.02)
+
+
+def test_the_table() -> None:
+    rows = table(lambda values: call("sliding_window", **values), {"n": [2048, 8192], "window": [64, 512]}, H200)
+    assert [row.values for row in rows] == [
+        {"n": 2048, "window": 64},
+        {"n": 2048, "window": 512},
+        {"n": 8192, "window": 64},
+        {"n": 8192, "window": 512},
+    ]
+    times = [row.prediction.forward for row in rows]
+    assert times[0] < times[1] < times[3]
+    assert times[0] < times[2] < times[3]
+    with pytest.raises(SpatError, match="SP618"):
+        table(lambda values: call("causal", **values), {"n": list(range(1, 100))}, H200)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", "sliding_window", "-n", "8192", "--head-dim", "128", "--gpu", "NVIDIA H200"]) == 0
+    out = capsys.readouterr().out
+    assert "predicted for NVIDIA H200, costs as shipped: forward" in out
+    assert "seconds = " in out
+    assert "the forward pass grows like n: " in out
+    words = ["explain", "sliding_window", "--over", "n=2048,4096", "--over", "window=64,128"]
+    assert run([*words, "--json", "--plot", str(tmp_path / "t.png")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["n"], row["window"]) for row in found["rows"]] == [(2048, 64), (2048, 128), (4096, 64), (4096, 128)]
+    assert (tmp_path / "t.png").read_bytes()[:4] == b"\x89PNG"
+    assert run(["explain", "causal", "--json"]) == 0
+    cost = json.loads(capsys.readouterr().out)["cost"]
+    assert cost["forward"] == pytest.approx(sum(k["seconds"] for k in cost["kernels"] if k["kind"] == "forward"))
+    assert run(["explain", "causal", "--over", "n"]) == 2
