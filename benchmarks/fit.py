@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("raw", type=Path)
     parser.add_argument("--rows", action="store_true", help="print every row")
     parser.add_argument("--profile", type=Path, help="the profile to write")
-    parser.add_argument("--study", type=Path, help="the study to write")
+    parser.add_argument("--plot", type=Path, help="the PNG file to draw")
     arguments = parser.parse_args()
     raw = json.loads(arguments.raw.read_text())
     rows = [row for row in raw["rows"] if any(each["full"] + each["masked"] for each in row["works"])]
@@ -226,9 +226,47 @@ def main() -> None:
             print(f"{row['role']:5} {row['subject']:26} {kinds:40} {row['seconds'] * 1e3:9.3f} ms {error:+.1%}")
     print(json.dumps(found, indent=1))
     if arguments.profile:
-        arguments.profile.write_text(json.dumps(device.as_dict()) + "\n")
-    if arguments.study:
-        arguments.study.write_text(json.dumps({"machine": raw["machine"], **found}, indent=1) + "\n")
+        arguments.profile.write_text(_written(device))
+    if arguments.plot:
+        plot(rows, device, arguments.plot)
+
+
+def _written(device: DeviceProfile) -> str:
+    """The profile as it is kept, a line for each choice of tiles, numbers with six digits."""
+    record = device.as_dict()
+    rates = record.pop("rates")
+    for rate in rates:
+        rate |= {name: float(f"{rate[name]:.6g}") for name in COSTS}
+    lines = ",\n".join(f"  {json.dumps(rate)}" for rate in rates)
+    return json.dumps(record, indent=1).removesuffix("\n}") + f',\n "rates": [\n{lines}\n ]\n}}\n'
+
+
+def plot(rows: Sequence[Row], device: DeviceProfile, path: Path) -> None:
+    """Predicted over measured times, on which the model was fitted and on which it was not."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+    for role, colour, marker in (("fit", "tab:grey", "o"), ("check", "tab:blue", "^")):
+        some = [row for row in rows if row["role"] == role]
+        measured = [row["seconds"] * 1e3 for row in some]
+        predicted = [seconds(row, device) * 1e3 for row in some]
+        words = "masks of the fit" if role == "fit" else "other masks"
+        left.scatter(measured, predicted, s=18, c=colour, marker=marker, label=words)
+        errors = sorted(abs(b / a - 1) * 100 for a, b in zip(measured, predicted, strict=True))
+        right.step(errors, [(k + 1) / len(errors) for k in range(len(errors))], where="post", c=colour, label=words)
+    ends = [0.3, 60]
+    left.plot(ends, ends, c="black", lw=0.8)
+    left.fill_between(ends, [0.85 * end for end in ends], [1.15 * end for end in ends], color="black", alpha=0.08)
+    left.set(xscale="log", yscale="log", xlabel="measured, ms", ylabel="predicted, ms", title=f"{device.name}, ±15 %")
+    right.set(xlabel="error, %", ylabel="share of the times", ylim=(0, 1), xlim=(0, 25), title="errors")
+    for axes in (left, right):
+        axes.legend(loc="lower right")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110, format="png")
+    plt.close(figure)
 
 
 if __name__ == "__main__":

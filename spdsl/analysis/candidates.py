@@ -15,6 +15,14 @@ SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942":
 """What one program may have: NVIDIA's limits for compute capability 8.0, 9.0 and 10.0, and AMD's LDS."""
 
 # block_q, block_k, warps, stages; in the order in which they were seen to be good on Hopper.
+_SPECIALISED = (
+    (128, 128, 4, 2),
+    (64, 64, 4, 3),
+    (128, 64, 4, 4),
+    (128, 64, 4, 3),
+    (128, 128, 4, 4),
+    (64, 64, 4, 4),
+)
 _FORWARD = (
     (128, 128, 8, 3),
     (64, 64, 4, 3),
@@ -48,13 +56,17 @@ def candidates(
     kind: Kind, *, dtype: Precision, head_dim: int, value_dim: int, target: str, default: KernelPlan
 ) -> tuple[Tiles, ...]:
     """Tiles for a kernel of ``kind`` on ``target``, the default ones first; these alone where nothing was tried."""
-    tried = _ALL.get(kind, ()) if default.descriptors and target == "sm_90" else ()
-    found = [default.tiles]
-    for block_q, block_k, warps, stages in tried:
-        tiles = Tiles(block_q=block_q, block_k=block_k, warps=warps, stages=stages)
-        if tiles != default.tiles and _bytes(kind, tiles, head_dim, value_dim, dtype) <= SHARED_BYTES[target]:
-            found.append(tiles)
-    return tuple(found[:MOST])
+    if target != "sm_90" or not default.descriptors or kind == "fused":
+        return (default.tiles,)
+    special = _SPECIALISED if kind == "forward" and default.specialised else ()
+    tried = [_tiles(each, specialised=True) for each in special] + [_tiles(each) for each in _ALL[kind]]
+    fitting = [each for each in tried if _bytes(kind, each, head_dim, value_dim, dtype) <= SHARED_BYTES[target]]
+    return tuple(dict.fromkeys((default.tiles, *fitting)))[:MOST]
+
+
+def _tiles(sizes: tuple[int, int, int, int], *, specialised: bool = False) -> Tiles:
+    block_q, block_k, warps, stages = sizes
+    return Tiles(block_q=block_q, block_k=block_k, warps=warps, stages=stages, specialised=specialised)
 
 
 def _bytes(kind: Kind, tiles: Tiles, head_dim: int, value_dim: int, dtype: Precision) -> int:

@@ -116,6 +116,8 @@ def terms_of(work: Work, rate: Rate) -> tuple[Term, ...]:
 
 def resident(tiles: Tiles) -> int:
     """How many programs a multiprocessor runs side by side, as its registers allow."""
+    if tiles.specialised:
+        return 2 if max(tiles.block_q, tiles.block_k) <= 64 else 1
     return max(1, 8 // tiles.warps)
 
 
@@ -141,6 +143,7 @@ def _distance(rate: Rate, work: Work) -> tuple[float, ...]:
     width = max(work.head_dim, work.value_dim)
     return (
         2.0 * (rate.descriptors != work.descriptors)
+        + 4.0 * (rate.tiles.specialised != work.tiles.specialised)
         + apart(rate.tiles.block_q, work.tiles.block_q)
         + apart(rate.tiles.block_k, work.tiles.block_k)
         + apart(rate.tiles.warps, work.tiles.warps)

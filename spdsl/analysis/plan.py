@@ -239,7 +239,7 @@ def _boxes(staged: Staged, problem: Problem, tiles: Tiles) -> BoxRelation | None
 
 def _tiles(kind: Kind, problem: Problem, walk: Walk | None, target: str, descriptors: bool, specialised: bool) -> Tiles:
     given = dict(problem.tiles).get(kind)
-    if given is not None:
+    if given is not None and given.specialised == specialised:
         return given
     return default_tiles(
         kind,

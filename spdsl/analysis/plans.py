@@ -19,12 +19,16 @@ Kind: TypeAlias = Literal["forward", "dq", "dkdv", "fused"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiles:
-    """Queries and keys of a tile, warps of a program, and stages of its software pipeline."""
+    """Queries and keys of a tile, warps of a program, and stages of its software pipeline.
+
+    With ``specialised`` one warp copies for the others, as `KernelPlan` has it.
+    """
 
     block_q: int
     block_k: int
     warps: int
     stages: int
+    specialised: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +120,13 @@ class KernelPlan:
     @property
     def tiles(self) -> Tiles:
         """Tile sizes and launch options."""
-        return Tiles(block_q=self.block_q, block_k=self.block_k, warps=self.warps, stages=self.stages)
+        return Tiles(
+            block_q=self.block_q,
+            block_k=self.block_k,
+            warps=self.warps,
+            stages=self.stages,
+            specialised=self.specialised,
+        )
 
     @property
     def by(self) -> Literal["query", "key"]:

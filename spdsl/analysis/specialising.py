@@ -30,6 +30,9 @@ def why_plain(
     """
     if target != "sm_90" or kind in ("dq", "dkdv"):
         return ""
+    given = dict(problem.tiles).get(kind)
+    if given is not None and not given.specialised:
+        return "tiles for warps that are all alike were chosen"
     if problem.dtype == "fp32":
         return "products of fp32 run without tensor cores"
     if problem.shape == "batched":

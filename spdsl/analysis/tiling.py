@@ -35,7 +35,7 @@ def default_tiles(
     """
     width = max(head_dim, value_dim)
     if kind == "fused":
-        return Tiles(block_q=64, block_k=128, warps=4, stages=2)
+        return Tiles(block_q=64, block_k=128, warps=4, stages=2, specialised=True)
     if kind == "forward" and specialised:
         return _specialised(width, walk)
     if target == "cpu":
@@ -62,7 +62,7 @@ def _specialised(width: int, walk: Walk | None) -> Tiles:
     Tiles of 128 by 128 are a fifth faster for what they compute, which is more where a pattern has a finer grain.
     """
     if width > 128:
-        return Tiles(block_q=128, block_k=64, warps=4, stages=2)
+        return Tiles(block_q=128, block_k=64, warps=4, stages=2, specialised=True)
     match walk:
         case ListWalk():
             fine = True
@@ -75,8 +75,8 @@ def _specialised(width: int, walk: Walk | None) -> Tiles:
         case None:
             fine = False
     if fine:
-        return Tiles(block_q=64, block_k=64, warps=4, stages=3 if width > 64 else 4)
-    return Tiles(block_q=128, block_k=128, warps=4, stages=2 if width > 64 else 4)
+        return Tiles(block_q=64, block_k=64, warps=4, stages=3 if width > 64 else 4, specialised=True)
+    return Tiles(block_q=128, block_k=128, warps=4, stages=2 if width > 64 else 4, specialised=True)
 
 
 def _edges(walk: Walk | None) -> int:

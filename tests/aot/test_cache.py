@@ -43,8 +43,10 @@ triton.compiler.compile = triton.compiler.compiler.compile = count
 
 def run(self, kernel, grid, given, stages, device):
     function = self._function(kernel)
+    options = {"num_warps": kernel.warps, "num_stages": stages}
+    options |= {"maxnreg": kernel.registers} if kernel.registers else {}
     with binaries.keeping(function, 0):
-        made = function.run(**given, grid=grid, warmup=True, num_warps=kernel.warps, num_stages=stages)
+        made = function.run(**given, grid=grid, warmup=True, **options)
     assert made.kernel[:4] == b"\\x7fELF" and made.metadata.shared > 0
 
 launch.Loaded._run = run
@@ -82,7 +84,7 @@ def test_processes_that_start_together_compile_once(tmp_path: Path, processes: i
     together = launch(tmp_path, processes)
     assert sorted(each for found in together for each in found["compiled"]) == ["forward"]
     [later] = launch(tmp_path, 1)
-    assert later == {"compiled": [], "kinds": ["kernel", "source"]}
+    assert later == {"compiled": [], "kinds": ["kernel", "source", "source"]}
     assert not (tmp_path / "triton").exists()  # Triton's own cache is not used
 
 
@@ -96,4 +98,4 @@ compile_kernels(plan_like(spdsl.compile("causal")._key, q, q, q, "sm_90").plan, 
 """
     environment = os.environ | {"SPDSL_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, timeout=300)
-    assert launch(tmp_path, 1) == [{"compiled": [], "kinds": ["kernel", "source"]}]
+    assert launch(tmp_path, 1) == [{"compiled": [], "kinds": ["kernel", "source", "source"]}]
