@@ -31,7 +31,8 @@ class Program:
 
     ``ratio`` query heads share a key head.  A kernel by key starts from ``g`` and loops over the heads of the group.
     ``reverse`` starts with the last tile, which under causal patterns has the longest row.  With ``classes`` a program
-    owns a tile of one residue class of the rows, ``q_class`` or ``k_class``.
+    owns a tile of one residue class of the rows, ``q_class`` or ``k_class``.  With ``counted`` the tiles of all heads
+    and sequences are counted through, and ``item`` is the number of this one.
     """
 
     by: By
@@ -39,6 +40,7 @@ class Program:
     reverse: bool
     shape: Shape
     classes: int | None = None
+    counted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -546,9 +548,11 @@ class Corner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchQueries:
-    """The copying warp loads the program's queries, each group's by itself."""
+    """The copying warp loads the program's queries, each group's by itself; with ``again`` when those before have been
+    read."""
 
     corner: Corner
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -586,7 +590,8 @@ class Stream:
     """All tiles that the copying warp sends: ``names`` of each are read, and ``body`` gets from products to logits.
 
     The products of a tile with the queries run while the weights of the one before meet their values.  With ``flagged``
-    ``masked`` is read too.  ``factor`` as in `OnlineSoftmax`.
+    ``masked`` is read too.  ``factor`` as in `OnlineSoftmax`.  With ``again`` queries and the last place of the ring
+    are given back.
     """
 
     names: tuple[str, ...]
@@ -594,6 +599,7 @@ class Stream:
     factor: float
     dtype: Precision
     body: tuple[Block, ...]
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -659,6 +665,13 @@ class FusedEnd:
 
 
 # ---------------------------------------------------------------- control
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EachItem:
+    """Each ``item`` of this program, of all that there are; ``turn`` counts them."""
+
+    body: tuple[Block, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -773,6 +786,7 @@ Block: TypeAlias = (
     | FusedScores
     | FusedGradients
     | FusedEnd
+    | EachItem
     | Loop
     | If
     | ListBounds
@@ -817,7 +831,8 @@ class Kernel:
     (`WorkItem`), and the kernel ``{name}_combine`` adds up their parts.
     With ``fetch`` a kernel of specialised warps: one runs these blocks, and loads what the others compute on.
     ``registers`` of a thread, before warps share them out, are fewer than there are where several programs are to share
-    an SM.  With ``heads_first`` the first tiles of all heads start first.
+    an SM.  With ``heads_first`` the first tiles of all heads start first.  With ``persistent`` the grid is flat, and
+    there may be fewer programs than tiles.
     """
 
     name: str
@@ -835,6 +850,7 @@ class Kernel:
     fetch: tuple[Block, ...] | None = None
     registers: int | None = None
     heads_first: bool = False
+    persistent: bool = False
 
     def programs(self, rows: int) -> int:
         """How many tiles there are among ``rows`` rows."""

@@ -15,6 +15,7 @@ from spdsl.codegen.blocks import (
     BoxPositions,
     By,
     Define,
+    EachItem,
     Gather,
     If,
     LoadTile,
@@ -29,6 +30,7 @@ from spdsl.codegen.blocks import (
     WorkItem,
 )
 from spdsl.codegen.boxes import flag_of, own_box, programs
+from spdsl.codegen.edges import with_edges
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.hoist import Hoist
 from spdsl.codegen.tables import Tables
@@ -141,7 +143,7 @@ class Frame:
             found = both(found, compare("lt", index("k"), Extent(name="n")))
         if self.plan.problem.shape != "square":
             found = both(found, compare("ge", index("q"), number(0)))
-        return Const(value=True) if found is None else found
+        return Const(value=True) if found is None else with_edges(found, "k" if self.by == "query" else "q")
 
     @property
     def bias(self) -> Expr | None:
@@ -315,7 +317,7 @@ def every(body: Iterable[Block]) -> Iterator[Block]:
     """All blocks, those inside loops and conditions included."""
     for block in body:
         yield block
-        if isinstance(block, Loop | If | Stream):
+        if isinstance(block, EachItem | Loop | If | Stream):
             yield from every(block.body)
         if isinstance(block, If):
             yield from every(block.otherwise)
@@ -364,7 +366,14 @@ def masked(mode: Mode, definitions: tuple[Block, ...], mask: Mask) -> tuple[Bloc
 def program(frame: Frame, *, reverse: bool) -> tuple[Block, ...]:
     """What a program works on."""
     shape = frame.plan.problem.shape
-    begin: Block = Program(by=frame.by, ratio=frame.ratio, reverse=reverse, shape=shape, classes=frame.classes)
+    begin: Block = Program(
+        by=frame.by,
+        ratio=frame.ratio,
+        reverse=reverse,
+        shape=shape,
+        classes=frame.classes,
+        counted=frame.kernel.persistent,
+    )
     if frame.kernel.splits:
         begin = WorkItem(
             by=frame.by,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from spdsl.codegen.blocks import Argument, Block, BlockGraph, If, Kernel, Loop, Stream
+from spdsl.codegen.blocks import Argument, Block, BlockGraph, EachItem, If, Kernel, Loop, Stream
 from spdsl.codegen.emit import KernelSource, environment, helpers_in, macro_name
 
 NAMES: dict[bool, Mapping[str, str]] = {
@@ -95,7 +95,7 @@ def _blocks(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, str]:
     """The shapes of what the copy engine moves, by tensor."""
     found = {a.name: ", ".join(map(str, a.block)) for a in kernel.arguments if a.block is not None}
     if kernel.name == "forward" and "O" not in found:
-        same = sizes["VALUE_DIM"] == sizes["HEAD_DIM"]
+        same = sizes["VALUE_DIM"] == sizes["HEAD_DIM"] and not kernel.persistent
         found["O"] = found["Q"] if same else f"ROWS, {sizes['VALUE_DIM']}"
     return found
 
@@ -139,7 +139,7 @@ def _lines(blocks: tuple[Block, ...], depth: int, names: Mapping[str, str]) -> l
                 found += _lines(block.body, depth + (len(line) - len(line.lstrip())) // 4, names)
             elif line.strip():
                 found.append("    " * depth + line)
-        if isinstance(block, Loop | If):
+        if isinstance(block, EachItem | Loop | If):
             found += _lines(block.body, depth + 1, names)
         if isinstance(block, If) and block.otherwise:
             found += ["    " * depth + "else:", *_lines(block.otherwise, depth + 1, names)]

@@ -18,6 +18,7 @@ from spdsl.codegen.blocks import (
     BoxLanes,
     CopyOut,
     Corner,
+    EachItem,
     FetchQueries,
     Kernel,
     Logits,
@@ -44,6 +45,12 @@ REGISTERS = 1 << 16
 """Of an SM."""
 
 
+ITEMS = (
+    Argument(name="tiles", type="i32", note="tiles of queries of a head"),
+    Argument(name="all_tiles", type="i32", note="of all heads and sequences"),
+)
+
+
 def lower_streamed(plan: Plan) -> Kernel:
     """The blocks of the forward kernel, whose plan has specialised warps."""
     tiles = plan.forward
@@ -67,6 +74,7 @@ def lower_streamed(plan: Plan) -> Kernel:
             *frame.parameters(body),
             *frame.lists(),
             *split.split_arguments(frame, SUMS),
+            *(ITEMS if tiles.persistent else ()),
             *frame.table_arguments(body),
         ),
         constants=(
@@ -76,8 +84,9 @@ def lower_streamed(plan: Plan) -> Kernel:
             ("RING", tiles.stages),
             ("NUMBERS", len(_names(tiles)) + (modes == "either")),
         ),
-        body=compute,
-        fetch=fetch,
+        body=(EachItem(body=compute),) if tiles.persistent else compute,
+        fetch=(EachItem(body=fetch),) if tiles.persistent else fetch,
+        persistent=tiles.persistent,
         block=tiles.block_q,
         warps=tiles.warps,
         stages=tiles.stages,
@@ -118,7 +127,7 @@ def _fetch(plan: Plan) -> tuple[tuple[Block, ...], Mode]:
     begin = tuple(block for block in program(frame, reverse=True) if not isinstance(block, BoxLanes))
     return (
         *begin,
-        FetchQueries(corner=_corner(frame, "Q", "q")),
+        FetchQueries(corner=_corner(frame, "Q", "q"), again=tiles.persistent),
         *frame.hoist.take(0),
         *setup,
         *split.share(frame, loops),
@@ -153,7 +162,14 @@ def _compute(frame: Frame, mode: Mode) -> tuple[Block, ...]:
         *frame.hoist.take(0),
         *frame.hoist.take(1),
         *_state(frame, sink),
-        Stream(names=_names(frame.kernel), flagged=mode == "either", factor=frame.factor, dtype=dtype, body=body),
+        Stream(
+            names=_names(frame.kernel),
+            flagged=mode == "either",
+            factor=frame.factor,
+            dtype=dtype,
+            body=body,
+            again=frame.kernel.persistent,
+        ),
         *split.end(frame, SUMS, end),
     )
 

@@ -20,9 +20,13 @@ from spdsl.codegen.load import load
 from spdsl.codegen.lower import lower
 from spdsl.diagnostics import error
 from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.evenness import programs_for
 from spdsl.runtime.interval_kernels import interval_values
 from spdsl.runtime.split import Split, split_of
 from spdsl.runtime.starter import Starter
+
+_MOST = 256
+"""Sizes of calls that are remembered."""
 
 Value: TypeAlias = "Tensor | int"
 
@@ -30,7 +34,7 @@ Value: TypeAlias = "Tensor | int"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
     """The kernels of a plan: what they do, their text, the functions of the imported file, and what starts them, by
-    name."""
+    name; ``flat`` remembers how many programs calls of some sizes start."""
 
     plan: Plan
     graph: BlockGraph
@@ -38,6 +42,7 @@ class Loaded:
     functions: dict[str, Any]
     kernels: dict[str, Kernel]
     starters: dict[str, Starter]
+    flat: dict[tuple[object, ...], int]
 
     def launch(self, name: str, rows: int, heads: int, batch: int, values: Mapping[str, Value]) -> None:
         """Run a kernel on ``rows`` rows of its own side for every head and sequence."""
@@ -53,6 +58,9 @@ class Loaded:
         heads, rows = call.k.shape[1:3] if tiles.by == "key" else call.q.shape[1:3]
         values = {**values, **call_values(call, kind)}
         values.update(interval_values(call, tiles, values, self.launch))
+        if kernel.persistent:
+            self._start(kernel, self._flat_grid(kernel, call, tiles, values), values)
+            return
         if not kernel.parts:
             self.launch(kind, rows, heads, batch, values)
             return
@@ -67,6 +75,19 @@ class Loaded:
         if held:
             combine = self.kernels[f"{kind}_combine"]
             self._start(combine, (long * (kernel.block // combine.block), 1, 1), values)
+
+    def _flat_grid(
+        self, kernel: Kernel, call: Call, tiles: KernelPlan, values: dict[str, Value]
+    ) -> tuple[int, int, int]:
+        """The grid of a kernel whose programs may do several tiles each; adds to ``values`` how many there are."""
+        count = kernel.programs(call.q.shape[2])
+        values["tiles"], values["all_tiles"] = count, count * call.q.shape[1] * call.q.shape[0]
+        key = (kernel.name, *call.q.shape[:3], call.k.shape[2], call.q_start, *call.parameters.values())
+        if key not in self.flat:
+            if len(self.flat) >= _MOST:
+                self.flat.clear()
+            self.flat[key] = programs_for(call, tiles, count)
+        return self.flat[key], 1, 1
 
     def _start(self, kernel: Kernel, grid: tuple[int, int, int], values: Mapping[str, Value]) -> None:
         if 0 in grid:
@@ -131,6 +152,7 @@ def loaded(plan: Plan) -> Loaded:
             functions=functions,
             kernels={kernel.name: kernel for kernel in graph.kernels},
             starters={},
+            flat={},
         )
     return found
 

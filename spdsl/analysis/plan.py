@@ -13,7 +13,7 @@ from spdsl.analysis.distances import with_distances
 from spdsl.analysis.gradients import table_gradients
 from spdsl.analysis.plans import KernelPlan, Kind, Plan, Problem, TableGradient, Tiles
 from spdsl.analysis.room import refuse_large_numbers
-from spdsl.analysis.specialising import copies_tiles, why_plain
+from spdsl.analysis.specialising import copies_tiles, may_persist, why_plain
 from spdsl.analysis.stages import Staged, covering_grid, extents_of, leading_grid, stage
 from spdsl.analysis.tiles import BoxRelation, BoxWalk, DistanceWalk, ListWalk, Residues, SlotWalk, TileRelation, Walk
 from spdsl.analysis.tiling import default_tiles
@@ -73,7 +73,8 @@ def _plan(problem: Problem, target: str, place: int = 0) -> Plan:
 
     def kernel(kind: Kind) -> KernelPlan:
         found = _kernel(kind, staged, problem, target, residues)
-        return replace(found, splits=target != "cpu" and _splits(kind, found.walk, pattern, gradients))
+        splits = target != "cpu" and _splits(kind, found.walk, pattern, gradients)
+        return replace(found, splits=splits, persistent=not splits and may_persist(found, problem))
 
     dkdv = kernel("dkdv")
     in_order = dkdv.residues is None and dkdv.boxes is None

@@ -100,7 +100,7 @@ class KernelPlan:
     K, V and dO (TMA), else every thread its own part.  With ``splits`` rows that are much longer than the others
     are computed in parts, by several programs.  With ``specialised`` one warp of a program copies tiles while groups of
     four warps compute, each for `GROUP_ROWS` rows of the program's own (Gluon); ``stages`` is then the size of the ring
-    of tiles in between.
+    of tiles in between.  With ``persistent`` a program may do several tiles of its own one after the other.
     """
 
     kind: Kind
@@ -115,6 +115,7 @@ class KernelPlan:
     descriptors: bool = False
     splits: bool = False
     specialised: bool = False
+    persistent: bool = False
     plain: str = ""  # why warps are not specialised, where there are such kernels
 
     @property

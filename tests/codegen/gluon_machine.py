@@ -22,7 +22,7 @@ class Sent:
     """What the copying warp sends with one tile, and where the tile lies in K and V."""
 
     numbers: dict[int, Int] = field(default_factory=dict)
-    places: dict[str, tuple[Int, ...]] = field(default_factory=dict)
+    places: dict[str, Any] = field(default_factory=dict)
 
 
 class Memory:
@@ -62,6 +62,8 @@ class Machine(Language):
     def __init__(self, program: tuple[int, int, int], grid: tuple[int, int, int], numbers: int) -> None:
         super().__init__(program, grid)
         self._numbers = numbers
+        self.items: list[list[Turn]] = []
+        self.groups: list[list[list[Turn]]] = []
         self.queries: list[tuple[Int, ...]] = []
         self.sent: list[Sent] = []
         self._current = -1
@@ -85,12 +87,12 @@ class Machine(Language):
         assert len(warps) == len(registers) == len(parts) - 1
         *compute, (fetch, arguments) = parts
         fetch(*arguments)
-        self.groups = []
         for function, given in compute:
-            self.turns, self._current = [Turn()], -1
+            self.items, self._current = [[]], -1
             function(*given)
             assert self._current == len(self.sent) - 1, "tiles that nobody takes"
-            self.groups.append(self.turns)
+            assert not self.items.pop(), "tiles without an end"
+            self.groups.append(self.items)
 
     def async_copy_global_to_shared(self, tensor: Any, at: list[Any], barrier: Any, memory: Any) -> None:
         place = tuple(x if isinstance(x, Int) else Int(x) for x in at)
@@ -107,8 +109,12 @@ class Machine(Language):
     def told(self, at: int) -> Int:
         if at % self._numbers == 0:
             self._current += 1
-            if self.sent[self._current].places:
-                self.turns.append(Turn())
+            tile = self.sent[self._current]
+            if tile.places:
+                self.turns = [Turn(rows=dict(tile.places))]
+                self.items[-1] += self.turns
+            else:
+                self.items.append([])
         return self.sent[self._current].numbers[at % self._numbers]
 
     def warpgroup_mma_wait(self, running: int, deps: tuple[Any, ...]) -> Any:
@@ -133,8 +139,9 @@ def rows(place: tuple[Int, ...], count: int, classes: int) -> np.ndarray:
 
 def run(
     text: str, arguments: Mapping[str, Any], program: tuple[int, int, int], grid: tuple[int, int, int], classes: int
-) -> list[list[Turn]]:
-    """The turns of every group of one program, as `tests.codegen.machine.run` gives them; the first has its queries."""
+) -> list[tuple[int, int, list[Turn]]]:
+    """What every group of one program does with each of its tiles: sequence, head, and the turns, as
+    `tests.codegen.machine.run` gives them; the first has the queries."""
     sizes = {name: int(value) for name, value in re.findall(r"^(\w+) = gl\.constexpr\((\d+)\)$", text, re.MULTILINE)}
     machine = Machine(program, grid, sizes["NUMBERS"])
     names: dict[str, Any] = {"gl": machine, "tma": machine, "mbarrier": machine, "gluon": Decorator()}
@@ -143,11 +150,14 @@ def run(
     exec(_compiled(text), names)  # noqa: S102  # our own text
     names["forward"](**arguments)
     found = []
-    for place, turns in zip(machine.queries, machine.groups, strict=True):
-        tiles = [sent.places for sent in machine.sent if sent.places]
-        assert all(tile["K"] == tile["V"] or [*map(int, tile["K"])] == [*map(int, tile["V"])] for tile in tiles)
-        for turn, tile in zip(turns[1:], tiles, strict=True):
-            turn.rows["K"] = rows(tile["K"], sizes["BLOCK_K"], classes)
-        turns[0].rows["Q"] = rows(place, sizes["ROWS"], classes)
-        found.append(turns)
+    count = len(machine.groups)
+    for group, items in enumerate(machine.groups):
+        for item, turns in enumerate(items):
+            place = machine.queries[item * count + group]
+            for turn in turns:
+                keys, values = turn.rows.pop("K"), turn.rows.pop("V")
+                assert [*map(int, keys)] == [*map(int, values)]
+                turn.rows["K"] = rows(keys, sizes["BLOCK_K"], classes)
+            first = Turn(rows={"Q": rows(place, sizes["ROWS"], classes)})
+            found.append((int(place[0]), int(place[1]), [first, *turns]))
     return found

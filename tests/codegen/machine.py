@@ -150,8 +150,8 @@ class Language:
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **more: OPAQUE
 
-    def range(self, low: Any, high: Any, **more: Any) -> Iterator[Int]:
-        for value in range(int(low), int(high)):
+    def range(self, low: Any, high: Any, step: Any = 1, **more: Any) -> Iterator[Int]:
+        for value in range(int(low), int(high), int(step)):
             self.turns.append(Turn())
             yield Int(value)
 

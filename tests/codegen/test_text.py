@@ -97,9 +97,9 @@ def add_program(count: np.ndarray, turns: list[Turn], by_query: bool) -> None:
         np.add.at(count, (q[at[0]], k[at[1]]), 1)
 
 
-def in_gluon(made: Plan) -> Plan:
+def in_gluon(made: Plan, *, persistent: bool) -> Plan:
     """The plan with a forward of specialised warps."""
-    forward = replace(made.forward, specialised=True, descriptors=True)
+    forward = replace(made.forward, specialised=True, descriptors=True, persistent=persistent)
     return replace(made, problem=replace(made.problem, dtype="bf16"), forward=forward)
 
 
@@ -109,8 +109,9 @@ def check_text(keep: Term, tiles: tuple[int, int], shape: str, scale: Scale, see
         return
     graph = lower(made)
     text = emit(graph).text
-    streamed = lower(in_gluon(made)) if tiles[0] >= 64 else None
     chance = random.Random(seed)
+    other = in_gluon(made, persistent=chance.random() < 0.5) if tiles[0] >= 64 else None
+    streamed = None if other is None else lower(other)
     for _ in range(2):
         length, rows, start = chance.randint(1, 300), chance.randint(1, 300), chance.randint(-70, 200)
         values = parameters(chance, scale)
@@ -137,19 +138,25 @@ def check_text(keep: Term, tiles: tuple[int, int], shape: str, scale: Scale, see
             wrong = np.argwhere(found != expected)
             assert not wrong.size, f"{kernel.name} of {env}, head {head}: {wrong[:3].tolist()}\n{text}"
             if kernel.name == "forward" and streamed is not None:
-                check_gluon(streamed, replace(call, plan=in_gluon(made)), (head, batch), expected)
+                check_gluon(streamed, call, (head, batch), expected)
 
 
 def check_gluon(graph: BlockGraph, call: Call, at: tuple[int, int], expected: np.ndarray) -> None:
     """Every kept pair is computed once by the groups of the forward with specialised warps, and no other."""
     (kernel,) = graph.gluon
     text = emit_gluon(graph, kernel, "3.6.0").text
-    grid = (kernel.programs(call.q.shape[2]), HEADS, 2)
+    tiles = kernel.programs(call.q.shape[2])
+    programs = [(number, *at) for number in range(tiles)]
+    grid = (tiles, HEADS, 2)
+    given_arguments = arguments_of(kernel, call)
+    if kernel.persistent:
+        given_arguments |= {"tiles": Int(tiles), "all_tiles": Int(tiles * HEADS * 2)}
+        programs, grid = [(number, 0, 0) for number in range(5)], (5, 1, 1)
     found = np.zeros(expected.shape, int)
-    for number in range(grid[0]):
-        program = (number, *at)
-        for turns in gluon_machine.run(text, arguments_of(kernel, call), program, grid, kernel.classes or 1):
-            add_program(found, turns, by_query=True)
+    for program in programs:
+        for batch, head, turns in gluon_machine.run(text, given_arguments, program, grid, kernel.classes or 1):
+            if (head, batch) == at:
+                add_program(found, turns, by_query=True)
     wrong = np.argwhere(found != expected)
     assert not wrong.size, f"{wrong[:3].tolist()}\n{text}"
 

@@ -104,7 +104,8 @@ def check(attn: spdsl.Attention, given: list[Tensor], inputs: dict[str, Tensor])
     with noting(ran), poisoned():
         out, lse = attn(*given, return_lse=True, **inputs)
         again, lse_again = attn(*given, return_lse=True, **inputs)
-    assert ran == ["forward", "forward"]
+    assert len(ran) in (2, 4), "one kernel a call, or one for each of two sets"
+    assert set(ran) == {"forward"}
     assert torch.equal(out, again), "runs differ"
     assert torch.equal(lse, lse_again), "runs differ"
     wanted, wanted_lse = attn.reference(*given, return_lse=True, **inputs)
@@ -161,7 +162,7 @@ def test_equals_triton_on_long_sequences(name: str) -> None:
     ran: list[str] = []
     with noting(ran), poisoned():
         out, lse = spdsl.compile(name, **parameters)(*given, return_lse=True, **more)
-    assert ran == ["forward"]
+    assert set(ran) == {"forward"}
     with in_triton():
         other, other_lse = spdsl.compile(name, **parameters)(*given, return_lse=True, **more)
     assert relative_error(out, other.double()) < 5e-3

@@ -49,145 +49,169 @@ def told(numbers, at):
 
 @gluon.jit
 def fetch(
-    q_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span,
+    q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
+    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, tiles, all_tiles,
 ):
     """Load the program's queries, then tile after tile of the keys that they meet."""
-    turn = gl.num_programs(0) - 1 - gl.program_id(0)
-    i = turn // 4  # tile of queries, the last first: their rows are the longest
-    q_class = turn % 4  # its rows are every 4th from this one on
-    h = gl.program_id(1)  # query head
-    g = h // 2  # key head
-    b = gl.program_id(2)  # sequence
-    k_class = q_class  # residue class of the keys that these rows meet
-    mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
-    for group in gl.static_range(GROUPS):
-        tma.async_copy_global_to_shared(Q, [b, h, i * BLOCK_Q + group * ROWS, q_class, 0], q_filled, q_groups.index(group))
-    sent = i * 0  # tiles so far
-    lo = gl.maximum(0, i - ((p_span + 507) >> 9))  # touched tiles
-    hi = i + 1
-    full_lo = gl.minimum(gl.maximum(i - ((p_span - 509) >> 9), lo), hi)  # full tiles
-    full_hi = gl.maximum(gl.minimum(gl.minimum(i, hi), n >> 9), full_lo)
-    # masked where the tile is not full
-    for j in range(lo, hi):
-        masked = (j < full_lo) | (j >= full_hi)
+    rounds = gl.program_id(0) * 0  # tiles of queries so far
+    sent = gl.program_id(0) * 0  # tiles of keys so far
+    values_sent = gl.program_id(0) * 0
+    for item in range(gl.program_id(0), all_tiles, gl.num_programs(0)):
+        turn_of_class = tiles - 1 - item % tiles  # tile of its own, the last first: their rows are the longest
+        h = item // tiles % HEADS
+        b = item // tiles // HEADS  # sequence
+        i = turn_of_class // 4  # tile of queries
+        q_class = turn_of_class % 4  # its rows are every 4th from this one on
+        g = h // 2  # key head
+        k_class = q_class  # residue class of the keys that these rows meet
+        mbarrier.wait(q_freed, rounds & 1 ^ 1)
+        rounds += 1
+        mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
+        for group in gl.static_range(GROUPS):
+            tma.async_copy_global_to_shared(Q, [b, h, i * BLOCK_Q + group * ROWS, q_class, 0], q_filled, q_groups.index(group))
+        lo = gl.maximum(0, i - ((p_span + 507) >> 9))  # touched tiles
+        hi = i + 1
+        full_lo = gl.minimum(gl.maximum(i - ((p_span - 509) >> 9), lo), hi)  # full tiles
+        full_hi = gl.maximum(gl.minimum(gl.minimum(i, hi), n >> 9), full_lo)
+        # masked where the tile is not full
+        for j in range(lo, hi):
+            masked = (j < full_lo) | (j >= full_hi)
+            place = sent % RING
+            mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
+            tell(numbers, place * NUMBERS, j)
+            tell(numbers, place * NUMBERS + 1, masked)
+            gl.thread_barrier()
+            mbarrier.expect(k_filled.index(place), BLOCK_K * HEAD_DIM * 2)
+            tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K, k_class, 0], k_filled.index(place), k_ring.index(place))
+            sent += 1
+            place = values_sent % RING
+            mbarrier.wait(v_freed.index(place), values_sent // RING & 1 ^ 1)
+            mbarrier.expect(v_filled.index(place), BLOCK_K * VALUE_DIM * 2)
+            tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K, k_class, 0], v_filled.index(place), v_ring.index(place))
+            values_sent += 1
         place = sent % RING
         mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
-        tell(numbers, place * NUMBERS, j)
-        tell(numbers, place * NUMBERS + 1, masked)
+        tell(numbers, place * NUMBERS, -1)
         gl.thread_barrier()
-        mbarrier.expect(k_filled.index(place), BLOCK_K * HEAD_DIM * 2)
-        tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K, k_class, 0], k_filled.index(place), k_ring.index(place))
-        mbarrier.wait(v_freed.index(place), sent // RING & 1 ^ 1)
-        mbarrier.expect(v_filled.index(place), BLOCK_K * VALUE_DIM * 2)
-        tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K, k_class, 0], v_filled.index(place), v_ring.index(place))
+        mbarrier.arrive(k_filled.index(place), count=1)
         sent += 1
-    place = sent % RING
-    mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
-    tell(numbers, place * NUMBERS, -1)
-    gl.thread_barrier()
-    mbarrier.arrive(k_filled.index(place), count=1)
 
 
 @gluon.jit
 def compute(
-    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span,
+    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
+    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, tiles, all_tiles,
     group: gl.constexpr,
 ):
     """The rows of a group: the online softmax over the tiles that are sent, the products of one running beside the next."""
     q_places = group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, SCORES))
     k_places = gl.arange(0, BLOCK_K, gl.SliceLayout(0, SCORES))
-    turn = gl.num_programs(0) - 1 - gl.program_id(0)
-    i = turn // 4  # tile of queries, the last first: their rows are the longest
-    q_class = turn % 4  # its rows are every 4th from this one on
-    h = gl.program_id(1)  # query head
-    g = h // 2  # key head
-    b = gl.program_id(2)  # sequence
-    k_class = q_class  # residue class of the keys that these rows meet
-    q_rows = (i * BLOCK_Q + q_places) * 4 + q_class
-    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))  # running maximum of the logits
-    l = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))  # running sum of the weights
-    acc = gl.zeros([ROWS, VALUE_DIM], gl.float32, SUMS)
-    nothing = gl.zeros([ROWS, BLOCK_K], gl.float32, SCORES)
-    q_tile = q_groups.index(group).reshape([ROWS, HEAD_DIM])
-    taken = i * 0  # tiles of keys so far
-    met = i * 0  # tiles of values so far
-    mbarrier.wait(q_filled, 0)
-    place = taken % RING
-    mbarrier.wait(k_filled.index(place), taken // RING & 1)
-    j = told(numbers, place * NUMBERS)
-    if j >= 0:
-        scores = warpgroup_mma(q_tile, k_ring.index(place).reshape([BLOCK_K, HEAD_DIM]).permute((1, 0)), nothing, use_acc=False, is_async=True)
-        masked = told(numbers, place * NUMBERS + 1) != 0
-        scores = warpgroup_mma_wait(0, deps=(scores,))  # [ROWS, BLOCK_K]
-        gl.thread_barrier()
-        mbarrier.arrive(k_freed.index(place), count=1)
-        taken += 1
-        k_rows = (j * BLOCK_K + k_places) * 4 + k_class
-        k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        if masked:
-            scores = gl.where((k <= q) & (q - k < p_span) & (k < n), scores, float("-inf"))  # dilated.spat:3
-        m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
-        shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
-        p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
-        alpha = gl.exp2(m - shift)
-        l = l * alpha + gl.sum(p, 1)
-        m = m_new
-        weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
+    rounds = gl.program_id(0) * 0  # tiles of queries so far
+    taken = gl.program_id(0) * 0  # tiles of keys so far
+    met = gl.program_id(0) * 0  # tiles of values so far
+    for item in range(gl.program_id(0), all_tiles, gl.num_programs(0)):
+        turn_of_class = tiles - 1 - item % tiles  # tile of its own, the last first: their rows are the longest
+        h = item // tiles % HEADS
+        b = item // tiles // HEADS  # sequence
+        i = turn_of_class // 4  # tile of queries
+        q_class = turn_of_class % 4  # its rows are every 4th from this one on
+        g = h // 2  # key head
+        k_class = q_class  # residue class of the keys that these rows meet
+        q_rows = (i * BLOCK_Q + q_places) * 4 + q_class
+        q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+        q_part = gl.minimum(q + 1, n)
+        m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))  # running maximum of the logits
+        l = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))  # running sum of the weights
+        acc = gl.zeros([ROWS, VALUE_DIM], gl.float32, SUMS)
+        nothing = gl.zeros([ROWS, BLOCK_K], gl.float32, SCORES)
+        q_tile = q_groups.index(group).reshape([ROWS, HEAD_DIM])
+        mbarrier.wait(q_filled, rounds & 1)
+        rounds += 1
         place = taken % RING
         mbarrier.wait(k_filled.index(place), taken // RING & 1)
         j = told(numbers, place * NUMBERS)
-        while j >= 0:
+        if j >= 0:
             scores = warpgroup_mma(q_tile, k_ring.index(place).reshape([BLOCK_K, HEAD_DIM]).permute((1, 0)), nothing, use_acc=False, is_async=True)
             masked = told(numbers, place * NUMBERS + 1) != 0
-            behind = met % RING
-            mbarrier.wait(v_filled.index(behind), met // RING & 1)
-            acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
-            scores = warpgroup_mma_wait(1, deps=(scores,))  # [ROWS, BLOCK_K]
+            scores = warpgroup_mma_wait(0, deps=(scores,))  # [ROWS, BLOCK_K]
             gl.thread_barrier()
             mbarrier.arrive(k_freed.index(place), count=1)
             taken += 1
             k_rows = (j * BLOCK_K + k_places) * 4 + k_class
             k = k_rows[None, :]  # positions, [1, BLOCK_K]
             if masked:
-                scores = gl.where((k <= q) & (q - k < p_span) & (k < n), scores, float("-inf"))  # dilated.spat:3
+                scores = gl.where((k >= q - p_span + 1) & (k < q_part), scores, float("-inf"))  # dilated.spat:3
             m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
             shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
             p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
             alpha = gl.exp2(m - shift)
             l = l * alpha + gl.sum(p, 1)
             m = m_new
-            acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))  # [ROWS, VALUE_DIM]
-            gl.thread_barrier()
-            mbarrier.arrive(v_freed.index(behind), count=1)
-            met += 1
-            acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, SUMS))[:, None]
             weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
             place = taken % RING
             mbarrier.wait(k_filled.index(place), taken // RING & 1)
             j = told(numbers, place * NUMBERS)
-        behind = met % RING
-        mbarrier.wait(v_filled.index(behind), met // RING & 1)
-        acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
-        acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
-    norm = gl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
-    acc = acc * gl.convert_layout(1.0 / norm, gl.SliceLayout(1, SUMS))[:, None]
-    lse = (m + gl.log2(norm)) * 0.6931471805599453
-    o_tile = o_groups.index(group).reshape([ROWS, VALUE_DIM])
-    gl.thread_barrier()  # the queries, which lie where the output goes, have been read
-    o_tile.store(acc.to(gl.bfloat16))
-    gl.thread_barrier()
-    o_rows = gl.convert_layout(q_rows, gl.SliceLayout(1, ACROSS))
-    o_columns = gl.arange(0, VALUE_DIM, gl.SliceLayout(0, ACROSS))
-    o_at = b.to(gl.int64) * o_stride_b + h.to(gl.int64) * o_stride_h + o_rows.to(gl.int64)[:, None] * o_stride_n + o_columns[None, :]
-    gl.store(O + o_at, o_tile.load(ACROSS), mask=(o_rows < nq)[:, None])
-    row_base = (b * HEADS + h).to(gl.int64) * nq
-    gl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
+            while j >= 0:
+                scores = warpgroup_mma(q_tile, k_ring.index(place).reshape([BLOCK_K, HEAD_DIM]).permute((1, 0)), nothing, use_acc=False, is_async=True)
+                masked = told(numbers, place * NUMBERS + 1) != 0
+                behind = met % RING
+                mbarrier.wait(v_filled.index(behind), met // RING & 1)
+                acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
+                scores = warpgroup_mma_wait(1, deps=(scores,))  # [ROWS, BLOCK_K]
+                gl.thread_barrier()
+                mbarrier.arrive(k_freed.index(place), count=1)
+                taken += 1
+                k_rows = (j * BLOCK_K + k_places) * 4 + k_class
+                k = k_rows[None, :]  # positions, [1, BLOCK_K]
+                if masked:
+                    scores = gl.where((k >= q - p_span + 1) & (k < q_part), scores, float("-inf"))  # dilated.spat:3
+                m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
+                shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
+                p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
+                alpha = gl.exp2(m - shift)
+                l = l * alpha + gl.sum(p, 1)
+                m = m_new
+                acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))  # [ROWS, VALUE_DIM]
+                gl.thread_barrier()
+                mbarrier.arrive(v_freed.index(behind), count=1)
+                met += 1
+                acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, SUMS))[:, None]
+                weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
+                place = taken % RING
+                mbarrier.wait(k_filled.index(place), taken // RING & 1)
+                j = told(numbers, place * NUMBERS)
+            gl.thread_barrier()
+            mbarrier.arrive(q_freed, count=1)
+            mbarrier.arrive(k_freed.index(place), count=1)
+            behind = met % RING
+            mbarrier.wait(v_filled.index(behind), met // RING & 1)
+            acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
+            acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
+            gl.thread_barrier()
+            mbarrier.arrive(v_freed.index(behind), count=1)
+            met += 1
+        else:
+            gl.thread_barrier()
+            mbarrier.arrive(q_freed, count=1)
+            mbarrier.arrive(k_freed.index(place), count=1)
+        taken += 1
+        norm = gl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
+        acc = acc * gl.convert_layout(1.0 / norm, gl.SliceLayout(1, SUMS))[:, None]
+        lse = (m + gl.log2(norm)) * 0.6931471805599453
+        o_tile = o_groups.index(group).reshape([ROWS, VALUE_DIM])
+        gl.thread_barrier()  # queries may lie where the output goes: they have been read
+        o_tile.store(acc.to(gl.bfloat16))
+        gl.thread_barrier()
+        o_rows = gl.convert_layout(q_rows, gl.SliceLayout(1, ACROSS))
+        o_columns = gl.arange(0, VALUE_DIM, gl.SliceLayout(0, ACROSS))
+        o_at = b.to(gl.int64) * o_stride_b + h.to(gl.int64) * o_stride_h + o_rows.to(gl.int64)[:, None] * o_stride_n + o_columns[None, :]
+        gl.store(O + o_at, o_tile.load(ACROSS), mask=(o_rows < nq)[:, None])
+        row_base = (b * HEADS + h).to(gl.int64) * nq
+        gl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
+    tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["nq", "n", "p_span"])
+@gluon.jit(do_not_specialize=["nq", "n", "p_span", "tiles", "all_tiles"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     K,  # [batch, groups, n, 64]
@@ -198,19 +222,23 @@ def forward(
     nq,  # query rows
     n,  # keys
     p_span,  # parameter span
+    tiles,  # tiles of queries of a head
+    all_tiles,  # of all heads and sequences
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
     q_groups = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, 1, 1, 64, 1, 64], Q.layout)
-    o_groups = q_groups  # when the queries have been read
+    o_groups = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, ROWS, 64], OUTPUT)
     k_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, 128, 1, 64], K.layout)
     v_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, 128, 1, 64], V.layout)
     numbers = gl.allocate_shared_memory(gl.int32, [RING * NUMBERS, 1], NUMBER)
     q_filled = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
+    q_freed = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     k_filled = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     k_freed = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     v_filled = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     v_freed = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     mbarrier.init(q_filled, count=1)
+    mbarrier.init(q_freed, count=GROUPS)
     for place in gl.static_range(RING):
         mbarrier.init(k_filled.index(place), count=1)
         mbarrier.init(v_filled.index(place), count=1)
@@ -222,22 +250,22 @@ def forward(
             (
                 compute,
                 (
-                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, 0,
+                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
+                    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, tiles, all_tiles, 0,
                 ),
             ),
             (
                 compute,
                 (
-                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, 1,
+                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
+                    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, tiles, all_tiles, 1,
                 ),
             ),
             (
                 fetch,
                 (
-                    q_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span,
+                    q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
+                    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, tiles, all_tiles,
                 ),
             ),
         ],

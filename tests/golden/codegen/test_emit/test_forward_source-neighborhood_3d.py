@@ -47,10 +47,13 @@ def told(numbers, at):
 
 @gluon.jit
 def fetch(
-    q_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
+    q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
     Q, K, V, O, LSE, nq, n,
 ):
     """Load the program's queries, then tile after tile of the keys that they meet."""
+    rounds = gl.program_id(0) * 0  # tiles of queries so far
+    sent = gl.program_id(0) * 0  # tiles of keys so far
+    values_sent = gl.program_id(0) * 0
     i = gl.num_programs(0) - 1 - gl.program_id(0)  # tile of queries, the last first: their rows are the longest
     h = gl.program_id(1)  # query head
     g = h // 2  # key head
@@ -59,10 +62,10 @@ def fetch(
     i1 = i // 20 % 3
     i2 = i % 20
     q_first = i0 * 7584 + i1 * 1264 + i2 * 4  # its first row
+    rounds += 1
     mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
     for group in gl.static_range(GROUPS):
         tma.async_copy_global_to_shared(Q, [b * 4 + h, i0 * 2 + group * (2 // GROUPS), i1 * 16, i2 * 4, 0], q_filled, q_groups.index(group))
-    sent = i * 0  # tiles so far
     lo0 = gl.maximum(0, i0 - 9)  # touched boxes along axis 0
     hi0 = i0 + 1
     boxes0 = gl.maximum(hi0 - lo0, 0)
@@ -87,26 +90,32 @@ def fetch(
         gl.thread_barrier()
         mbarrier.expect(k_filled.index(place), BLOCK_K * HEAD_DIM * 2)
         tma.async_copy_global_to_shared(K, [b * 2 + g, j0 * 2, j1 * 16, j2 * 4, 0], k_filled.index(place), k_ring.index(place))
-        mbarrier.wait(v_freed.index(place), sent // RING & 1 ^ 1)
+        sent += 1
+        place = values_sent % RING
+        mbarrier.wait(v_freed.index(place), values_sent // RING & 1 ^ 1)
         mbarrier.expect(v_filled.index(place), BLOCK_K * VALUE_DIM * 2)
         tma.async_copy_global_to_shared(V, [b * 2 + g, j0 * 2, j1 * 16, j2 * 4, 0], v_filled.index(place), v_ring.index(place))
-        sent += 1
+        values_sent += 1
     place = sent % RING
     mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
     tell(numbers, place * NUMBERS, -1)
     gl.thread_barrier()
     mbarrier.arrive(k_filled.index(place), count=1)
+    sent += 1
 
 
 @gluon.jit
 def compute(
-    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
+    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
     Q, K, V, O, LSE, nq, n,
     group: gl.constexpr,
 ):
     """The rows of a group: the online softmax over the tiles that are sent, the products of one running beside the next."""
     q_places = group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, SCORES))
     k_places = gl.arange(0, BLOCK_K, gl.SliceLayout(0, SCORES))
+    rounds = gl.program_id(0) * 0  # tiles of queries so far
+    taken = gl.program_id(0) * 0  # tiles of keys so far
+    met = gl.program_id(0) * 0  # tiles of values so far
     i = gl.num_programs(0) - 1 - gl.program_id(0)  # tile of queries, the last first: their rows are the longest
     h = gl.program_id(1)  # query head
     g = h // 2  # key head
@@ -128,19 +137,22 @@ def compute(
     q0 = (i0 * 2 + q_lane0)[:, None]  # coordinate on axis 0
     q1 = (i1 * 16 + q_lane1)[:, None]  # coordinate on axis 1
     q2 = (i2 * 4 + q_lane2)[:, None]  # coordinate on axis 2
-    q0_part = gl.minimum(q0, 29)
+    q0_part = gl.minimum(q0, 29) - 18
     q1_part = gl.maximum(gl.minimum(q1, 47), 12)
     q1_part_2 = gl.minimum(q1_part, 35)
+    q1_part_3 = q1_part_2 - 12
+    q1_part_4 = q1_part_2 + 13
     q2_part = gl.maximum(gl.minimum(q2, 78), 12)
     q2_part_2 = gl.minimum(q2_part, 66)
+    q2_part_3 = q2_part_2 - 12
+    q2_part_4 = q2_part_2 + 13
     m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))  # running maximum of the logits
     l = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))  # running sum of the weights
     acc = gl.zeros([ROWS, VALUE_DIM], gl.float32, SUMS)
     nothing = gl.zeros([ROWS, BLOCK_K], gl.float32, SCORES)
     q_tile = q_groups.index(group).reshape([ROWS, HEAD_DIM])
-    taken = i * 0  # tiles of keys so far
-    met = i * 0  # tiles of values so far
-    mbarrier.wait(q_filled, 0)
+    mbarrier.wait(q_filled, rounds & 1)
+    rounds += 1
     place = taken % RING
     mbarrier.wait(k_filled.index(place), taken // RING & 1)
     j0 = told(numbers, place * NUMBERS)
@@ -158,11 +170,7 @@ def compute(
         k0 = (j0 * 2 + k_lane0)[None, :]  # coordinate on axis 0
         k1 = (j1 * 16 + k_lane1)[None, :]  # coordinate on axis 1
         k2 = (j2 * 4 + k_lane2)[None, :]  # coordinate on axis 2
-        k1_q1_part = k1 - q1_part_2
-        k1_q1_part_2 = k1_q1_part + 12
-        k2_q2_part = k2 - q2_part_2
-        k2_q2_part_2 = k2_q2_part + 12
-        scores = gl.where((k0 <= q0) & (q0_part - k0 < 19) & ((0 <= k1_q1_part_2) & (k1_q1_part_2 < 25)) & ((0 <= k2_q2_part_2) & (k2_q2_part_2 < 25)) & (k < n), scores, float("-inf"))  # neighborhood_3d.spat:8
+        scores = gl.where((k0 >= q0_part) & (k0 < q0 + 1) & (k1 >= q1_part_3) & (k1 < q1_part_4) & (k2 >= q2_part_3) & (k2 < q2_part_4) & (k < n), scores, float("-inf"))  # neighborhood_3d.spat:8
         m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
         shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
         p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
@@ -190,11 +198,7 @@ def compute(
             k0 = (j0 * 2 + k_lane0)[None, :]  # coordinate on axis 0
             k1 = (j1 * 16 + k_lane1)[None, :]  # coordinate on axis 1
             k2 = (j2 * 4 + k_lane2)[None, :]  # coordinate on axis 2
-            k1_q1_part = k1 - q1_part_2
-            k1_q1_part_2 = k1_q1_part + 12
-            k2_q2_part = k2 - q2_part_2
-            k2_q2_part_2 = k2_q2_part + 12
-            scores = gl.where((k0 <= q0) & (q0_part - k0 < 19) & ((0 <= k1_q1_part_2) & (k1_q1_part_2 < 25)) & ((0 <= k2_q2_part_2) & (k2_q2_part_2 < 25)) & (k < n), scores, float("-inf"))  # neighborhood_3d.spat:8
+            scores = gl.where((k0 >= q0_part) & (k0 < q0 + 1) & (k1 >= q1_part_3) & (k1 < q1_part_4) & (k2 >= q2_part_3) & (k2 < q2_part_4) & (k < n), scores, float("-inf"))  # neighborhood_3d.spat:8
             m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
             shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
             p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
@@ -217,14 +221,15 @@ def compute(
     norm = gl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
     acc = acc * gl.convert_layout(1.0 / norm, gl.SliceLayout(1, SUMS))[:, None]
     lse = (m + gl.log2(norm)) * 0.6931471805599453
-    gl.thread_barrier()  # the queries, which lie where the output goes, have been read
+    tma.store_wait(0)  # of the rows before
+    gl.thread_barrier()  # queries may lie where the output goes: they have been read
     o_groups.index(group).reshape([ROWS, VALUE_DIM]).store(acc.to(gl.bfloat16))
     fence_async_shared()
     gl.thread_barrier()
     tma.async_copy_shared_to_global(O, [b * 4 + h, i0 * 2 + group * (2 // GROUPS), i1 * 16, i2 * 4, 0], o_groups.index(group))
-    tma.store_wait(0)
     row_base = (b * HEADS + h).to(gl.int64) * nq
     gl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
+    tma.store_wait(0)
 
 
 @gluon.jit(do_not_specialize=["nq", "n"])
@@ -244,11 +249,13 @@ def forward(
     v_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 2, 16, 4, 64], V.layout)
     numbers = gl.allocate_shared_memory(gl.int32, [RING * NUMBERS, 1], NUMBER)
     q_filled = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
+    q_freed = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     k_filled = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     k_freed = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     v_filled = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     v_freed = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     mbarrier.init(q_filled, count=1)
+    mbarrier.init(q_freed, count=GROUPS)
     for place in gl.static_range(RING):
         mbarrier.init(k_filled.index(place), count=1)
         mbarrier.init(v_filled.index(place), count=1)
@@ -260,21 +267,21 @@ def forward(
             (
                 compute,
                 (
-                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
+                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
                     Q, K, V, O, LSE, nq, n, 0,
                 ),
             ),
             (
                 compute,
                 (
-                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
+                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
                     Q, K, V, O, LSE, nq, n, 1,
                 ),
             ),
             (
                 fetch,
                 (
-                    q_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
+                    q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
                     Q, K, V, O, LSE, nq, n,
                 ),
             ),

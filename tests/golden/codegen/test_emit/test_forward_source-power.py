@@ -64,18 +64,21 @@ def told(numbers, at):
 
 @gluon.jit
 def fetch(
-    q_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
+    q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
     Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h,
 ):
     """Load the program's queries, then tile after tile of the keys that they meet."""
+    rounds = gl.program_id(0) * 0  # tiles of queries so far
+    sent = gl.program_id(0) * 0  # tiles of keys so far
+    values_sent = gl.program_id(0) * 0
     i = gl.num_programs(0) - 1 - gl.program_id(0)  # tile of queries, the last first: their rows are the longest
     h = gl.program_id(1)  # query head
     g = h // 2  # key head
     b = gl.program_id(2)  # sequence
+    rounds += 1
     mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
     for group in gl.static_range(GROUPS):
         tma.async_copy_global_to_shared(Q, [b, h, i * BLOCK_Q + group * ROWS, 0], q_filled, q_groups.index(group))
-    sent = i * 0  # tiles so far
     first = i  # tile from which distances count
     list_at = b * list_stride_b
     begin = gl.load(list_begin + list_at)
@@ -98,10 +101,12 @@ def fetch(
         gl.thread_barrier()
         mbarrier.expect(k_filled.index(place), BLOCK_K * HEAD_DIM * 2)
         tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K, 0], k_filled.index(place), k_ring.index(place))
-        mbarrier.wait(v_freed.index(place), sent // RING & 1 ^ 1)
+        sent += 1
+        place = values_sent % RING
+        mbarrier.wait(v_freed.index(place), values_sent // RING & 1 ^ 1)
         mbarrier.expect(v_filled.index(place), BLOCK_K * VALUE_DIM * 2)
         tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K, 0], v_filled.index(place), v_ring.index(place))
-        sent += 1
+        values_sent += 1
     # tiles on an edge
     for t in range(edges, hi):
         j = first + gl.load(list_tiles + gl.where(t < lo, t - lo + full_hi, t))
@@ -112,41 +117,48 @@ def fetch(
         gl.thread_barrier()
         mbarrier.expect(k_filled.index(place), BLOCK_K * HEAD_DIM * 2)
         tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K, 0], k_filled.index(place), k_ring.index(place))
-        mbarrier.wait(v_freed.index(place), sent // RING & 1 ^ 1)
+        sent += 1
+        place = values_sent % RING
+        mbarrier.wait(v_freed.index(place), values_sent // RING & 1 ^ 1)
         mbarrier.expect(v_filled.index(place), BLOCK_K * VALUE_DIM * 2)
         tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K, 0], v_filled.index(place), v_ring.index(place))
-        sent += 1
+        values_sent += 1
     place = sent % RING
     mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
     tell(numbers, place * NUMBERS, -1)
     gl.thread_barrier()
     mbarrier.arrive(k_filled.index(place), count=1)
+    sent += 1
 
 
 @gluon.jit
 def compute(
-    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
+    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
     Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h,
     group: gl.constexpr,
 ):
     """The rows of a group: the online softmax over the tiles that are sent, the products of one running beside the next."""
     q_places = group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, SCORES))
     k_places = gl.arange(0, BLOCK_K, gl.SliceLayout(0, SCORES))
+    rounds = gl.program_id(0) * 0  # tiles of queries so far
+    taken = gl.program_id(0) * 0  # tiles of keys so far
+    met = gl.program_id(0) * 0  # tiles of values so far
     i = gl.num_programs(0) - 1 - gl.program_id(0)  # tile of queries, the last first: their rows are the longest
     h = gl.program_id(1)  # query head
     g = h // 2  # key head
     b = gl.program_id(2)  # sequence
     q_rows = i * BLOCK_Q + q_places
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+    q_part = gl.minimum(q + 1, n)
+    q_part_2 = (q >> 7) - p_local_blocks + 1
     q_block = q >> 7
     m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))  # running maximum of the logits
     l = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))  # running sum of the weights
     acc = gl.zeros([ROWS, VALUE_DIM], gl.float32, SUMS)
     nothing = gl.zeros([ROWS, BLOCK_K], gl.float32, SCORES)
     q_tile = q_groups.index(group).reshape([ROWS, HEAD_DIM])
-    taken = i * 0  # tiles of keys so far
-    met = i * 0  # tiles of values so far
-    mbarrier.wait(q_filled, 0)
+    mbarrier.wait(q_filled, rounds & 1)
+    rounds += 1
     place = taken % RING
     mbarrier.wait(k_filled.index(place), taken // RING & 1)
     j = told(numbers, place * NUMBERS)
@@ -160,8 +172,7 @@ def compute(
         k_rows = j * BLOCK_K + k_places
         k = k_rows[None, :]  # positions, [1, BLOCK_K]
         if masked:
-            k_q_part = q_block - (k >> 7)
-            scores = gl.where((k <= q) & ((k_q_part < p_local_blocks) | is_pow2(k_q_part)) & (k < n), scores, float("-inf"))  # power.spat:4
+            scores = gl.where((k < q_part) & (((k >> 7) >= q_part_2) | is_pow2(q_block - (k >> 7))), scores, float("-inf"))  # power.spat:4
         m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
         shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
         p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
@@ -185,8 +196,7 @@ def compute(
             k_rows = j * BLOCK_K + k_places
             k = k_rows[None, :]  # positions, [1, BLOCK_K]
             if masked:
-                k_q_part = q_block - (k >> 7)
-                scores = gl.where((k <= q) & ((k_q_part < p_local_blocks) | is_pow2(k_q_part)) & (k < n), scores, float("-inf"))  # power.spat:4
+                scores = gl.where((k < q_part) & (((k >> 7) >= q_part_2) | is_pow2(q_block - (k >> 7))), scores, float("-inf"))  # power.spat:4
             m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
             shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
             p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
@@ -209,14 +219,15 @@ def compute(
     norm = gl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
     acc = acc * gl.convert_layout(1.0 / norm, gl.SliceLayout(1, SUMS))[:, None]
     lse = (m + gl.log2(norm)) * 0.6931471805599453
-    gl.thread_barrier()  # the queries, which lie where the output goes, have been read
+    tma.store_wait(0)  # of the rows before
+    gl.thread_barrier()  # queries may lie where the output goes: they have been read
     o_groups.index(group).reshape([ROWS, VALUE_DIM]).store(acc.to(gl.bfloat16))
     fence_async_shared()
     gl.thread_barrier()
     tma.async_copy_shared_to_global(O, [b, h, i * BLOCK_Q + group * ROWS, 0], o_groups.index(group))
-    tma.store_wait(0)
     row_base = (b * HEADS + h).to(gl.int64) * nq
     gl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
+    tma.store_wait(0)
 
 
 @gluon.jit(do_not_specialize=["nq", "n", "p_local_blocks", "list_stride_b", "list_stride_h"])
@@ -241,11 +252,13 @@ def forward(
     v_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, 128, 64], V.layout)
     numbers = gl.allocate_shared_memory(gl.int32, [RING * NUMBERS, 1], NUMBER)
     q_filled = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
+    q_freed = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     k_filled = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     k_freed = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     v_filled = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     v_freed = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     mbarrier.init(q_filled, count=1)
+    mbarrier.init(q_freed, count=GROUPS)
     for place in gl.static_range(RING):
         mbarrier.init(k_filled.index(place), count=1)
         mbarrier.init(v_filled.index(place), count=1)
@@ -257,21 +270,21 @@ def forward(
             (
                 compute,
                 (
-                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
+                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
                     Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, 0,
                 ),
             ),
             (
                 compute,
                 (
-                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
+                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
                     Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, 1,
                 ),
             ),
             (
                 fetch,
                 (
-                    q_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
+                    q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
                     Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h,
                 ),
             ),

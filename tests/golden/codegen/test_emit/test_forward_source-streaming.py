@@ -47,143 +47,167 @@ def told(numbers, at):
 
 @gluon.jit
 def fetch(
-    q_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n, p_window, p_sinks,
+    q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
+    Q, K, V, O, LSE, nq, n, p_window, p_sinks, tiles, all_tiles,
 ):
     """Load the program's queries, then tile after tile of the keys that they meet."""
-    i = gl.num_programs(0) - 1 - gl.program_id(0)  # tile of queries, the last first: their rows are the longest
-    h = gl.program_id(1)  # query head
-    g = h // 2  # key head
-    b = gl.program_id(2)  # sequence
-    mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
-    for group in gl.static_range(GROUPS):
-        tma.async_copy_global_to_shared(Q, [b, h, i * BLOCK_Q + group * ROWS, 0], q_filled, q_groups.index(group))
-    sent = i * 0  # tiles so far
-    lo_0 = 0  # touched tiles
-    hi_0 = gl.minimum((p_sinks + 127) >> 7, i + 1)
-    full_hi_0 = gl.maximum(gl.minimum(gl.minimum(gl.where(128 * i + 127 >= p_sinks + p_window, p_sinks >> 7, i), hi_0), n >> 7), lo_0)  # full tiles
-    lo_1 = gl.maximum((p_sinks + 127) >> 7, i - ((p_window + 126) >> 7))  # touched tiles
-    hi_1 = i + 1
-    full_lo_1 = gl.minimum(gl.maximum(i - ((p_window - 128) >> 7), lo_1), hi_1)  # full tiles
-    full_hi_1 = gl.maximum(gl.minimum(gl.minimum(i, hi_1), n >> 7), full_lo_1)
-    end_0 = gl.maximum(hi_0 - lo_0, 0)
-    end_1 = end_0 + gl.maximum(hi_1 - lo_1, 0)
-    # all runs of tiles, one after the other
-    for t in range(0, end_1):
-        j = gl.where(t < end_0, lo_0 + t, lo_1 + (t - end_0))
-        masked = (j < gl.where(t < end_0, lo_0, full_lo_1)) | (j >= gl.where(t < end_0, full_hi_0, full_hi_1))
+    rounds = gl.program_id(0) * 0  # tiles of queries so far
+    sent = gl.program_id(0) * 0  # tiles of keys so far
+    values_sent = gl.program_id(0) * 0
+    for item in range(gl.program_id(0), all_tiles, gl.num_programs(0)):
+        i = tiles - 1 - item % tiles  # tile of its own, the last first: their rows are the longest
+        h = item // tiles % HEADS
+        b = item // tiles // HEADS  # sequence
+        g = h // 2  # key head
+        mbarrier.wait(q_freed, rounds & 1 ^ 1)
+        rounds += 1
+        mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
+        for group in gl.static_range(GROUPS):
+            tma.async_copy_global_to_shared(Q, [b, h, i * BLOCK_Q + group * ROWS, 0], q_filled, q_groups.index(group))
+        lo_0 = 0  # touched tiles
+        hi_0 = gl.minimum((p_sinks + 127) >> 7, i + 1)
+        full_hi_0 = gl.maximum(gl.minimum(gl.minimum(gl.where(128 * i + 127 >= p_sinks + p_window, p_sinks >> 7, i), hi_0), n >> 7), lo_0)  # full tiles
+        lo_1 = gl.maximum((p_sinks + 127) >> 7, i - ((p_window + 126) >> 7))  # touched tiles
+        hi_1 = i + 1
+        full_lo_1 = gl.minimum(gl.maximum(i - ((p_window - 128) >> 7), lo_1), hi_1)  # full tiles
+        full_hi_1 = gl.maximum(gl.minimum(gl.minimum(i, hi_1), n >> 7), full_lo_1)
+        end_0 = gl.maximum(hi_0 - lo_0, 0)
+        end_1 = end_0 + gl.maximum(hi_1 - lo_1, 0)
+        # all runs of tiles, one after the other
+        for t in range(0, end_1):
+            j = gl.where(t < end_0, lo_0 + t, lo_1 + (t - end_0))
+            masked = (j < gl.where(t < end_0, lo_0, full_lo_1)) | (j >= gl.where(t < end_0, full_hi_0, full_hi_1))
+            place = sent % RING
+            mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
+            tell(numbers, place * NUMBERS, j)
+            tell(numbers, place * NUMBERS + 1, masked)
+            gl.thread_barrier()
+            mbarrier.expect(k_filled.index(place), BLOCK_K * HEAD_DIM * 2)
+            tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K, 0], k_filled.index(place), k_ring.index(place))
+            sent += 1
+            place = values_sent % RING
+            mbarrier.wait(v_freed.index(place), values_sent // RING & 1 ^ 1)
+            mbarrier.expect(v_filled.index(place), BLOCK_K * VALUE_DIM * 2)
+            tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K, 0], v_filled.index(place), v_ring.index(place))
+            values_sent += 1
         place = sent % RING
         mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
-        tell(numbers, place * NUMBERS, j)
-        tell(numbers, place * NUMBERS + 1, masked)
+        tell(numbers, place * NUMBERS, -1)
         gl.thread_barrier()
-        mbarrier.expect(k_filled.index(place), BLOCK_K * HEAD_DIM * 2)
-        tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K, 0], k_filled.index(place), k_ring.index(place))
-        mbarrier.wait(v_freed.index(place), sent // RING & 1 ^ 1)
-        mbarrier.expect(v_filled.index(place), BLOCK_K * VALUE_DIM * 2)
-        tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K, 0], v_filled.index(place), v_ring.index(place))
+        mbarrier.arrive(k_filled.index(place), count=1)
         sent += 1
-    place = sent % RING
-    mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
-    tell(numbers, place * NUMBERS, -1)
-    gl.thread_barrier()
-    mbarrier.arrive(k_filled.index(place), count=1)
 
 
 @gluon.jit
 def compute(
-    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n, p_window, p_sinks,
+    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
+    Q, K, V, O, LSE, nq, n, p_window, p_sinks, tiles, all_tiles,
     group: gl.constexpr,
 ):
     """The rows of a group: the online softmax over the tiles that are sent, the products of one running beside the next."""
     q_places = group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, SCORES))
     k_places = gl.arange(0, BLOCK_K, gl.SliceLayout(0, SCORES))
-    i = gl.num_programs(0) - 1 - gl.program_id(0)  # tile of queries, the last first: their rows are the longest
-    h = gl.program_id(1)  # query head
-    g = h // 2  # key head
-    b = gl.program_id(2)  # sequence
-    q_rows = i * BLOCK_Q + q_places
-    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))  # running maximum of the logits
-    l = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))  # running sum of the weights
-    acc = gl.zeros([ROWS, VALUE_DIM], gl.float32, SUMS)
-    nothing = gl.zeros([ROWS, BLOCK_K], gl.float32, SCORES)
-    q_tile = q_groups.index(group).reshape([ROWS, HEAD_DIM])
-    taken = i * 0  # tiles of keys so far
-    met = i * 0  # tiles of values so far
-    mbarrier.wait(q_filled, 0)
-    place = taken % RING
-    mbarrier.wait(k_filled.index(place), taken // RING & 1)
-    j = told(numbers, place * NUMBERS)
-    if j >= 0:
-        scores = warpgroup_mma(q_tile, k_ring.index(place).reshape([BLOCK_K, HEAD_DIM]).permute((1, 0)), nothing, use_acc=False, is_async=True)
-        masked = told(numbers, place * NUMBERS + 1) != 0
-        scores = warpgroup_mma_wait(0, deps=(scores,))  # [ROWS, BLOCK_K]
-        gl.thread_barrier()
-        mbarrier.arrive(k_freed.index(place), count=1)
-        taken += 1
-        k_rows = j * BLOCK_K + k_places
-        k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        if masked:
-            scores = gl.where((k <= q) & ((q - k < p_window) | (k < p_sinks)) & (k < n), scores, float("-inf"))  # streaming.spat:3
-        m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
-        shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
-        p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
-        alpha = gl.exp2(m - shift)
-        l = l * alpha + gl.sum(p, 1)
-        m = m_new
-        weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
+    rounds = gl.program_id(0) * 0  # tiles of queries so far
+    taken = gl.program_id(0) * 0  # tiles of keys so far
+    met = gl.program_id(0) * 0  # tiles of values so far
+    for item in range(gl.program_id(0), all_tiles, gl.num_programs(0)):
+        i = tiles - 1 - item % tiles  # tile of its own, the last first: their rows are the longest
+        h = item // tiles % HEADS
+        b = item // tiles // HEADS  # sequence
+        g = h // 2  # key head
+        q_rows = i * BLOCK_Q + q_places
+        q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+        q_part = gl.minimum(q + 1, n)
+        m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))  # running maximum of the logits
+        l = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))  # running sum of the weights
+        acc = gl.zeros([ROWS, VALUE_DIM], gl.float32, SUMS)
+        nothing = gl.zeros([ROWS, BLOCK_K], gl.float32, SCORES)
+        q_tile = q_groups.index(group).reshape([ROWS, HEAD_DIM])
+        mbarrier.wait(q_filled, rounds & 1)
+        rounds += 1
         place = taken % RING
         mbarrier.wait(k_filled.index(place), taken // RING & 1)
         j = told(numbers, place * NUMBERS)
-        while j >= 0:
+        if j >= 0:
             scores = warpgroup_mma(q_tile, k_ring.index(place).reshape([BLOCK_K, HEAD_DIM]).permute((1, 0)), nothing, use_acc=False, is_async=True)
             masked = told(numbers, place * NUMBERS + 1) != 0
-            behind = met % RING
-            mbarrier.wait(v_filled.index(behind), met // RING & 1)
-            acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
-            scores = warpgroup_mma_wait(1, deps=(scores,))  # [ROWS, BLOCK_K]
+            scores = warpgroup_mma_wait(0, deps=(scores,))  # [ROWS, BLOCK_K]
             gl.thread_barrier()
             mbarrier.arrive(k_freed.index(place), count=1)
             taken += 1
             k_rows = j * BLOCK_K + k_places
             k = k_rows[None, :]  # positions, [1, BLOCK_K]
             if masked:
-                scores = gl.where((k <= q) & ((q - k < p_window) | (k < p_sinks)) & (k < n), scores, float("-inf"))  # streaming.spat:3
+                scores = gl.where((k < q_part) & ((k >= q - p_window + 1) | (k < p_sinks)), scores, float("-inf"))  # streaming.spat:3
             m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
             shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
             p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
             alpha = gl.exp2(m - shift)
             l = l * alpha + gl.sum(p, 1)
             m = m_new
-            acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))  # [ROWS, VALUE_DIM]
-            gl.thread_barrier()
-            mbarrier.arrive(v_freed.index(behind), count=1)
-            met += 1
-            acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, SUMS))[:, None]
             weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
             place = taken % RING
             mbarrier.wait(k_filled.index(place), taken // RING & 1)
             j = told(numbers, place * NUMBERS)
-        behind = met % RING
-        mbarrier.wait(v_filled.index(behind), met // RING & 1)
-        acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
-        acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
-    norm = gl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
-    acc = acc * gl.convert_layout(1.0 / norm, gl.SliceLayout(1, SUMS))[:, None]
-    lse = (m + gl.log2(norm)) * 0.6931471805599453
-    gl.thread_barrier()  # the queries, which lie where the output goes, have been read
-    o_groups.index(group).reshape([ROWS, VALUE_DIM]).store(acc.to(gl.bfloat16))
-    fence_async_shared()
-    gl.thread_barrier()
-    tma.async_copy_shared_to_global(O, [b, h, i * BLOCK_Q + group * ROWS, 0], o_groups.index(group))
+            while j >= 0:
+                scores = warpgroup_mma(q_tile, k_ring.index(place).reshape([BLOCK_K, HEAD_DIM]).permute((1, 0)), nothing, use_acc=False, is_async=True)
+                masked = told(numbers, place * NUMBERS + 1) != 0
+                behind = met % RING
+                mbarrier.wait(v_filled.index(behind), met // RING & 1)
+                acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
+                scores = warpgroup_mma_wait(1, deps=(scores,))  # [ROWS, BLOCK_K]
+                gl.thread_barrier()
+                mbarrier.arrive(k_freed.index(place), count=1)
+                taken += 1
+                k_rows = j * BLOCK_K + k_places
+                k = k_rows[None, :]  # positions, [1, BLOCK_K]
+                if masked:
+                    scores = gl.where((k < q_part) & ((k >= q - p_window + 1) | (k < p_sinks)), scores, float("-inf"))  # streaming.spat:3
+                m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
+                shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
+                p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
+                alpha = gl.exp2(m - shift)
+                l = l * alpha + gl.sum(p, 1)
+                m = m_new
+                acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))  # [ROWS, VALUE_DIM]
+                gl.thread_barrier()
+                mbarrier.arrive(v_freed.index(behind), count=1)
+                met += 1
+                acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, SUMS))[:, None]
+                weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
+                place = taken % RING
+                mbarrier.wait(k_filled.index(place), taken // RING & 1)
+                j = told(numbers, place * NUMBERS)
+            gl.thread_barrier()
+            mbarrier.arrive(q_freed, count=1)
+            mbarrier.arrive(k_freed.index(place), count=1)
+            behind = met % RING
+            mbarrier.wait(v_filled.index(behind), met // RING & 1)
+            acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
+            acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
+            gl.thread_barrier()
+            mbarrier.arrive(v_freed.index(behind), count=1)
+            met += 1
+        else:
+            gl.thread_barrier()
+            mbarrier.arrive(q_freed, count=1)
+            mbarrier.arrive(k_freed.index(place), count=1)
+        taken += 1
+        norm = gl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
+        acc = acc * gl.convert_layout(1.0 / norm, gl.SliceLayout(1, SUMS))[:, None]
+        lse = (m + gl.log2(norm)) * 0.6931471805599453
+        tma.store_wait(0)  # of the rows before
+        gl.thread_barrier()  # queries may lie where the output goes: they have been read
+        o_groups.index(group).reshape([ROWS, VALUE_DIM]).store(acc.to(gl.bfloat16))
+        fence_async_shared()
+        gl.thread_barrier()
+        tma.async_copy_shared_to_global(O, [b, h, i * BLOCK_Q + group * ROWS, 0], o_groups.index(group))
+        row_base = (b * HEADS + h).to(gl.int64) * nq
+        gl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
     tma.store_wait(0)
-    row_base = (b * HEADS + h).to(gl.int64) * nq
-    gl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
 
 
-@gluon.jit(do_not_specialize=["nq", "n", "p_window", "p_sinks"])
+@gluon.jit(do_not_specialize=["nq", "n", "p_window", "p_sinks", "tiles", "all_tiles"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     K,  # [batch, groups, n, 64]
@@ -194,19 +218,23 @@ def forward(
     n,  # keys
     p_window,  # parameter window
     p_sinks,  # parameter sinks
+    tiles,  # tiles of queries of a head
+    all_tiles,  # of all heads and sequences
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
     q_groups = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, 1, 1, 64, 64], Q.layout)
-    o_groups = q_groups  # when the queries have been read
+    o_groups = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, 1, 1, 64, 64], O.layout)
     k_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, 128, 64], K.layout)
     v_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, 128, 64], V.layout)
     numbers = gl.allocate_shared_memory(gl.int32, [RING * NUMBERS, 1], NUMBER)
     q_filled = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
+    q_freed = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     k_filled = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     k_freed = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     v_filled = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     v_freed = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     mbarrier.init(q_filled, count=1)
+    mbarrier.init(q_freed, count=GROUPS)
     for place in gl.static_range(RING):
         mbarrier.init(k_filled.index(place), count=1)
         mbarrier.init(v_filled.index(place), count=1)
@@ -218,22 +246,22 @@ def forward(
             (
                 compute,
                 (
-                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, p_window, p_sinks, 0,
+                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
+                    Q, K, V, O, LSE, nq, n, p_window, p_sinks, tiles, all_tiles, 0,
                 ),
             ),
             (
                 compute,
                 (
-                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, p_window, p_sinks, 1,
+                    q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
+                    Q, K, V, O, LSE, nq, n, p_window, p_sinks, tiles, all_tiles, 1,
                 ),
             ),
             (
                 fetch,
                 (
-                    q_groups, k_ring, v_ring, numbers, q_filled, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, p_window, p_sinks,
+                    q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
+                    Q, K, V, O, LSE, nq, n, p_window, p_sinks, tiles, all_tiles,
                 ),
             ),
         ],

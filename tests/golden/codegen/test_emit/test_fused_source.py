@@ -143,7 +143,7 @@ def compute(
             scores = warpgroup_mma_wait(1, deps=(scores,))
             p = gl.exp2(scores * 0.12751743082459868 - lse)
             if masked:
-                p = gl.where((k <= q) & ((q - k < p_window) | (k < p_sinks)) & ((k < n) & (q < nq)), p, 0.0)  # streaming.spat:3
+                p = gl.where((q >= k) & ((q < k + p_window) | (k < p_sinks)) & ((k < n) & (q < nq)), p, 0.0)  # streaming.spat:3
             weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
             delta = delta_ring.index(place).load(gl.SliceLayout(0, SCORES))[None, :]
             dp = warpgroup_mma_wait(0, deps=(dp,))

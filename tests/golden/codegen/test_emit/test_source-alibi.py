@@ -82,6 +82,7 @@ def dq(
     q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
     slope_at_h = tl.load(t_slope + b.to(tl.int64) * stride_slope_b + h * stride_slope_0).to(tl.float32)
+    q_part = tl.minimum(q + 1, n)
     q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
     do_tile = dO.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, VALUE_DIM])
     row_base = (b * HEADS + h).to(tl.int64) * nq
@@ -105,7 +106,7 @@ def dq(
         scores = scores * 0.18033688011112042 + (-slope_at_h * k_q_part) * 1.4426950408889634  # logits in powers of two
         p = tl.exp2(scores - lse)
         if masked:
-            p = tl.where((k <= q) & (k < n), p, 0.0)  # alibi.spat:4
+            p = tl.where(k < q_part, p, 0.0)  # alibi.spat:4
         ds = p * (dp - delta)  # gradient of the logits
         grad_0 += tl.sum(ds * (-1.0 * k_q_part), 1)
         dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
@@ -171,7 +172,7 @@ def dkdv(
             scores = scores * 0.18033688011112042 + (-slope_at_h * tl.cast(q - k, tl.float32)) * 1.4426950408889634  # logits in powers of two
             p = tl.exp2(scores - lse)
             if masked:
-                p = tl.where(k <= q, p, 0.0)  # alibi.spat:4
+                p = tl.where(q >= k, p, 0.0)  # alibi.spat:4
             dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
             dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             ds = p * (dp - delta)  # gradient of the logits

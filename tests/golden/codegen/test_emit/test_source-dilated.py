@@ -86,6 +86,7 @@ def dq(
     k_class = q_class  # residue class of the keys that these rows meet
     q_rows = (i * BLOCK_Q + tl.arange(0, BLOCK_Q)) * 4 + q_class
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+    q_part = tl.minimum(q + 1, n)
     q_base = Q + b.to(tl.int64) * q_stride_b + h.to(tl.int64) * q_stride_h + q_class.to(tl.int64) * q_stride_n
     q_rows_apart = tl.full([], 4, tl.int64) * q_stride_n  # rows of a class
     q_offsets = tl.arange(0, BLOCK_Q)[:, None] * q_rows_apart + tl.arange(0, HEAD_DIM)[None, :]
@@ -123,7 +124,7 @@ def dq(
         dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
         p = tl.exp2(scores * 0.18033688011112042 - lse)
         if masked:
-            p = tl.where((k <= q) & (q - k < p_span) & (k < n), p, 0.0)  # dilated.spat:3
+            p = tl.where((k >= q - p_span + 1) & (k < q_part), p, 0.0)  # dilated.spat:3
         ds = p * (dp - delta)  # gradient of the logits
         dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
     dq_base = dQ + b.to(tl.int64) * dq_stride_b + h.to(tl.int64) * dq_stride_h + q_class.to(tl.int64) * dq_stride_n
@@ -207,7 +208,7 @@ def dkdv(
             scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
             p = tl.exp2(scores * 0.18033688011112042 - lse)
             if masked:
-                p = tl.where((k <= q) & (q - k < p_span), p, 0.0)  # dilated.spat:3
+                p = tl.where((q >= k) & (q < k + p_span), p, 0.0)  # dilated.spat:3
             dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
             ds = p * (dp - delta)  # gradient of the logits

@@ -226,6 +226,7 @@ def dq(
     touched_to_at_i = tl.load(intervals + 3 + b.to(tl.int64) * intervals_stride_b + i * 4).to(tl.int32)
     full_from_at_i = tl.load(intervals + 1 + b.to(tl.int64) * intervals_stride_b + i * 4).to(tl.int32)
     full_to_at_i = tl.load(intervals + 2 + b.to(tl.int64) * intervals_stride_b + i * 4).to(tl.int32)
+    q_part = tl.minimum(q + 1, n)
     doc_at_q = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + q * stride_doc_0, mask=(q >= 0) & (q < size_doc_0), other=0).to(tl.int32)
     q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
     do_tile = dO.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, VALUE_DIM])
@@ -249,7 +250,7 @@ def dq(
         p = tl.exp2(scores * 0.18033688011112042 - lse)
         if masked:
             doc_at_k = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + k * stride_doc_0, mask=(k >= 0) & (k < size_doc_0), other=0).to(tl.int32)
-            p = tl.where((k <= q) & (doc_at_q == doc_at_k) & (k < n), p, 0.0)  # documents.spat:4
+            p = tl.where((k < q_part) & (doc_at_q == doc_at_k), p, 0.0)  # documents.spat:4
         ds = p * (dp - delta)  # gradient of the logits
         dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
     dq_base = dQ + b.to(tl.int64) * dq_stride_b + h.to(tl.int64) * dq_stride_h
@@ -319,7 +320,7 @@ def dkdv(
             p = tl.exp2(scores * 0.18033688011112042 - lse)
             if masked:
                 doc_at_q = tl.load(t_doc + b.to(tl.int64) * stride_doc_b + q * stride_doc_0, mask=(q >= 0) & (q < size_doc_0), other=0).to(tl.int32)
-                p = tl.where((k <= q) & (doc_at_q == doc_at_k), p, 0.0)  # documents.spat:4
+                p = tl.where((q >= k) & (doc_at_q == doc_at_k), p, 0.0)  # documents.spat:4
             dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
             dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             ds = p * (dp - delta)  # gradient of the logits

@@ -93,11 +93,15 @@ def dq(
     q0 = (i0 * 2 + q_lane0)[:, None]  # coordinate on axis 0
     q1 = (i1 * 8 + q_lane1)[:, None]  # coordinate on axis 1
     q2 = (i2 * 4 + q_lane2)[:, None]  # coordinate on axis 2
-    q0_part = tl.minimum(q0, 29)
+    q0_part = tl.minimum(q0, 29) - 18
     q1_part = tl.maximum(tl.minimum(q1, 47), 12)
     q1_part_2 = tl.minimum(q1_part, 35)
+    q1_part_3 = q1_part_2 - 12
+    q1_part_4 = q1_part_2 + 13
     q2_part = tl.maximum(tl.minimum(q2, 78), 12)
     q2_part_2 = tl.minimum(q2_part, 66)
+    q2_part_3 = q2_part_2 - 12
+    q2_part_4 = q2_part_2 + 13
     q_tile = Q.load([b * 4 + h, i0 * 2, i1 * 8, i2 * 4, 0]).reshape([BLOCK_Q, HEAD_DIM])
     do_tile = dO.load([b * 4 + h, i0 * 2, i1 * 8, i2 * 4, 0]).reshape([BLOCK_Q, VALUE_DIM])
     row_base = (b * HEADS + h).to(tl.int64) * nq
@@ -137,11 +141,7 @@ def dq(
         dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
         p = tl.exp2(scores * 0.18033688011112042 - lse)
         if masked:
-            k1_q1_part = k1 - q1_part_2
-            k1_q1_part_2 = k1_q1_part + 12
-            k2_q2_part = k2 - q2_part_2
-            k2_q2_part_2 = k2_q2_part + 12
-            p = tl.where((k0 <= q0) & (q0_part - k0 < 19) & ((0 <= k1_q1_part_2) & (k1_q1_part_2 < 25)) & ((0 <= k2_q2_part_2) & (k2_q2_part_2 < 25)) & (k < n), p, 0.0)  # neighborhood_3d.spat:8
+            p = tl.where((k0 >= q0_part) & (k0 < q0 + 1) & (k1 >= q1_part_3) & (k1 < q1_part_4) & (k2 >= q2_part_3) & (k2 < q2_part_4) & (k < n), p, 0.0)  # neighborhood_3d.spat:8
         ds = p * (dp - delta)  # gradient of the logits
         dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
     dq_base = dQ + b.to(tl.int64) * dq_stride_b + h.to(tl.int64) * dq_stride_h
@@ -236,13 +236,9 @@ def dkdv(
             if masked:
                 q1_part = tl.maximum(tl.minimum(q1, 47), 12)
                 q1_part_2 = tl.minimum(q1_part, 35)
-                k1_q1_part = k1 - q1_part_2
-                k1_q1_part_2 = k1_q1_part + 12
                 q2_part = tl.maximum(tl.minimum(q2, 78), 12)
                 q2_part_2 = tl.minimum(q2_part, 66)
-                k2_q2_part = k2 - q2_part_2
-                k2_q2_part_2 = k2_q2_part + 12
-                p = tl.where((k0 <= q0) & (tl.minimum(q0, 29) - k0 < 19) & ((0 <= k1_q1_part_2) & (k1_q1_part_2 < 25)) & ((0 <= k2_q2_part_2) & (k2_q2_part_2 < 25)), p, 0.0)  # neighborhood_3d.spat:8
+                p = tl.where((q0 >= k0) & (tl.minimum(q0, 29) < k0 + 19) & (q1_part_2 >= k1 - 12) & (q1_part_2 < k1 + 13) & (q2_part_2 >= k2 - 12) & (q2_part_2 < k2 + 13), p, 0.0)  # neighborhood_3d.spat:8
             dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
             dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             ds = p * (dp - delta)  # gradient of the logits

@@ -98,6 +98,8 @@ def dq(
     b = tl.program_id(2)  # sequence
     q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+    q_part = tl.minimum(q + 1, n)
+    q_part_2 = (q >> 7) - p_local_blocks + 1
     q_block = q >> 7
     q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
     do_tile = dO.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, VALUE_DIM])
@@ -138,8 +140,7 @@ def dq(
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
         dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
         p = tl.exp2(scores * 0.18033688011112042 - lse)
-        k_q_part = q_block - (k >> 7)
-        p = tl.where((k <= q) & ((k_q_part < p_local_blocks) | is_pow2(k_q_part)) & (k < n), p, 0.0)  # power.spat:4
+        p = tl.where((k < q_part) & (((k >> 7) >= q_part_2) | is_pow2(q_block - (k >> 7))), p, 0.0)  # power.spat:4
         ds = p * (dp - delta)  # gradient of the logits
         dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
     dq_base = dQ + b.to(tl.int64) * dq_stride_b + h.to(tl.int64) * dq_stride_h
@@ -180,6 +181,7 @@ def dkdv(
     b = tl.program_id(2)  # sequence
     k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
     k = k_rows[:, None]  # positions, [BLOCK_K, 1]
+    k_part = (k >> 7) + p_local_blocks
     k_block = k >> 7
     k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
     v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
@@ -213,8 +215,7 @@ def dkdv(
             scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
             p = tl.exp2(scores * 0.18033688011112042 - lse)
             if masked:
-                k_q_part = (q >> 7) - k_block
-                p = tl.where((k <= q) & ((k_q_part < p_local_blocks) | is_pow2(k_q_part)), p, 0.0)  # power.spat:4
+                p = tl.where((q >= k) & (((q >> 7) < k_part) | is_pow2((q >> 7) - k_block)), p, 0.0)  # power.spat:4
             dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
             dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             ds = p * (dp - delta)  # gradient of the logits

@@ -80,6 +80,7 @@ def dq(
     b = tl.program_id(2)  # sequence
     q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+    q_part = tl.minimum(q + 1, n)
     q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
     do_tile = dO.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, VALUE_DIM])
     row_base = (b * HEADS + h).to(tl.int64) * nq
@@ -107,7 +108,7 @@ def dq(
         dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
         p = tl.exp2(scores * 0.18033688011112042 - lse)
         if masked:
-            p = tl.where((k <= q) & ((q - k < p_window) | (k < p_sinks)) & (k < n), p, 0.0)  # streaming.spat:3
+            p = tl.where((k < q_part) & ((k >= q - p_window + 1) | (k < p_sinks)), p, 0.0)  # streaming.spat:3
         ds = p * (dp - delta)  # gradient of the logits
         dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
     dq_base = dQ + b.to(tl.int64) * dq_stride_b + h.to(tl.int64) * dq_stride_h
@@ -188,7 +189,7 @@ def dkdv(
             scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
             p = tl.exp2(scores * 0.18033688011112042 - lse)
             if masked:
-                p = tl.where((k <= q) & ((q - k < p_window) | (k < p_sinks)), p, 0.0)  # streaming.spat:3
+                p = tl.where((q >= k) & ((q < k + p_window) | (k < p_sinks)), p, 0.0)  # streaming.spat:3
             dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
             dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             ds = p * (dp - delta)  # gradient of the logits

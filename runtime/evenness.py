@@ -1,0 +1,56 @@
+"""Whether all rows of a walk are about as long: how many programs to start for a kernel that may do several tiles each.
+
+From a plan and the sizes of a call to a number of programs.  Rows that are short and alike go round the multiprocessors
+in turn, and each begins while the one before ends.  Where they differ, a program for each lets the device balance them.
+Nothing here changes results.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spdsl.analysis.plans import KernelPlan
+from spdsl.analysis.tiles import SlotWalk
+from spdsl.runtime.calls import Call
+from spdsl.runtime.evaluate import evaluate
+from spdsl.runtime.split import multiprocessors
+from spdsl.runtime.tile_grid import TileGrid
+
+LONGEST = 64
+"""Tiles of a row above which its begin and end no longer count."""
+
+SAMPLES = 64
+
+
+def programs_for(call: Call, kernel: KernelPlan, tiles: int) -> int:
+    """How many programs to start for ``tiles`` tiles of a head; there are as many for each head and sequence."""
+    total = tiles * call.q.shape[1] * call.q.shape[0]
+    at_once = multiprocessors(call.q.device)
+    return at_once if total > 2 * at_once and _is_even(call, kernel) else total
+
+
+def _is_even(call: Call, kernel: KernelPlan) -> bool:
+    counts = _lengths(call, kernel)
+    most = int(counts.max())
+    return 0 < most <= LONGEST and float(counts.float().median()) > 0.9 * most
+
+
+def _lengths(call: Call, kernel: KernelPlan) -> Tensor:
+    """The numbers of tiles of some rows, evenly spread."""
+    assert isinstance(kernel.walk, SlotWalk)
+    grid = TileGrid.of(kernel)
+    rows, walked = -(-call.q.shape[2] // grid.spans[0]), -(-call.k.shape[2] // grid.spans[1])
+    env: dict[str, Tensor | int] = {
+        "nq": call.q.shape[2],
+        "n": call.k.shape[2],
+        "q_start": call.q_start,
+        **call.parameters,
+        **dict.fromkeys(("b", "h", "g", "q_class", "k_class"), 0),
+        "i": torch.linspace(0, max(0, rows - 1), SAMPLES).long(),
+    }
+    total = torch.zeros(SAMPLES, dtype=torch.int64)
+    for slot in kernel.walk.slots:
+        low, high = (evaluate(bound, env) for bound in (slot.touched.lo, slot.touched.hi))
+        total = total + (high.clamp(max=walked) - low.clamp(min=0)).clamp(min=0) // slot.step
+    return total

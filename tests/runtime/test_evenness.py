@@ -1,0 +1,60 @@
+"""Which calls a persistent kernel goes round with, and which get a program for each tile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from spdsl.analysis.plan import plan
+from spdsl.analysis.plans import Problem
+from spdsl.runtime.calls import Call
+from spdsl.runtime.evenness import programs_for
+from spdsl.runtime.split import INTERPRETER
+from tests.library.bound import library
+
+
+def started(name: str, n: int, parameters: dict[str, int], heads: int = 4) -> tuple[int, int]:
+    """Programs that a call starts, and its tiles."""
+    pattern = library(name, heads=heads, groups=heads, head_dim=64, opened=True)
+    made = plan(Problem(pattern=pattern, dtype="bf16", value_dim=64, shape="square"), "sm_90")
+    q = torch.empty(1, heads, n, 64)
+    call = Call(plan=made, q=q, k=q, v=q, parameters=parameters)
+    tiles = -(-n // made.forward.block_q)
+    assert made.forward.persistent
+    return programs_for(call, made.forward, tiles), tiles * heads
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("sliding_window", {"p_window": 1024}),
+        ("streaming", {"p_window": 1024, "p_sinks": 64}),
+        ("dilated", {"p_span": 4096}),
+    ],
+)
+def test_short_rows_that_are_alike_go_round(name: str, parameters: dict[str, int]) -> None:
+    assert started(name, 32768, parameters)[0] == INTERPRETER
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "parameters"),
+    [
+        ("causal", 32768, {}),
+        ("sliding_window", 32768, {"p_window": 32768}),
+        ("sliding_window", 65536, {"p_window": 16384}),
+        ("sliding_window", 128, {"p_window": 1024}),
+    ],
+)
+def test_others_do_not(name: str, n: int, parameters: dict[str, int]) -> None:
+    programs, tiles = started(name, n, parameters)
+    assert programs == tiles
+
+
+def test_tables_keep_a_kernel_from_it() -> None:
+    pattern = library("prefix_lm", heads=2, groups=2, head_dim=64, opened=True)
+    tables = tuple((table.name, "int32") for table in pattern.tables)
+    problem = Problem(pattern=pattern, dtype="bf16", value_dim=64, shape="square", tables=tables)
+    assert not plan(problem, "sm_90").forward.persistent
+    assert not plan(replace(problem, value_dim=256), "sm_90").forward.persistent
