@@ -2,7 +2,8 @@
 
 Microseconds until a call returns: forward alone, forward that is recorded for gradients, and backward, of calls so
 small that kernels take no time to speak of; the median of many.  Under ``--stub`` kernels are compiled for Hopper and
-everything on the way to the driver runs, on tensors of the CPU; the driver's own part is left out.
+everything on the way to the driver runs, on tensors of the CPU; the driver's own part and the work on numbers are left
+out.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import torch
 from torch import Tensor
 
 import spdsl
+from spdsl.semantics.nodes import Table
 
-CALLS = 300
+CALLS = 1000
 TOKENS = 256
 DIRECTIONS = ("forward", "recorded", "backward")
 
@@ -54,9 +56,7 @@ def calls_of(name: str, device: torch.device) -> dict[str, Callable[[], object]]
     attention = spdsl.compile(name, backend="triton")
     leaves = [torch.randn(1, 2, TOKENS, 128, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
     plain = [each.detach() for each in leaves]
-    inputs: dict[str, Tensor] = {
-        each: torch.arange(TOKENS, device=device, dtype=torch.int32) // 100 for each in attention.pattern.inputs
-    }
+    inputs = {table.name: _table(table, device) for table in attention.pattern.checked.tables}
     out = attention(*leaves, **inputs)
     assert isinstance(out, Tensor)
     d_out = torch.randn_like(out)
@@ -65,6 +65,15 @@ def calls_of(name: str, device: torch.device) -> dict[str, Callable[[], object]]
         "recorded": lambda: attention(*leaves, **inputs),
         "backward": lambda: torch.autograd.grad(out, leaves, d_out, retain_graph=True),
     }
+
+
+def _table(table: Table, device: torch.device) -> Tensor:
+    """An input of one number for each token; a bool one marks the first, an int one numbers documents."""
+    tokens = torch.arange(TOKENS, device=device, dtype=torch.int32)
+    return tokens < 1 if table.dtype == "bool" else (tokens // 100).to(_TYPES[table.dtype])
+
+
+_TYPES = {"int": torch.int32, "float": torch.float32}
 
 
 def host_time(run: Callable[[], object]) -> float:
@@ -100,6 +109,7 @@ def stubbed() -> Iterator[None]:
     from triton.runtime import driver
 
     from spdsl import prepare
+    from spdsl.runtime import recent
     from spdsl.runtime.calls import Call
 
     def fuses(call: Call, wanted: frozenset[str]) -> bool:
@@ -109,6 +119,9 @@ def stubbed() -> Iterator[None]:
         mock.patch.object(driver, "_active", _Driver()),
         mock.patch.object(prepare, "choose_backend", return_value="triton"),
         mock.patch.object(Call, "fuses", fuses),
+        mock.patch.object(recent, "counts", return_value=True),
+        mock.patch.object(torch, "mul", lambda sums, scale, out: out),
+        mock.patch.object(torch, "zeros", torch.empty),
     ):
         yield
 
@@ -140,17 +153,21 @@ class _Utils:
         return object(), 1, 0, 0, 1024
 
     def fill_tma_descriptor(self, *_: object) -> object:
-        return None
+        return object()
 
 
 class _Launcher:
-    """Triton's launcher up to the call of its C function."""
+    """Triton's launcher up to the call of its C function, whose place ``launch_in_c`` takes."""
+
+    launch_in_c: Callable[..., None] = staticmethod(lambda *_: None)
 
     def __init__(self, source: Any, metadata: Any) -> None:
         from triton.backends.nvidia.driver import wrap_handle_tensordesc
 
         described = getattr(metadata, "tensordesc_meta", None)
-        self.launch = wrap_handle_tensordesc(lambda *_: None, dict(source.signature), described)
+        self.launch = wrap_handle_tensordesc(self.launch_in_c, dict(source.signature), described)
+        self.launch_cooperative_grid = self.launch_pdl = False
+        self.global_scratch_size = self.profile_scratch_size = 0
 
     def __call__(self, x: int, y: int, z: int, stream: int, function: int, *rest: object) -> None:
         self.launch(x, y, z, stream, function, 0, 0, None, None, *rest)

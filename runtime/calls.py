@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from spdsl.analysis.plans import Plan
+from spdsl.runtime.tape import Recorder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,12 @@ class TileList:
         """The size of the tensors."""
         return sum(each.nbytes for each in (self.begin, self.middle, self.end, self.tiles))
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that kernels read."""
+        order = () if self.order is None else (self.order.rows,)
+        return self.begin, self.middle, self.end, self.tiles, *order
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
@@ -55,7 +63,7 @@ class Call:
     k_len) for the shape ``batched``, else None.  ``lists`` maps the kind of a kernel (``forward``, ``dq``, ``dkdv``,
     ``fused``) to its lists, where its walk is a `ListWalk`, or to those of distances of a `DistanceWalk`.
     ``parameters`` are the values of the pattern's free parameters by the names of their variables.  ``deterministic``
-    asks for gradients that repeat bitwise.
+    asks for gradients that repeat bitwise.  What the call does on the device goes through its ``recorder``.
     """
 
     plan: Plan
@@ -68,6 +76,19 @@ class Call:
     lists: dict[str, TileList] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     deterministic: bool = False
+    recorder: Recorder = field(default_factory=Recorder, compare=False)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Memory on the device of the call that a kernel fills."""
+        return self.recorder.run(partial(torch.empty, shape, dtype=dtype, device=self.q.device))
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Memory that kernels add to, or do not fill."""
+        return self.recorder.run(partial(torch.zeros, shape, dtype=dtype, device=self.q.device))
+
+    def hold(self) -> None:
+        """Tell the recorder which tensors are made of values: tables of stages, and lists of tiles."""
+        self.recorder.hold(*self.tables.values(), *(each for lists in self.lists.values() for each in lists.tensors))
 
     def fuses(self, wanted: frozenset[str]) -> bool:
         """Whether one kernel computes all gradients that are wanted: it is only on a GPU, for all three tensors, and

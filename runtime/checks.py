@@ -18,10 +18,10 @@ from spdsl.diagnostics import SpatError, error
 from spdsl.runtime.calls import DTYPES, Call
 from spdsl.runtime.evaluate import evaluate, tables_for
 from spdsl.runtime.pairs import pairs_of
-from spdsl.runtime.recent import Recent, identity
+from spdsl.runtime.recent import Recent, identity, weakly
 from spdsl.runtime.stages import materialise
 from spdsl.runtime.values import Fault, value_faults
-from spdsl.semantics.nodes import BoundPattern, Grid, Index, Load, Table, TableAxis
+from spdsl.semantics.nodes import Grid, Index, Load, Table, TableAxis
 from spdsl.semantics.rewrite import walk
 
 _TYPES: dict[str, tuple[torch.dtype, ...]] = {
@@ -54,9 +54,7 @@ def check_call(call: Call, *, narrow: bool = False) -> Call:
         SpatError: SP340 to SP349 for shapes, types and devices, SP324 for a grid that does not cover the keys,
             SP320, SP350 and SP351 for values, of this call or an earlier one.
     """
-    captured = call.q.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    if not captured:
-        _raise_known(wait=False)
+    check_earlier()
     pattern = call.plan.problem.pattern
     check_tensors(call.q, call.k, call.v)
     _check_places(call)
@@ -67,10 +65,24 @@ def check_call(call: Call, *, narrow: bool = False) -> Call:
         if grid.name is None and grid.of == Index(name="k"):
             _check_grid(grid, call)
     call = materialise(call)
-    if not captured:
-        # A graph is captured without asking for the state of the stream, and replayed with other values.
-        _check_values(call, pattern, narrow=narrow)
+    check_values(call, narrow=narrow)
     return call
+
+
+def captured(tensor: Tensor) -> bool:
+    """Whether a call of this tensor becomes part of a CUDA graph, which is captured without asking for the state of the
+    stream and replayed with other values."""
+    return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def check_earlier() -> None:
+    """Raise the error of an earlier call, if it is known by now.
+
+    Raises:
+        SpatError: as `check_call`.
+    """
+    if _pending and not torch.cuda.is_current_stream_capturing():
+        _raise_known(wait=False)
 
 
 def raise_pending() -> None:
@@ -226,12 +238,18 @@ def _check_places(call: Call) -> None:
         )
 
 
-def _check_values(call: Call, pattern: BoundPattern, *, narrow: bool) -> None:
+def check_values(call: Call, *, narrow: bool) -> None:
+    """Check the values of the tables of a call, unless they have been checked or the call is captured.
+
+    Raises:
+        SpatError: SP320, SP350 and SP351, on a GPU at a later call.
+    """
+    pattern = call.plan.problem.pattern
     tables = [call.tables[table.name] for table in pattern.tables if not table.made]
-    if not tables:
+    if not tables or captured(call.q):
         return
-    same = identity(call.places, *tables)
-    sizes = (call.q.shape[:3], call.k.shape[1:3], call.q_start, *call.parameters.values())
+    same = identity(*tables)
+    sizes = (call.q.shape[:3], call.k.shape[1:3], call.q_start, call.places is None, *call.parameters.values())
     key = None if same is None else (id(call.plan.keep), sizes, same)
     if key is not None and key in _checked.entries:
         return
@@ -240,10 +258,10 @@ def _check_values(call: Call, pattern: BoundPattern, *, narrow: bool) -> None:
         for fault in faults:
             if bool(fault.flag):
                 raise fault.error()
-        _checked.get(key, (call.plan.keep, call.places, tables), lambda: True)
+        _checked.get(key, (call.plan.keep, weakly(*tables)), lambda: True)
     elif faults:
         _defer(faults)
-        _checked.get(key, (call.plan.keep, call.places, tables), lambda: True)
+        _checked.get(key, (call.plan.keep, weakly(*tables)), lambda: True)
 
 
 def _defer(faults: tuple[Fault, ...]) -> None:

@@ -21,21 +21,21 @@ from spdsl.semantics.rewrite import free_indices
 
 Value: TypeAlias = "Tensor | int"
 Values: TypeAlias = Mapping[str, Value]
+Launch: TypeAlias = Callable[[str, Call, int, int, int, Values], None]
 
 
-def interval_values(
-    call: Call, kernel: KernelPlan, values: Values, launch: Callable[[str, int, int, int, Values], None]
-) -> dict[str, Value]:
+def interval_values(call: Call, kernel: KernelPlan, values: Values, launch: Launch) -> dict[str, Value]:
     """The intervals of a kernel's tiles, int32 ``[batch or 1, heads or 1, tiles, 4]``, if its walk has cuts.
 
-    ``values`` are those of the call; ``launch`` runs a kernel of this name on so many tiles, heads and sequences.
+    ``values`` are those of the call; ``launch`` runs the kernel of a name on so many rows, heads and sequences.
     """
     cuts = kernel.cuts
     if cuts is None:
         return {}
     batch, heads, tiles = interval_shape(call, kernel, cuts)
-    found = torch.empty((batch, heads, tiles, 4), dtype=torch.int32, device=call.q.device)
-    launch(interval_kernel(kernel), tiles, heads, batch, {**values, INTERVALS: found, "interval_rows": tiles})
+    found = call.empty((batch, heads, tiles, 4), torch.int32)
+    given = {**values, INTERVALS: found, "interval_rows": tiles}
+    launch(interval_kernel(kernel), call, tiles, heads, batch, given)
     return {
         INTERVALS: found,
         f"{INTERVALS}_stride_b": heads * tiles * 4 if batch > 1 else 0,

@@ -44,12 +44,12 @@ class Loaded:
     starters: dict[str, Starter]
     flat: dict[tuple[object, ...], int]
 
-    def launch(self, name: str, rows: int, heads: int, batch: int, values: Mapping[str, Value]) -> None:
-        """Run a kernel on ``rows`` rows of its own side for every head and sequence."""
+    def launch(self, name: str, call: Call, rows: int, heads: int, batch: int, values: Mapping[str, Value]) -> None:
+        """Run a kernel of a call on ``rows`` rows of its own side for every head and sequence."""
         kernel = self.kernels[name]
         tiles = kernel.programs(rows)
         grid = (heads, tiles, batch) if kernel.heads_first else (tiles, heads, batch)
-        self._start(kernel, grid, values)
+        self._start(call, kernel, grid, values)
 
     def launch_split(self, kind: str, call: Call, values: Mapping[str, Value]) -> None:
         """Run the kernel of this kind on all rows of a call: ``forward``, ``dq`` or ``dkdv``."""
@@ -59,10 +59,10 @@ class Loaded:
         values = {**values, **call_values(call, kind)}
         values.update(interval_values(call, tiles, values, self.launch))
         if kernel.persistent:
-            self._start(kernel, self._flat_grid(kernel, call, tiles, values), values)
+            self._start(call, kernel, self._flat_grid(kernel, call, tiles, values), values)
             return
         if not kernel.parts:
-            self.launch(kind, rows, heads, batch, values)
+            self.launch(kind, call, rows, heads, batch, values)
             return
         split = split_of(call, tiles, kernel.programs(rows), heads)
         long = split.long * heads * batch
@@ -70,11 +70,11 @@ class Loaded:
         # Rows that are not cut leave their results themselves.
         held = items if split.parts > 1 else 0
         values.update(split_values(split, items))
-        values.update({name: empty((max(1, held * size),), call.q) for name, size in kernel.parts})
-        self._start(kernel, (items + split.others * heads * batch, 1, 1), values)
+        values.update({name: call.empty((max(1, held * size),)) for name, size in kernel.parts})
+        self._start(call, kernel, (items + split.others * heads * batch, 1, 1), values)
         if held:
             combine = self.kernels[f"{kind}_combine"]
-            self._start(combine, (long * (kernel.block // combine.block), 1, 1), values)
+            self._start(call, combine, (long * (kernel.block // combine.block), 1, 1), values)
 
     def _flat_grid(
         self, kernel: Kernel, call: Call, tiles: KernelPlan, values: dict[str, Value]
@@ -89,11 +89,12 @@ class Loaded:
             self.flat[key] = programs_for(call, tiles, count)
         return self.flat[key], 1, 1
 
-    def _start(self, kernel: Kernel, grid: tuple[int, int, int], values: Mapping[str, Value]) -> None:
+    def _start(self, call: Call, kernel: Kernel, grid: tuple[int, int, int], values: Mapping[str, Value]) -> None:
         if 0 in grid:
             return
-        device = next(value.device for value in values.values() if isinstance(value, Tensor))
-        given = self._starter(kernel).given(values)
+        device, starter = call.q.device, self._starter(kernel)
+        read = {name: values[name] for name in starter.names}
+        given = starter.given(read)
         stages = _stages.get((id(self.plan), kernel.name), kernel.stages)
         # Triton launches on the current device, which need not be that of the tensors.
         if device.type != "cuda" or device.index == torch.cuda.current_device():
@@ -101,6 +102,8 @@ class Loaded:
         else:
             with torch.cuda.device(device):
                 self._run(kernel, grid, given, stages, device)
+        stages = _stages.get((id(self.plan), kernel.name), kernel.stages)
+        call.recorder.started(starter, grid, read, given, stages, device)
 
     def _starter(self, kernel: Kernel) -> Starter:
         found = self.starters.get(kernel.name)
@@ -231,11 +234,8 @@ def _list_values(lists: TileList) -> dict[str, Value]:
     }
 
 
-def lined(tensor: Tensor) -> Tensor:
+def lined(call: Call, tensor: Tensor) -> Tensor:
     """The tensor with its last dimension contiguous, copied if it is not."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
-def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Memory that a kernel fills."""
-    return torch.empty(shape, dtype=dtype, device=like.device)
+    if tensor.stride(-1) == 1 or tensor.shape[-1] == 1:
+        return tensor
+    return call.recorder.run(Tensor.contiguous, tensor)

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from spdsl.analysis.plans import Plan
 from spdsl.analysis.tiles import Shape
+from spdsl.runtime import checks
 from spdsl.runtime.calls import Call, Gradients
-from spdsl.runtime.checks import check_call
 from spdsl.runtime.engines import engine_for
 from spdsl.runtime.lists import lists_for
 from spdsl.runtime.parts import kinds_of
 from spdsl.runtime.stages import materialise
+from spdsl.runtime.tape import Recorder
 from spdsl.runtime.transforms import second_derivative
 from spdsl.semantics.free import LARGEST
 from spdsl.semantics.nodes import Table
@@ -127,11 +128,13 @@ def _call(
     places: Tensor | None,
     q_start: int,
     values: Sequence[int],
+    recorder: Recorder,
 ) -> Call:
     plan = prepared.plan
     given = {
         table.name: with_batch(table, tensor) for table, tensor in zip(plan.problem.pattern.tables, tables, strict=True)
     }
+    recorder.read(q, k, v, *given.values(), *(() if places is None else (places,)))
     return Call(
         plan=plan,
         q=q,
@@ -142,6 +145,7 @@ def _call(
         tables=given,
         parameters=prepared.parameters(values),
         deterministic=prepared.deterministic,
+        recorder=recorder,
     )
 
 
@@ -149,6 +153,80 @@ def with_batch(table: Table, tensor: Tensor) -> Tensor:
     """The input with a leading batch axis, unless it names one or has one already."""
     names_batch = any(axis.kind == "b" for axis in table.axes)
     return tensor if names_batch or tensor.dim() > len(table.axes) else tensor.unsqueeze(0)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Sequence[Tensor],
+    places: Tensor | None,
+    key: str,
+    shape: str,
+    q_start: int,
+    values: Sequence[int],
+    recorder: Recorder,
+) -> tuple[Tensor, Tensor]:
+    """Output and LSE, as `attend`; the recorder notes what is done on the device."""
+    prepared = _request(q, k, v, tables, key, shape, values, ())
+    call = _call(prepared, q, k, v, tables, places, q_start, values, recorder)
+    call = lists_for(checks.check_call(call, narrow=prepared.backend != "cpu"), ("forward",))
+    call.hold()
+    with _no_autocast(q.device.type):
+        return engine_for(prepared.backend).forward(call)
+
+
+def backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Sequence[Tensor],
+    places: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    d_out: Tensor,
+    d_lse: Tensor | None,
+    key: str,
+    shape: str,
+    q_start: int,
+    values: Sequence[int],
+    wanted: Sequence[int],
+    recorder: Recorder,
+) -> list[Tensor]:
+    """The gradients asked for, as `attend_backward`; the recorder notes what is done on the device."""
+    gradients = tuple(each - 3 for each in wanted if each >= 3)
+    prepared = _request(q, k, v, tables, key, shape, values, gradients)
+    names = ("q", "k", "v", *prepared.inputs)
+    asked = frozenset(names[each] for each in wanted)
+    call = materialise(_call(prepared, q, k, v, tables, places, q_start, values, recorder))
+    call = lists_for(call, kinds_of(call, asked))
+    recorder.read(out, lse, d_out, *(() if d_lse is None else (d_lse,)))
+    call.hold()
+    with _no_autocast(q.device.type):
+        found = engine_for(prepared.backend).backward(call, out, lse, d_out, d_lse, asked)
+    tensors = (q, k, v, *tables)
+    return [_shaped(_gradient(found, names[each]), tensors[each]) for each in wanted]
+
+
+def check_values(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Sequence[Tensor],
+    places: Tensor | None,
+    key: str,
+    shape: str,
+    q_start: int,
+    values: Sequence[int],
+) -> None:
+    """Check the values of the tables of a call that is known to fit in all else.
+
+    Raises:
+        SpatError: as `spdsl.runtime.checks.check_values`.
+    """
+    prepared = _request(q, k, v, tables, key, shape, values, ())
+    call = _call(prepared, q, k, v, tables, places, q_start, values, Recorder())
+    checks.check_values(materialise(call), narrow=prepared.backend != "cpu")
 
 
 @torch.library.custom_op("spdsl::attend", mutates_args=())
@@ -167,11 +245,7 @@ def attend(
 
     ``values`` are those of the parameters that ``key`` leaves open, in its order.
     """
-    prepared = _request(q, k, v, tables, key, shape, values, ())
-    call = _call(prepared, q, k, v, tables, places, q_start, values)
-    call = lists_for(check_call(call, narrow=prepared.backend != "cpu"), ("forward",))
-    with _no_autocast(q.device.type):
-        return engine_for(prepared.backend).forward(call)
+    return forward(q, k, v, tables, places, key, shape, q_start, values, Recorder())
 
 
 @attend.register_fake
@@ -208,21 +282,18 @@ def attend_backward(
     wanted: Sequence[int],
 ) -> list[Tensor]:
     """The gradients asked for: 0, 1, 2 are q, k, v and 3 + i is table i, in this order."""
-    gradients = tuple(each - 3 for each in wanted if each >= 3)
-    prepared = _request(q, k, v, tables, key, shape, values, gradients)
-    names = ("q", "k", "v", *prepared.inputs)
-    asked = frozenset(names[each] for each in wanted)
-    call = materialise(_call(prepared, q, k, v, tables, places, q_start, values))
-    call = lists_for(call, kinds_of(call, asked))
-    with _no_autocast(q.device.type):
-        found = engine_for(prepared.backend).backward(call, out, lse, d_out, d_lse, asked)
-    tensors = (q, k, v, *tables)
-    return [_gradient(found, names[each]).view_as(tensors[each]) for each in wanted]
+    settings = (key, shape, q_start, values, wanted)
+    return backward(q, k, v, tables, places, out, lse, d_out, d_lse, *settings, Recorder())
 
 
 def _no_autocast(device: str) -> AbstractContextManager[object]:
     """The types of the tensors are the types computed in."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _shaped(gradient: Tensor, tensor: Tensor) -> Tensor:
+    """Of tables, which a call sees with a batch axis, the gradients have one too."""
+    return gradient if gradient.dim() == tensor.dim() else gradient.view_as(tensor)
 
 
 def _gradient(found: Gradients, name: str) -> Tensor:

@@ -15,7 +15,9 @@ def parts_of(call: Call, kinds: Callable[[Call], Sequence[Kind]]) -> Iterator[Ca
     yield call
     for plan in call.plan.more:
         part = materialise(replace(call, plan=plan, lists={}))
-        yield lists_for(part, kinds(part))
+        part = lists_for(part, kinds(part))
+        part.hold()
+        yield part
 
 
 def kinds_of(call: Call, wanted: frozenset[str]) -> Sequence[Kind]:

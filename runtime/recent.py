@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -19,7 +20,7 @@ K = TypeVar("K")
 class Recent(Generic[T]):
     """The ``size`` results used last.
 
-    Each entry keeps what it was made from, so that no address in a key is used again.
+    Each entry keeps what it was made from, or weak references to it, so that no address in a key is used again.
     """
 
     size: int
@@ -49,16 +50,33 @@ def _keep_last(entries: OrderedDict[K, T], key: K, value: T, size: int) -> None:
 
 
 def identity(*tensors: Tensor | None) -> Hashable | None:
-    """What stays the same as long as the tensors hold the same numbers; None if that cannot be known."""
-    if any(tensor is not None and (tensor.is_inference() or tensor.device.type == "cpu") for tensor in tensors):
-        # Inference tensors do not count their changes, nor does memory that numpy or another process writes to.
+    """What stays the same as long as the tensors hold the same numbers; None if that cannot be known.
+
+    It names the storage of a tensor by an address, which no other storage has while something refers to the first,
+    be it weakly: see `weakly`.  Writes that torch does not count are not seen: through `.data`, by kernels of others,
+    in graphs that are replayed.  `torch.autograd.graph.increment_version` makes them known.
+    """
+    if any(tensor is not None and not counts(tensor) for tensor in tensors):
         return None
     return tuple(None if tensor is None else _identity(tensor) for tensor in tensors)
 
 
+def counts(tensor: Tensor) -> bool:
+    """Whether changes are counted: not those of inference tensors, and not in memory of the CPU, to which numpy or
+    another process may write."""
+    return not tensor.is_cpu and not tensor.is_inference()
+
+
 def _identity(tensor: Tensor) -> Hashable:
-    place = (tensor.data_ptr(), tensor._version, str(tensor.device))  # noqa: SLF001  # torch has no public name for it
-    return (*place, tensor.dtype, tuple(tensor.shape), tensor.stride())
+    # torch has no public names for these.
+    storage: int = torch._C._storage_id(tensor)  # type: ignore[attr-defined]  # noqa: SLF001
+    place = storage, tensor.data_ptr(), tensor._version  # noqa: SLF001
+    return (*place, tensor.dtype, tensor.shape, tensor.stride())
+
+
+def weakly(*tensors: Tensor | None) -> tuple[StorageWeakRef, ...]:
+    """References that keep the storages' addresses from being used again, but not the memory of the numbers."""
+    return tuple(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors if tensor is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,18 +88,27 @@ class _Made(Generic[T]):
     tensors: tuple[Tensor | None, ...]
     same: Hashable | None
 
-    def serves(self, tensors: tuple[Tensor | None, ...]) -> bool:
-        """Whether the tensors hold what the result was made from, as far as that can still be seen."""
+    def might_serve(self, tensors: tuple[Tensor | None, ...]) -> bool:
+        """Whether what the result was made from can still be seen, and is of the shapes and types of the tensors."""
         if self.same is not None and identity(*self.tensors) != self.same:
             return False
-        return all(_equal(ours, theirs) for ours, theirs in zip(self.tensors, tensors, strict=True))
+        return all(_alike(ours, theirs) for ours, theirs in zip(self.tensors, tensors, strict=True))
+
+    def equal(self, tensors: tuple[Tensor | None, ...]) -> Tensor:
+        """Whether the tensors hold the numbers that the result was made from, on their device."""
+        pairs = [(a, b) for a, b in zip(self.tensors, tensors, strict=True) if a is not None and b is not None]
+        return torch.stack([torch.eq(ours, theirs).all() for ours, theirs in pairs]).all()
+
+
+_COMPARED = 8
+"""Results, the last first, whose tensors are compared with new ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ByContent(Generic[T]):
     """The ``size`` results used last, found by identity of the tensors they were made from, else by their content.
 
-    To compare tensors waits for the device, once for each tensor that is new.
+    To compare tensors waits for the device, once for tensors that are new, however many results are there.
     """
 
     size: int
@@ -123,7 +150,9 @@ class ByContent(Generic[T]):
             return None
         with _lock:
             known = [entry for entry in reversed(self.entries.items()) if entry[0][0] == key]
-        return next((entry for entry in known if entry[1].serves(tensors)), None)
+        known = [entry for entry in known if entry[1].might_serve(tensors)][:_COMPARED]
+        answers = torch.stack([made.equal(tensors) for _, made in known]).tolist() if known else []
+        return next((entry for entry, equal in zip(known, answers, strict=True) if equal), None)
 
 
 def _kept(tensors: tuple[Tensor | None, ...], same: Hashable | None) -> tuple[Tensor | None, ...]:
@@ -131,8 +160,7 @@ def _kept(tensors: tuple[Tensor | None, ...], same: Hashable | None) -> tuple[Te
     return tensors if same is not None else tuple(None if tensor is None else tensor.clone() for tensor in tensors)
 
 
-def _equal(ours: Tensor | None, theirs: Tensor | None) -> bool:
+def _alike(ours: Tensor | None, theirs: Tensor | None) -> bool:
     if ours is None or theirs is None:
         return ours is theirs
-    alike = ours.shape == theirs.shape and ours.dtype == theirs.dtype and ours.device == theirs.device
-    return alike and torch.equal(ours, theirs)
+    return ours.shape == theirs.shape and ours.dtype == theirs.dtype and ours.device == theirs.device

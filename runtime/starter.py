@@ -8,8 +8,9 @@ goes Triton's way.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from spdsl.codegen.binaries import keeping
 from spdsl.codegen.blocks import Argument, Kernel
 from spdsl.codegen.gluon import layout_of
+from spdsl.runtime.tape import STREAM, Entry, Grid, Mapped
 
 _MOST = 64
 """Binaries that a starter remembers; strides that change with the length take an entry each."""
@@ -137,7 +139,7 @@ class Starter:
             found[name] = described(found[name])
         return found
 
-    def start(self, grid: tuple[int, int, int], given: Mapping[str, Any], stages: int, device: torch.device) -> None:
+    def start(self, grid: Grid, given: Mapping[str, Any], stages: int, device: torch.device) -> None:
         """Launch on the current device, which is ``device`` if that is a GPU.
 
         Settings of Triton for debugging count as they were when a binary was first asked for.
@@ -145,8 +147,8 @@ class Starter:
         arguments = tuple(given.values())
         key = launch_key(arguments, self.fixed)
         place = (key, stages, device)
-        known = None if key is None else self.compiled.get(place)
-        if known is not None and not self.function.pre_run_hooks:
+        known = self._known(key, stages, device)
+        if known is not None:
             known[grid](*arguments)
             return
         options = {"num_warps": self.kernel.warps, "num_stages": stages}
@@ -159,6 +161,90 @@ class Starter:
             if len(self.compiled) >= _MOST:
                 self.compiled.clear()
             self.compiled[place] = made
+
+    def _known(self, key: Hashable, stages: int, device: torch.device) -> Any:
+        """The binary for arguments with this key; None if there is none, or if someone wants to see each launch."""
+        return None if key is None or self.function.pre_run_hooks else self.compiled.get((key, stages, device))
+
+    def entry(
+        self, grid: Grid, values: Mapping[str, Any], given: Mapping[str, Any], stages: int, device: torch.device
+    ) -> Entry | None:
+        """The launch of an earlier `start` as a call of Triton's function in C, with addresses of tensors as arguments.
+
+        None where that function is not what it is in the versions of Triton known here.
+        """
+        known = self._known(launch_key(tuple(given.values()), self.fixed), stages, device)
+        copied = any(given[name].base.data_ptr() != values[name].data_ptr() for name, _ in self.described)
+        if known is None or copied:
+            return None
+        launcher, metadata = known.run, getattr(known.metadata, "tensordesc_meta", None) or ()
+        launch = _function_of(launcher)
+        if launch is None or len(metadata) != len(self.described):
+            return None
+        flat = _flattened(given, {name: (values[name], how) for name, how in self.described}, metadata)
+        return Entry(
+            launch=launch,
+            arguments=(
+                *grid,
+                STREAM,
+                known.function,
+                launcher.launch_cooperative_grid,
+                launcher.launch_pdl,
+                *(None, None),  # memory of the launcher's own, which `_function_of` refuses
+                known.packed_metadata,
+                *(None, None, None),  # what hooks are told, and the hooks: with these, launches go by name
+                *flat,
+            ),
+        )
+
+
+_FORMAT = "iiiKKppOOOOOO"
+"""What Triton's function takes before the arguments of the kernel; see `Starter.entry`."""
+
+
+def _function_of(launcher: Any) -> Callable[..., object] | None:
+    """The function of a launcher that takes descriptors as they are passed to the device."""
+    from triton.backends.nvidia import driver
+
+    if getattr(driver, "_BASE_ARGS_FORMAT", None) != _FORMAT or not hasattr(launcher, "launch_pdl"):
+        return None
+    if launcher.global_scratch_size or launcher.profile_scratch_size:
+        return None
+    launch: Any = launcher.launch
+    code = getattr(launch, "__code__", None)
+    # Where there are descriptors, Triton wraps the function in one that makes them anew in every launch.
+    if code is not None and "launcher" in code.co_freevars:
+        launch = launch.__closure__[code.co_freevars.index("launcher")].cell_contents
+    return launch  # type: ignore[no-any-return]
+
+
+def _flattened(
+    given: Mapping[str, Any], described: Mapping[str, tuple[Tensor, Described]], metadata: Iterable[Any]
+) -> Iterator[object]:
+    """The arguments of a kernel as Triton's function takes them: descriptors with shapes and strides behind them."""
+    from triton.backends.nvidia.driver import make_tensordesc_arg
+
+    settings = iter(metadata)
+    for name, value in given.items():
+        if name not in described:
+            yield value
+            continue
+        tensor, how = described[name]
+        map = OnDevice(described=how, make=partial(make_tensordesc_arg, metadata=next(settings)))
+        yield Mapped(tensor=tensor, map=map)
+        yield from map.make(value)[1:]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnDevice:
+    """Makes descriptors of one argument as they are passed to the device."""
+
+    described: Described
+    make: Callable[[Any], list[object]]
+
+    def of(self, tensor: Tensor) -> object:
+        """The descriptor of a tensor."""
+        return self.make(self.described(tensor))[0]
 
 
 def launch_key(arguments: tuple[Any, ...], fixed: tuple[bool, ...]) -> Hashable | None:

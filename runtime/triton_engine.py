@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from spdsl.codegen.results import partial_pointer
 from spdsl.runtime.calls import Call, Gradients
-from spdsl.runtime.launch import Loaded, Value, call_values, empty, lined, loaded, tensor_values
+from spdsl.runtime.launch import Loaded, Value, call_values, lined, loaded, tensor_values
 from spdsl.runtime.parts import kinds_of, parts_of
 from spdsl.runtime.table_gradients import partial_shape, table_gradients
 
@@ -26,8 +27,8 @@ class TritonEngine:
         """Output ``[batch, heads, nq, dv]`` in the type of ``q`` and LSE ``[batch, heads, nq]`` in fp32."""
         call = _lined(call)
         batch, heads, nq, _ = call.q.shape
-        out = empty((batch, heads, nq, call.v.shape[3]), call.q, call.q.dtype)
-        lse = empty((batch, heads, nq), call.q)
+        out = call.empty((batch, heads, nq, call.v.shape[3]), call.q.dtype)
+        lse = call.empty((batch, heads, nq))
         values = tensor_values(Q=call.q, K=call.k, V=call.v, O=out) | {"LSE": lse}
         for part in parts_of(call, lambda _: ("forward",)):
             loaded(part.plan).launch_split("forward", part, values)
@@ -39,12 +40,15 @@ class TritonEngine:
     ) -> Gradients:
         """Gradients of those among ``q k v`` and the names of tables that are in ``wanted``."""
         call = _lined(call)
+        run = call.recorder.run
+        if d_out.dtype != call.q.dtype:
+            d_out = run(partial(Tensor.to, dtype=call.q.dtype), d_out)
         values: dict[str, Value] = {
-            **tensor_values(Q=call.q, K=call.k, V=call.v, O=lined(out), dO=lined(d_out.to(call.q.dtype))),
-            "LSE": lse.contiguous(),
-            "dLSE": torch.zeros_like(lse) if d_lse is None else d_lse.float().contiguous(),
-            "LSE2": torch.empty_like(lse, memory_format=torch.contiguous_format),
-            "Delta": torch.empty_like(lse, memory_format=torch.contiguous_format),
+            **tensor_values(Q=call.q, K=call.k, V=call.v, O=lined(call, out), dO=lined(call, d_out)),
+            "LSE": run(Tensor.contiguous, lse),
+            "dLSE": call.zeros(lse.shape) if d_lse is None else run(_plain, d_lse),
+            "LSE2": call.empty(lse.shape),
+            "Delta": call.empty(lse.shape),
         }
         found = Gradients(q=None, k=None, v=None, tables={})
         for part in parts_of(call, lambda part: kinds_of(part, wanted)):
@@ -62,30 +66,32 @@ def _added(call: Call, before: Gradients, values: Mapping[str, Value], wanted: f
     kernels = loaded(call.plan)
     batch, heads, nq, _ = call.q.shape
     partials = {
-        position: torch.zeros(partial_shape(gradient, call), dtype=torch.float32, device=call.q.device)
+        position: call.zeros(partial_shape(gradient, call))
         for position, gradient in enumerate(call.plan.gradients)
         if gradient.table in wanted
     }
+    if partials:
+        call.recorder.give_up()  # where their sums belong is computed from values
     values = {**values, **_partial_values(call, partials)}
     if not call.plan.place:
-        kernels.launch("delta", nq, heads, batch, values | call_values(call, "delta"))
+        kernels.launch("delta", call, nq, heads, batch, values | call_values(call, "delta"))
     d_q, d_k, d_v = before.q, before.k, before.v
     if call.fuses(wanted):
         d_q, d_k, d_v = _fused(call, kernels, values)
     else:
         by = {call.plan.gradients[position].by for position in partials}
         if "q" in wanted or by & {"none", "query", "pair"}:
-            d_q = torch.empty_like(call.q, memory_format=torch.contiguous_format) if d_q is None else d_q
+            d_q = call.empty(call.q.shape, call.q.dtype) if d_q is None else d_q
             kernels.launch_split("dq", call, values | tensor_values(dQ=d_q))
         if wanted & {"k", "v"} or "key" in by:
             # Keys outside the places of a batched call get no gradient, and no program writes them.
-            make = torch.empty_like if call.places is None else torch.zeros_like
-            d_k = make(call.k, memory_format=torch.contiguous_format) if d_k is None else d_k
-            d_v = make(call.v, memory_format=torch.contiguous_format) if d_v is None else d_v
+            make = call.empty if call.places is None else call.zeros
+            d_k = make(call.k.shape, call.k.dtype) if d_k is None else d_k
+            d_v = make(call.v.shape, call.v.dtype) if d_v is None else d_v
             kernels.launch_split("dkdv", call, values | tensor_values(dK=d_k, dV=d_v))
         if "distance" in by:
             rows = nq + call.k.shape[2] - 1
-            kernels.launch("distances", rows, heads, batch, values | call_values(call, "distances"))
+            kernels.launch("distances", call, rows, heads, batch, values | call_values(call, "distances"))
     tables = table_gradients(call, partials, wanted)
     added = {name: tables[name] + before.tables[name] if name in before.tables else tables[name] for name in tables}
     return Gradients(q=d_q, k=d_k, v=d_v, tables=added)
@@ -93,28 +99,41 @@ def _added(call: Call, before: Gradients, values: Mapping[str, Value], wanted: f
 
 def _fused(call: Call, kernels: Loaded, values: Mapping[str, Value]) -> tuple[Tensor, Tensor, Tensor]:
     """dQ, dK and dV by one kernel, which adds to dQ in fp32."""
-    sums = torch.zeros(call.q.shape, dtype=torch.float32, device=call.q.device)
-    d_k, d_v = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (call.k, call.v))
-    rows = {name: _quadruples(values[name]) for name in ("LSE2", "Delta")}
+    sums = call.zeros(call.q.shape)
+    d_k, d_v = (call.empty(each.shape, each.dtype) for each in (call.k, call.v))
+    rows = {name: _quadruples(call, values[name]) for name in ("LSE2", "Delta")}
     kernels.launch_split("fused", call, {**values, **rows, **tensor_values(dK=d_k, dV=d_v), "dQ": sums})
-    d_q = torch.empty(call.q.shape, dtype=call.q.dtype, device=call.q.device)
-    torch.mul(sums, call.plan.scale, out=d_q)
+    d_q = call.empty(call.q.shape, call.q.dtype)
+    call.recorder.run(partial(_scaled, scale=call.plan.scale), sums, d_q)
     return d_q, d_k, d_v
 
 
-def _quadruples(rows: Value) -> Value:
+def _scaled(sums: Tensor, out: Tensor, scale: float) -> Tensor:
+    """Write ``scale`` times the sums to ``out``, in its type."""
+    return torch.mul(sums, scale, out=out)
+
+
+def _quadruples(call: Call, rows: Value) -> Value:
     """Numbers of rows ``[batch, heads, nq]`` with ``nq`` rounded up to a multiple of 4; what is added is never used."""
     assert isinstance(rows, Tensor)
-    return torch.nn.functional.pad(rows, (0, -rows.shape[2] % 4)) if rows.shape[2] % 4 else rows
+    if rows.shape[2] % 4 == 0:
+        return rows
+    return call.recorder.run(partial(torch.nn.functional.pad, pad=(0, -rows.shape[2] % 4)), rows)
 
 
 def _lined(call: Call) -> Call:
     """Tensors as kernels read them, and places that stay within their rows whatever the caller gave."""
-    q, k, v = lined(call.q), lined(call.k), lined(call.v)
+    q, k, v = (lined(call, each) for each in (call.q, call.k, call.v))
     if call.places is None and q is call.q and k is call.k and v is call.v:
         return call
-    places = None if call.places is None else _within(call.places, call.k.shape[2])
+    places = call.places
+    if places is not None:
+        places = call.recorder.run(partial(_within, rows=call.k.shape[2]), places)
     return replace(call, q=q, k=k, v=v, places=places)
+
+
+def _plain(rows: Tensor) -> Tensor:
+    return rows.float().contiguous()
 
 
 def _within(places: Tensor, rows: int) -> Tensor:
@@ -128,6 +147,6 @@ def _partial_values(call: Call, partials: Mapping[int, Tensor]) -> dict[str, Val
     return {
         partial_pointer(position): partials[position]
         if position in partials
-        else torch.empty(partial_shape(gradient, call), dtype=torch.float32, device=call.q.device)
+        else call.empty(partial_shape(gradient, call))
         for position, gradient in enumerate(call.plan.gradients)
     }

@@ -19,6 +19,7 @@ from spdsl.library import names, read_file, resolver, text_of
 from spdsl.pipeline import Value, bound, key_of, opened, read, softmax_key
 from spdsl.runtime import graphs, operator
 from spdsl.runtime.checks import check_tensors, raise_pending
+from spdsl.runtime.direct import Direct
 from spdsl.runtime.transforms import refuse_transforms
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 from spdsl.semantics.softmaxes import static_part
@@ -112,6 +113,7 @@ class Attention:
         bound(self._key, 1, 1, 64)
         # What the operators are given: one key for all values of the free parameters.
         self._open_key, self._values = opened(self._key)
+        self._direct = Direct(self._open_key, self._values, pattern.inputs)
 
     def __repr__(self) -> str:
         settings = {"layer": self.layer, "backend": self.backend}
@@ -152,6 +154,11 @@ class Attention:
             SpatError: shapes, types, devices or values that do not fit (SP3xx), or a pattern that cannot be run
             (SP4xx).
         """
+        traced = torch.compiler.is_compiling()
+        if not traced and q_start is None and k_start is None and k_len is None:
+            known = self._direct.recall(q, k, v, inputs)
+            if known is not None:
+                return known if return_lse else known[0]
         q, k, v = autocast(q, k, v)
         check_tensors(q, k, v)
         given = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
@@ -170,7 +177,10 @@ class Attention:
             return found if return_lse else found[0]  # type: ignore[return-value]  # with an LSE, as was asked for
         tables = list(given.values())
         operator.foresee_gradients(q, k, v, tables, self._open_key, shape, self._values)
-        out, lse = operator.attend(q, k, v, tables, places, self._open_key, shape, start, self._values)
+        if traced:
+            out, lse = operator.attend(q, k, v, tables, places, self._open_key, shape, start, self._values)
+        else:
+            out, lse = self._direct.attend(q, k, v, tables, places, shape, start)
         return (out, lse) if return_lse else out
 
     def reference(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,19 @@ def tensors(n: int = 1500, d: int = 64, heads: int = 4, groups: int = 2) -> list
     torch.manual_seed(0)
     shapes = ((1, heads, n, d), (1, groups, n, d), (1, groups, n, d))
     return [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+
+
+@contextmanager
+def nothing_waits() -> Iterator[None]:
+    """To wait for the device is an error here."""
+    torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype feature")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("name", ["alibi", "documents", "streaming", "bigbird"])
@@ -68,6 +84,7 @@ def test_more_elements_than_32_bits_count() -> None:
         assert relative_error(out[0, -1, row], torch.softmax(logits, -1) @ v[0, -1, keys].double()) < 1e-2
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own use
 def test_whole_graphs_compile() -> None:
     leaves = tensors(n=512)
     attn = spdsl.compile("streaming", window=100, sinks=4)
@@ -100,22 +117,60 @@ def test_new_documents_wait_for_nothing(composed: spdsl.Attention) -> None:
     """The first call compiles; later ones, with other documents and lengths, never synchronise."""
     calls = [(tensors(n=n), documents(n, n)) for n in (1500, 1700, 900)]
     torch.autograd.grad(composed(*calls[0][0], doc=calls[0][1]).float().square().sum(), calls[0][0])
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         found = [composed(*leaves, doc=doc) for leaves, doc in calls]
         gradients = [
             torch.autograd.grad(out.float().square().sum(), leaves)
             for out, (leaves, _) in zip(found, calls, strict=True)
         ]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for out, grads, (leaves, doc) in zip(found, gradients, calls, strict=True):
         expected = composed.reference(*leaves, doc=doc)
         assert relative_error(out, expected) <= 1e-2
         wanted = torch.autograd.grad(expected.square().sum(), leaves)
         assert all(relative_error(one, other) <= 3e-2 for one, other in zip(grads, wanted, strict=True))
     spdsl.raise_pending()
+
+
+TABLES: dict[str, Callable[[int, str], dict[str, Tensor]]] = {
+    "sliding_window": lambda n, device: {},
+    "longformer": lambda n, device: {"is_global": torch.arange(n, device=device) % 500 == 3},
+    "documents": lambda n, device: {"doc": torch.arange(n, device=device) // 300},
+    "bigbird": lambda n, device: {},
+}
+
+
+@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("name", TABLES)
+def test_known_calls_wait_for_nothing(name: str, d: int) -> None:
+    """Calls that are played from a tape, on other tensors than the first: the results of calls that are not."""
+    attn, given = spdsl.compile(name, deterministic=True), TABLES[name](1500, "cuda")
+    first, second = tensors(d=d), [torch.randn_like(each).requires_grad_() for each in tensors(d=d)]
+
+    def both(attn: spdsl.Attention, leaves: list[Tensor]) -> list[Tensor]:
+        out, lse = attn(*leaves, return_lse=True, **given)
+        return [out, lse, *torch.autograd.grad((out, lse), leaves, (leaves[0].detach(), torch.ones_like(lse)))]
+
+    both(attn, first)
+    with nothing_waits():
+        found = both(attn, second)
+    expected = both(spdsl.compile(name, deterministic=True), second)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_known_calls_in_a_graph(name: str) -> None:
+    """A call that is played while a graph is captured."""
+    attn, given = spdsl.compile(name), TABLES[name](1500, "cuda")
+    q, k, v = (each.detach() for each in tensors())
+    attn(q, k, v, **given)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = attn(q, k, v, **given)
+    for each in (q, k, v):
+        each.copy_(torch.randn_like(each))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, spdsl.compile(name)(q, k, v, **given))  # type: ignore[arg-type]
 
 
 def test_a_captured_graph_follows_its_documents(composed: spdsl.Attention) -> None:
