@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import assert_never
 
 from spdsl.diagnostics import error
+from spdsl.runtime.diagonals import distances_of, seen_from_blocks
 from spdsl.runtime.evaluate import Value, apply
 from spdsl.runtime.lines import Lines
 from spdsl.runtime.philox import uniform
@@ -236,6 +237,11 @@ class Arrays:
             from spdsl.runtime.sums import over_rows
 
             return over_rows(self, stage)
+        source = distances_of(dict(self.stages), stage)
+        if source is not None and rows is not None:
+            found = seen_from_blocks(self, stage, source, rows)
+            if found is not None:
+                return found
         inner = _inner(stage)
         dim = 1 + inner.index(stage.over)
         if side_of(stage.over) == "q":

@@ -133,9 +133,15 @@ class Lines:
         here = own.partition(".")[2]
         if here == name:
             return points
-        return self.at_position(name, points if not here else self._edge(here, points, last=False, must=True))
+        return self.at_position(name, points if not here else self.edge(here, points, last=False, must=True))
 
-    def _edge(self, name: str, entries: Tensor, *, last: bool, must: bool) -> Tensor:
+    def is_even(self, name: str) -> bool:
+        """Whether the members of an axis are runs of positions of one size."""
+        axis = self._axis(name)
+        return axis is not None and axis.size is not None and axis.step is None and axis.of == (Index(name="k"),)
+
+    def edge(self, name: str, entries: Tensor, *, last: bool, must: bool = True) -> Tensor:
+        """The first or last position of entries, as declared; empty where there is none and none is needed."""
         axis = self._axis(name)
         rule = axis_rules.last if last else axis_rules.first
         axes = {each.name: each for each in self.pattern.axes}
@@ -168,8 +174,8 @@ class Lines:
             return Line(entries=torch.where(exist, entries, -1)[None], count=count, ends=(positions, positions))
         declared = self._axis(name)
         line = torch.arange(count, device=self.device)
-        first = self._edge(name, line, last=False, must=False)
-        last = self._edge(name, line, last=True, must=False)
+        first = self.edge(name, line, last=False, must=False)
+        last = self.edge(name, line, last=True, must=False)
         ends = None if declared is None or len(first) < count else (first, last)
         if declared is None or declared.step is None:
             entries = self.at_position(name, positions)[None]

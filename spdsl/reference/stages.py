@@ -243,12 +243,11 @@ def _diagonals(world: World, stage: Pool) -> Tensor:
     others = tuple(axis for axis in stage.axes if axis != DISTANCE)
     inner = (*others, "q", "k")
     value, only = world.together((stage.value, stage.only), inner)
-    q, k = world.points("q", stage.value), world.points("k", stage.value)
+    q = world.points("q", stage.value)
     only = only & (q >= 0)[:, None]
-    distance = q[:, None] - k
     found = []
     for each in world.points(DISTANCE, stage.value).tolist():
-        pairs = (distance == each).flatten().nonzero().flatten()
-        some, present = (x.flatten(-2).index_select(-1, pairs) for x in (value, only))
-        found.append(_reduced(stage, some, present, torch.ones(len(pairs), device=value.device), -1))
+        # Keys stand at q - each, so that columns run ahead of rows by what is left.
+        some, present = (x.diagonal(world.q_start - each, -2, -1) for x in (value, only))
+        found.append(_reduced(stage, some, present, torch.ones(some.shape[-1], device=value.device), -1))
     return torch.stack(found, dim=1 + stage.axes.index(DISTANCE))

@@ -44,6 +44,16 @@ SIGNATURES = {
     "alibi": {},
     "softcap": {"cap": 50.0},
     "head_modes": {"sinks": 64, "window": 256},
+    "moba": {"block": 512, "picks": 3},
+    "nsa": {"compress": 32, "stride": 16, "block": 64, "picks": 16, "window": 512},
+    "infllm_v2": {"compress": 32, "stride": 16, "block": 64, "picks": 64, "window": 2048, "dense": 8192},
+    "seer_attention": {"block": 64, "threshold": 0.002},
+    "vsa": {"frames": None, "height": None, "width": None, "cube": (4, 4, 4), "picks": 32},
+    "quest": {"page": 16, "budget": 1024},
+    "dsa": {"picks": 2048},
+    "dma": {"width": 2048},
+    "xattention": {"block": 128, "stride": 8, "mass": 0.9},
+    "vertical_slash": {"columns": 1000, "diagonals": 6096, "probe": 64, "block": 64},
 }
 INPUTS = {
     "prefix_lm": "prefix: int[b]",
@@ -53,6 +63,11 @@ INPUTS = {
     "sliding_tile_3d": "window: int[h, 3]",
     "alibi": "slope: float[h]",
     "head_modes": "full: bool[g]",
+    "nsa": "gate: float[3, h, q]",
+    "seer_attention": "GQ: float[h, q.blk, e], GK: float[h, k.blk, e]",
+    "vsa": "gate: float[h, q, d]",
+    "dsa": "QI: float[j, q, e], KI: float[token, e], wt: float[j, q]",
+    "dma": "delta: float[g, token]",
 }
 
 
