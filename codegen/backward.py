@@ -59,7 +59,8 @@ def lower_delta(plan: Plan) -> Kernel | None:
     """Row sums of dO * O, and the gradients of sinks; of a union once, for all its parts."""
     if plan.place:
         return None
-    kernel = replace(plan.dq, block_q=64, warps=4, stages=1, residues=None, boxes=None, descriptors=False, splits=False)
+    kernel = replace(plan.dq, block_q=64, warps=4, stages=1, residues=None, boxes=None, marked=None, splits=False)
+    kernel = replace(kernel, descriptors=False)
     frame = Frame(plan=plan, kernel=kernel, by="query")
     sinks = partials(frame, "sink_logit", ("none", "query"))
     tail: list[Block] = []

@@ -84,13 +84,14 @@ class WholeRow:
 class Positions:
     """Rows of the tensors and absolute positions of one side: ``q_rows`` and ``q``, or ``k_rows`` and ``k``.
 
-    With ``classes`` every so many-th row, from the first of the class on.
+    With ``classes`` every so many-th row, from the first of the class on; with ``marked`` those that are listed.
     """
 
     side: Side
     part: Part
     shape: Shape
     classes: int | None = None
+    marked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,7 +44,7 @@ TENSORS: tuple[tuple[str, Side, str], ...] = (
 def lower_distances(plan: Plan) -> Kernel | None:
     """The kernel, or None where no gradient goes by distance."""
     tiles = replace(plan.dq, block_q=BLOCK, block_k=2 * BLOCK, warps=4, stages=1)
-    tiles = replace(tiles, residues=None, boxes=None, descriptors=False, splits=False)
+    tiles = replace(tiles, residues=None, boxes=None, marked=None, descriptors=False, splits=False)
     frame = Frame(plan=plan, kernel=tiles, by="query")
     found = partials(frame, "bias", ("distance",))
     if not found:

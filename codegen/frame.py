@@ -112,6 +112,10 @@ class Frame:
         """Whether there may be rows after those of a grid."""
         return self.kernel.boxes is not None and self.kernel.boxes.tail
 
+    def is_scattered(self, side: Side) -> bool:
+        """Whether every row of a tile has an address of its own."""
+        return self.has_tail or self.kernel.gathers(side)
+
     @property
     def after(self) -> int | None:
         """How many rows the grid has, if rows may follow."""
@@ -137,7 +141,7 @@ class Frame:
 
         Query rows past the end need no test: their results are not stored, or their LSE is +inf.
         """
-        gathered = self.kernel.residues or self.kernel.boxes
+        gathered = self.kernel.residues or self.kernel.boxes or self.kernel.marked
         found = both(None, truncated(self.plan.keep if gathered is None else gathered.keep))
         if self.by == "query" and not self.is_whole("k"):
             found = both(found, compare("lt", index("k"), Extent(name="n")))
@@ -245,7 +249,7 @@ class Frame:
             descriptor=self.kernel.descriptors,
             box=() if self.kernel.boxes is None else self.kernel.boxes.box(side),
             heads=self.joined_heads(side) if self.kernel.descriptors else None,
-            scattered=self.has_tail,
+            scattered=self.is_scattered(side),
         )
 
     def store(
@@ -262,12 +266,15 @@ class Frame:
             dtype=self.plan.problem.dtype,
             factor=factor,
             boxes=self.boxes is not None,
-            scattered=self.has_tail,
+            scattered=self.is_scattered(side),
             added=added and self.plan.place > 0,
         )
 
     def lengths(self) -> tuple[Argument, ...]:
-        """Run-time lengths and positions."""
+        """Run-time lengths and positions, and which rows are marked."""
+        return (*self._lengths(), *(() if self.kernel.marked is None else MARKS))
+
+    def _lengths(self) -> tuple[Argument, ...]:
         count = Argument(name="nq", type="i32", note="query rows")
         match self.plan.problem.shape:
             case "square":
@@ -311,6 +318,13 @@ class Frame:
     def table_arguments(self, body: Iterable[Block]) -> tuple[Argument, ...]:
         """The arguments of the tables that ``body`` reads."""
         return self.tables.arguments(block for block in every(body) if isinstance(block, Gather))
+
+
+MARKS = (
+    Argument(name="marks", type="*i32", note="[batch or 1, marked rows], ascending"),
+    Argument(name="marks_stride_b", type="i32"),
+    Argument(name="marked_rows", type="i32", note="how many there are"),
+)
 
 
 def every(body: Iterable[Block]) -> Iterator[Block]:
@@ -420,7 +434,8 @@ def positions(frame: Frame, side: Side, part: Part) -> Positions | BoxPositions:
             ragged=boxes.ragged(side),
             flag=flag_of(part) if boxes.tail else None,
         )
-    return Positions(side=side, part=part, shape=frame.plan.problem.shape, classes=frame.classes)
+    shape, marked = frame.plan.problem.shape, frame.kernel.gathers(side)
+    return Positions(side=side, part=part, shape=shape, classes=frame.classes, marked=marked)
 
 
 def pointers(frame: Frame, tensor: str, side: Side, columns: str) -> Pointers:
@@ -434,5 +449,5 @@ def pointers(frame: Frame, tensor: str, side: Side, columns: str) -> Pointers:
         shape=frame.plan.problem.shape,
         classes=frame.classes,
         boxes=frame.boxes is not None,
-        scattered=frame.has_tail,
+        scattered=frame.is_scattered(side),
     )

@@ -76,5 +76,7 @@ def _walk(kernel: KernelPlan) -> str:
             return f"tiles at listed distances from {kinds}"
         case SlotWalk(slots=slots, cuts=cuts):
             cut = "" if cuts is None else f" within intervals of {', '.join(tables_of(cuts))}"
+            if kernel.marked is not None:
+                return f"marked {'queries' if kernel.marked.side == 'q' else 'keys'} gathered, and all others"
             apart = "" if kernel.residues is None else f", rows of {kernel.classes} residue classes apart"
             return f"tiles in closed form, {len(slots)} run{'' if len(slots) == 1 else 's'}{cut}{apart}"

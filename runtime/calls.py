@@ -62,6 +62,7 @@ class Call:
     axis of size 1 or batch unless its declaration names ``b``.  ``places`` is int32 ``[batch, 3]`` (q_start, k_start,
     k_len) for the shape ``batched``, else None.  ``lists`` maps the kind of a kernel (``forward``, ``dq``, ``dkdv``,
     ``fused``) to its lists, where its walk is a `ListWalk`, or to those of distances of a `DistanceWalk`.
+    ``marks`` are the rows that the plan's kernels gather, int32 ``[batch or 1, rows]``, the last ones past the end.
     ``parameters`` are the values of the pattern's free parameters by the names of their variables.  ``deterministic``
     asks for gradients that repeat bitwise.  What the call does on the device goes through its ``recorder``.
     """
@@ -75,6 +76,7 @@ class Call:
     tables: dict[str, Tensor] = field(default_factory=dict)
     lists: dict[str, TileList] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
+    marks: Tensor | None = None
     deterministic: bool = False
     recorder: Recorder = field(default_factory=Recorder, compare=False)
 
@@ -87,8 +89,10 @@ class Call:
         return self.recorder.run(partial(torch.zeros, shape, dtype=dtype, device=self.q.device))
 
     def hold(self) -> None:
-        """Tell the recorder which tensors are made of values: tables of stages, and lists of tiles."""
-        self.recorder.hold(*self.tables.values(), *(each for lists in self.lists.values() for each in lists.tensors))
+        """Tell the recorder which tensors are made of values: tables of stages, lists of tiles and of marked rows."""
+        marks = () if self.marks is None else (self.marks,)
+        lists = (each for lists in self.lists.values() for each in lists.tensors)
+        self.recorder.hold(*self.tables.values(), *lists, *marks)
 
     def fuses(self, wanted: frozenset[str]) -> bool:
         """Whether one kernel computes all gradients that are wanted: it is only on a GPU, for all three tensors, and

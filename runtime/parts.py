@@ -7,17 +7,21 @@ from dataclasses import replace
 
 from spdsl.runtime.calls import Call
 from spdsl.runtime.lists import Kind, lists_for
+from spdsl.runtime.marks import with_marks
 from spdsl.runtime.stages import materialise
 
 
 def parts_of(call: Call, kinds: Callable[[Call], Sequence[Kind]]) -> Iterator[Call]:
-    """``call``, which has all it needs, then those of the other parts; ``kinds`` are the kernels that will run."""
+    """``call``, which has all it needs, then those of the other parts that have pairs; ``kinds`` are the kernels that
+    will run."""
     yield call
     for plan in call.plan.more:
-        part = materialise(replace(call, plan=plan, lists={}))
+        part = with_marks(materialise(replace(call, plan=plan, lists={})))
         part = lists_for(part, kinds(part))
+        # Also where no row is marked: that is known of these values alone.
         part.hold()
-        yield part
+        if part.marks is None or part.marks.shape[1]:
+            yield part
 
 
 def kinds_of(call: Call, wanted: frozenset[str]) -> Sequence[Kind]:

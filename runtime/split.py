@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 from spdsl.analysis.plans import KernelPlan
-from spdsl.analysis.tiles import Interval, ListWalk, SlotWalk
+from spdsl.analysis.tiles import COUNT, Interval, ListWalk, SlotWalk
 from spdsl.runtime.calls import Call, RowOrder, TileList
 from spdsl.runtime.evaluate import value_of
 from spdsl.runtime.tile_grid import TileGrid
@@ -68,6 +68,7 @@ def _rows(interval: Interval, call: Call) -> tuple[int, int]:
     if call.places is not None and any(isinstance(node, Extent) for bound in bounds for node in walk(bound)):
         return 0, 0
     env = {"nq": call.q.shape[2], "n": call.k.shape[2], "q_start": call.q_start, **call.parameters}
+    env |= {} if call.marks is None else {COUNT.name: call.marks.shape[1]}
     lo, hi = (int(value_of(bound, env)) for bound in bounds)
     return lo, hi
 

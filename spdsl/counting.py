@@ -17,7 +17,7 @@ from spdsl.runtime.box_visits import pairs_on_grid
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.distance_lists import Rows
 from spdsl.runtime.evaluate import depends_on, evaluate, tables_for
-from spdsl.runtime.lists import listed
+from spdsl.runtime.lists import listed, tile_lists
 from spdsl.runtime.pairs import pairs_of
 from spdsl.runtime.tile_grid import TileGrid
 from spdsl.runtime.visits import is_tested_by_row, slot_visits
@@ -52,10 +52,18 @@ def count_pairs(call: Call) -> int:
 
 def count_by_tiles(call: Call) -> int:
     """As `count_pairs`, from the tiles of the forward kernel: for sets that have no closed form."""
-    lists = _apart(call, listed(call, call.plan.forward))
+    lists = _apart(call, _lists(call))
     batch, heads, _, _ = call.q.shape
     weight = (batch // lists.begin.shape[0]) * (heads // lists.begin.shape[1])
     return weight * (_full(call, lists) + _masked(call, lists))
+
+
+def _lists(call: Call) -> TileList:
+    """The tiles of the forward kernel; where it gathers rows, those of one that does not."""
+    kernel = call.plan.forward
+    if kernel.marked is None:
+        return listed(call, kernel)
+    return tile_lists(call, by="query", block_q=kernel.block_q, block_k=kernel.block_k)
 
 
 def _apart(call: Call, lists: TileList) -> TileList:

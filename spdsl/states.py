@@ -14,6 +14,7 @@ from spdsl.analysis.tiles import Boxes, BoxWalk, DistanceWalk, ListWalk, SlotWal
 from spdsl.runtime.box_visits import box_states
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.lists import listed
+from spdsl.runtime.marks import marked_tiles
 from spdsl.runtime.tile_grid import TileGrid
 from spdsl.semantics.nodes import Side
 
@@ -24,8 +25,10 @@ def tile_states(call: Call, kernel: KernelPlan, *, head: int, batch: int = 0) ->
     """`EMPTY`, `PARTIAL` or `FULL` for every tile, int8.
 
     Under residues the tiles of class 0 and of the class that it meets; on a grid boxes, counted row by row, and after
-    them the tiles of rows after the grid.
+    them the tiles of rows after the grid.  Of gathered rows those of the first sequence.
     """
+    if call.marks is not None:
+        return torch.full(marked_tiles(call, kernel), PARTIAL, dtype=torch.int8)
     match kernel.walk:
         case BoxWalk() as walk:
             touched, full = box_states(call, walk, kernel, head=head, batch=batch)
@@ -54,7 +57,10 @@ def tile_rows(call: Call, kernel: KernelPlan, side: Side) -> Tensor:
     """The rows that the tiles of a side hold, ``[tiles, rows of one]`` in the order of `tile_states`; -1 for none."""
     length = call.q.shape[2] if side == "q" else call.k.shape[2]
     block = kernel.block_q if side == "q" else kernel.block_k
-    if kernel.boxes is not None:
+    if call.marks is not None and kernel.gathers(side):
+        marks = call.marks[0].long()
+        rows = torch.nn.functional.pad(marks, (0, -len(marks) % block), value=length).view(-1, block)
+    elif kernel.boxes is not None:
         rows = _box_rows(kernel.boxes, side, block, length)
     else:
         grid = TileGrid.of(kernel)

@@ -20,6 +20,7 @@ from spdsl.analysis.tiles import (
     DistanceWalk,
     Interval,
     ListWalk,
+    Marked,
     Residues,
     Slot,
     SlotWalk,
@@ -29,6 +30,7 @@ from spdsl.runtime.box_visits import box_visits
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.distance_lists import distance_lists
 from spdsl.runtime.lists import listed
+from spdsl.runtime.marks import marked_tiles
 from spdsl.runtime.tile_grid import TileGrid
 from spdsl.runtime.visits import Visits, list_visits, slot_visits
 from spdsl.semantics.nodes import Apply, Const, Expr, Index, Load
@@ -52,6 +54,8 @@ def describe(kernel: KernelPlan, plan: Plan, call: Call | None = None) -> tuple[
             lines = tuple(_slot(slot, kernel) for slot in slots) or ("no tile is touched",)
             lines += () if cuts is None else _cuts(cuts)
             lines += _long(long, kernel) if kernel.splits else ()
+            if kernel.marked is not None:
+                return (_marked(kernel.marked, plan), *lines)
             return lines if kernel.residues is None else (_residues(kernel.residues), *lines)
         case BoxWalk() as walk:
             assert kernel.boxes is not None
@@ -69,6 +73,10 @@ def describe(kernel: KernelPlan, plan: Plan, call: Call | None = None) -> tuple[
 def visits(call: Call, kernel: KernelPlan) -> Visits:
     """How many tiles a kernel visits in a call."""
     match kernel.walk:
+        case SlotWalk() if call.marks is not None:
+            own, walked = marked_tiles(call, kernel)
+            heads = call.q.shape[0] * call.q.shape[1]
+            return Visits(touched=own * walked * heads, full=0, longest=walked, metadata=call.marks.nbytes)
         case SlotWalk() as walk:
             return slot_visits(call, walk, TileGrid.of(kernel))
         case BoxWalk() as walk:
@@ -166,6 +174,13 @@ def _cuts(cuts: Cuts) -> tuple[str, str]:
         f"intervals of {made_of} clamp the tiles; a kernel finds them, 4 ints for every tile of {cuts.block}:",
         f"some {own} of the tile keeps {walked} rows from {first} to {last}, all keep those from {second} to {third}",
     )
+
+
+def _marked(marked: Marked, plan: Plan) -> str:
+    side = "keys" if marked.side == "k" else "queries"
+    stages: Mapping[str, Expr] = {each.name: each.value for each in plan.stages}
+    where = word(marked.where, _CULPRIT, stages)
+    return f"the {side} with `{where}` are listed at run time and gathered into tiles; these meet all others"
 
 
 def _residues(residues: Residues) -> str:

@@ -6,8 +6,9 @@ Nothing is measured and no text is written here.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 from spdsl.analysis.distances import with_distances
 from spdsl.analysis.gradients import table_gradients
@@ -15,13 +16,27 @@ from spdsl.analysis.plans import KernelPlan, Kind, Plan, Problem, TableGradient,
 from spdsl.analysis.room import refuse_large_numbers
 from spdsl.analysis.specialising import copies_tiles, may_persist, why_plain
 from spdsl.analysis.stages import Staged, covering_grid, extents_of, leading_grid, stage
-from spdsl.analysis.tiles import BoxRelation, BoxWalk, DistanceWalk, ListWalk, Residues, SlotWalk, TileRelation, Walk
+from spdsl.analysis.tiles import (
+    COUNT,
+    BoxRelation,
+    BoxWalk,
+    DistanceWalk,
+    Interval,
+    ListWalk,
+    Marked,
+    Residues,
+    Slot,
+    SlotWalk,
+    TileRelation,
+    Walk,
+)
 from spdsl.analysis.tiling import default_tiles
 from spdsl.analysis.unions import disjoint_sets
 from spdsl.analysis.worker import derive, find_boxes, find_residues
 from spdsl.diagnostics import error
 from spdsl.semantics.differentiate import derivative
-from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load
+from spdsl.semantics.nodes import Apply, BoundPattern, Const, Expr, Extent, Load, Side
+from spdsl.semantics.rewrite import conjuncts, free_indices
 from spdsl.semantics.rewrite import walk as nodes_of
 
 
@@ -32,15 +47,16 @@ def plan(problem: Problem, target: str) -> Plan:
     Raises:
         SpatError: the pattern needs something that cannot be planned (SP4xx).
     """
-    first, *others = _disjoint(problem, target) or (problem,)
-    more = tuple(_plan(other, target, place) for place, other in enumerate(others, 1))
-    if all(kernel.residues is not None for part in more for kernel in part.kernels):
+    (first, _), *others = _disjoint(problem, target) or ((problem, None),)
+    more = tuple(_plan(other, target, place, side) for place, (other, side) in enumerate(others, 1))
+    if all(kernel.residues or kernel.marked for part in more for kernel in part.kernels):
         return replace(_plan(first, target), more=more)
     return _plan(problem, target)
 
 
-def _disjoint(problem: Problem, target: str) -> tuple[Problem, ...]:
-    """The problem as several without common pairs, where that pays; the sink belongs to the first."""
+def _disjoint(problem: Problem, target: str) -> tuple[tuple[Problem, Side | None], ...]:
+    """The problem as several without common pairs, where that pays, each with the side whose rows are marked, if one
+    is; the sink belongs to the first."""
     pattern = problem.pattern
     # The CPU back end computes on runs of consecutive rows, and boxes follow their grid.
     if target == "cpu" or leading_grid(pattern) is not None:
@@ -55,24 +71,29 @@ def _disjoint(problem: Problem, target: str) -> tuple[Problem, ...]:
         return 1 if found is None else found.modulus
 
     attend = pattern.attend
-    sets = disjoint_sets(attend.keep, modulus)
-    return tuple(with_set(keep, sink=attend.sink_logit if place == 0 else None) for place, keep in enumerate(sets))
+    sets = disjoint_sets(attend.keep, modulus, gathers=problem.shape != "batched")
+    return tuple(
+        (with_set(each.keep, sink=attend.sink_logit if place == 0 else None), each.side)
+        for place, each in enumerate(sets)
+    )
 
 
-def _plan(problem: Problem, target: str, place: int = 0) -> Plan:
-    """The plan of one set; ``place`` is where it stands in a union."""
+def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = None) -> Plan:
+    """The plan of one set; ``place`` is where it stands in a union, ``side`` has marked rows."""
     staged = _staged(problem.pattern)
     _refuse_hidden(staged, frozenset(problem.gradients))
     pattern = problem.pattern
     attend = pattern.attend
     # The CPU back end computes on runs of consecutive rows.
-    residues = None if target == "cpu" else _residues(staged, problem)
+    residues = None if target == "cpu" or side is not None else _residues(staged, problem)
     gradients = table_gradients(
         (("bias", staged.bias), ("sink_logit", staged.sink_logit)), frozenset(problem.gradients)
     )
 
     def kernel(kind: Kind) -> KernelPlan:
-        found = _kernel(kind, staged, problem, target, residues)
+        if side is not None:
+            return _gathering(kind, staged, problem, target, side)
+        found = _kernel(kind, staged, problem, target, residues, place)
         splits = target != "cpu" and _splits(kind, found.walk, pattern, gradients)
         return replace(found, splits=splits, persistent=not splits and may_persist(found, problem))
 
@@ -138,12 +159,14 @@ def _residues(staged: Staged, problem: Problem) -> Residues | None:
     )
 
 
-def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues: Residues | None) -> KernelPlan:
+def _kernel(
+    kind: Kind, staged: Staged, problem: Problem, target: str, residues: Residues | None, place: int = 0
+) -> KernelPlan:
     # The CPU back end and the fused kernel compute on runs of consecutive rows.
     boxed = None if target == "cpu" or kind == "fused" else _boxed(kind, staged, problem, target)
     if boxed is not None:
         return boxed
-    plain = why_plain(kind, problem, target)
+    plain = why_plain(kind, problem, target, place=place)
     specialised = plain is None
     descriptors = specialised or (residues is None and copies_tiles(problem, target))
     tiles = _tiles(kind, problem, None, target, descriptors, specialised)
@@ -154,7 +177,7 @@ def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues:
         relation = _relation(staged, problem, better, residues)
         walk = _walk(kind, relation)
     if residues is not None and not isinstance(walk, SlotWalk):
-        return _kernel(kind, staged, problem, target, None)  # lists are made of tiles of consecutive rows
+        return _kernel(kind, staged, problem, target, None, place)  # lists are made of tiles of consecutive rows
     return KernelPlan(
         kind=kind,
         block_q=better.block_q,
@@ -168,6 +191,45 @@ def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues:
         specialised=specialised,
         plain=plain or "",
     )
+
+
+def _gathering(kind: Kind, staged: Staged, problem: Problem, target: str, side: Side) -> KernelPlan:
+    """The kernel of a set whose rows of one side are marked: it gathers these, and meets all rows of the other."""
+    clauses = conjuncts(staged.keep)
+    where = [clause for clause in clauses if free_indices(clause) == {side}]
+    rest = [clause for clause in clauses if clause not in where]
+    tiles = _tiles(kind, problem, None, target, descriptors=False, specialised=False)
+    own: Side = "k" if kind == "dkdv" else "q"
+    lengths: dict[Side, Expr] = {"q": Extent(name="nq"), "k": Extent(name="n"), side: COUNT}
+    blocks: dict[Side, int] = {"q": tiles.block_q, "k": tiles.block_k}
+    other: Side = "q" if own == "k" else "k"
+    every = Interval(lo=Const(value=0), hi=tiles_in(lengths[other], blocks[other]))
+    # Where programs own the few marked rows, each walks all rows of the other side.
+    long = Interval(lo=Const(value=0), hi=tiles_in(COUNT, blocks[own])) if own == side else None
+    pattern = problem.pattern
+    return KernelPlan(
+        kind=kind,
+        block_q=tiles.block_q,
+        block_k=tiles.block_k,
+        warps=tiles.warps,
+        stages=tiles.stages,
+        walk=SlotWalk(slots=(Slot(touched=every),), long=long),
+        plain=why_plain(kind, problem, target, place=1) or "",
+        marked=Marked(side=side, where=_conjunction(where), keep=_conjunction(rest)),
+        splits=long is not None and not (kind == "dkdv" and pattern.heads > pattern.groups and bool(problem.gradients)),
+    )
+
+
+def _conjunction(clauses: Sequence[Expr]) -> Expr:
+    if not clauses:
+        return Const(value=True)
+    return reduce(lambda a, b: Apply(op="and", args=(a, b), dtype="bool", span=a.span), clauses)
+
+
+def tiles_in(length: Expr, block: int) -> Expr:
+    """How many tiles of ``block`` rows there are among ``length``."""
+    more = Apply(op="add", args=(length, Const(value=block - 1)), dtype="int")
+    return Apply(op="floordiv", args=(more, Const(value=block)), dtype="int")
 
 
 def _splits(kind: Kind, walk: Walk, pattern: BoundPattern, gradients: tuple[TableGradient, ...]) -> bool:

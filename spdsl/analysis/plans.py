@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from spdsl.analysis.tiles import Boxes, Cuts, Residues, Shape, SlotWalk, Walk
+from spdsl.analysis.tiles import Boxes, Cuts, Marked, Residues, Shape, SlotWalk, Walk
 from spdsl.semantics.nodes import BoundPattern, Expr, Side, Table
 
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32"]
@@ -96,7 +96,8 @@ GROUP_ROWS = 64
 class KernelPlan:
     """Tile sizes, launch options and walk of one kernel; the walk is by query for ``forward`` and ``dq``, else by
     key.  With ``residues`` rows are gathered by residue class, and every class has its own tiles.  With ``boxes`` tiles
-    are boxes of a grid, and the walk is over those.  With ``descriptors`` the GPU's copy engine loads the tiles of Q,
+    are boxes of a grid, and the walk is over those.  With ``marked`` the rows of one side are gathered from wherever
+    they stand.  With ``descriptors`` the GPU's copy engine loads the tiles of Q,
     K, V and dO (TMA), else every thread its own part.  With ``splits`` rows that are much longer than the others
     are computed in parts, by several programs.  With ``specialised`` one warp of a program copies tiles while groups of
     four warps compute, each for `GROUP_ROWS` rows of the program's own (Gluon); ``stages`` is then the size of the ring
@@ -112,6 +113,7 @@ class KernelPlan:
     notes: tuple[str, ...] = ()
     residues: Residues | None = None
     boxes: Boxes | None = None
+    marked: Marked | None = None
     descriptors: bool = False
     splits: bool = False
     specialised: bool = False
@@ -143,6 +145,10 @@ class KernelPlan:
     def classes(self) -> int:
         """How many residue classes the rows are parted into; 1 for tiles of consecutive rows."""
         return 1 if self.residues is None else self.residues.modulus
+
+    def gathers(self, side: Side) -> bool:
+        """Whether the rows of a side are gathered one by one."""
+        return self.marked is not None and self.marked.side == side
 
     @property
     def cuts(self) -> Cuts | None:

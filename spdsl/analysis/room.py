@@ -65,7 +65,7 @@ def _expressions(plan: Plan) -> Iterator[tuple[Expr, Facts]]:
     yield from ((expr, facts) for expr in (plan.keep, plan.bias, plan.sink_logit) if expr is not None)
     for kernel in plan.kernels:
         facts = _facts(plan, kernel)
-        gathered = kernel.residues or kernel.boxes
+        gathered = kernel.residues or kernel.boxes or kernel.marked
         if gathered is not None:
             yield gathered.keep, facts
         if isinstance(kernel.walk, SlotWalk):

@@ -42,12 +42,18 @@ def _loads(slots: SlotWalk) -> Iterator[Load]:
 
 
 def why_plain(
-    kind: Literal["forward", "dq", "dkdv", "fused"], problem: Problem, target: str, *, boxes_copied: bool = True
+    kind: Literal["forward", "dq", "dkdv", "fused"],
+    problem: Problem,
+    target: str,
+    *,
+    boxes_copied: bool = True,
+    place: int = 0,
 ) -> str | None:
     """Why the warps of a kernel are all alike; None where one copies tiles for the others, and empty where there is no
     such kernel at all.
 
-    ``boxes_copied`` says that the copy engine can load the kernel's boxes, if its tiles are boxes of a grid.
+    ``boxes_copied`` says that the copy engine can load the kernel's boxes, if its tiles are boxes of a grid; ``place``
+    is where the kernel's set stands in a union.
     """
     if target != "sm_90" or kind in ("dq", "dkdv"):
         return ""
@@ -62,6 +68,8 @@ def why_plain(
         return "rows of tensors are not multiples of 16 bytes, which the copy engine needs"
     if max(problem.pattern.head_dim, problem.value_dim) > WIDEST:
         return f"a head dim above {WIDEST} does not fit the registers"
+    if place:
+        return "it goes on from the results of the set before"
     if not boxes_copied:
         return (
             "the copy engine cannot load the boxes: rows follow the grid, their places are apart, or it has many axes"

@@ -14,7 +14,7 @@ from functools import reduce
 from math import prod
 from typing import Literal, TypeAlias
 
-from spdsl.semantics.nodes import Apply, Const, Expr, Index, Side
+from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Side
 
 Shape: TypeAlias = Literal["square", "offset", "batched"]
 
@@ -174,6 +174,21 @@ class Residues:
     modulus: int
     shift: int
     keep: Expr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marked:
+    """Tiles of one ``side`` are made of the rows for which ``where`` holds, in order, wherever they stand.
+
+    The run time lists these rows; how many there are is `COUNT`.  ``keep`` is what is left to test of their pairs.
+    """
+
+    side: Side
+    where: Expr
+    keep: Expr
+
+
+COUNT = Extent(name="marked_rows")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

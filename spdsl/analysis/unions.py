@@ -1,41 +1,55 @@
 """Unions whose parts are walked best in different ways: from the set of a pattern to disjoint sets.
 
 "The last 128 tokens, and before them every 128th one": walked as one set, the second part touches every tile, each for
-a few pairs.  On its own its rows can be parted into residue classes, whose tiles are dense.  So the set is told apart
-into what has residues and what has not, without pairs in common; each becomes a plan of its own, whose kernels go on
-from the results of the one before.  Nothing is planned here.
+a few pairs.  On its own its rows can be parted into residue classes, whose tiles are dense.  "A window, and the tokens
+marked in a table": on their own, the marked keys can be gathered into dense tiles, and the marked queries too.  So the
+set is told apart into these parts and the rest, without pairs in common; each becomes a plan of its own, whose kernels
+go on from the results of the one before.  Nothing is planned here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 from spdsl.semantics.fold import fold
-from spdsl.semantics.nodes import Apply, Expr
+from spdsl.semantics.nodes import Apply, Expr, Index, Load, Side
 from spdsl.semantics.rewrite import conjuncts, disjuncts, free_indices, walk
+
+SIDES: tuple[Side, Side] = ("k", "q")
 
 LEAST = 4
 """The least modulus that pays for a second pass over the rows of queries."""
 
 
-def disjoint_sets(keep: Expr, modulus: Callable[[Expr], int]) -> tuple[Expr, ...]:
-    """``keep`` as sets without common pairs, the first without residues, each of the others with its own.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DisjointSet:
+    """One of the sets of a union; with ``side`` the rows of that side are marked ones, few and far between."""
 
-    ``modulus`` tells that of a set, 1 if it has none.  Empty where nothing is gained: no clause of ``keep`` is a union,
-    or no part of one has residues, or all have.
+    keep: Expr
+    side: Side | None = None
+
+
+def disjoint_sets(keep: Expr, modulus: Callable[[Expr], int], *, gathers: bool = True) -> tuple[DisjointSet, ...]:
+    """``keep`` as sets without common pairs: first what is neither strided nor marked, then each of these parts.
+
+    ``modulus`` tells that of a set, 1 if it has none; ``gathers`` says whether marked rows may be gathered.  Empty
+    where nothing is gained: no clause of ``keep`` is a union, or no part of one is such a part, or all are.
     """
     clauses = conjuncts(keep)
     for place, clause in enumerate(clauses):
         parts = disjuncts(clause)
-        strided = [part for part in parts if _may_have_residues(part)]
-        if len(parts) == 1 or not strided:
+        if len(parts) == 1:
             continue
         common = clauses[:place] + clauses[place + 1 :]
-        apart = [part for part in strided if modulus(_all([*common, part])) >= LEAST]
-        rest = [part for part in parts if part not in apart]
-        if apart and rest:
-            return tuple(_sets(common, rest, apart))
+        strided = [part for part in parts if _may_have_residues(part) and modulus(_all([*common, part])) >= LEAST]
+        keys, queries = ([part for part in parts if gathers and marked_side(part) == side] for side in SIDES)
+        rest = [part for part in parts if part not in (*strided, *keys, *queries)]
+        if rest and len(rest) < len(parts):
+            apart: list[tuple[Expr, Side | None]] = [(part, None) for part in strided]
+            apart += [(part, side) for side, marked in zip(SIDES, (keys, queries), strict=True) for part in marked]
+            return _sets(common, rest, apart)
     return ()
 
 
@@ -45,18 +59,38 @@ def _may_have_residues(part: Expr) -> bool:
     return both and any(isinstance(node, Apply) and node.op == "mod" for node in walk(part))
 
 
-def _sets(common: list[Expr], rest: list[Expr], apart: list[Expr]) -> list[Expr]:
+def marked_side(part: Expr) -> Side | None:
+    """The side whose rows a clause of ``part`` picks out one by one, by a table of tokens or by their remainder."""
+    return next((side for side in SIDES if any(is_mark(clause, side) for clause in conjuncts(part))), None)
+
+
+def is_mark(clause: Expr, side: Side) -> bool:
+    """Whether a clause is about rows of one side alone and keeps no runs of them that could be known beforehand."""
+    if free_indices(clause) != {side}:
+        return False
+    own = Index(name=side)
+    return any(
+        (isinstance(node, Load) and own in node.indices)
+        or (isinstance(node, Apply) and node.op == "mod" and node.args[0] == own)
+        for node in walk(clause)
+    )
+
+
+def _sets(
+    common: Sequence[Expr], rest: Sequence[Expr], apart: Sequence[tuple[Expr, Side | None]]
+) -> tuple[DisjointSet, ...]:
     taken = _any(rest)
-    found = [_all([*common, taken])]
-    for part in apart:
-        found.append(_all([*common, part, Apply(op="not", args=(taken,), dtype="bool")]))
+    found = [DisjointSet(keep=fold(_all([*common, taken])))]
+    for part, side in apart:
+        without = Apply(op="not", args=(taken,), dtype="bool")
+        found.append(DisjointSet(keep=fold(_all([*common, part, without])), side=side))
         taken = _any([taken, part])
-    return [fold(each) for each in found]
+    return tuple(found)
 
 
-def _all(clauses: list[Expr]) -> Expr:
+def _all(clauses: Sequence[Expr]) -> Expr:
     return reduce(lambda a, b: Apply(op="and", args=(a, b), dtype="bool", span=b.span), clauses)
 
 
-def _any(clauses: list[Expr]) -> Expr:
+def _any(clauses: Sequence[Expr]) -> Expr:
     return reduce(lambda a, b: Apply(op="or", args=(a, b), dtype="bool", span=b.span), clauses)

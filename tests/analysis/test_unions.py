@@ -12,7 +12,9 @@ import spdsl
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Plan, Problem
 from spdsl.analysis.residues import residues_of
+from spdsl.analysis.tiles import SlotWalk
 from spdsl.analysis.unions import LEAST, disjoint_sets
+from spdsl.analysis.wording import describe as word
 from spdsl.pipeline import bound
 from spdsl.semantics.nodes import Expr
 from tests.analysis.brute import environment, mask_of
@@ -35,11 +37,17 @@ def strides() -> st.SearchStrategy[Term]:
     )
 
 
+def marks() -> st.SearchStrategy[Term]:
+    """Rows of one side at some remainders, within something."""
+    made = st.tuples(st.sampled_from([q, k]), st.sampled_from([3, 8]), st.integers(0, 4), predicates(1))
+    return made.map(lambda given: apply("le", apply("mod", given[0], given[1]), given[2], dtype="bool") & given[3])
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     common=predicates(1),
     stride=strides(),
-    parts=st.lists(st.one_of(predicates(1), strides()), min_size=1, max_size=3),
+    parts=st.lists(st.one_of(predicates(1), strides(), marks()), min_size=1, max_size=4),
     seed=st.integers(0, 99),
 )
 def test_random_unions(common: Term, stride: Term, parts: list[Term], seed: int) -> None:
@@ -51,7 +59,7 @@ def test_random_unions(common: Term, stride: Term, parts: list[Term], seed: int)
     chance = random.Random(seed)
     for length in (1, 17, 64):
         env = environment("square", length, h=chance.randrange(HEADS), b=chance.randrange(6), **parameters(chance))
-        counts = sum((mask_of(each, env, VALUES).astype(int) for each in sets), np.zeros((length, length), int))
+        counts = sum((mask_of(each.keep, env, VALUES).astype(int) for each in sets), np.zeros((length, length), int))
         if sets:
             assert np.array_equal(counts, mask_of(keep, env, VALUES).astype(int))
 
@@ -71,6 +79,21 @@ def test_a_stride_is_told_apart() -> None:
     assert other.fused is None
 
 
+def test_marked_rows_are_gathered() -> None:
+    found = planned("input first: bool[token]\n  keep abs(q - k) < 128 or first[q] or first[k] and k < 900")
+    keys, queries = found.more
+    assert all(isinstance(kernel.walk, SlotWalk) for kernel in found.kernels)
+    for part, side in ((keys, "k"), (queries, "q")):
+        for kernel in part.kernels:
+            assert kernel.marked is not None
+            assert kernel.marked.side == side
+            assert "first" in word(kernel.marked.where)
+    assert word(keys.forward.marked.where) == "first[k] and k < 900"
+    # Programs that own the few rows which meet all others are cut into parts.
+    assert [kernel.splits for kernel in keys.kernels] == [False, False, True]
+    assert [kernel.splits for kernel in queries.kernels] == [True, True, False]
+
+
 def test_what_gains_nothing_stays_one_set() -> None:
     for body in (
         f"keep causal and (q - k < 128 or (q - k) % {LEAST - 1} == 0)",  # too few classes
@@ -78,6 +101,9 @@ def test_what_gains_nothing_stays_one_set() -> None:
         "keep causal and ((q - k) % 8 == 0 or (q - k) % 12 == 3)",  # nothing is left without
         "keep causal and (q - k < 128 or k < 4)",
         "input doc: int[token]\n keep causal and (doc[q] == doc[k] or (q - k) % 8 == 0)",  # lists by either way
+        "input first: bool[token]\n keep causal and first[k]",
+        "input first: bool[token]\n keep causal and (first[k] or first[q])",
+        "axis blk = token by 64\n input first: bool[k.blk]\n keep causal and (q - k < 128 or first[k.blk])",
         "grid (y: 16, x: 16)\n keep q.y == k.y or (q.x - k.x) % 4 == 0",
     ):
         assert planned(body).more == (), body

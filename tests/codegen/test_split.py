@@ -31,7 +31,7 @@ NAMES: dict[str, Any] = {
 
 def frame() -> Frame:
     """A frame of a kernel that splits rows; what it walks does not matter."""
-    pattern = library("longformer", heads=2, groups=2)
+    pattern = library("bigbird", heads=2, groups=2)
     return Frame(
         plan=(chosen := plan(Problem(pattern=pattern, dtype="bf16", value_dim=16, shape="square"), "sm_90")),
         kernel=chosen.forward,

@@ -37,7 +37,39 @@ def floats(**shapes: Callable[[Sizes], tuple[int, ...]]) -> Callable[[Sizes, tor
     }
 
 
+def marked(share: float) -> Callable[[Sizes, torch.Generator], Inputs]:
+    """A table ``seen`` of its own for every sequence."""
+
+    def make(sizes: Sizes, generator: torch.Generator) -> Inputs:
+        return {"seen": torch.rand(sizes.batch, sizes.n, generator=generator) < share}
+
+    return make
+
+
+SEEN = "input seen: bool[token]"
+
 PROGRAMS = {
+    "global tokens": Program(text=f"{SEEN}\n  keep abs(q - k) < 12 or seen[q] or seen[k]", sets=3, inputs=marked(0.05)),
+    "no global tokens": Program(
+        text=f"{SEEN}\n  keep abs(q - k) < 12 or seen[q] or seen[k]", sets=3, inputs=marked(0.0)
+    ),
+    "all are global": Program(text=f"{SEEN}\n  keep causal and (q - k < 9 or seen[k])", inputs=marked(1.0)),
+    "some of each kind": Program(
+        text=f"{SEEN}\n  keep causal and (q - k < 9 or seen[k] and k > 30 or (q - k) % 8 == 3 or seen[q])\n"
+        "  sink_logit 0.3",
+        sets=4,
+        inputs=marked(0.1),
+    ),
+    "last of each block": Program(text="keep causal and (q // 16 == k // 16 or k % 16 >= 14)"),
+    "biased": Program(
+        text=f"{SEEN}\n  input lean: float[h, token]\n"
+        "  keep abs(q - k) < 5 or seen[q] or seen[k]  bias lean[h, k] + lean[h, q]",
+        sets=3,
+        inputs=lambda sizes, generator: (
+            marked(0.1)(sizes, generator) | {"lean": torch.randn(sizes.heads, sizes.n, generator=generator)}
+        ),
+        trained=("lean",),
+    ),
     "strided": Program(text="keep causal and (q - k < 20 or (q - k) % 8 == 0)"),
     "sinks and dilated": Program(text="keep causal and (k < 5 or (q - k < 90 and (q - k) % 4 == 0))"),
     "two strides": Program(
@@ -85,7 +117,7 @@ def assert_sets(name: str, path: str, shape: Sizes) -> None:
     first, *others = spdsl.compile(path).kernels(q, k, k).values()
     assert len(others) == PROGRAMS[name].sets - 1
     assert "before" not in first
-    assert all(other.count("# of the pairs before") >= 4 for other in others)
+    assert all("# of the pairs before" in other for other in others)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -95,14 +127,16 @@ def test_square(name: str, tmp_path: Path) -> None:
     check(case(name, tmp_path), shape, d=16, dv=16, dtype=torch.float32, backend="triton")
 
 
-@pytest.mark.parametrize("name", ["two strides", "global rows", "by head", "sink", "by key"])
+@pytest.mark.parametrize(
+    "name", ["two strides", "global rows", "by head", "sink", "by key", "some of each kind", "biased"]
+)
 def test_fewer_queries(name: str, tmp_path: Path) -> None:
     shape = Sizes(batch=2, heads=2, groups=2, nq=39, n=142)
     assert_sets(name, case(name, tmp_path).name, shape)
     check(case(name, tmp_path), shape, d=24, dv=8, dtype=torch.float32, backend="triton")
 
 
-@pytest.mark.parametrize("name", ["sinks and dilated", "two strides", "nothing for some"])
+@pytest.mark.parametrize("name", ["sinks and dilated", "two strides", "nothing for some", "global tokens"])
 def test_places_of_each_sequence(name: str, tmp_path: Path) -> None:
     shape = Sizes(batch=3, heads=4, groups=2, nq=30, n=141)
     check(
@@ -113,7 +147,7 @@ def test_places_of_each_sequence(name: str, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["sinks and dilated", "global rows"])
+@pytest.mark.parametrize("name", ["sinks and dilated", "global rows", "global tokens"])
 def test_long_rows_in_parts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parts of a long row go on from the set before once, not each."""
     monkeypatch.setattr(split, "parts_for", lambda rows, turns, device: 3)

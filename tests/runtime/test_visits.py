@@ -17,7 +17,7 @@ from spdsl.counting import count_by_tiles, count_pairs
 from spdsl.explain import call_like, explain
 from spdsl.runtime import visits
 from spdsl.runtime.calls import Call
-from spdsl.runtime.evaluate import evaluate
+from spdsl.runtime.evaluate import evaluate, tables_for
 from spdsl.runtime.lists import walk_lists
 from spdsl.runtime.parts import parts_of
 from spdsl.runtime.tile_grid import By, TileGrid
@@ -190,7 +190,7 @@ def mask_of_part(call: Call) -> Tensor:
     """The set of one of several parts, for the last head."""
     q, k = torch.arange(call.q.shape[2])[:, None] + call.q_start, torch.arange(call.k.shape[2])
     env = {"q": q, "k": k, "h": 3, "g": 1, "b": 0, "n": call.k.shape[2], "nq": call.q.shape[2], "q_start": call.q_start}
-    return evaluate(call.plan.keep, {**env, **call.parameters}, {})
+    return evaluate(call.plan.keep, {**env, **call.parameters}, tables_for(call.plan.tables, call.tables))
 
 
 def assert_tiles_hold(call: Call, mask: Tensor) -> None:
