@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spdsl.analysis.plans import Plan
+from spdsl.analysis.plans import Kind, Plan, Tiles
 from spdsl.analysis.tiles import Shape
 from spdsl.runtime import checks
 from spdsl.runtime.calls import Call, Gradients
@@ -30,7 +30,11 @@ from spdsl.semantics.nodes import Table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a call asks for: a key, the types and sizes that kernels are specialised on, and the gradients wanted."""
+    """What a call asks for: a key, the types and sizes that kernels are specialised on, and the gradients wanted.
+
+    ``lengths`` are those of queries and keys, rounded up to powers of two: kernels do not depend on them, but tiles may
+    have been chosen for them.  ``tiles`` are those that were.
+    """
 
     key: str
     dtype: torch.dtype
@@ -42,6 +46,14 @@ class Request:
     device: torch.device
     tables: tuple[torch.dtype, ...]
     gradients: tuple[int, ...] = ()
+    lengths: tuple[int, int] = (0, 0)
+    tiles: tuple[tuple[Kind, Tiles], ...] = ()
+
+
+def rounded_up(number: int) -> int:
+    """The next power of two, with the sign of the number."""
+    size = 1 << (abs(number) - 1).bit_length() if number else 0
+    return size if number >= 0 else -size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +113,7 @@ def _request(
             device=q.device,
             tables=tuple(table.dtype for table in tables),
             gradients=gradients,
+            lengths=(rounded_up(q.shape[2]), rounded_up(k.shape[2])),
         ),
         tuple(values),
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from spdsl import prepare as _prepare  # installs the planner of the operators
 from spdsl import reference
 from spdsl.arguments import autocast, first_query, place, plain_values, shortened, tables_of, whole
+from spdsl.choices import mode
 from spdsl.diagnostics import SpatError, error
 from spdsl.library import names, read_file, resolver, text_of
 from spdsl.pipeline import Value, bound, key_of, opened, read, softmax_key
@@ -163,6 +164,10 @@ class Attention:
         check_tensors(q, k, v)
         given = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
         refuse_transforms((q, k, v, *given.values()))
+        if not torch.compiler.is_compiling() and mode() == "first":
+            from spdsl.tuning import on_first_use
+
+            on_first_use(self._key, q, k, v, given)
         if q_start is None and k_start is None and k_len is None and q.shape[2] > k.shape[2]:
             q_start = first_query(self.pattern.checked.attend, q.shape[2], k.shape[2])
         rows = k.shape[2]

@@ -13,10 +13,11 @@ from spdsl.analysis.freedom import in_doubt, why_fixed
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Precision, Problem
 from spdsl.analysis.room import room_for_parameters
+from spdsl.choices import Situation, tiles_for
 from spdsl.diagnostics import error
 from spdsl.pipeline import bound, closed, free_names
 from spdsl.runtime.calls import DTYPES
-from spdsl.runtime.operator import Prepared, Request, install
+from spdsl.runtime.operator import Prepared, Request, install, rounded_up
 from spdsl.semantics.free import LARGEST
 
 BACKENDS = ("cpu", "triton")
@@ -28,10 +29,35 @@ def prepare(request: Request, values: tuple[int, ...]) -> Prepared:
     Raises:
         SpatError: the back end, the element type or the pattern does not fit (SP3xx, SP4xx).
     """
+    request = _with_tiles(request, tuple(map(rounded_up, values)))
     found = _planned(request)
     if any(abs(value) > found.room for value in values):
         return _planned(replace(request, key=closed(request.key, values)))
     return _settled(request, values) if found.weighed else found
+
+
+@lru_cache(maxsize=4096)
+def _with_tiles(request: Request, near: tuple[int, ...]) -> Request:
+    """The request with the tiles that were chosen for lengths and values like these, and without its lengths, so that
+    all of them share plans."""
+    device = request.device
+    if device.type != "cuda" or choose_backend(json.loads(request.key)["backend"], device) != "triton":
+        return replace(request, lengths=(0, 0))
+    situation = Situation(
+        key=request.key,
+        near=near,
+        dtype=precision(request.dtype),
+        heads=request.heads,
+        groups=request.groups,
+        head_dim=request.head_dim,
+        value_dim=request.value_dim,
+        shape=request.shape,
+        tables=tuple(str(each).removeprefix("torch.") for each in request.tables),
+        lengths=request.lengths,
+        gpu=torch.cuda.get_device_name(device),
+        target=target_of("triton", device),
+    )
+    return replace(request, lengths=(0, 0), tiles=tiles_for(situation))
 
 
 @lru_cache(maxsize=1024)
@@ -56,6 +82,7 @@ def _planned(request: Request) -> Prepared:
             (name, str(dtype).removeprefix("torch.")) for name, dtype in zip(names, request.tables, strict=True)
         ),
         gradients=tuple(names[each] for each in request.gradients),
+        tiles=request.tiles,
     )
     made = plan(problem, target_of(backend, request.device))
     free = free_names(request.key)

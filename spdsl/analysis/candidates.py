@@ -9,7 +9,7 @@ from __future__ import annotations
 from spdsl.analysis.plans import KernelPlan, Kind, Precision, Tiles
 
 MOST = 12
-"""Candidates of a kernel at most: what autotuning measures."""
+"""Candidates of a kernel that autotuning measures at most."""
 
 SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 """What one program may have: NVIDIA's limits for compute capability 8.0, 9.0 and 10.0, and AMD's LDS."""
@@ -61,7 +61,7 @@ def candidates(
     special = _SPECIALISED if kind == "forward" and default.specialised else ()
     tried = [_tiles(each, specialised=True) for each in special] + [_tiles(each) for each in _ALL[kind]]
     fitting = [each for each in tried if _bytes(kind, each, head_dim, value_dim, dtype) <= SHARED_BYTES[target]]
-    return tuple(dict.fromkeys((default.tiles, *fitting)))[:MOST]
+    return tuple(dict.fromkeys((default.tiles, *fitting)))
 
 
 def _tiles(sizes: tuple[int, int, int, int], *, specialised: bool = False) -> Tiles:

@@ -138,9 +138,13 @@ def profile_for(name: str | None, target: str, measured: Iterable[DeviceProfile]
     for sheet in DATA_SHEETS:
         if sheet.target == target and (name is None or name.startswith(sheet.name)):
             return _derived(sheet)
-    known = [each for each in shipped() if each.target == target]
-    if known:
-        return replace(known[0], name=name or known[0].name, origin="data sheet")
+    # Others of the same kind differ in how many multiprocessors they have; `spdsl tune` measures that.
+    for each in shipped():
+        if each.target == target:
+            return replace(each, name=name or each.name, origin="data sheet")
+    for sheet in DATA_SHEETS:
+        if sheet.target == target:
+            return replace(_derived(sheet), name=name or sheet.name)
     targets = (*(each.target for each in shipped()), *(each.target for each in DATA_SHEETS))
     devices = ", ".join(dict.fromkeys(targets))
     raise error("SP520", f"there is no cost model for `{name or target}`", help=f"targets with one: {devices}")

@@ -58,6 +58,9 @@ def explain(
         typer.Option(metavar="NAME=V,V,…", help="What if: a table over n, heads, head_dim or a parameter; may repeat."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the table into this PNG file.")] = None,
+    every: Annotated[
+        bool, typer.Option("--candidates", help="Predict every choice of tiles that kernels may take.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed for inputs that are not given.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -118,6 +121,11 @@ def explain(
             as_json,
         )
         return
+    if every:
+        if target == "cpu":
+            raise typer.BadParameter("times are predicted for GPUs; name another target", param_hint="--candidates")
+        _candidates(call_with({}), target, device_for(target, gpu), as_json)
+        return
     report = count(key, q, k, v, inputs, target, gpu=gpu)
     grows = None
     if target != "cpu" and square and not generated and not given:
@@ -130,6 +138,28 @@ def explain(
         typer.echo(report.text())
         if grows is not None:
             typer.echo("\n".join(grows.lines()))
+
+
+def _candidates(call: Call, target: str, device: DeviceProfile, as_json: bool) -> None:
+    from spdsl.choices import KINDS, candidate_times, record_of
+    from spdsl.tuning import text_of
+
+    times = {kind: candidate_times(kind, call.plan, call, device, target) for kind in KINDS}
+    if as_json:
+        rows = [
+            {"kind": kind, "tiles": record_of(((kind, tiles),))[kind], "seconds": seconds}
+            for kind in KINDS
+            for tiles, seconds in times[kind].items()
+        ]
+        print_json({"ok": True, "device": device.name, "origin": device.origin, "candidates": rows})
+        return
+    table = []
+    for kind in KINDS:
+        own = getattr(call.plan, kind).tiles
+        for tiles, seconds in sorted(times[kind].items(), key=lambda each: each[1]):
+            table.append((kind, text_of(tiles), f"{seconds * 1e3:.4f}", "the plan's own" if tiles == own else ""))
+    print_table(("kernel", "tiles", "predicted, ms", ""), table)
+    typer.echo(f"predicted for {device.name}")
 
 
 def _parsed(over: Sequence[str]) -> dict[str, list[int]]:

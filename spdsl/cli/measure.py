@@ -55,7 +55,7 @@ def carry_out(task: Task) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     from spdsl.api import compile as compile_pattern
 
-    device = _device(task.device)
+    device = device_of(task.device)
     file = {} if task.data is None else read_tensors(task.data)
     q, k, v = _queries(task, file, device)
     sizes = Sizes(
@@ -113,7 +113,12 @@ def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise error("SP605", f"`{path}` cannot be written: {reason}", help=help) from None
 
 
-def _device(asked: str) -> torch.device:
+def device_of(asked: str) -> torch.device:
+    """The device of that name; ``auto`` is a GPU if there is one.
+
+    Raises:
+        SpatError: there is no such device here (SP613).
+    """
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -203,3 +203,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     cost = json.loads(capsys.readouterr().out)["cost"]
     assert cost["forward"] == pytest.approx(sum(k["seconds"] for k in cost["kernels"] if k["kind"] == "forward"))
     assert run(["explain", "causal", "--over", "n"]) == 2
+    assert run(["explain", "causal", "-n", "2048", "--head-dim", "128", "--candidates"]) == 0
+    listed = capsys.readouterr().out
+    assert listed.count("the plan's own") == 3
+    assert "128×128, 4 warps, 2 stages, Gluon" in listed
+    assert run(["explain", "causal", "--candidates", "--target", "cpu"]) == 2

@@ -1,0 +1,191 @@
+"""Which tiles the kernels of a call take: those that were measured to be best, those that the model predicts to be, or
+the plan's own.
+
+From a `Situation`, in which lengths and values are rounded up to powers of two so that one choice serves many calls.
+To: tiles for some kernels; the others take the plan's own.  ``SPDSL_TUNE`` says where choices come from:
+
+- unset: what `spdsl tune` measured, where it did
+- ``model``: else what the model predicts to be fastest, where counts do not depend on tables
+- ``first``: else what is measured at the first call (`spdsl.tuning`)
+- ``off``: the plan's own, always
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from dataclasses import replace as changed
+from typing import Any, TypeAlias, get_args
+
+import torch
+
+from spdsl import __version__
+from spdsl.analysis.candidates import candidates
+from spdsl.analysis.cost import estimate
+from spdsl.analysis.device import DeviceProfile
+from spdsl.analysis.plan import plan
+from spdsl.analysis.plans import Kind, Plan, Precision, Problem, Tiles
+from spdsl.analysis.tiles import Shape
+from spdsl.cache.entries import digest
+from spdsl.cache.store import store
+from spdsl.diagnostics import error
+from spdsl.pipeline import bound, free_names
+from spdsl.runtime.calls import DTYPES, Call
+
+Chosen: TypeAlias = "tuple[tuple[Kind, Tiles], ...]"
+
+MODES = ("", "off", "model", "first")
+
+MARGIN = 0.95
+"""The model must promise this share of the time of the plan's own tiles before it takes others: less is within its
+errors."""
+
+KINDS: tuple[Kind, ...] = ("forward", "dq", "dkdv")
+"""Kernels with several candidates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """A kind of call: a key with its free parameters open, and all that times depend on; ``near`` are the values of the
+    parameters and ``lengths`` those of queries and keys, rounded up to powers of two."""
+
+    key: str
+    near: tuple[int, ...]
+    dtype: Precision
+    heads: int
+    groups: int
+    head_dim: int
+    value_dim: int
+    shape: Shape
+    tables: tuple[str, ...]
+    lengths: tuple[int, int]
+    gpu: str
+    target: str
+
+    @property
+    def identity(self) -> str:
+        """The key of results for calls like these, made by this version of the compiler and of Triton."""
+        import triton
+
+        # Who asks for a back end or for bitwise gradients gets the same kernels.
+        fields = {name: each for name, each in json.loads(self.key).items() if name not in ("backend", "deterministic")}
+        own = asdict(self) | {"key": json.dumps(fields, sort_keys=True)}
+        parts = [f"{name}={value!r}" for name, value in sorted(own.items())]
+        return digest("choice", __version__, triton.__version__, *parts)
+
+    def problem(self) -> Problem:
+        """The problem that is planned, without gradients of tables."""
+        pattern = bound(self.key, self.heads, self.groups, self.head_dim)
+        names = (table.name for table in pattern.tables)
+        return Problem(
+            pattern=pattern,
+            dtype=self.dtype,
+            value_dim=self.value_dim,
+            shape=self.shape,
+            tables=tuple(zip(names, self.tables, strict=True)),
+        )
+
+
+def mode() -> str:
+    """Where choices come from, as ``SPDSL_TUNE`` says.
+
+    Raises:
+        SpatError: it is none of `MODES` (SP522).
+    """
+    found = os.environ.get("SPDSL_TUNE", "")
+    if found not in MODES:
+        raise error("SP522", f"SPDSL_TUNE is `{found}`", help=f"use one of {', '.join(MODES[1:])}, or unset it")
+    return found
+
+
+def tiles_for(situation: Situation) -> Chosen:
+    """The tiles that were chosen for calls like these."""
+    wanted = mode()
+    if wanted == "off":
+        return ()
+    measured = store().results.get("tuning", situation.identity)
+    if measured is not None:
+        return chosen_of(measured["tiles"])
+    return predicted(situation) if wanted == "model" else ()
+
+
+def predicted(situation: Situation) -> Chosen:
+    """What the model chooses; it is kept, so that the next process need not plan all candidates."""
+    results, identity = store().results, situation.identity
+    known = results.get("choice", identity)
+    if known is None:
+        from spdsl.costs import device_for
+
+        found = by_model(situation, device_for(situation.target, situation.gpu))
+        known = record_of(found)
+        results.put("choice", identity, known)
+    return chosen_of(known)
+
+
+def by_model(situation: Situation, device: DeviceProfile) -> Chosen:
+    """For every kernel the candidate of the least predicted time, where that is less by more than the model's errors;
+    nothing where counts depend on tables, or where parts of a union have kernels of their own."""
+    base = plan(situation.problem(), situation.target)
+    if base.problem.pattern.tables or base.stages or base.more:
+        return ()
+    found: list[tuple[Kind, Tiles]] = []
+    for kind in KINDS:
+        times = candidate_times(kind, base, call_of(situation, base), device, situation.target)
+        best = min(times, key=lambda tiles: times[tiles])
+        if times[best] < MARGIN * times[getattr(base, kind).tiles]:
+            found.append((kind, best))
+    return tuple(found)
+
+
+def variants(kind: Kind, base: Plan, target: str) -> dict[Tiles, Plan]:
+    """A plan with each of the candidates of a kernel, the plan's own first."""
+    problem, own = base.problem, getattr(base, kind)
+    sizes = {"head_dim": problem.pattern.head_dim, "value_dim": problem.value_dim}
+    found = {own.tiles: base}
+    for tiles in candidates(kind, dtype=problem.dtype, target=target, default=own, **sizes):
+        made = plan(changed(problem, tiles=((kind, tiles),)), target)
+        if getattr(made, kind).tiles == tiles:
+            found.setdefault(tiles, made)
+    return found
+
+
+def candidate_times(kind: Kind, base: Plan, call: Call, device: DeviceProfile, target: str) -> dict[Tiles, float]:
+    """The predicted time of each candidate of a kernel in a call, in seconds."""
+    from spdsl.costs import work
+
+    return {
+        tiles: estimate(work(changed(call, plan=made), getattr(made, kind)), device).seconds
+        for tiles, made in variants(kind, base, target).items()
+    }
+
+
+def call_of(situation: Situation, made: Plan) -> Call:
+    """A call of these lengths and values, on tensors that take no memory; the pattern must have no tables."""
+    nq, n = situation.lengths
+    if situation.shape == "square":
+        nq = n
+
+    def like(heads: int, rows: int, dim: int) -> torch.Tensor:
+        return torch.zeros((), dtype=DTYPES[situation.dtype]).expand(1, heads, rows, dim)
+
+    names = dict(zip(free_names(situation.key), situation.near, strict=True))
+    return Call(
+        plan=made,
+        q=like(situation.heads, nq, situation.head_dim),
+        k=like(situation.groups, n, situation.head_dim),
+        v=like(situation.groups, n, situation.value_dim),
+        q_start=n - nq,
+        parameters={each.variable: names[each.name] for each in made.problem.pattern.free},
+    )
+
+
+def record_of(found: Chosen) -> dict[str, Any]:
+    """Tiles as JSON keeps them."""
+    return {kind: asdict(tiles) for kind, tiles in found}
+
+
+def chosen_of(record: Mapping[str, Any]) -> Chosen:
+    """Tiles as `record_of` wrote them; kinds of kernels that there are no more are left out."""
+    return tuple((kind, Tiles(**record[kind])) for kind in get_args(Kind) if kind in record)

@@ -1,0 +1,148 @@
+"""`spdsl tune`: measure the best candidates of a pattern's kernels on this machine, or the machine itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spdsl.cli.loading import load_pattern
+from spdsl.cli.options import (
+    MOST_TOKENS,
+    DtypeOption,
+    GroupsOption,
+    HeadDimOption,
+    HeadsOption,
+    JsonOption,
+    LayerOption,
+    ParameterOption,
+    ValueDimOption,
+    head_counts,
+    known_dtype,
+    parse_parameters,
+)
+from spdsl.cli.output import note, print_json, print_table
+
+if TYPE_CHECKING:
+    from spdsl.tuning import Tuned
+
+
+def tune(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(help="A pattern, as elsewhere; without one the machine is measured.", metavar="PATTERN"),
+    ] = None,
+    parameter: ParameterOption = None,
+    given: Annotated[
+        list[str] | None, typer.Option("--input", metavar="NAME=FILE", help="An input, from an .npz, .npy or .pt file.")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Number of keys.", min=1, max=MOST_TOKENS)] = 8192,
+    nq: Annotated[int | None, typer.Option(help="Number of queries, the last ones; all by default.", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="Sequences.", min=1)] = 1,
+    heads: HeadsOption = 8,
+    groups: GroupsOption = None,
+    head_dim: HeadDimOption = 128,
+    value_dim: ValueDimOption = None,
+    dtype: DtypeOption = "bf16",
+    layer: LayerOption = None,
+    backward: Annotated[bool, typer.Option(help="Measure the backward pass too.")] = True,
+    budget: Annotated[float | None, typer.Option(help="Seconds after which no other candidate is begun.")] = None,
+    device: Annotated[str, typer.Option(help="The device to measure on.")] = "cuda",
+    seed: Annotated[int, typer.Option(help="Seed for inputs that are not given.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the model's best candidates on this GPU and keep the fastest for all calls of this kind.
+
+    Lengths and parameters count rounded up to powers of two.  What was measured before is not measured again.
+
+    \b
+    Examples:
+      spdsl tune streaming -p window=1024 -n 32768 --heads 16
+      spdsl tune documents --input doc=ids.npz -n 16384 --budget 30
+      spdsl tune
+    """
+    if pattern is None:
+        _machine(device, as_json=as_json)
+        return
+    heads, groups = head_counts(heads, groups)
+    known_dtype(dtype)
+    loaded, values = load_pattern(pattern, parse_parameters(parameter))
+    import torch
+
+    from spdsl.cli.measure import DTYPES, device_of
+    from spdsl.cli.tensors import Sizes, make_inputs, note_generated
+    from spdsl.pipeline import key_of
+    from spdsl.tuning import tune as measure
+
+    where = device_of(device)
+    sizes = Sizes(batch=batch, heads=heads, groups=groups, nq=nq or n, n=n, head_dim=head_dim)
+    inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
+    note_generated(generated)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(count: int, rows: int, dim: int) -> torch.Tensor:
+        return torch.randn(batch, count, rows, dim, generator=generator).to(where, DTYPES[dtype])
+
+    q, k = draw(heads, sizes.nq, head_dim), draw(groups, n, head_dim)
+    v = draw(groups, n, value_dim or head_dim)
+    key = key_of(loaded.checked, values, layer, None, False)
+    tables = {name: each.to(where) for name, each in inputs.items()}
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("compiling", total=None)
+
+        def watch(text: str, done: int, steps: int) -> None:
+            progress.update(bar, description=text, completed=done, total=steps)
+
+        found = measure(key, q, k, v, tables, backward=backward, budget=budget, watch=watch)
+    _report(found, as_json=as_json)
+
+
+def _report(found: Tuned, *, as_json: bool) -> None:
+    from spdsl.choices import record_of
+    from spdsl.tuning import text_of
+
+    best = found.best
+    if as_json:
+        rows = [
+            {
+                "kind": each.kind,
+                "tiles": record_of(((each.kind, each.tiles),))[each.kind],
+                "predicted": each.predicted,
+                "seconds": each.seconds,
+                "own": each.own,
+                "best": best.get(each.kind) is each,
+            }
+            for each in found.measured
+        ]
+        print_json({"ok": True, "gpu": found.situation.gpu, "complete": found.complete, "candidates": rows})
+        return
+    table = []
+    for each in sorted(found.measured, key=lambda one: (one.kind, one.seconds or 1e9)):
+        marks = [
+            word for word, holds in (("taken", best.get(each.kind) is each), ("the plan's own", each.own)) if holds
+        ]
+        measured = "does not run" if each.seconds is None else f"{each.seconds * 1e3:.4f}"
+        predicted = "" if each.predicted is None else f"{each.predicted * 1e3:.4f}"
+        table.append((each.kind, text_of(each.tiles), predicted, measured, ", ".join(marks)))
+    print_table(("kernel", "tiles", "predicted, ms", "measured, ms", ""), table)
+    if not found.complete:
+        note("time ran out before all candidates were measured; tune again to go on")
+
+
+def _machine(device: str, *, as_json: bool) -> None:
+    from spdsl.cli.measure import device_of
+    from spdsl.profiling import measure_device
+
+    found = measure_device(device_of(device))
+    if as_json:
+        print_json({"ok": True, **{name: value for name, value in found.as_dict().items() if name != "rates"}})
+        return
+    typer.echo(
+        f"{found.name}: matrix products {found.matrix_rate / 1e12:.0f} TFLOP/s, copies {found.copy_rate / 1e12:.2f} "
+        f"TB/s, start of a kernel {found.launch * 1e6:.1f} µs; kernels take {found.scale:.2f} times as long as shipped"
+    )

@@ -1,0 +1,240 @@
+"""Candidates, what the model chooses among them, what is measured, and that a call takes it.  Nothing is compiled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import spdsl
+from spdsl import choices, prepare, tuning
+from spdsl.analysis.candidates import SHARED_BYTES, candidates
+from spdsl.analysis.device import profile_for
+from spdsl.analysis.plan import plan
+from spdsl.analysis.plans import Kind, Tiles
+from spdsl.cache.store import store
+from spdsl.choices import Situation, by_model, tiles_for, variants
+from spdsl.cli.main import run
+from spdsl.diagnostics import SpatError
+from spdsl.pipeline import opened
+from spdsl.runtime.operator import Request, rounded_up
+from spdsl.tuning import situation_of, tune
+
+pytest.importorskip("triton")
+
+H200 = profile_for("NVIDIA H200", "sm_90")
+
+
+def tensors(n: int = 8192, heads: int = 8, dim: int = 128) -> tuple[Tensor, Tensor, Tensor]:
+    q = torch.zeros((), dtype=torch.bfloat16).expand(1, heads, n, dim)
+    return q, q, q
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("SPDSL_TUNE", raising=False)
+    prepare._with_tiles.cache_clear()
+    yield
+    prepare._with_tiles.cache_clear()
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> dict[Tiles, float]:
+    """A machine that takes the times of the dictionary, and 1 ms for all other tiles."""
+    times: dict[Tiles, float] = {}
+
+    def timed(call: object, task: Any, timer: object) -> float | None:
+        measured.append(task.tiles)
+        return times.get(task.tiles, 1e-3)
+
+    measured: list[Tiles] = []
+    monkeypatch.setattr(tuning, "_time", timed)
+    monkeypatch.setattr(tuning, "_compiled", lambda plans, kinds, target: ("" for _ in plans))
+    monkeypatch.setattr(tuning, "_refuse", lambda q, base: None)
+    monkeypatch.setattr(tuning, "target_of", lambda backend, device: "sm_90")
+    monkeypatch.setattr(tuning, "measured", measured, raising=False)
+    return times
+
+
+def key_of(name: str, **parameters: Any) -> str:
+    return spdsl.compile(name, **parameters)._key
+
+
+def situation(name: str, n: int = 8192, **parameters: Any) -> Situation:
+    found = situation_of(key_of(name, **parameters), *tensors(n))
+    return choices.changed(found, gpu="NVIDIA H200", target="sm_90")
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("kind", ["forward", "dq", "dkdv"])
+def test_candidates_are_planned_and_fit(kind: Kind, dim: int) -> None:
+    problem = choices.changed(situation("sliding_window").problem(), value_dim=dim)
+    problem = choices.changed(problem, pattern=choices.changed(problem.pattern, head_dim=dim))
+    base = plan(problem, "sm_90")
+    found = variants(kind, base, "sm_90")
+    own = getattr(base, kind).tiles
+    assert next(iter(found)) == own
+    assert len(found) > 1
+    for tiles, made in found.items():
+        kernel = getattr(made, kind)
+        assert kernel.tiles == tiles
+        assert kernel.specialised == tiles.specialised
+        if tiles != own:
+            assert 2 * dim * (tiles.block_q + tiles.block_k) <= SHARED_BYTES["sm_90"]
+    assert candidates(kind, dtype="bf16", head_dim=dim, value_dim=dim, target="sm_80", default=getattr(base, kind)) == (
+        own,
+    )
+
+
+def test_the_model_chooses_what_it_predicts_to_be_fastest() -> None:
+    found = situation("s2", n=16384)
+    chosen = dict(by_model(found, H200))
+    base = plan(found.problem(), "sm_90")
+    times = choices.candidate_times("forward", base, choices.call_of(found, base), H200, "sm_90")
+    best = min(times, key=lambda tiles: times[tiles])
+    if times[best] < choices.MARGIN * times[base.forward.tiles]:
+        assert chosen["forward"] == best
+    else:
+        assert "forward" not in chosen
+    slow = H200.scaled(1.0)
+    rates = tuple(
+        choices.changed(rate, full=rate.full * 10) if rate.tiles == base.forward.tiles else rate for rate in slow.rates
+    )
+    assert dict(by_model(found, choices.changed(slow, rates=rates)))["forward"] != base.forward.tiles
+
+
+def test_tables_and_unions_are_left_to_the_plan() -> None:
+    assert by_model(situation("documents"), H200) == ()
+
+
+def test_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, calls = situation("sliding_window"), []
+    monkeypatch.setattr(choices, "by_model", lambda *given: calls.append(given) or (("forward", TILES),))
+    assert tiles_for(found) == ()
+    monkeypatch.setenv("SPDSL_TUNE", "model")
+    assert dict(tiles_for(found)) == {"forward": TILES}
+    assert dict(tiles_for(found)) == {"forward": TILES}
+    assert len(calls) == 1  # the second time it is known
+    store().results.put("tuning", found.identity, {"tiles": choices.record_of((("forward", OTHER),))})
+    assert dict(tiles_for(found)) == {"forward": OTHER}
+    monkeypatch.setenv("SPDSL_TUNE", "off")
+    assert tiles_for(found) == ()
+    monkeypatch.setenv("SPDSL_TUNE", "always")
+    with pytest.raises(SpatError, match="SP522"):
+        tiles_for(found)
+
+
+TILES = Tiles(block_q=64, block_k=64, warps=4, stages=3)
+OTHER = Tiles(block_q=64, block_k=32, warps=4, stages=3)
+
+
+def test_the_fastest_measured_is_kept_and_taken(hopper: dict[Tiles, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    hopper[TILES] = 1e-4
+    steps: list[tuple[int, int]] = []
+    key = key_of("sliding_window", window=1000)
+    found = tune(key, *tensors(6000), {}, watch=lambda text, done, total: steps.append((done, total)))
+    assert found.complete
+    assert found.best["forward"].tiles == TILES
+    assert steps[-1][0] == steps[-1][1] == 2 * len(found.measured)
+    assert len([each for each in found.measured if each.kind == "forward"]) <= 12
+    assert any(each.own for each in found.measured)
+    assert {each.kind for each in found.measured} == {"forward"}  # gradients come from the fused kernel
+    count = len(tuning.measured)  # type: ignore[attr-defined]
+    assert tune(key, *tensors(6000), {}).best["forward"].tiles == TILES
+    assert len(tuning.measured) == count  # type: ignore[attr-defined]  # nothing is measured twice
+
+    device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "cpu")  # as the tuning called it
+    monkeypatch.setattr(prepare, "target_of", lambda backend, device: "sm_90")
+
+    def request(n: int, window: int) -> tuple[Request, tuple[int, ...]]:
+        open_key, values = opened(key_of("sliding_window", window=window))
+        asked = Request(
+            key=open_key,
+            dtype=torch.bfloat16,
+            heads=8,
+            groups=8,
+            head_dim=128,
+            value_dim=128,
+            shape="square",
+            device=device,
+            tables=(),
+            lengths=(rounded_up(n), rounded_up(n)),
+        )
+        return asked, values
+
+    plans = set()
+    for n, window, taken in ((6000, 1000, True), (8192, 600, True), (16384, 1000, False), (6000, 300, False)):
+        made = prepare.prepare(*request(n, window)).plan
+        assert (made.forward.tiles == TILES) == taken, (n, window)
+        plans.add(id(made))
+    assert len(plans) == 2  # one for each choice, whatever the length
+
+
+def test_a_budget_and_going_on(hopper: dict[Tiles, float]) -> None:
+    key = key_of("sliding_window", window=1000)
+    first = tune(key, *tensors(), {}, budget=-1.0)
+    assert not first.complete
+    assert len(first.measured) == 1
+    second = tune(key, *tensors(), {})
+    assert second.complete
+    assert len(tuning.measured) == len(set(tuning.measured)) == len(second.measured)  # type: ignore[attr-defined]
+
+
+def test_backward_kernels_are_measured_where_they_run(hopper: dict[Tiles, float]) -> None:
+    found = tune(key_of("sliding_window", window=1000), *tensors(dim=64), {})
+    assert {each.kind for each in found.measured} == {"forward", "dq", "dkdv"}
+
+
+def test_nothing_to_measure_on() -> None:
+    with pytest.raises(SpatError, match="SP521"):
+        tune(key_of("causal"), *tensors(), {})
+    assert run(["tune", "causal", "--device", "cpu"]) == 1
+    assert run(["tune", "--device", "cpu"]) == 1
+
+
+def test_the_command(
+    hopper: dict[Tiles, float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hopper[TILES] = 1e-4
+    words = ["tune", "sliding_window", "-n", "512", "--device", "cpu", "--heads", "2"]
+    assert run(words) == 0
+    out = capsys.readouterr().out
+    assert "taken" in out
+    assert "the plan's own" in out
+    assert run([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["complete"]
+    assert [row["tiles"]["block_k"] for row in found["candidates"] if row["best"]] == [64]
+
+
+@pytest.mark.parametrize("why", ["", "capturing", "compiling", "off", "tuned", "cpu", "again"])
+def test_first_use_tunes_only_when_it_may(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(tuning, "tune", lambda *given: calls.append(given))
+    monkeypatch.setenv("SPDSL_TUNE", "off" if why == "off" else "first")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: why == "capturing")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: why == "compiling")
+    monkeypatch.setattr(tuning, "_is_on_gpu", lambda q: why != "cpu")
+    key, given = key_of("causal"), tensors()
+    found = situation("causal")
+    monkeypatch.setattr(tuning, "situation_of", lambda *given: found)
+    monkeypatch.setattr(tuning, "_tried", {found.identity} if why == "again" else set())
+    if why == "tuned":
+        store().results.put("tuning", found.identity, {"tiles": {}})
+    tuning.on_first_use(key, *given, {})
+    assert len(calls) == (why == "")
+
+
+def test_only_tensors_with_values_are_measured_with() -> None:
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        assert not tuning._is_on_gpu(torch.empty(1, device="cuda"))
+    assert not tuning._is_on_gpu(torch.empty(1))

@@ -1,0 +1,43 @@
+"""Tuning for real, in the interpreter: candidates run, the fastest by a given clock is kept, one that fails is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import spdsl
+from spdsl import choices
+from spdsl.analysis.plans import Tiles
+from spdsl.cache.store import store
+from spdsl.tuning import tune
+
+
+def test_candidates_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path))
+    small = [Tiles(block_q=16, block_k=size, warps=4, stages=1) for size in (16, 32)]
+    monkeypatch.setattr(choices, "candidates", lambda kind, default, **sizes: (default.tiles, *small))
+    runs: list[object] = []
+
+    def clock(run: Callable[[], object]) -> float:
+        found = run()
+        runs.append(found)
+        if len(runs) == 2:
+            raise RuntimeError("too little shared memory")
+        return 1.0 / len(runs)
+
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 70, 16) for _ in range(3))
+    attn = spdsl.compile("sliding_window", window=20, backend="triton")
+    found = tune(attn._key, q, k, v, {}, backward=False, timer=clock)
+    assert len(found.measured) == 3
+    assert len(runs) == 3
+    assert [each.seconds is None for each in found.measured] == [False, True, False]
+    assert found.best["forward"] is found.measured[2]
+    expected = attn.reference(q, k, v)
+    for out, _ in runs:  # type: ignore[misc]  # what the engine gives back
+        assert float((out.double() - expected).norm() / expected.norm()) < 1e-5  # type: ignore[operator, union-attr]
+    [kept] = store().results.all("tuning")
+    assert kept.value["tiles"]["forward"]["block_k"] == found.measured[2].tiles.block_k
