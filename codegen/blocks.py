@@ -149,7 +149,8 @@ class Gather:
     """Elements of a table at the given indices; 0 where an index is out of bounds.
 
     ``batch_stride`` names the stride of the leading batch axis, None if the table's own axes name ``b``.  ``wide``
-    computes offsets in 64 bits; ``long`` keeps ints of 64 bits as they are.
+    computes offsets in 64 bits; ``long`` keeps ints of 64 bits as they are.  With ``wanted`` the indices name a list of
+    ``most`` ascending ints, and the result is whether it holds that number.
     """
 
     name: str
@@ -159,6 +160,8 @@ class Gather:
     dtype: Dtype
     wide: bool
     long: bool = False
+    wanted: Expr | None = None
+    most: str = ""
 
 
 # ---------------------------------------------------------------- tiles

@@ -20,7 +20,18 @@ from spdsl.codegen.expressions import helpers_of, literal, text_of
 from spdsl.codegen.frame import LN2, LOG2E, every, expressions_in
 from spdsl.diagnostics import Span
 
-HELPERS = ("floor_div", "floor_mod", "int_power", "power", "isqrt", "is_pow2", "bitlen", "tanh", "first_reaching")
+HELPERS = (
+    "floor_div",
+    "floor_mod",
+    "int_power",
+    "power",
+    "isqrt",
+    "is_pow2",
+    "bitlen",
+    "tanh",
+    "first_reaching",
+    "in_list",
+)
 """Functions of the generated file, in the order in which they are written."""
 
 NEEDED = {"floor_mod": ("floor_div",), "power": ("int_power",)}
@@ -72,6 +83,8 @@ def helpers_in(kernels: Iterable[Kernel]) -> tuple[str, ...]:
         for block in every((*kernel.body, *(kernel.fetch or ()))):
             if isinstance(block, Logits) and block.softcap is not None:
                 found.add("tanh")
+            if isinstance(block, Gather) and block.wanted is not None:
+                found.add("in_list")
             if isinstance(block, SearchBegin):
                 found.add("bitlen")
             if isinstance(block, Search):

@@ -33,6 +33,7 @@ from spdsl.codegen.boxes import flag_of, own_box, programs
 from spdsl.codegen.edges import with_edges
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.hoist import Hoist
+from spdsl.codegen.selected import by_tiles
 from spdsl.codegen.tables import Tables
 from spdsl.codegen.walks import MASKED, Mode
 from spdsl.semantics.nodes import Const, Expr, Extent, Load, Node, Side
@@ -142,7 +143,8 @@ class Frame:
         Query rows past the end need no test: their results are not stored, or their LSE is +inf.
         """
         gathered = self.kernel.residues or self.kernel.boxes or self.kernel.marked
-        found = both(None, truncated(self.plan.keep if gathered is None else gathered.keep))
+        keep = by_tiles(self.plan, self.kernel) if gathered is None else gathered.keep
+        found = both(None, truncated(keep))
         if self.by == "query" and not self.is_whole("k"):
             found = both(found, compare("lt", index("k"), Extent(name="n")))
         if self.plan.problem.shape != "square":

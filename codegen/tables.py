@@ -44,6 +44,8 @@ class Tables:
         if self._cuts is not None and load.table in self._cuts.names:
             return _interval(name, load, indices, self._cuts.names.index(load.table))
         table = self._tables[load.table]
+        if table.listed:
+            return self._search(name, load, indices, table)
         pairs = zip(load.indices, indices, table.axes, strict=True)
         vectors = sum(_is_vector(index) for index in load.indices)
         return Gather(
@@ -53,6 +55,21 @@ class Tables:
             indices=tuple(self._index(table, at, old, new, axis) for at, (old, new, axis) in enumerate(pairs)),
             dtype=load.dtype,
             wide=vectors > 1,
+        )
+
+    def _search(self, name: str, load: Load, indices: tuple[Expr, ...], table: Table) -> Gather:
+        """The search for the last index in the list that the others name."""
+        *rows, wanted = indices
+        triples = zip(load.indices[:-1], rows, table.axes[:-1], strict=True)
+        return Gather(
+            name=name,
+            pointer=f"t_{table.name}",
+            batch_stride=None if _has_batch(table) else f"stride_{table.name}_b",
+            indices=tuple(self._index(table, at, old, new, axis) for at, (old, new, axis) in enumerate(triples)),
+            dtype="bool",
+            wide=True,
+            wanted=wanted,
+            most=f"size_{table.name}_{len(rows)}",
         )
 
     def is_long(self, name: str) -> bool:

@@ -125,6 +125,7 @@ def _fuses(staged: Staged, problem: Problem, target: str) -> bool:
     """Whether there is a fused backward kernel: on Hopper, for plain logits of head dim 128."""
     dims = {problem.pattern.head_dim, problem.value_dim}
     plain = staged.bias is None and problem.pattern.attend.softcap is None
+    plain = plain and not any(table.listed for table in problem.pattern.tables)
     return target == "sm_90" and dims == {128} and plain and copies_tiles(problem, target)
 
 

@@ -57,6 +57,8 @@ def why_plain(
     """
     if target != "sm_90" or kind in ("dq", "dkdv"):
         return ""
+    if any(table.listed for table in problem.pattern.tables):
+        return "rows look their keys up in lists"
     given = dict(problem.tiles).get(kind)
     if given is not None and not given.specialised:
         return "tiles for warps that are all alike were chosen"
