@@ -54,6 +54,24 @@ class TileList:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """Rows of one side, int32 ``[batch or 1, rows]``, ascending, the last ones past the end; and how many tiles of 64
+    consecutive rows they lie in."""
+
+    rows: Tensor
+    tiles: int
+
+    @property
+    def spread(self) -> int:
+        """How many more tiles they lie in than they would fill."""
+        return self.tiles - -(-self.rows.shape[1] // BLOCK)
+
+
+BLOCK = 64
+"""Rows of a tile, where it matters how far apart marked rows stand."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """The tensors and run-time numbers of one call.
 
@@ -62,7 +80,7 @@ class Call:
     axis of size 1 or batch unless its declaration names ``b``.  ``places`` is int32 ``[batch, 3]`` (q_start, k_start,
     k_len) for the shape ``batched``, else None.  ``lists`` maps the kind of a kernel (``forward``, ``dq``, ``dkdv``,
     ``fused``) to its lists, where its walk is a `ListWalk`, or to those of distances of a `DistanceWalk`.
-    ``marks`` are the rows that the plan's kernels gather, int32 ``[batch or 1, rows]``, the last ones past the end.
+    ``marks`` are the rows that the plan's kernels gather.
     ``parameters`` are the values of the pattern's free parameters by the names of their variables.  ``deterministic``
     asks for gradients that repeat bitwise.  What the call does on the device goes through its ``recorder``.
     """
@@ -76,7 +94,7 @@ class Call:
     tables: dict[str, Tensor] = field(default_factory=dict)
     lists: dict[str, TileList] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
-    marks: Tensor | None = None
+    marks: Marks | None = None
     deterministic: bool = False
     recorder: Recorder = field(default_factory=Recorder, compare=False)
 
@@ -90,7 +108,7 @@ class Call:
 
     def hold(self) -> None:
         """Tell the recorder which tensors are made of values: tables of stages, lists of tiles and of marked rows."""
-        marks = () if self.marks is None else (self.marks,)
+        marks = () if self.marks is None else (self.marks.rows,)
         lists = (each for lists in self.lists.values() for each in lists.tensors)
         self.recorder.hold(*self.tables.values(), *lists, *marks)
 

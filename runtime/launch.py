@@ -57,7 +57,7 @@ class Loaded:
         tiles: KernelPlan = getattr(self.plan, kind)
         heads, rows = call.k.shape[1:3] if tiles.by == "key" else call.q.shape[1:3]
         if call.marks is not None and tiles.gathers("k" if tiles.by == "key" else "q"):
-            rows = call.marks.shape[1]
+            rows = call.marks.rows.shape[1]
         values = {**values, **call_values(call, kind)}
         values.update(interval_values(call, tiles, values, self.launch))
         if kernel.persistent:
@@ -192,8 +192,8 @@ def call_values(call: Call, kind: str) -> dict[str, Value]:
     if kind in call.lists:
         values |= _list_values(call.lists[kind])
     if call.marks is not None:
-        batch, count = call.marks.shape
-        values |= {"marks": call.marks, "marks_stride_b": count if batch > 1 else 0, "marked_rows": count}
+        batch, count = call.marks.rows.shape
+        values |= {"marks": call.marks.rows, "marks_stride_b": count if batch > 1 else 0, "marked_rows": count}
     return values
 
 

@@ -20,7 +20,7 @@ from spdsl.runtime import checks
 from spdsl.runtime.calls import Call, Gradients
 from spdsl.runtime.engines import engine_for
 from spdsl.runtime.lists import lists_for
-from spdsl.runtime.parts import kinds_of
+from spdsl.runtime.parts import kinds_of, settled
 from spdsl.runtime.stages import materialise
 from spdsl.runtime.tape import Recorder
 from spdsl.runtime.transforms import second_derivative
@@ -183,7 +183,8 @@ def forward(
     """Output and LSE, as `attend`; the recorder notes what is done on the device."""
     prepared = _request(q, k, v, tables, key, shape, values, ())
     call = _call(prepared, q, k, v, tables, places, q_start, values, recorder)
-    call = lists_for(checks.check_call(call, narrow=prepared.backend != "cpu"), ("forward",))
+    call = settled(checks.check_call(call, narrow=prepared.backend != "cpu"))
+    call = lists_for(call, ("forward",))
     call.hold()
     with _no_autocast(q.device.type):
         return engine_for(prepared.backend).forward(call)
@@ -211,7 +212,7 @@ def backward(
     prepared = _request(q, k, v, tables, key, shape, values, gradients)
     names = ("q", "k", "v", *prepared.inputs)
     asked = frozenset(names[each] for each in wanted)
-    call = materialise(_call(prepared, q, k, v, tables, places, q_start, values, recorder))
+    call = settled(materialise(_call(prepared, q, k, v, tables, places, q_start, values, recorder)))
     call = lists_for(call, kinds_of(call, asked))
     recorder.read(out, lse, d_out, *(() if d_lse is None else (d_lse,)))
     call.hold()

@@ -10,6 +10,23 @@ from spdsl.runtime.lists import Kind, lists_for
 from spdsl.runtime.marks import with_marks
 from spdsl.runtime.stages import materialise
 
+SPREAD = 8
+"""Tiles that marked rows must lie in beyond those they fill, for a pass of their own to pay: a first estimate."""
+
+
+def settled(call: Call) -> Call:
+    """The call with the plan that suits the values of its inputs: a union set by set, or together where its marked rows
+    stand side by side."""
+    together = call.plan.together
+    if together is None:
+        return call
+    marked = [plan for plan in call.plan.more if plan.forward.marked is not None]
+    marks = [with_marks(materialise(replace(call, plan=plan, lists={}))).marks for plan in marked]
+    call.recorder.hold(*(each.rows for each in marks if each is not None))
+    if sum(each.spread for each in marks if each is not None) >= SPREAD:
+        return call
+    return materialise(replace(call, plan=together))
+
 
 def parts_of(call: Call, kinds: Callable[[Call], Sequence[Kind]]) -> Iterator[Call]:
     """``call``, which has all it needs, then those of the other parts that have pairs; ``kinds`` are the kernels that
@@ -20,7 +37,7 @@ def parts_of(call: Call, kinds: Callable[[Call], Sequence[Kind]]) -> Iterator[Ca
         part = lists_for(part, kinds(part))
         # Also where no row is marked: that is known of these values alone.
         part.hold()
-        if part.marks is None or part.marks.shape[1]:
+        if part.marks is None or part.marks.rows.shape[1]:
             yield part
 
 

@@ -20,7 +20,7 @@ from spdsl.planning import Chosen
 from spdsl.runtime.calls import Call
 from spdsl.runtime.checks import check_call, check_tensors, raise_pending
 from spdsl.runtime.operator import with_batch
-from spdsl.runtime.parts import parts_of
+from spdsl.runtime.parts import parts_of, settled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +258,8 @@ def _call(chosen: Chosen, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, 
     pattern = chosen.plan.problem.pattern
     given = {table.name: with_batch(table, tables[table.name]) for table in pattern.tables}
     start = first_query(pattern.attend, q.shape[2], k.shape[2])
-    return check_call(Call(plan=chosen.plan, q=q, k=k, v=v, q_start=start, tables=given, parameters=chosen.variables))
+    call = Call(plan=chosen.plan, q=q, k=k, v=v, q_start=start, tables=given, parameters=chosen.variables)
+    return settled(check_call(call))
 
 
 def _kernel(call: Call, kernel: KernelPlan, pairs: int) -> KernelReport:

@@ -58,7 +58,7 @@ def tile_rows(call: Call, kernel: KernelPlan, side: Side) -> Tensor:
     length = call.q.shape[2] if side == "q" else call.k.shape[2]
     block = kernel.block_q if side == "q" else kernel.block_k
     if call.marks is not None and kernel.gathers(side):
-        marks = call.marks[0].long()
+        marks = call.marks.rows[0].long()
         rows = torch.nn.functional.pad(marks, (0, -len(marks) % block), value=length).view(-1, block)
     elif kernel.boxes is not None:
         rows = _box_rows(kernel.boxes, side, block, length)

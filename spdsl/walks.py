@@ -76,7 +76,7 @@ def visits(call: Call, kernel: KernelPlan) -> Visits:
         case SlotWalk() if call.marks is not None:
             own, walked = marked_tiles(call, kernel)
             heads = call.q.shape[0] * call.q.shape[1]
-            return Visits(touched=own * walked * heads, full=0, longest=walked, metadata=call.marks.nbytes)
+            return Visits(touched=own * walked * heads, full=0, longest=walked, metadata=call.marks.rows.nbytes)
         case SlotWalk() as walk:
             return slot_visits(call, walk, TileGrid.of(kernel))
         case BoxWalk() as walk:

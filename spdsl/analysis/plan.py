@@ -49,9 +49,10 @@ def plan(problem: Problem, target: str) -> Plan:
     """
     (first, _), *others = _disjoint(problem, target) or ((problem, None),)
     more = tuple(_plan(other, target, place, side) for place, (other, side) in enumerate(others, 1))
-    if all(kernel.residues or kernel.marked for part in more for kernel in part.kernels):
-        return replace(_plan(first, target), more=more)
-    return _plan(problem, target)
+    if not all(kernel.residues or kernel.marked for part in more for kernel in part.kernels):
+        return _plan(problem, target)
+    together = _plan(problem, target) if any(part.forward.marked for part in more) else None
+    return replace(_plan(first, target), more=more, together=together)
 
 
 def _disjoint(problem: Problem, target: str) -> tuple[tuple[Problem, Side | None], ...]:

@@ -168,7 +168,9 @@ class Plan:
     ``fused`` computes what ``dq`` and ``dkdv`` do in one walk, faster and with sums of dQ in no fixed order; None where
     there is no such kernel.  ``more`` are the plans of the other parts of a union (`spdsl.analysis.unions`), which have
     no pair in common with this one nor with each other; ``place`` is where a plan stands among them.  Kernels of a
-    later place go on from the output and LSE that are there already, and add to the gradients.
+    later place go on from the output and LSE that are there already, and add to the gradients.  ``together`` is the
+    plan of the whole union as one set, where the values of a call decide which is better: whether marked rows stand
+    apart.
     """
 
     problem: Problem
@@ -186,11 +188,17 @@ class Plan:
     fused: KernelPlan | None = None
     more: tuple[Plan, ...] = ()
     place: int = 0
+    together: Plan | None = None
 
     @property
     def parts(self) -> tuple[Plan, ...]:
         """This plan and those of the other parts, in the order in which they run."""
         return (self, *self.more)
+
+    @property
+    def every(self) -> tuple[Plan, ...]:
+        """All plans whose kernels calls may run."""
+        return self.parts if self.together is None else (*self.parts, self.together)
 
     @property
     def name(self) -> str:

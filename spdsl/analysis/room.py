@@ -29,7 +29,7 @@ def room_for_parameters(plan: Plan) -> int:
     """The largest power of two up to `LARGEST` that free parameters may reach in magnitude; 0 if no value is safe."""
     if not plan.problem.pattern.free:
         return LARGEST
-    parts = [(expr, facts) for part in plan.parts for expr, facts in _expressions(part) if _has_parameter(expr)]
+    parts = [(expr, facts) for part in plan.every for expr, facts in _expressions(part) if _has_parameter(expr)]
     # What does not fit for the least values either is no matter of the parameters.
     always = [_too_large(expr, facts, 1) for expr, facts in parts]
     most = LARGEST

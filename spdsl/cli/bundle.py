@@ -70,7 +70,7 @@ def _compile(pattern: CheckedPattern, wish: Wish, files: dict[str, bytes]) -> li
     # A tile of queries alone, before triton spends minutes on kernels that cannot fit.
     width = 1 << (max(wish.head_dim, wish.value_dim) - 1).bit_length()
     _refuse_too_large("forward", plan.forward.block_q * width * (4 if wish.dtype == "fp32" else 2), wish)
-    return [each for part in plan.parts for each in _compile_part(part, wish, chosen.variables, files)]
+    return [each for part in plan.every for each in _compile_part(part, wish, chosen.variables, files)]
 
 
 def _compile_part(

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import spdsl
-from spdsl.runtime import split
+from spdsl.runtime import parts, split
 from tests.library.cases import Case, Inputs, Sizes
 from tests.library.compare import check
 
@@ -44,6 +44,12 @@ def marked(share: float) -> Callable[[Sizes, torch.Generator], Inputs]:
         return {"seen": torch.rand(sizes.batch, sizes.n, generator=generator) < share}
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marked rows are gathered however close they stand."""
+    monkeypatch.setattr(parts, "SPREAD", 0)
 
 
 SEEN = "input seen: bool[token]"

@@ -70,3 +70,15 @@ def test_only_one_way_back_makes_metadata() -> None:
 )
 def test_shares(share: float, text: str) -> None:
     assert _percent(share) == text
+
+
+def test_marked_rows_are_gathered_where_they_stand_apart() -> None:
+    near, apart = torch.zeros(4096, dtype=torch.bool), torch.zeros(4096, dtype=torch.bool)
+    near[:40], apart[::100] = True, True
+    attn = spdsl.compile("longformer")
+    assert report(attn, is_global=near).sets == ()
+    found = report(attn, is_global=apart)
+    assert len(found.sets) == 3
+    assert "the keys with `is_global[k]` are listed at run time and gathered into tiles" in found.text()
+    mask = attn.pattern.mask(4096, 4096, is_global=apart)
+    assert found.pairs == int(mask.sum()) * found.heads
