@@ -105,7 +105,7 @@ def tiles_for(situation: Situation) -> Chosen:
     wanted = mode()
     if wanted == "off":
         return ()
-    measured = store().results.get("tuning", situation.identity)
+    measured = store().result("tuning", situation.identity)
     if measured is not None:
         return chosen_of(measured["tiles"])
     return predicted(situation) if wanted == "model" else ()

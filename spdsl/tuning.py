@@ -156,7 +156,7 @@ def on_first_use(key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str,
         return
     try:
         situation = situation_of(key, q, k, v)
-        if situation.identity in _tried or store().results.get("tuning", situation.identity) is not None:
+        if situation.identity in _tried or store().result("tuning", situation.identity) is not None:
             return
         _tried.add(situation.identity)
         tune(key, q.detach(), k.detach(), v.detach(), tables)

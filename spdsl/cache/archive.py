@@ -6,9 +6,7 @@ everything else of the cache; hashes find damage, not malice: who imports an arc
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import os
 import tarfile
 import tempfile
@@ -18,10 +16,9 @@ from typing import Any
 
 from spdsl.cache.entries import MANIFEST, DamagedError, Entry, is_key, read_entry
 from spdsl.cache.places import trusted_owners
+from spdsl.cache.results import RESULTS, sealed, unsealed
 from spdsl.cache.store import Store
 from spdsl.diagnostics import SpatError, error
-
-RESULTS = "results.json"
 
 _MOST = 1 << 30
 """Bytes that one file of an archive may have."""
@@ -47,7 +44,7 @@ def export(store: Store, path: Path) -> tuple[int, int]:
                 for each in (*entry.files, MANIFEST):
                     _add(archive, f"entries/{entry.key}/{each}", entry.path(each).read_bytes())
             results = [[each.kind, each.key, each.value] for each in store.results.all()]
-            _add(archive, RESULTS, _sealed(results))
+            _add(archive, RESULTS, sealed(results))
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as refused:
@@ -149,20 +146,11 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(member, io.BytesIO(content))
 
 
-def _sealed(results: list[list[Any]]) -> bytes:
-    text = json.dumps(results, sort_keys=True)
-    return json.dumps({"results": results, "hash": hashlib.sha256(text.encode()).hexdigest()}, sort_keys=True).encode()
-
-
 def _unsealed(content: bytes, path: Path) -> list[Any]:
-    try:
-        record = json.loads(content)
-        results = record["results"]
-        if content != _sealed(results):
-            raise ValueError
-        return list(results)
-    except (ValueError, KeyError, TypeError):
-        raise _refused(path, f"`{RESULTS}` is damaged") from None
+    found = unsealed(content)
+    if found is None:
+        raise _refused(path, f"`{RESULTS}` is damaged")
+    return found
 
 
 def _refused(path: Path, reason: str) -> SpatError:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import tempfile
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,7 +35,8 @@ class Entry:
     """What is kept under ``key``: files in ``folder`` with their SHA-256, and ``about``, what the maker says of them.
 
     ``kind`` is ``source``, ``kernel`` or ``launcher``; ``name`` is for people; ``size`` counts the bytes of the files;
-    ``created`` is in seconds since 1970.
+    ``created`` is in seconds since 1970, and no
+    part of what is kept, so that the same work leaves the same bytes.
     """
 
     key: str
@@ -86,7 +86,6 @@ def write_entry(
         "key": key,
         "kind": kind,
         "name": name,
-        "created": round(time.time(), 3),
         "size": sum(map(len, files.values())),
         "files": {each: hashlib.sha256(content).hexdigest() for each, content in sorted(files.items())},
         "about": dict(about),
@@ -123,8 +122,9 @@ def read_entry(root: Path, key: str, owners: tuple[int, ...] | None = None) -> E
             raise DamagedError(f"`{name}` is not what was written")
     if {each.name for each in folder.iterdir()} != {MANIFEST, *record["files"]}:
         raise DamagedError("there are files that do not belong to it")
-    names = ("key", "kind", "name", "files", "about", "size", "created")
-    return Entry(folder=folder, **{each: record[each] for each in names})
+    names = ("key", "kind", "name", "files", "about", "size")
+    created = (folder / MANIFEST).stat().st_mtime
+    return Entry(folder=folder, created=created, **{each: record[each] for each in names})
 
 
 def remove(folder: Path) -> None:

@@ -22,6 +22,9 @@ from spdsl.cache.places import is_private, warn
 
 NAME = "index.sqlite"
 
+RESULTS = "results.json"
+"""Results as a file, in archives and in folders that are only read."""
+
 _WAIT = 10.0
 """Seconds to wait for another process that writes."""
 
@@ -155,6 +158,21 @@ class Results:
             db.executescript(_TABLES)
             with db:
                 yield db
+
+
+def sealed(results: list[list[Any]]) -> bytes:
+    """Results, each ``[kind, key, value]``, as a file with their hash."""
+    text = json.dumps(results, sort_keys=True)
+    return json.dumps({"results": results, "hash": hashlib.sha256(text.encode()).hexdigest()}, sort_keys=True).encode()
+
+
+def unsealed(content: bytes) -> list[list[Any]] | None:
+    """Results as `sealed` wrote them; None if they are not."""
+    try:
+        found: list[list[Any]] = json.loads(content)["results"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return found if content == sealed(found) else None
 
 
 _ONE = "SELECT value, hash FROM results WHERE kind = ? AND key = ?"

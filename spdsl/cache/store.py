@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from spdsl.cache.entries import DamagedError, Entry, folder_of, is_key, read_entry, remove, write_entry
 from spdsl.cache.places import cache_root, is_private, made_root, shared_roots, trusted_owners, warn
-from spdsl.cache.results import Results
+from spdsl.cache.results import RESULTS, Results, unsealed
 from spdsl.diagnostics import error
 
 LIMIT = 2 << 30
@@ -49,6 +49,7 @@ class Store:
     limit: int = LIMIT
     _sizes: dict[str, int] = field(default_factory=dict)
     _used: set[str] = field(default_factory=set)
+    _watchers: list[dict[str, Entry]] = field(default_factory=list)
 
     @property
     def results(self) -> Results:
@@ -61,7 +62,8 @@ class Store:
         if found is not None and key not in self._used:
             self._used.add(key)
             self.results.touch(key)
-        return found if found is not None else self._read_shared(key)
+        found = found if found is not None else self._read_shared(key)
+        return found if found is None else self._seen(found)
 
     def put(self, key: str, *, kind: str, name: str, files: Mapping[str, bytes], about: Mapping[str, Any]) -> Entry:
         """Keep files under ``key``; an entry that is there already stays."""
@@ -69,7 +71,24 @@ class Store:
         self._used.add(key)
         self.results.touch(key)
         self._stay_below(made)
-        return made
+        return self._seen(made)
+
+    @contextmanager
+    def watched(self) -> Iterator[dict[str, Entry]]:
+        """The entries, by key, that are got or put while this lasts."""
+        seen: dict[str, Entry] = {}
+        self._watchers.append(seen)
+        try:
+            yield seen
+        finally:
+            self._watchers.remove(seen)
+
+    def result(self, kind: str, key: str) -> Any | None:
+        """A result of this cache, else of those that are only read."""
+        found = self.results.get(kind, key)
+        for root in self.shared if found is None else ():
+            found = found if found is not None else shared_results(root).get((kind, key))
+        return found
 
     @contextmanager
     def making(self, key: str) -> Iterator[None]:
@@ -142,6 +161,11 @@ class Store:
         self._sizes.clear()
         return len(gone), sum(size for _, size in gone)
 
+    def _seen(self, entry: Entry) -> Entry:
+        for each in self._watchers:
+            each[entry.key] = entry
+        return entry
+
     def _stay_below(self, made: Entry) -> None:
         if not self._sizes:
             self._sizes["all"] = sum(_size(self.root, key) for key in self.keys())
@@ -208,6 +232,18 @@ def _store(root: Path, shared: tuple[Path, ...], limit: str) -> Store:
                 help=f"`chmod -R go-w {each}` if its content can be trusted, or copy it: `spdsl cache import {each}`",
             )
     return Store(root=made_root(root), shared=shared, limit=bytes_of(limit) if limit else LIMIT)
+
+
+@lru_cache(maxsize=8)
+def shared_results(root: Path) -> dict[tuple[str, str], Any]:
+    """The results in a folder that is only read, by kind and key; none where their file is not as it was written."""
+    path = root / RESULTS
+    if not is_private(path, trusted_owners()):
+        return {}
+    found = unsealed(path.read_bytes())
+    if found is None:
+        warn("SP506", f"`{path}` is damaged, and is not used", _AGAIN)
+    return {(kind, key): value for kind, key, value in found or ()}
 
 
 def bytes_of(text: str) -> int:

@@ -7,12 +7,16 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spdsl import __version__
+from spdsl.cache.entries import MANIFEST as ENTRY
+from spdsl.cache.results import RESULTS, sealed
+from spdsl.cache.store import store
 from spdsl.cli.files import cannot_write, read
+from spdsl.cli.options import fit_tuples
 from spdsl.cli.stages import Wish, bound_pattern, checked_pattern, made_plan
 from spdsl.cli.tree import record
 from spdsl.diagnostics import error
@@ -23,16 +27,20 @@ if TYPE_CHECKING:
     from spdsl.semantics.nodes import CheckedPattern
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+LOADER = "loader.py"
+FORMAT = 2
 SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 """What one program may have: NVIDIA's limits for compute capability 8.0, 9.0 and 10.0, and AMD's LDS."""
 
 
-def write_bundle(word: str, wishes: Sequence[Wish], output: Path) -> dict[str, Any]:
+def write_bundle(
+    word: str, wishes: Sequence[Wish], output: Path, *, gpu: str | None = None, lengths: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """Compile the pattern that ``word`` names for every wish, write ``output``, and return its manifest.
 
-    The folder appears when everything has been compiled.  One that exists is replaced if it is empty or was written by
-    this function before.
+    With ``lengths`` (of queries and keys) kernels take the tiles that the model chooses for them on ``gpu``.  The
+    folder is also a cache that is only read, so that processes need not compile.  It appears when everything has been
+    compiled; one that exists is replaced if it is empty or was written by this function before.
 
     Raises:
         SpatError: the pattern is wrong, triton is not installed (SP505), the folder holds something else (SP614), or it
@@ -46,6 +54,19 @@ def write_bundle(word: str, wishes: Sequence[Wish], output: Path) -> dict[str, A
     except ImportError:
         raise error("SP505", "kernels are compiled by triton, which is not installed", help="Install triton.") from None
     files: dict[str, bytes] = {f"{pattern.name}.spat": pattern.text.encode()}
+    results: list[list[Any]] = []
+    if lengths is not None:
+        wishes = [_with_choice(pattern, wish, gpu, lengths, results) for wish in wishes]
+    with store().watched() as made:
+        kernels = [each for wish in wishes for each in _compile(pattern, wish, files)]
+    files |= {
+        f"entries/{entry.key[:2]}/{entry.key}/{name}": entry.path(name).read_bytes()
+        for entry in made.values()
+        if entry.kind == "kernel"
+        for name in (*entry.files, ENTRY)
+    }
+    files[RESULTS] = sealed(results)
+    files[LOADER] = _loader(pattern, wishes[0]).encode()
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "spdsl": __version__,
@@ -53,9 +74,10 @@ def write_bundle(word: str, wishes: Sequence[Wish], output: Path) -> dict[str, A
         "pattern": pattern.name,
         "text": f"{pattern.name}.spat",
         "parameters": {name: list(value) if isinstance(value, tuple) else value for name, value in bound.parameters},
-        **{name: value for name, value in asdict(wishes[0]).items() if name not in ("parameters", "shape")},
+        **{name: value for name, value in asdict(wishes[0]).items() if name not in ("parameters", "shape", "tiles")},
+        "tiles": {wish.shape: {kind: asdict(tiles) for kind, tiles in wish.tiles} for wish in wishes},
         "inputs": [record(table) for table in bound.tables],
-        "kernels": [each for wish in wishes for each in _compile(pattern, wish, files)],
+        "kernels": kernels,
     }
     manifest["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     files[MANIFEST] = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
@@ -81,6 +103,8 @@ def _compile_part(
     from spdsl.codegen.lower import lower
 
     source, binaries = compile_kernels(plan, wish.target)
+    if plan.fused is not None:
+        binaries += compile_kernels(plan, wish.target, ("fused",))[1]
     for each in binaries:
         _refuse_too_large(each.name, each.shared, wish)
     source_file = f"{source.name}.{wish.shape}.py"
@@ -118,6 +142,60 @@ def _compile_part(
     return kernels
 
 
+def _with_choice(
+    pattern: CheckedPattern, wish: Wish, gpu: str | None, lengths: tuple[int, int], results: list[list[Any]]
+) -> Wish:
+    """The wish with the tiles that the model chooses; what it chose is added to ``results``, where calls find it."""
+    from spdsl.choices import Situation, by_model, record_of
+    from spdsl.costs import device_for
+    from spdsl.pipeline import bound, key_of, opened
+    from spdsl.runtime.operator import rounded_up
+
+    key, values = opened(key_of(pattern, fit_tuples(pattern, wish.parameters), wish.layer, None, False))
+    types = {"float": "float32", "int": "int32", "bool": "bool"}
+    device = device_for(wish.target, gpu)
+    situation = Situation(
+        key=key,
+        near=tuple(map(rounded_up, values)),
+        dtype=wish.dtype,  # type: ignore[arg-type]  # the command has checked it
+        heads=wish.heads,
+        groups=wish.groups,
+        head_dim=wish.head_dim,
+        value_dim=wish.value_dim,
+        shape=wish.shape,  # type: ignore[arg-type]  # the command has checked it
+        tables=tuple(types[each.dtype] for each in bound(key, wish.heads, wish.groups, wish.head_dim).tables),
+        lengths=(rounded_up(lengths[0]), rounded_up(lengths[1])),
+        gpu=device.name,
+        target=wish.target,
+    )
+    found = by_model(situation, device)
+    if found:
+        results.append(["tuning", situation.identity, {"tiles": record_of(found), "gpu": device.name, "by": "model"}])
+    return replace(wish, tiles=found)
+
+
+def _loader(pattern: CheckedPattern, wish: Wish) -> str:
+    """A program that makes attention with the kernels of its folder."""
+    given = fit_tuples(pattern, wish.parameters)
+    return f'''"""Attention with the kernels of this folder, which are not compiled again.
+
+    from loader import attention
+    out = attention(q, k, v)
+"""
+
+import os
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+before = os.environ.get("SPDSL_CACHE_PATH")
+os.environ["SPDSL_CACHE_PATH"] = str(HERE) if not before else os.pathsep.join([str(HERE), before])
+
+import spdsl  # noqa: E402  # it reads the path above
+
+attention = spdsl.compile(HERE / "{pattern.name}.spat", layer={wish.layer!r}, **{given!r})
+'''
+
+
 def _text_file(kernel: Binary, wish: Wish) -> str:
     """The file of a kernel that does not stand in the one of all others."""
     return f"{kernel.source.name}.{wish.shape}.py"
@@ -141,7 +219,8 @@ def _refuse_other_folder(output: Path) -> None:
     try:
         known = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
         names = {MANIFEST, *known["files"]}
-        ours = known["format"] <= FORMAT and {each.name for each in output.iterdir()} <= names
+        tops = {name.partition("/")[0] for name in names}
+        ours = known["format"] <= FORMAT and {each.name for each in output.iterdir()} <= tops
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:
@@ -158,8 +237,12 @@ def _write(output: Path, files: dict[str, bytes]) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
         for name, content in files.items():
-            (temporary / name).write_bytes(content)
-        temporary.chmod(0o755)
+            path = temporary / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            path.chmod(0o644)  # others may read the folder, but kernels that they can write are not run
+        for each in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
+            each.chmod(0o755)
         if output.exists():
             # A folder cannot be replaced in one step; the old one steps aside first.
             old = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.old."))

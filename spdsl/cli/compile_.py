@@ -41,12 +41,21 @@ def compile_(
     shape: Annotated[
         list[str] | None, typer.Option(help="square, offset or batched; may be repeated. Square by default.")
     ] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", help="Take the tiles that the model chooses for this many keys.", min=1)
+    ] = None,
+    nq: Annotated[int | None, typer.Option(help="The number of queries with it; as many by default.", min=1)] = None,
+    gpu: Annotated[str | None, typer.Option(help="The GPU for which it chooses, as it names itself.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the kernels of a pattern: sources, binaries for a target, and a manifest.  No GPU is needed.
+    """Write the kernels of a pattern: sources, binaries for a target, a manifest and a loader.  No GPU is needed.
+
+    Where the folder is named in SPDSL_CACHE_PATH, or was taken over by `spdsl cache import`, its kernels are run and
+    not compiled again.
 
     \b
     Examples:
+      spdsl compile streaming -p window=1024 -o out -n 32768 --gpu "NVIDIA H200"
       spdsl compile local.spat -o out --target sm_90 --dtype bf16 --head-dim 128
       spdsl compile streaming -p window=512 -o out --target gfx942 --heads 32 --groups 8
       spdsl compile local.spat -o out --shape square --shape offset
@@ -76,7 +85,9 @@ def compile_(
 
     from spdsl.cli.bundle import write_bundle
 
-    manifest = write_bundle(pattern, wishes, output)
+    if gpu is not None and n is None:
+        raise typer.BadParameter("say for which lengths: `-n 32768 --gpu NAME`", param_hint="--gpu")
+    manifest = write_bundle(pattern, wishes, output, gpu=gpu, lengths=None if n is None else (nq or n, n))
     if as_json:
         print_json({"ok": True, "folder": str(output), "manifest": manifest})
         return

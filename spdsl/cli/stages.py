@@ -12,17 +12,19 @@ from spdsl.cli.tree import record, tree
 from spdsl.diagnostics import error
 
 if TYPE_CHECKING:
+    from spdsl.analysis.plans import Kind, Tiles
     from spdsl.planning import Chosen
     from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 
 Stage: TypeAlias = Literal["ast", "text", "checked", "bound", "tiles", "plan", "block", "triton", "gluon"]
 Shape: TypeAlias = Literal["square", "offset", "batched"]
+Choice: TypeAlias = "tuple[tuple[Kind, Tiles], ...]"
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942", "cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What a pattern is to be compiled for."""
+    """What a pattern is to be compiled for; ``tiles`` are those of kernels that are not to have the plan's own."""
 
     parameters: Mapping[str, Value]
     heads: int
@@ -33,6 +35,7 @@ class Wish:
     layer: int | None
     shape: str
     target: str
+    tiles: Choice = ()
 
 
 def intermediate(word: str, stage: str, wish: Wish) -> tuple[str, Any]:
@@ -124,6 +127,7 @@ def made_plan(pattern: CheckedPattern, wish: Wish) -> Chosen:
             shape=wish.shape,  # type: ignore[arg-type]  # the command has checked it
             tables=tuple((table.name, types[table.dtype]) for table in bound.tables),
             gradients=tuple(table.name for table in bound.tables if table.dtype == "float"),
+            tiles=wish.tiles,
         )
 
     key = key_of(pattern, fit_tuples(pattern, wish.parameters), wish.layer, None, False)

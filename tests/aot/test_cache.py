@@ -54,16 +54,20 @@ q = torch.zeros(1, 2, 256, 64, dtype=torch.bfloat16)
 plan = plan_like(spdsl.compile("causal")._key, q, q, q, "sm_90").plan
 print("ready", flush=True)
 sys.stdin.readline()
-TritonEngine().forward(Call(plan=plan, q=q, k=q, v=q))
+call = Call(plan=plan, q=q, k=q, v=q)
+out, lse = TritonEngine().forward(call)
+if sys.argv[1:] == ["backward"]:
+    TritonEngine().backward(call, out, lse, out, None, frozenset("qkv"))
 import pathlib
 print(json.dumps({"compiled": compiled, "kinds": sorted(e.kind for e in store().entries())}))
 """
 
 
-def launch(cache: Path, processes: int) -> list[dict[str, list[str]]]:
+def launch(cache: Path, processes: int, *words: str, **settings: str) -> list[dict[str, list[str]]]:
     """What each of so many processes compiled that start together, and what it found in the cache then."""
-    environment = os.environ | {"SPDSL_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
-    command = [sys.executable, "-c", LAUNCH]
+    folders = {"SPDSL_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
+    environment = os.environ | folders | settings
+    command = [sys.executable, "-c", LAUNCH, *words]
     started = [
         subprocess.Popen(command, stdin=-1, stdout=-1, text=True, cwd=ROOT, env=environment) for _ in range(processes)
     ]
@@ -99,3 +103,14 @@ compile_kernels(plan_like(spdsl.compile("causal")._key, q, q, q, "sm_90").plan, 
     environment = os.environ | {"SPDSL_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, timeout=300)
     assert launch(tmp_path, 1) == [{"compiled": [], "kinds": ["kernel", "source", "source"]}]
+
+
+def test_a_launch_runs_what_spdsl_compile_wrote(tmp_path: Path) -> None:
+    """Forward and backward, from the folder itself; nothing is compiled and nothing copied."""
+    words = ["compile", "causal", "-o", str(tmp_path / "out"), "--head-dim", "64", "--heads", "2"]
+    environment = os.environ | {"SPDSL_CACHE_DIR": str(tmp_path / "builder")}
+    command = [sys.executable, "-m", "spdsl.cli", *words]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=300, capture_output=True)
+    [found] = launch(tmp_path / "runner", 1, "backward", SPDSL_CACHE_PATH=str(tmp_path / "out"))
+    assert found["compiled"] == []
+    assert set(found["kinds"]) == {"source"}

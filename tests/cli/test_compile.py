@@ -6,6 +6,8 @@ import ast
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,10 @@ Spdsl = Callable[..., Answer]
 WORDS = ("compile", "local.spat", "-o", "out", "--head-dim", "16", "--heads", "2", "--dtype", "fp16", "-p", "window=32")
 
 
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_bundle(spdsl: Spdsl, good: Path, tmp_path: Path) -> None:
     answer = spdsl(*WORDS, "--target", "sm_80")
     assert (answer.status, answer.err) == (0, "")
@@ -26,7 +32,7 @@ def test_a_bundle(spdsl: Spdsl, good: Path, tmp_path: Path) -> None:
     assert manifest["pattern"] == "local"
     assert manifest["parameters"] == {"window": 32}
     assert (manifest["target"], manifest["dtype"], manifest["head_dim"], manifest["heads"]) == ("sm_80", "fp16", 16, 2)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", *manifest["files"]}
+    assert set(files_in(tmp_path / "out")) == {"manifest.json", *manifest["files"]}
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
     assert {"forward", "dq", "dkdv"} <= {kernel["name"] for kernel in manifest["kernels"]}
@@ -41,9 +47,9 @@ def test_a_bundle(spdsl: Spdsl, good: Path, tmp_path: Path) -> None:
         assert kernel["run_time_parameters"] == ({} if kernel["name"] == "delta" else {"p_window": 32})
         assert ("p_window: i32" in kernel["arguments"]) == (kernel["name"] != "delta")
     # A second time replaces the first, and leaves nothing behind.
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    before = files_in(tmp_path / "out")
     assert spdsl(*WORDS, "--target", "sm_80").status == 0
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert files_in(tmp_path / "out") == before
     assert {path.name for path in tmp_path.iterdir()} == {"out", "local.spat", "cache"}
 
 
@@ -79,3 +85,84 @@ def test_a_head_dim_that_fits_no_gpu(spdsl: Spdsl, good: Path, tmp_path: Path) -
     assert answer.status == 1
     assert "SP504" in answer.err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_is_a_cache(spdsl: Spdsl, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spdsl(*WORDS, "--target", "sm_80").status == 0
+    monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path / "other"))
+    assert spdsl("cache", "import", "out").status == 0
+    listed = json.loads(spdsl("cache", "ls", "--json").out)["entries"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert {"forward", "delta", "dq", "dkdv"} <= {each["name"] for each in listed}
+    assert len(listed) == len(manifest["kernels"])
+    assert {each["about"]["target"] for each in listed} == {"cuda:80"}
+    # One bit of one kernel, and nothing of the folder is taken.
+    binary = next((tmp_path / "out" / "entries").rglob("*.cubin"))
+    content = bytearray(binary.read_bytes())
+    content[1000] ^= 1
+    binary.write_bytes(content)
+    monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path / "third"))
+    answer = spdsl("cache", "import", "out")
+    assert answer.status == 1
+    assert "SP617" in answer.err
+
+
+def test_the_model_chooses(spdsl: Spdsl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles are those of the model, and calls like these find them in the folder."""
+    from dataclasses import replace
+
+    from spdsl import choices
+    from spdsl.analysis.plans import Tiles
+    from spdsl.pipeline import key_of, opened
+    from spdsl.semantics.nodes import CheckedPattern
+
+    tiles = Tiles(block_q=64, block_k=64, warps=4, stages=2)
+    monkeypatch.setattr(choices, "by_model", lambda situation, device: (("dq", tiles),))
+    words = ("compile", "sliding_window", "-o", "out", "--head-dim", "64", "--heads", "2", "-p", "window=200")
+    assert spdsl(*words, "--gpu", "NVIDIA H200").status == 2
+    assert spdsl(*words, "--gpu", "NVIDIA H200", "-n", "3000").status == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["tiles"]["square"]["dq"]["block_q"] == 64
+    kernel = next(each for each in manifest["kernels"] if each["name"] == "dq")
+    assert (kernel["warps"], kernel["stages"]) == (4, 2)
+
+    from spdsl.cli.files import read
+    from spdsl.cli.stages import checked_pattern
+
+    checked: CheckedPattern = checked_pattern(read("sliding_window"))
+    key, _ = opened(key_of(checked, {"window": 200}, None, None, False))
+    situation = choices.Situation(
+        key=key,
+        near=(256,),
+        dtype="bf16",
+        heads=2,
+        groups=2,
+        head_dim=64,
+        value_dim=64,
+        shape="square",
+        tables=(),
+        lengths=(4096, 4096),
+        gpu="NVIDIA H200",
+        target="sm_90",
+    )
+    monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path / "other"))
+    assert choices.tiles_for(situation) == ()
+    monkeypatch.setenv("SPDSL_CACHE_PATH", str(tmp_path / "out"))
+    assert choices.tiles_for(situation) == (("dq", tiles),)
+    assert choices.tiles_for(replace(situation, lengths=(8192, 8192))) == ()
+
+
+def test_the_loader(spdsl: Spdsl, good: Path, tmp_path: Path) -> None:
+    assert spdsl(*WORDS, "--target", "sm_80").status == 0
+    code = "from loader import attention; import os; print(attention, os.environ['SPDSL_CACHE_PATH'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "out",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path / "out")])},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    assert done.stdout.startswith("<attention local(window=32)> ")
+    assert done.stdout.strip().endswith(str(tmp_path / "out"))
