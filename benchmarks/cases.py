@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -26,12 +26,18 @@ class Case:
     n: int = 32768
     dim: int = 128
     dtype: torch.dtype = torch.bfloat16
-    causal: bool = False
+    causal: bool = False  # cuDNN has this mask, and everything under `dense`
+    dense: bool = False
     per_head: bool = False  # heads have masks of their own
+    tuned: bool = False  # FlexAttention is also measured as autotuned
 
 
 def _static(mod: MaskMod) -> Callable[[torch.device], MaskMod]:
     return lambda device: mod
+
+
+def _everything(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return q >= 0
 
 
 def _causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -67,16 +73,17 @@ def _power(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return (q >= k) & ((distance < 8) | ((distance & (distance - 1)) == 0))
 
 
-DOCUMENT_LENGTHS = (1024, 2048, 4096, 512, 8192, 3072, 5120, 1536, 6144, 1024)
+DOCUMENT_LENGTHS = (9000, 512, 4096, 1200, 7000, 300, 2600, 5000, 60, 3000)
 
 
-def _documents(device: torch.device) -> Tensor:
-    lengths = torch.tensor(DOCUMENT_LENGTHS, device=device)
-    return torch.repeat_interleave(torch.arange(len(lengths), device=device, dtype=torch.int32), lengths)
+def documents(device: torch.device, lengths: tuple[int, ...] = DOCUMENT_LENGTHS) -> Tensor:
+    """The number of each token's document, int32 ``[tokens]``."""
+    numbers = torch.arange(len(lengths), device=device, dtype=torch.int32)
+    return torch.repeat_interleave(numbers, torch.tensor(lengths, device=device))
 
 
 def _documents_mod(device: torch.device) -> MaskMod:
-    doc = _documents(device)
+    doc = documents(device)
     return lambda b, h, q, k: (doc[q] == doc[k]) & (q >= k)
 
 
@@ -121,10 +128,10 @@ def _near_3d(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
 
 CASES = (
-    Case(name="causal", pattern="causal", mask_mod=_static(_causal), causal=True),
-    Case(name="swa1024", pattern="sliding_window", parameters={"window": 1024}, mask_mod=_static(_window)),
+    Case(name="causal", pattern="causal", mask_mod=_static(_causal), causal=True, tuned=True),
+    Case(name="swa1024", pattern="sliding_window", parameters={"window": 1024}, mask_mod=_static(_window), tuned=True),
     Case(
-        name="sink64_swa1024",
+        name="sink64_window1024",
         pattern="streaming",
         parameters={"window": 1024, "sinks": 64},
         mask_mod=_static(_streaming),
@@ -138,7 +145,7 @@ CASES = (
     Case(
         name="documents10",
         pattern="documents",
-        inputs=lambda device: {"doc": _documents(device)},
+        inputs=lambda device: {"doc": documents(device)},
         mask_mod=_documents_mod,
     ),
     Case(
@@ -154,8 +161,8 @@ CASES = (
         inputs=lambda device: {"drawn": _bigbird_table(device)},
         mask_mod=_bigbird_mod,
     ),
-    Case(name="dilated4096_4", pattern="dilated", mask_mod=_static(_dilated)),
-    Case(name="s2_64_8_16", pattern="s2", per_head=True, mask_mod=_static(_s2)),
+    Case(name="dilated4096x4", pattern="dilated", mask_mod=_static(_dilated)),
+    Case(name="s2_strided", pattern="s2", per_head=True, mask_mod=_static(_s2)),
     Case(name="power128", pattern="power", mask_mod=_static(_power)),
     Case(
         name="na2d_192_k25",
@@ -175,3 +182,28 @@ CASES = (
     ),
 )
 """The masks of the suite, by the names that results use."""
+
+
+def _variants(case: Case) -> tuple[Case, ...]:
+    """One mask with other heads, types and sizes; documents end where the sequence does."""
+
+    def cut(n: int) -> Case:
+        return replace(case, n=n, inputs=lambda device: {name: each[:n] for name, each in case.inputs(device).items()})
+
+    return (
+        replace(case, name=f"{case.name}_d64", dim=64, tuned=False),
+        replace(case, name=f"{case.name}_gqa", heads=32, groups=8, tuned=False),
+        replace(case, name=f"{case.name}_fp16", dtype=torch.float16, tuned=False),
+        replace(cut(8192), name=f"{case.name}_4x8k", batch=4, tuned=False),
+        replace(cut(2048), name=f"{case.name}_2k", tuned=False),
+    )
+
+
+_BY_NAME = {case.name: case for case in CASES}
+
+SUITE = (
+    Case(name="dense", pattern="full", mask_mod=_static(_everything), n=16384, dense=True),
+    *CASES,
+    *(variant for name in ("causal", "swa1024", "documents10") for variant in _variants(_BY_NAME[name])),
+)
+"""All that is measured: no mask at all, the masks, and three of them at other sizes."""

@@ -69,16 +69,16 @@ class Coverage:
         return f"| {' | '.join(cells)} |"
 
 
-def coverage(case: Case) -> Coverage:
-    """Count a case; one head stands for all where heads do not differ."""
+def coverage(case: Case, target: str = "sm_90") -> Coverage:
+    """Count a case with the kernels for ``target``; one head stands for all where heads do not differ."""
     device = torch.device("cpu")
     heads = case.heads if case.per_head else 1
     rows: Tensor = torch.zeros((), dtype=case.dtype).expand(case.batch, heads, case.n, case.dim)
     pattern = spdsl.loads(case.pattern) if "\n" in case.pattern else case.pattern
     key = spdsl.compile(pattern, **case.parameters)._key  # noqa: SLF001  # what the command takes from its words
     inputs = case.inputs(device)
-    report = explain(key, rows, rows, rows, inputs, "sm_90")
-    call = call_like(key, rows, rows, rows, inputs, "sm_90")
+    report = explain(key, rows, rows, rows, inputs, target)
+    call = call_like(key, rows, rows, rows, inputs, target)
     return Coverage(
         case=case,
         total=case.batch * heads * case.n**2,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import spdsl
-from benchmarks.cases import CASES, Case
+from benchmarks.cases import CASES, Case, documents
 from benchmarks.scaling import COMPOSED
 from spdsl.analysis.plan import plan as make_plan
 from spdsl.analysis.plans import Kind, Tiles
@@ -52,12 +52,15 @@ CHECK = (
     "prefix8192",
     "documents10",
     "longformer256_g64",
-    "dilated4096_4",
-    "s2_64_8_16",
+    "dilated4096x4",
+    "s2_strided",
     "na2d_192_k25",
     "composed",
 )
 """Masks on which nothing is fitted."""
+
+MEASURED_LENGTHS = (1024, 2048, 4096, 512, 8192, 3072, 5120, 1536, 6144, 1024)
+"""The documents of that run; those of the suite have other lengths since."""
 
 Row = dict[str, Any]
 
@@ -86,6 +89,8 @@ def suite() -> Iterator[Row]:
     """The backward passes of the suite, as calls, and its forward kernels alone with several tiles."""
     times = json.loads((RESULTS / "h200-2026-11-28-cost.json").read_text())
     for case in CASES:
+        if case.name == "documents10":
+            case = replace(case, inputs=lambda device: {"doc": documents(device, MEASURED_LENGTHS)})
         call = _of_case(case)
         yield rows_of(case.name, call, "bwd", times["backward_ms"][case.name] * 1e-3)
         for tiles, ms in times["forward_ms"][case.name].items():

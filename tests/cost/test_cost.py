@@ -137,8 +137,8 @@ def test_measured_times_are_met() -> None:
     for case, pattern, parameters in (
         ("causal", "causal", {}),
         ("swa1024", "sliding_window", {"window": 1024}),
-        ("s2_64_8_16", "s2", {}),
-        ("dilated4096_4", "dilated", {}),
+        ("s2_strided", "s2", {}),
+        ("dilated4096x4", "dilated", {}),
     ):
         made = call(pattern, n=32768, heads=16, **parameters)
         found = predict(made, H200)

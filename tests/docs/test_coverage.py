@@ -15,7 +15,7 @@ from spdsl.explain import call_like
 BY_NAME = {case.name: case for case in CASES}
 
 
-@pytest.mark.parametrize("name", ["causal", "longformer256_g64", "bigbird64", "dilated4096_4", "na2d_192_k25"])
+@pytest.mark.parametrize("name", ["causal", "longformer256_g64", "bigbird64", "dilated4096x4", "na2d_192_k25"])
 def test_the_page_is_of_today(name: str) -> None:
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     assert coverage(BY_NAME[name]).line() in lines, "run `python -m benchmarks.coverage`"
@@ -26,7 +26,7 @@ def test_the_page_has_every_mask() -> None:
     assert named == ["mask", *BY_NAME]
 
 
-@pytest.mark.parametrize("name", ["causal", "sink64_swa1024", "dilated4096_4", "power128", "s2_64_8_16"])
+@pytest.mark.parametrize("name", ["causal", "sink64_window1024", "dilated4096x4", "power128", "s2_strided"])
 def test_blocks_of_the_mask(name: str) -> None:
     """At 4,096 tokens, every pair."""
     case = replace(BY_NAME[name], n=4096)

@@ -1,0 +1,90 @@
+"""The suite's own arithmetic and pages: expected results at some positions, tables, charts, names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.cases import CASES, DOCUMENT_LENGTHS, SUITE, documents
+from benchmarks.chart import BEGIN, END, between, chart, table
+from benchmarks.coverage import Coverage
+from benchmarks.measure import expected_at, share
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RESULTS = BENCHMARKS / "results" / "h200-2026-11-28.json"
+
+
+@pytest.mark.parametrize("ratio", [1, 3])
+def test_expected_results_are_those_of_autograd(ratio: int) -> None:
+    torch.manual_seed(0)
+    n, d = 70, 8
+    q, d_out = (torch.randn(ratio, n, d, dtype=torch.float64) for _ in range(2))
+    k, v = (torch.randn(n, d, dtype=torch.float64) for _ in range(2))
+
+    def kept(head: int, rows: Tensor, keys: Tensor) -> Tensor:
+        distance = rows[:, None] - keys[None, :]
+        return (distance >= 0) & (distance < 9 + head) & (rows[:, None] != 5)  # query 5 keeps nothing
+
+    leaves = [each.clone().requires_grad_() for each in (q, k, v)]
+    everywhere = torch.arange(n)
+    keep = torch.stack([kept(head, everywhere, everywhere) for head in range(ratio)])
+    logits = (leaves[0] @ leaves[1].T / d**0.5).masked_fill(~keep, -1e30)
+    out = torch.where(keep.any(-1, keepdim=True), torch.softmax(logits, -1) @ leaves[2], 0.0)
+    d_q, d_k, d_v = torch.autograd.grad(out, leaves, d_out)
+    queries, keys = torch.tensor([0, 5, 30, 69]), torch.tensor([0, 41, 69])
+    found = expected_at(queries, keys, q, k, v, d_out, kept)
+    for one, other in zip(found, (out[-1, queries], d_q[-1, queries], d_k[keys], d_v[keys]), strict=True):
+        torch.testing.assert_close(one, other.detach())
+
+
+def test_names_and_sizes() -> None:
+    assert [case.name for case in CASES] == [
+        "causal",
+        "swa1024",
+        "sink64_window1024",
+        "prefix8192",
+        "documents10",
+        "longformer256_g64",
+        "bigbird64",
+        "dilated4096x4",
+        "s2_strided",
+        "power128",
+        "na2d_192_k25",
+        "na3d_30x48x80_k19x25x25",
+    ]
+    assert len({case.name for case in SUITE}) == len(SUITE) == 1 + 12 + 3 * 5
+    assert sum(DOCUMENT_LENGTHS) == 32768
+    assert [int((documents(torch.device("cpu")) == number).sum()) for number in range(10)] == list(DOCUMENT_LENGTHS)
+    for case in SUITE:
+        if "documents" in case.name:
+            assert case.inputs(torch.device("cpu"))["doc"].shape == (case.n,)
+
+
+def test_shares_of_several_kernels() -> None:
+    found = Coverage(case=CASES[0], total=1000, kept=300, computed={"forward": 400, "dq": 500, "dkdv": 700}, blocks=600)
+    assert share(found, "spdsl", "fwd") == 0.75
+    assert share(found, "spdsl", "bwd") == 0.5
+    assert share(found, "flex-tuned", "bwd") == 0.5
+    assert share(found, "cudnn", "fwd") is None
+
+
+def test_the_table_of_the_page_is_that_of_the_results() -> None:
+    rows = json.loads(RESULTS.read_text())
+    page = (BENCHMARKS / "README.md").read_text()
+    assert page == between(page, table(rows)), "run `python -m benchmarks chart` with --table"
+    assert "| swa1024 | 0.69 (394) | 0.86 (316) | – | 0.40 | 1.91 (354) | 2.35 (288) | – | 1.00 |" in table(rows)
+    with pytest.raises(ValueError, match="no place for the table"):
+        between("nothing", "text")
+    assert between(f"a\n{BEGIN}\nold\n{END}\nb", "new\n") == f"a\n{BEGIN}\n\nnew\n\n{END}\nb"
+
+
+def test_the_chart_has_a_bar_for_each_rate() -> None:
+    rows = json.loads(RESULTS.read_text())
+    above, below = chart(rows).axes
+    for axis, direction in ((above, "fwd"), (below, "bwd")):
+        heights = sorted(bar.get_height() for bar in axis.patches)
+        assert heights == sorted(row["tflops_useful"] for row in rows if row["direction"] == direction)
