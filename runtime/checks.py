@@ -8,7 +8,7 @@ bounds, because indices are clamped.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,7 @@ from spdsl.runtime.pairs import pairs_of
 from spdsl.runtime.recent import Recent, identity, weakly
 from spdsl.runtime.stages import materialise
 from spdsl.runtime.values import Fault, value_faults
-from spdsl.semantics.nodes import Grid, Index, Load, Table, TableAxis
+from spdsl.semantics.nodes import Extent, Grid, Index, Load, Table, TableAxis
 from spdsl.semantics.rewrite import walk
 
 _TYPES: dict[str, tuple[torch.dtype, ...]] = {
@@ -136,14 +136,59 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, any_type: bool = False) ->
 
 
 def _check_table(table: Table, call: Call) -> None:
-    given = call.tables.get(table.name)
+    ragged = call.places is not None
+    check_input(table, call.tables.get(table.name), call.q, call.k, pairs_of(call).extents(), ragged=ragged)
+
+
+def check_inputs(
+    tables: Sequence[Table], given: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor, q_start: int
+) -> None:
+    """Check shapes, types and devices of inputs before stages read them; free axes are as long wherever they stand.
+
+    ``given`` have their batch axis; features ``d`` are those of queries or of values.
+
+    Raises:
+        SpatError: SP346 to SP348.
+    """
+    extents: dict[str, Tensor | int] = {"n": k.shape[2], "nq": q.shape[2], "q_start": q_start, "d": q.shape[3]}
+    extents |= {"heads": q.shape[1], "groups": k.shape[1]}
+    free: dict[str, tuple[int, Table]] = {}
+    for table in tables:
+        value = given[table.name]
+        check_input(table, value, q, k, extents, ragged=False)
+        for axis, size in zip(reversed(table.axes), reversed(value.shape), strict=False):
+            if axis.kind != "free":
+                continue
+            if axis.label == "d" and size not in (q.shape[3], v.shape[3]):
+                raise error(
+                    "SP346",
+                    f"`{table.name}` has {size} elements on axis `d`, but vectors have {q.shape[3]} or {v.shape[3]}",
+                    table.span,
+                    help="pass as many as queries or values have",
+                )
+            if axis.label == "d":
+                continue
+            known, first = free.setdefault(axis.label, (size, table))
+            if known != size:
+                raise error(
+                    "SP346",
+                    f"`{table.name}` has {size} elements on axis `{axis.label}`, but `{first.name}` has {known}",
+                    table.span,
+                    help="a free axis is as long wherever its name stands",
+                )
+
+
+def check_input(
+    table: Table, given: Tensor | None, q: Tensor, k: Tensor, extents: Mapping[str, Tensor | int], *, ragged: bool
+) -> None:
+    """Check shape, type and device of an input with its batch axis; ``ragged`` lengths are not known here."""
     written = f"{table.dtype}[{', '.join(axis.label for axis in table.axes)}]" if table.axes else table.dtype
     if given is None:
         raise error("SP346", f"the input `{table.name}` is missing", table.span, help=f"pass a tensor {written}")
-    if given.device != call.q.device:
+    if given.device != q.device:
         raise error(
             "SP348",
-            f"`{table.name}` is on {given.device}, but `q` is on {call.q.device}",
+            f"`{table.name}` is on {given.device}, but `q` is on {q.device}",
             table.span,
             help=f"move it with `{table.name}.to(q.device)`",
         )
@@ -160,7 +205,7 @@ def _check_table(table: Table, call: Call) -> None:
             table.span,
             help="pass one dimension for each axis, and one more in front for the batch (1 if all sequences share it)",
         )
-    batch = call.q.shape[0]
+    batch = q.shape[0]
     if given.shape[0] != batch and (named_b or given.shape[0] != 1):
         raise error(
             "SP346",
@@ -170,21 +215,31 @@ def _check_table(table: Table, call: Call) -> None:
         )
     sizes = given.shape if named_b else given.shape[1:]
     for axis, size in zip(table.axes, sizes, strict=True):
-        _check_size(table, axis, size, call)
+        _check_size(table, axis, size, q, k, extents, ragged=ragged)
 
 
 _THINGS = {"token": "keys", "q": "queries", "h": "heads", "g": "groups", "b": "sequences"}
 
 
-def _check_size(table: Table, axis: TableAxis, size: int, call: Call) -> None:
-    batch, heads, queries, _ = call.q.shape
-    sizes = {"token": call.k.shape[2], "q": queries, "h": heads, "g": call.k.shape[1], "b": batch}
+def _check_size(
+    table: Table,
+    axis: TableAxis,
+    size: int,
+    q: Tensor,
+    k: Tensor,
+    extents: Mapping[str, Tensor | int],
+    *,
+    ragged: bool,
+) -> None:
+    batch, heads, queries, _ = q.shape
+    sizes = {"token": k.shape[2], "q": queries, "h": heads, "g": k.shape[1], "b": batch}
     wanted = sizes.get(axis.kind)
     if wanted is None:
-        if any(isinstance(node, Load) for node in walk(axis.size)) or call.places is not None:
+        unsized = axis.kind == "free" and axis.size in (Extent(name=axis.label), Extent(name="d"))
+        if any(isinstance(node, Load) for node in walk(axis.size)) or ragged or unsized:
             # The count of a ragged axis is a value; its indices are checked with the values.
             return
-        wanted = int(evaluate(axis.size, pairs_of(call).extents()))
+        wanted = int(evaluate(axis.size, extents))
     if size == wanted:
         return
     elements = "element" if size == 1 else "elements"

@@ -16,6 +16,7 @@ from torch import Tensor
 from spdsl.diagnostics import error
 from spdsl.runtime import operator
 from spdsl.runtime.arrays import Arrays, Memo
+from spdsl.runtime.checks import check_inputs
 from spdsl.runtime.lines import Lines
 from spdsl.runtime.operator import with_batch
 from spdsl.runtime.ranking import as_lists
@@ -149,6 +150,7 @@ def _graph(pattern: BoundPattern) -> StageGraph:
 
 def _arrays(pattern: BoundPattern, call: Inputs, *, grad: bool) -> Arrays:
     tables = {table.name: with_batch(table, call.tables[table.name]) for table in pattern.tables}
+    check_inputs(pattern.tables, tables, call.q, call.k, call.v, call.q_start)
     tensors = {"Q": call.q, "K": call.k, "V": call.v, **tables}
     if not grad:
         tensors = {name: tensor.detach() for name, tensor in tensors.items()}

@@ -162,12 +162,6 @@ def _call(
     )
 
 
-def with_batch(table: Table, tensor: Tensor) -> Tensor:
-    """The input with a leading batch axis, unless it names one or has one already."""
-    names_batch = any(axis.kind == "b" for axis in table.axes)
-    return tensor if names_batch or tensor.dim() > len(table.axes) else tensor.unsqueeze(0)
-
-
 def forward(
     q: Tensor,
     k: Tensor,
@@ -241,6 +235,12 @@ def check_values(
     prepared = _request(q, k, v, tables, key, shape, values, ())
     call = _call(prepared, q, k, v, tables, places, q_start, values, Recorder())
     checks.check_values(materialise(call), narrow=prepared.backend != "cpu")
+
+
+def with_batch(table: Table, tensor: Tensor) -> Tensor:
+    """The input with a leading batch axis, unless it names one or has one already."""
+    names_batch = any(axis.kind == "b" for axis in table.axes)
+    return tensor if names_batch or tensor.dim() > len(table.axes) else tensor.unsqueeze(0)
 
 
 @torch.library.custom_op("spdsl::attend", mutates_args=())

@@ -58,7 +58,13 @@ def heaviest(value: Tensor, only: Tensor, forced: Tensor | None, share: Tensor |
     before = sorted_weight.cumsum(-1) - sorted_weight
     if forced is not None:
         before = before + torch.where(forced, weight, 0.0).sum(-1, keepdim=True)
-    taken = torch.zeros_like(only).scatter(-1, order, before < share * total) & others
+    # All of the sum takes all that adds to it, whatever rounding makes of the sums.
+    enough = sorted_weight > 0
+    if isinstance(share, Tensor):
+        enough = enough & ((before < share * total) | (share >= 1))
+    elif share < 1:
+        enough = enough & (before < share * total)
+    taken = torch.zeros_like(only).scatter(-1, order, enough) & others
     return taken if forced is None else taken | forced
 
 

@@ -56,7 +56,7 @@ def with_array(world: World, name: str, axes: tuple[str, ...], array: Tensor) ->
 def export(world: World, exported: Export) -> Tensor:
     """The value of an export, ``[batch, *axes]``; 0 where it is absent."""
     value = world.whole(exported.value, exported.axes)
-    return torch.where(world.evaluate(exported.only, exported.axes), value, 0)
+    return torch.where(world.evaluate(exported.only, exported.axes), value, torch.zeros_like(value))
 
 
 # ---------------------------------------------------------------- scores and softmax
@@ -119,7 +119,9 @@ def _select(world: World, stage: Select) -> Tensor:
     mass = torch.gather(torch.where(only, value, 0.0).clamp(min=0), dim, order)
     before = mass.cumsum(dim) - mass
     total = mass.sum(dim, keepdim=True)
-    taken = torch.gather(before < amount * total, dim, order.argsort(dim=dim))
+    # All of the sum takes all that adds to it, whatever rounding makes of the sums.
+    enough = ((before < amount * total) | (amount >= 1)) & (mass > 0)
+    taken = torch.gather(enough, dim, order.argsort(dim=dim))
     return forced | present & taken
 
 

@@ -85,8 +85,8 @@ class Select(Node):
     """The best entries along ``over``, among those where ``only`` or ``forced`` holds.
 
     The order: forced entries, then larger values, then smaller indices; a NaN is absent.  By ``count`` they are the
-    first ``amount``; by ``mass`` as many as it takes for their values to sum up to ``amount`` times the sum of all,
-    where negative values count as 0.
+    first ``amount``; by ``mass`` all forced ones and as many others as it takes for their values to sum up to
+    ``amount`` times the sum of all, where negative values count as 0; what counts as 0 is not taken.
     """
 
     name: str

@@ -35,7 +35,9 @@ def space(ev: Evaluator, values: Iterable[Scalar], span: Span | None) -> tuple[s
         apart = all(value.axes.isdisjoint(SIDES) or _by_distance(value.expr) for value in given)
         names = names - set(SIDES) if apart else names - {DISTANCE} | set(SIDES)
     for side in SIDES:
-        own = frozenset(axis for axis in names if axis.partition(".")[0] == side)
+        # What stands first decides where sizes are not known yet: the values, and not the sets that filter them.
+        seen = (axis for value in given for axis in sorted(value.axes) if axis in names)
+        own = tuple(dict.fromkeys(axis for axis in seen if axis.partition(".")[0] == side))
         finest = _finest(ev, side, own)
         if finest is None and own:
             ev.error(
@@ -45,7 +47,7 @@ def space(ev: Evaluator, values: Iterable[Scalar], span: Span | None) -> tuple[s
                 help="reduce one of them to the other first, for example with `max(…, per = k.blk)`",
             )
             return None
-        names = names - own | (frozenset() if finest is None else {finest})
+        names = names - set(own) | (frozenset() if finest is None else {finest})
     return ordered(names)
 
 
@@ -64,10 +66,10 @@ def _by_distance(expr: Expr) -> bool:
     return True
 
 
-def _finest(ev: Evaluator, side: Side, own: frozenset[str]) -> str | None:
+def _finest(ev: Evaluator, side: Side, own: tuple[str, ...]) -> str | None:
     if side in own:
         return side
-    return next((axis for axis in sorted(own) if all(refines(ev.unit.axes, axis, other) for other in own)), None)
+    return next((axis for axis in own if all(refines(ev.unit.axes, axis, other) for other in own)), None)
 
 
 def array(axes: tuple[str, ...], stage: Stage) -> Scalar:
