@@ -236,10 +236,12 @@ class Statistics:
 class RowBase:
     """Name ``row_base``: where the rows of this sequence and head begin in ``[batch, heads, nq]``.
 
-    With ``copied`` the copy engine loads them, and each head's begin at a multiple of 16 bytes.
+    With ``copied`` the copy engine loads them, and each head's, or of ``classes`` each residue class's, begin at a
+    multiple of 16 bytes.
     """
 
     copied: bool = False
+    classes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -632,12 +634,16 @@ class WriteOut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchOwn:
-    """The copying warp loads the program's keys and values."""
+    """The copying warp loads the program's keys and values; ``classes`` as in `Corner`, here and below."""
+
+    classes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchTile:
     """The copying warp loads tile ``i`` of Q and dO, with LSE and delta, into the next place of the ring."""
+
+    classes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -658,6 +664,7 @@ class FusedGradients:
     """From ``p`` to sums in ``dk`` and ``dv`` and to dQ in memory."""
 
     dtype: Precision
+    classes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -666,6 +673,7 @@ class FusedEnd:
 
     dtype: Precision
     scale: float
+    classes: int | None = None
 
 
 # ---------------------------------------------------------------- control
@@ -718,6 +726,13 @@ class Search:
     high: Expr
     least: Expr
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Searches:
+    """Searches side by side, so that what they read of the lists comes at the same time."""
+
+    searches: tuple[Search, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -794,7 +809,7 @@ Block: TypeAlias = (
     | Loop
     | If
     | ListBounds
-    | Search
+    | Searches
     | ListedTile
 )
 

@@ -24,7 +24,7 @@ from spdsl.codegen.arith import (
     number,
     sub,
 )
-from spdsl.codegen.blocks import Block, Define, ListBounds, ListedTile, Loop, Search
+from spdsl.codegen.blocks import Block, Define, ListBounds, ListedTile, Loop, Search, Searches
 from spdsl.codegen.expressions import truncated
 from spdsl.semantics.nodes import Apply, Expr, Extent, Param
 
@@ -46,15 +46,22 @@ def lower_distances(walk: DistanceWalk, walker: Walker) -> tuple[tuple[Block, ..
     if walk.classes > 1:
         kind = (Define(name="row", value=row, note=f"which of the {walk.classes} kinds of rows"),)
     least, most = Apply(op="neg", args=(_FIRST,), dtype="int"), sub(_PAST, _FIRST)
+    searches: tuple[Search, ...] = (
+        Search(name="full_lo", low=_BEGIN, high=_MIDDLE, least=least, note="full tiles that exist"),
+        Search(name="full_hi", low=_BEGIN, high=_MIDDLE, least=most),
+        Search(name="lo", low=_MIDDLE, high=_END, least=least, note="masked tiles that exist"),
+        Search(name="hi", low=_MIDDLE, high=_END, least=most),
+    )
+    if walker.by == "query":
+        whole = sub(walker.whole, _FIRST)
+        note = "full tiles without keys past the end"
+        searches += (Search(name="inside", low=_BEGIN, high=_MIDDLE, least=whole, note=note),)
     setup: tuple[Block, ...] = (
         Define(name="first", value=first, note="tile from which distances count"),
         *kind,
         ListBounds(row="row" if kind else "", by_head=walk.by_head),
         Define(name="tiles", value=_tiles(walker), note=f"of {'keys' if walker.by == 'query' else 'queries'}"),
-        Search(name="full_lo", low=_BEGIN, high=_MIDDLE, least=least, note="full tiles that exist"),
-        Search(name="full_hi", low=_FULL_LO, high=_MIDDLE, least=most),
-        Search(name="lo", low=_MIDDLE, high=_END, least=least, note="masked tiles that exist"),
-        Search(name="hi", low=_LO, high=_END, least=most),
+        Searches(searches=searches),
     )
     if walker.by == "query":
         more, loops = _by_query(walker)
@@ -84,15 +91,7 @@ def _tiles(walker: Walker) -> Expr:
 
 
 def _by_query(walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
-    setup: list[Block] = [
-        Search(
-            name="inside",
-            low=_FULL_LO,
-            high=_FULL_HI,
-            least=sub(walker.whole, _FIRST),
-            note="full tiles without keys past the end",
-        )
-    ]
+    setup: list[Block] = [Define(name="inside", value=maximum(_INSIDE, _FULL_LO))]
     if walker.shape != "square":
         positive = compare("ge", _start(walker), number(0))
         setup.append(Define(name="inside", value=choose(positive, _INSIDE, _FULL_LO)))

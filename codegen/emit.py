@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import jinja2
 
-from spdsl.codegen.blocks import Block, BlockGraph, Gather, If, Kernel, Logits, Loop, Search, SearchBegin
+from spdsl.codegen.blocks import Block, BlockGraph, Gather, If, Kernel, Logits, Loop, SearchBegin, Searches
 from spdsl.codegen.expressions import helpers_of, literal, text_of
 from spdsl.codegen.frame import LN2, LOG2E, every, expressions_in
 from spdsl.diagnostics import Span
@@ -29,7 +29,7 @@ HELPERS = (
     "is_pow2",
     "bitlen",
     "tanh",
-    "first_reaching",
+    "halved",
     "in_list",
 )
 """Functions of the generated file, in the order in which they are written."""
@@ -87,8 +87,8 @@ def helpers_in(kernels: Iterable[Kernel]) -> tuple[str, ...]:
                 found.add("in_list")
             if isinstance(block, SearchBegin):
                 found.add("bitlen")
-            if isinstance(block, Search):
-                found.add("first_reaching")
+            if isinstance(block, Searches):
+                found.add("halved")
             for expr in expressions_in(block):
                 found |= helpers_of(expr)
     for name in list(found):

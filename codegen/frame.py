@@ -348,6 +348,8 @@ def expressions_in(block: Block) -> list[Expr]:
             found.append(value)  # type: ignore[arg-type]  # the only nodes in blocks are expressions
         elif each.name == "indices":
             found += [index.value for index in value]
+        elif each.name == "searches":
+            found += [expr for search in value for expr in (search.low, search.high, search.least)]
     return found
 
 

@@ -6,9 +6,11 @@ holds them is a template; `spdsl.codegen.gluon` writes it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Plan
 from spdsl.codegen import split
-from spdsl.codegen.arith import add, both, compare, index, mul, number
+from spdsl.codegen.arith import add, both, compare, index, mul, number, sub
 from spdsl.codegen.blocks import (
     Argument,
     Block,
@@ -27,7 +29,7 @@ from spdsl.codegen.blocks import (
 from spdsl.codegen.frame import Frame, masked, positions, program
 from spdsl.codegen.results import dkdv_sums
 from spdsl.codegen.walks import Mode, Walker, depends_on_head, lower_walk
-from spdsl.semantics.nodes import Expr, Extent
+from spdsl.semantics.nodes import Expr, Extent, Side
 
 SUMS = dkdv_sums(())
 
@@ -44,23 +46,21 @@ def lower_fused(plan: Plan) -> Kernel | None:
         name="fused",
         doc="dQ, dK and dV: each program owns a tile of keys and walks the tiles of queries.",
         arguments=(
-            *computing.source("Q", "q", "HEAD_DIM"),
-            *_halves(computing, "K", dim),
-            *_halves(computing, "V", dim),
-            *computing.source("dO", "q", "VALUE_DIM"),
+            _described(computing, "Q", "q", tiles.block_q, dim),
+            _described(computing, "K", "k", GROUP_ROWS, dim),
+            _described(computing, "V", "k", GROUP_ROWS, dim),
+            _described(computing, "dO", "q", tiles.block_q, dim),
             *(Argument(name=name, type="*fp32", note="[batch * heads * nq]", block=(tiles.block_q,)) for name in ROWS),
-            Argument(
-                name="dQ", type="*fp32", note=f"[batch, heads, nq, {dim}], summed", block=(1, 1, tiles.block_q, 64)
-            ),
-            *_halves(computing, "dK", dim),
-            *_halves(computing, "dV", dim),
+            replace(_described(computing, "dQ", "q", tiles.block_q, COLUMNS), type="*fp32"),
+            _described(computing, "dK", "k", GROUP_ROWS, dim),
+            _described(computing, "dV", "k", GROUP_ROWS, dim),
             *computing.lengths(),
             *computing.lists(),
             *split.split_arguments(computing, SUMS),
             *computing.parameters((*fetch, *compute)),
             *computing.table_arguments((*fetch, *compute)),
         ),
-        constants=(*computing.constants(), ("ROWS", GROUP_ROWS), ("COLUMNS", 64), ("RING", tiles.stages)),
+        constants=(*computing.constants(), ("ROWS", GROUP_ROWS), ("COLUMNS", COLUMNS), ("RING", tiles.stages)),
         body=compute,
         fetch=fetch,
         block=tiles.block_k,
@@ -68,20 +68,34 @@ def lower_fused(plan: Plan) -> Kernel | None:
         stages=tiles.stages,
         parts=split.part_sizes(computing, SUMS),
         heads_first=True,
+        classes=computing.classes,
     )
 
 
 ROWS = ("LSE2", "Delta")
 
+COLUMNS = 64
+"""Columns of dQ of a group."""
 
-def _halves(frame: Frame, name: str, width: int) -> tuple[Argument, ...]:
-    (argument, *_) = frame.tensor(name, "k", width)
-    return (Argument(name=name, type=argument.type, note=argument.note, block=(1, 1, GROUP_ROWS, width)),)
+
+def _described(frame: Frame, name: str, side: Side, rows: int, columns: int) -> Argument:
+    """A tensor of which the copy engine moves so many rows and columns at once."""
+    (argument, *_) = frame.tensor(name, side, frame.plan.problem.pattern.head_dim)
+    middle = (rows,) if frame.classes is None else (rows, 1)
+    return replace(argument, block=(1, 1, *middle, columns), classes=frame.classes)
 
 
 def _fetch(frame: Frame, tiles: KernelPlan) -> tuple[Block, ...]:
-    setup, loops = lower_walk(tiles.walk, _walker(frame, tiles, lambda _: (FetchTile(),)))
-    return _around(frame, tiles, setup, (RowBase(copied=True),), loops, begin=(FetchOwn(),), end=())
+    setup, loops = lower_walk(tiles.walk, _walker(frame, tiles, lambda _: (FetchTile(classes=frame.classes),)))
+    return _around(
+        frame,
+        tiles,
+        setup,
+        (RowBase(copied=True, classes=frame.classes),),
+        loops,
+        begin=(FetchOwn(classes=frame.classes),),
+        end=(),
+    )
 
 
 def _compute(frame: Frame, tiles: KernelPlan) -> tuple[Block, ...]:
@@ -99,12 +113,12 @@ def _compute(frame: Frame, tiles: KernelPlan) -> tuple[Block, ...]:
             positions(frame, "q", "walked"),
             FusedScores(factor=frame.factor),
             *masked(mode, keep_blocks, mask),
-            FusedGradients(dtype=plan.problem.dtype),
+            FusedGradients(dtype=plan.problem.dtype, classes=frame.classes),
         )
 
     setup, loops = lower_walk(tiles.walk, _walker(frame, tiles, body))
     own = (positions(frame, "k", "own"), *frame.hoist.take(1))
-    end = split.end(frame, SUMS, (FusedEnd(dtype=plan.problem.dtype, scale=plan.scale),))
+    end = split.end(frame, SUMS, (FusedEnd(dtype=plan.problem.dtype, scale=plan.scale, classes=frame.classes),))
     return _around(frame, tiles, setup, (), loops, begin=(*own, FusedBegin()), end=end)
 
 
@@ -124,8 +138,17 @@ def _walker(frame: Frame, tiles: KernelPlan, body: object) -> Walker:
         place=lambda expr: frame.hoist.place(expr, scope),
         place_tile=frame.place_tile,
         body=body,  # type: ignore[arg-type]
-        ragged=compare("gt", mul(add(index("j"), number(1)), number(tiles.block_k)), Extent(name="n")),
+        ragged=_ragged(frame),
     )
+
+
+def _ragged(frame: Frame) -> Expr:
+    """Whether the program's tile has rows past the last key."""
+    end = mul(add(index("j"), number(1)), number(frame.kernel.block_k))
+    if frame.classes is not None:
+        # The row after the last of its class.
+        end = add(mul(end, number(frame.classes)), sub(index("k_class"), number(frame.classes - 1)))
+    return compare("gt", end, Extent(name="n"))
 
 
 def _around(

@@ -144,12 +144,14 @@ def _compute(frame: Frame, mode: Mode) -> tuple[Block, ...]:
     bias_blocks, bias = ((), None) if bias is None else frame.place_tile(bias)
     keep_blocks, keep = frame.place_tile(keep)
     logits = Logits(scale=plan.scale, softcap=plan.softcap, bias=bias, folded=frame.folded, keep_slope=False)
-    mask = masked(mode, keep_blocks, Mask(target="scores", keep=keep, span=plan.keep.span))
+    mask = Mask(target="scores", keep=keep, span=plan.keep.span)
+    needed = bias is not None or keep != Const(value=True)
+    places: tuple[Block, ...] = (positions(frame, "k", "walked"),) if needed else ()
     body: tuple[Block, ...] = (
-        *((positions(frame, "k", "walked"),) if mask or bias is not None else ()),
+        *places,
         *bias_blocks,
         *(() if frame.folded else (logits,)),
-        *mask,
+        *masked(mode, keep_blocks, mask),
     )
     dtype = plan.problem.dtype
     out: Block = CopyOut(corner=_corner(frame, "O", "q"), dtype=dtype)

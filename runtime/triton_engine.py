@@ -99,26 +99,46 @@ def _added(call: Call, before: Gradients, values: Mapping[str, Value], wanted: f
 
 def _fused(call: Call, kernels: Loaded, values: Mapping[str, Value]) -> tuple[Tensor, Tensor, Tensor]:
     """dQ, dK and dV by one kernel, which adds to dQ in fp32."""
-    sums = call.zeros(call.q.shape)
-    d_k, d_v = (call.empty(each.shape, each.dtype) for each in (call.k, call.v))
-    rows = {name: _quadruples(call, values[name]) for name in ("LSE2", "Delta")}
-    kernels.launch_split("fused", call, {**values, **rows, **tensor_values(dK=d_k, dV=d_v), "dQ": sums})
+    assert call.plan.fused is not None
+    classes, rows = call.plan.fused.classes, call.q.shape[2]
+    sums = call.zeros(_whole(call.q, classes))
+    d_k, d_v = (call.empty(_whole(each, classes), each.dtype) for each in (call.k, call.v))
+    numbers = {name: _quadruples(call, values[name], classes) for name in ("LSE2", "Delta")}
+    kernels.launch_split("fused", call, {**values, **numbers, **tensor_values(dK=d_k, dV=d_v), "dQ": sums})
     d_q = call.empty(call.q.shape, call.q.dtype)
-    call.recorder.run(partial(_scaled, scale=call.plan.scale), sums, d_q)
+    call.recorder.run(partial(_scaled, scale=call.plan.scale, rows=rows), sums, d_q)
+    if d_k.shape != call.k.shape:
+        d_k, d_v = (call.recorder.run(partial(_first_rows, rows=call.k.shape[2]), each) for each in (d_k, d_v))
     return d_q, d_k, d_v
 
 
-def _scaled(sums: Tensor, out: Tensor, scale: float) -> Tensor:
-    """Write ``scale`` times the sums to ``out``, in its type."""
-    return torch.mul(sums, scale, out=out)
+def _scaled(sums: Tensor, out: Tensor, scale: float, rows: int) -> Tensor:
+    """Write ``scale`` times the first so many rows of the sums to ``out``, in its type."""
+    return torch.mul(sums[:, :, :rows], scale, out=out)
 
 
-def _quadruples(call: Call, rows: Value) -> Value:
-    """Numbers of rows ``[batch, heads, nq]`` with ``nq`` rounded up to a multiple of 4; what is added is never used."""
+def _first_rows(tensor: Tensor, rows: int) -> Tensor:
+    return tensor[:, :, :rows].contiguous()
+
+
+def _whole(tensor: Tensor, classes: int) -> tuple[int, ...]:
+    """The shape of a tensor with so many rows that all residue classes have as many."""
+    batch, heads, rows, width = tensor.shape
+    return batch, heads, -(-rows // classes) * classes, width
+
+
+def _quadruples(call: Call, rows: Value, classes: int) -> Value:
+    """Numbers of rows ``[batch, heads, nq]`` as the copy engine reads them: those of each residue class together, their
+    number a multiple of 4; what is added is never used."""
     assert isinstance(rows, Tensor)
-    if rows.shape[2] % 4 == 0:
+    if classes == 1 and rows.shape[2] % 4 == 0:
         return rows
-    return call.recorder.run(partial(torch.nn.functional.pad, pad=(0, -rows.shape[2] % 4)), rows)
+    return call.recorder.run(partial(_by_class, classes=classes), rows)
+
+
+def _by_class(rows: Tensor, classes: int) -> Tensor:
+    found = torch.nn.functional.pad(rows, (0, -rows.shape[2] % (4 * classes)))
+    return found if classes == 1 else found.unflatten(2, (-1, classes)).transpose(2, 3).contiguous()
 
 
 def _lined(call: Call) -> Call:

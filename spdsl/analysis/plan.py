@@ -99,7 +99,6 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
         return replace(found, splits=splits, persistent=not splits and may_persist(found, problem))
 
     dkdv = kernel("dkdv")
-    in_order = dkdv.residues is None and dkdv.boxes is None
     found = Plan(
         problem=problem,
         keep=staged.keep,
@@ -114,7 +113,7 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
         dq=kernel("dq"),
         dkdv=dkdv,
         # What it adds to dQ is no result yet.
-        fused=kernel("fused") if in_order and place == 0 and _fuses(staged, problem, target) else None,
+        fused=kernel("fused") if dkdv.boxes is None and place == 0 and _fuses(staged, problem, target) else None,
         place=place,
     )
     if target != "cpu":

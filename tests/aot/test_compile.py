@@ -139,4 +139,4 @@ def test_gradients_and_helpers(target: str) -> None:
     source, binaries = compile_kernels(replace(chosen, problem=replace(chosen.problem, dtype="fp16"), **single), target)
     assert [binary.name for binary in binaries] == ["forward", "delta", "dq", "dkdv", "distances"]
     # Walks by distance alone search for the first of them.
-    assert all(f"def {name}(" in source.text for name in HELPERS if name != "first_reaching")
+    assert all(f"def {name}(" in source.text for name in HELPERS if name != "halved")

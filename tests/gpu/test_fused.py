@@ -25,6 +25,7 @@ PATTERNS: dict[str, tuple[dict[str, object], Inputs]] = {
     "strided": ({}, lambda batch, n: {}),
     "power": ({"block": 64}, lambda batch, n: {}),
     "log_sparse": ({}, lambda batch, n: {}),
+    "dilated": ({"span": 400}, lambda batch, n: {}),
     "bigbird": ({}, lambda batch, n: {}),
     "documents": ({}, lambda batch, n: {"doc": torch.arange(n, device="cuda") // 97}),
     "prefix_lm": ({}, lambda batch, n: {"prefix": torch.full((batch,), 50, device="cuda", dtype=torch.int32)}),

@@ -40,14 +40,11 @@ def is_pow2(x):
 
 
 @gluon.jit
-def first_reaching(values, low, high, least):
-    """The first place from low to high at which the ascending values reach least; high if none does."""
-    while low < high:
-        middle = (low + high) // 2
-        below = gl.load(values + middle) < least
-        low = gl.where(below, middle + 1, low)
-        high = gl.where(below, high, middle)
-    return low
+def halved(values, low, high, least):
+    """The places from low to high at which the ascending values may first reach least, halved; one if none is left."""
+    middle = (low + high) // 2
+    below = gl.load(values + middle, mask=low < high, other=0) < least
+    return gl.where((low < high) & below, middle + 1, low), gl.where((low < high) & ~below, middle, high)
 
 
 @gluon.jit
@@ -85,11 +82,18 @@ def fetch(
     middle = gl.load(list_middle + list_at)
     end = gl.load(list_end + list_at)
     tiles = (n + 127) >> 7  # of keys
-    full_lo = first_reaching(list_tiles, begin, middle, -first)  # full tiles that exist
-    full_hi = first_reaching(list_tiles, full_lo, middle, tiles - first)
-    lo = first_reaching(list_tiles, middle, end, -first)  # masked tiles that exist
-    hi = first_reaching(list_tiles, lo, end, tiles - first)
-    inside = first_reaching(list_tiles, full_lo, full_hi, (n >> 7) - first)  # full tiles without keys past the end
+    full_lo, full_lo_end = begin, middle  # full tiles that exist
+    full_hi, full_hi_end = begin, middle
+    lo, lo_end = middle, end  # masked tiles that exist
+    hi, hi_end = middle, end
+    inside, inside_end = begin, middle  # full tiles without keys past the end
+    while (full_lo < full_lo_end) | (full_hi < full_hi_end) | (lo < lo_end) | (hi < hi_end) | (inside < inside_end):
+        full_lo, full_lo_end = halved(list_tiles, full_lo, full_lo_end, -first)
+        full_hi, full_hi_end = halved(list_tiles, full_hi, full_hi_end, tiles - first)
+        lo, lo_end = halved(list_tiles, lo, lo_end, -first)
+        hi, hi_end = halved(list_tiles, hi, hi_end, tiles - first)
+        inside, inside_end = halved(list_tiles, inside, inside_end, (n >> 7) - first)
+    inside = gl.maximum(inside, full_lo)
     edges = lo - (full_hi - inside)  # other full tiles come first
     # every pair of these tiles counts
     for t in range(full_lo, inside):

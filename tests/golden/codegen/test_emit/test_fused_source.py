@@ -204,7 +204,7 @@ def fused(
     dO,  # [batch, heads, nq, 128]
     LSE2,  # [batch * heads * nq]
     Delta,  # [batch * heads * nq]
-    dQ,  # [batch, heads, nq, 128], summed
+    dQ,  # [batch, heads, nq, 128]
     dK,  # [batch, groups, n, 128]
     dV,  # [batch, groups, n, 128]
     nq,  # query rows
@@ -220,14 +220,14 @@ def fused(
     p_sinks,  # parameter sinks
 ):
     """dQ, dK and dV: each program owns a tile of keys and walks the tiles of queries."""
-    k_halves = gl.allocate_shared_memory(gl.bfloat16, [2, 1, 1, ROWS, HEAD_DIM], K.layout)
-    v_halves = gl.allocate_shared_memory(gl.bfloat16, [2, 1, 1, ROWS, HEAD_DIM], V.layout)
-    q_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, BLOCK_Q, HEAD_DIM], Q.layout)
-    do_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, BLOCK_Q, HEAD_DIM], dO.layout)
+    k_halves = gl.allocate_shared_memory(gl.bfloat16, [2, 1, 1, 64, 128], K.layout)
+    v_halves = gl.allocate_shared_memory(gl.bfloat16, [2, 1, 1, 64, 128], V.layout)
+    q_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, 64, 128], Q.layout)
+    do_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, 64, 128], dO.layout)
     lse_ring = gl.allocate_shared_memory(gl.float32, [RING, BLOCK_Q], LSE2.layout)
     delta_ring = gl.allocate_shared_memory(gl.float32, [RING, BLOCK_Q], Delta.layout)
     ds_halves = gl.allocate_shared_memory(gl.bfloat16, [4, ROWS, BLOCK_Q], SWIZZLED)  # twice, by half of the keys
-    dq_halves = gl.allocate_shared_memory(gl.float32, [2, 1, 1, BLOCK_Q, COLUMNS], dQ.layout)
+    dq_halves = gl.allocate_shared_memory(gl.float32, [2, 1, 1, 64, 64], dQ.layout)
     own_ready = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     ds_ready = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     done = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
