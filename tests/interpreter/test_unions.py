@@ -6,6 +6,7 @@ Run with ``TRITON_INTERPRET=1``.
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,3 +165,40 @@ def test_long_rows_in_parts(name: str, tmp_path: Path, monkeypatch: pytest.Monke
 def test_half_precision(tmp_path: Path) -> None:
     shape = Sizes(batch=1, heads=2, groups=1, nq=300, n=300)
     check(case("two strides", tmp_path), shape, d=16, dv=16, dtype=torch.float16, backend="triton")
+
+
+CLAUSES = (
+    "q - k < {a}", "abs(q - k) <= {a}", "k < {a}", "q < {a}", "q // 16 == k // 16", "(q - k) % {m} == {r}",
+    "abs(q - k) < 70 and (q - k) % {m} == {r}", "q % {m} == k % {m}", "seen[k]", "seen[q]", "seen[k] and q > k + {a}",
+    "k % {m} == {r}", "q % {m} == {r} and k >= {a}", "doc[q] == doc[k]",
+)  # fmt: skip
+COMMON = ("", "causal and ", "k < q + {a} and ", "doc[q] == doc[k] and ", "not seen[q] and ")
+
+
+def drawn(chance: random.Random) -> str:
+    """A random union."""
+
+    def filled(text: str) -> str:
+        m = chance.choice((4, 5, 8, 16))
+        return text.format(a=chance.choice((0, 1, 7, 30)), m=m, r=chance.randrange(m))
+
+    parts = " or ".join(filled(f"({each})") for each in chance.sample(CLAUSES, chance.randint(2, 4)))
+    tail = chance.choice(("", "  sink_logit 0.3", "  softcap 6.0"))
+    inputs = f"{SEEN}\n  input doc: int[token] sorted\n"
+    return f"{inputs}  keep {filled(chance.choice(COMMON))}({parts}){tail}"
+
+
+def _tables(sizes: Sizes, generator: torch.Generator) -> Inputs:
+    doc = (torch.rand(sizes.n, generator=generator) < 0.05).cumsum(0).int()
+    return marked(0.1)(sizes, generator) | {"doc": doc}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(int(os.environ.get("SPDSL_EXAMPLES", "60"))))
+def test_random_unions(seed: int, tmp_path: Path) -> None:
+    chance = random.Random(seed)
+    path = tmp_path / "union.spat"
+    path.write_text(f"pattern union() {{\n  {drawn(chance)}\n}}\n")
+    nq, n = chance.choice(((90, 90), (40, 101), (1, 70)))
+    shape = Sizes(batch=chance.choice((1, 2)), heads=2, groups=chance.choice((1, 2)), nq=nq, n=n)
+    check(Case(name=str(path), inputs=_tables), shape, d=16, dv=16, dtype=torch.float32, backend="triton")
