@@ -21,12 +21,13 @@ import spdsl
 from benchmarks.cases import CASES, Case, documents
 from benchmarks.scaling import COMPOSED
 from spdsl.analysis.plan import plan as make_plan
-from spdsl.analysis.plans import Kind, Tiles
+from spdsl.analysis.plans import Kind, Plan, Tiles
 from spdsl.costs import work
 from spdsl.kernels import plan_like
 from spdsl.runtime.calls import Call
 from spdsl.runtime.checks import check_call
 from spdsl.runtime.operator import with_batch
+from spdsl.runtime.parts import parts_of
 
 _SIZES = ("block_q", "block_k", "warps", "stages")
 
@@ -48,12 +49,23 @@ MACHINE = {
 }
 """The rate of an 8192³ product in the run of the suite; the copy rate is taken from memory's data sheet."""
 
+BY_NAME = {case.name: case for case in CASES}
+MORE = (
+    replace(BY_NAME["causal"], name="causal_d64", dim=64),
+    replace(BY_NAME["swa1024"], name="swa_d64", dim=64),
+    replace(BY_NAME["causal"], name="causal_gqa", heads=32, groups=8, n=16384),
+    replace(BY_NAME["causal"], name="causal_8k_b4", batch=4, n=8192),
+    replace(BY_NAME["causal"], name="causal_d256", dim=256, heads=8, groups=8, n=16384),
+)
+"""Other head dims, head counts and batches."""
+
 CHECK = (
+    "swa_d64",
+    "causal_gqa",
+    "causal_8k_b4",
     "prefix8192",
     "documents10",
-    "longformer256_g64",
     "dilated4096x4",
-    "s2_strided",
     "na2d_192_k25",
     "composed",
 )
@@ -65,45 +77,72 @@ MEASURED_LENGTHS = (1024, 2048, 4096, 512, 8192, 3072, 5120, 1536, 6144, 1024)
 Row = dict[str, Any]
 
 
-def call_of(pattern: str, parameters: dict[str, Any], inputs: dict[str, Tensor], heads: int, n: int, dim: int) -> Call:
-    """A call on tensors that take no memory."""
+def call_of(
+    pattern: str,
+    parameters: dict[str, Any],
+    inputs: dict[str, Tensor],
+    counts: tuple[int, int, int],
+    n: int,
+    dim: int,
+) -> Call:
+    """A call on tensors that take no memory; ``counts`` are those of sequences, query heads and key heads."""
+    batch, heads, groups = counts
     loaded = spdsl.loads(pattern) if "{" in pattern else spdsl.load(pattern)
     attention = spdsl.compile(loaded, **parameters)
-    q = torch.zeros((), dtype=torch.bfloat16).expand(1, heads, n, dim)
-    chosen = plan_like(attention._key, q, q, q, "sm_90")  # noqa: SLF001  # the study looks inside
+    q = torch.zeros((), dtype=torch.bfloat16).expand(batch, heads, n, dim)
+    k = q[:, :groups]
+    chosen = plan_like(attention._key, q, k, k, "sm_90")  # noqa: SLF001  # the study looks inside
     given = {table.name: with_batch(table, inputs[table.name]) for table in chosen.plan.problem.pattern.tables}
-    return check_call(Call(plan=chosen.plan, q=q, k=q, v=q, tables=given, parameters=chosen.variables))
+    return check_call(Call(plan=chosen.plan, q=q, k=k, v=k, tables=given, parameters=chosen.variables))
 
 
 def rows_of(name: str, call: Call, direction: str, seconds: float) -> Row:
-    """One time and the kernels behind it."""
-    plan = call.plan
-    kinds: tuple[Kind, ...] = ("forward",)
-    if direction == "bwd":
-        kinds = ("fused",) if plan.fused is not None else ("dq", "dkdv")
-    works = [asdict(work(call, getattr(plan, kind))) for kind in kinds]
+    """One time and the kernels behind it, of all parts of a union."""
+    works = []
+    for part in parts_of(call, lambda _: ()):
+        kinds: tuple[Kind, ...] = ("forward",)
+        if direction == "bwd":
+            kinds = ("fused",) if part.plan.fused is not None else ("dq", "dkdv")
+        works += [asdict(work(part, getattr(part.plan, kind))) for kind in kinds]
     return {"subject": name, "role": "check" if name in CHECK else "fit", "works": works, "seconds": seconds}
 
 
 def suite() -> Iterator[Row]:
     """The backward passes of the suite, as calls, and its forward kernels alone with several tiles."""
     times = json.loads((RESULTS / "h200-2026-11-28-cost.json").read_text())
-    for case in CASES:
+    for case in (*(case for case in CASES if case.name in times["forward_ms"]), *MORE):
         if case.name == "documents10":
             case = replace(case, inputs=lambda device: {"doc": documents(device, MEASURED_LENGTHS)})
-        call = _of_case(case)
-        yield rows_of(case.name, call, "bwd", times["backward_ms"][case.name] * 1e-3)
-        for tiles, ms in times["forward_ms"][case.name].items():
-            *sizes, special = map(int, tiles.split(","))
-            wanted = Tiles(**dict(zip(_SIZES, sizes, strict=True)), specialised=bool(special))
-            plan = make_plan(replace(call.plan.problem, tiles=(("forward", wanted),)), "sm_90")
-            if plan.forward.tiles == wanted:
+        call, now = _of_case(case), times["now"].get(case.name, {})
+        back = now.get("backward_ms", times["backward_ms"].get(case.name))
+        if back is not None:
+            yield rows_of(case.name, call, "bwd", back * 1e-3)
+        if now:
+            yield rows_of(case.name, call, "fwd", now["forward_ms"] * 1e-3) | {"now": True}
+        for tiles, ms in times["forward_ms"].get(case.name, {}).items():
+            plan = _with_tiles(call.plan, "forward", tiles)
+            if plan is not None:
                 row = rows_of(case.name, replace(call, plan=plan), "fwd", ms * 1e-3)
-                yield row | {"default": wanted == call.plan.forward.tiles}
+                row["works"][0]["even"] = False  # these were timed before there was such a thing
+                yield row | {"default": plan.forward.tiles == call.plan.forward.tiles}
+        for kind, each in times["separate"].items() if case.name == "swa1024" else ():
+            plan = _with_tiles(call.plan, kind, each["tiles"])
+            assert plan is not None
+            done = asdict(work(replace(call, plan=plan), getattr(plan, kind)))
+            yield {"subject": case.name, "role": "fit", "works": [done], "seconds": each["ms"] * 1e-3, "bare": True}
+
+
+def _with_tiles(plan: Plan, kind: Kind, tiles: str) -> Plan | None:
+    """The plan with tiles written ``block_q,block_k,warps,stages,specialised``; None if it cannot have them."""
+    *sizes, special = map(int, tiles.split(","))
+    wanted = Tiles(**dict(zip(_SIZES, sizes, strict=True)), specialised=bool(special))
+    found = make_plan(replace(plan.problem, tiles=((kind, wanted),)), "sm_90")
+    return found if getattr(found, kind).tiles == wanted else None
 
 
 def _of_case(case: Case) -> Call:
-    return call_of(case.pattern, dict(case.parameters), case.inputs(torch.device("cpu")), case.heads, case.n, case.dim)
+    counts = (case.batch, case.heads, case.groups)
+    return call_of(case.pattern, dict(case.parameters), case.inputs(torch.device("cpu")), counts, case.n, case.dim)
 
 
 def lengths() -> Iterator[Row]:
@@ -114,11 +153,11 @@ def lengths() -> Iterator[Row]:
         "composed": (COMPOSED, {}),
     }
     for each in json.loads((RESULTS / "h200-2026-11-28-cost.json").read_text())["lengths"]:
-        if each["ms"] < 2 * each["host_ms"] or each["direction"] == "fwd":
-            continue  # bound by its host, or by kernels that have since been written anew
+        if each["ms"] < 2 * each["host_ms"]:
+            continue  # bound by its host
         pattern, parameters = made[each["case"]]
         inputs = {"doc": torch.arange(each["n"]) // 10_000} if each["case"] == "composed" else {}
-        call = call_of(pattern, parameters, inputs, 8, each["n"], 128)
+        call = call_of(pattern, parameters, inputs, (1, 8, 8), each["n"], 128)
         yield rows_of(each["case"], call, each["direction"], each["ms"] * 1e-3)
 
 
@@ -133,7 +172,7 @@ def tiles() -> Iterator[Row]:
         ):
             if each[mask] is None:
                 continue
-            call = call_of(pattern, dict(parameters), {}, 16, n, each["dim"])
+            call = call_of(pattern, dict(parameters), {}, (1, 16, 16), n, each["dim"])
             wanted = Tiles(**dict(zip(_SIZES, each["tiles"], strict=True)))
             plan = make_plan(replace(call.plan.problem, tiles=((kind, wanted),)), "sm_90")
             found = work(replace(call, plan=plan), getattr(plan, kind))

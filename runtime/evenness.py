@@ -27,10 +27,11 @@ def programs_for(call: Call, kernel: KernelPlan, tiles: int) -> int:
     """How many programs to start for ``tiles`` tiles of a head; there are as many for each head and sequence."""
     total = tiles * call.q.shape[1] * call.q.shape[0]
     at_once = multiprocessors(call.q.device)
-    return at_once if total > 2 * at_once and _is_even(call, kernel) else total
+    return at_once if total > 2 * at_once and is_even(call, kernel) else total
 
 
-def _is_even(call: Call, kernel: KernelPlan) -> bool:
+def is_even(call: Call, kernel: KernelPlan) -> bool:
+    """Whether rows are short and alike."""
     counts = _lengths(call, kernel)
     most = int(counts.max())
     return 0 < most <= LONGEST and float(counts.float().median()) > 0.9 * most

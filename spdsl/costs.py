@@ -22,6 +22,7 @@ from spdsl.analysis.work import Work, work_of
 from spdsl.analysis.worker import bounded
 from spdsl.cache.store import store
 from spdsl.runtime.calls import Call
+from spdsl.runtime.evenness import is_even
 from spdsl.runtime.parts import parts_of
 from spdsl.runtime.split import TURNS
 from spdsl.runtime.tile_grid import TileGrid
@@ -173,6 +174,7 @@ def work(call: Call, kernel: KernelPlan) -> Work:
         touched=visits.touched,
         longest=longest,
         rows=nq * heads * batch,
+        even=kernel.persistent and is_even(call, kernel),
     )
 
 

@@ -72,6 +72,9 @@ def growth(make: Callable[[int], Call], device: DeviceProfile, *, beyond: int) -
     step = 4096
     while step < beyond:
         step *= 2
+    # Few programs leave multiprocessors idle, which long inputs do not.
+    while step < 1 << 18 and work(call := make(2 * step), call.plan.forward).programs < 8 * device.multiprocessors:
+        step *= 2
     lengths = [step * turn for turn in (2, 3, 4, 5)]
     predictions, counts = [], []
     for n in lengths:

@@ -25,6 +25,10 @@ TAIL = 0.5
 """The share of the longest program that is not hidden behind others, on average."""
 
 
+EVEN = 0.7
+"""What is left of a program's own time where it begins while the one before it ends."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
     """One kind of work: how much there is of it (``count``), its ``cost`` in seconds of a multiprocessor, and how much
@@ -66,7 +70,7 @@ def estimate(work: Work, device: DeviceProfile, *, pairs: int | None = None, siz
     for the floor.
     """
     rate, near = rate_for(work, device)
-    terms = terms_of(work, rate)
+    terms = terms_of(work, rate, device.multiprocessors)
     spread = sum(each.count * each.cost for each in terms) / device.multiprocessors
     # One program runs beside others on its multiprocessor, at its share of the rate.
     end = TAIL * resident(work.tiles) * sum(each.longest * each.cost for each in terms)
@@ -95,14 +99,20 @@ def formula(found: Estimate) -> sympy.Expr:
     return total
 
 
-def terms_of(work: Work, rate: Rate) -> tuple[Term, ...]:
+def program_share(work: Work, multiprocessors: int) -> float:
+    """The share of a program's own time that counts."""
+    return EVEN if work.even and work.programs > 2 * multiprocessors else 1.0
+
+
+def terms_of(work: Work, rate: Rate, multiprocessors: int) -> tuple[Term, ...]:
     """The kinds of work of a kernel with their costs."""
+    own = rate.program * program_share(work, multiprocessors)
     share = work.masked / work.touched if work.touched else 0.0
     longest = work.longest or (work.touched / work.programs if work.programs else 0.0)
     masking = rate.operation * work.operations + rate.load * work.loads
     every = rate.extra * work.extra + (rate.listed if work.listed else 0.0)
     return (
-        Term(symbol="P", words="programs", count=work.programs, cost=rate.program, longest=1),
+        Term(symbol="P", words="programs", count=work.programs, cost=own, longest=1),
         Term(symbol="F", words="full tiles", count=work.full, cost=rate.full + every, longest=longest * (1 - share)),
         Term(
             symbol="M",

@@ -17,7 +17,7 @@ class Work:
     ``programs`` own a tile each; ``full`` and ``masked`` tiles are walked, ``longest`` of them by one program (0 where
     programs are much alike).  ``operations`` and ``loads`` are what masking one pair takes, ``extra`` what bias and
     soft cap add to every logit.  ``listed``: tiles are found through memory.  ``rows`` counts queries over batch and
-    heads.
+    heads.  ``even``: programs do several tiles of their own, each beginning while the one before ends.
     """
 
     kind: Kind
@@ -35,6 +35,7 @@ class Work:
     extra: int
     listed: bool
     rows: int
+    even: bool = False
 
     @property
     def touched(self) -> int:
@@ -49,7 +50,17 @@ class Work:
         return 2 * per_pair[self.kind] * self.touched * self.tiles.block_q * self.tiles.block_k
 
 
-def work_of(plan: Plan, kernel: KernelPlan, *, programs: int, full: int, touched: int, longest: int, rows: int) -> Work:
+def work_of(
+    plan: Plan,
+    kernel: KernelPlan,
+    *,
+    programs: int,
+    full: int,
+    touched: int,
+    longest: int,
+    rows: int,
+    even: bool,
+) -> Work:
     """The work of a kernel of ``plan`` with these counts."""
     problem = plan.problem
     logits = [each for each in (plan.bias,) if each is not None]
@@ -69,6 +80,7 @@ def work_of(plan: Plan, kernel: KernelPlan, *, programs: int, full: int, touched
         extra=sum(_of_pairs(each, Apply | Load) for each in logits) + (4 if plan.softcap is not None else 0),
         listed=isinstance(kernel.walk, ListWalk | DistanceWalk),
         rows=rows,
+        even=even,
     )
 
 
