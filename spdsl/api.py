@@ -18,7 +18,7 @@ from spdsl.choices import mode
 from spdsl.diagnostics import SpatError, error
 from spdsl.library import names, read_file, resolver, text_of
 from spdsl.pipeline import Value, bound, key_of, opened, read, softmax_key
-from spdsl.runtime import graphs, operator
+from spdsl.runtime import operator
 from spdsl.runtime.checks import check_tensors, raise_pending
 from spdsl.runtime.direct import Direct
 from spdsl.runtime.transforms import refuse_transforms
@@ -178,6 +178,8 @@ class Attention:
             if return_lse:
                 reference.refuse_no_lse(made)
             key = partial(softmax_key, self._open_key)
+            from spdsl.runtime import graphs  # loads torch's compiler, in a second or two
+
             found = graphs.attend_anywhere(made, q, k, v, given, places, start, key)
             return found if return_lse else found[0]  # type: ignore[return-value]  # with an LSE, as was asked for
         tables = list(given.values())
@@ -233,6 +235,8 @@ class Attention:
         check_tensors(q, k, v)
         given = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
         k, v, _, _, start = place(q, k, v, q_start, None, None)
+        from spdsl.runtime import graphs
+
         return graphs.exports(pattern, graphs.Inputs(q=q, k=k, v=v, tables=given, q_start=start))
 
     def bind(self, heads: int, groups: int, head_dim: int) -> BoundPattern:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
-
-import sympy
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from spdsl import walks
 from spdsl.analysis.claims import decide
@@ -27,6 +25,9 @@ from spdsl.runtime.parts import parts_of
 from spdsl.runtime.split import TURNS
 from spdsl.runtime.tile_grid import TileGrid
 from spdsl.semantics.nodes import BoundPattern
+
+if TYPE_CHECKING:
+    import sympy
 
 Against: TypeAlias = Literal["causal", "full"]
 
@@ -221,6 +222,8 @@ def _kernel_lines(cost: KernelCost) -> list[str]:
 
 def _printed(formula: sympy.Expr) -> str:
     """A formula with three digits of its numbers."""
+    import sympy
+
     rounded = formula.xreplace({number: sympy.Float(number, 3) for number in formula.atoms(sympy.Float)})
     return str(rounded)
 

@@ -143,6 +143,13 @@ def test_import_is_light() -> None:
     assert not found
 
 
+def test_what_a_call_needs_is_light() -> None:
+    """Sympy and torch's compiler take a second each, of which a process that starts from the cache has no more."""
+    code = "import spdsl.api, sys; assert 'torch._dynamo' not in sys.modules or 'torch._dynamo' in _before"
+    found, _ = loaded("import sys, torch; _before = set(sys.modules)\n" + code)
+    assert not found & {"sympy", "networkx", "matplotlib", "lark"}
+
+
 @pytest.mark.parametrize(("command", "needed"), [("check", {"islpy"}), ("fmt --check", set())])
 def test_check_is_light(command: str, needed: set[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Checking asks isl what to warn of, in a process of its own; it loads in hundredths of a second."""

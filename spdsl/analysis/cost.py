@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
-
-import sympy
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from spdsl.analysis.device import DeviceProfile, Rate
 from spdsl.analysis.plans import Tiles
 from spdsl.analysis.work import Work
+
+if TYPE_CHECKING:
+    import sympy
 
 Bound: TypeAlias = Literal["start of a kernel", "longest row", "matrix products", "masking", "memory", "programs"]
 
@@ -91,6 +92,8 @@ def estimate(work: Work, device: DeviceProfile, *, pairs: int | None = None, siz
 
 def formula(found: Estimate) -> sympy.Expr:
     """The expression whose value is ``found.seconds``, the counts of its terms left open as symbols."""
+    import sympy  # half a second, which calls that only take a choice should not wait for
+
     total = sympy.Float(found.start + found.end)
     work = sum(each.count * each.cost for each in found.terms)
     for each in found.terms:
