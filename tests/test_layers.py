@@ -42,9 +42,11 @@ LAYERS = (
         "spdsl.whatif",
         "spdsl.explain",
         "spdsl.prove",
+        "spdsl.remarks",
     ),
     ("spdsl.api", "spdsl.decorator"),
     ("spdsl.picture",),
+    ("spdsl.editor",),
     ("spdsl.cli",),
 )
 # The meaning of a pattern must not depend on how it is made fast, nor the fast paths on it.

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable
-
 import typer
 
 from spdsl.cli.files import read
@@ -12,12 +9,9 @@ from spdsl.cli.options import FilesArgument, JsonOption
 from spdsl.cli.output import as_record, print_json, show_diagnostics
 from spdsl.diagnostics import Diagnostic, SpatError
 from spdsl.grammar.parse import parse
-from spdsl.semantics.bind import bind
+from spdsl.remarks import doubts_of
 from spdsl.semantics.check import check as check_one
 from spdsl.semantics.check import check_all
-from spdsl.semantics.nodes import CheckedPattern
-
-_SECONDS = 4.0  # for the proofs that one kind of warning needs
 
 
 def check(files: FilesArgument, as_json: JsonOption = False) -> None:
@@ -53,25 +47,11 @@ def _one(word: str) -> tuple[list[str], tuple[Diagnostic, ...]]:
         program = parse(given.text, given.name)
         if given.pattern is not None:
             checked = check_one(program, given.pattern, resolve=given.resolve)
-            return [checked.name], _doubts((checked,))
+            return [checked.name], doubts_of((checked,))
         patterns, diagnostics = check_all(program, resolve=given.resolve)
     except SpatError as mistake:
         return [], mistake.diagnostics
-    return [each.name for each in patterns], (*diagnostics, *_doubts(patterns))
-
-
-def _doubts(patterns: Iterable[CheckedPattern]) -> tuple[Diagnostic, ...]:
-    """Warnings about those patterns whose parameters have defaults, in the order of the text."""
-    found: list[Diagnostic] = []
-    for pattern in patterns:
-        from spdsl.analysis.doubts import doubts, idle_parts
-        from spdsl.analysis.worker import bounded
-
-        with contextlib.suppress(SpatError):  # parameters or a layer are yet to be given
-            found += bounded(idle_parts, {"checked": pattern}, seconds=_SECONDS) or ()
-            bound = bind(pattern, {}, heads=1, groups=1, head_dim=64)
-            found += bounded(doubts, {"pattern": bound}, seconds=_SECONDS) or ()
-    return tuple(found)
+    return [each.name for each in patterns], (*diagnostics, *doubts_of(patterns))
 
 
 def _verdict(patterns: list[str]) -> str:

@@ -17,7 +17,7 @@ from spdsl.semantics.nodes import Attend, CheckedPattern, Parameter
 from spdsl.semantics.program import Resolve, check_definitions, collect
 from spdsl.semantics.report import Report, did_you_mean, listing
 from spdsl.semantics.scope import Scope
-from spdsl.semantics.unit import Library, Unit
+from spdsl.semantics.unit import Library, Unit, Watch
 from spdsl.semantics.values import POISON, Branch, Merged, Scalar
 
 __all__ = ["SpatWarning", "check", "check_all"]
@@ -47,9 +47,12 @@ def check(program: syntax.Program, name: str | None = None, *, resolve: Resolve 
 
 
 def check_all(
-    program: syntax.Program, *, resolve: Resolve | None = None
+    program: syntax.Program, *, resolve: Resolve | None = None, watch: Watch | None = None
 ) -> tuple[tuple[CheckedPattern, ...], tuple[Diagnostic, ...]]:
-    """The patterns of a program that are right, and all diagnostics, warnings among them; raises nothing."""
+    """The patterns of a program that are right, and all diagnostics, warnings among them; raises nothing.
+
+    ``watch`` is told the value of every expression of these patterns, also of those that are wrong elsewhere.
+    """
     whole = Report()
     library = collect(program, resolve, whole)
     broken = check_definitions(library, whole)
@@ -58,7 +61,7 @@ def check_all(
     for item in program.items:
         if isinstance(item, syntax.Pattern):
             report = Report()
-            checked = _check(item, library, broken, report)
+            checked = _check(item, library, broken, report, watch)
             whole.merge(report)
             if checked is not None and not shared_failed:
                 found.append(checked)
@@ -78,8 +81,14 @@ def _no_pattern(program: syntax.Program, name: str | None, library: Library) -> 
     return error("SP214", f"there is no pattern `{name}` in {where}", program.span, help=help)
 
 
-def _check(pattern: syntax.Pattern, library: Library, broken: frozenset[str], report: Report) -> CheckedPattern | None:
-    unit = Unit(library, report, root=pattern.name, broken=broken)
+def _check(
+    pattern: syntax.Pattern,
+    library: Library,
+    broken: frozenset[str],
+    report: Report,
+    watch: Watch | None = None,
+) -> CheckedPattern | None:
+    unit = Unit(library, report, root=pattern.name, broken=broken, watch=watch)
     scope = Scope()
     ev = Evaluator(unit, scope)
     declared_parameters: list[Parameter] = []

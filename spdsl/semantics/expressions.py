@@ -109,9 +109,11 @@ class Evaluator:
         """The value of an expression; mistakes are recorded and give `POISON`."""
         self.unit.enter(node.span)
         try:
-            return self._evaluate(node)
+            value = self._evaluate(node)
         finally:
             self.unit.leave()
+        self.unit.saw(node, value)
+        return value
 
     def _evaluate(self, node: syntax.Expr) -> Value:
         from spdsl.semantics import access
@@ -272,6 +274,7 @@ class Evaluator:
         left = self.arg(spine[-1].left)
         for link in reversed(spine):
             value = self.operate(BINARY[link.op], (left, self.arg(link.right)), link.span, f"`{link.op}`")
+            self.unit.saw(link, value)
             left = Arg(value=value, node=link)
         return left.value
 

@@ -5,8 +5,9 @@ Patterns that are called are checked into the unit of their caller, so that all 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from spdsl.diagnostics import Span, error
 from spdsl.grammar import nodes as syntax
@@ -28,6 +29,9 @@ MAX_STEPS = 200_000
 MAX_NESTING = 150
 """How deep expressions may nest, every call of a `def` counted: they are looked at by recursion."""
 
+Watch: TypeAlias = Callable[[syntax.Expr, Value, Facts], None]
+"""What wants to know the value of every expression of a pattern as it is found, calls not written out: editors."""
+
 UNDECLARED = "declare it above, as a parameter, an input, an axis or a `let`; what another file defines needs `use`"
 
 
@@ -44,11 +48,18 @@ class Unit:
     """The state of checking one pattern."""
 
     def __init__(
-        self, library: Library, report: Report, *, root: str = "", broken: frozenset[str] = frozenset()
+        self,
+        library: Library,
+        report: Report,
+        *,
+        root: str = "",
+        broken: frozenset[str] = frozenset(),
+        watch: Watch | None = None,
     ) -> None:
         self.library, self.report = library, report
         # The pattern that is checked, and the definitions that are wrong by themselves.
         self.root, self.broken = root, broken
+        self._watch = watch
         self.tables: dict[str, ir.Table] = {}
         self.axes: dict[str, ir.Axis] = {}
         self.grids: list[ir.Grid] = []
@@ -65,6 +76,11 @@ class Unit:
         self._inside: dict[tuple[str, str], Scalar] = {}
         self._steps = 0
         self._nesting = 0
+
+    def saw(self, node: syntax.Expr, value: Value) -> None:
+        """Tell who watches what an expression of the pattern itself means."""
+        if self._watch is not None and not self.trail:
+            self._watch(node, value, self.facts)
 
     def leave(self) -> None:
         """End a step of work."""
