@@ -18,7 +18,7 @@ def collect(program: syntax.Program, resolve: Resolve | None, report: Report) ->
     defs: dict[str, syntax.Def] = {}
     patterns: dict[str, syntax.Pattern] = {}
     _collect(program, resolve, report, defs, patterns, active=(), done=set())
-    unread = any(d.code.startswith("SP1") or d.code in ("SP209", "SP210") for d in report.diagnostics)
+    unread = any(d.code.startswith(("SP1", "SP6")) or d.code in ("SP209", "SP210") for d in report.diagnostics)
     return Library(defs=defs, patterns=patterns, incomplete=unread)
 
 
