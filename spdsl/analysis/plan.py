@@ -66,13 +66,12 @@ def _disjoint(problem: Problem, target: str) -> tuple[tuple[Problem, Side | None
     def with_set(keep: Expr, *, sink: Expr | None) -> Problem:
         return replace(problem, pattern=replace(pattern, attend=replace(attend, keep=keep, sink_logit=sink)))
 
-    def modulus(keep: Expr) -> int:
+    def residues(keep: Expr) -> Residues | None:
         part = with_set(keep, sink=None)
-        found = _residues(_staged(part.pattern), part)
-        return 1 if found is None else found.modulus
+        return _residues(_staged(part.pattern), part)
 
     attend = pattern.attend
-    sets = disjoint_sets(attend.keep, modulus, gathers=problem.shape != "batched")
+    sets = disjoint_sets(attend.keep, residues, gathers=problem.shape != "batched")
     return tuple(
         (with_set(each.keep, sink=attend.sink_logit if place == 0 else None), each.side)
         for place, each in enumerate(sets)

@@ -41,7 +41,8 @@ def residues_of(keep: Expr, *, shape: Shape, heads: int, groups: int, tables: Se
         return None
 
 
-def _modulus(keep: Expr, shape: Shape, heads: int, groups: int, tables: Sequence[Table]) -> tuple[int, int] | None:
+def _modulus(keep: Expr, shape: Shape, heads: int, groups: int, tables: Sequence[Table]) -> tuple[int, int, int] | None:
+    """The modulus, the remainder, and the stride of the distances."""
     (affine,), symbols = abstract([keep], shape=shape, heads=heads, groups=groups, tables=tables, over=True)
     space = space_of(symbols.names)
     kept = pairs_where(affine, space).intersect(symbols.context(space))
@@ -50,8 +51,8 @@ def _modulus(keep: Expr, shape: Shape, heads: int, groups: int, tables: Sequence
         return None  # nothing is kept, or one distance
     # A divisor of a stride is a stride too.
     modulus = max(divisor for divisor in range(1, LARGEST + 1) if stride % divisor == 0)
-    found = (modulus, offset % modulus)
-    return found if modulus > 1 and kept.is_subset(_same_class(*found, space)) else None
+    same = _same_class(modulus, offset % modulus, space)
+    return (modulus, offset % modulus, stride) if modulus > 1 and kept.is_subset(same) else None
 
 
 def _stride(distances: isl.Set) -> tuple[int, int]:
@@ -88,10 +89,11 @@ def _same_class(modulus: int, shift: int, space: isl.Space) -> isl.Set:
 # ---------------------------------------------------------------- what is left to test
 
 
-def _without_implied(keep: Expr, found: tuple[int, int], shape: Shape, heads: int, groups: int) -> Residues:
-    left = [clause for clause in conjuncts(keep) if not _is_implied(clause, found, shape, heads, groups)]
+def _without_implied(keep: Expr, found: tuple[int, int, int], shape: Shape, heads: int, groups: int) -> Residues:
+    modulus, shift, stride = found
+    left = [clause for clause in conjuncts(keep) if not _is_implied(clause, (modulus, shift), shape, heads, groups)]
     rest = reduce(lambda a, b: Apply(op="and", args=(a, b), dtype="bool"), left) if left else Const(value=True)
-    return Residues(modulus=found[0], shift=found[1], keep=rest)
+    return Residues(modulus=modulus, shift=shift, keep=rest, stride=stride)
 
 
 def _is_implied(clause: Expr, found: tuple[int, int], shape: Shape, heads: int, groups: int) -> bool:

@@ -168,12 +168,13 @@ class Residues:
     Tile ``i`` of class ``q_class`` holds the query rows ``(i * block_q + t) * modulus + q_class``.  They meet keys of
     one class alone, ``k_class = (q_start + q_class - shift) % modulus``, whose rows lie in tiles in the same way; by
     key the query class follows from that of the keys.  So a dilated window becomes a dense one.  ``keep`` is what is
-    left to test of such pairs.
+    left to test of such pairs.  Kept distances are ``stride`` apart, a multiple of the modulus.
     """
 
     modulus: int
     shift: int
     keep: Expr
+    stride: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+from spdsl.analysis.tiles import Residues
 from spdsl.semantics.fold import fold
 from spdsl.semantics.nodes import Apply, Expr, Index, Load, Side
 from spdsl.semantics.rewrite import conjuncts, disjuncts, free_indices, walk
@@ -21,6 +22,9 @@ SIDES: tuple[Side, Side] = ("k", "q")
 
 LEAST = 4
 """The least modulus that pays for a second pass over the rows of queries."""
+
+SPARSEST = 4
+"""How many times larger than the modulus a stride may be: of longer ones few tiles are touched anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +35,12 @@ class DisjointSet:
     side: Side | None = None
 
 
-def disjoint_sets(keep: Expr, modulus: Callable[[Expr], int], *, gathers: bool = True) -> tuple[DisjointSet, ...]:
+def disjoint_sets(
+    keep: Expr, residues: Callable[[Expr], Residues | None], *, gathers: bool = True
+) -> tuple[DisjointSet, ...]:
     """``keep`` as sets without common pairs: first what is neither strided nor marked, then each of these parts.
 
-    ``modulus`` tells that of a set, 1 if it has none; ``gathers`` says whether marked rows may be gathered.  Empty
+    ``residues`` tells those of a set; ``gathers`` says whether marked rows may be gathered.  Empty
     where nothing is gained: no clause of ``keep`` is a union, or no part of one is such a part, or all are.
     """
     clauses = conjuncts(keep)
@@ -43,7 +49,7 @@ def disjoint_sets(keep: Expr, modulus: Callable[[Expr], int], *, gathers: bool =
         if len(parts) == 1:
             continue
         common = clauses[:place] + clauses[place + 1 :]
-        strided = [part for part in parts if _may_have_residues(part) and modulus(_all([*common, part])) >= LEAST]
+        strided = [part for part in parts if _may_have_residues(part) and _pay(residues(_all([*common, part])))]
         keys, queries = ([part for part in parts if gathers and marked_side(part) == side] for side in SIDES)
         rest = [part for part in parts if part not in (*strided, *keys, *queries)]
         if rest and len(rest) < len(parts):
@@ -51,6 +57,10 @@ def disjoint_sets(keep: Expr, modulus: Callable[[Expr], int], *, gathers: bool =
             apart += [(part, side) for side, marked in zip(SIDES, (keys, queries), strict=True) for part in marked]
             return _sets(common, rest, apart)
     return ()
+
+
+def _pay(found: Residues | None) -> bool:
+    return found is not None and found.modulus >= LEAST and found.stride <= SPARSEST * found.modulus
 
 
 def _may_have_residues(part: Expr) -> bool:

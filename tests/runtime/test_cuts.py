@@ -223,7 +223,7 @@ def test_classes_of_rows(seed: int) -> None:
     modulus, n = rng.choice((2, 3, 5)), rng.randrange(1, 400)
     shift = rng.randrange(modulus)
     keep = every(CAUSAL, op("lt", BACK, 150), op("eq", op("mod", BACK, modulus), shift), DOCS)
-    residues = Residues(modulus=modulus, shift=shift, keep=every(CAUSAL, op("lt", BACK, 150), DOCS))
+    residues = Residues(modulus=modulus, shift=shift, stride=modulus, keep=every(CAUSAL, op("lt", BACK, 150), DOCS))
     relation = tile_relation(
         keep, block_q=16, block_k=32, shape="square", heads=1, groups=1, tables=DECLARED, residues=residues
     )
