@@ -195,11 +195,15 @@ class Arrays:
         dim = 1 + stage.axes.index(stage.over)
         value = self.full(stage.value, stage.axes, rows, memo)
         only = self.filter(stage.only, stage.axes, rows, memo)
-        value = torch.where(only & ~value.isnan(), value, -torch.inf)
+        value = value.masked_fill(~only, -torch.inf)
         if not value.shape[dim]:
             return value
         largest = value.amax(dim, keepdim=True).detach()
-        # Infinite scores share all of the mass.
+        if bool(torch.isfinite(torch.where(largest == -torch.inf, 0.0, largest)).all()):
+            return torch.softmax(value, dim).masked_fill(largest == -torch.inf, 0.0)
+        # A NaN is absent, and infinite scores share all of the mass.
+        value = value.masked_fill(value.isnan(), -torch.inf)
+        largest = value.amax(dim, keepdim=True).detach()
         value = torch.where(largest == torch.inf, torch.where(value == torch.inf, 0.0, -torch.inf), value)
         empty = largest == -torch.inf
         found = torch.softmax(torch.where(empty, 0.0, value), dim)

@@ -203,8 +203,13 @@ def _counts(world: World, stage: Pool, entries: int) -> Tensor:
     count = world.count(side, name)
     of_members = _members(world, per, count, positions) & exist
     if stage.windows is None:
-        return of_entries.long() @ of_members.long().T
+        return _shared(of_entries, of_members)
     return _windows(world, stage, of_entries, of_members).long()
+
+
+def _shared(one: Tensor, two: Tensor) -> Tensor:
+    """How many positions each pair of members shares; GPUs multiply no matrices of ints."""
+    return (one.double() @ two.double().T).long()
 
 
 def _windows(world: World, stage: Pool, of_entries: Tensor, of_members: Tensor) -> Tensor:
@@ -217,7 +222,7 @@ def _windows(world: World, stage: Pool, of_entries: Tensor, of_members: Tensor) 
         ends.append(None if last is None else (first_positions(world, name, line) if name else line, last))
     one, two = ends
     if one is None or two is None:
-        shared = of_entries.long() @ of_members.long().T
+        shared = _shared(of_entries, of_members)
         return shared > 0 if stage.windows == "touching" else (shared == of_entries.sum(1)[:, None]) & (shared > 0)
     first, last = one[0][:, None], one[1][:, None]
     if stage.windows == "inside":
