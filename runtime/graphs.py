@@ -175,9 +175,28 @@ def _pattern_of(pattern: BoundPattern, name: str) -> BoundPattern:
     return softmax_pattern(pattern, name)
 
 
-def _softmax(
-    pattern: BoundPattern, stage: Attention, call: Inputs, chosen: Arrays, values: Arrays, key: str
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operands:
+    """What a softmax is computed from: tensors, its tables by name, and where its first query stands.
+
+    ``stages`` are those tables that stages have made.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    tables: dict[str, Tensor]
+    q_start: int
+    stages: frozenset[str]
+    lines: Lines
+
+
+def operands(pattern: BoundPattern, stage: Attention, call: Inputs) -> Operands:
+    """The operands of a softmax that reads no other, as a call makes them."""
+    return _operands(pattern, stage, call, _arrays(pattern, call, grad=False), _arrays(pattern, call, grad=True))
+
+
+def _operands(pattern: BoundPattern, stage: Attention, call: Inputs, chosen: Arrays, values: Arrays) -> Operands:
     q = _tensor(values, stage.query, "h", stage.rows, call.q)
     k, v = (
         _tensor(values, expr, "g", stage.columns, given) for expr, given in ((stage.key, call.k), (stage.value, call.v))
@@ -189,8 +208,18 @@ def _softmax(
             stage.span,
             help="project them to one size",
         )
-    tables = [_table(table, call, chosen, values) for table in _pattern_of(pattern, stage.name).tables]
+    declared = _pattern_of(pattern, stage.name).tables
+    tables = {table.name: _table(table, call, chosen, values) for table in declared}
     start = call.q_start if stage.rows == "q" else 0
+    made = frozenset(table.name for table in declared if table.name in values.stages)
+    return Operands(q=q, k=k, v=v, tables=tables, q_start=start, stages=made, lines=values.lines)
+
+
+def _softmax(
+    pattern: BoundPattern, stage: Attention, call: Inputs, chosen: Arrays, values: Arrays, key: str
+) -> tuple[Tensor, Tensor]:
+    given = _operands(pattern, stage, call, chosen, values)
+    q, k, v, tables, start = given.q, given.k, given.v, list(given.tables.values()), given.q_start
     shape = "square" if start == 0 and q.shape[2] == k.shape[2] else "offset"
     operator.foresee_gradients(q, k, v, tables, key, shape, ())
     out, lse = operator.attend(q, k, v, tables, None, key, shape, start, ())

@@ -256,9 +256,14 @@ class Attention:
         Raises:
             SpatError: as a call with these tensors would.
         """
+        given = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
+        if self.pattern.checked.graph is not None:
+            from spdsl.selecting import explain_stages
+
+            return explain_stages(self._key, q, k, v, given).text()
         from spdsl.explain import explain
 
-        return explain(self._key, q, k, v, tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)).text()
+        return explain(self._key, q, k, v, given).text()
 
 
 def loads(text: str, *, name: str | None = None) -> Pattern:

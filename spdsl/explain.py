@@ -202,16 +202,19 @@ def explain(
     target: str | None = None,
     *,
     gpu: str | None = None,
+    q_start: int | None = None,
 ) -> Report:
     """Count what the kernels for tensors like these visit, and predict their time on the GPU that is named ``gpu``.
+
+    The queries are the last positions, unless ``q_start`` is that of the first.
 
     Raises:
         SpatError: as a call with these tensors would.
     """
     target = target or ("cpu" if q.device.type == "cpu" else "sm_90")
     check_tensors(q, k, v)
-    chosen = plan_like(key, q, k, v, target)
-    call = _call(chosen, q, k, v, tables)
+    chosen = plan_like(key, q, k, v, target, q_start=q_start)
+    call = _call(chosen, q, k, v, tables, q_start)
     raise_pending()
     plan = call.plan
     parts = [(part, count_pairs(part)) for part in parts_of(call, lambda _: ())]
@@ -254,10 +257,12 @@ def call_like(key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Te
     return _call(plan_like(key, q, k, v, target), q, k, v, tables)
 
 
-def _call(chosen: Chosen, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor]) -> Call:
+def _call(
+    chosen: Chosen, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor], q_start: int | None = None
+) -> Call:
     pattern = chosen.plan.problem.pattern
     given = {table.name: with_batch(table, tables[table.name]) for table in pattern.tables}
-    start = first_query(pattern.attend, q.shape[2], k.shape[2])
+    start = first_query(pattern.attend, q.shape[2], k.shape[2]) if q_start is None else q_start
     call = Call(plan=chosen.plan, q=q, k=k, v=v, q_start=start, tables=given, parameters=chosen.variables)
     return settled(check_call(call))
 

@@ -9,7 +9,8 @@ from spdsl.analysis.tiles import Shape
 from spdsl.codegen.emit import emit
 from spdsl.codegen.gluon import emit_gluon
 from spdsl.codegen.lower import lower
-from spdsl.planning import Chosen, choose
+from spdsl.pipeline import softmax_keys
+from spdsl.planning import Chosen, choose, element
 from spdsl.prepare import precision
 from spdsl.semantics.nodes import BoundPattern
 
@@ -17,17 +18,17 @@ from spdsl.semantics.nodes import BoundPattern
 def sources(key: str, q: Tensor, k: Tensor, v: Tensor, target: str = "sm_90") -> dict[str, str]:
     """Generated sources by file name, for tensors like these; inputs get no gradients."""
     found = {}
-    for plan in plan_like(key, q, k, v, target).plan.parts:
+    for plan in (part for each in softmax_keys(key) for part in plan_like(each, q, k, v, target).plan.parts):
         graph = lower(plan)
         found[f"{graph.name}.py"] = emit(graph).text
         found |= {f"{graph.name}_{kernel.name}.py": emit_gluon(graph, kernel).text for kernel in graph.gluon}
     return found
 
 
-def plan_like(key: str, q: Tensor, k: Tensor, v: Tensor, target: str) -> Chosen:
-    """The plan for tensors like these; the shape class follows from the lengths."""
-    shape: Shape = "square" if q.shape[2] == k.shape[2] else "offset"
-    types = {"float": "float32", "int": "int32", "bool": "bool"}
+def plan_like(key: str, q: Tensor, k: Tensor, v: Tensor, target: str, *, q_start: int | None = None) -> Chosen:
+    """The plan for tensors like these; the shape class follows from the lengths and the first query's position."""
+    whole = q.shape[2] == k.shape[2] and not q_start
+    shape: Shape = "square" if whole else "offset"
 
     def problem(pattern: BoundPattern) -> Problem:
         return Problem(
@@ -35,7 +36,7 @@ def plan_like(key: str, q: Tensor, k: Tensor, v: Tensor, target: str) -> Chosen:
             dtype=precision(q.dtype),
             value_dim=v.shape[3],
             shape=shape,
-            tables=tuple((table.name, types[table.dtype]) for table in pattern.tables),
+            tables=tuple((table.name, element(table)) for table in pattern.tables),
         )
 
     return choose(key, (q.shape[1], k.shape[1], q.shape[3]), problem, target)

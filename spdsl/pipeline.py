@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from spdsl.diagnostics import error
 from spdsl.grammar.parse import parse
 from spdsl.semantics.bind import bind, parameter_values
 from spdsl.semantics.check import check
@@ -135,3 +136,25 @@ def bound(key: str, heads: int, groups: int, head_dim: int) -> BoundPattern:
 def softmax_key(key: str, name: str) -> str:
     """The key of one softmax of a pattern with stages."""
     return json.dumps(json.loads(key) | {"softmax": name})
+
+
+def softmax_keys(key: str) -> tuple[str, ...]:
+    """The keys of the softmaxes of a pattern with stages; of one without, its own key."""
+    fields = json.loads(key)
+    graph = recall(fields["text"], fields["name"]).graph
+    if graph is None or "softmax" in fields:
+        return (key,)
+    return tuple(softmax_key(key, stage.name) for stage in graph.attentions)
+
+
+def refuse_stages(key: str) -> None:
+    """Refuse to take a pattern with stages for one softmax.  Raises `SpatError` (SP290)."""
+    fields = json.loads(key)
+    pattern = recall(fields["text"], fields["name"])
+    if pattern.graph is not None and "softmax" not in fields:
+        raise error(
+            "SP290",
+            f"this command for `{pattern.name}`, whose stages depend on queries and keys, is not supported yet",
+            pattern.span,
+            help="`spdsl explain` and `spdsl show` tell how its stages and softmaxes are computed",
+        )

@@ -13,8 +13,8 @@ from spdsl.analysis.freedom import in_doubt, why_fixed
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Plan, Problem
 from spdsl.analysis.room import room_for_parameters
-from spdsl.pipeline import bound, closed, free_names, opened, reasons
-from spdsl.semantics.nodes import BoundPattern
+from spdsl.pipeline import bound, closed, free_names, opened, reasons, refuse_stages
+from spdsl.semantics.nodes import BoundPattern, Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,7 @@ def choose(
     Raises:
         SpatError: as `plan` and `bound` do.
     """
+    refuse_stages(key)
     open_key, values = opened(key)
     names = free_names(open_key)
     free = plan(problem(bound(open_key, *sizes)), target)
@@ -55,3 +56,8 @@ def choose(
         if lost is not None:
             return Chosen(plan=known, values={}, fixed=dict.fromkeys(names, lost) | fixed)
     return Chosen(plan=free, values=dict(zip(names, values, strict=True)), fixed=fixed)
+
+
+def element(table: Table) -> str:
+    """The element type of a table that is not seen yet: lists hold ints."""
+    return {"float": "float32", "int": "int32", "bool": "int32" if table.listed else "bool"}[table.dtype]

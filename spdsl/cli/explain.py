@@ -29,8 +29,12 @@ from spdsl.cli.output import print_json, print_table
 from spdsl.cli.stages import TARGETS
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from spdsl.analysis.device import DeviceProfile
     from spdsl.api import Pattern
+    from spdsl.cli.tensors import Sizes
     from spdsl.runtime.calls import Call
     from spdsl.whatif import Row
 
@@ -90,6 +94,9 @@ def explain(
     inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
     key = key_of(loaded.checked, values, layer, None, False)
 
+    if loaded.checked.graph is not None:
+        _stages(key, sizes, value_dim or head_dim, DTYPES[dtype], inputs, generated, target, seed, as_json)
+        return
     q, k, v = shaped(sizes, value_dim or head_dim, DTYPES[dtype])
 
     def call_with(changes: Mapping[str, int]) -> Call:
@@ -138,6 +145,29 @@ def explain(
         typer.echo(report.text())
         if grows is not None:
             typer.echo("\n".join(grows.lines()))
+
+
+def _stages(
+    key: str,
+    sizes: Sizes,
+    value_dim: int,
+    dtype: torch.dtype,
+    inputs: Mapping[str, Tensor],
+    generated: tuple[str, ...],
+    target: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Explain a pattern with stages, for random queries and keys."""
+    from spdsl.cli.tensors import drawn, note_generated
+    from spdsl.selecting import explain_stages
+
+    report = explain_stages(key, *drawn(sizes, value_dim, dtype, seed), inputs, target)
+    if as_json:
+        print_json({"ok": True, **report.as_dict(), "generated_inputs": list(generated)})
+        return
+    note_generated((*generated, "q", "k"))
+    typer.echo(report.text())
 
 
 def _candidates(call: Call, target: str, device: DeviceProfile, as_json: bool) -> None:

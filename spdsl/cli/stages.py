@@ -63,12 +63,15 @@ def intermediate(word: str, stage: str, wish: Wish) -> tuple[str, Any]:
             bound = bound_pattern(checked_pattern(given), wish)
             return dump_pattern(bound), record(bound)
         case "plan":
-            return _both(made_plan(checked_pattern(given), wish).plan)
+            plans = [made.plan for made in made_plans(checked_pattern(given), wish)]
+            both = [_both(plan) for plan in plans]
+            return "\n".join(text for text, _ in both), both[0][1] if len(both) == 1 else [each for _, each in both]
     from spdsl.codegen.emit import emit
     from spdsl.codegen.gluon import emit_gluon
     from spdsl.codegen.lower import lower
 
-    graphs = [lower(part) for part in made_plan(checked_pattern(given), wish).plan.parts]
+    plans = [made.plan for made in made_plans(checked_pattern(given), wish)]
+    graphs = [lower(part) for plan in plans for part in plan.parts]
     if stage == "block":
         shown, records = zip(*map(_both, graphs), strict=True)
         return "\n".join(shown), records[0] if len(records) == 1 else records
@@ -109,15 +112,22 @@ def bound_pattern(pattern: CheckedPattern, wish: Wish) -> BoundPattern:
 
 
 def made_plan(pattern: CheckedPattern, wish: Wish) -> Chosen:
-    """The plan for ``wish``, with gradients for every float input."""
+    """The plan for ``wish`` of a pattern without stages."""
+    from spdsl.pipeline import key_of, refuse_stages
+
+    refuse_stages(key_of(pattern, fit_tuples(pattern, wish.parameters), wish.layer, None, False))
+    return made_plans(pattern, wish)[0]
+
+
+def made_plans(pattern: CheckedPattern, wish: Wish) -> list[Chosen]:
+    """The plans of the softmaxes of a pattern for ``wish``, with gradients for every float input."""
     from spdsl.analysis.plans import Problem
-    from spdsl.pipeline import key_of
-    from spdsl.planning import choose
+    from spdsl.pipeline import key_of, softmax_keys
+    from spdsl.planning import choose, element
 
     if wish.target not in TARGETS:
         raise error("SP512", f"`{wish.target}` is not a target", help=f"Use one of {', '.join(TARGETS)}.")
     bound_pattern(pattern, wish)  # what is given must fit, also where kernels do not depend on it
-    types = {"float": "float32", "int": "int32", "bool": "bool"}
 
     def problem(bound: BoundPattern) -> Problem:
         return Problem(
@@ -125,13 +135,14 @@ def made_plan(pattern: CheckedPattern, wish: Wish) -> Chosen:
             dtype=wish.dtype,  # type: ignore[arg-type]  # the command has checked it
             value_dim=wish.value_dim,
             shape=wish.shape,  # type: ignore[arg-type]  # the command has checked it
-            tables=tuple((table.name, types[table.dtype]) for table in bound.tables),
+            tables=tuple((table.name, element(table)) for table in bound.tables),
             gradients=tuple(table.name for table in bound.tables if table.dtype == "float"),
             tiles=wish.tiles,
         )
 
     key = key_of(pattern, fit_tuples(pattern, wish.parameters), wish.layer, None, False)
-    return choose(key, (wish.heads, wish.groups, wish.head_dim), problem, wish.target)
+    sizes = wish.heads, wish.groups, wish.head_dim
+    return [choose(each, sizes, problem, wish.target) for each in softmax_keys(key)]
 
 
 def _both(node: object) -> tuple[str, Any]:

@@ -121,10 +121,22 @@ def shaped(sizes: Sizes, value_dim: int, dtype: torch.dtype) -> tuple[Tensor, Te
     return q, k, like(sizes.groups, sizes.n, value_dim)
 
 
+def drawn(sizes: Sizes, value_dim: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random tensors q, k and v, for patterns that select by them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def like(count: int, length: int, dim: int) -> Tensor:
+        return torch.randn(sizes.batch, count, length, dim, generator=generator).to(dtype)
+
+    q, k = like(sizes.heads, sizes.nq, sizes.head_dim), like(sizes.groups, sizes.n, sizes.head_dim)
+    return q, k, like(sizes.groups, sizes.n, value_dim)
+
+
 def note_generated(names: tuple[str, ...]) -> None:
     """Tell the user which inputs were made up."""
     for name in names:
-        note(f"the input `{name}` is made up; give it with `--input {name}=FILE`")
+        random = f"`{name}` is random: what stages choose depends on it"
+        note(random if name in ("q", "k") else f"the input `{name}` is made up; give it with `--input {name}=FILE`")
 
 
 def _pick(found: Mapping[str, Tensor], name: str, path: str) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from spdsl.semantics.graph import Attention, Mark, Merge, Pool, Score, Select, Softmax, Stage
 from spdsl.semantics.nodes import (
     Apply,
+    Attend,
     Axis,
     BoundPattern,
     Bounds,
@@ -118,8 +120,17 @@ def dump(pattern: CheckedPattern | BoundPattern) -> str:
     lines += [_table(table) for table in pattern.tables]
     lines += [_grid(grid) for grid in pattern.grids]
     lines += [_axis(axis) for axis in pattern.axes]
-    attend = pattern.attend
-    lines.append(f"  keep {print_expr(attend.keep)}")
+    if pattern.graph is not None:
+        lines += [f"  {stage_text(stage)}" for stage in pattern.graph.stages]
+        lines += [f"  export {each.name} = {_where(each.value, each.only)}" for each in pattern.graph.exports]
+        lines.append(f"  return {print_expr(pattern.graph.result)}")
+        return "\n".join(lines) + "\n"
+    lines += _clauses(pattern.attend)
+    return "\n".join(lines) + "\n"
+
+
+def _clauses(attend: Attend) -> list[str]:
+    lines = [f"  keep {print_expr(attend.keep)}"]
     for word, setting in (
         ("bias", attend.bias),
         ("scale", attend.scale),
@@ -128,7 +139,38 @@ def dump(pattern: CheckedPattern | BoundPattern) -> str:
     ):
         if setting is not None:
             lines.append(f"  {word} {print_expr(setting)}")
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def stage_text(stage: Stage) -> str:
+    """A stage on one line: its name and axes, and what it computes."""
+    what: str
+    match stage:
+        case Score(left=left, right=right, over=over, scale=scale):
+            by = "" if scale is None else f", scale = {print_expr(scale)}"
+            what = f"score({print_expr(left)}, {print_expr(right)}, over = {over}{by})"
+        case Pool(kind=kind, over=over, per=per, windows=windows):
+            along = f"over = {over}" if per is None else f"{over}, per = {per}"
+            ways = "" if windows is None else f", windows = {windows}"
+            what = f"{kind}({_where(stage.value, stage.only)}, {along}{ways})"
+        case Softmax(over=over):
+            what = f"softmax({_where(stage.value, stage.only)}, over = {over})"
+        case Select(by=by, over=over, amount=amount, forced=forced):
+            first = "" if forced == Const(value=False) else f" |> force({print_expr(forced)})"
+            word = "top" if by == "count" else "top_p"
+            what = f"{_where(stage.value, stage.only)}{first} |> {word}({print_expr(amount)}, over = {over})"
+        case Mark(value=value):
+            what = print_expr(value)
+        case Attention(query=query, key=key, value=value, attend=attend):
+            given = ", ".join(print_expr(part) for part in (query, key, value))
+            what = f"attend({given}) {{ {'  '.join(line.strip() for line in _clauses(attend))} }}"
+        case Merge(parts=names):
+            what = f"merge({', '.join(names)})"
+    return f"{stage.name}[{', '.join(stage.axes)}] = {what}"
+
+
+def _where(value: Expr, only: Expr) -> str:
+    return print_expr(value) if only == Const(value=True) else f"{print_expr(value)} |> only({print_expr(only)})"
 
 
 def _value(value: object) -> str:

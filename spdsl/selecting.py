@@ -1,0 +1,123 @@
+"""How a call of a pattern with stages is computed: what each stage costs, and how each softmax walks.
+
+From: a key and tensors.  To: a report.  Stages run, since they decide what the softmaxes visit; attention does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from torch import Tensor
+
+from spdsl.arguments import first_query
+from spdsl.explain import Report, explain
+from spdsl.pipeline import bound, softmax_key
+from spdsl.runtime import graphs
+from spdsl.runtime.checks import check_tensors
+from spdsl.runtime.lines import Lines
+from spdsl.semantics.graph import Attention, Merge, Pool, Score, Stage, is_free, loads, parts, side_of
+from spdsl.semantics.show import stage_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageReport:
+    """A stage: its text, how many numbers it makes, and the products it takes for scores.
+
+    ``bytes`` is what is kept of it: nothing of a stage that is made a few rows at a time.
+    """
+
+    text: str
+    numbers: int
+    products: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphReport:
+    """What `Attention.explain` tells about a pattern with stages; ``softmaxes`` by the names of their stages."""
+
+    pattern: str
+    stages: tuple[StageReport, ...]
+    softmaxes: tuple[tuple[str, Report], ...]
+    head_dim: int
+
+    @property
+    def products(self) -> int:
+        """Multiplications and additions of all scores."""
+        return sum(stage.products for stage in self.stages)
+
+    @property
+    def attended(self) -> int:
+        """Those of the forward kernels: two products for each pair that is computed."""
+        kernels = (kernel for _, report in self.softmaxes for kernel in report.kernels if kernel.kind == "forward")
+        return sum(2 * self.head_dim * kernel.computed for kernel in kernels)
+
+    @property
+    def share(self) -> float:
+        """The share of the scores in all products."""
+        return self.products / max(1, self.products + self.attended)
+
+    def as_dict(self) -> dict[str, object]:
+        """The report for `--json`."""
+        found = asdict(self) | {"products": self.products, "attended": self.attended, "share": self.share}
+        return found | {"softmaxes": {name: report.as_dict() for name, report in self.softmaxes}}
+
+    def text(self) -> str:
+        """The report as lines to read."""
+        lines = [f"{self.pattern}: stages that run before attention"]
+        for stage in self.stages:
+            cost = f"{stage.numbers:,} numbers"
+            cost += f", {stage.products:,} multiply-adds" if stage.products else ""
+            cost += f", {stage.bytes:,} bytes kept" if stage.bytes else ""
+            lines.append(f"  {stage.text}: {cost}")
+        lines.append(f"scores are {self.share:.1%} of the multiply-adds of the forward pass")
+        for name, report in self.softmaxes:
+            lines += [f"softmax {name}", *(f"  {line}" for line in report.text().splitlines())]
+        return "\n".join(lines)
+
+
+def explain_stages(
+    key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor], target: str | None = None
+) -> GraphReport:
+    """Count what the stages of a pattern make of these tensors, and what its softmaxes then visit.
+
+    Raises:
+        SpatError: as a call with these tensors would.
+    """
+    check_tensors(q, k, v)
+    pattern = bound(key, q.shape[1], k.shape[1], q.shape[3])
+    assert pattern.graph is not None
+    start = first_query(pattern.attend, q.shape[2], k.shape[2])
+    call = graphs.Inputs(q=q, k=k, v=v, tables=tables, q_start=start)
+    softmaxes = []
+    kept: dict[str, int] = {}
+    lines: Lines | None = None
+    for stage in pattern.graph.attentions:
+        made = graphs.operands(pattern, stage, call)
+        lines = made.lines
+        kept |= {name: table.nbytes for name, table in made.tables.items() if name in made.stages}
+        own = softmax_key(key, stage.name)
+        softmaxes.append((stage.name, explain(own, made.q, made.k, made.v, made.tables, target, q_start=made.q_start)))
+    assert lines is not None
+    return GraphReport(
+        pattern=pattern.name,
+        stages=tuple(
+            _stage(stage, lines, kept.get(stage.name, 0))
+            for stage in pattern.graph.stages
+            if not isinstance(stage, Attention | Merge)
+        ),
+        softmaxes=tuple(softmaxes),
+        head_dim=q.shape[3],
+    )
+
+
+def _stage(stage: Stage, lines: Lines, kept: int) -> StageReport:
+    numbers = lines.batch * math.prod(lines.size(axis) for axis in stage.axes)
+    products = numbers * lines.size(stage.over) if isinstance(stage, Score) else 0
+    of_keys = all(side_of(axis) != "q" for axis in stage.axes) or any(map(is_free, stage.axes))
+    whole = isinstance(stage, Pool) and of_keys and bool(loads(parts(stage)[0]))
+    return StageReport(
+        text=stage_text(stage), numbers=numbers, products=products, bytes=kept or (4 * numbers if whole else 0)
+    )

@@ -1,0 +1,50 @@
+"""What the command says about patterns that select by scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.cli.conftest import Answer
+
+Spdsl = Callable[..., Answer]
+
+SMALL = ("--heads", "4", "--groups", "2", "--head-dim", "16")
+
+
+def test_explain_tells_stages_and_softmaxes(spdsl: Spdsl) -> None:
+    answer = spdsl("explain", "nsa", "-n", "256", *SMALL, "-p", "picks=2", "--target", "cpu")
+    assert answer.status == 0, answer
+    assert "stage_2[h, q, k.win] = score(" in answer.out
+    assert answer.out.count("\nsoftmax stage_") == 3
+    # 4 heads, 256 queries, 16 windows, 16 products each.
+    assert "16,384 numbers, 262,144 multiply-adds" in answer.out
+
+
+def test_explain_counts_what_is_chosen(spdsl: Spdsl) -> None:
+    answer = spdsl(
+        "explain", "moba", "-n", "256", *SMALL, "-p", "block=64", "-p", "picks=1", "--target", "cpu", "--json"
+    )
+    (report,) = json.loads(answer.out)["softmaxes"].values()
+    # The own block alone: 64 · 65 / 2 pairs in each of four blocks and four heads.
+    assert report["pairs"] == 4 * 4 * 64 * 65 // 2
+
+
+@pytest.mark.parametrize("stage", ["checked", "bound", "plan", "block", "triton"])
+def test_show(spdsl: Spdsl, stage: str) -> None:
+    answer = spdsl("show", "infllm_v2", "--emit", stage, *SMALL)
+    assert answer.status == 0, answer
+    wanted = {"checked": "|> top(picks, over = k.blk)", "bound": "|> top(64, over = k.blk)", "triton": "in_list("}
+    assert wanted.get(stage, "stage_6") in answer.out
+
+
+@pytest.mark.parametrize(
+    "command", [("prove", "moba"), ("compile", "moba", "-o", "x"), ("show", "moba", "--emit", "tiles")]
+)
+def test_refusals_name_the_pattern(spdsl: Spdsl, command: tuple[str, ...]) -> None:
+    answer = spdsl(*command)
+    assert answer.status != 0
+    assert "moba" in answer.err
+    assert "SP414" in answer.err or "SP290" in answer.err
