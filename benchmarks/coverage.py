@@ -52,13 +52,15 @@ brackets the fused one, computes than FlexAttention does.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """Pairs of one mask over the heads that are counted: all, kept, computed by each kernel, and in touched blocks."""
+    """Pairs of one mask over the heads that are counted: all, kept, computed by each kernel, and in touched blocks;
+    and the shares of the kept ones by direction, for the kernels that run by default."""
 
     case: Case
     total: int
     kept: int
     computed: dict[str, int]
     blocks: int
+    useful: dict[str, float]
 
     def line(self) -> str:
         """A row of the table."""
@@ -85,6 +87,7 @@ def coverage(case: Case, target: str = "sm_90") -> Coverage:
         kept=report.pairs,
         computed=computed_by(report),
         blocks=touched_blocks(call) * BLOCK**2,
+        useful={"fwd": report.useful("fwd"), "bwd": report.useful("bwd")},
     )
 
 

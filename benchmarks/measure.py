@@ -107,13 +107,10 @@ def measure(case: Case, rate: float, peers: bool = True) -> list[Measurement]:
 
 
 def share(found: Coverage, impl: str, direction: str) -> float | None:
-    """Kept pairs among those that an implementation computes; a backward pass of two kernels computes the sum."""
+    """Kept pairs among those that an implementation computes, where that is known."""
     if impl.startswith("flex"):
         return round(found.kept / found.blocks, 4)
-    if impl != "spdsl":
-        return None
-    kinds = ("forward",) if direction == "fwd" else ("fused",) if "fused" in found.computed else ("dq", "dkdv")
-    return round(len(kinds) * found.kept / sum(found.computed[kind] for kind in kinds), 4)
+    return round(found.useful[direction], 4) if impl == "spdsl" else None
 
 
 def _tensors(case: Case) -> tuple[list[Tensor], Tensor]:

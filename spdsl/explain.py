@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -131,6 +132,19 @@ class Report:
             kernel.metadata for kernel in self.kernels if kernel.kind not in ("dq", "dkdv") or kernel.part not in fused
         )
         return lists + sum(size for _, size in self.stages)
+
+    def useful(self, direction: Literal["fwd", "bwd"]) -> float:
+        """Pairs kept over pairs computed by the kernels that run by default; of two that go back, half of their sum."""
+        fused = {kernel.part for kernel in self.kernels if kernel.kind == "fused"}
+        computed = 0.0
+        for kernel in self.kernels:
+            if direction == "fwd":
+                computed += kernel.computed * (kernel.kind == "forward")
+            elif kernel.kind == "fused":
+                computed += kernel.computed
+            elif kernel.kind in ("dq", "dkdv") and kernel.part not in fused:
+                computed += kernel.computed / 2
+        return self.pairs / computed if computed else 1.0
 
     @property
     def is_fused(self) -> bool:

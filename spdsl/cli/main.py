@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import typer
 
 from spdsl import __version__
-from spdsl.cli import cache, check, compile_, explain, fmt, library, lsp, prove, run_, show, tune, view
+from spdsl.cli import bench, cache, check, compile_, explain, fmt, library, lsp, prove, run_, show, tune, view
 from spdsl.cli.output import show_error, show_fault, show_warning
 from spdsl.diagnostics import SpatError, error
 
@@ -55,6 +55,7 @@ app.command("view")(view.view)
 app.command("explain")(explain.explain)
 app.command("prove")(prove.prove)
 app.command("run")(run_.run)
+app.command("bench")(bench.bench)
 app.command("compile")(compile_.compile_)
 app.command("tune")(tune.tune)
 app.command("lsp")(lsp.lsp)

@@ -78,7 +78,7 @@ def carry_out(task: Task) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "parameters": dict(task.parameters),
         "shape": {"q": list(q.shape), "k": list(k.shape), "v": list(v.shape)},
         "dtype": str(q.dtype).removeprefix("torch."),
-        "device": _name(device),
+        "device": name_of(device),
         "backend": task.backend or ("triton" if device.type == "cuda" else "cpu"),
         "seconds": seconds,
         "kept_pairs": _kept(task, q, k, v, on_device),
@@ -129,7 +129,8 @@ def device_of(asked: str) -> torch.device:
     return device
 
 
-def _name(device: torch.device) -> str:
+def name_of(device: torch.device) -> str:
+    """What a device is called."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -181,7 +182,7 @@ def _call(
 
     out = forward()
     raise_pending()
-    seconds = {"forward": _time(forward, q.device)}
+    seconds = {"forward": time_of(forward, q.device)}
     tensors = {"out": out}
     if backward:
         leaves = [each.detach().requires_grad_() for each in (q, k, v)]
@@ -193,12 +194,12 @@ def _call(
             return torch.autograd.grad(result, leaves, d_out, retain_graph=True)
 
         found = grads()
-        seconds["backward"] = _time(grads, q.device)
+        seconds["backward"] = time_of(grads, q.device)
         tensors |= {"d_out": d_out} | dict(zip(("dq", "dk", "dv"), found, strict=True))
     return seconds, tensors
 
 
-def _time(action: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+def time_of(action: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
     """The median time of an action that has run once before, in seconds."""
     times = []
     for _ in range(repeats):
@@ -243,17 +244,23 @@ def _compare(
         truth |= dict(zip(("dq", "dk", "dv"), grads, strict=True))
     limit = LIMITS[q.dtype]
     return {
-        name: {"error": _distance(tensors[name], each), "limit": limit if name == "out" else 2 * limit}
+        name: {"error": distance(tensors[name], each), "limit": limit if name == "out" else 2 * limit}
         for name, each in truth.items()
     }
 
 
 def _rows_at_once(pattern: Pattern, heads: int, nq: int, n: int) -> int:
     """Queries that a part may have; a pattern that reads `nq` would change its meaning, and is not taken apart."""
-    return nq if re.search(r"\bnq\b", pattern.to_spat()) else max(1, PAIRS_AT_ONCE // (heads * n))
+    return nq if reads_nq(pattern) else max(1, PAIRS_AT_ONCE // (heads * n))
 
 
-def _distance(found: Tensor, truth: Tensor) -> float:
+def reads_nq(pattern: Pattern) -> bool:
+    """Whether the number of queries may matter to a pattern."""
+    return re.search(r"\bnq\b", pattern.to_spat()) is not None
+
+
+def distance(found: Tensor, truth: Tensor) -> float:
+    """‖found − truth‖ / ‖truth‖."""
     norm = float(truth.double().norm())
     return float((found.double() - truth.double()).norm()) / (norm or 1.0)
 

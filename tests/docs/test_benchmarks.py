@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.cases import CASES, DOCUMENT_LENGTHS, SUITE, documents
 from benchmarks.chart import BEGIN, END, between, chart, table
-from benchmarks.coverage import Coverage
+from benchmarks.coverage import coverage
 from benchmarks.measure import expected_at, share
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -65,11 +66,15 @@ def test_names_and_sizes() -> None:
 
 
 def test_shares_of_several_kernels() -> None:
-    found = Coverage(case=CASES[0], total=1000, kept=300, computed={"forward": 400, "dq": 500, "dkdv": 700}, blocks=600)
-    assert share(found, "spdsl", "fwd") == 0.75
-    assert share(found, "spdsl", "bwd") == 0.5
-    assert share(found, "flex-tuned", "bwd") == 0.5
+    found = coverage(replace(CASES[1], n=1024))
+    assert share(found, "spdsl", "fwd") == round(found.kept / found.computed["forward"], 4)
+    assert share(found, "spdsl", "bwd") == round(found.kept / found.computed["fused"], 4)
+    assert share(found, "flex-tuned", "bwd") == round(found.kept / found.blocks, 4)
     assert share(found, "cudnn", "fwd") is None
+    apart = coverage(replace(CASES[1], n=1024, dim=256))
+    assert "fused" not in apart.computed
+    both = (apart.computed["dq"] + apart.computed["dkdv"]) / 2
+    assert share(apart, "spdsl", "bwd") == round(apart.kept / both, 4)
 
 
 def test_the_table_of_the_page_is_that_of_the_results() -> None:

@@ -1,0 +1,92 @@
+"""bench: what is timed and checked, and what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spdsl.api import load
+from spdsl.cli import measure, race
+from tests.cli.conftest import Answer
+
+Spdsl = Callable[..., Answer]
+SMALL = ("-n", "200", "--heads", "2", "--head-dim", "16", "--rounds", "1")
+
+
+def test_a_table(spdsl: Spdsl, good: Path) -> None:
+    answer = spdsl("bench", "local.spat", *SMALL)
+    assert answer.status == 0
+    assert "CPU back end" in answer.err
+    assert f"pairs kept {(36 + 192 * 8) / 200**2:.2%}" in answer.out
+    rows = [line for line in answer.out.splitlines() if "  forward  " in line or "  backward " in line]
+    assert [row.split("  ")[0] for row in rows] == ["spdsl", "sdpa, causal"] * 2
+    assert "times as fast as dense attention" in answer.out
+
+
+def test_as_json(spdsl: Spdsl, good: Path) -> None:
+    found = spdsl("bench", "local.spat", *SMALL, "--groups", "1", "--value-dim", "24", "--json").json
+    assert found["ok"]
+    assert found["kept"] == (36 + 192 * 8) / 200**2
+    mine, dense = (row for row in found["results"] if row["direction"] == "bwd")
+    pairs = 2 * (36 + 192 * 8)
+    assert mine["floor_ms"] == pytest.approx(
+        pairs * 2 * (3 * 16 + 2 * 24) / found["matrix_rate"] * 1e3, rel=1e-2, abs=1e-4
+    )
+    assert mine["tflops_useful"] == pytest.approx(pairs * 192 / mine["ms"] * 1e-9, rel=0.1, abs=1e-4)
+    assert (mine["impl"], dense["impl"]) == ("spdsl", "sdpa, causal")
+    assert mine["shape"] == "batch 1, heads 2:1, n 200, d 16, dv 24"
+    assert 0 < mine["error"] < 2e-5
+    assert dense["error"] is None
+    assert dense["useful_over_computed"] == pytest.approx(found["kept"] / (201 / 400), abs=1e-4)
+    assert found["faster_than_dense"]["bwd"] == pytest.approx(dense["ms"] / mine["ms"], rel=1e-2)
+
+
+def test_what_is_left_out(spdsl: Spdsl, good: Path) -> None:
+    found = spdsl("bench", "local.spat", *SMALL, "--nq", "50", "--no-backward", "--no-dense", "--json").json
+    assert [(row["impl"], row["direction"]) for row in found["results"]] == [("spdsl", "fwd")]
+    assert found["results"][0]["shape"].endswith(", nq 50")
+    assert found["faster_than_dense"] == {}
+
+
+def test_patterns_that_look_ahead_race_with_all_pairs(spdsl: Spdsl, tmp_path: Path) -> None:
+    np.save(tmp_path / "marked.npy", np.arange(200) == 3)
+    found = spdsl(
+        "bench", "longformer", *SMALL, "-p", "window=8", "--input", "is_global=marked.npy", "--no-backward", "--json"
+    ).json
+    assert [row["impl"] for row in found["results"]] == ["spdsl", "sdpa"]
+    assert found["generated_inputs"] == []
+
+
+def test_a_wrong_result_is_told(spdsl: Spdsl, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(measure.LIMITS, torch.float32, 1e-12)
+    answer = spdsl("bench", "local.spat", *SMALL)
+    assert answer.status == 1
+    assert "an error is above its limit" in answer.out
+
+
+def test_queries_that_are_looked_at(good: Path, tmp_path: Path) -> None:
+    assert race.places(144, load(str(good))) == [(0, 144)]
+    assert race.places(1000, load(str(good))) == [(0, 48), (500, 548), (952, 1000)]
+    counting = tmp_path / "counting.spat"
+    counting.write_text("pattern counting() {\n  keep causal and q < nq\n}\n")
+    assert race.places(1000, load(str(counting))) == [(0, 1000)]
+
+
+def test_selections_by_scores_are_refused(spdsl: Spdsl) -> None:
+    answer = spdsl("bench", "moba", *SMALL)
+    assert answer.status == 1
+    assert "SP290" in answer.err
+
+
+@pytest.mark.parametrize("words", [("-n", "0"), ("--dtype", "int8"), ("--heads", "3", "--groups", "2")])
+def test_words_that_do_not_fit(spdsl: Spdsl, good: Path, words: tuple[str, ...]) -> None:
+    assert spdsl("bench", "local.spat", *words).status == 2
+
+
+def test_help_has_examples(spdsl: Spdsl) -> None:
+    answer = spdsl("bench", "--help")
+    assert "spdsl bench documents --input doc=ids.npz" in answer.out
