@@ -10,15 +10,30 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from spdsl.api import Attention, Pattern, compile, load, loads, names, raise_pending
+    from spdsl.decorator import Input, Within, pattern
     from spdsl.diagnostics import SpatError, SpatWarning
 
 __version__ = "0.1.0"
 
-__all__ = ["Attention", "Pattern", "SpatError", "SpatWarning", "compile", "load", "loads", "names", "raise_pending"]
+__all__ = [
+    "Attention",
+    "Input",
+    "Pattern",
+    "SpatError",
+    "SpatWarning",
+    "Within",
+    "compile",
+    "load",
+    "loads",
+    "names",
+    "pattern",
+    "raise_pending",
+]
 
-_HOMES = dict.fromkeys(("Attention", "Pattern", "compile", "load", "loads", "raise_pending"), "spdsl.api") | {
-    "SpatError": "spdsl.diagnostics",
-    "SpatWarning": "spdsl.diagnostics",
+_HOMES = {
+    **dict.fromkeys(("Attention", "Pattern", "compile", "load", "loads", "raise_pending"), "spdsl.api"),
+    **dict.fromkeys(("Input", "Within", "pattern"), "spdsl.decorator"),
+    **dict.fromkeys(("SpatError", "SpatWarning"), "spdsl.diagnostics"),
     "names": "spdsl.library",
 }
 

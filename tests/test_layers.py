@@ -45,7 +45,7 @@ LAYERS = (
         "spdsl.prove",
         "spdsl.remarks",
     ),
-    ("spdsl.api", "spdsl.decorator"),
+    ("spdsl.api", "spdsl.language", "spdsl.decorator"),
     ("spdsl.picture",),
     ("spdsl.editor",),
     ("spdsl.cli",),

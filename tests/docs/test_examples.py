@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import linecache
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,10 @@ def test_patterns_are_laid_out_the_same_twice(text: str, code: str | None) -> No
 
 @pytest.mark.parametrize(("page", "text"), programs())
 def test_programs_run(page: str, text: str) -> None:
-    exec(compile(text, page, "exec"), {"__name__": "example"})  # noqa: S102
+    # As a notebook does, so that functions know their source.
+    name = f"<{page}: {hash(text)}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    exec(compile(text, name, "exec"), {"__name__": "example"})  # noqa: S102
 
 
 def test_there_are_examples() -> None:
@@ -72,6 +77,7 @@ def test_there_are_examples() -> None:
 # ---------------------------------------------------------------- tables of the reference
 
 
+@cache
 def codes_of_the_source() -> set[str]:
     """The codes that stand as string literals in the source."""
     found: set[str] = set()
