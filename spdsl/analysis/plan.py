@@ -93,7 +93,7 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
     def kernel(kind: Kind) -> KernelPlan:
         if side is not None:
             return _gathering(kind, staged, problem, target, side)
-        found = _kernel(kind, staged, problem, target, residues, place)
+        found = _kernel(kind, staged, problem, target, residues)
         splits = target != "cpu" and _splits(kind, found.walk, pattern, gradients)
         return replace(found, splits=splits, persistent=not splits and may_persist(found, problem))
 
@@ -159,14 +159,12 @@ def _residues(staged: Staged, problem: Problem) -> Residues | None:
     )
 
 
-def _kernel(
-    kind: Kind, staged: Staged, problem: Problem, target: str, residues: Residues | None, place: int = 0
-) -> KernelPlan:
+def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues: Residues | None) -> KernelPlan:
     # The CPU back end and the fused kernel compute on runs of consecutive rows.
     boxed = None if target == "cpu" or kind == "fused" else _boxed(kind, staged, problem, target)
     if boxed is not None:
         return boxed
-    plain = why_plain(kind, problem, target, place=place)
+    plain = why_plain(kind, problem, target)
     specialised = plain is None
     descriptors = specialised or (residues is None and copies_tiles(problem, target))
     tiles = _tiles(kind, problem, None, target, descriptors, specialised)
@@ -177,7 +175,7 @@ def _kernel(
         relation = _relation(staged, problem, better, residues)
         walk = _walk(kind, relation)
     if residues is not None and not isinstance(walk, SlotWalk):
-        return _kernel(kind, staged, problem, target, None, place)  # lists are made of tiles of consecutive rows
+        return _kernel(kind, staged, problem, target, None)  # lists are made of tiles of consecutive rows
     return KernelPlan(
         kind=kind,
         block_q=better.block_q,
@@ -214,7 +212,7 @@ def _gathering(kind: Kind, staged: Staged, problem: Problem, target: str, side: 
         warps=tiles.warps,
         stages=tiles.stages,
         walk=SlotWalk(slots=(Slot(touched=every),), long=long),
-        plain=why_plain(kind, problem, target, place=1) or "",
+        plain=why_plain(kind, problem, target, marked=True) or "",
         marked=Marked(side=side, where=_conjunction(where), keep=_conjunction(rest)),
         splits=long is not None and not (kind == "dkdv" and pattern.heads > pattern.groups and bool(problem.gradients)),
     )

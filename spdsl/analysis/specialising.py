@@ -47,13 +47,13 @@ def why_plain(
     target: str,
     *,
     boxes_copied: bool = True,
-    place: int = 0,
+    marked: bool = False,
 ) -> str | None:
     """Why the warps of a kernel are all alike; None where one copies tiles for the others, and empty where there is no
     such kernel at all.
 
-    ``boxes_copied`` says that the copy engine can load the kernel's boxes, if its tiles are boxes of a grid; ``place``
-    is where the kernel's set stands in a union.
+    ``boxes_copied`` says that the copy engine can load the kernel's boxes, if its tiles are boxes of a grid, ``marked``
+    that tiles are gathered from marked rows.
     """
     if target != "sm_90" or kind in ("dq", "dkdv"):
         return ""
@@ -70,8 +70,8 @@ def why_plain(
         return "rows of tensors are not multiples of 16 bytes, which the copy engine needs"
     if max(problem.pattern.head_dim, problem.value_dim) > WIDEST:
         return f"a head dim above {WIDEST} does not fit the registers"
-    if place:
-        return "it goes on from the results of the set before"
+    if marked:
+        return "marked rows lie anywhere, and the copy engine takes neighbours"
     if not boxes_copied:
         return (
             "the copy engine cannot load the boxes: rows follow the grid, their places are apart, or it has many axes"

@@ -73,6 +73,13 @@ def test_dims_and_shapes(name: str, dims: tuple[int, int], dtype: str, shape: st
     check(planned(name, dims, dtype, shape, groups))
 
 
+def test_the_second_set_of_a_union() -> None:
+    """It goes on from the output and LSE of the first, row by row."""
+    first, second = planned("strided", (128, 128)).parts
+    check(first)
+    check(second)
+
+
 @pytest.mark.parametrize(
     ("dims", "dtype", "shape", "reason"),
     [
