@@ -1,8 +1,9 @@
-"""Times of kernels for the cost model: ``python -m benchmarks.calibrate --out raw.json``.
+"""Times of kernels for the cost model: ``python -m benchmarks.calibrate --out raw.jsonl``.
 
 Every subject is planned with each of the candidates and its kernels are timed alone, captured in CUDA graphs, so that
-no host time counts.  Several processes plan and compile; a lock lets one at a time use the GPU.  Each row of the
-result is a kernel's work, as the model sees it, with its time.
+no host time counts.  Several processes plan and compile; a lock lets one at a time use the GPU.  The first line of the
+result is about the machine, each other one a kernel's work, as the model sees it, with its time; what is there when
+time runs out is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,13 +30,14 @@ from benchmarks.subjects import Subject, checked, fitted
 from spdsl.analysis.candidates import candidates
 from spdsl.analysis.plan import plan as make_plan
 from spdsl.analysis.plans import Kind, Plan, Tiles
-from spdsl.codegen.aot import compile_fused, compile_kernels
+from spdsl.codegen.aot import compile_kernels
 from spdsl.costs import work
 from spdsl.kernels import plan_like
 from spdsl.runtime.calls import Call
 from spdsl.runtime.checks import check_call
 from spdsl.runtime.lists import lists_for
 from spdsl.runtime.operator import with_batch
+from spdsl.runtime.tape import Recorder
 from spdsl.runtime.triton_engine import TritonEngine
 
 Row = dict[str, Any]
@@ -105,23 +107,20 @@ def build(family: int) -> int:
     subjects, count = families()[family], 0
     for plan, kinds in plans_of(subjects[0]):
         names = {name for kind in kinds for name in (kind, f"{kind}_combine", f"{kind}_intervals")}
-        wanted = (*sorted(names - {"fused"}), "delta", "intervals")
+        wanted = (*sorted(names), "delta", "intervals")
         try:
             count += len(compile_kernels(plan, "sm_90", wanted)[1])
-            if "fused" in kinds:
-                compile_fused(plan)
-                count += 1
         except Exception:
             traceback.print_exc()
     return count
 
 
-def measure(family: int, lock: str) -> list[Row]:
-    """The rows of the subjects of one family."""
-    subjects = families()[family]
+def measure(family: int, out: Path, until: float) -> int:
+    """Add the rows of the subjects of one family to a file, as long as there is time; returns how many."""
+    subjects, count = families()[family], 0
     plans = plans_of(subjects[0])
-    build(family)
-    rows: list[Row] = []
+    if time.time() < until:
+        build(family)
     engine = TritonEngine()
     for subject in subjects:
         counted = [
@@ -129,14 +128,14 @@ def measure(family: int, lock: str) -> list[Row]:
             for plan, kinds in plans
             for kind in kinds
         ]
-        with FileLock(lock):
+        with FileLock(f"{out}.lock"):
+            if time.time() > until:
+                return count
             torch.manual_seed(0)
             call = call_of(subject, "cuda")
-            given = (
-                torch.randn_like(call.q),
-                torch.full(call.q.shape[:3], 8.0, device="cuda"),
-                torch.randn_like(call.q),
-            )
+            lse = torch.full(call.q.shape[:3], 8.0, device="cuda")
+            given = (torch.randn_like(call.q), lse, torch.randn_like(call.q))
+            rows: list[Row] = [{"subject": subject.name, "role": subject.role, "works": [], **_dense(call)}]
             for plan, kind, found in counted:
                 try:
                     seconds = _seconds(engine, replace(call, plan=plan), kind, given)
@@ -146,18 +145,25 @@ def measure(family: int, lock: str) -> list[Row]:
                     continue
                 about = {"subject": subject.name, "role": subject.role, "default": plan is plans[0][0]}
                 rows.append(about | {"works": [asdict(found)], "seconds": seconds})
+            with out.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            count += len(rows)
             del call, given
             torch.cuda.empty_cache()
-    return rows
+    return count
 
 
 def _seconds(engine: TritonEngine, call: Call, kind: Kind, given: tuple[Tensor, Tensor, Tensor]) -> float:
     if kind == "forward":
         ready = lists_for(call, ("forward",))
-        return timed(lambda: engine.forward(ready))
+        return timed(lambda: engine.forward(replace(ready, recorder=Recorder())))
     ready = replace(lists_for(call, ("fused",) if kind == "fused" else ("dq", "dkdv")), deterministic=kind != "fused")
     out, lse, d_out = given
-    return timed(lambda: engine.backward(ready, out, lse, d_out, None, WANTED[kind]))
+
+    def run() -> object:
+        return engine.backward(replace(ready, recorder=Recorder()), out, lse, d_out, None, WANTED[kind])
+
+    return timed(run)
 
 
 def _dense(call: Call) -> Row:
@@ -214,30 +220,28 @@ def families() -> list[list[Subject]]:
 def main() -> None:
     """Build, or build and measure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.calibrate", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("calibration.json"))
+    parser.add_argument("--out", type=Path, default=Path("calibration.jsonl"))
     parser.add_argument("--build", action="store_true", help="only compile")
-    parser.add_argument("--jobs", type=int, default=12)
-    parser.add_argument("--only", type=int, default=None, help="so many families")
+    parser.add_argument("--jobs", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=300.0, help="after which nothing more is measured")
     arguments = parser.parse_args()
-    groups = families()[: arguments.only]
+    groups, start = families(), time.time()
     print(f"{sum(map(len, groups))} subjects of {len(groups)} families", flush=True)
-    start = time.time()
+    if not arguments.build:
+        about = {"machine": machine(), "torch": torch.__version__, "spdsl": spdsl.__version__}
+        arguments.out.write_text(json.dumps(about) + "\n")
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
-        if arguments.build:
-            for group, count in zip(groups, pool.map(build, range(len(groups))), strict=True):
-                print(group[0].name, group[0].dim, count, f"{time.time() - start:.0f} s", flush=True)
-            return
-        lock = str(arguments.out.resolve()) + ".lock"
-        rows: list[Row] = []
-        waiting = [(group[0], pool.submit(measure, number, lock)) for number, group in enumerate(groups)]
-        for first, future in waiting:
+        until, out = start + arguments.seconds, arguments.out.resolve()
+        waiting = {
+            pool.submit(build, number) if arguments.build else pool.submit(measure, number, out, until): group[0]
+            for number, group in enumerate(groups)
+        }
+        for future in as_completed(waiting):
+            first = waiting[future]
             try:
-                rows += future.result()
+                print(first.name, first.dim, future.result(), f"{time.time() - start:.0f} s", flush=True)
             except Exception:
                 traceback.print_exc()
-            print(first.name, first.dim, len(rows), f"{time.time() - start:.0f} s", flush=True)
-    result = {"machine": machine(), "torch": torch.__version__, "spdsl": spdsl.__version__, "rows": rows}
-    arguments.out.write_text(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

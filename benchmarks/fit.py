@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from spdsl.analysis.cost import TAIL, delta_seconds, estimate, program_share, resident
-from spdsl.analysis.device import Dense, DeviceProfile, Rate
+from spdsl.analysis.device import Dense, DeviceProfile, Rate, profile_for
 from spdsl.analysis.plans import Tiles
 from spdsl.analysis.work import Work
 
@@ -209,6 +209,16 @@ def _short(tiles: Tiles) -> str:
     return f"{tiles.block_q}x{tiles.block_k}/{tiles.warps}/{tiles.stages}"
 
 
+def read(path: Path) -> dict[str, Any]:
+    """Rows and their machine, from one JSON document or from lines of them; what is missing is as shipped."""
+    text = path.read_text()
+    if path.suffix != ".jsonl":
+        return dict(json.loads(text))
+    about, *rows = (json.loads(line) for line in text.splitlines())
+    known = profile_for(about["machine"]["name"], "sm_90").as_dict()
+    return {"machine": {"dense": known["dense"], **about["machine"]}, "rows": rows}
+
+
 def main() -> None:
     """Fit, print the study, and write the profile."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fit", description=__doc__)
@@ -217,7 +227,7 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="the profile to write")
     parser.add_argument("--plot", type=Path, help="the PNG file to draw")
     arguments = parser.parse_args()
-    raw = json.loads(arguments.raw.read_text())
+    raw = read(arguments.raw)
     rows = [row for row in raw["rows"] if any(each["full"] + each["masked"] for each in row["works"])]
     device = fit([row for row in rows if row["role"] == "fit"], raw["machine"])
     found = {role: study([row for row in rows if row["role"] == role], device) for role in ("fit", "check")}

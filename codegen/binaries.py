@@ -48,11 +48,11 @@ def keeping(function: Any, device: int | None = None) -> Iterator[None]:
     if not hasattr(function, "device_caches") or _is_users(knobs.cache.manager_class):
         yield
         return
-    if device is not None:
-        function.device_caches[device]  # makes Triton set `compile`
-        if not isinstance(function.compile, KeptCompiler):
-            function.compile = KeptCompiler(compiler=function.compile)
     with _files():
+        if device is not None:
+            function.device_caches[device]  # makes Triton load its driver, and set `compile`
+            if not isinstance(function.compile, KeptCompiler):
+                function.compile = KeptCompiler(compiler=function.compile)
         yield
 
 

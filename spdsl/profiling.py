@@ -23,6 +23,7 @@ from spdsl.diagnostics import error
 from spdsl.library import text_of
 from spdsl.pipeline import key_of, read
 from spdsl.runtime.calls import Call
+from spdsl.runtime.tape import Recorder
 from spdsl.tuning import situation_of
 
 PROBES: tuple[tuple[str, dict[str, bool | int | float | tuple[bool | int | float, ...]]], ...] = (
@@ -80,7 +81,7 @@ def _ratio(
     like = call_of(situation, made)
     call = Call(plan=made, q=q, k=k, v=v, parameters=like.parameters)
     predicted = estimate(work(like, made.forward), base).seconds
-    return _seconds(lambda: TritonEngine().forward(call)) / predicted
+    return _seconds(lambda: TritonEngine().forward(replace(call, recorder=Recorder()))) / predicted
 
 
 def _matrix_rate(device: torch.device) -> float:
