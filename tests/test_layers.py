@@ -46,9 +46,9 @@ LAYERS = (
         "spdsl.remarks",
     ),
     ("spdsl.api", "spdsl.language", "spdsl.decorator"),
-    ("spdsl.picture",),
+    ("spdsl.picture", "spdsl.doctor"),
     ("spdsl.editor",),
-    ("spdsl.cli",),
+    ("spdsl.cli", "spdsl.__main__"),
 )
 # The meaning of a pattern must not depend on how it is made fast, nor the fast paths on it.
 REFERENCE = "spdsl.reference"

@@ -17,6 +17,7 @@ from spdsl.cache.results import RESULTS, sealed
 from spdsl.cache.store import store
 from spdsl.cli.files import cannot_write, read
 from spdsl.cli.options import fit_tuples
+from spdsl.cli.progress import Watch
 from spdsl.cli.stages import Wish, bound_pattern, checked_pattern, made_plan
 from spdsl.cli.tree import record
 from spdsl.diagnostics import error
@@ -34,7 +35,13 @@ SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942":
 
 
 def write_bundle(
-    word: str, wishes: Sequence[Wish], output: Path, *, gpu: str | None = None, lengths: tuple[int, int] | None = None
+    word: str,
+    wishes: Sequence[Wish],
+    output: Path,
+    *,
+    gpu: str | None = None,
+    lengths: tuple[int, int] | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Compile the pattern that ``word`` names for every wish, write ``output``, and return its manifest.
 
@@ -58,7 +65,11 @@ def write_bundle(
     if lengths is not None:
         wishes = [_with_choice(pattern, wish, gpu, lengths, results) for wish in wishes]
     with store().watched() as made:
-        kernels = [each for wish in wishes for each in _compile(pattern, wish, files)]
+        kernels = []
+        for number, wish in enumerate(wishes):
+            if watch is not None:
+                watch(f"kernels for {wish.target}, {wish.shape}", number, len(wishes))
+            kernels += _compile(pattern, wish, files)
     files |= {
         f"entries/{entry.key[:2]}/{entry.key}/{name}": entry.path(name).read_bytes()
         for entry in made.values()

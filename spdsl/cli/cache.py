@@ -17,11 +17,14 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The archive,
 
 
 @app.command("path")
-def path() -> None:
+def path(as_json: JsonOption = False) -> None:
     """Print the folder of the cache."""
     from spdsl.cache.store import store
 
-    typer.echo(store().root)
+    if as_json:
+        print_json({"ok": True, "folder": str(store().root)})
+    else:
+        typer.echo(store().root)
 
 
 @app.command("ls")

@@ -22,6 +22,7 @@ from spdsl.cli.options import (
     parse_parameters,
 )
 from spdsl.cli.output import print_json, print_table
+from spdsl.cli.progress import progress
 from spdsl.cli.stages import TARGETS, Wish
 
 GPU_TARGETS = tuple(target for target in TARGETS if target != "cpu")
@@ -87,7 +88,9 @@ def compile_(
 
     if gpu is not None and n is None:
         raise typer.BadParameter("say for which lengths: `-n 32768 --gpu NAME`", param_hint="--gpu")
-    manifest = write_bundle(pattern, wishes, output, gpu=gpu, lengths=None if n is None else (nq or n, n))
+    lengths = None if n is None else (nq or n, n)
+    with progress("compiling", quiet=as_json) as watch:
+        manifest = write_bundle(pattern, wishes, output, gpu=gpu, lengths=lengths, watch=watch)
     if as_json:
         print_json({"ok": True, "folder": str(output), "manifest": manifest})
         return

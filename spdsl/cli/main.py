@@ -12,22 +12,25 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
 from spdsl import __version__
-from spdsl.cli import bench, cache, check, compile_, explain, fmt, library, lsp, prove, run_, show, tune, view
-from spdsl.cli.output import show_error, show_fault, show_warning
+from spdsl.cli import bench, cache, check, compile_, doctor, explain, fmt, library, lsp, prove, run_, show, tune, view
+from spdsl.cli.output import print_json, show_error, show_fault, show_warning
 from spdsl.diagnostics import SpatError, error
 
-EPILOG = "Start with `spdsl new local` and `spdsl check local.spat`. Every command has examples: `spdsl run --help`."
+EPILOG = (
+    "Start with `spdsl new local` and `spdsl check local.spat`. Every command has examples: `spdsl run --help`. "
+    "`spdsl doctor` says what works here; `spdsl --install-completion` completes words in your shell."
+)
 
 app = typer.Typer(
     name="spdsl",
     help="Sparsity patterns for attention: check, look at, run and compile them.",
     epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -58,6 +61,7 @@ app.command("run")(run_.run)
 app.command("bench")(bench.bench)
 app.command("compile")(compile_.compile_)
 app.command("tune")(tune.tune)
+app.command("doctor")(doctor.doctor)
 app.command("lsp")(lsp.lsp)
 app.add_typer(cache.app, name="cache")
 
@@ -70,7 +74,13 @@ def run(arguments: Sequence[str]) -> int:
         warnings.showwarning = show_warning
         warnings.simplefilter("always", _spat_warning())
         try:
+            if as_json:
+                done = app(args=list(arguments), prog_name="spdsl", standalone_mode=False)
+                return done if isinstance(done, int) else 0
             app(args=list(arguments), prog_name="spdsl")
+        except _WRONG_WORDS as wrong:
+            print_json({"ok": False, "usage": wrong.format_message()})
+            return 2
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except SpatError as mistake:
@@ -91,6 +101,10 @@ def run(arguments: Sequence[str]) -> int:
             show_fault(fault, as_json=as_json)
             return 3
     return 0
+
+
+# What typer raises for a command line that is wrong; it has no public name of its own.
+_WRONG_WORDS: type[Any] = typer.BadParameter.__mro__[1]
 
 
 def _is_lack_of_memory(fault: Exception) -> bool:

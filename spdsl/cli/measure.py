@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spdsl.cli.output import note
+from spdsl.cli.progress import Watch
 from spdsl.cli.tensors import Sizes, make_inputs, read_tensors
 from spdsl.diagnostics import error
 
@@ -47,8 +48,8 @@ class Task:
     check: bool
 
 
-def carry_out(task: Task) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Run the task: the report as JSON knows it, and the tensors that were computed.
+def carry_out(task: Task, watch: Watch) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Run the task: the report as JSON knows it, and the tensors that were computed.  ``watch`` is told of each step.
 
     Raises:
         SpatError: tensors, parameters or the pattern do not fit.
@@ -67,10 +68,14 @@ def carry_out(task: Task) -> tuple[dict[str, Any], dict[str, Tensor]]:
     attention = compile_pattern(task.pattern, layer=task.layer, backend=task.backend, **task.parameters)
     on_device: dict[str, Any] = {name: each.to(device) for name, each in inputs.items()}
 
+    if device.type == "cuda":
+        note_first_kernels()
+    watch("compiling and timing", 0, None)
     seconds, tensors = _call(attention, q, k, v, on_device, backward=task.backward, seed=task.seed)
     pairs = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
     if task.check and pairs > MANY_PAIRS:
         note(f"comparing {pairs:,} pairs with the dense reference takes long; `--no-check` leaves it out")
+    watch("comparing with the reference", 0, None)
     errors = _compare(attention, q, k, v, on_device, tensors) if task.check else {}
     report = {
         "ok": all(each["error"] <= each["limit"] for each in errors.values()),
@@ -86,6 +91,14 @@ def carry_out(task: Task) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "generated_inputs": list(generated),
     }
     return report, tensors
+
+
+def note_first_kernels() -> None:
+    """Say once, before there is a cache, why the first call takes its time."""
+    from spdsl.cache.places import cache_root
+
+    if not cache_root().exists():
+        note(f"the first call compiles kernels, which takes some seconds; they are kept in `{cache_root()}`")
 
 
 def save(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from spdsl.cli.completion import parameters, patterns
+
 if TYPE_CHECKING:
     from spdsl.semantics.nodes import CheckedPattern
 
@@ -19,21 +21,30 @@ PATTERN_HELP = (
     "A `.spat` file (`file.spat:NAME` picks a pattern, else its last), `-` for standard input, or a library name."
 )
 
-PatternArgument = Annotated[str, typer.Argument(metavar="PATTERN", help=PATTERN_HELP, show_default=False)]
-FilesArgument = Annotated[list[str], typer.Argument(metavar="FILE...", help=PATTERN_HELP, show_default=False)]
+PatternArgument = Annotated[
+    str, typer.Argument(metavar="PATTERN", help=PATTERN_HELP, show_default=False, autocompletion=patterns)
+]
+FilesArgument = Annotated[
+    list[str], typer.Argument(metavar="FILE...", help=PATTERN_HELP, show_default=False, autocompletion=patterns)
+]
 ParameterOption = Annotated[
     list[str] | None,
-    typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A parameter: `-p window=256`, `-p extents=8,16`."),
+    typer.Option(
+        "-p",
+        "--parameter",
+        metavar="NAME=VALUE",
+        help="A parameter: `-p window=256`, `-p extents=8,16`.",
+        autocompletion=parameters,
+    ),
 ]
 LayerOption = Annotated[int | None, typer.Option(help="The value of `layer`.", min=0)]
 HeadsOption = Annotated[int, typer.Option(help="Query heads.", min=1)]
 GroupsOption = Annotated[int | None, typer.Option(help="Key/value heads; as many as query heads by default.", min=1)]
 HeadDimOption = Annotated[int, typer.Option("--head-dim", help="Size of a query and key vector.", min=1)]
 ValueDimOption = Annotated[int | None, typer.Option("--value-dim", help="Size of a value vector, if different.", min=1)]
-DtypeOption = Annotated[str, typer.Option(help="bf16, fp16 or fp32.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-
 DTYPES = ("bf16", "fp16", "fp32")
+DtypeOption = Annotated[str, typer.Option(help="bf16, fp16 or fp32.", autocompletion=lambda: DTYPES)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 MOST_TOKENS = 1 << 26
 """Positions of more do not fit the arithmetic of the kernels."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,21 @@ from spdsl import __version__
 from spdsl.diagnostics import Diagnostic, SpatError, SpatWarning
 
 _COLOURS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW}
+
+
+def styled(text: str, *, fg: str | None = None, bold: bool = False) -> str:
+    """Text with colour and weight, unless NO_COLOR is set (https://no-color.org) or the terminal has none.
+
+    Where no terminal is, `typer.echo` drops them.
+    """
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return typer.style(text, fg=fg, bold=bold or None)
+
+
+def width() -> int:
+    """Columns of the terminal, or what a page has."""
+    return shutil.get_terminal_size((100, 24)).columns
 
 
 def show_error(mistake: SpatError, *, as_json: bool) -> None:
@@ -42,16 +58,16 @@ def paint(diagnostic: Diagnostic) -> str:
     head, *rest = diagnostic.render().split("\n")
     colour = _COLOURS[diagnostic.severity]
     mark, colon, message = head.partition("]:")
-    lines = [typer.style(mark + colon, fg=colour, bold=True) + typer.style(message, bold=True)]
+    lines = [styled(mark + colon, fg=colour, bold=True) + styled(message, bold=True)]
     for line in rest:
         gutter, bar, text = line.partition("| ")
         if bar and not gutter.strip() and text.lstrip().startswith("^"):
-            lines.append(typer.style(gutter + bar, fg=typer.colors.BLUE) + typer.style(text, fg=colour, bold=True))
+            lines.append(styled(gutter + bar, fg=typer.colors.BLUE) + styled(text, fg=colour, bold=True))
         elif bar and gutter.strip(" 0123456789") == "":
-            lines.append(typer.style(gutter + bar, fg=typer.colors.BLUE) + text)
+            lines.append(styled(gutter + bar, fg=typer.colors.BLUE) + text)
         elif line.lstrip().startswith("= help:"):
             start = line.index("= help:") + len("= help:")
-            lines.append(typer.style(line[:start], fg=typer.colors.CYAN) + line[start:])
+            lines.append(styled(line[:start], fg=typer.colors.CYAN) + line[start:])
         else:
             lines.append(line)
     return "\n".join(lines)
@@ -78,7 +94,7 @@ def show_fault(fault: Exception, *, as_json: bool) -> None:
     if as_json:
         print_json({"ok": False, "fault": what})
         return
-    typer.echo(typer.style("internal error: ", fg=typer.colors.RED, bold=True) + what, err=True)
+    typer.echo(styled("internal error: ", fg=typer.colors.RED, bold=True) + what, err=True)
     typer.echo(
         f"   = help: this is a fault of spdsl {__version__}, not yours; please report it with the pattern, the command "
         "and what `SPDSL_TRACEBACK=1` adds to this message",
@@ -123,7 +139,7 @@ def print_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         if room is not None and len(text) > room:
             text = text[: room - 1] + "…"
-        typer.echo(typer.style(text, bold=True) if number == 0 else text)
+        typer.echo(styled(text, bold=True) if number == 0 else text)
 
 
 def is_terminal() -> bool:

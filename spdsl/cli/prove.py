@@ -21,6 +21,7 @@ from spdsl.cli.options import (
     parse_free,
 )
 from spdsl.cli.output import print_json, print_table, show_error
+from spdsl.cli.progress import progress
 from spdsl.diagnostics import SpatError
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def prove(
         is_report = not any((*asked.values(), *others.values(), layers))
         if is_report:
             asked = dict.fromkeys(asked, True)
-        findings = tuple(_findings(stack, settings, asked, others, layers))
+        with progress("proving", quiet=as_json):
+            findings = tuple(_findings(stack, settings, asked, others, layers))
         _show(target, settings, findings, is_report=is_report, as_json=as_json)
     except SpatError as mistake:
         show_error(mistake, as_json=as_json)

@@ -23,7 +23,8 @@ from spdsl.cli.options import (
     known_dtype,
     parse_parameters,
 )
-from spdsl.cli.output import print_json
+from spdsl.cli.output import print_json, styled
+from spdsl.cli.progress import progress
 
 
 def run(
@@ -89,7 +90,8 @@ def run(
         backward=backward,
         check=check,
     )
-    result, tensors = carry_out(task)
+    with progress("computing", quiet=as_json) as watch:
+        result, tensors = carry_out(task, watch)
     if output is not None:
         save(output, tensors)
     if as_json:
@@ -110,7 +112,7 @@ def _print(result: dict[str, Any]) -> None:
         typer.echo(f"{name + ' time':<15}{seconds * 1e3:9.2f} ms")
     typer.echo(f"{'kept pairs':<15}{result['kept_pairs']:9.2%}")
     for name, each in result["errors"].items():
-        verdict = "" if each["error"] <= each["limit"] else typer.style("   TOO LARGE", fg=typer.colors.RED, bold=True)
+        verdict = "" if each["error"] <= each["limit"] else styled("   TOO LARGE", fg=typer.colors.RED, bold=True)
         typer.echo(f"{'error of ' + name:<15}{each['error']:9.1e}  (limit {each['limit']:.0e}){verdict}")
     if not result["errors"]:
         typer.echo("not compared with the reference")

@@ -22,6 +22,7 @@ from spdsl.cli.options import (
     parse_parameters,
 )
 from spdsl.cli.output import note, print_json, print_table
+from spdsl.cli.progress import progress
 
 if TYPE_CHECKING:
     from spdsl.tuning import Tuned
@@ -69,7 +70,7 @@ def tune(
     loaded, values = load_pattern(pattern, parse_parameters(parameter))
     import torch
 
-    from spdsl.cli.measure import DTYPES, device_of
+    from spdsl.cli.measure import DTYPES, device_of, note_first_kernels
     from spdsl.cli.tensors import Sizes, make_inputs, note_generated
     from spdsl.pipeline import key_of
     from spdsl.tuning import tune as measure
@@ -88,16 +89,8 @@ def tune(
     key = key_of(loaded.checked, values, layer, None, False)
     tables = {name: each.to(where) for name, each in inputs.items()}
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("compiling", total=None)
-
-        def watch(text: str, done: int, steps: int) -> None:
-            progress.update(bar, description=text, completed=done, total=steps)
-
+    note_first_kernels()
+    with progress("compiling", quiet=as_json) as watch:
         found = measure(key, q, k, v, tables, backward=backward, budget=budget, watch=watch)
     _report(found, as_json=as_json)
 

@@ -15,7 +15,21 @@ from spdsl.diagnostics import Diagnostic, Source, Span
 from tests.cli.conftest import Answer
 
 Spdsl = Callable[..., Answer]
-COMMANDS = ("new", "list", "check", "fmt", "show", "view", "explain", "prove", "run", "compile")
+COMMANDS = (
+    "new",
+    "list",
+    "check",
+    "fmt",
+    "show",
+    "view",
+    "explain",
+    "prove",
+    "run",
+    "compile",
+    "tune",
+    "doctor",
+    "lsp",
+)
 
 
 def test_version(spdsl: Spdsl) -> None:
