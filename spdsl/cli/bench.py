@@ -22,7 +22,8 @@ from spdsl.cli.options import (
     known_dtype,
     parse_parameters,
 )
-from spdsl.cli.output import note, print_json, print_table
+from spdsl.cli.output import note, print_json, print_table, styled
+from spdsl.cli.progress import progress
 
 
 def bench(
@@ -73,23 +74,24 @@ def bench(
     where = device_of(device)
     if where.type == "cpu":
         note("this times the CPU back end, which says little about a GPU" + _why(device))
-    result = race(
-        Race(
-            pattern=loaded,
-            parameters=values,
-            sizes=Sizes(batch=batch, heads=heads, groups=groups, nq=nq or n, n=n, head_dim=head_dim),
-            value_dim=value_dim or head_dim,
-            dtype=dtype or ("fp32" if where.type == "cpu" else "bf16"),
-            layer=layer,
-            device=where,
-            data=data,
-            given=tuple(given or ()),
-            backward=backward,
-            dense=dense,
-            rounds=rounds,
-            seed=seed,
+    with progress("measuring", quiet=as_json):
+        result = race(
+            Race(
+                pattern=loaded,
+                parameters=values,
+                sizes=Sizes(batch=batch, heads=heads, groups=groups, nq=nq or n, n=n, head_dim=head_dim),
+                value_dim=value_dim or head_dim,
+                dtype=dtype or ("fp32" if where.type == "cpu" else "bf16"),
+                layer=layer,
+                device=where,
+                data=data,
+                given=tuple(given or ()),
+                backward=backward,
+                dense=dense,
+                rounds=rounds,
+                seed=seed,
+            )
         )
-    )
     if as_json:
         print_json(result)
     else:
@@ -112,7 +114,7 @@ def _print(result: dict[str, Any]) -> None:
     for direction, factor in result["faster_than_dense"].items():
         typer.echo(f"{_NAMES[direction]}: {factor:.2f} times as fast as dense attention")
     if not result["ok"]:
-        typer.echo(typer.style("an error is above its limit", fg=typer.colors.RED, bold=True))
+        typer.echo(styled("an error is above its limit", fg=typer.colors.RED, bold=True))
 
 
 _NAMES = {"fwd": "forward", "bwd": "backward"}
