@@ -207,7 +207,7 @@ class Attention:
         check_tensors(q, k, v, any_type=True)
         if q_start is None and k_start is None and k_len is None and q.shape[2] > k.shape[2]:
             q_start = first_query(self.pattern.checked.attend, q.shape[2], k.shape[2])
-        pattern = bound(self._key, q.shape[1], k.shape[1], q.shape[3])
+        pattern = self.bind(q.shape[1], k.shape[1], q.shape[3])
         if return_lse:
             reference.refuse_no_lse(pattern)
         tables = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
@@ -240,8 +240,17 @@ class Attention:
         return graphs.exports(pattern, graphs.Inputs(q=q, k=k, v=v, tables=given, q_start=start))
 
     def bind(self, heads: int, groups: int, head_dim: int) -> BoundPattern:
-        """The pattern as the compiler sees it for these sizes."""
-        return bound(self._key, heads, groups, head_dim)
+        """The pattern as the compiler sees it for these sizes.
+
+        Raises:
+            SpatError: parameters that do not fit these sizes (SP3xx), or merged softmaxes that share pairs (SP415).
+        """
+        found = bound(self._key, heads, groups, head_dim)
+        if found.graph is not None:
+            from spdsl.merging import refuse_overlap
+
+            refuse_overlap(found)
+        return found
 
     def kernels(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, str]:
         """The sources that are generated for tensors like these, by file name."""

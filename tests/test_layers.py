@@ -41,6 +41,7 @@ LAYERS = (
         "spdsl.profiling",
         "spdsl.whatif",
         "spdsl.explain",
+        "spdsl.merging",
         "spdsl.selecting",
         "spdsl.prove",
         "spdsl.remarks",

@@ -141,10 +141,10 @@ def _staged(ev: Evaluator, branch: Branch) -> Merged | None:
         if made is None:
             return None
         parts.append(made)
-    return merged(ev, parts)
+    return merged(ev, parts, counted=False)
 
 
-def merged(ev: Evaluator, parts: list[Merged]) -> Merged | None:
+def merged(ev: Evaluator, parts: list[Merged], *, counted: bool) -> Merged | None:
     """Several softmaxes over the same queries as one."""
     axes = {tuple(ordered(part.value.axes)) for part in parts}
     if len(axes) > 1:
@@ -159,6 +159,7 @@ def merged(ev: Evaluator, parts: list[Merged]) -> Merged | None:
         name=ev.unit.stage_name(),
         axes=ordered(parts[0].value.axes),
         parts=tuple(part.stage for part in parts),
+        counted=counted,
         span=parts[0].value.expr.span,
     )
     return Merged(stage=stage.name, value=spaces.add(ev, stage))
@@ -337,10 +338,4 @@ def merge(ev: Evaluator, call: Invocation) -> Value:
                     note=ev.note(arg),
                     help="`merge` weighs softmaxes by their LSEs: merge first, then compute with the result",
                 )
-    if not counted:
-        return ev.unsupported(
-            "a proof that merged softmaxes share no pair",
-            call.span,
-            help="write `overlap = counted`: a pair of several softmaxes then counts several times",
-        )
-    return merged(ev, parts) or POISON
+    return merged(ev, parts, counted=counted) or POISON

@@ -142,11 +142,15 @@ class Attention(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merge(Node):
-    """One softmax over the keys of several: ``parts`` are the names of `Attention` or `Merge` stages."""
+    """One softmax over the keys of several: ``parts`` are the names of `Attention` or `Merge` stages.
+
+    ``counted``: a pair may be in several of them, and then counts as often.
+    """
 
     name: str
     axes: tuple[str, ...]
     parts: tuple[str, ...]
+    counted: bool
 
     @property
     def dtype(self) -> Dtype:

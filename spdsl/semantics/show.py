@@ -164,8 +164,8 @@ def stage_text(stage: Stage) -> str:
         case Attention(query=query, key=key, value=value, attend=attend):
             given = ", ".join(print_expr(part) for part in (query, key, value))
             what = f"attend({given}) {{ {'  '.join(line.strip() for line in _clauses(attend))} }}"
-        case Merge(parts=names):
-            what = f"merge({', '.join(names)})"
+        case Merge(parts=names, counted=counted):
+            what = f"merge({', '.join(names)}{', overlap = counted' if counted else ''})"
     return f"{stage.name}[{', '.join(stage.axes)}] = {what}"
 
 
