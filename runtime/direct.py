@@ -146,6 +146,10 @@ class Direct:
         self._key, self._values, self._names = key, values, names
         self._kinds: dict[Hashable, Kind] = {}
 
+    def __reduce__(self) -> tuple[type[Direct], tuple[str, tuple[int, ...], tuple[str, ...]]]:
+        """Copies, also in other processes, begin without known calls."""
+        return Direct, (self._key, self._values, self._names)
+
     def recall(self, q: Tensor, k: Tensor, v: Tensor, inputs: Mapping[str, Tensor]) -> Pair | None:
         """The results of a call without places, if there was one of its kind; all checks of that one hold for it."""
         names = self._names

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -119,6 +122,15 @@ def test_few_kinds_are_remembered() -> None:
     for n in range(1, 80):
         attn(*tensors(n, requires_grad=False))
     assert len(attn._direct._kinds) <= direct._KINDS
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda attn: pickle.loads(pickle.dumps(attn))])  # noqa: S301  # our own
+def test_copies_after_a_call(copied: Callable[[spdsl.Attention], spdsl.Attention]) -> None:
+    attn, leaves = spdsl.compile("streaming", window=8), tensors()
+    out = attn(*leaves)
+    other = copied(attn)
+    assert not other._direct._kinds
+    assert torch.equal(other(*leaves), out)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- identity of tables
