@@ -131,7 +131,27 @@ def _group(entry: Entry) -> dict[str, str]:
 
 # ---------------------------------------------------------------- the files that Triton makes
 
-_scratch: ContextVar[Path | None] = ContextVar("_scratch", default=None)
+
+class _Scratch:
+    """A folder that is there from its first use on; most launches compile nothing."""
+
+    def __init__(self) -> None:
+        self._made: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder."""
+        if self._made is None:
+            self._made = tempfile.TemporaryDirectory(prefix="spdsl-")
+        return Path(self._made.name)
+
+    def remove(self) -> None:
+        """Delete it."""
+        if self._made is not None:
+            self._made.cleanup()
+
+
+_scratch: ContextVar[_Scratch | None] = ContextVar("_scratch", default=None)
 """Where this thread's compiler puts its files, while it works for spdsl."""
 
 _lock = threading.Lock()
@@ -145,19 +165,20 @@ def _is_users(manager: Any) -> bool:
 @contextmanager
 def _files() -> Iterator[None]:
     """Triton's files of this thread go through `Files`; those of other threads where they always go."""
-    with tempfile.TemporaryDirectory(prefix="spdsl-") as folder:
-        token = _scratch.set(Path(folder))
+    scratch = _Scratch()
+    token = _scratch.set(scratch)
+    with _lock:
+        _inside.append(token)
+        knobs.cache.manager_class = Files
+    try:
+        yield
+    finally:
+        _scratch.reset(token)
         with _lock:
-            _inside.append(token)
-            knobs.cache.manager_class = Files
-        try:
-            yield
-        finally:
-            _scratch.reset(token)
-            with _lock:
-                _inside.remove(token)
-                if not _inside:
-                    knobs.cache.manager_class = None
+            _inside.remove(token)
+            if not _inside:
+                knobs.cache.manager_class = None
+        scratch.remove()
 
 
 class Files(CacheManager):  # type: ignore[misc]  # triton has no types
@@ -172,9 +193,9 @@ class Files(CacheManager):  # type: ignore[misc]  # triton has no types
 
     def __init__(self, key: str, override: bool = False, dump: bool = False) -> None:
         del override, dump
-        folder = _scratch.get()
-        assert folder is not None
-        self.key, self.folder = key, folder / key
+        scratch = _scratch.get()
+        assert scratch is not None
+        self.key, self.folder = key, scratch.folder / key
 
     def get_file(self, filename: str) -> str | None:
         """A module that was built before, or a stage of this compilation."""

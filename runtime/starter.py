@@ -2,8 +2,8 @@
 
 Triton looks at every argument in each launch to find the binary that was compiled for arguments like these.  A
 `Starter` remembers the binary under a key of its own, which tells apart at least what Triton's does: types of tensors,
-whether addresses are multiples of 16, and the very values of integers that are specialised.  Whatever has no such key
-goes Triton's way.
+and whether addresses, and integers that are specialised, are multiples of 16, or 1.  Whatever has no such key goes
+Triton's way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from spdsl.codegen.gluon import layout_of
 from spdsl.runtime.tape import STREAM, Entry, Grid, Mapped
 
 _MOST = 64
-"""Binaries that a starter remembers; strides that change with the length take an entry each."""
+"""Binaries that a starter remembers."""
 
 _INT = 1 << 31
 """Integers below it are passed in 32 bits, whether specialised or not."""
@@ -261,7 +261,7 @@ def launch_key(arguments: tuple[Any, ...], fixed: tuple[bool, ...]) -> Hashable 
         elif type(value) is int:
             if not -_INT <= value < _INT:
                 return None
-            parts.append(value if specialised else None)
+            parts.append((value == 1, value % 16 == 0) if specialised else None)
         elif hasattr(value, "block_shape"):
             # Blocks and layouts belong to the argument.
             parts.append(value.base.dtype)
