@@ -46,7 +46,7 @@ def made_root(root: Path) -> Path:
     except OSError as refused:
         writable, reason = False, str(refused.strerror)
     if not writable:
-        return _temporary(root, reason)
+        return temporary(root, reason)
     if not is_private(root):
         raise _not_private(root)
     return root
@@ -85,7 +85,8 @@ def _not_private(root: Path) -> SpatError:
 
 
 @lru_cache(maxsize=8)
-def _temporary(root: Path, reason: str) -> Path:
+def temporary(root: Path, reason: str) -> Path:
+    """A folder of this process alone, in place of ``root``, which cannot be used for a ``reason``; warns of it once."""
     made = Path(tempfile.mkdtemp(prefix="spdsl-"))
     warn(
         "SP508",

@@ -138,6 +138,8 @@ class Results:
                 raise sqlite3.DatabaseError("others own it, or can write it")
             with self._open() as db:
                 return action(db)
+        except OSError:
+            return otherwise  # the file cannot be made
         except sqlite3.OperationalError as refused:
             if not _is_damage(refused):
                 return otherwise  # busy, full or read-only: results are only a gain

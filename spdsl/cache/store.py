@@ -24,7 +24,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from spdsl.cache.entries import DamagedError, Entry, folder_of, is_key, read_entry, remove, write_entry
-from spdsl.cache.places import cache_root, is_private, made_root, shared_roots, trusted_owners, warn
+from spdsl.cache.places import cache_root, is_private, made_root, shared_roots, temporary, trusted_owners, warn
 from spdsl.cache.results import RESULTS, Results, unsealed
 from spdsl.diagnostics import error
 
@@ -99,12 +99,27 @@ class Store:
             yield
 
     def made(self, key: str, make: Callable[[], Mapping[str, bytes]], *, kind: str, name: str, **about: Any) -> Entry:
-        """The entry of ``key``, made by one process if there is none."""
+        """The entry of ``key``, made by one process if there is none.
+
+        What cannot be kept here, on a full disk say, is kept for this process alone, with a warning.
+        """
         found = self.get(key)
         if found is not None:
             return found
-        with self.making(key):
-            return self.get(key) or self.put(key, kind=kind, name=name, files=make(), about=about)
+        try:
+            with self.making(key):
+                found = self.get(key)
+                if found is not None:
+                    return found
+                files, refused = make(), None
+                try:
+                    return self.put(key, kind=kind, name=name, files=files, about=about)
+                except OSError as problem:
+                    refused = problem
+        except PermissionError as problem:  # of the lock
+            files, refused = make(), problem
+        aside = Store(root=temporary(self.root, str(refused.strerror)))
+        return aside.get(key) or aside.put(key, kind=kind, name=name, files=files, about=about)
 
     def keys(self) -> Iterator[str]:
         """The keys of all entries, damaged or not."""

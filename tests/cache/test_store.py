@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -11,11 +12,14 @@ import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from spdsl.cache import places
+from spdsl.cache import store as store_module
 from spdsl.cache.archive import export, import_
-from spdsl.cache.entries import digest, folder_of
+from spdsl.cache.entries import Entry, digest, folder_of
 from spdsl.cache.places import made_root
 from spdsl.cache.store import Store, bytes_of
 from spdsl.diagnostics import SpatError, SpatWarning
@@ -199,6 +203,40 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
     archive.write_bytes(data[: len(data) // 2])
     with pytest.raises(SpatError, match="SP617"):
         import_(other, archive)
+
+
+def test_a_full_disk_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, real = opened(tmp_path), store_module.write_entry
+    places.temporary.cache_clear()
+
+    def full(root: Path, key: str, **rest: Any) -> Entry:
+        if root == store.root:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(root, key, **rest)
+
+    monkeypatch.setattr(store_module, "write_entry", full)
+    made: list[int] = []
+
+    def make() -> dict[str, bytes]:
+        made.append(1)
+        return {"k.bin": b"kernel"}
+
+    key = digest("one")
+    with pytest.warns(SpatWarning, match=r"SP508.*No space left"):
+        entry = store.made(key, make, kind="kernel", name="k")
+    assert entry.path("k.bin").read_bytes() == b"kernel"
+    assert store.root not in entry.folder.parents
+    again = store.made(digest("two"), make, kind="kernel", name="k")
+    assert again.folder != entry.folder
+    assert len(made) == 2
+    assert store.get(key) is None
+
+
+def test_results_that_cannot_be_kept_are_no_fault(tmp_path: Path) -> None:
+    store = Store(root=tmp_path / "nowhere")
+    store.results.put("tuning", "k", 1)
+    assert store.results.get("tuning", "k") is None
+    assert store.results.all() == ()
 
 
 def test_sizes() -> None:
