@@ -18,10 +18,13 @@ def doubts_of(patterns: Iterable[CheckedPattern]) -> tuple[Diagnostic, ...]:
     found: list[Diagnostic] = []
     for pattern in patterns:
         from spdsl.analysis.doubts import doubts, idle_parts
+        from spdsl.analysis.stability import unstable
         from spdsl.analysis.worker import bounded
 
         with contextlib.suppress(SpatError):  # parameters or a layer are yet to be given
             found += bounded(idle_parts, {"checked": pattern}, seconds=SECONDS) or ()
             bound = bind(pattern, {}, heads=1, groups=1, head_dim=64)
             found += bounded(doubts, {"pattern": bound}, seconds=SECONDS) or ()
+            if bound.graph is not None:
+                found += bounded(unstable, {"pattern": bound}, seconds=SECONDS) or ()
     return tuple(found)
