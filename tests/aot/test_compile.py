@@ -12,7 +12,9 @@ from spdsl.analysis.plans import Problem, TableGradient
 from spdsl.codegen.aot import TARGETS, Binary, compile_kernels
 from spdsl.codegen.emit import HELPERS
 from spdsl.diagnostics import SpatError
+from spdsl.planning import element
 from spdsl.semantics.nodes import Const
+from spdsl.semantics.softmaxes import softmax_pattern
 from tests.library.bound import library
 from tests.runtime.build import H, K, Q, load, op, table
 from tests.runtime.build import plan as by_hand
@@ -139,4 +141,17 @@ def test_gradients_and_helpers(target: str) -> None:
     source, binaries = compile_kernels(replace(chosen, problem=replace(chosen.problem, dtype="fp16"), **single), target)
     assert [binary.name for binary in binaries] == ["forward", "delta", "dq", "dkdv", "distances"]
     # Walks by distance alone search for the first of them.
-    assert all(f"def {name}(" in source.text for name in HELPERS if name != "halved")
+    assert all(f"def {name}(" in source.text for name in HELPERS if name not in ("halved", "in_list"))
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_lists_are_searched(target: str) -> None:
+    """A selection of blocks of 16 keys: several for each tile."""
+    pattern = library("quest", heads=4, groups=2, head_dim=64)
+    assert pattern.graph is not None
+    softmax = softmax_pattern(pattern, pattern.graph.attentions[0].name)
+    types = tuple((each.name, element(each)) for each in softmax.tables)
+    problem = Problem(pattern=softmax, dtype="bf16", value_dim=64, shape="offset", tables=types)
+    source, binaries = compile_kernels(plan(problem, target), target, ("forward", "dkdv"))
+    assert "def in_list(" in source.text
+    assert [binary.name for binary in binaries] == ["forward", "dkdv"]
