@@ -20,7 +20,7 @@ from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, SlotWalk
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.cells import joined, transposed
 from spdsl.runtime.distance_lists import distance_lists, row_lists
-from spdsl.runtime.evaluate import tables_for
+from spdsl.runtime.evaluate import depends_on, tables_for
 from spdsl.runtime.intervals import tile_bounds
 from spdsl.runtime.looks import Looked
 from spdsl.runtime.pairs import Pairs, pairs_by_batch
@@ -122,6 +122,9 @@ def tile_lists(
     if by == "key":
         rows = TileGrid(by=by, block_q=block_q, block_k=block_k).key_tiles(call.k.shape[2])
         lists = _derived(kept, lists, "transposed", rows, lambda given: transposed(given, rows))
+    if lists.begin.shape[1] not in (1, call.q.shape[1]):
+        ratio = call.q.shape[1] // lists.begin.shape[1]
+        lists = _derived(kept, lists, "for heads", ratio, partial(_for_heads, ratio=ratio))
     if split is not None:
         numbers = (split, call.q.shape[0])
         lists = _derived(kept, lists, "in order", numbers, partial(_in_order, call=call, heads=split))
@@ -129,11 +132,13 @@ def tile_lists(
 
 
 def _decided(call: Call, block_q: int, block_k: int, exact: bool | None) -> TileList:
-    """The lists by query."""
+    """The lists by query; those of a set that the heads of a group share, once for each group."""
     keep, tables = call.plan.keep, tables_for(call.plan.tables, call.tables)
     grid = TileGrid(by="query", block_q=block_q, block_k=block_k)
+    by_group = "h" not in depends_on(keep, tables)
 
     def made(pairs: Pairs, rows: int) -> TileList:
+        pairs = replace(pairs, heads=pairs.groups) if by_group else pairs
         bounds = tile_bounds(keep, pairs, tables, block_q=block_q, block_k=block_k)
         return _listed(Looked(bounds=bounds, exact=exact), pairs, grid, rows)
 
@@ -145,6 +150,12 @@ def _derived(
     kept: ByContent[TileList], lists: TileList, how: str, numbers: Hashable, make: Callable[[TileList], TileList]
 ) -> TileList:
     return kept.get((id(lists), how, numbers), (), lists, lambda: make(lists))
+
+
+def _for_heads(lists: TileList, *, ratio: int) -> TileList:
+    """Lists of groups, for each of their heads; the tiles themselves are there once."""
+    begin, middle, end = (x.repeat_interleave(ratio, dim=1) for x in (lists.begin, lists.middle, lists.end))
+    return replace(lists, begin=begin, middle=middle, end=end)
 
 
 def _in_order(lists: TileList, *, call: Call, heads: int) -> TileList:

@@ -17,6 +17,7 @@ from spdsl.runtime.cells import Cells, transposed
 from spdsl.runtime.lists import lists_for, tile_lists
 from spdsl.runtime.looks import Looked
 from spdsl.runtime.recent import ByContent
+from spdsl.semantics.nodes import Index
 from tests.runtime.build import CAUSAL, H, K, Q, every, load, op, plan, table
 
 DOCUMENTS = every(CAUSAL, op("eq", load("doc", Q), load("doc", K)))
@@ -180,3 +181,26 @@ def test_threads_share_what_is_remembered() -> None:
         list(pool.map(ask, range(6)))
     assert not wrong
     assert len(memory.entries) <= 4
+
+
+def test_heads_of_a_group_share_their_tiles() -> None:
+    """A set by group makes each tile once, and the lists of all heads say what those of a set by head say."""
+    q, k = torch.randn(1, 6, 300, 16), torch.randn(1, 2, 300, 16)
+    worth = torch.randn(2, 300)
+    found = []
+    for axis, values in (("g", worth), ("h", worth.repeat_interleave(3, 0))):
+        keep = every(CAUSAL, op("gt", load("worth", Index(name=axis), K, dtype="float"), 1.5))
+        made = plan(keep, tables=(table("worth", "float", axis, "token"),), heads=6, groups=2)
+        call = Call(plan=made, q=q, k=k, v=k, tables={"worth": values[None]})
+        found += [
+            tile_lists(call, by="query", block_q=32, block_k=32),
+            tile_lists(call, by="key", block_q=32, block_k=32),
+        ]
+    for shared, apart in zip(found[:2], found[2:], strict=True):
+        assert shared.begin.shape == apart.begin.shape
+        assert 3 * len(shared.tiles) == len(apart.tiles)
+        for head in range(6):
+            for row in range(10):
+                ours, theirs = (x.tiles[x.begin[0, head, row] : x.end[0, head, row]] for x in (shared, apart))
+                assert torch.equal(ours, theirs)
+                assert (shared.middle - shared.begin)[0, head, row] == (apart.middle - apart.begin)[0, head, row]
