@@ -97,8 +97,8 @@ def draw(
     q_start: int = 0,
     walked: Walked | None = None,
 ) -> Tiles:
-    """Write a PNG with two panels: the pairs of ``mask`` (bool ``[nq, nk]``), and its tiles, or over the pairs those
-    that a kernel has ``walked``.  The first row is the query at position ``q_start``.
+    """Write a PNG or SVG, by the ending of ``path``.  Two panels: the pairs of ``mask`` (bool ``[nq, nk]``), and its
+    tiles, or over the pairs those that a kernel has ``walked``.  The first row is the query at position ``q_start``.
 
     Raises:
         SpatError: matplotlib is not installed (SP608), the mask has no pairs (SP609), or the file cannot be written
@@ -127,7 +127,7 @@ def draw(
             figure.text(0.5, 0.925, subtitle, ha="center", fontsize=10)
         figure.subplots_adjust(left=0.06, right=0.985, bottom=0.12, top=0.86, wspace=0.16)
         try:
-            figure.savefig(path, format="png", facecolor="white")
+            figure.savefig(path, format=path.suffix[1:].lower() or "png", facecolor="white")
         except OSError as refused:
             raise error(
                 "SP605",

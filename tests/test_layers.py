@@ -47,7 +47,7 @@ LAYERS = (
         "spdsl.remarks",
     ),
     ("spdsl.api", "spdsl.language", "spdsl.decorator"),
-    ("spdsl.picture", "spdsl.doctor"),
+    ("spdsl.picture", "spdsl.page", "spdsl.doctor"),
     ("spdsl.editor",),
     ("spdsl.cli", "spdsl.__main__"),
 )

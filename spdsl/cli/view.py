@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,12 +17,17 @@ from spdsl.cli.options import (
     LayerOption,
     ParameterOption,
     PatternArgument,
+    Value,
     head_counts,
     known_dtype,
+    parse_call,
     parse_parameters,
 )
 from spdsl.cli.output import print_json
 from spdsl.cli.stages import TARGETS
+
+if TYPE_CHECKING:
+    from spdsl.api import Pattern
 
 KERNELS = ("forward", "dq", "dkdv", "fused")
 
@@ -30,7 +35,9 @@ KERNELS = ("forward", "dq", "dkdv", "fused")
 def view(
     pattern: PatternArgument,
     parameter: ParameterOption = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The picture, a PNG.")] = Path("mask.png"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="A picture, .png or .svg, or a page, .html.")] = Path(
+        "mask.png"
+    ),
     n: Annotated[int, typer.Option("-n", help="Number of keys.", min=1, max=16384)] = 1024,
     nq: Annotated[int | None, typer.Option(help="Number of queries, the last ones; all by default.", min=1)] = None,
     tile: Annotated[int, typer.Option(help="Rows and columns of the tiles in the picture.", min=1)] = 64,
@@ -49,9 +56,16 @@ def view(
         list[str] | None, typer.Option("--input", metavar="NAME=FILE", help="An input, from an .npz, .npy or .pt file.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed for inputs that are not given.")] = 0,
+    beside: Annotated[
+        str | None,
+        typer.Option(metavar="OTHER", help="In a page, a second pattern, with its parameters in brackets."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw the mask: every pair, and the tiles a kernel touches.
+
+    A page is one file that needs no network: it zooms from tiles to pairs, moves parameters, lengths, tiles and heads,
+    and shows the order in which tiles are walked, forward and backward.
 
     \b
     Examples:
@@ -59,13 +73,16 @@ def view(
       spdsl view local.spat --tile 128 --heads 8 --head 3
       spdsl view documents --input doc=ids.npz
       spdsl view dilated --kernel dkdv --head-dim 128
+      spdsl view streaming -o mask.html --beside "sliding_window(window=256)"
     """
     heads, groups = head_counts(heads, groups)
     if head >= heads:
         last = f"the last head is {heads - 1}; `--heads` says how many there are"
         raise typer.BadParameter(last, param_hint="--head")
-    if output.suffix.lower() != ".png":
-        raise typer.BadParameter(f"`{output}` does not end in .png", param_hint="--output")
+    if output.suffix.lower() not in (".png", ".svg", ".html"):
+        raise typer.BadParameter(f"`{output}` ends neither in .png, .svg nor .html", param_hint="--output")
+    if beside is not None and output.suffix.lower() != ".html":
+        raise typer.BadParameter("two patterns stand side by side in a page: `-o mask.html`", param_hint="--beside")
 
     known_dtype(dtype)
     if kernel is not None and kernel not in KERNELS:
@@ -81,6 +98,26 @@ def view(
     inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
     if not as_json:
         note_generated(generated)
+    if output.suffix.lower() == ".html":
+        from spdsl.cli.viewing import Look, write_page
+
+        look = Look(
+            sizes=sizes,
+            layer=layer,
+            head=head,
+            dtype=dtype,
+            target=target,
+            tile=tile,
+            given=tuple(given or ()),
+            seed=seed,
+        )
+        told = write_page(output, [(loaded, values), *([] if beside is None else [_other(beside)])], look)
+        if as_json:
+            print_json({"ok": True, "file": str(output), **told, "generated_inputs": list(generated)})
+        else:
+            moves = "parameters can be moved in it" if told["worked_out"] else "its mask is that of these values"
+            typer.echo(f"wrote {output} ({output.stat().st_size / 1024:,.0f} kB): {moves}; open it in a browser")
+        return
     settings: dict[str, Any] = {**values, **inputs}
     mask = loaded.mask(sizes.nq, n, heads, groups, layer, **settings)
     mask = mask[0] if mask.ndim == 4 else mask
@@ -124,3 +161,8 @@ def view(
             f"wrote {output}: {tiles.kept_pairs:.1%} of the pairs kept, {tiles.kept_tiles:.1%} of the tiles touched, "
             f"{tiles.full_tiles:.1%} full"
         )
+
+
+def _other(word: str) -> tuple[Pattern, dict[str, Value]]:
+    name, parameters = parse_call(word)
+    return load_pattern(name, parse_parameters(parameters))

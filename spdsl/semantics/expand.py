@@ -9,11 +9,11 @@ from __future__ import annotations
 from spdsl.semantics import axes as axis_rules
 from spdsl.semantics import build
 from spdsl.semantics.fold import fold
-from spdsl.semantics.nodes import Axis, BoundPattern, Coord, Expr, Grid, Index, Side
+from spdsl.semantics.nodes import Axis, BoundPattern, CheckedPattern, Coord, Expr, Grid, Index, Side
 from spdsl.semantics.rewrite import on_side, transform
 
 
-def expand(pattern: BoundPattern, expr: Expr, *, on: Grid | None = None) -> Expr:
+def expand(pattern: BoundPattern | CheckedPattern, expr: Expr, *, on: Grid | None = None) -> Expr:
     """The expression without coordinates outside of stages; folded.
 
     The coordinates of the grid ``on`` become indices ``q0``, ``q1``, … and ``k0``, ``k1``, … by the numbers of its

@@ -62,12 +62,16 @@ class Session:
 
     def open(self, name: str, text: str) -> list[lsp.Diagnostic]:
         """Open a document that need not be on the disk, and wait for the remarks about it."""
+        self.show(name, text)
+        return self.remarks(name)
+
+    def show(self, name: str, text: str) -> None:
+        """Open a document."""
         uri = self.uri(name)
         self.texts[name], self.versions[name] = text, 1
         self.told.pop(uri, None)
         document = lsp.TextDocumentItem(uri=uri, language_id="spat", version=1, text=text)
         self.client.text_document_did_open(lsp.DidOpenTextDocumentParams(text_document=document))
-        return self.remarks(name)
 
     def change(self, name: str, old: str, new: str) -> list[lsp.Diagnostic]:
         """Replace one part of a document, as typing does."""

@@ -114,14 +114,14 @@ def test_hover_over_a_pattern_tells_what_is_proved(window: Session) -> None:
 
 def offers(session: Session, text: str) -> list[str]:
     """What is offered at ``|``."""
-    session.open("typed.spat", text.replace("|", "", 1) if "|>" not in text else text.replace("¦", ""))
+    session.show("typed.spat", text.replace("|", "", 1) if "|>" not in text else text.replace("¦", ""))
     found = session.offers("typed.spat", text.index("¦" if "|>" in text else "|"))
     session.close("typed.spat")
     return found
 
 
 def test_completion_knows_what_can_stand_there(session: Session) -> None:
-    assert offers(session, "|") == ["pattern", "def", "use"] or set(offers(session, "|")) == {"use", "def", "pattern"}
+    assert set(offers(session, "|")) == {"use", "def", "pattern"}
     assert {"keep", "let", "axis", "grid", "input", "bias", "softcap"} <= set(offers(session, "pattern p() { | }"))
     assert "then" not in offers(session, "pattern p() { | }")
     assert offers(session, "pattern p(w: |") == ["int", "float", "bool"]
