@@ -131,6 +131,9 @@ def demo(options: argparse.Namespace) -> int:
     print(f"{'dense, causal':<{width}}  {dense_loss:10.2f}  {dense.seconds:7.2f} s  {dense_time:9.2f} s")
     print(f"{title:<{width}}  {sparse_loss:10.2f}  {sparse.seconds:7.2f} s  {sparse_time:9.2f} s\n")
 
+    if pattern.checked.graph is not None:
+        print("kept     what queries and keys decide: `spdsl explain` counts it for random ones")
+        return judged(sparse, of_layer, dtype)
     mask = pattern.mask(n, n, heads, groups, 0, **options.parameters)
     mask = mask[0] if mask.ndim == 4 else mask
     causal = torch.ones(n, n, dtype=torch.bool).tril()
@@ -139,16 +142,21 @@ def demo(options: argparse.Namespace) -> int:
     if (mask & ~causal).any():
         print("         this pattern shows queries later tokens, so its perplexity says nothing about the model")
 
-    worst, limit = error(sparse, of_layer), LIMITS[dtype]
-    layers = listed(CHECKED_LAYERS)
-    print(f"error    {worst:.1e} against the float64 reference, the worst of layers {layers} (limit {limit:.0e})")
-
+    status = judged(sparse, of_layer, dtype)
     path = options.picture or Path("out") / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     from spdsl.picture import draw
 
     tiles = draw(mask[0].numpy(), path, title=title, subtitle=f"head 0, {n:,} tokens")
     print(f"picture  {path}: {tiles.kept_tiles:.1%} of its 64 × 64 tiles are touched, {tiles.full_tiles:.1%} are full")
+    return status
+
+
+def judged(sparse: Meter, of_layer: Callable[[int], spdsl.Attention], dtype: torch.dtype) -> int:
+    """Print the error of the watched layers; 1 if it is above the limit."""
+    worst, limit = error(sparse, of_layer), LIMITS[dtype]
+    layers = listed(CHECKED_LAYERS)
+    print(f"error    {worst:.1e} against the float64 reference, the worst of layers {layers} (limit {limit:.0e})")
     return 0 if worst <= limit else 1
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from spdsl.semantics.graph import Attention, Export, Merge, Select, StageGraph, 
 from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load, Table
 from spdsl.semantics.rewrite import free_axes
 from spdsl.semantics.softmaxes import POSITIONS, softmax_pattern
+
+T = TypeVar("T")
 
 _BUDGET = {"cpu": 1 << 22, "cuda": 1 << 27}
 """Numbers that a chunk of rows may have."""
@@ -41,6 +44,11 @@ class Inputs:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
+def untraced(function: Callable[[], T]) -> T:
+    """The result of a function that no compiler looks into: what is chosen is not known while a graph is traced."""
+    return function()
+
+
 def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) -> tuple[Tensor, Tensor | None]:
     """Output ``[batch, heads, nq, dv]``, and LSE ``[batch, heads, nq]`` unless arithmetic follows the softmax.
 
@@ -80,10 +88,7 @@ def attend_anywhere(
 ) -> tuple[Tensor, Tensor | None]:
     """As `attend`; with ``places``, int32 ``[batch, 3]`` (q_start, k_start, k_len), sequence by sequence."""
     if places is None:
-        whole: tuple[Tensor, Tensor | None] = attend(
-            pattern, Inputs(q=q, k=k, v=v, tables=tables, q_start=q_start), key_of
-        )
-        return whole
+        return attend(pattern, Inputs(q=q, k=k, v=v, tables=tables, q_start=q_start), key_of)
     found = []
     for batch, (first, start, length) in enumerate(places.tolist()):
         if start < 0 or length < 0 or start + length > k.shape[2]:

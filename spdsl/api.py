@@ -174,14 +174,11 @@ class Attention:
         k, v, places, shape, start = place(q, k, v, q_start, k_start, k_len)
         given = shortened(self.pattern.checked.tables, given, rows, k.shape[2])
         if self.pattern.checked.graph is not None:
-            made = self.bind(q.shape[1], k.shape[1], q.shape[3])
-            if return_lse:
-                reference.refuse_no_lse(made)
-            key = partial(softmax_key, self._open_key)
             from spdsl.runtime import graphs  # loads torch's compiler, in a second or two
 
-            found = graphs.attend_anywhere(made, q, k, v, given, places, start, key)
-            return found if return_lse else found[0]  # type: ignore[return-value]  # with an LSE, as was asked for
+            staged = partial(self._staged, q, k, v, given, places, start, return_lse=return_lse)
+            found: Tensor | tuple[Tensor, Tensor] = graphs.untraced(staged)
+            return found
         tables = list(given.values())
         operator.foresee_gradients(q, k, v, tables, self._open_key, shape, self._values)
         if traced:
@@ -189,6 +186,26 @@ class Attention:
         else:
             out, lse = self._direct.attend(q, k, v, tables, places, shape, start)
         return (out, lse) if return_lse else out
+
+    def _staged(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        given: Mapping[str, Tensor],
+        places: Tensor | None,
+        start: int,
+        *,
+        return_lse: bool,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """A call of a pattern with stages."""
+        from spdsl.runtime import graphs
+
+        made = self.bind(q.shape[1], k.shape[1], q.shape[3])
+        if return_lse:
+            reference.refuse_no_lse(made)
+        found = graphs.attend_anywhere(made, q, k, v, given, places, start, partial(softmax_key, self._open_key))
+        return found if return_lse else found[0]  # type: ignore[return-value]  # with an LSE, as was asked for
 
     def reference(
         self,
