@@ -74,7 +74,7 @@ def bench(
     where = device_of(device)
     if where.type == "cpu":
         note("this times the CPU back end, which says little about a GPU" + _why(device))
-    with progress("measuring", quiet=as_json):
+    with progress("measuring", quiet=as_json, timing=True):
         result = race(
             Race(
                 pattern=loaded,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from spdsl.cli.options import JsonOption
-from spdsl.cli.output import print_json
+from spdsl.cli.output import note, print_json
 from spdsl.diagnostics import error
 
 
@@ -44,4 +45,6 @@ def lsp(
         raise error("SP630", "the language server needs pygls", help='Install it: `pip install "spdsl[editor]"`.')
     from spdsl.editor.server import serve
 
+    if sys.stdin.isatty():
+        note("this speaks to an editor, which starts it by itself; Ctrl-C ends it (docs/editors.md)")
     serve()

@@ -17,8 +17,11 @@ def _nothing(text: str, done: int, steps: int | None) -> None:
 
 
 @contextmanager
-def progress(what: str, *, quiet: bool = False) -> Iterator[Watch]:
-    """Show ``what`` and what the caller tells from then on, until the end of the block leaves no trace of it."""
+def progress(what: str, *, quiet: bool = False, timing: bool = False) -> Iterator[Watch]:
+    """Show ``what`` and what the caller tells from then on, until the end of the block leaves no trace of it.
+
+    Where ``timing`` goes on, the line changes only when something is told: nothing else runs beside what is timed.
+    """
     if quiet or not sys.stderr.isatty():
         yield _nothing
         return
@@ -27,12 +30,12 @@ def progress(what: str, *, quiet: bool = False) -> Iterator[Watch]:
 
     columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     counted = (BarColumn(bar_width=24), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=not timing) as bar:
         task = bar.add_task(what, total=None)
 
         def watch(text: str, done: int, steps: int | None) -> None:
             if steps is not None and bar.columns == columns:
                 bar.columns = (columns[0], *counted, *columns[1:])
-            bar.update(task, description=text, completed=done, total=steps)
+            bar.update(task, description=text, completed=done, total=steps, refresh=timing)
 
         yield watch

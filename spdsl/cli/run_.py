@@ -90,7 +90,7 @@ def run(
         backward=backward,
         check=check,
     )
-    with progress("computing", quiet=as_json) as watch:
+    with progress("computing", quiet=as_json, timing=True) as watch:
         result, tensors = carry_out(task, watch)
     if output is not None:
         save(output, tensors)

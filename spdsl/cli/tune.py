@@ -90,7 +90,7 @@ def tune(
     tables = {name: each.to(where) for name, each in inputs.items()}
 
     note_first_kernels()
-    with progress("compiling", quiet=as_json) as watch:
+    with progress("compiling", quiet=as_json, timing=True) as watch:
         found = measure(key, q, k, v, tables, backward=backward, budget=budget, watch=watch)
     _report(found, as_json=as_json)
 

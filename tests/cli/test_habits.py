@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import inspect
 import io
 import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -101,6 +103,17 @@ def test_python_runs_the_package() -> None:
     assert done.stdout.startswith("spdsl ")
 
 
+def test_the_language_server_says_what_it_needs(spdsl: Spdsl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    answer = spdsl("lsp")
+    assert answer.status == 1
+    assert "SP630" in answer.err
+    assert 'pip install "spdsl[editor]"' in answer.err
+    answer = spdsl("lsp", "--vscode", tmp_path / "extension", "--json")
+    assert answer.json["ok"] is True
+    assert (tmp_path / "extension" / "package.json").exists()
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -113,6 +126,18 @@ def test_progress_is_for_people_alone(monkeypatch: pytest.MonkeyPatch) -> None:
             watch("the second mill", 1, 2)
         assert ("the second mill" in stream.getvalue()) is shown
         assert ("1/2" in stream.getvalue()) is shown
+
+
+def test_nothing_runs_beside_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    before = threading.active_count()
+    with progress("measuring", timing=True) as watch:
+        watch("the third mill", 2, 3)
+        assert "the third mill" in stream.getvalue()
+        assert threading.active_count() == before
+    with progress("looking"):
+        assert threading.active_count() == before + 1
 
 
 def test_the_first_kernels_are_announced_once(
