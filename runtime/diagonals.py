@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from spdsl.runtime.memo import Memo
 from spdsl.semantics.build import TRUE
 from spdsl.semantics.graph import DISTANCE, Pool, Stage
 from spdsl.semantics.nodes import Load
@@ -35,8 +36,6 @@ def distances_of(stages: dict[str, Stage], stage: Pool) -> str | None:
 
 def seen_from_blocks(arrays: Arrays, stage: Pool, source: str, rows: Tensor) -> Tensor | None:
     """The set of pairs of blocks, ``[batch or 1, …, rows, blocks of keys]``; None if blocks are not neighbours."""
-    from spdsl.runtime.arrays import Memo
-
     lines = arrays.lines
     names = [axis.partition(".")[2] for axis in stage.axes if "." in axis]
     if len(names) != 2 or not all(lines.is_even(name) for name in names):

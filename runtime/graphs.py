@@ -16,9 +16,10 @@ from torch import Tensor
 
 from spdsl.diagnostics import error
 from spdsl.runtime import operator
-from spdsl.runtime.arrays import Arrays, Memo
+from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.checks import check_inputs
 from spdsl.runtime.lines import Lines
+from spdsl.runtime.memo import Memo
 from spdsl.runtime.operator import with_batch
 from spdsl.runtime.ranking import as_lists
 from spdsl.semantics.graph import Attention, Export, Merge, Select, StageGraph, is_free, loads, on_side

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spdsl.semantics.graph import DISTANCE, Pool, on_side
+from spdsl.runtime.memo import Memo
+from spdsl.semantics.graph import DISTANCE, Pool, on_side, side_of
+from spdsl.semantics.nodes import Expr
+from spdsl.semantics.rewrite import conjuncts, free_axes
 
 if TYPE_CHECKING:
     from spdsl.runtime.arrays import Arrays
@@ -15,14 +18,12 @@ if TYPE_CHECKING:
 
 def over_rows(arrays: Arrays, stage: Pool) -> Tensor:
     """The array of a reduction over an axis of queries, or per distance."""
-    from spdsl.runtime.arrays import Memo, rows_alone
-
     inner = _inner(stage)
     own = on_side(inner, "q")
     assert own is not None
     rows = arrays.lines.points_of_rows(own)
     exist = torch.ones_like(rows, dtype=torch.bool)
-    for condition in rows_alone(stage.only):
+    for condition in _rows_alone(stage.only):
         # Rows that a probe leaves out are not computed.
         exist = exist & torch.as_tensor(arrays.evaluate(condition, (own,), rows, Memo()), device=rows.device).view(-1)
     if own == "q":
@@ -121,3 +122,14 @@ class _Total:
         if stage.over != DISTANCE:
             return value
         return value.movedim(-1, 1 + stage.axes.index(DISTANCE))
+
+
+def _rows_alone(expr: Expr) -> list[Expr]:
+    """The parts of a condition that depend on queries alone."""
+    return [
+        part
+        for part in conjuncts(expr)
+        if {side_of(axis) for axis in free_axes(part)} <= {"q"}
+        and free_axes(part)
+        and not free_axes(part) & {"h", "g", "b"}
+    ]
