@@ -46,7 +46,7 @@ LAYERS = (
         "spdsl.prove",
         "spdsl.remarks",
     ),
-    ("spdsl.api", "spdsl.language", "spdsl.decorator", "spdsl.nn", "spdsl.models"),
+    ("spdsl.api", "spdsl.language", "spdsl.decorator", "spdsl.nn", "spdsl.models", "spdsl.flex"),
     ("spdsl.picture", "spdsl.page", "spdsl.doctor"),
     ("spdsl.editor",),
     ("spdsl.cli", "spdsl.__main__"),
