@@ -9,6 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from spdsl import flex as flex
+    from spdsl import language as language
+    from spdsl import models as models
+    from spdsl import nn as nn
     from spdsl.api import Attention, Pattern, compile, load, loads, names, raise_pending
     from spdsl.decorator import Input, Within, pattern
     from spdsl.diagnostics import SpatError, SpatWarning
@@ -37,12 +41,17 @@ _HOMES = {
     "names": "spdsl.library",
 }
 
+_MODULES = ("flex", "language", "models", "nn")
+"""Modules that need no import of their own: `spdsl.models.use(…)`."""
+
 
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f"spdsl.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'spdsl' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, *_MODULES})

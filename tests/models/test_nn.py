@@ -101,3 +101,9 @@ def test_refused(dim: int, heads: int, pattern: object, given: dict[str, int], c
     with pytest.raises(spdsl.SpatError) as caught:
         SelfAttention(dim, heads, pattern, **given)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("name", ["flex", "language", "models", "nn"])
+def test_modules_need_no_import(name: str) -> None:
+    assert spdsl.__getattr__(name).__name__ == f"spdsl.{name}"
+    assert name in dir(spdsl)
