@@ -180,7 +180,7 @@ GENERALIZED: dict[str, dict[str, object]] = {
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("name", GENERALIZED)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_generalized_neighborhoods(name: str, dtype: torch.dtype) -> None:
     """Dilated axes are parted into classes of places, which no longer lie side by side for the copy engine."""
     given = Case(name="neighborhood_2d", parameters=GENERALIZED[name])
@@ -200,7 +200,7 @@ def _tiles_by_head(sizes: Sizes, generator: torch.Generator) -> Inputs:
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("more", [0, 37, -29])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_text_after_the_video(more: int, dtype: torch.dtype) -> None:
     """Rows after the grid meet all others; where there are fewer rows than places, those do not exist."""
     extents = (6, 8, 10)
