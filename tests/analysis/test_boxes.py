@@ -252,13 +252,14 @@ def problem(pattern: BoundPattern, shape: str = "square") -> Problem:
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "most"),
+    ("name", "parameters", "most", "most_forward"),
     [
-        ("neighborhood_2d", {"extents": (192, 192), "window": (25, 25)}, 0.040),
-        ("neighborhood_3d", {"extents": (30, 48, 80), "window": (19, 25, 25)}, 0.180),
+        ("neighborhood_2d", {"extents": (192, 192), "window": (25, 25)}, 0.040, 0.040),
+        # Boxes of 128 keys compute a little more than those of 64, and were measured to be a tenth faster.
+        ("neighborhood_3d", {"extents": (30, 48, 80), "window": (19, 25, 25)}, 0.180, 0.188),
     ],
 )
-def test_published_grids(name: str, parameters: dict[str, object], most: float) -> None:
+def test_published_grids(name: str, parameters: dict[str, object], most: float, most_forward: float) -> None:
     """The shares of all pairs that are computed; tiles of consecutive rows compute 13.3 % and 34.8 %."""
     found = plan(problem(library(name, **parameters)), "sm_90")
     for kernel in (found.forward, found.dq, found.dkdv):
@@ -273,7 +274,7 @@ def test_published_grids(name: str, parameters: dict[str, object], most: float) 
             for axis, ends in enumerate(kernel.walk.touched)
         )
         share = boxes * kernel.block_q * kernel.block_k / prod(kernel.boxes.extents) ** 2
-        assert share < most, (kernel.kind, share)
+        assert share < (most_forward if kernel.kind == "forward" else most), (kernel.kind, share)
 
 
 @pytest.mark.parametrize(
