@@ -44,7 +44,10 @@ def test_the_reference_is_the_definition(case: Case, shape: Sizes) -> None:
     np.testing.assert_allclose(found.numpy(), DEFINITIONS[case.name](*arrays, given), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("case", [case for case in SELECTIONS if case.name in ("seer_attention", "dsa")], ids=lambda case: case.id)
+EXPORTING = [case for case in SELECTIONS if case.name in ("seer_attention", "dsa")]
+
+
+@pytest.mark.parametrize("case", EXPORTING, ids=lambda case: case.id)
 def test_exports_are_those_of_the_definition(case: Case) -> None:
     attn, tensors, inputs = made(case, SHAPES[0])
     q, k, _ = (x[0].double().numpy() for x in tensors)
