@@ -135,9 +135,11 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_colours_are_for_terminals(spdsl: Spdsl, tmp_path: Path) -> None:
+def test_colours_are_for_terminals(spdsl: Spdsl, monkeypatch: pytest.MonkeyPatch) -> None:
     from spdsl.cli.output import paint
 
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     span = Span(source=Source(name="a.spat", text="keep causl"), line=1, column=6, end_line=1, end_column=11)
     remark = Diagnostic(code="SP201", message="unknown name `causl`", span=span, help="did you mean `causal`?")
     painted = paint(remark)
