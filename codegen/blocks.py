@@ -597,7 +597,7 @@ class Stream:
 
     The products of a tile with the queries run while the weights of the one before meet their values.  With ``flagged``
     ``masked`` is read too.  ``factor`` as in `OnlineSoftmax`.  With ``again`` queries and the last place of the ring
-    are given back.
+    are given back; with ``resumed`` there is a sum before the first tile, which is scaled as any other.
     """
 
     names: tuple[str, ...]
@@ -606,6 +606,7 @@ class Stream:
     dtype: Precision
     body: tuple[Block, ...]
     again: bool = False
+    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

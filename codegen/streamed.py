@@ -171,6 +171,7 @@ def _compute(frame: Frame, mode: Mode) -> tuple[Block, ...]:
             dtype=dtype,
             body=body,
             again=frame.kernel.persistent,
+            resumed=plan.place > 0,
         ),
         *split.end(frame, SUMS, end),
     )

@@ -10,6 +10,8 @@ import pytest
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Plan, Problem
 from spdsl.codegen.aot import compile_kernels
+from spdsl.codegen.gluon import emit_gluon
+from spdsl.codegen.lower import lower
 from tests.library.bound import library
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here")
@@ -78,6 +80,12 @@ def test_the_second_set_of_a_union() -> None:
     first, second = planned("strided", (128, 128)).parts
     check(first)
     check(second)
+    for made, resumed in ((first, False), (second, True)):
+        graph = lower(made)
+        text = emit_gluon(graph, next(each for each in graph.gluon if each.name == "forward")).text
+        # A new maximum rescales what has been summed up; before the first tile of the first set that is nothing.
+        assert text.count("m_new = ") == 2
+        assert text.count("acc = acc * gl.convert_layout(alpha") == 1 + resumed
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from tests.library.compare import relative_error
 pytestmark = pytest.mark.gpu
 
 BODIES = {
+    # Few local keys: the largest weight of a row is often one of the later set.
+    "few": "keep causal and (q - k < 5 or (q - k) % 16 == 0)",
     "strided": "keep causal and (q - k < 100 or (q - k) % 64 == 0)",
     "sinks": "keep causal and (k < 70 or (q - k < 1500 and (q - k) % 4 == 0))  sink_logit 0.5",
     "documents": "input doc: int[token] sorted\n"
