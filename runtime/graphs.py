@@ -221,6 +221,14 @@ def _operands(pattern: BoundPattern, stage: Attention, call: Inputs, chosen: Arr
     return Operands(q=q, k=k, v=v, tables=tables, q_start=start, stages=made, lines=values.lines)
 
 
+def selections(pattern: BoundPattern, call: Inputs) -> dict[str, Tensor]:
+    """All sets of pairs that the softmaxes of a pattern read, as `lists`, by the names of their stages."""
+    chosen = _arrays(pattern, call, grad=False)
+    tables = [table for stage in _graph(pattern).attentions for table in _pattern_of(pattern, stage.name).tables]
+    with torch.no_grad():
+        return {table.name: lists(chosen, table.name) for table in tables if table.listed}
+
+
 def _softmax(
     pattern: BoundPattern, stage: Attention, call: Inputs, chosen: Arrays, values: Arrays, key: str
 ) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,217 @@
+"""What selecting costs beside attending: ``python -m benchmarks.selections --out f.json``, or some cases by name.
+
+For every case the time of the selections alone (scores, ranking, lists), of the whole forward, of the backward, and of
+dense causal SDPA on the same tensors in the same run; beside them the memory that each takes at its peak.  Results are
+written after every figure, so that a run that is cut short keeps what it measured.  ``--prepare`` compiles beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+import spdsl
+from spdsl.runtime import graphs
+
+Inputs = dict[str, Tensor]
+Result = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A pattern of the library at one shape.
+
+    ``smooth`` neighbouring keys and queries share the larger part of their vectors, so that neighbouring queries
+    choose alike, as those of a model do; 0 for independent numbers.  ``inputs`` makes those of the pattern.
+    """
+
+    name: str
+    pattern: str
+    parameters: dict[str, object] = field(default_factory=dict)
+    heads: int = 32
+    groups: int = 2
+    n: int = 131072
+    dim: int = 128
+    smooth: int = 64
+    inputs: Callable[[Case], Inputs] = lambda case: {}
+    backward: bool = True
+
+
+def _gates(case: Case) -> Inputs:
+    return {"gate": torch.rand(3, case.heads, case.n, device="cuda")}
+
+
+def _indexer(case: Case) -> Inputs:
+    """64 index heads of 128 numbers over one head of index keys."""
+    make = {"device": "cuda", "dtype": torch.bfloat16}
+    return {
+        "QI": torch.randn(64, case.n, 128, **make),  # type: ignore[call-overload]
+        "KI": torch.randn(case.n, 128, **make),  # type: ignore[call-overload]
+        "wt": torch.rand(64, case.n, device="cuda"),
+    }
+
+
+def _pooled(case: Case) -> Inputs:
+    count = -(-case.n // 64)
+    return {name: torch.randn(case.heads, count, 128, device="cuda") for name in ("GQ", "GK")}
+
+
+def _video(case: Case) -> Inputs:
+    return {"gate": torch.randn(case.heads, case.n, case.dim, device="cuda", dtype=torch.bfloat16)}
+
+
+def _bias(case: Case) -> Inputs:
+    return {"delta": torch.randn(case.groups, case.n, device="cuda")}
+
+
+PEER = {"compress": 64, "stride": 64, "block": 64, "picks": 16}
+"""What flash-linear-attention's kernel of native sparse attention fixes."""
+
+CASES = (
+    Case(name="infllm_v2_131k", pattern="infllm_v2"),
+    Case(name="moba_65k", pattern="moba", parameters={"block": 512, "picks": 6}, heads=16, groups=16, n=65536),
+    Case(name="nsa_8k", pattern="nsa", parameters=dict(PEER), heads=64, groups=4, n=8192, smooth=0, inputs=_gates),
+    Case(name="nsa_8k_alike", pattern="nsa", parameters=dict(PEER), heads=64, groups=4, n=8192, inputs=_gates),
+    Case(name="nsa_8k_32_16", pattern="nsa", heads=64, groups=4, n=8192, smooth=0, inputs=_gates),
+    Case(name="quest_32k", pattern="quest", heads=32, groups=8, n=32768, backward=False),
+    Case(name="dsa_32k", pattern="dsa", heads=16, groups=1, n=32768, inputs=_indexer, backward=False),
+    Case(name="seer_attention_32k", pattern="seer_attention", groups=8, n=32768, inputs=_pooled, backward=False),
+    Case(name="xattention_32k", pattern="xattention", groups=8, n=32768, backward=False),
+    Case(name="vertical_slash_32k", pattern="vertical_slash", groups=8, n=32768, backward=False),
+    Case(name="dma_32k", pattern="dma", groups=8, n=32768, inputs=_bias, backward=False),
+    Case(
+        name="vsa_32k",
+        pattern="vsa",
+        parameters={"frames": 16, "height": 32, "width": 64},
+        heads=12,
+        groups=12,
+        n=32768,
+        inputs=_video,
+        backward=False,
+    ),
+    Case(name="infllm_v2_524k", pattern="infllm_v2", n=524288, backward=False),
+)
+
+
+def main() -> None:
+    """Measure the cases named on the command line, or all, and write the results."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.selections", description=__doc__)
+    parser.add_argument("cases", nargs="*", help="names of cases")
+    parser.add_argument("--out", type=Path, default=Path("selections.json"), help="the JSON file to write")
+    parser.add_argument("--prepare", action="store_true", help="run each case once on few tokens, and time nothing")
+    parser.add_argument("--selection", action="store_true", help="time the selection and SDPA alone")
+    given = parser.parse_args()
+    results: list[Result] = []
+    for case in CASES:
+        if given.cases and case.name not in given.cases:
+            continue
+        torch.cuda.empty_cache()
+        if given.prepare:
+            prepare(case)
+            continue
+        result: Result = {
+            "case": case.name,
+            "parameters": case.parameters,
+            "shape": f"1x{case.heads}/{case.groups}x{case.n}x{case.dim}",
+            "gpu": torch.cuda.get_device_name(),
+            "torch": torch.__version__,
+            "date": dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
+        }
+        results.append(result)
+        for name, value in figures(case, whole=not given.selection):
+            result[name] = value
+            given.out.write_text(json.dumps(results, indent=1) + "\n")
+        print(json.dumps(result), flush=True)
+
+
+def prepare(case: Case) -> None:
+    """Compile what `figures` runs, by a call with fewer tokens."""
+    short = case if case.pattern == "vsa" else replace(case, n=min(case.n, 16384))
+    for _ in figures(short, rounds=1):
+        pass
+
+
+def figures(case: Case, *, whole: bool = True, rounds: int = 5) -> Iterator[tuple[str, float]]:
+    """Names and values of a case, one by one: milliseconds, and GiB beside tensors and results."""
+    q, k, v, inputs = tensors(case)
+    attn = spdsl.compile(case.pattern, **case.parameters)  # type: ignore[arg-type]
+    with torch.no_grad():
+        select = selection(attn, q, k, v, inputs)
+        yield "selection_gib", _peak(select)
+        yield "selection_ms", _time(select, rounds)
+        dense = lambda: torch.nn.functional.scaled_dot_product_attention(  # noqa: E731
+            q, k, v, is_causal=True, enable_gqa=case.heads != case.groups
+        )
+        yield "dense_forward_ms", _time(dense, rounds)
+        if not whole:
+            return
+        yield "forward_gib", _peak(lambda: attn(q, k, v, **inputs))
+        yield "forward_ms", _time(lambda: attn(q, k, v, **inputs), rounds)
+    if not case.backward:
+        return
+    leaves = [each.requires_grad_() for each in (q, k, v)]
+    d_out = torch.randn_like(q)
+    for name, run in (("backward_ms", lambda: attn(*leaves, **inputs)), ("dense_backward_ms", dense)):
+        out = run()
+        yield name, _time(lambda out=out: torch.autograd.grad(out, leaves, d_out, retain_graph=True), rounds)
+        del out
+
+
+def tensors(case: Case) -> tuple[Tensor, Tensor, Tensor, Inputs]:
+    """Queries, keys and values in bf16, and the pattern's inputs."""
+    torch.manual_seed(0)
+    made = []
+    for heads in (case.heads, case.groups, case.groups):
+        x = torch.randn(1, heads, case.n, case.dim, device="cuda", dtype=torch.bfloat16)
+        if case.smooth:
+            coarse = torch.randn(1, heads, -(-case.n // case.smooth), case.dim, device="cuda", dtype=torch.bfloat16)
+            x = x * 0.5 + coarse.repeat_interleave(case.smooth, 2)[:, :, : case.n]
+        made.append(x)
+    return made[0], made[1], made[2], case.inputs(case)
+
+
+def selection(attn: spdsl.Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> Callable[[], object]:
+    """What computes all selections of a pattern, as lists."""
+    pattern = attn.bind(q.shape[1], k.shape[1], q.shape[3])
+    call = graphs.Inputs(q=q, k=k, v=v, tables=inputs, q_start=0)
+    return lambda: graphs.selections(pattern, call)
+
+
+def _time(run: Callable[[], object], rounds: int) -> float:
+    """Milliseconds; the median of so many runs after one that does not count."""
+    run()
+    times = []
+    for _ in range(rounds):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end))
+    return round(median(times), 3)
+
+
+def _peak(run: Callable[[], object]) -> float:
+    """GiB that a run holds at its peak beyond what was held before and what it returns."""
+    run()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    kept = run()
+    torch.cuda.synchronize()
+    after = torch.cuda.memory_allocated()
+    peak = torch.cuda.max_memory_allocated()
+    del kept
+    return round((peak - max(before, after)) / 2**30, 3)
+
+
+if __name__ == "__main__":
+    main()
