@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 import typer
 from torch import Tensor
+from typing_extensions import assert_never
 
 from spdsl.cli.options import Value
 from spdsl.cli.output import note
 from spdsl.diagnostics import error
-from spdsl.semantics.nodes import Const, Expr, Extent, Table
+from spdsl.semantics.nodes import BoundPattern, Const, Extent, Table, TableAxis
 
 if TYPE_CHECKING:
     from spdsl.api import Pattern
+    from spdsl.runtime.lines import Lines
 
 ENDINGS = (".npz", ".npy", ".pt")
 
@@ -105,10 +107,15 @@ def make_inputs(
             has = ", ".join(f"`{each}`" for each in pattern.inputs) or "none"
             raise error("SP301", f"`{pattern.name}` has no input `{name}`", help=f"Its inputs: {has}.")
         read[name] = _pick(read_tensors(Path(path)), name, path)
-    bound = _bound_tables(pattern, parameters, layer, sizes)
+    bound = _bound(pattern, parameters, layer, sizes)
     generator = torch.Generator().manual_seed(seed)
-    made = {table.name: _random(table, sizes, generator) for table in bound if table.name not in read}
-    return {name: read[name] if name in read else made[name] for name in pattern.inputs}, tuple(made)
+    tables: dict[str, Tensor] = {}
+    made = []
+    for table in sorted(bound.tables, key=lambda each: not each.sorted):
+        # Sorted tables come first: axes by them have as many members as their last value says.
+        tables[table.name] = read[table.name] if table.name in read else _random(table, bound, tables, sizes, generator)
+        made += [table.name] if table.name not in read else []
+    return {name: tables[name] for name in pattern.inputs}, tuple(name for name in pattern.inputs if name in made)
 
 
 def shaped(sizes: Sizes, value_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,9 +154,7 @@ def _pick(found: Mapping[str, Tensor], name: str, path: str) -> Tensor:
     raise error("SP612", f"`{path}` holds {', '.join(found) or 'nothing'}, not `{name}`", help=f"Name one `{name}`.")
 
 
-def _bound_tables(
-    pattern: Pattern, parameters: Mapping[str, Value], layer: int | None, sizes: Sizes
-) -> tuple[Table, ...]:
+def _bound(pattern: Pattern, parameters: Mapping[str, Value], layer: int | None, sizes: Sizes) -> BoundPattern:
     from spdsl.semantics.bind import bind
 
     return bind(
@@ -159,11 +164,13 @@ def _bound_tables(
         heads=sizes.heads,
         groups=sizes.groups,
         head_dim=sizes.head_dim,
-    ).tables
+    )
 
 
-def _random(table: Table, sizes: Sizes, generator: torch.Generator) -> Tensor:
-    shape = [_extent(axis.size, axis.kind, sizes) for axis in table.axes]
+def _random(
+    table: Table, bound: BoundPattern, known: Mapping[str, Tensor], sizes: Sizes, generator: torch.Generator
+) -> Tensor:
+    shape = [_extent(axis, bound, known, sizes) for axis in table.axes]
     low, high = (table.bounds.low, table.bounds.high) if table.bounds else (None, None)
     if table.dtype == "bool":
         return torch.rand(shape, generator=generator) < 0.1
@@ -180,23 +187,60 @@ def _random(table: Table, sizes: Sizes, generator: torch.Generator) -> Tensor:
     return torch.randint(start, stop + 1, shape, generator=generator)
 
 
-def _extent(size: Expr, kind: str, sizes: Sizes) -> int:
-    match kind:
+def _extent(axis: TableAxis, bound: BoundPattern, known: Mapping[str, Tensor], sizes: Sizes) -> int:
+    match axis.kind:
         case "token":
             return sizes.n
         case "q":
-            return sizes.n  # a table over q is read at the absolute position
+            return sizes.nq
         case "h":
             return sizes.heads
         case "g":
             return sizes.groups
         case "b":
             return sizes.batch
+        case "axis":
+            return _lines(bound, known, sizes).size(axis.label)
+        case "free":
+            return _free(axis.label, bound, known, sizes)
+        case "own":
+            size = axis.size
+        case _:
+            assert_never(axis.kind)
     match size:
         case Const(value=value):
             return int(value)
-        case Extent(name="n"):
-            return sizes.n
         case Extent(name="nq"):
             return sizes.nq
-    return sizes.n  # an upper bound for the counts of axes; the call names the size it wants
+        case _:
+            return sizes.n
+
+
+def _lines(bound: BoundPattern, known: Mapping[str, Tensor], sizes: Sizes) -> Lines:
+    from spdsl.runtime.lines import Lines
+    from spdsl.runtime.operator import with_batch
+
+    return Lines(
+        pattern=bound,
+        tables={table.name: with_batch(table, known[table.name]) for table in bound.tables if table.name in known},
+        batch=sizes.batch,
+        nq=sizes.nq,
+        n=sizes.n,
+        q_start=sizes.n - sizes.nq,
+        device=torch.device("cpu"),
+    )
+
+
+def _free(label: str, bound: BoundPattern, known: Mapping[str, Tensor], sizes: Sizes) -> int:
+    """The size of a free axis: of a tensor that is there, as declared, or like the features of heads."""
+    places = [(table, place) for table in bound.tables for place, axis in enumerate(table.axes) if axis.label == label]
+    for table, place in places:
+        if table.name in known:
+            return known[table.name].shape[place - len(table.axes)]
+    for table, place in places:
+        match table.axes[place].size:
+            case Const(value=value):
+                return int(value)
+            case _:
+                pass
+    return sizes.head_dim

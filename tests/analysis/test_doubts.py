@@ -30,4 +30,4 @@ def test_the_library_keeps_something_for_every_query(name: str) -> None:
         for each in checked.parameters
         if each.default is None
     }
-    assert doubts(bind(checked, values, heads=2, groups=1, head_dim=64)) == ()
+    assert doubts(bind(checked, values, layer=3, heads=2, groups=1, head_dim=64)) == ()

@@ -15,6 +15,7 @@ from spdsl.prove import Settings, Target, claim, clauses, fewest_layers, kept
 from tests.cli.conftest import Answer
 from tests.library.cases import CASES
 from tests.library.definitions import DEFINITIONS
+from tests.library.routed import ROUTED
 
 Spdsl = Callable[..., Answer]
 
@@ -243,7 +244,7 @@ def target(name: str, parameters: Mapping[str, object] | None = None) -> Target:
 
 def _is_proved(name: str) -> bool:
     """Whether the pattern has defaults, and its set is decided before queries and keys are known."""
-    return not name.startswith(("neighborhood", "sliding_tile")) and name not in DEFINITIONS
+    return not name.startswith(("neighborhood", "sliding_tile")) and name not in DEFINITIONS and name not in ROUTED
 
 
 @pytest.mark.parametrize("name", [name for name in names() if _is_proved(name)])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.library.cases import Case, Sizes
+from tests.library.routers import ROUTERS
 from tests.library.selections import SELECTIONS
 from tests.library.test_selections import check
 
@@ -20,7 +21,7 @@ SHAPES = (
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.heads}of{s.groups}x{s.n}")
-@pytest.mark.parametrize("case", SELECTIONS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*SELECTIONS, *ROUTERS], ids=lambda case: case.id)
 def test_pattern(case: Case, shape: Sizes, dtype: torch.dtype) -> None:
     if case.n is not None and shape.n < case.n:
         pytest.skip("a grid has one length")

@@ -54,6 +54,15 @@ SIGNATURES = {
     "dma": {"width": 2048},
     "xattention": {"block": 128, "stride": 8, "mass": 0.9},
     "vertical_slash": {"columns": 1000, "diagonals": 6096, "probe": 64, "block": 64},
+    "llsa": {"block": 16, "picks": (8, 8)},
+    "minference_blocks": {"block": 64, "picks": 100},
+    "flashprefill": {"block": 128, "alpha": 0.12, "sinks": 2, "window": 4, "dense": 2},
+    "kinetics": {"page": 16, "picks": 64},
+    "flux": {"sinks": 128, "window": 2048},
+    "delta": {"page": 16, "picks": 64, "recent": 8},
+    "hylra": {},
+    "sparsed_build": {"ratio": 0.3, "rows": 128, "columns": 32},
+    "sparsed_reuse": {"rows": 128, "columns": 32},
 }
 INPUTS = {
     "prefix_lm": "prefix: int[b]",
@@ -68,6 +77,11 @@ INPUTS = {
     "vsa": "gate: float[h, q, d]",
     "dsa": "QI: float[j, q, e], KI: float[token, e], wt: float[j, q]",
     "dma": "delta: float[g, token]",
+    "flux": "full: bool[b]",
+    "delta": "reused: bool[q, k.pg]",
+    "hylra": "full: bool[l], reused: bool[g, q, token]",
+    "sparsed_build": "prompt: int[b]",
+    "sparsed_reuse": "chosen: bool[h, q.row, k.col]",
 }
 
 
