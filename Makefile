@@ -26,7 +26,7 @@ export HF_HUB_OFFLINE = 1
 setup: $(VENV)/.spdsl-test
 
 demo: $(VENV)/.spdsl-demo
-	$(RUN) examples/smollm2.py $(PATTERN) $(ARGS)
+	$(RUN) examples/05_language_model.py $(PATTERN) $(ARGS)
 
 # Three processes, because TRITON_INTERPRET is read when a kernel is decorated.
 test: $(VENV)/.spdsl-test

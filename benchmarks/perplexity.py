@@ -2,8 +2,8 @@
 
     python -m benchmarks.perplexity --tokens 4096
 
-The model and the text are those of `examples/smollm2.py`.  Pairs are counted by the kernels themselves: with queries
-and keys of zeros, and the sets of the real ones, an LSE is the logarithm of the number of keys.
+The model and the text are those of `examples/05_language_model.py`.  Pairs are counted by the kernels themselves: with
+queries and keys of zeros, and the sets of the real ones, an LSE is the logarithm of the number of keys.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor
 
 import spdsl
-from examples import smollm2
+import spdsl.models
 from spdsl.pipeline import softmax_key
 from spdsl.runtime import graphs, operator
+
+smollm2 = import_module("examples.05_language_model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,20 +68,20 @@ def kept(attn: spdsl.Attention, q: Tensor, k: Tensor, v: Tensor) -> int:
 
 
 def measure(setting: Setting, model: Any, tokens: Tensor) -> dict[str, object]:
-    """Perplexity, seconds, and the share of the causal pairs that is kept, over all layers and heads."""
+    """Perplexity, and the share of the causal pairs that is kept, over all layers and heads."""
     attn = spdsl.compile(setting.name, **setting.parameters)
     pairs = {"kept": 0, "all": 0}
     static = attn.pattern.checked.graph is None
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if layer == 0 or not static:  # what a static pattern keeps is the same in every layer
-            pairs["kept"] += kept(attn, q, k, v)
-            pairs["all"] += q.shape[1] * q.shape[2] * (q.shape[2] + 1) // 2
-        found = attn(q, k, v)
-        assert isinstance(found, Tensor)
-        return found
+    class Counted(smollm2.Run):
+        def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **settings: Any) -> Any:
+            if module.layer_idx == 0 or not static:  # what a static pattern keeps is the same in every layer
+                pairs["kept"] += kept(attn, query, key, value)
+                pairs["all"] += query.shape[1] * query.shape[2] * (query.shape[2] + 1) // 2
+            return super().attend(module, query, key, value, mask, **settings)
 
-    perplexity, _ = smollm2.perplexity(model, tokens, f"spdsl {setting.title}", smollm2.Meter(attend))
+    spdsl.models.use(model, attn)
+    perplexity = Counted(model, tokens).perplexity
     share = pairs["kept"] / pairs["all"]
     return {"name": setting.name, "title": setting.title, "kept": share, "perplexity": perplexity}
 
