@@ -90,6 +90,12 @@ class Pattern:
     def __repr__(self) -> str:
         return f"<pattern {self.name}({', '.join(self.parameters)})>"
 
+    def _repr_html_(self) -> str:
+        """What notebooks show: a picture of the mask, where parameters have defaults, and the text."""
+        from spdsl.showing import html
+
+        return html(self)
+
 
 class Attention:
     """A pattern with its parameters: a function of q, k and v.
@@ -120,6 +126,12 @@ class Attention:
         settings = {"layer": self.layer, "backend": self.backend}
         given = self.parameters | {name: value for name, value in settings.items() if value is not None}
         return f"<attention {self.pattern.name}({', '.join(f'{name}={value!r}' for name, value in given.items())})>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: a picture of the mask, and the text."""
+        from spdsl.showing import html
+
+        return html(self.pattern, self.parameters, layer=self.layer)
 
     def __call__(
         self,

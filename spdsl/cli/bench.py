@@ -69,7 +69,8 @@ def bench(
     loaded, values = load_pattern(pattern, values)
     from spdsl.cli.measure import device_of
     from spdsl.cli.race import Race, race
-    from spdsl.cli.tensors import Sizes, note_generated
+    from spdsl.cli.tensors import note_generated
+    from spdsl.samples import Sizes
 
     where = device_of(device)
     if where.type == "cpu":

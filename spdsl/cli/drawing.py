@@ -16,13 +16,14 @@ from spdsl.analysis.plans import KernelPlan
 from spdsl.cli.measure import DTYPES
 from spdsl.cli.options import Value
 from spdsl.cli.stages import TARGETS, Wish, bound_pattern
-from spdsl.cli.tensors import Sizes, make_inputs, shaped
+from spdsl.cli.tensors import make_inputs
 from spdsl.diagnostics import error
 from spdsl.explain import call_like
 from spdsl.picture import Walked
 from spdsl.pipeline import key_of
 from spdsl.runtime.calls import Call
 from spdsl.runtime.parts import parts_of
+from spdsl.samples import Sizes, shaped
 from spdsl.states import EMPTY, FULL, PARTIAL, tile_rows, tile_states
 
 if TYPE_CHECKING:

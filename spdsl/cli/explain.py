@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from spdsl.analysis.device import DeviceProfile
     from spdsl.api import Pattern
-    from spdsl.cli.tensors import Sizes
     from spdsl.runtime.calls import Call
+    from spdsl.samples import Sizes
     from spdsl.whatif import Row
 
 
@@ -82,11 +82,12 @@ def explain(
         raise typer.BadParameter(f"`{target}` is not one of {', '.join(TARGETS)}", param_hint="--target")
     loaded, values = load_pattern(pattern, parse_parameters(parameter))
     from spdsl.cli.measure import DTYPES
-    from spdsl.cli.tensors import Sizes, make_inputs, note_generated, shaped
+    from spdsl.cli.tensors import make_inputs, note_generated
     from spdsl.costs import device_for
     from spdsl.explain import call_like
     from spdsl.explain import explain as count
     from spdsl.pipeline import key_of
+    from spdsl.samples import Sizes, shaped
     from spdsl.whatif import growth
 
     sizes = Sizes(batch=1, heads=heads, groups=groups, nq=nq or n, n=n, head_dim=head_dim)
@@ -159,7 +160,8 @@ def _stages(
     as_json: bool,
 ) -> None:
     """Explain a pattern with stages, for random queries and keys."""
-    from spdsl.cli.tensors import drawn, note_generated
+    from spdsl.cli.tensors import note_generated
+    from spdsl.samples import drawn
     from spdsl.selecting import explain_stages
 
     report = explain_stages(key, *drawn(sizes, value_dim, dtype, seed), inputs, target)

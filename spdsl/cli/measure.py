@@ -14,8 +14,9 @@ from torch import Tensor
 
 from spdsl.cli.output import note
 from spdsl.cli.progress import Watch
-from spdsl.cli.tensors import Sizes, make_inputs, read_tensors
+from spdsl.cli.tensors import make_inputs, read_tensors
 from spdsl.diagnostics import error
+from spdsl.samples import Sizes
 
 if TYPE_CHECKING:
     from spdsl.api import Attention, Pattern

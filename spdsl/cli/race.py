@@ -17,8 +17,9 @@ from torch import Tensor
 
 from spdsl import __version__
 from spdsl.cli.measure import DTYPES, LIMITS, distance, name_of, time_of
-from spdsl.cli.tensors import Sizes, make_inputs, read_tensors
+from spdsl.cli.tensors import make_inputs, read_tensors
 from spdsl.diagnostics import error
+from spdsl.samples import Sizes
 
 if TYPE_CHECKING:
     from spdsl.api import Attention, Pattern

@@ -73,7 +73,8 @@ def run(
 
     loaded, values = load_pattern(pattern, values)
     from spdsl.cli.measure import Task, carry_out, save
-    from spdsl.cli.tensors import Sizes, note_generated
+    from spdsl.cli.tensors import note_generated
+    from spdsl.samples import Sizes
 
     task = Task(
         pattern=loaded,

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import typer
 from torch import Tensor
-from typing_extensions import assert_never
 
 from spdsl.cli.options import Value
 from spdsl.cli.output import note
 from spdsl.diagnostics import error
-from spdsl.semantics.nodes import BoundPattern, Const, Extent, Table, TableAxis
+from spdsl.samples import Sizes, sample_inputs
 
 if TYPE_CHECKING:
     from spdsl.api import Pattern
-    from spdsl.runtime.lines import Lines
 
 ENDINGS = (".npz", ".npy", ".pt")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
-    """The sizes of a call."""
-
-    batch: int
-    heads: int
-    groups: int
-    nq: int
-    n: int
-    head_dim: int = 64
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -91,8 +76,7 @@ def make_inputs(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The declared inputs, and the names of those made up.
 
-    They come from ``--input NAME=FILE`` first, then from ``file`` by name; what is still missing is random within its
-    declared range: ids that rise every 64 tokens or so where a table is sorted, one true in ten, small numbers.
+    They come from ``--input NAME=FILE`` first, then from ``file`` by name; `sample_inputs` makes up what is missing.
 
     Raises:
         SpatError: an input that the pattern does not have (SP301), or a file without it.
@@ -107,36 +91,8 @@ def make_inputs(
             has = ", ".join(f"`{each}`" for each in pattern.inputs) or "none"
             raise error("SP301", f"`{pattern.name}` has no input `{name}`", help=f"Its inputs: {has}.")
         read[name] = _pick(read_tensors(Path(path)), name, path)
-    bound = _bound(pattern, parameters, layer, sizes)
-    generator = torch.Generator().manual_seed(seed)
-    tables: dict[str, Tensor] = {}
-    made = []
-    for table in sorted(bound.tables, key=lambda each: not each.sorted):
-        # Sorted tables come first: axes by them have as many members as their last value says.
-        tables[table.name] = read[table.name] if table.name in read else _random(table, bound, tables, sizes, generator)
-        made += [table.name] if table.name not in read else []
-    return {name: tables[name] for name in pattern.inputs}, tuple(name for name in pattern.inputs if name in made)
-
-
-def shaped(sizes: Sizes, value_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Tensors q, k and v of which only shapes and types matter: one element stands for all."""
-
-    def like(count: int, length: int, dim: int) -> Tensor:
-        return torch.zeros((), dtype=dtype).expand(sizes.batch, count, length, dim)
-
-    q, k = like(sizes.heads, sizes.nq, sizes.head_dim), like(sizes.groups, sizes.n, sizes.head_dim)
-    return q, k, like(sizes.groups, sizes.n, value_dim)
-
-
-def drawn(sizes: Sizes, value_dim: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Random tensors q, k and v, for patterns that select by them."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def like(count: int, length: int, dim: int) -> Tensor:
-        return torch.randn(sizes.batch, count, length, dim, generator=generator).to(dtype)
-
-    q, k = like(sizes.heads, sizes.nq, sizes.head_dim), like(sizes.groups, sizes.n, sizes.head_dim)
-    return q, k, like(sizes.groups, sizes.n, value_dim)
+    tables = sample_inputs(pattern.checked, parameters, sizes, layer=layer, seed=seed, known=read)
+    return tables, tuple(name for name in tables if name not in read)
 
 
 def note_generated(names: tuple[str, ...]) -> None:
@@ -152,95 +108,3 @@ def _pick(found: Mapping[str, Tensor], name: str, path: str) -> Tensor:
     if len(found) == 1:
         return next(iter(found.values()))
     raise error("SP612", f"`{path}` holds {', '.join(found) or 'nothing'}, not `{name}`", help=f"Name one `{name}`.")
-
-
-def _bound(pattern: Pattern, parameters: Mapping[str, Value], layer: int | None, sizes: Sizes) -> BoundPattern:
-    from spdsl.semantics.bind import bind
-
-    return bind(
-        pattern.checked,
-        dict(parameters),
-        layer=layer,
-        heads=sizes.heads,
-        groups=sizes.groups,
-        head_dim=sizes.head_dim,
-    )
-
-
-def _random(
-    table: Table, bound: BoundPattern, known: Mapping[str, Tensor], sizes: Sizes, generator: torch.Generator
-) -> Tensor:
-    shape = [_extent(axis, bound, known, sizes) for axis in table.axes]
-    low, high = (table.bounds.low, table.bounds.high) if table.bounds else (None, None)
-    if table.dtype == "bool":
-        return torch.rand(shape, generator=generator) < 0.1
-    if table.dtype == "float":
-        drawn = torch.rand(shape, generator=generator)
-        start = float(low) if low is not None else 0.0
-        stop = float(high) if high is not None else start + 1.0
-        return start + drawn * (stop - start)
-    start = int(low) if low is not None else 0
-    if table.sorted and shape:
-        ids = start + (torch.rand(shape, generator=generator) < 1 / 64).long().cumsum(-1)
-        return ids.clamp(max=int(high)) if high is not None else ids
-    stop = int(high) if high is not None else max(start, sizes.n // 4)
-    return torch.randint(start, stop + 1, shape, generator=generator)
-
-
-def _extent(axis: TableAxis, bound: BoundPattern, known: Mapping[str, Tensor], sizes: Sizes) -> int:
-    match axis.kind:
-        case "token":
-            return sizes.n
-        case "q":
-            return sizes.nq
-        case "h":
-            return sizes.heads
-        case "g":
-            return sizes.groups
-        case "b":
-            return sizes.batch
-        case "axis":
-            return _lines(bound, known, sizes).size(axis.label)
-        case "free":
-            return _free(axis.label, bound, known, sizes)
-        case "own":
-            size = axis.size
-        case _:
-            assert_never(axis.kind)
-    match size:
-        case Const(value=value):
-            return int(value)
-        case Extent(name="nq"):
-            return sizes.nq
-        case _:
-            return sizes.n
-
-
-def _lines(bound: BoundPattern, known: Mapping[str, Tensor], sizes: Sizes) -> Lines:
-    from spdsl.runtime.lines import Lines
-    from spdsl.runtime.operator import with_batch
-
-    return Lines(
-        pattern=bound,
-        tables={table.name: with_batch(table, known[table.name]) for table in bound.tables if table.name in known},
-        batch=sizes.batch,
-        nq=sizes.nq,
-        n=sizes.n,
-        q_start=sizes.n - sizes.nq,
-        device=torch.device("cpu"),
-    )
-
-
-def _free(label: str, bound: BoundPattern, known: Mapping[str, Tensor], sizes: Sizes) -> int:
-    """The size of a free axis: of a tensor that is there, as declared, or like the features of heads."""
-    places = [(table, place) for table in bound.tables for place, axis in enumerate(table.axes) if axis.label == label]
-    for table, place in places:
-        if table.name in known:
-            return known[table.name].shape[place - len(table.axes)]
-    for table, place in places:
-        match table.axes[place].size:
-            case Const(value=value):
-                return int(value)
-            case _:
-                pass
-    return sizes.head_dim

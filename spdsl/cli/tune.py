@@ -71,8 +71,9 @@ def tune(
     import torch
 
     from spdsl.cli.measure import DTYPES, device_of, note_first_kernels
-    from spdsl.cli.tensors import Sizes, make_inputs, note_generated
+    from spdsl.cli.tensors import make_inputs, note_generated
     from spdsl.pipeline import key_of
+    from spdsl.samples import Sizes
     from spdsl.tuning import tune as measure
 
     where = device_of(device)

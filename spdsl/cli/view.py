@@ -90,9 +90,10 @@ def view(
     if target not in TARGETS:
         raise typer.BadParameter(f"`{target}` is not one of {', '.join(TARGETS)}", param_hint="--target")
     loaded, values = load_pattern(pattern, parse_parameters(parameter))
-    from spdsl.cli.tensors import Sizes, make_inputs, note_generated
+    from spdsl.cli.tensors import make_inputs, note_generated
     from spdsl.picture import draw
     from spdsl.pipeline import key_of
+    from spdsl.samples import Sizes
 
     sizes = Sizes(batch=1, heads=heads, groups=groups, nq=nq or n, n=n, head_dim=head_dim)
     inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)

@@ -13,9 +13,10 @@ from spdsl.cli.drawing import drawing
 from spdsl.cli.files import write_whole
 from spdsl.cli.options import Value
 from spdsl.cli.stages import Wish
-from spdsl.cli.tensors import Sizes, make_inputs
+from spdsl.cli.tensors import make_inputs
 from spdsl.page.content import Kernel, Shown, is_worked_out, page
 from spdsl.runtime.calls import Call
+from spdsl.samples import Sizes
 from spdsl.semantics.bind import bind
 
 if TYPE_CHECKING:
