@@ -1,248 +1,331 @@
 """Times of kernels for the cost model: ``python -m benchmarks.calibrate --out raw.jsonl``.
 
 Every subject is planned with each of the candidates and its kernels are timed alone, captured in CUDA graphs, so that
-no host time counts.  Several processes plan and compile; a lock lets one at a time use the GPU.  The first line of the
-result is about the machine, each other one a kernel's work, as the model sees it, with its time; what is there when
-time runs out is kept.
+no host time counts.  ``--build`` plans, counts and compiles all that on the processors of the machine and leaves it in
+``--folder``; without it, what is there is measured, the most important first, by one process at a time, for as many
+seconds as are given.  The first line of the result is about the machine, the others are dense attention at one shape,
+or a kernel's work, as the model sees it, with its time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import pickle
+import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
-from filelock import FileLock
-from torch import Tensor
 
 import spdsl
-from benchmarks.subjects import Subject, checked, fitted
+from benchmarks.subjects import Subject, checked, fitted, suite
+from benchmarks.timing import dense_times, machine, seconds_of, started, union_times
 from spdsl.analysis.candidates import candidates
 from spdsl.analysis.plan import plan as make_plan
-from spdsl.analysis.plans import Kind, Plan, Tiles
+from spdsl.analysis.plans import Kind, Plan
+from spdsl.analysis.work import Work
 from spdsl.codegen.aot import compile_kernels
-from spdsl.costs import work
+from spdsl.costs import is_causal, work
 from spdsl.kernels import plan_like
 from spdsl.runtime.calls import Call
 from spdsl.runtime.checks import check_call
-from spdsl.runtime.lists import lists_for
 from spdsl.runtime.operator import with_batch
-from spdsl.runtime.tape import Recorder
-from spdsl.runtime.triton_engine import TritonEngine
+from spdsl.runtime.parts import parts_of, settled
 
-Row = dict[str, Any]
-KINDS: tuple[Kind, ...] = ("forward", "dq", "dkdv")
-WANTED = {"dq": frozenset("q"), "dkdv": frozenset("kv"), "fused": frozenset("qkv")}
+Row: TypeAlias = dict[str, Any]
+Group: TypeAlias = Literal["default", "forward", "backward"]
 
+GROUPS: tuple[tuple[Group, tuple[Kind, ...]], ...] = (
+    ("default", ("forward", "fused")),
+    ("forward", ("forward",)),
+    ("backward", ("dq", "dkdv")),
+)
+"""What is built and measured together, the most important first: the plan's own kernels, then the candidates."""
 
-def plans_of(subject: Subject) -> list[tuple[Plan, tuple[Kind, ...]]]:
-    """Plans that have every candidate of every kernel once, and the kernels of each that are to be timed."""
-    base = call_of(subject, "cpu").plan
-    pattern = base.problem.pattern
-    sizes = {"head_dim": pattern.head_dim, "value_dim": base.problem.value_dim}
-    tried: dict[Kind, tuple[Tiles, ...]] = {
-        kind: candidates(kind, dtype="bf16", target="sm_90", default=getattr(base, kind), **sizes) for kind in KINDS
-    }
-    found: list[tuple[Plan, tuple[Kind, ...]]] = [(base, (*KINDS, *(("fused",) if base.fused else ())))]
-    for turn in range(1, max(map(len, tried.values()))):
-        kinds = tuple(kind for kind in KINDS if turn < len(tried[kind]))
-        tiles = tuple((kind, tried[kind][turn]) for kind in kinds)
-        found.append((make_plan(replace(base.problem, tiles=tiles), "sm_90"), kinds))
-    return found
+TARGET = "sm_90"
 
 
-def call_of(subject: Subject, device: str, plan: Plan | None = None) -> Call:
-    """A call of the subject, checked; on the CPU for counting alone, where tensors take no memory."""
-    pattern = spdsl.loads(subject.pattern) if "{" in subject.pattern else spdsl.load(subject.pattern)
-    attention = spdsl.compile(pattern, **subject.parameters)
-    nq = subject.nq or subject.n
-    shapes = [(1, subject.heads, rows, subject.dim) for rows in (nq, subject.n, subject.n)]
-    one = torch.zeros((), dtype=torch.bfloat16)
-    q, k, v = (one.expand(shape) for shape in shapes)
-    if device != "cpu":
-        q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16) for shape in shapes)
-    chosen = plan_like(attention._key, q, k, v, "sm_90")  # noqa: SLF001  # the study looks inside
-    plan = plan or chosen.plan
-    tables = {name: each.to(device) for name, each in subject.inputs(subject.n).items()}
-    given = {table.name: with_batch(table, tables[table.name]) for table in plan.problem.pattern.tables}
-    call = Call(plan=plan, q=q, k=k, v=v, q_start=subject.n - nq, tables=given, parameters=chosen.variables)
-    return check_call(call)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Some kernels of a family of subjects."""
+
+    family: int
+    group: Group
+
+    def file(self, folder: Path) -> Path:
+        """What is known of it before anything runs."""
+        return folder / f"{self.group}-{self.family:03}.pickle"
 
 
-def timed(run: Callable[[], object], least: float = 1e-3) -> float:
-    """Seconds of a run on the device: the median of four replays of a graph that holds several."""
-    run()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    repeats = max(1, min(20, int(least / (time.perf_counter() - start + 1e-6))))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            run()
-    times = []
-    for _ in range(5):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) * 1e-3 / repeats)
-    return median(times[1:])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A kernel that is compiled, and its counts for the subjects that it is for, by their numbers in the family: of all
+    parts of a union together."""
+
+    plan: Plan
+    kind: Kind
+    default: bool
+    works: dict[int, tuple[Work, ...]]
 
 
-def build(family: int) -> int:
-    """Compile what the subjects of one family need, and count the kernels."""
-    subjects, count = families()[family], 0
-    for plan, kinds in plans_of(subjects[0]):
-        names = {name for kind in kinds for name in (kind, f"{kind}_combine", f"{kind}_intervals")}
-        wanted = (*sorted(names), "delta", "intervals")
-        try:
-            count += len(compile_kernels(plan, "sm_90", wanted)[1])
-        except Exception:
-            traceback.print_exc()
-    return count
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """The kernels of a task, and for every subject the values of its free parameters and whether it is causal."""
 
-
-def measure(family: int, out: Path, until: float) -> int:
-    """Add the rows of the subjects of one family to a file, as long as there is time; returns how many."""
-    subjects, count = families()[family], 0
-    plans = plans_of(subjects[0])
-    if time.time() < until:
-        build(family)
-    engine = TritonEngine()
-    for subject in subjects:
-        counted = [
-            (plan, kind, work(call_of(subject, "cpu", plan), getattr(plan, kind)))
-            for plan, kinds in plans
-            for kind in kinds
-        ]
-        with FileLock(f"{out}.lock"):
-            if time.time() > until:
-                return count
-            torch.manual_seed(0)
-            call = call_of(subject, "cuda")
-            lse = torch.full(call.q.shape[:3], 8.0, device="cuda")
-            given = (torch.randn_like(call.q), lse, torch.randn_like(call.q))
-            rows: list[Row] = [{"subject": subject.name, "role": subject.role, "works": [], **_dense(call)}]
-            for plan, kind, found in counted:
-                try:
-                    seconds = _seconds(engine, replace(call, plan=plan), kind, given)
-                except Exception as problem:
-                    print(subject.name, kind, found.tiles, str(problem)[:150].replace("\n", " "), flush=True)
-                    torch.cuda.synchronize()
-                    continue
-                about = {"subject": subject.name, "role": subject.role, "default": plan is plans[0][0]}
-                rows.append(about | {"works": [asdict(found)], "seconds": seconds})
-            with out.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-            count += len(rows)
-            del call, given
-            torch.cuda.empty_cache()
-    return count
-
-
-def _seconds(engine: TritonEngine, call: Call, kind: Kind, given: tuple[Tensor, Tensor, Tensor]) -> float:
-    if kind == "forward":
-        ready = lists_for(call, ("forward",))
-        return timed(lambda: engine.forward(replace(ready, recorder=Recorder())))
-    ready = replace(lists_for(call, ("fused",) if kind == "fused" else ("dq", "dkdv")), deterministic=kind != "fused")
-    out, lse, d_out = given
-
-    def run() -> object:
-        return engine.backward(replace(ready, recorder=Recorder()), out, lse, d_out, None, WANTED[kind])
-
-    return timed(run)
-
-
-def _dense(call: Call) -> Row:
-    """Seconds of torch's own attention at the shape of a call, with and without a causal mask."""
-    found: Row = {"rows": call.q.shape[1] * call.q.shape[2], "n": call.q.shape[2], "head_dim": call.q.shape[3]}
-    leaves = [each.detach().requires_grad_() for each in (call.q, call.k, call.v)]
-    for name, causal in (("causal", True), ("full", False)):
-
-        def run(causal: bool = causal) -> Tensor:
-            return torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=causal)
-
-        with torch.no_grad():
-            found[f"{name}_forward"] = timed(run)
-        out = run()
-        grad = torch.ones_like(out)
-
-        def back(out: Tensor = out, grad: Tensor = grad) -> object:
-            return torch.autograd.grad(out, leaves, grad, retain_graph=True)
-
-        back()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(3):
-            back()
-        end.record()
-        torch.cuda.synchronize()
-        found[f"{name}_backward"] = begin.elapsed_time(end) * 1e-3 / 3
-    return found
-
-
-def machine() -> Row:
-    """Rates of the machine: matrix products, copies, and the start of a kernel inside a graph."""
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    x = torch.empty(1 << 29, device="cuda", dtype=torch.uint8)
-    y, one = torch.empty_like(x), torch.zeros(1, device="cuda")
-    properties = torch.cuda.get_device_properties(0)
-    return {
-        "name": properties.name,
-        "multiprocessors": properties.multi_processor_count,
-        "matrix_rate": 2 * 8192**3 / timed(lambda: a @ b),
-        "copy_rate": 2 * x.numel() / timed(lambda: y.copy_(x)),
-        "launch": timed(lambda: one.add_(1)),
-    }
+    kernels: tuple[Ready, ...]
+    variables: tuple[dict[str, int], ...]
+    causal: bool
 
 
 def families() -> list[list[Subject]]:
     """All subjects, those together that share kernels; the families with the most first."""
-    found: dict[tuple[str, int], list[Subject]] = defaultdict(list)
-    for subject in (*fitted(), *checked()):
+    found: dict[tuple[object, ...], list[Subject]] = defaultdict(list)
+    for subject in (*fitted(), *checked(), *suite()):
         found[subject.family].append(subject)
     return sorted(found.values(), key=len, reverse=True)
 
 
-def main() -> None:
-    """Build, or build and measure."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.calibrate", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("calibration.jsonl"))
-    parser.add_argument("--build", action="store_true", help="only compile")
-    parser.add_argument("--jobs", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=300.0, help="after which nothing more is measured")
-    arguments = parser.parse_args()
-    groups, start = families(), time.time()
-    print(f"{sum(map(len, groups))} subjects of {len(groups)} families", flush=True)
-    if not arguments.build:
-        about = {"machine": machine(), "torch": torch.__version__, "spdsl": spdsl.__version__}
-        arguments.out.write_text(json.dumps(about) + "\n")
-    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
-        until, out = start + arguments.seconds, arguments.out.resolve()
-        waiting = {
-            pool.submit(build, number) if arguments.build else pool.submit(measure, number, out, until): group[0]
-            for number, group in enumerate(groups)
-        }
-        for future in as_completed(waiting):
-            first = waiting[future]
+def tasks() -> list[Task]:
+    """All tasks, the most important first."""
+    count = len(families())
+    return [Task(family=family, group=group) for group, _ in GROUPS for family in range(count)]
+
+
+def plans_of(base: Plan, group: Group) -> Iterator[tuple[Plan, Kind]]:
+    """The kernels of a group: candidates each in a plan that has it."""
+    if group == "default":
+        yield base, "forward"
+        if base.fused is not None:
+            yield base, "fused"
+        return
+    if base.more or base.stages:
+        return  # parts of a union take their own tiles
+    pattern = base.problem.pattern
+    for kind in dict(GROUPS)[group]:
+        own = getattr(base, kind)
+        sizes = {"head_dim": pattern.head_dim, "value_dim": base.problem.value_dim}
+        for tiles in candidates(kind, dtype=base.problem.dtype, target=TARGET, default=own, **sizes):
+            if tiles == own.tiles and kind == "forward":
+                continue  # it is among the default ones
+            made = base if tiles == own.tiles else make_plan(replace(base.problem, tiles=((kind, tiles),)), TARGET)
+            if base.together is None and made.together is not None:
+                made = made.together  # what `settled` chose for the inputs
+            if getattr(made, kind).tiles == tiles:
+                yield made, kind
+
+
+def call_of(subject: Subject, device: str, plan: Plan | None = None, variables: dict[str, int] | None = None) -> Call:
+    """A call of the subject, checked; on the CPU for counting alone, where tensors take no memory."""
+    counts = (subject.heads, subject.groups or subject.heads, subject.groups or subject.heads)
+    shapes = [(subject.batch, heads, subject.n, subject.dim) for heads in counts]
+    one = torch.zeros((), dtype=subject.dtype)
+    q, k, v = (one.expand(shape) for shape in shapes)
+    if device != "cpu":
+        q, k, v = (torch.randn(shape, device=device, dtype=subject.dtype) for shape in shapes)
+    if plan is None or variables is None:
+        chosen = plan_like(attention_of(subject)._key, q, k, v, TARGET)  # noqa: SLF001  # the study looks inside
+        plan, variables = chosen.plan, chosen.variables
+    tables = {name: each.to(device) for name, each in subject.inputs(subject.n).items()}
+    given = {table.name: with_batch(table, tables[table.name]) for table in plan.problem.pattern.tables}
+    return settled(check_call(Call(plan=plan, q=q, k=k, v=v, tables=given, parameters=variables)))
+
+
+def attention_of(subject: Subject) -> spdsl.Attention:
+    """The pattern of a subject with its parameters."""
+    pattern = spdsl.loads(subject.pattern) if "{" in subject.pattern else spdsl.load(subject.pattern)
+    return spdsl.compile(pattern, **subject.parameters)
+
+
+def build(task: Task, folder: Path, until: float) -> int:
+    """Plan, count and compile the kernels of a task, and run each once where there is a GPU; returns how many.
+
+    Whatever is not begun ``until`` then is left out.
+    """
+    subjects = families()[task.family]
+    if time.time() > until:
+        return 0
+    calls = [call_of(subject, "cpu") for subject in subjects]
+    kernels = []
+    for members in _alike(calls):
+        base = calls[members[0]].plan
+        for plan, kind in plans_of(base, task.group):
+            if time.time() > until:
+                break
+            names = (kind, f"{kind}_combine", f"{kind}_intervals", "delta", "intervals")
             try:
-                print(first.name, first.dim, future.result(), f"{time.time() - start:.0f} s", flush=True)
+                for part in plan.parts:
+                    compile_kernels(part, TARGET, names)
+                works = {number: tuple(_works(replace(calls[number], plan=plan), kind)) for number in members}
             except Exception:
                 traceback.print_exc()
+                continue
+            kernels.append(Ready(plan=plan, kind=kind, default=plan is base, works=works))
+    variables = tuple(call.parameters for call in calls)
+    causal = is_causal(calls[0].plan.problem.pattern)
+    built = Built(kernels=tuple(kernels), variables=variables, causal=causal)
+    if torch.cuda.is_available():
+        built = replace(built, kernels=tuple(each for each in kernels if _runs(subjects, built, each)))
+    task.file(folder).write_bytes(pickle.dumps(built))
+    return len(built.kernels)
+
+
+def _alike(calls: list[Call]) -> list[list[int]]:
+    """The numbers of calls, those together whose plans compute the same: values of parameters may be part of it."""
+    found: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for number, call in enumerate(calls):
+        found[call.plan.keep, call.plan.bias, frozenset(call.parameters)].append(number)
+    return list(found.values())
+
+
+def _works(call: Call, kind: Kind) -> Iterator[Work]:
+    for part in parts_of(call, lambda _: ()):
+        kernels = (kind,) if kind != "fused" or part.plan.fused is not None else ("dq", "dkdv")
+        for each in kernels:
+            yield work(part, getattr(part.plan, each))
+
+
+def _runs(subjects: list[Subject], built: Built, ready: Ready) -> bool:
+    """Whether a kernel runs, tried on the smallest subject."""
+    number = min(ready.works, key=lambda each: subjects[each].n * subjects[each].heads)
+    try:
+        call = call_of(subjects[number], "cuda", ready.plan, built.variables[number])
+        started(call, ready.kind)()
+        torch.cuda.synchronize()
+    except Exception as problem:
+        print(subjects[number].name, ready.kind, str(problem)[:150].replace("\n", " "), flush=True)
+        return False
+    return True
+
+
+def _measure(subject: Subject, number: int, built: Built) -> Iterator[Row]:
+    """The rows of a subject."""
+    about = {"subject": subject.name, "role": subject.role, "shape": [str(each) for each in subject.shape]}
+    about |= {"against": "causal" if built.causal else "full"}
+    kernels = [each for each in built.kernels if number in each.works]
+    if not kernels:
+        return
+    torch.manual_seed(0)
+    call = call_of(subject, "cuda", kernels[0].plan, built.variables[number])
+    if call.plan.more:
+        inputs = {name: each.cuda() for name, each in subject.inputs(subject.n).items()}
+        times = union_times(attention_of(subject), call.q, call.k, call.v, inputs)
+    for ready in kernels:
+        try:
+            if call.plan.more:
+                seconds = times[ready.kind != "forward"]
+            else:
+                seconds = seconds_of(replace(call, plan=ready.plan), ready.kind)
+        except Exception as problem:
+            print(subject.name, ready.kind, str(problem)[:150].replace("\n", " "), flush=True)
+            torch.cuda.synchronize()
+            continue
+        works = [asdict(each) for each in ready.works[number]]
+        yield about | {"kind": ready.kind, "default": ready.default, "works": works, "seconds": seconds}
+
+
+def work_through(mine: list[Task], folder: Path, pipe: Any) -> None:
+    """A process that measures some tasks when it is told to: it takes a task, the number of one of its subjects
+    and whether dense attention of this shape is meant, and answers with rows.  What it can do before, it does before.
+    """
+    groups = families()
+    built: dict[Task, Built] = {}
+    for task in mine:
+        if task.file(folder).exists():
+            found = pickle.loads(task.file(folder).read_bytes())  # noqa: S301  # what `build` wrote
+            built[task] = replace(
+                found, kernels=tuple(each for each in found.kernels if _runs(groups[task.family], found, each))
+            )
+    torch.cuda.empty_cache()
+    pipe.send(sum(len(each.kernels) for each in built.values()))
+    while (asked := pipe.recv()) is not None:
+        rows: list[Row] = []
+        try:
+            task, number, dense = asked
+            if dense:
+                rows = [dense_times(groups[task.family][number])]
+            elif task in built:
+                rows = list(_measure(groups[task.family][number], number, built[task]))
+        except Exception:
+            traceback.print_exc()
+        torch.cuda.empty_cache()
+        pipe.send(rows)
+
+
+def measure(folder: Path, out: Path, jobs: int, until: float) -> None:
+    """Measure what is built until time is over."""
+    context, todo, groups = get_context("spawn"), tasks(), families()
+    pipes, processes = [], []
+    for number in range(jobs):
+        here, there = context.Pipe()
+        process = context.Process(target=work_through, args=(todo[number::jobs], folder, there), daemon=True)
+        process.start()
+        pipes.append(here)
+        processes.append(process)
+    about = {"machine": machine(), "torch": torch.__version__, "spdsl": spdsl.__version__}
+    counts = [pipe.recv() for pipe in pipes]
+    print(f"{sum(counts)} kernels are ready, {until - time.time():.0f} s left", flush=True)
+    shapes: set[tuple[object, ...]] = set()
+    lost: list[Any] = []
+    with out.open("w") as file:
+
+        def ask(pipe: Any, what: object) -> None:
+            if pipe in lost:
+                return
+            try:
+                pipe.send(what)
+                file.writelines(json.dumps(row) + "\n" for row in pipe.recv())
+            except (EOFError, OSError):
+                print(f"the process that was asked for {what} has ended", flush=True)
+                lost.append(pipe)
+            file.flush()
+
+        file.write(json.dumps(about) + "\n")
+        for place, task in enumerate(todo):
+            pipe = pipes[place % jobs]
+            for number, subject in enumerate(groups[task.family]):
+                if time.time() > until:
+                    print(f"time is over at {task}", flush=True)
+                    break
+                ask(pipe, (task, number, False))
+                if task.group == "default" and subject.shape not in shapes:
+                    shapes.add(subject.shape)
+                    ask(pipe, (task, number, True))
+    for pipe in pipes:
+        if pipe not in lost:
+            pipe.send(None)
+
+
+def main() -> None:
+    """Build, or measure what is built."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.calibrate", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("calibration.jsonl"))
+    parser.add_argument("--folder", type=Path, default=Path("calibration"), help="what is built")
+    parser.add_argument("--build", action="store_true", help="only plan and compile")
+    parser.add_argument("--jobs", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=300.0, help="after which nothing more is begun")
+    arguments = parser.parse_args()
+    start, until = time.time(), time.time() + arguments.seconds
+    if not arguments.build:
+        measure(arguments.folder, arguments.out, arguments.jobs, until)
+        return
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    todo = tasks()
+    print(f"{len(todo)} tasks for {sum(map(len, families()))} subjects", flush=True)
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(build, task, arguments.folder, until): task for task in todo}
+        for future in as_completed(waiting):
+            failed = future.exception()
+            found = f"failed: {failed}" if failed else future.result()
+            print(waiting[future], found, f"{time.time() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

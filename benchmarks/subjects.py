@@ -1,4 +1,4 @@
-"""Masks and shapes on which the cost model is fitted and, apart from these, checked."""
+"""Masks and shapes on which the cost model is fitted and, apart from these, checked: random ones, and the suite."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from benchmarks.cases import SUITE, Case
 
 Inputs = Callable[[int], dict[str, Tensor]]
 
@@ -60,18 +62,26 @@ class Subject:
 
     name: str
     pattern: str
-    role: Literal["fit", "check"]
+    role: Literal["fit", "check", "suite"]
     n: int
     heads: int
     dim: int
-    nq: int | None = None
+    batch: int = 1
+    groups: int | None = None
+    dtype: torch.dtype = torch.bfloat16
     parameters: dict[str, Any] = field(default_factory=dict)
     inputs: Inputs = lambda n: {}
 
     @property
-    def family(self) -> tuple[str, int]:
-        """What shares plans and kernels."""
-        return self.pattern, self.dim
+    def family(self) -> tuple[object, ...]:
+        """What shares plans and kernels; extents of a grid are part of these."""
+        shared = self.heads // (self.groups or self.heads)
+        return self.pattern, self.dim, shared, self.dtype, self.parameters.get("extents")
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """All on which the time of dense attention depends."""
+        return self.batch, self.heads, self.groups or self.heads, self.n, self.dim, self.dtype
 
 
 def _documents(mean: int, seed: int) -> Inputs:
@@ -128,6 +138,28 @@ def fitted() -> Iterator[Subject]:
 
 def _slopes(n: int) -> dict[str, Tensor]:
     return {"slope": torch.linspace(0.1, 1.0, 16)}
+
+
+def suite() -> Iterator[Subject]:
+    """The cases of the suite; the fit has seen some of their masks, at other lengths."""
+    for case in SUITE:
+        yield Subject(
+            name=case.name,
+            pattern=case.pattern,
+            role="suite",
+            n=case.n,
+            heads=case.heads,
+            groups=case.groups,
+            dim=case.dim,
+            batch=case.batch,
+            dtype=case.dtype,
+            parameters=dict(case.parameters),
+            inputs=_of_case(case),
+        )
+
+
+def _of_case(case: Case) -> Inputs:
+    return lambda n: case.inputs(torch.device("cpu"))
 
 
 def checked(count: int = 100) -> Iterator[Subject]:

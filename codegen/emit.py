@@ -18,6 +18,7 @@ import jinja2
 from spdsl.codegen.blocks import Block, BlockGraph, Gather, If, Kernel, Logits, Loop, SearchBegin, Searches
 from spdsl.codegen.expressions import helpers_of, literal, text_of
 from spdsl.codegen.frame import LN2, LOG2E, every, expressions_in
+from spdsl.codegen.kept_templates import KeptTemplates
 from spdsl.diagnostics import Span
 
 HELPERS = (
@@ -158,6 +159,7 @@ def environment() -> jinja2.Environment:
     """The templates, with the filters that they use."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("spdsl.codegen", "templates"),
+        bytecode_cache=KeptTemplates(),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 
 from spdsl.analysis.freedom import in_doubt, why_fixed
+from spdsl.analysis.kept import kept_plan
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Precision, Problem
 from spdsl.analysis.room import room_for_parameters
@@ -84,7 +85,8 @@ def _planned(request: Request) -> Prepared:
         gradients=tuple(names[each] for each in request.gradients),
         tiles=request.tiles,
     )
-    made = plan(problem, target_of(backend, request.device))
+    target = target_of(backend, request.device)
+    made = plan(problem, target) if backend == "cpu" else kept_plan(problem, target)
     free = free_names(request.key)
     return Prepared(
         plan=made,

@@ -19,9 +19,6 @@ from concurrent.futures import TimeoutError as LateError
 from functools import lru_cache
 from typing import IO, Any, TypeVar
 
-from spdsl.analysis.boxes import boxes_of
-from spdsl.analysis.relation import tile_relation
-from spdsl.analysis.residues import residues_of
 from spdsl.analysis.tiles import BoxRelation, ListWalk, Residues, Shape, TileRelation
 from spdsl.semantics.nodes import Expr, Table
 
@@ -70,6 +67,8 @@ def _derive(
         "length": length,
         "residues": residues,
     }
+    from spdsl.analysis.relation import tile_relation  # and isl, which no process needs whose plans are kept
+
     try:
         return _asked(tile_relation, arguments)
     except (OSError, EOFError, TimeoutError) as problem:
@@ -89,6 +88,8 @@ def find_residues(
 
 @lru_cache(maxsize=1024)
 def _find_residues(keep: Expr, shape: Shape, heads: int, groups: int, tables: tuple[Table, ...]) -> Residues | None:
+    from spdsl.analysis.residues import residues_of
+
     arguments = {"keep": keep, "shape": shape, "heads": heads, "groups": groups, "tables": tables}
     try:
         return _asked(residues_of, arguments)
@@ -122,6 +123,8 @@ def _find_boxes(
     groups: int,
     tables: tuple[Table, ...],
 ) -> BoxRelation | None:
+    from spdsl.analysis.boxes import boxes_of
+
     arguments = {
         "keep": keep,
         "extents": extents,
@@ -156,8 +159,18 @@ def _asked(question: Callable[..., T], arguments: Mapping[str, Any], seconds: fl
     try:
         return worker.ask(question, arguments, SECONDS if seconds is None else seconds)
     except (OSError, EOFError, TimeoutError):
+        global _losses
+        _losses += 1
         worker.stop()
         raise
+
+
+_losses = 0
+
+
+def losses() -> int:
+    """How many questions this process has asked in vain."""
+    return _losses
 
 
 class _Worker:

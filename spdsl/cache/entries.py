@@ -34,8 +34,8 @@ class DamagedError(Exception):
 class Entry:
     """What is kept under ``key``: files in ``folder`` with their SHA-256, and ``about``, what the maker says of them.
 
-    ``kind`` is ``source``, ``kernel`` or ``launcher``; ``name`` is for people; ``size`` counts the bytes of the files;
-    ``created`` is in seconds since 1970, and no
+    ``kind`` is ``plan``, ``template``, ``source``, ``kernel`` or ``launcher``; ``name`` is for people; ``size`` counts
+    the bytes of the files; ``created`` is in seconds since 1970, and no
     part of what is kept, so that the same work leaves the same bytes.
     """
 

@@ -1,0 +1,121 @@
+"""Seconds that kernels take on the device: captured in CUDA graphs, so that no time of the host counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import spdsl
+from benchmarks.subjects import Subject
+from spdsl.analysis.plans import Kind
+from spdsl.runtime.calls import Call
+from spdsl.runtime.lists import lists_for
+from spdsl.runtime.tape import Recorder
+from spdsl.runtime.triton_engine import TritonEngine
+
+WANTED = {"dq": frozenset("q"), "dkdv": frozenset("kv"), "fused": frozenset("qkv")}
+
+
+def timed(run: Callable[[], object], least: float = 1e-3) -> float:
+    """Seconds of a run on the device: the median of some replays of a graph that holds several."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        # Host time counts here, so that a run takes no longer than this.
+        repeats = max(1, min(10, int(least / (time.perf_counter() - start + 1e-6))))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            for _ in range(repeats):
+                run()
+        times = []
+        for _ in range(6):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            graph.replay()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end) * 1e-3 / repeats)
+    torch.cuda.current_stream().wait_stream(side)
+    return median(times[1:])
+
+
+def started(call: Call, kind: Kind) -> Callable[[], object]:
+    """A run of one kernel of a call, with the one before a backward pass."""
+    engine = TritonEngine()
+    if kind == "forward":
+        ready = lists_for(call, ("forward",))
+        return lambda: engine.forward(replace(ready, recorder=Recorder()))
+    ready = replace(lists_for(call, ("fused",) if kind == "fused" else ("dq", "dkdv")), deterministic=kind != "fused")
+    out, d_out = torch.randn_like(call.q), torch.randn_like(call.q)
+    lse = torch.full(call.q.shape[:3], 8.0, device=call.q.device)
+    return lambda: engine.backward(replace(ready, recorder=Recorder()), out, lse, d_out, None, WANTED[kind])
+
+
+def seconds_of(call: Call, kind: Kind) -> float:
+    """Seconds of one kernel of a call."""
+    return timed(started(call, kind))
+
+
+def both(run: Callable[..., Any], leaves: list[Tensor]) -> tuple[float, float]:
+    """Seconds of a forward pass and of the backward pass after it."""
+    leaves = [each.detach().requires_grad_() for each in leaves]
+    grad = torch.ones_like(leaves[0])
+
+    def there_and_back() -> object:
+        return torch.autograd.grad(run(*leaves), leaves, grad)
+
+    with torch.no_grad():
+        forward = timed(lambda: run(*leaves))
+    return forward, max(timed(there_and_back) - forward, 0.0)
+
+
+def union_times(
+    attention: spdsl.Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Mapping[str, Tensor]
+) -> tuple[float, float]:
+    """Seconds of the forward and backward kernels of a pattern of several parts."""
+    return both(lambda *leaves: attention(*leaves, **inputs), [q, k, v])
+
+
+def dense_times(subject: Subject) -> dict[str, Any]:
+    """Seconds of cuDNN's attention at a subject's shape, with and without a causal mask."""
+    groups = subject.groups or subject.heads
+    shapes = [(subject.batch, heads, subject.n, subject.dim) for heads in (subject.heads, groups, groups)]
+    leaves = [torch.randn(shape, device="cuda", dtype=subject.dtype) for shape in shapes]
+    found: dict[str, Any] = {"dense": [str(each) for each in subject.shape]}
+    for name, causal in (("causal", True), ("full", False)):
+
+        def run(*given: Tensor, causal: bool = causal) -> Tensor:
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                return torch.nn.functional.scaled_dot_product_attention(
+                    *given, is_causal=causal, enable_gqa=groups != subject.heads
+                )
+
+        found[f"{name}_forward"], found[f"{name}_backward"] = both(run, leaves)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Rates of the machine: matrix products, copies, and the start of a kernel inside a graph."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    x = torch.empty(1 << 29, device="cuda", dtype=torch.uint8)
+    y, one = torch.empty_like(x), torch.zeros(1, device="cuda")
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "name": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "matrix_rate": 2 * 8192**3 / timed(lambda: a @ b),
+        "copy_rate": 2 * x.numel() / timed(lambda: y.copy_(x)),
+        "launch": timed(lambda: one.add_(1)),
+    }
