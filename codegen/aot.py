@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spdsl.analysis.plans import Plan
-from spdsl.codegen.binaries import compile_kept
+from spdsl.codegen.binaries import compile_kept, options_of
 from spdsl.codegen.blocks import Argument, BlockGraph, Kernel
 from spdsl.codegen.emit import KernelSource, emit
 from spdsl.codegen.gluon import described, emit_gluon
@@ -103,9 +103,7 @@ def _compile(kernel: Kernel, text: KernelSource, gpu: Any, target: str) -> Binar
     }
     language = GluonASTSource if gluon else ASTSource
     source = language(fn=function, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": kernel.warps, "num_stages": kernel.stages}
-    options |= {"maxnreg": kernel.registers} if kernel.registers else {}
-    compiled = compile_kept(source, gpu, options)
+    compiled = compile_kept(source, gpu, options_of(kernel, kernel.stages))
     extension = "hsaco" if target.startswith("gfx") else "cubin"
     binary = compiled.asm[extension]
     amd = extension == "hsaco"

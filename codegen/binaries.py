@@ -33,6 +33,7 @@ from triton.runtime.cache import CacheManager, FileCacheManager
 from spdsl import __version__
 from spdsl.cache.entries import Entry, digest
 from spdsl.cache.store import store
+from spdsl.codegen.blocks import Kernel
 
 _KEPT = ("cubin", "hsaco", "amdgcn", "json")
 """Endings of the files that are kept: the binary, what Triton knows of it, and the text that tells an AMD kernel's
@@ -60,6 +61,17 @@ def compile_kept(source: Any, target: Any, options: Mapping[str, Any]) -> Compil
     """Triton's `compile` behind the cache, for a target that need not be present."""
     with _files():
         return KeptCompiler(compiler=triton.compile)(source, target=target, options=options)
+
+
+def options_of(kernel: Kernel, stages: int) -> dict[str, Any]:
+    """What Triton is told when it compiles a kernel, on the first launch or ahead of time.
+
+    A product and a sum become one instruction, which from Triton 3.10 on is no longer the default.
+    """
+    found: dict[str, Any] = {"num_warps": kernel.warps, "num_stages": stages, "enable_fp_fusion": True}
+    if kernel.registers is not None:
+        found["maxnreg"] = kernel.registers
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from triton.compiler import CompiledKernel
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from spdsl.codegen.binaries import keeping
+from spdsl.codegen.binaries import keeping, options_of
 from spdsl.codegen.blocks import Argument, Kernel
 from spdsl.codegen.gluon import layout_of
 from spdsl.runtime.tape import STREAM, Entry, Grid, Mapped
@@ -151,11 +151,8 @@ class Starter:
         if known is not None:
             known[grid](*arguments)
             return
-        options = {"num_warps": self.kernel.warps, "num_stages": stages}
-        if self.kernel.registers is not None:
-            options["maxnreg"] = self.kernel.registers
         with keeping(self.function, device.index if device.type == "cuda" else None):
-            made = self.function[grid](**given, **options)
+            made = self.function[grid](**given, **options_of(self.kernel, stages))
         # The interpreter gives back nothing.
         if key is not None and isinstance(made, CompiledKernel) and self.function.arg_names == list(self.names):
             if len(self.compiled) >= _MOST:
