@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -41,14 +41,16 @@ from spdsl.runtime.operator import with_batch
 from spdsl.runtime.parts import parts_of, settled
 
 Row: TypeAlias = dict[str, Any]
-Group: TypeAlias = Literal["default", "forward", "backward"]
+Group: TypeAlias = Literal["default", "forward", "other", "backward"]
 
 GROUPS: tuple[tuple[Group, tuple[Kind, ...]], ...] = (
     ("default", ("forward", "fused")),
     ("forward", ("forward",)),
     ("backward", ("dq", "dkdv")),
+    ("other", ("forward",)),
 )
-"""What is built and measured together, the most important first: the plan's own kernels, then the candidates."""
+"""What is built and measured together, the most important first: the plan's own kernels, then candidates of the same
+language, and those of the other."""
 
 TARGET = "sm_90"
 
@@ -93,10 +95,10 @@ def families() -> list[list[Subject]]:
     return sorted(found.values(), key=len, reverse=True)
 
 
-def tasks() -> list[Task]:
-    """All tasks, the most important first."""
+def tasks(groups: Sequence[Group]) -> list[Task]:
+    """All tasks of some groups, the most important first."""
     count = len(families())
-    return [Task(family=family, group=group) for group, _ in GROUPS for family in range(count)]
+    return [Task(family=family, group=group) for group in groups for family in range(count)]
 
 
 def plans_of(base: Plan, group: Group) -> Iterator[tuple[Plan, Kind]]:
@@ -113,8 +115,10 @@ def plans_of(base: Plan, group: Group) -> Iterator[tuple[Plan, Kind]]:
         own = getattr(base, kind)
         sizes = {"head_dim": pattern.head_dim, "value_dim": base.problem.value_dim}
         for tiles in candidates(kind, dtype=base.problem.dtype, target=TARGET, default=own, **sizes):
-            if tiles == own.tiles and kind == "forward":
-                continue  # it is among the default ones
+            if kind == "forward" and (
+                tiles == own.tiles or (tiles.specialised != own.specialised) != (group == "other")
+            ):
+                continue
             made = base if tiles == own.tiles else make_plan(replace(base.problem, tiles=((kind, tiles),)), TARGET)
             if base.together is None and made.together is not None:
                 made = made.together  # what `settled` chose for the inputs
@@ -153,7 +157,8 @@ def build(task: Task, folder: Path, until: float) -> int:
     if time.time() > until:
         return 0
     calls = [call_of(subject, "cpu") for subject in subjects]
-    kernels = []
+    kernels: list[Ready] = []
+    counted: dict[tuple[object, ...], Work] = {}
     for members in _alike(calls):
         base = calls[members[0]].plan
         for plan, kind in plans_of(base, task.group):
@@ -163,7 +168,7 @@ def build(task: Task, folder: Path, until: float) -> int:
             try:
                 for part in plan.parts:
                     compile_kernels(part, TARGET, names)
-                works = {number: tuple(_works(replace(calls[number], plan=plan), kind)) for number in members}
+                works = {number: tuple(_works(calls[number], plan, kind, counted)) for number in members}
             except Exception:
                 traceback.print_exc()
                 continue
@@ -185,11 +190,17 @@ def _alike(calls: list[Call]) -> list[list[int]]:
     return list(found.values())
 
 
-def _works(call: Call, kind: Kind) -> Iterator[Work]:
-    for part in parts_of(call, lambda _: ()):
-        kernels = (kind,) if kind != "fused" or part.plan.fused is not None else ("dq", "dkdv")
-        for each in kernels:
-            yield work(part, getattr(part.plan, each))
+def _works(call: Call, plan: Plan, kind: Kind, counted: dict[tuple[object, ...], Work]) -> Iterator[Work]:
+    """The work of a kernel, and of those of its kind in other parts; kernels that differ in warps and stages alone are
+    counted once."""
+    for part in parts_of(replace(call, plan=plan), lambda _: ()):
+        kinds = (kind,) if kind != "fused" or part.plan.fused is not None else ("dq", "dkdv")
+        for each in kinds:
+            kernel = getattr(part.plan, each)
+            key = (id(call), part.plan.place, each, replace(kernel, warps=0, stages=0))
+            if key not in counted:
+                counted[key] = work(part, kernel)
+            yield replace(counted[key], tiles=kernel.tiles)
 
 
 def _runs(subjects: list[Subject], built: Built, ready: Ready) -> bool:
@@ -249,8 +260,8 @@ def work_through(mine: list[Task], folder: Path, pipe: Any) -> None:
         rows: list[Row] = []
         try:
             task, number, dense = asked
-            if dense:
-                rows = [dense_times(groups[task.family][number])]
+            if dense and task in built:
+                rows = [dense_times(groups[task.family][number], causal=built[task].causal)]
             elif task in built:
                 rows = list(_measure(groups[task.family][number], number, built[task]))
         except Exception:
@@ -259,9 +270,9 @@ def work_through(mine: list[Task], folder: Path, pipe: Any) -> None:
         pipe.send(rows)
 
 
-def measure(folder: Path, out: Path, jobs: int, until: float) -> None:
+def measure(todo: list[Task], folder: Path, out: Path, jobs: int, until: float) -> None:
     """Measure what is built until time is over."""
-    context, todo, groups = get_context("spawn"), tasks(), families()
+    context, groups = get_context("spawn"), families()
     pipes, processes = [], []
     for number in range(jobs):
         here, there = context.Pipe()
@@ -272,7 +283,6 @@ def measure(folder: Path, out: Path, jobs: int, until: float) -> None:
     about = {"machine": machine(), "torch": torch.__version__, "spdsl": spdsl.__version__}
     counts = [pipe.recv() for pipe in pipes]
     print(f"{sum(counts)} kernels are ready, {until - time.time():.0f} s left", flush=True)
-    shapes: set[tuple[object, ...]] = set()
     lost: list[Any] = []
     with out.open("w") as file:
 
@@ -287,16 +297,17 @@ def measure(folder: Path, out: Path, jobs: int, until: float) -> None:
                 lost.append(pipe)
             file.flush()
 
+        begin = time.time()
         file.write(json.dumps(about) + "\n")
         for place, task in enumerate(todo):
             pipe = pipes[place % jobs]
-            for number, subject in enumerate(groups[task.family]):
+            print(f"{time.time() - begin:.1f} s: {task}", flush=True)
+            for number in range(len(groups[task.family])):
                 if time.time() > until:
                     print(f"time is over at {task}", flush=True)
                     break
                 ask(pipe, (task, number, False))
-                if task.group == "default" and subject.shape not in shapes:
-                    shapes.add(subject.shape)
+                if task.group == "default":
                     ask(pipe, (task, number, True))
     for pipe in pipes:
         if pipe not in lost:
@@ -309,15 +320,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("calibration.jsonl"))
     parser.add_argument("--folder", type=Path, default=Path("calibration"), help="what is built")
     parser.add_argument("--build", action="store_true", help="only plan and compile")
+    names = [name for name, _ in GROUPS]
+    parser.add_argument("--groups", nargs="+", choices=names, default=names, help="kernels, the first ones first")
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=300.0, help="after which nothing more is begun")
     arguments = parser.parse_args()
     start, until = time.time(), time.time() + arguments.seconds
     if not arguments.build:
-        measure(arguments.folder, arguments.out, arguments.jobs, until)
+        measure(tasks(arguments.groups), arguments.folder, arguments.out, arguments.jobs, until)
         return
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    todo = tasks()
+    todo = tasks(arguments.groups)
     print(f"{len(todo)} tasks for {sum(map(len, families()))} subjects", flush=True)
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(build, task, arguments.folder, until): task for task in todo}

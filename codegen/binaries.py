@@ -33,6 +33,7 @@ from triton.runtime.cache import CacheManager, FileCacheManager
 from spdsl import __version__
 from spdsl.cache.entries import Entry, digest
 from spdsl.cache.store import store
+from spdsl.codegen import readiness
 from spdsl.codegen.blocks import Kernel
 
 _KEPT = ("cubin", "hsaco", "amdgcn", "json")
@@ -49,7 +50,8 @@ def keeping(function: Any, device: int | None = None) -> Iterator[None]:
     if not hasattr(function, "device_caches") or _is_users(knobs.cache.manager_class):
         yield
         return
-    with _files():
+    readiness.wait()
+    with files_kept():
         if device is not None:
             function.device_caches[device]  # makes Triton load its driver, and set `compile`
             if not isinstance(function.compile, KeptCompiler):
@@ -59,7 +61,7 @@ def keeping(function: Any, device: int | None = None) -> Iterator[None]:
 
 def compile_kept(source: Any, target: Any, options: Mapping[str, Any]) -> CompiledKernel:
     """Triton's `compile` behind the cache, for a target that need not be present."""
-    with _files():
+    with files_kept():
         return KeptCompiler(compiler=triton.compile)(source, target=target, options=options)
 
 
@@ -175,7 +177,7 @@ def _is_users(manager: Any) -> bool:
 
 
 @contextmanager
-def _files() -> Iterator[None]:
+def files_kept() -> Iterator[None]:
     """Triton's files of this thread go through `Files`; those of other threads where they always go."""
     scratch = _Scratch()
     token = _scratch.set(scratch)

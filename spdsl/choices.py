@@ -17,6 +17,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from dataclasses import replace as changed
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeAlias, get_args
 
 import torch
@@ -67,13 +69,11 @@ class Situation:
     @property
     def identity(self) -> str:
         """The key of results for calls like these, made by this version of the compiler and of Triton."""
-        import triton
-
         # Who asks for a back end or for bitwise gradients gets the same kernels.
         fields = {name: each for name, each in json.loads(self.key).items() if name not in ("backend", "deterministic")}
         own = asdict(self) | {"key": json.dumps(fields, sort_keys=True)}
         parts = [f"{name}={value!r}" for name, value in sorted(own.items())]
-        return digest("choice", __version__, triton.__version__, *parts)
+        return digest("choice", __version__, _version_of_triton(), *parts)
 
     def problem(self) -> Problem:
         """The problem that is planned, without gradients of tables."""
@@ -86,6 +86,17 @@ class Situation:
             shape=self.shape,
             tables=tuple(zip(names, self.tables, strict=True)),
         )
+
+
+@lru_cache(maxsize=1)
+def _version_of_triton() -> str:
+    """Without the half second that an import takes, which may then run beside the search for a plan."""
+    try:
+        return version("triton")
+    except PackageNotFoundError:  # it comes under other names, too
+        import triton
+
+        return str(triton.__version__)
 
 
 def mode() -> str:

@@ -15,6 +15,7 @@ from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Precision, Problem
 from spdsl.analysis.room import room_for_parameters
 from spdsl.choices import Situation, tiles_for
+from spdsl.codegen import readiness
 from spdsl.diagnostics import error
 from spdsl.pipeline import bound, closed, free_names
 from spdsl.runtime.calls import DTYPES
@@ -86,7 +87,11 @@ def _planned(request: Request) -> Prepared:
         tiles=request.tiles,
     )
     target = target_of(backend, request.device)
-    made = plan(problem, target) if backend == "cpu" else kept_plan(problem, target)
+    if backend == "cpu":
+        made = plan(problem, target)
+    else:
+        compiles = request.device.type == "cuda"
+        made = kept_plan(problem, target, meanwhile=readiness.begin) if compiles else kept_plan(problem, target)
     free = free_names(request.key)
     return Prepared(
         plan=made,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
@@ -31,8 +32,10 @@ _CLOCK = 5.0
 """Seconds of planning below which no derivation can have met its deadline (`spdsl.analysis.budget.SECONDS`)."""
 
 
-def kept_plan(problem: Problem, target: str) -> Plan:
+def kept_plan(problem: Problem, target: str, *, meanwhile: Callable[[], None] = lambda: None) -> Plan:
     """`plan` of the same arguments, from the cache where it is there.
+
+    Where it is not, ``meanwhile`` is called first, which may begin what will be needed while isl is awaited.
 
     Raises:
         SpatError: as `plan` does.
@@ -42,6 +45,7 @@ def kept_plan(problem: Problem, target: str) -> Plan:
         entry = store().get(key)
         if entry is not None:
             return _Reader(io.BytesIO(entry.path(_NAME).read_bytes())).load()  # type: ignore[no-any-return]
+    meanwhile()
     begin, losses = time.monotonic(), worker.losses()
     found = plan(problem, target)
     if time.monotonic() - begin < _CLOCK and worker.losses() == losses:
