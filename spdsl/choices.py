@@ -35,6 +35,7 @@ from spdsl.cache.store import store
 from spdsl.diagnostics import error
 from spdsl.pipeline import bound, free_names
 from spdsl.runtime.calls import DTYPES, Call
+from spdsl.runtime.parts import parts_of, settled
 
 Chosen: TypeAlias = "tuple[tuple[Kind, Tiles], ...]"
 
@@ -137,9 +138,9 @@ def predicted(situation: Situation) -> Chosen:
 
 def by_model(situation: Situation, device: DeviceProfile) -> Chosen:
     """For every kernel the candidate of the least predicted time, where that is less by more than the model's errors;
-    nothing where counts depend on tables, or where parts of a union have kernels of their own."""
+    nothing where counts depend on tables."""
     base = plan(situation.problem(), situation.target)
-    if base.problem.pattern.tables or base.stages or base.more:
+    if base.problem.pattern.tables or base.stages:
         return ()
     found: list[tuple[Kind, Tiles]] = []
     for kind in KINDS:
@@ -163,13 +164,14 @@ def variants(kind: Kind, base: Plan, target: str) -> dict[Tiles, Plan]:
 
 
 def candidate_times(kind: Kind, base: Plan, call: Call, device: DeviceProfile, target: str) -> dict[Tiles, float]:
-    """The predicted time of each candidate of a kernel in a call, in seconds."""
+    """The predicted time of each candidate of a kernel in a call, in seconds; of a union with those of all parts."""
     from spdsl.costs import work
 
-    return {
-        tiles: estimate(work(changed(call, plan=made), getattr(made, kind)), device).seconds
-        for tiles, made in variants(kind, base, target).items()
-    }
+    def seconds(made: Plan) -> float:
+        parts = parts_of(settled(changed(call, plan=made)), lambda _: ())
+        return sum(estimate(work(part, getattr(part.plan, kind)), device).seconds for part in parts)
+
+    return {tiles: seconds(made) for tiles, made in variants(kind, base, target).items()}
 
 
 def call_of(situation: Situation, made: Plan) -> Call:

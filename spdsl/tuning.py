@@ -27,12 +27,13 @@ from spdsl.cache.store import store
 from spdsl.choices import Situation, candidate_times, mode, record_of, variants
 from spdsl.costs import device_for
 from spdsl.diagnostics import SpatError, error
-from spdsl.pipeline import bound, opened
+from spdsl.pipeline import bound, opened, refuse_stages
 from spdsl.prepare import choose_backend, precision, target_of
 from spdsl.runtime.calls import Call
 from spdsl.runtime.checks import check_call
 from spdsl.runtime.lists import lists_for
 from spdsl.runtime.operator import rounded_up, with_batch
+from spdsl.runtime.parts import settled
 from spdsl.runtime.tape import Recorder
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def tune(
     *,
     backward: bool = True,
     budget: float | None = None,
+    share: tuple[int, int] = (0, 1),
     timer: Timer | None = None,
     watch: Watch = lambda text, done, steps: None,  # noqa: ARG005  # nobody watches
 ) -> Tuned:
@@ -99,25 +101,30 @@ def tune(
         tables: the inputs by name.
         backward: measure the kernels of the backward pass too, where there are several candidates.
         budget: seconds after which no other candidate is begun.
+        share: which of how many processes this is, each of which measures its share of the candidates on a GPU of its
+            own; one that comes after them finds all times, and chooses.
         timer: seconds that a run takes; by default the device's, the median of many.
         watch: is told of the progress.
 
     Raises:
         SpatError: there is nothing to measure on (SP521), or a call would fail.
     """
+    refuse_stages(key)
     started, situation = time.monotonic(), situation_of(key, q, k, v)
     base = plan(situation.problem(), situation.target)
-    _refuse(q, base)
+    _refuse(q)
     call = _call(base, key, q, k, v, tables)
     device = _device(situation)
     kinds: list[Kind] = ["forward"]
     if backward and base.fused is None:
         kinds += ["dq", "dkdv"]
     tasks = [each for kind in kinds for each in _ordered(kind, base, call, device, situation.target)]
-    steps, results = 2 * len(tasks), store().results
+    results = store().results
     known = {task: results.get("timing", _timing_key(situation, task.kind, task.tiles)) for task in tasks}
+    number, count = share
+    tasks = [task for place, task in enumerate(tasks) if place % count == number or known[task] is not None]
     waiting = [task for task in tasks if known[task] is None]
-    done = 2 * (len(tasks) - len(waiting))
+    steps, done = 2 * len(tasks), 2 * (len(tasks) - len(waiting))
     for text in _compiled([task.plan for task in waiting], [task.kind for task in waiting], situation.target):
         done += 1
         watch(f"compiled {text}", done, steps)
@@ -144,7 +151,8 @@ def tune(
             )
         )
     tuned = Tuned(situation=situation, measured=tuple(found), complete=complete)
-    _keep(tuned)
+    if count == 1:
+        _keep(tuned)
     return tuned
 
 
@@ -211,13 +219,10 @@ def _device(situation: Situation) -> DeviceProfile | None:
         return None
 
 
-def _refuse(q: Tensor, base: Plan) -> None:
+def _refuse(q: Tensor) -> None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if q.device.type != "cuda" and not interpreted:
         raise error("SP521", "there is no GPU to measure on", help="tune on the machine that will run the kernels")
-    if base.more:
-        help = "its parts take the plan's own tiles"
-        raise error("SP521", f"`{base.problem.pattern.name}` is a union of parts with kernels of their own", help=help)
 
 
 def _call(base: Plan, key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor]) -> Call:
@@ -253,7 +258,8 @@ def _compiled(plans: Sequence[Plan], kinds: Sequence[Kind], target: str) -> Any:
     def one(made: Plan, kind: Kind) -> str:
         names = (kind, f"{kind}_combine", "delta") if kind != "forward" else (kind, f"{kind}_combine")
         try:
-            compile_kernels(made, target, names)
+            for part in made.every:
+                compile_kernels(part, target, names)
         except Exception as refused:  # noqa: BLE001  # a candidate that cannot be built is not taken
             return f"{kind} {text_of(getattr(made, kind).tiles)}: {type(refused).__name__}"
         return f"{kind} {text_of(getattr(made, kind).tiles)}"
@@ -264,11 +270,13 @@ def _compiled(plans: Sequence[Plan], kinds: Sequence[Kind], target: str) -> Any:
 
 
 def _time(call: Call, task: _Task, timer: Timer) -> float | None:
-    """Seconds of the kernel, with the one before a backward pass; None where it does not run."""
+    """Seconds of the kernel, with the one before a backward pass and those of a union's other parts; None where it does
+    not run."""
     from spdsl.runtime.triton_engine import TritonEngine
 
-    engine, call = TritonEngine(), replace(call, plan=task.plan)
+    engine = TritonEngine()
     try:
+        call = settled(replace(call, plan=task.plan))
         return timer(_runner(engine, call, task.kind))
     except Exception:  # noqa: BLE001  # too little shared memory, a compiler that gives up: no candidate
         return None

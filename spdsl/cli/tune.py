@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -49,6 +53,10 @@ def tune(
     backward: Annotated[bool, typer.Option(help="Measure the backward pass too.")] = True,
     budget: Annotated[float | None, typer.Option(help="Seconds after which no other candidate is begun.")] = None,
     device: Annotated[str, typer.Option(help="The device to measure on.")] = "cuda",
+    gpus: Annotated[
+        int,
+        typer.Option(help="GPUs of this machine, all of one kind, that measure a share of the candidates each.", min=1),
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Seed for inputs that are not given.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -59,7 +67,7 @@ def tune(
     \b
     Examples:
       spdsl tune streaming -p window=1024 -n 32768 --heads 16
-      spdsl tune documents --input doc=ids.npz -n 16384 --budget 30
+      spdsl tune documents --input doc=ids.npz -n 16384 --budget 30 --gpus 8
       spdsl tune
     """
     if pattern is None:
@@ -67,7 +75,54 @@ def tune(
         return
     heads, groups = head_counts(heads, groups)
     known_dtype(dtype)
-    loaded, values = load_pattern(pattern, parse_parameters(parameter))
+    wanted = Wanted(
+        pattern=pattern,
+        parameters=tuple(parameter or ()),
+        given=tuple(given or ()),
+        batch=batch,
+        nq=nq or n,
+        n=n,
+        heads=heads,
+        groups=groups,
+        head_dim=head_dim,
+        value_dim=value_dim or head_dim,
+        dtype=dtype,
+        layer=layer,
+        backward=backward,
+        budget=budget,
+        seed=seed,
+    )
+    start = time.monotonic()
+    if gpus > 1:
+        _spread(wanted, gpus)
+        # What they measured is known now; what they left out, for lack of time, stays so.
+        wanted = replace(wanted, budget=None if budget is None else budget - (time.monotonic() - start))
+    _report(_measured(wanted, device, quiet=as_json), as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is to be tuned, as it was asked for; what other processes are told."""
+
+    pattern: str
+    parameters: tuple[str, ...]
+    given: tuple[str, ...]
+    batch: int
+    nq: int
+    n: int
+    heads: int
+    groups: int
+    head_dim: int
+    value_dim: int
+    dtype: str
+    layer: int | None
+    backward: bool
+    budget: float | None
+    seed: int
+
+
+def _measured(wanted: Wanted, device: str, *, share: tuple[int, int] = (0, 1), quiet: bool) -> Tuned:
+    """Measure the candidates, or a share of them, on a device."""
     import torch
 
     from spdsl.cli.measure import DTYPES, device_of, note_first_kernels
@@ -76,24 +131,42 @@ def tune(
     from spdsl.samples import Sizes
     from spdsl.tuning import tune as measure
 
+    loaded, values = load_pattern(wanted.pattern, parse_parameters(list(wanted.parameters)))
     where = device_of(device)
-    sizes = Sizes(batch=batch, heads=heads, groups=groups, nq=nq or n, n=n, head_dim=head_dim)
-    inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
-    note_generated(generated)
-    generator = torch.Generator().manual_seed(seed)
+    sizes = Sizes(
+        batch=wanted.batch,
+        heads=wanted.heads,
+        groups=wanted.groups,
+        nq=wanted.nq,
+        n=wanted.n,
+        head_dim=wanted.head_dim,
+    )
+    inputs, generated = make_inputs(loaded, values, list(wanted.given), sizes, layer=wanted.layer, seed=wanted.seed)
+    generator = torch.Generator().manual_seed(wanted.seed)
 
     def draw(count: int, rows: int, dim: int) -> torch.Tensor:
-        return torch.randn(batch, count, rows, dim, generator=generator).to(where, DTYPES[dtype])
+        return torch.randn(wanted.batch, count, rows, dim, generator=generator).to(where, DTYPES[wanted.dtype])
 
-    q, k = draw(heads, sizes.nq, head_dim), draw(groups, n, head_dim)
-    v = draw(groups, n, value_dim or head_dim)
-    key = key_of(loaded.checked, values, layer, None, False)
+    q, k = draw(wanted.heads, wanted.nq, wanted.head_dim), draw(wanted.groups, wanted.n, wanted.head_dim)
+    v = draw(wanted.groups, wanted.n, wanted.value_dim)
+    key = key_of(loaded.checked, values, wanted.layer, None, False)
     tables = {name: each.to(where) for name, each in inputs.items()}
+    if share == (0, 1):
+        note_generated(generated)
+        note_first_kernels()
+    with progress("compiling", quiet=quiet, timing=True) as watch:
+        return measure(key, q, k, v, tables, backward=wanted.backward, budget=wanted.budget, share=share, watch=watch)
 
-    note_first_kernels()
-    with progress("compiling", quiet=as_json, timing=True) as watch:
-        found = measure(key, q, k, v, tables, backward=backward, budget=budget, watch=watch)
-    _report(found, as_json=as_json)
+
+def _measure_share(wanted: Wanted, number: int, count: int) -> None:
+    _measured(wanted, f"cuda:{number}", share=(number, count), quiet=True)
+
+
+def _spread(wanted: Wanted, count: int) -> None:
+    """Measure a share of the candidates on each of so many GPUs, in a process for each."""
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        for done in [pool.submit(_measure_share, wanted, number, count) for number in range(count)]:
+            done.result()
 
 
 def _report(found: Tuned, *, as_json: bool) -> None:

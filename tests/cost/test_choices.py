@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Kind, Tiles
 from spdsl.cache.store import store
 from spdsl.choices import Situation, by_model, tiles_for, variants
+from spdsl.cli import tune as command
 from spdsl.cli.main import run
 from spdsl.diagnostics import SpatError
 from spdsl.pipeline import opened
@@ -56,7 +58,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> dict[Tiles, float]:
     measured: list[Tiles] = []
     monkeypatch.setattr(tuning, "_time", timed)
     monkeypatch.setattr(tuning, "_compiled", lambda plans, kinds, target: ("" for _ in plans))
-    monkeypatch.setattr(tuning, "_refuse", lambda q, base: None)
+    monkeypatch.setattr(tuning, "_refuse", lambda q: None)
     monkeypatch.setattr(tuning, "target_of", lambda backend, device: "sm_90")
     monkeypatch.setattr(tuning, "measured", measured, raising=False)
     return times
@@ -238,3 +240,82 @@ def test_only_tensors_with_values_are_measured_with() -> None:
     with FakeTensorMode():
         assert not tuning._is_on_gpu(torch.empty(1, device="cuda"))
     assert not tuning._is_on_gpu(torch.empty(1))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shares_are_measured_apart_and_chosen_from_together(hopper: dict[Tiles, float], count: int) -> None:
+    hopper[TILES] = 1e-4
+    key = key_of("sliding_window", window=1000)
+    shares = []
+    for number in range(count):
+        tuning.measured.clear()  # type: ignore[attr-defined]
+        tune(key, *tensors(), {}, share=(number, count))
+        shares.append(list(tuning.measured))  # type: ignore[attr-defined]
+        assert store().results.all("tuning") == ()
+    tuning.measured.clear()  # type: ignore[attr-defined]
+    found = tune(key, *tensors(), {})
+    assert not tuning.measured  # type: ignore[attr-defined]
+    together = [tiles for share in shares for tiles in share]
+    assert sorted(together, key=repr) == sorted((each.tiles for each in found.measured), key=repr)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert found.best["forward"].tiles == TILES
+
+
+def test_the_command_spreads_over_gpus(
+    hopper: dict[Tiles, float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Processes of other GPUs stand for themselves here, one after the other."""
+    shares: list[tuple[str, tuple[int, int]]] = []
+    measured = command._measured
+
+    def on_a_gpu(wanted: command.Wanted, device: str, *, share: tuple[int, int] = (0, 1), quiet: bool) -> tuning.Tuned:
+        shares.append((device, share))
+        return measured(wanted, "cpu", share=share, quiet=quiet)
+
+    class Here:
+        def __init__(self, count: int, mp_context: object) -> None:
+            self.count = count
+
+        def __enter__(self) -> Here:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def submit(self, function: Any, *given: Any) -> Any:
+            done: Future[None] = Future()
+            done.set_result(function(*given))
+            return done
+
+    monkeypatch.setattr(command, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(command, "_measured", on_a_gpu)
+    words = ["tune", "sliding_window", "-n", "512", "--device", "cpu", "--heads", "2", "--gpus", "2", "--json"]
+    assert run(words) == 0
+    assert shares == [("cuda:0", (0, 2)), ("cuda:1", (1, 2)), ("cpu", (0, 1))]
+    found = json.loads(capsys.readouterr().out)
+    assert found["complete"]
+    assert len(tuning.measured) == len(found["candidates"])  # type: ignore[attr-defined]  # none twice
+
+
+UNION = """
+pattern union_of_two() {
+  keep causal and (q - k < 128 or (q - k) % 8 == 0)
+}
+"""
+
+
+def test_unions_are_tuned(hopper: dict[Tiles, float]) -> None:
+    key = spdsl.compile(spdsl.loads(UNION))._key
+    found = tune(key, *tensors(), {})
+    assert len(plan(found.situation.problem(), "sm_90").parts) == 2
+    assert len([each for each in found.measured if each.kind == "forward"]) > 1
+    base = plan(found.situation.problem(), "sm_90")
+    call = choices.call_of(found.situation, base)
+    times = choices.candidate_times("forward", base, call, H200, "sm_90")
+    alone = choices.candidate_times("forward", choices.changed(base, more=()), call, H200, "sm_90")
+    assert times[base.forward.tiles] > 1.2 * alone[base.forward.tiles]  # its second part counts
+
+
+def test_stages_are_refused() -> None:
+    with pytest.raises(SpatError, match="SP290"):
+        tune(key_of("quest"), *tensors(), {})
