@@ -1,0 +1,137 @@
+"""Kernels with specialised warps keep accesses to shared memory in order, and every line that keeps it matters."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import spdsl
+from spdsl import prepare
+from spdsl.codegen.blocks import Kernel
+from spdsl.codegen.gluon import emit_gluon
+from spdsl.runtime.calls import Call
+from spdsl.runtime.launch import Loaded
+from tests.codegen.machine import Int, Pointer
+from tests.codegen.race_machine import RaceError, run, without
+
+N, HEADS, GROUPS, DIM = 700, 2, 1, 128
+
+PATTERNS: dict[str, dict[str, object]] = {
+    "causal": {},
+    "sliding_window": {"window": 100},
+    "streaming": {"sinks": 64, "window": 100},
+    "dilated": {"span": 200},
+    "strided": {"local": 20, "stride": 16},
+    "bigbird": {},
+    "power": {"block": 64},
+    "s2": {},
+    "neighborhood_2d": {"extents": (20, 35), "window": (9, 13)},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A kernel as the run time starts it."""
+
+    kernel: Kernel
+    text: str
+    grid: tuple[int, int, int]
+    arguments: Mapping[str, Any]
+
+    def programs(self, count: int) -> list[tuple[int, int, int]]:
+        """Some of the programs, among them the first and the last."""
+        chance = random.Random(0)
+        others = [(chance.randrange(self.grid[0]), chance.randrange(self.grid[1]), 0) for _ in range(count - 2)]
+        return [(0, 0, 0), (self.grid[0] - 1, self.grid[1] - 1, 0), *others]
+
+    def run(self, text: str, seed: int, count: int = 5) -> bool:
+        ran = [run(text, self.kernel.name, self.arguments, (at, self.grid), seed) for at in self.programs(count)]
+        return any(ran)
+
+
+def argument(kernel: Kernel, name: str, value: Any) -> Any:
+    """What the machine is given for it: of tensors of numbers only that they are read."""
+    block = next(each.block for each in kernel.arguments if each.name == name)
+    if not isinstance(value, Tensor):
+        return Int(value)
+    counts = block is None and not value.is_floating_point()
+    return Pointer(name, value.numpy() if counts else None)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
+    """Launches of kernels with specialised warps, which are not carried out."""
+    found: list[Launch] = []
+
+    def start(self: Loaded, call: Call, kernel: Kernel, grid: tuple[int, int, int], values: Mapping[str, Any]) -> None:
+        if kernel.fetch is None:
+            return
+        arguments = {each.name: argument(kernel, each.name, values[each.name]) for each in kernel.arguments}
+        text = emit_gluon(self.graph, kernel, "3.6.0").text
+        found.append(Launch(kernel=kernel, text=text, grid=grid, arguments=arguments))
+
+    monkeypatch.setattr(Loaded, "_start", start)
+    monkeypatch.setattr(prepare, "choose_backend", lambda asked, device: "triton")
+    monkeypatch.setattr(prepare, "target_of", lambda backend, device: "sm_90")
+    monkeypatch.setattr(Call, "fuses", lambda self, wanted: self.plan.fused is not None)
+    caches = (prepare._planned, prepare._settled)
+    for cache in caches:
+        cache.cache_clear()
+    yield found
+    for cache in caches:
+        cache.cache_clear()
+
+
+def launch(name: str, n: int = N, **parameters: object) -> None:
+    """Forward and backward of a pattern."""
+    shapes = ((1, HEADS, n, DIM), *2 * ((1, GROUPS, n, DIM),))
+    leaves = [torch.zeros(shape, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+    out = spdsl.compile(name, **PATTERNS[name] | parameters)(*leaves)
+    torch.autograd.grad(out.sum(), leaves)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_no_access_races(name: str, started: list[Launch]) -> None:
+    launch(name)
+    assert {"forward", "fused"} >= {each.kernel.name for each in started} >= {"forward"}
+    for each, seed in itertools.product(started, range(2)):
+        each.run(each.text, seed)
+
+
+# Lines without which the text is wrong: a machine that misses one of them would miss a wrong template too.
+NEEDED = (
+    r"mbarrier\.(wait|arrive)\(.*|gl\.thread_barrier\(\)( *#.*)?|fence_async_shared\(\)|tma\.store_wait\(0\)( *#.*)?"
+)
+
+# Barriers that what comes with them makes superfluous: keys are overwritten after the values of the tile before were
+# given back, behind a barrier of their own; a turn of the fused kernel ends with one.
+SPARED = {"forward": 1, "fused": 1}
+
+
+@pytest.mark.parametrize("kernel", SPARED)
+def test_every_line_that_keeps_order_matters(kernel: str, started: list[Launch]) -> None:
+    """In long rows, which go round the rings, and programs that do several tiles."""
+    launch("sliding_window", 1300, window=420)
+    (whole,) = (each for each in started if each.kernel.name == kernel)
+    if whole.kernel.persistent:
+        whole = replace(whole, grid=(3, 1, 1))
+    before, rest = whole.text.split("\ndef fetch(", 1)
+    ours, after = rest.split(f"\ndef {kernel}(", 1)
+    noticed, unnoticed = 0, []
+    for line, text in without(ours, NEEDED):
+        try:
+            reached = [whole.run(f"{before}\ndef fetch({text}\ndef {kernel}({after}", seed, count=2) for seed in (0, 1)]
+        except RaceError:  # noqa: PERF203  # what is looked for
+            noticed += 1
+        else:
+            unnoticed += [line] * any(reached)
+    assert noticed >= 15
+    assert len(unnoticed) == SPARED[kernel], "\n".join(unnoticed)
+    assert all("thread_barrier" in line for line in unnoticed), "\n".join(unnoticed)
