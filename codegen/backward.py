@@ -23,7 +23,6 @@ from spdsl.codegen.blocks import (
     Mask,
     Part,
     Probabilities,
-    RowBase,
     RowProducts,
     Scale,
     ScoreGradient,
@@ -36,6 +35,7 @@ from spdsl.codegen.blocks import (
 )
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.frame import Frame, masked, positions, program
+from spdsl.codegen.picked_parts import picked_arguments, picked_end, picked_sizes
 from spdsl.codegen.results import (
     Partial,
     dkdv_end,
@@ -60,7 +60,7 @@ def lower_delta(plan: Plan) -> Kernel | None:
     if plan.place:
         return None
     kernel = replace(plan.dq, block_q=64, warps=4, stages=1, residues=None, boxes=None, marked=None, splits=False)
-    kernel = replace(kernel, descriptors=False)
+    kernel = replace(kernel, picks=None, descriptors=False)
     frame = Frame(plan=plan, kernel=kernel, by="query")
     sinks = partials(frame, "sink_logit", ("none", "query"))
     tail: list[Block] = []
@@ -86,7 +86,7 @@ def lower_delta(plan: Plan) -> Kernel | None:
         *frame.hoist.take(1),
         *_tile(frame, "O", "q", "VALUE_DIM"),
         *_tile(frame, "dO", "q", "VALUE_DIM"),
-        RowBase(),
+        frame.row_base(),
         RowProducts(),
         StoreRows(value="lse2", pointer="LSE2", side="q"),
         StoreRows(value="delta", pointer="Delta", side="q"),
@@ -145,7 +145,7 @@ def lower_dq(plan: Plan) -> Kernel:
         *frame.hoist.take(1),
         *_tile(frame, "Q", "q", "HEAD_DIM"),
         *_tile(frame, "dO", "q", "VALUE_DIM"),
-        RowBase(),
+        frame.row_base(),
         Statistics(part="own"),
         *frame.addresses("K", "k", "HEAD_DIM"),
         *frame.addresses("V", "k", "VALUE_DIM"),
@@ -156,7 +156,7 @@ def lower_dq(plan: Plan) -> Kernel:
         *split.end(frame, dq_sums(rows), dq_end(frame, rows)),
     )
     doc = "dQ: each program owns a tile of queries."
-    return step.kernel("dq", doc, ("dQ",), blocks, plan.dq.block_q, dq_sums(rows))
+    return step.kernel("dq", doc, ("dQ",), blocks, plan.dq.queries, dq_sums(rows))
 
 
 def lower_dkdv(plan: Plan) -> Kernel:
@@ -195,7 +195,7 @@ def lower_dkdv(plan: Plan) -> Kernel:
         *(frame.hoist.take(2) if frame.loops_over_heads else ()),
         *frame.addresses("Q", "q", "HEAD_DIM"),
         *frame.addresses("dO", "q", "VALUE_DIM"),
-        RowBase(),
+        frame.row_base(),
         *zeros(step.sums),
         *(setup if own_bounds else ()),
         *split.share(frame, loops),
@@ -217,12 +217,17 @@ def lower_dkdv(plan: Plan) -> Kernel:
         Zeros(name="dv", shape=("BLOCK_K", "VALUE_DIM")),
         *(() if own_bounds else setup),
         *head,
-        *split.end(frame, dkdv_sums(step.sums), dkdv_end(frame, last)),
+        *_end(frame, dkdv_sums(step.sums), dkdv_end(frame, last)),
     )
     doc = (
         "dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."
     )
     return step.kernel("dkdv", doc, ("dK", "dV"), blocks, plan.dkdv.block_k, dkdv_sums(step.sums))
+
+
+def _end(frame: Frame, sums: split.Sums, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    """The end of a program by key, which may have done a part only."""
+    return split.end(frame, sums, blocks) if frame.kernel.picks is None else picked_end(sums, blocks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,7 +255,7 @@ class Step:
             blocks, placed = frame.place_tile(factor)
             sum_blocks += blocks
             sums.append(Partial(number=position, gradient=gradient, factor=placed))
-        keep_blocks, keep = frame.place_tile(keep)
+        keep_blocks, keep = frame.place_keep(keep)
         return cls(
             frame=frame,
             bias=bias,
@@ -316,12 +321,14 @@ class Step:
         return Walker(
             by=frame.by,
             shape=frame.plan.problem.shape,
-            spans=kernel.spans,
+            # What is gathered by key is bounded by queries, not by tiles of them.
+            spans=kernel.spans if kernel.picks is None or frame.by == "query" else (1, kernel.block_k),
             separate=frame.separate(2 if frame.by == "query" else 1),
             place=lambda expr: frame.hoist.place(expr, scope),
             place_tile=frame.place_tile,
             body=body,  # type: ignore[arg-type]
             boxes=kernel.boxes,
+            picks=kernel.picks,
         )
 
     def kernel(
@@ -335,6 +342,7 @@ class Step:
     ) -> Kernel:
         """The kernel with its arguments; ``sums`` are the accumulators in which the parts of a long row differ."""
         frame = self.frame
+        packed = frame.kernel.picks is not None and frame.by == "key"
         return Kernel(
             name=name,
             doc=doc,
@@ -348,7 +356,7 @@ class Step:
                 *frame.lengths(),
                 *frame.parameters(body),
                 *frame.lists(),
-                *split.split_arguments(frame, sums),
+                *(picked_arguments(sums) if packed else split.split_arguments(frame, sums)),
                 *frame.table_arguments(body),
             ),
             constants=frame.constants(),
@@ -359,7 +367,7 @@ class Step:
             classes=frame.classes,
             boxes=frame.boxes,
             after=frame.after,
-            parts=split.part_sizes(frame, sums),
+            parts=picked_sizes(frame, sums) if packed else split.part_sizes(frame, sums),
         )
 
 

@@ -172,7 +172,7 @@ class Pointers:
     """The address of a tensor's part for this head, offsets inside a tile, and the stride from tile to tile.
 
     With ``classes`` of the part that is a residue class of the rows; with ``boxes`` the stride is that from row to row;
-    with ``scattered`` every row has an address of its own.
+    with ``scattered`` every row has an address of its own, with ``packed`` that of a query and a head.
     """
 
     tensor: str
@@ -184,6 +184,7 @@ class Pointers:
     classes: int | None = None
     boxes: bool = False
     scattered: bool = False
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +193,7 @@ class LoadTile:
 
     With ``descriptor`` the copy engine loads it and puts the zeros, so that no `Pointers` are needed.  With ``box``
     the rows of a box of these sizes; ``heads`` is how many heads a descriptor joins with the batch, if it does.
+    With ``packed`` the rows are those of so many queries, head by head.
     """
 
     name: str
@@ -206,6 +208,7 @@ class LoadTile:
     box: tuple[int, ...] = ()
     heads: int | None = None
     scattered: bool = False
+    packed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +224,7 @@ class StoreTile:
     factor: float | None = None
     boxes: bool = False
     scattered: bool = False
+    packed: bool = False
     added: bool = False
 
 
@@ -237,11 +241,12 @@ class RowBase:
     """Name ``row_base``: where the rows of this sequence and head begin in ``[batch, heads, nq]``.
 
     With ``copied`` the copy engine loads them, and each head's, or of ``classes`` each residue class's, begin at a
-    multiple of 16 bytes.
+    multiple of 16 bytes.  With ``packed`` every row has its own.
     """
 
     copied: bool = False
     classes: int | None = None
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -747,6 +752,116 @@ class ListedTile:
     where: Expr | None = None
 
 
+# ---------------------------------------------------------------- picks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedProgram:
+    """Which tile of queries, heads and sequence this program works on; a tile holds ``heads`` that are neighbours.
+
+    Names ``i``, ``owner``, the number of these heads, ``first_head``, ``g`` and ``b``.
+    """
+
+    heads: int
+    ratio: int
+    reverse: bool
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickedItem:
+    """Which block of keys, heads and sequence this program works on, and which of the queries that have picked it.
+
+    Names ``j``, one of the ``parts`` tiles of the block, ``owner`` (of ``owners``), ``first_head``, ``g``, ``b``,
+    ``first`` and ``last``, the place of these queries in the list, and ``slot`` and ``item``, where sums are kept.
+    """
+
+    heads: int
+    ratio: int
+    owners: int
+    parts: int
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickedRow:
+    """As `PickedItem`, for a program that adds up parts: ``piece`` of ``pieces`` of a tile, in which ``j`` counts from
+    then on, ``count`` parts from ``first_slot`` on."""
+
+    heads: int
+    ratio: int
+    owners: int
+    parts: int
+    pieces: int
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedRows:
+    """How the rows of a tile are laid out: ``positions`` queries for each of ``heads``, of which there are ``lanes``,
+    the last ones only to fill the tile.  Names ``q_places`` and ``h_rows`` of each row, and ``h``."""
+
+    part: Part
+    heads: int
+    lanes: int
+    positions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedPositions:
+    """As `Positions`, of a tile of ``positions`` queries with their heads; ``padded``: rows of no head are past the
+    end."""
+
+    shape: Shape
+    positions: int
+    heads: int
+    padded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickedBounds:
+    """Read ``begin`` and ``end`` of the program's list: that of its tile, or of ``runs`` tiles that are neighbours."""
+
+    runs: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickedTile:
+    """Read the number ``j`` of the walked tile, one of ``parts`` of a block, and with ``many`` the ``bits`` of the
+    queries that have picked it."""
+
+    parts: int
+    many: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowBits:
+    """Name ``picked``, whether the query of a row has picked the tile, from ``bits``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickedQueries:
+    """Read which queries the walked tile ``t`` holds: ``positions`` of those in runs of ``rows`` that are listed.
+
+    Names ``q_listed``, their rows, past the end where there are none, and with ``ends`` the rows ``nearest`` and
+    ``farthest``, between which they lie.
+    """
+
+    rows: int
+    positions: int
+    shape: Shape
+    ends: bool
+    padded: bool
+    heads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedPositions:
+    """As `Positions`, of the queries that `PickedQueries` has read."""
+
+    shape: Shape
+
+
 Block: TypeAlias = (
     Program
     | WorkItem
@@ -812,6 +927,16 @@ Block: TypeAlias = (
     | ListBounds
     | Searches
     | ListedTile
+    | PackedProgram
+    | PickedItem
+    | PickedRow
+    | PackedRows
+    | PackedPositions
+    | PickedBounds
+    | PickedTile
+    | RowBits
+    | PickedQueries
+    | ListedPositions
 )
 
 # ---------------------------------------------------------------- kernels

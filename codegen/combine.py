@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.codegen.blocks import Kernel, RowBase, SoftmaxState, StoreRows, Zeros
+from spdsl.codegen.blocks import Kernel, SoftmaxState, StoreRows, Zeros
 from spdsl.codegen.forward import SUMS, forward_end, forward_results
 from spdsl.codegen.frame import Frame
+from spdsl.codegen.picked_parts import lower_picked_combine
 from spdsl.codegen.results import Partial, dkdv_end, dkdv_sums, dq_end, dq_sums, partials, result_arguments, zeros
 from spdsl.codegen.split import lower_combine, sliced
 
@@ -25,7 +26,7 @@ def lower_dq_combine(plan: Plan) -> Kernel | None:
         return None
     frame = Frame(plan=plan, kernel=plan.dq, by="query")
     rows = _row_sums(frame, ("none", "query"))
-    start = (*((RowBase(),) if rows else ()), Zeros(name="dq", shape=("BLOCK_Q", "HEAD_DIM")), *zeros(rows))
+    start = (*((frame.row_base(),) if rows else ()), Zeros(name="dq", shape=("BLOCK_Q", "HEAD_DIM")), *zeros(rows))
     return lower_combine(
         "dq", frame, dq_sums(rows), start, dq_end(sliced(frame), rows), result_arguments(frame, ("dQ",), rows)
     )
@@ -42,7 +43,7 @@ def lower_fused_combine(plan: Plan) -> Kernel | None:
 
 
 def _by_key(plan: Plan, kernel: KernelPlan | None, sums: tuple[str, ...]) -> Kernel | None:
-    if kernel is None or not kernel.splits:
+    if kernel is None or not (kernel.splits or kernel.picks):
         return None
     frame = Frame(plan=plan, kernel=kernel, by="key")
     rows = _row_sums(frame, sums)
@@ -53,6 +54,8 @@ def _by_key(plan: Plan, kernel: KernelPlan | None, sums: tuple[str, ...]) -> Ker
     )
     stores = tuple(StoreRows(value=each.name, pointer=each.pointer, side="k") for each in rows)
     last = dkdv_end(sliced(frame), stores)
+    if kernel.picks is not None:
+        return lower_picked_combine(frame, dkdv_sums(rows), start, last, result_arguments(frame, ("dK", "dV"), rows))
     return lower_combine(kernel.kind, frame, dkdv_sums(rows), start, last, result_arguments(frame, ("dK", "dV"), rows))
 
 

@@ -14,7 +14,6 @@ from spdsl.codegen.blocks import (
     Logits,
     Mask,
     OnlineSoftmax,
-    RowBase,
     SoftmaxEnd,
     SoftmaxResumed,
     SoftmaxState,
@@ -38,7 +37,7 @@ def lower_forward(plan: Plan) -> Kernel:
     frame.hoist.share((keep,) if bias is None else (keep, bias))
     sink = None if plan.sink_logit is None else frame.hoist.place(truncated(plan.sink_logit), 1)
     bias_blocks, bias = ((), None) if bias is None else frame.place_tile(bias)
-    keep_blocks, keep = frame.place_tile(keep)
+    keep_blocks, keep = frame.place_keep(keep)
     logits = Logits(scale=plan.scale, softcap=plan.softcap, bias=bias, folded=frame.folded, keep_slope=False)
     mask = Mask(target="scores", keep=keep, span=plan.keep.span)
     exact = problem.dtype == "fp32"
@@ -76,6 +75,7 @@ def lower_forward(plan: Plan) -> Kernel:
         place_tile=frame.place_tile,
         body=body,
         boxes=plan.forward.boxes,
+        picks=plan.forward.picks,
     )
     setup, loops = lower_walk(plan.forward.walk, walker)
     blocks: tuple[Block, ...] = (
@@ -108,7 +108,7 @@ def lower_forward(plan: Plan) -> Kernel:
         ),
         constants=frame.constants(),
         body=blocks,
-        block=plan.forward.block_q,
+        block=plan.forward.queries,
         warps=plan.forward.warps,
         stages=plan.forward.stages,
         classes=frame.classes,
@@ -125,7 +125,7 @@ def _state(frame: Frame, sink: Expr | None) -> tuple[Block, ...]:
     return (
         pointers(frame, "O", "q", "VALUE_DIM"),
         replace(frame.load("O", "q", "VALUE_DIM", guarded=True), descriptor=False, heads=None),
-        RowBase(),
+        frame.row_base(),
         SoftmaxResumed(first=split.first(frame)),
     )
 
@@ -144,6 +144,6 @@ def forward_end(frame: Frame) -> tuple[Block, ...]:
         SoftmaxEnd(),
         pointers(frame, "O", "q", "VALUE_DIM"),
         frame.store("acc", "O", "q", "VALUE_DIM"),
-        RowBase(),
+        frame.row_base(),
         StoreRows(value="lse", pointer="LSE", side="q"),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.analysis.tiles import DistanceWalk, ListWalk
+from spdsl.analysis.tiles import DistanceWalk, ListWalk, PickWalk
 from spdsl.codegen.arith import add, both, compare, index, mod, number, sub
 from spdsl.codegen.blocks import (
     Argument,
@@ -18,13 +18,17 @@ from spdsl.codegen.blocks import (
     EachItem,
     Gather,
     If,
+    ListedPositions,
     LoadTile,
     Loop,
     Mask,
+    PackedPositions,
     Part,
     Pointers,
     Positions,
     Program,
+    RowBase,
+    RowBits,
     StoreTile,
     Stream,
     WorkItem,
@@ -33,6 +37,7 @@ from spdsl.codegen.boxes import flag_of, own_box, programs
 from spdsl.codegen.edges import with_edges
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.hoist import Hoist
+from spdsl.codegen.picks import PICKED, packed_keep, packed_program
 from spdsl.codegen.selected import by_tiles
 from spdsl.codegen.tables import Tables
 from spdsl.codegen.walks import MASKED, Mode
@@ -91,7 +96,7 @@ class Frame:
     @property
     def loops_over_heads(self) -> bool:
         """Whether a program loops over the query heads of its group."""
-        return self.by == "key" and self.ratio > 1
+        return self.by == "key" and self.ratio > 1 and self.kernel.picks is None
 
     @property
     def classes(self) -> int | None:
@@ -115,7 +120,11 @@ class Frame:
 
     def is_scattered(self, side: Side) -> bool:
         """Whether every row of a tile has an address of its own."""
-        return self.has_tail or self.kernel.gathers(side)
+        return self.has_tail or self.kernel.gathers(side) or self.is_packed(side)
+
+    def is_packed(self, side: Side) -> bool:
+        """Whether the rows of a tile are those of several heads."""
+        return side == "q" and self.kernel.picks is not None
 
     @property
     def after(self) -> int | None:
@@ -132,6 +141,10 @@ class Frame:
             own |= {f"{side}{axis}" for side in own if len(side) == 1}
             walked |= {f"{name}{axis}" for name in walked if len(name) == 1}
         program |= {"q_class", "k_class"} if self.classes else set()
+        if self.kernel.picks is not None:
+            # Heads are those of rows of queries, on whichever side these are.
+            program -= {"h"}
+            own, walked = (own | {"h"}, walked) if self.by == "query" else (own, walked | {"h"})
         scopes = [program, program | own]
         if self.loops_over_heads:
             scopes.append(scopes[-1] | {"h"})
@@ -145,6 +158,9 @@ class Frame:
         gathered = self.kernel.residues or self.kernel.boxes or self.kernel.marked
         keep = by_tiles(self.plan, self.kernel) if gathered is None else gathered.keep
         found = both(None, truncated(keep))
+        if self.kernel.picks is not None:
+            found = packed_keep(self.kernel.picks, self.by)
+            self.hoist.known(PICKED.name, len(self._scopes()) - 1)
         if self.by == "query" and not self.is_whole("k"):
             found = both(found, compare("lt", index("k"), Extent(name="n")))
         if self.plan.problem.shape != "square":
@@ -165,6 +181,13 @@ class Frame:
     def factor(self) -> float:
         """The factor from products, or from finished logits, to exponents of two."""
         return self.plan.scale * LOG2E if self.folded else 1.0
+
+    def place_keep(self, keep: Expr) -> tuple[tuple[Block, ...], Expr]:
+        """As `place_tile`, for the predicate, with what it needs besides."""
+        picks = self.kernel.picks
+        bits: tuple[Block, ...] = (RowBits(),) if picks is not None and picks.many and self.by == "query" else ()
+        blocks, placed = self.place_tile(keep)
+        return (*bits, *blocks), placed
 
     def place_tile(self, expr: Expr) -> tuple[tuple[Block, ...], Expr]:
         """An expression inside the innermost loop, with the definitions it needs there."""
@@ -210,7 +233,10 @@ class Frame:
             return plain
         boxes = self.kernel.boxes
         if boxes is None:
-            block = (1, 1, self.kernel.block_q if side == "q" else self.kernel.block_k, padded(width))
+            picks = self.kernel.picks
+            rows = self.kernel.block_q if side == "q" else self.kernel.block_k
+            heads, rows = (picks.lanes, picks.positions) if picks is not None and side == "q" else (1, rows)
+            block = (1, heads, rows, padded(width))
             return (replace(plain[0], block=block),)
         lead = (1,) if self.joined_heads(side) else (1, 1)
         return (replace(plain[0], block=(*lead, *boxes.box(side), padded(width)), extents=boxes.extents),)
@@ -232,6 +258,10 @@ class Frame:
         loads = (node for node in walk(self.plan.keep) if isinstance(node, Load))
         return any({"q", "k"} <= set().union(*(free_indices(index) for index in load.indices)) for load in loads)
 
+    def row_base(self) -> RowBase:
+        """Where numbers of the rows of queries begin."""
+        return RowBase(packed=self.kernel.picks is not None)
+
     def addresses(self, tensor: str, side: Side, columns: str) -> tuple[Block, ...]:
         """What has to be named before tiles of ``tensor`` are loaded."""
         return () if self.kernel.descriptors else (pointers(self, tensor, side, columns),)
@@ -252,6 +282,7 @@ class Frame:
             box=() if self.kernel.boxes is None else self.kernel.boxes.box(side),
             heads=self.joined_heads(side) if self.kernel.descriptors else None,
             scattered=self.is_scattered(side),
+            packed=self.kernel.picks.positions if self.kernel.picks is not None and side == "q" else None,
         )
 
     def store(
@@ -269,6 +300,7 @@ class Frame:
             factor=factor,
             boxes=self.boxes is not None,
             scattered=self.is_scattered(side),
+            packed=self.is_packed(side),
             added=added and self.plan.place > 0,
         )
 
@@ -293,6 +325,8 @@ class Frame:
 
     def lists(self) -> tuple[Argument, ...]:
         """Tile lists, where the walk is one, or lists of distances."""
+        if isinstance(self.kernel.walk, PickWalk):
+            return self._picked_lists()
         if not isinstance(self.kernel.walk, ListWalk | DistanceWalk):
             return ()
         rows = "rows" if isinstance(self.kernel.walk, ListWalk) else "kinds of rows"
@@ -306,6 +340,21 @@ class Frame:
             Argument(name="list_stride_b", type="i32"),
             Argument(name="list_stride_h", type="i32"),
             *(() if isinstance(self.kernel.walk, ListWalk) or not batched else (reach,)),
+        )
+
+    def _picked_lists(self) -> tuple[Argument, ...]:
+        """The blocks that queries have picked; a kernel by key is given its lists by `spdsl.codegen.picked_parts`."""
+        picks = self.kernel.picks
+        assert picks is not None
+        if self.by == "key":
+            return ()
+        bounds = ("list_begin", "list_end")
+        return (
+            *(Argument(name=name, type="*i32", note="[batch or 1, lists of heads or 1, rows]") for name in bounds),
+            Argument(name="list_tiles", type="*i32"),
+            *((Argument(name="list_bits", type="*i32", note="queries of each block"),) if picks.many else ()),
+            Argument(name="list_stride_b", type="i32"),
+            Argument(name="list_stride_h", type="i32"),
         )
 
     def parameters(self, body: Iterable[Block]) -> tuple[Argument, ...]:
@@ -384,6 +433,8 @@ def masked(mode: Mode, definitions: tuple[Block, ...], mask: Mask) -> tuple[Bloc
 def program(frame: Frame, *, reverse: bool) -> tuple[Block, ...]:
     """What a program works on."""
     shape = frame.plan.problem.shape
+    if frame.kernel.picks is not None:
+        return packed_program(frame.kernel, frame.plan.problem.pattern, reverse=reverse, shape=shape)
     begin: Block = Program(
         by=frame.by,
         ratio=frame.ratio,
@@ -425,8 +476,18 @@ def _other_class(frame: Frame) -> tuple[Block, ...]:
     return (Define(name=name, value=truncated(other), note=f"residue class of the {note} that these rows meet"),)
 
 
-def positions(frame: Frame, side: Side, part: Part) -> Positions | BoxPositions:
+def positions(frame: Frame, side: Side, part: Part) -> Positions | BoxPositions | PackedPositions | ListedPositions:
     """The positions of a side."""
+    picks = frame.kernel.picks
+    if picks is not None and side == "q":
+        if part == "walked":
+            return ListedPositions(shape=frame.plan.problem.shape)
+        return PackedPositions(
+            shape=frame.plan.problem.shape,
+            positions=picks.positions,
+            heads=picks.heads,
+            padded=picks.lanes != picks.heads,
+        )
     boxes = frame.kernel.boxes
     if boxes is not None:
         return BoxPositions(
@@ -454,4 +515,5 @@ def pointers(frame: Frame, tensor: str, side: Side, columns: str) -> Pointers:
         classes=frame.classes,
         boxes=frame.boxes is not None,
         scattered=frame.is_scattered(side),
+        packed=frame.is_packed(side),
     )

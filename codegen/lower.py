@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spdsl.analysis.cuts import tables_of
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, SlotWalk
+from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, PickWalk, SlotWalk
 from spdsl.codegen.backward import lower_delta, lower_dkdv, lower_dq
 from spdsl.codegen.blocks import BlockGraph, Kernel
 from spdsl.codegen.combine import (
@@ -67,6 +67,9 @@ def _walk(kernel: KernelPlan) -> str:
     match kernel.walk:
         case ListWalk():
             return "tiles from lists"
+        case PickWalk():
+            assert kernel.picks is not None
+            return f"those picked, {kernel.picks.heads} heads of {kernel.picks.positions} queries to a tile"
         case BoxWalk():
             assert kernel.boxes is not None
             queries, keys = (" × ".join(map(str, sizes)) for sizes in (kernel.boxes.box("q"), kernel.boxes.box("k")))

@@ -23,7 +23,6 @@ from spdsl.codegen.blocks import (
     Kernel,
     Logits,
     Mask,
-    RowBase,
     SendEnd,
     SendTile,
     StoreRows,
@@ -142,7 +141,7 @@ def _compute(frame: Frame, mode: Mode) -> tuple[Block, ...]:
     frame.hoist.share((keep,) if bias is None else (keep, bias))
     sink = None if plan.sink_logit is None else frame.hoist.place(truncated(plan.sink_logit), 1)
     bias_blocks, bias = ((), None) if bias is None else frame.place_tile(bias)
-    keep_blocks, keep = frame.place_tile(keep)
+    keep_blocks, keep = frame.place_keep(keep)
     logits = Logits(scale=plan.scale, softcap=plan.softcap, bias=bias, folded=frame.folded, keep_slope=False)
     mask = Mask(target="scores", keep=keep, span=plan.keep.span)
     needed = bias is not None or keep != Const(value=True)
@@ -157,7 +156,7 @@ def _compute(frame: Frame, mode: Mode) -> tuple[Block, ...]:
     out: Block = CopyOut(corner=_corner(frame, "O", "q"), dtype=dtype)
     if _by_address(frame):
         out = WriteOut(dtype=dtype, padded=frame.is_padded("VALUE_DIM"))
-    end = (StreamEnd(), out, RowBase(), StoreRows(value="lse", pointer="LSE", side="q"))
+    end = (StreamEnd(), out, frame.row_base(), StoreRows(value="lse", pointer="LSE", side="q"))
     return (
         *program(frame, reverse=True),
         positions(frame, "q", "own"),
@@ -187,7 +186,7 @@ def _state(frame: Frame, sink: Expr | None) -> tuple[Block, ...]:
     if not frame.plan.place:
         return (StreamBegin(sink=split.once(frame, sink)),)
     padded_columns = frame.is_padded("VALUE_DIM")
-    return RowBase(), StreamBegin(sink=None, resumed=True, first=split.first(frame), padded=padded_columns)
+    return frame.row_base(), StreamBegin(sink=None, resumed=True, first=split.first(frame), padded=padded_columns)
 
 
 def _walker(frame: Frame, body: object) -> Walker:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from spdsl.analysis.tiles import Boxes, BoxWalk, DistanceWalk, ListWalk, Shape, Slot, SlotWalk, Walk
+from spdsl.analysis.tiles import Boxes, BoxWalk, DistanceWalk, ListWalk, Picks, PickWalk, Shape, Slot, SlotWalk, Walk
 from spdsl.codegen.arith import (
     add,
     both,
@@ -31,6 +31,7 @@ from spdsl.codegen.blocks import Block, By, Define, If, ListBounds, ListedTile, 
 from spdsl.codegen.boxes import lower_boxes
 from spdsl.codegen.distance_loops import lower_distances
 from spdsl.codegen.expressions import truncated
+from spdsl.codegen.picks import lower_picks
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Param
 from spdsl.semantics.rewrite import free_indices, transform, walk
 
@@ -60,6 +61,7 @@ class Walker:
     place_tile: Callable[[Expr], tuple[tuple[Block, ...], Expr]]
     body: Callable[[Mode], tuple[Block, ...]]
     boxes: Boxes | None = None
+    picks: Picks | None = None
     ragged: Expr | None = None
 
     @property
@@ -85,6 +87,8 @@ def depends_on_head(walk: Walk) -> bool:
             return any("h" in free_indices(end) for each in (*touched, *(full or ())) for end in (each.lo, each.hi))
         case DistanceWalk(by_head=by_head):
             return by_head
+        case PickWalk():
+            return False  # heads are packed
 
 
 def _expressions(slot: Slot) -> tuple[Expr, ...]:
@@ -103,6 +107,11 @@ def lower_walk(walk: Walk, walker: Walker) -> tuple[tuple[Block, ...], tuple[Blo
             return lower_boxes(walk, walker.boxes, walker)
         case DistanceWalk():
             return lower_distances(walk, walker)
+        case PickWalk(bounds=slot):
+            assert walker.picks is not None
+            part = _bounds(slot, 0, 1, walker)
+            full = None if slot.full is None else (part.full_low, part.full_high)
+            return lower_picks(walker.picks, part.setup, full, walker)
         case SlotWalk(slots=slots):
             parts = [_bounds(slot, number, len(slots), walker) for number, slot in enumerate(slots)]
             setup: tuple[Block, ...] = tuple(block for part in parts for block in part.setup)

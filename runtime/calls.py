@@ -31,7 +31,8 @@ class TileList:
 
     ``begin``, ``middle`` and ``end`` are int32 of that shape and index ``tiles`` (int32, flat): tiles from ``begin`` to
     ``middle`` are full, from ``middle`` to ``end`` masked, ascending in each part.  ``order`` is there
-    for kernels that split long rows.  Lists of distances hold none further back than ``reach`` tiles.
+    for kernels that split long rows.  Lists of distances hold none further back than ``reach`` tiles.  ``bits`` has for
+    each of the tiles a bit of every query that has picked it, where queries pick (`spdsl.runtime.picks`).
     """
 
     begin: Tensor
@@ -40,17 +41,52 @@ class TileList:
     tiles: Tensor
     order: RowOrder | None = None
     reach: int = 0
+    bits: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """The size of the tensors."""
-        return sum(each.nbytes for each in (self.begin, self.middle, self.end, self.tiles))
+        bits = () if self.bits is None else (self.bits,)
+        return sum(each.nbytes for each in (self.begin, self.middle, self.end, self.tiles, *bits))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All that kernels read."""
         order = () if self.order is None else (self.order.rows,)
-        return self.begin, self.middle, self.end, self.tiles, *order
+        bits = () if self.bits is None else (self.bits,)
+        return self.begin, self.middle, self.end, self.tiles, *order, *bits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickedItems:
+    """What the programs of a kernel by key do whose queries have picked blocks of keys; all int32.
+
+    ``queries`` are runs of queries by the block that they have picked, ascending for each; blocks count over sequences
+    and heads.  Item ``i`` are those from ``first[i]`` to ``last[i]`` of the block ``rows[i]``, which is below 0 where
+    there is no such item.  ``slots[i]`` says where its sums are kept, -1 if the block has no other item, -2 if there is
+    none.  ``row_slots`` and ``row_parts`` tell for each block where its sums begin and how many items it has.  Every
+    head of a sequence has ``blocks``, and there is room for ``kept`` sums.
+    """
+
+    rows: Tensor
+    first: Tensor
+    last: Tensor
+    slots: Tensor
+    row_slots: Tensor
+    row_parts: Tensor
+    queries: Tensor
+    blocks: int
+    kept: int
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that kernels read."""
+        return self.rows, self.first, self.last, self.slots, self.row_slots, self.row_parts, self.queries
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the tensors."""
+        return sum(each.nbytes for each in self.tensors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +115,8 @@ class Call:
     with the last dimension contiguous.  ``tables`` holds inputs and stage results by name, each with a leading batch
     axis of size 1 or batch unless its declaration names ``b``.  ``places`` is int32 ``[batch, 3]`` (q_start, k_start,
     k_len) for the shape ``batched``, else None.  ``lists`` maps the kind of a kernel (``forward``, ``dq``, ``dkdv``,
-    ``fused``) to its lists, where its walk is a `ListWalk`, or to those of distances of a `DistanceWalk`.
+    ``fused``) to its lists, where its walk is a `ListWalk`, or to those of distances of a `DistanceWalk`, or to
+    what is picked, of a `PickWalk`.
     ``marks`` are the rows that the plan's kernels gather.
     ``parameters`` are the values of the pattern's free parameters by the names of their variables.  ``deterministic``
     asks for gradients that repeat bitwise.  What the call does on the device goes through its ``recorder``.
@@ -92,7 +129,7 @@ class Call:
     q_start: int = 0
     places: Tensor | None = None
     tables: dict[str, Tensor] = field(default_factory=dict)
-    lists: dict[str, TileList] = field(default_factory=dict)
+    lists: dict[str, TileList | PickedItems] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     marks: Marks | None = None
     deterministic: bool = False

@@ -19,7 +19,7 @@ from spdsl.codegen.gluon import emit_gluon
 from spdsl.codegen.load import load
 from spdsl.codegen.lower import lower
 from spdsl.diagnostics import error
-from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.calls import Call, PickedItems, TileList
 from spdsl.runtime.evenness import programs_for
 from spdsl.runtime.interval_kernels import interval_values
 from spdsl.runtime.split import Split, split_of
@@ -59,6 +59,12 @@ class Loaded:
         if call.marks is not None and tiles.gathers("k" if tiles.by == "key" else "q"):
             rows = call.marks.rows.shape[1]
         values = {**values, **call_values(call, kind)}
+        lists = call.lists.get(kind)
+        if isinstance(lists, PickedItems):
+            self._launch_items(kernel, tiles, call, lists, values)
+            return
+        if tiles.picks is not None:
+            heads //= tiles.picks.heads
         values.update(interval_values(call, tiles, values, self.launch))
         if kernel.persistent:
             self._start(call, kernel, self._flat_grid(kernel, call, tiles, values), values)
@@ -77,6 +83,17 @@ class Loaded:
         if held:
             combine = self.kernels[f"{kind}_combine"]
             self._start(call, combine, (long * (kernel.block // combine.block), 1, 1), values)
+
+    def _launch_items(
+        self, kernel: Kernel, tiles: KernelPlan, call: Call, items: PickedItems, values: dict[str, Value]
+    ) -> None:
+        """Run a kernel whose programs do a part of a block's queries each, and the one that adds up the parts."""
+        assert tiles.picks is not None
+        values.update({name: call.empty((items.kept * size,)) for name, size in kernel.parts})
+        parts = tiles.picks.block // tiles.block_k
+        self._start(call, kernel, (items.rows.shape[0], parts, 1), values)
+        combine = self.kernels[f"{kernel.name}_combine"]
+        self._start(call, combine, (items.row_parts.shape[0] * parts * (kernel.block // combine.block), 1, 1), values)
 
     def _flat_grid(
         self, kernel: Kernel, call: Call, tiles: KernelPlan, values: dict[str, Value]
@@ -225,7 +242,18 @@ def split_values(split: Split, items: int) -> dict[str, Value]:
     return values
 
 
-def _list_values(lists: TileList) -> dict[str, Value]:
+def _list_values(lists: TileList | PickedItems) -> dict[str, Value]:
+    if isinstance(lists, PickedItems):
+        return {
+            "item_rows": lists.rows,
+            "item_first": lists.first,
+            "item_last": lists.last,
+            "item_slots": lists.slots,
+            "row_slots": lists.row_slots,
+            "row_parts": lists.row_parts,
+            "list_tiles": lists.queries,
+            "blocks": lists.blocks,
+        }
     begin, middle, end = (each.contiguous() for each in (lists.begin, lists.middle, lists.end))
     batch, heads, rows = begin.shape
     return {
@@ -233,6 +261,7 @@ def _list_values(lists: TileList) -> dict[str, Value]:
         "list_middle": middle,
         "list_end": end,
         "list_tiles": lists.tiles,
+        **({} if lists.bits is None else {"list_bits": lists.bits}),
         "list_reach": lists.reach,
         "list_stride_b": heads * rows if batch > 1 else 0,
         "list_stride_h": rows if heads > 1 else 0,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spdsl.analysis.plans import KernelPlan
-from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, SlotWalk
+from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, PickWalk, SlotWalk
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.cells import joined, transposed
 from spdsl.runtime.distance_lists import distance_lists, row_lists
@@ -24,6 +24,7 @@ from spdsl.runtime.evaluate import depends_on, tables_for
 from spdsl.runtime.intervals import tile_bounds
 from spdsl.runtime.looks import Looked
 from spdsl.runtime.pairs import Pairs, pairs_by_batch
+from spdsl.runtime.picks import picked_lists
 from spdsl.runtime.ranges import Truth, truth_shape
 from spdsl.runtime.recent import ByContent
 from spdsl.runtime.slots import slot_lists
@@ -86,6 +87,8 @@ def lists_for(call: Call, kinds: Sequence[Kind]) -> Call:
                 )
             case DistanceWalk():
                 lists[kind] = distance_lists(call, kernel)
+            case PickWalk():
+                lists[kind] = picked_lists(call, kernel)
             case SlotWalk() | BoxWalk():
                 pass
     return replace(call, lists=lists) if len(lists) > len(call.lists) else call
@@ -102,9 +105,9 @@ def listed(call: Call, kernel: KernelPlan) -> TileList:
             return walk_lists(call, walk, grid)
         case DistanceWalk():
             return row_lists(call, kernel)
-        case ListWalk() if kernel.kind in call.lists:
-            return call.lists[kernel.kind]
-        case ListWalk() | BoxWalk():
+        case ListWalk() if isinstance(found := call.lists.get(kernel.kind), TileList):
+            return found
+        case ListWalk() | BoxWalk() | PickWalk():
             return tile_lists(call, by=grid.by, block_q=grid.block_q, block_k=grid.block_k)
 
 

@@ -49,7 +49,9 @@ def split_of(call: Call, kernel: KernelPlan, programs: int, heads: int) -> Split
     """How to launch ``kernel``, which has ``programs`` rows of tiles for each of ``heads``."""
     each = heads * call.q.shape[0]
     if isinstance(kernel.walk, ListWalk):
-        order = call.lists[kernel.kind].order
+        lists = call.lists[kernel.kind]
+        assert isinstance(lists, TileList)
+        order = lists.order
         assert order is not None
         parts = parts_for(order.long * each, order.most, call.q.device)
         return Split(long=order.long, others=programs - order.long, parts=parts, order=order)

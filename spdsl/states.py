@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import assert_never
 
 from spdsl.analysis.plans import KernelPlan
-from spdsl.analysis.tiles import Boxes, BoxWalk, DistanceWalk, ListWalk, SlotWalk
+from spdsl.analysis.tiles import Boxes, BoxWalk, DistanceWalk, ListWalk, PickWalk, SlotWalk
 from spdsl.runtime.box_visits import box_states
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.lists import listed
@@ -33,7 +33,7 @@ def tile_states(call: Call, kernel: KernelPlan, *, head: int, batch: int = 0) ->
         case BoxWalk() as walk:
             touched, full = box_states(call, walk, kernel, head=head, batch=batch)
             return touched.to(torch.int8) + full.to(torch.int8)
-        case SlotWalk() | DistanceWalk() | ListWalk():
+        case SlotWalk() | DistanceWalk() | ListWalk() | PickWalk():
             return _listed(call, kernel, listed(call, kernel), head, batch)
         case _:
             assert_never(kernel.walk)

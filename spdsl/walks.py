@@ -21,6 +21,8 @@ from spdsl.analysis.tiles import (
     Interval,
     ListWalk,
     Marked,
+    Picks,
+    PickWalk,
     Residues,
     Slot,
     SlotWalk,
@@ -31,6 +33,7 @@ from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.distance_lists import distance_lists
 from spdsl.runtime.lists import listed
 from spdsl.runtime.marks import marked_tiles
+from spdsl.runtime.picks import picked_visits
 from spdsl.runtime.tile_grid import TileGrid
 from spdsl.runtime.visits import Visits, list_visits, slot_visits
 from spdsl.semantics.nodes import Apply, Const, Expr, Index, Load
@@ -66,6 +69,9 @@ def describe(kernel: KernelPlan, plan: Plan, call: Call | None = None) -> tuple[
         case ListWalk() as walk:
             lines = (f"tiles are listed at run time: {_reason(walk, plan)}",)
             return (*lines, "rows much longer than the others are cut into parts") if kernel.splits else lines
+        case PickWalk(bounds=slot):
+            assert kernel.picks is not None
+            return (*_picks(kernel.picks, kernel), _picked(slot, kernel))
         case _:
             assert_never(kernel.walk)
 
@@ -86,6 +92,10 @@ def visits(call: Call, kernel: KernelPlan) -> Visits:
             return replace(list_visits(listed(call, kernel), call.q.shape[0], call.q.shape[1]), metadata=metadata)
         case ListWalk():
             return list_visits(listed(call, kernel), call.q.shape[0], call.q.shape[1])
+        case PickWalk():
+            # By key as many pairs are computed, but for what fills up the last tile of each block.
+            found = picked_visits(call, call.plan.forward if kernel.by == "key" else kernel)
+            return Visits(touched=found.touched, full=0, longest=found.longest, metadata=found.metadata)
         case _:
             assert_never(kernel.walk)
 
@@ -181,6 +191,25 @@ def _marked(marked: Marked, plan: Plan) -> str:
     stages: Mapping[str, Expr] = {each.name: each.value for each in plan.stages}
     where = word(marked.where, _CULPRIT, stages)
     return f"the {side} with `{where}` are listed at run time and gathered into tiles; these meet all others"
+
+
+def _picks(picks: Picks, kernel: KernelPlan) -> tuple[str, ...]:
+    heads = "each head" if picks.heads == 1 else f"{picks.heads} heads together"
+    who = "every query" if picks.rows == 1 else f"every {picks.rows} queries"
+    picked = f"for {heads} {who} picked blocks of {picks.block} keys"
+    rows = f"a tile holds {picks.positions} {'query' if picks.positions == 1 else 'queries'} with these heads"
+    if kernel.by == "key":
+        return (f"{picked}; {rows}, gathered from those that have picked a block",)
+    if not picks.many:
+        return (f"{picked}; {rows}, which have picked the same blocks",)
+    return (f"{picked}; {rows}, and walks what any of them has picked",)
+
+
+def _picked(slot: Slot, kernel: KernelPlan) -> str:
+    if slot.full is None:
+        return "every tile is masked by the rest of the set"
+    own, walked = ("key", "queries") if kernel.by == "key" else ("query", "key tiles")
+    return f"for {own} tile {own_name(kernel)} the {walked} {_interval(slot.full)} need no mask for the rest of the set"
 
 
 def _residues(residues: Residues) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 
 from spdsl.analysis.distances import with_distances
 from spdsl.analysis.gradients import table_gradients
+from spdsl.analysis.picking import picking, tiles_in, why_unpicked
 from spdsl.analysis.plans import KernelPlan, Kind, Plan, Problem, TableGradient, Tiles
 from spdsl.analysis.room import refuse_large_numbers
 from spdsl.analysis.specialising import copies_tiles, may_persist, why_plain
@@ -24,6 +25,7 @@ from spdsl.analysis.tiles import (
     Interval,
     ListWalk,
     Marked,
+    PickWalk,
     Residues,
     Slot,
     SlotWalk,
@@ -49,10 +51,15 @@ def plan(problem: Problem, target: str) -> Plan:
     """
     (first, _), *others = _disjoint(problem, target) or ((problem, None),)
     more = tuple(_plan(other, target, place, side) for place, (other, side) in enumerate(others, 1))
-    if not all(kernel.residues or kernel.marked for part in more for kernel in part.kernels):
+    if not all(_pays(part) for part in more):
         return _plan(problem, target)
     together = _plan(problem, target) if any(part.forward.marked for part in more) else None
     return replace(_plan(first, target), more=more, together=together)
+
+
+def _pays(part: Plan) -> bool:
+    """Whether a part of a union is walked in a way of its own."""
+    return part.forward.picks is not None or all(kernel.residues or kernel.marked for kernel in part.kernels)
 
 
 def _disjoint(problem: Problem, target: str) -> tuple[tuple[Problem, Side | None], ...]:
@@ -70,8 +77,12 @@ def _disjoint(problem: Problem, target: str) -> tuple[tuple[Problem, Side | None
         part = with_set(keep, sink=None)
         return _residues(_staged(part.pattern), part)
 
+    def picks(keep: Expr) -> bool:
+        part = with_set(keep, sink=None)
+        return why_unpicked("forward", _staged(part.pattern), part, ()) is None
+
     attend = pattern.attend
-    sets = disjoint_sets(attend.keep, residues, gathers=problem.shape != "batched")
+    sets = disjoint_sets(attend.keep, residues, picks=picks, gathers=problem.shape != "batched")
     return tuple(
         (with_set(each.keep, sink=attend.sink_logit if place == 0 else None), each.side)
         for place, each in enumerate(sets)
@@ -86,13 +97,13 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
     attend = pattern.attend
     # The CPU back end computes on runs of consecutive rows.
     residues = None if target == "cpu" or side is not None else _residues(staged, problem)
-    gradients = table_gradients(
-        (("bias", staged.bias), ("sink_logit", staged.sink_logit)), frozenset(problem.gradients)
-    )
+    gradients = _gradients(staged, problem)
 
     def kernel(kind: Kind) -> KernelPlan:
         if side is not None:
             return _gathering(kind, staged, problem, target, side)
+        if target != "cpu" and why_unpicked(kind, staged, problem, gradients) is None:
+            return picking(kind, staged, problem, target, partial(_relation, staged, problem))
         found = _kernel(kind, staged, problem, target, residues)
         splits = target != "cpu" and _splits(kind, found.walk, pattern, gradients)
         return replace(found, splits=splits, persistent=not splits and may_persist(found, problem))
@@ -218,16 +229,14 @@ def _gathering(kind: Kind, staged: Staged, problem: Problem, target: str, side: 
     )
 
 
+def _gradients(staged: Staged, problem: Problem) -> tuple[TableGradient, ...]:
+    return table_gradients((("bias", staged.bias), ("sink_logit", staged.sink_logit)), frozenset(problem.gradients))
+
+
 def _conjunction(clauses: Sequence[Expr]) -> Expr:
     if not clauses:
         return Const(value=True)
     return reduce(lambda a, b: Apply(op="and", args=(a, b), dtype="bool", span=a.span), clauses)
-
-
-def tiles_in(length: Expr, block: int) -> Expr:
-    """How many tiles of ``block`` rows there are among ``length``."""
-    more = Apply(op="add", args=(length, Const(value=block - 1)), dtype="int")
-    return Apply(op="floordiv", args=(more, Const(value=block)), dtype="int")
 
 
 def _splits(kind: Kind, walk: Walk, pattern: BoundPattern, gradients: tuple[TableGradient, ...]) -> bool:
@@ -239,7 +248,7 @@ def _splits(kind: Kind, walk: Walk, pattern: BoundPattern, gradients: tuple[Tabl
             return True
         case SlotWalk(long=long):
             return long is not None
-        case BoxWalk() | DistanceWalk():
+        case BoxWalk() | DistanceWalk() | PickWalk():
             return False
 
 
@@ -326,9 +335,13 @@ def _walk(kind: Kind, relation: TileRelation) -> Walk:
     return relation.by_key if kind in ("dkdv", "fused") else relation.by_query
 
 
-def _relation(staged: Staged, problem: Problem, tiles: Tiles, residues: Residues | None) -> TileRelation:
+def _relation(
+    staged: Staged, problem: Problem, tiles: Tiles, residues: Residues | None = None, keep: Expr | None = None
+) -> TileRelation:
+    """The tile relation of a set, by default the whole one."""
+    keep = staged.keep if keep is None else keep
     found = derive(
-        staged.keep,
+        keep,
         block_q=tiles.block_q,
         block_k=tiles.block_k,
         shape=problem.shape,
@@ -338,7 +351,7 @@ def _relation(staged: Staged, problem: Problem, tiles: Tiles, residues: Residues
         length=None if problem.shape == "batched" else grid_length(problem.pattern),
         residues=residues,
     )
-    return with_distances(found, staged.keep)
+    return with_distances(found, keep)
 
 
 def grid_length(pattern: BoundPattern) -> int | None:

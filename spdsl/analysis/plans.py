@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from spdsl.analysis.tiles import Boxes, Cuts, Marked, Residues, Shape, SlotWalk, Walk
+from spdsl.analysis.tiles import Boxes, Cuts, Marked, Picks, Residues, Shape, SlotWalk, Walk
 from spdsl.semantics.nodes import BoundPattern, Expr, Side, Table
 
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32"]
@@ -97,7 +97,8 @@ class KernelPlan:
     """Tile sizes, launch options and walk of one kernel; the walk is by query for ``forward`` and ``dq``, else by
     key.  With ``residues`` rows are gathered by residue class, and every class has its own tiles.  With ``boxes`` tiles
     are boxes of a grid, and the walk is over those.  With ``marked`` the rows of one side are gathered from wherever
-    they stand.  With ``descriptors`` the GPU's copy engine loads the tiles of Q,
+    they stand.  With ``picks`` a tile holds several heads of a few queries, and meets the keys that these have picked.
+    With ``descriptors`` the GPU's copy engine loads the tiles of Q,
     K, V and dO (TMA), else every thread its own part.  With ``splits`` rows that are much longer than the others
     are computed in parts, by several programs.  With ``specialised`` one warp of a program copies tiles while groups of
     four warps compute, each for `GROUP_ROWS` rows of the program's own (Gluon); ``stages`` is then the size of the ring
@@ -114,6 +115,7 @@ class KernelPlan:
     residues: Residues | None = None
     boxes: Boxes | None = None
     marked: Marked | None = None
+    picks: Picks | None = None
     descriptors: bool = False
     splits: bool = False
     specialised: bool = False
@@ -158,7 +160,12 @@ class KernelPlan:
     @property
     def spans(self) -> tuple[int, int]:
         """How many rows of queries and of keys lie between the starts of neighbouring tiles of a class."""
-        return self.block_q * self.classes, self.block_k * self.classes
+        return self.queries * self.classes, self.block_k * self.classes
+
+    @property
+    def queries(self) -> int:
+        """How many queries a tile of them holds; each has several rows where heads are packed."""
+        return self.block_q if self.picks is None else self.picks.positions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.analysis.tiles import SlotWalk
+from spdsl.analysis.tiles import PickWalk, SlotWalk
 from spdsl.diagnostics import error
 from spdsl.semantics.bounds import Facts, Range, ranges
 from spdsl.semantics.free import LARGEST
@@ -65,11 +65,16 @@ def _expressions(plan: Plan) -> Iterator[tuple[Expr, Facts]]:
     yield from ((expr, facts) for expr in (plan.keep, plan.bias, plan.sink_logit) if expr is not None)
     for kernel in plan.kernels:
         facts = _facts(plan, kernel)
-        gathered = kernel.residues or kernel.boxes or kernel.marked
+        gathered = kernel.residues or kernel.boxes or kernel.marked or kernel.picks
         if gathered is not None:
             yield gathered.keep, facts
-        if isinstance(kernel.walk, SlotWalk):
-            yield from ((bound, facts) for bound in _bounds(kernel.walk))
+        match kernel.walk:
+            case SlotWalk() as walked:
+                yield from ((bound, facts) for bound in _bounds(walked))
+            case PickWalk(bounds=slot):
+                yield from ((bound, facts) for bound in _bounds(SlotWalk(slots=(slot,))))
+            case _:
+                pass
 
 
 def _bounds(walked: SlotWalk) -> Iterator[Expr]:
@@ -84,7 +89,7 @@ def _bounds(walked: SlotWalk) -> Iterator[Expr]:
 def _facts(plan: Plan, kernel: KernelPlan) -> Facts:
     pattern = plan.problem.pattern
     positions = {"q": (-POSITIONS, POSITIONS), "k": (0, POSITIONS)}
-    tiles = {"i": (0, POSITIONS // kernel.block_q), "j": (0, POSITIONS // kernel.block_k)}
+    tiles = {"i": (0, POSITIONS // kernel.queries), "j": (0, POSITIONS // kernel.block_k)}
     outer = {"h": (0, pattern.heads - 1), "g": (0, pattern.groups - 1), "b": (0, _BATCH)}
     classes = dict.fromkeys(("q_class", "k_class"), (0, _CLASSES))
     lengths = {"n": (0, POSITIONS), "nq": (0, POSITIONS), "q_start": (-POSITIONS, POSITIONS)}

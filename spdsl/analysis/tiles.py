@@ -158,7 +158,18 @@ class DistanceWalk:
         return self.span // self.grain
 
 
-Walk: TypeAlias = SlotWalk | BoxWalk | DistanceWalk | ListWalk
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickWalk:
+    """The tiles of keys that queries have picked (`Picks`); by key, the queries that have picked a tile's block.
+
+    The run time lists them.  ``bounds`` are those of the rest of the set, by key of queries one by one: tiles outside
+    of ``touched`` keep nothing, and those in ``full`` need no mask for it.
+    """
+
+    bounds: Slot
+
+
+Walk: TypeAlias = SlotWalk | BoxWalk | DistanceWalk | ListWalk | PickWalk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +201,35 @@ class Marked:
 
 
 COUNT = Extent(name="marked_rows")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picks:
+    """Queries pick blocks of keys, and tiles are made of what has been picked.
+
+    ``table`` lists the blocks of ``block`` keys that each run of ``rows`` queries has picked, once for ``heads`` query
+    heads that are neighbours; so a tile of queries holds all of these for ``positions`` queries, head by head.  With
+    ``many`` a program of a kernel by query walks the blocks that any of its queries has picked, with a bit for each
+    query.  ``keep`` is what is left to test of a query and a key that it has picked.
+    """
+
+    table: str
+    rows: int
+    block: int
+    heads: int
+    positions: int
+    many: bool
+    keep: Expr
+
+    @property
+    def lanes(self) -> int:
+        """The rows of a tile for each query: its heads, rounded up to a power of two."""
+        return lanes_of(self.heads)
+
+
+def lanes_of(heads: int) -> int:
+    """The least power of two that is no less than ``heads``."""
+    return 1 << (heads - 1).bit_length()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

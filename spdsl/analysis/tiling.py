@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 from spdsl.analysis.plans import Precision, Tiles
-from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, SlotWalk, Walk
+from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, PickWalk, SlotWalk, Walk, lanes_of
 
 Kind = Literal["forward", "dq", "dkdv"]
 
@@ -64,7 +64,7 @@ def _specialised(width: int, walk: Walk | None) -> Tiles:
     if width > 128:
         return Tiles(block_q=128, block_k=64, warps=4, stages=2, specialised=True)
     match walk:
-        case ListWalk():
+        case ListWalk() | PickWalk():
             fine = True
         case DistanceWalk(period=period):
             fine = period % 128 != 0
@@ -84,7 +84,7 @@ def _edges(walk: Walk | None) -> int:
     match walk:
         case None:
             return 2
-        case ListWalk() | DistanceWalk():
+        case ListWalk() | DistanceWalk() | PickWalk():
             return 2
         case BoxWalk():
             return 3  # the smaller the boxes, the less they compute in vain
@@ -100,10 +100,49 @@ def _takes_scratch(walk: Walk | None) -> bool:
     match walk:
         case SlotWalk(long=long):
             return long is not None
-        case None | BoxWalk():
+        case None | BoxWalk() | PickWalk():
             return False
         case ListWalk() | DistanceWalk():
             return True
+
+
+BITS = 32
+"""Queries of a tile that have a bit each in the list of what they have picked."""
+
+_PICKED_ROWS = 64
+"""Rows of a tile of queries whose heads are packed: those of a matrix instruction of Hopper.  What is read of keys and
+values bounds such kernels, so that rows of queries that have not picked a block cost nothing."""
+
+
+def positions_of(dtype: Precision, heads: int) -> int:
+    """How many queries a tile holds, for ``heads`` rows of each."""
+    return max(1, (32 if dtype == "fp32" else _PICKED_ROWS) // lanes_of(heads))
+
+
+def picked_tiles(
+    kind: Kind | Literal["fused"],
+    *,
+    dtype: Precision,
+    head_dim: int,
+    value_dim: int,
+    heads: int,
+    block: int,
+    target: str,
+) -> Tiles:
+    """Tiles of a kernel that walks what queries have picked: blocks of ``block`` keys, once for ``heads`` heads."""
+    width = max(head_dim, value_dim)
+    rows = positions_of(dtype, heads) * lanes_of(heads)
+    small = dtype == "fp32" or target.startswith("gfx") or width > 128
+    keys = next(size for size in ((32, 16) if small else (64, 32, 16)) if block % size == 0)
+    hopper = target in ("sm_90", "sm_100") and not small
+    wide = rows > _PICKED_ROWS or width > 128
+    match kind:
+        case "forward":
+            return Tiles(block_q=rows, block_k=keys, warps=8 if wide else 4, stages=3 if hopper else 1)
+        case "dq":
+            return Tiles(block_q=rows, block_k=keys, warps=8 if wide else 4, stages=2 if hopper else 1)
+        case _:
+            return Tiles(block_q=rows, block_k=keys, warps=8, stages=2 if hopper else 1)
 
 
 def _copied(kind: Kind, width: int, plain: bool, scratch: bool) -> Tiles:

@@ -2,9 +2,10 @@
 
 "The last 128 tokens, and before them every 128th one": walked as one set, the second part touches every tile, each for
 a few pairs.  On its own its rows can be parted into residue classes, whose tiles are dense.  "A window, and the tokens
-marked in a table": on their own, the marked keys can be gathered into dense tiles, and the marked queries too.  So the
-set is told apart into these parts and the rest, without pairs in common; each becomes a plan of its own, whose kernels
-go on from the results of the one before.  Nothing is planned here.
+marked in a table": on their own, the marked keys can be gathered into dense tiles, and the marked queries too.  "A
+window, and the blocks that a query has picked": on their own, these are walked from lists.  So the set is told apart
+into these parts and the rest, without pairs in common; each becomes a plan of its own, whose kernels go on from the
+results of the one before.  Nothing is planned here.
 """
 
 from __future__ import annotations
@@ -36,11 +37,17 @@ class DisjointSet:
 
 
 def disjoint_sets(
-    keep: Expr, residues: Callable[[Expr], Residues | None], *, gathers: bool = True
+    keep: Expr,
+    residues: Callable[[Expr], Residues | None],
+    *,
+    picks: Callable[[Expr], bool] = lambda _: False,
+    gathers: bool = True,
 ) -> tuple[DisjointSet, ...]:
-    """``keep`` as sets without common pairs: first what is neither strided nor marked, then each of these parts.
+    """``keep`` as sets without common pairs: first what is neither strided nor marked nor picked, then each of these
+    parts.
 
-    ``residues`` tells those of a set; ``gathers`` says whether marked rows may be gathered.  Empty
+    ``residues`` tells those of a set, ``picks`` whether its pairs are all picked; ``gathers`` says whether marked rows
+    may be gathered.  Empty
     where nothing is gained: no clause of ``keep`` is a union, or no part of one is such a part, or all are.
     """
     clauses = conjuncts(keep)
@@ -51,9 +58,10 @@ def disjoint_sets(
         common = clauses[:place] + clauses[place + 1 :]
         strided = [part for part in parts if _may_have_residues(part) and _pay(residues(_all([*common, part])))]
         keys, queries = ([part for part in parts if gathers and marked_side(part) == side] for side in SIDES)
-        rest = [part for part in parts if part not in (*strided, *keys, *queries)]
+        chosen = [part for part in parts if picks(_all([*common, part]))]
+        rest = [part for part in parts if part not in (*strided, *keys, *queries, *chosen)]
         if rest and len(rest) < len(parts):
-            apart: list[tuple[Expr, Side | None]] = [(part, None) for part in strided]
+            apart: list[tuple[Expr, Side | None]] = [(part, None) for part in (*strided, *chosen)]
             apart += [(part, side) for side, marked in zip(SIDES, (keys, queries), strict=True) for part in marked]
             return _sets(common, rest, apart)
     return ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spdsl.analysis.plans import KernelPlan, Kind, Plan, Precision, Tiles
-from spdsl.analysis.tiles import DistanceWalk, ListWalk
+from spdsl.analysis.tiles import DistanceWalk, ListWalk, PickWalk
 from spdsl.semantics.nodes import Apply, Expr, Load
 from spdsl.semantics.rewrite import free_indices, walk
 
@@ -78,7 +78,7 @@ def work_of(
         operations=_of_pairs(plan.keep, Apply),
         loads=_of_pairs(plan.keep, Load),
         extra=sum(_of_pairs(each, Apply | Load) for each in logits) + (4 if plan.softcap is not None else 0),
-        listed=isinstance(kernel.walk, ListWalk | DistanceWalk),
+        listed=isinstance(kernel.walk, ListWalk | DistanceWalk | PickWalk),
         rows=rows,
         even=even,
     )

@@ -149,8 +149,8 @@ def test_gradients_and_helpers(target: str) -> None:
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_lists_are_searched(target: str) -> None:
-    """A selection of blocks of 16 keys: several for each tile."""
-    pattern = library("quest", heads=4, groups=2, head_dim=64)
+    """A selection of blocks of 8 keys: several for each tile."""
+    pattern = library("quest", heads=4, groups=2, head_dim=64, page=8)
     assert pattern.graph is not None
     softmax = softmax_pattern(pattern, pattern.graph.attentions[0].name)
     types = tuple((each.name, element(each)) for each in softmax.tables)
@@ -158,3 +158,41 @@ def test_lists_are_searched(target: str) -> None:
     source, binaries = compile_kernels(plan(problem, target), target, ("forward", "dkdv"))
     assert "def in_list(" in source.text
     assert [binary.name for binary in binaries] == ["forward", "dkdv"]
+
+
+def picked(name: str, heads: int, groups: int, dim: int, target: str, dtype: str = "bf16") -> tuple[Binary, ...]:
+    """The kernels of the last softmax of a pattern that reads a selection."""
+    pattern = library(name, heads=heads, groups=groups, head_dim=dim)
+    assert pattern.graph is not None
+    made = [softmax_pattern(pattern, stage.name) for stage in pattern.graph.attentions]
+    softmax = [each for each in made if any(table.listed for table in each.tables)][-1]
+    types = tuple((each.name, element(each)) for each in softmax.tables)
+    problem = Problem(pattern=softmax, dtype=dtype, value_dim=dim, shape="square", tables=types)  # type: ignore[arg-type]
+    binaries = compile_kernels(plan(problem, target).parts[-1], target)[1]
+    for binary in binaries:
+        assert binary.shared <= MEMORY[target], (binary.name, binary.shared)
+    return binaries
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "groups", "dim"),
+    [
+        ("nsa", 64, 4, 128),
+        pytest.param("infllm_v2", 8, 2, 128, marks=pytest.mark.slow),
+        ("nsa", 6, 2, 64),
+        pytest.param("nsa", 128, 1, 128, marks=pytest.mark.slow),
+        pytest.param("nsa", 16, 1, 256, marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_of_picks_do_not_spill(name: str, heads: int, groups: int, dim: int) -> None:
+    spills = {binary.name: binary.spills for binary in picked(name, heads, groups, dim, "sm_90")}
+    assert set(spills) >= {"forward", "dq", "dkdv", "dkdv_combine"}
+    assert max(spills.values()) <= 16, spills
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [("sm_80", "fp16"), ("sm_100", "bf16"), ("gfx942", "bf16"), pytest.param("sm_90", "fp32", marks=pytest.mark.slow)],
+)
+def test_kernels_of_picks(target: str, dtype: str) -> None:
+    picked("nsa", 16, 2, 128, target, dtype)

@@ -19,6 +19,7 @@ from spdsl.codegen.gluon import emit_gluon
 from spdsl.codegen.lower import lower
 from spdsl.codegen.show import dump
 from spdsl.diagnostics import Source, Span
+from spdsl.semantics.softmaxes import softmax_pattern
 from tests.library.bound import library, program
 from tests.runtime.build import CAUSAL, K, Q, load, op, table
 from tests.runtime.build import plan as by_hand
@@ -65,6 +66,16 @@ def test_fused_source(golden: Callable[..., None]) -> None:
 @pytest.mark.parametrize("name", GOLDEN)
 def test_forward_source(name: str, golden: Callable[..., None]) -> None:
     golden(gluon_text(lower(planned(name, **PARAMETERS.get(name, {}))), "forward"), ending="py")
+
+
+def test_source_of_picks(golden: Callable[..., None]) -> None:
+    """The softmax over selected blocks of `nsa`: 4 queries with 16 heads to a tile."""
+    pattern = library("nsa", heads=32, groups=2, head_dim=128)
+    assert pattern.graph is not None
+    softmax = softmax_pattern(pattern, pattern.graph.attentions[1].name)
+    tables = tuple((table.name, "int32") for table in softmax.tables)
+    made = plan(Problem(pattern=softmax, dtype="bf16", value_dim=128, shape="square", tables=tables), "sm_90")
+    golden(emit(lower(made)).text, ending="py")
 
 
 @pytest.mark.parametrize("name", ["power", "bigbird"])

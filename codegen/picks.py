@@ -1,0 +1,112 @@
+"""Kernels that walk what queries have picked: heads packed into the rows of a tile, and the loops over lists.
+
+By query a program owns a tile of a few queries with all heads that share a list, and walks the blocks of keys that any
+of them has picked.  By key it owns a tile of keys and gathers the queries that have picked its block; a block that many
+have picked is cut into parts, which a second kernel adds up in order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spdsl.analysis.plans import KernelPlan
+from spdsl.analysis.tiles import Picks, Shape
+from spdsl.codegen.arith import both, ceildiv, compare, either, index, mul, number, sub
+from spdsl.codegen.blocks import (
+    Block,
+    By,
+    Define,
+    Loop,
+    PackedProgram,
+    PackedRows,
+    Part,
+    PickedBounds,
+    PickedItem,
+    PickedQueries,
+    PickedTile,
+)
+from spdsl.codegen.expressions import truncated
+from spdsl.semantics.nodes import BoundPattern, Const, Expr, Param
+
+if TYPE_CHECKING:
+    from spdsl.codegen.walks import Walker
+
+PICKED = Param(name="picked", dtype="bool")
+"""Whether the query of a row has picked the walked block."""
+
+
+def packed_program(kernel: KernelPlan, pattern: BoundPattern, *, reverse: bool, shape: Shape) -> tuple[Block, ...]:
+    """What a program works on, and how the rows of a tile of queries are laid out."""
+    picks, ratio = kernel.picks, pattern.heads // pattern.groups
+    assert picks is not None
+    begin: Block = PackedProgram(heads=picks.heads, ratio=ratio, reverse=reverse, shape=shape)
+    if kernel.by == "key":
+        owners = pattern.heads // picks.heads
+        begin = PickedItem(heads=picks.heads, ratio=ratio, owners=owners, parts=tiles_of_block(kernel), shape=shape)
+    part: Part = "own" if kernel.by == "query" else "walked"
+    return begin, PackedRows(part=part, heads=picks.heads, lanes=picks.lanes, positions=picks.positions)
+
+
+def tiles_of_block(kernel: KernelPlan) -> int:
+    """The tiles of keys of a block that queries pick."""
+    assert kernel.picks is not None
+    return kernel.picks.block // kernel.block_k
+
+
+def packed_keep(picks: Picks, by: By) -> Expr | None:
+    """What is to be tested of a pair."""
+    return both(PICKED if by == "query" and picks.many else None, truncated(picks.keep))
+
+
+def lower_picks(
+    picks: Picks, bounds: tuple[Block, ...], full: tuple[Expr, Expr] | None, walker: Walker
+) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+    """The definitions of the bounds, and the loop; ``full`` are the ends of the tiles that need no mask for the rest of
+    the set, by key of queries."""
+    if walker.by == "query":
+        return _by_query(picks, bounds, full, walker)
+    return _by_key(picks, bounds, full, walker)
+
+
+def _by_query(
+    picks: Picks, bounds: tuple[Block, ...], full: tuple[Expr, Expr] | None, walker: Walker
+) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+    count = picks.block // walker.spans[1]
+    tests: list[Expr] = []
+    if full is not None:
+        tests += [compare("lt", index("j"), full[0]), compare("ge", index("j"), full[1])]
+    if picks.many:
+        everyone = (1 << picks.positions) - 1 if picks.positions < 32 else -1
+        tests.append(compare("ne", Param(name="bits", dtype="int"), number(everyone)))
+    masked: Expr = Const(value=True)
+    if full is not None:
+        masked = tests[0]
+        for test in tests[1:]:
+            masked = either(masked, test)
+    low, high = (mul(Param(name=name, dtype="int"), number(count)) for name in ("begin", "end"))
+    body = (PickedTile(parts=count, many=picks.many), Define(name="masked", value=masked), *walker.body("either"))
+    setup = (*bounds, PickedBounds(runs=None if picks.many else picks.rows // picks.positions))
+    note = "blocks that any of the queries has picked" if picks.many else "blocks that the queries have picked"
+    return setup, (Loop(variable="t", low=low, high=high, body=body, note=note),)
+
+
+def _by_key(
+    picks: Picks, bounds: tuple[Block, ...], full: tuple[Expr, Expr] | None, walker: Walker
+) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+    masked: Expr = Const(value=True)
+    if full is not None:
+        nearest, farthest = (Param(name=name, dtype="int") for name in ("nearest", "farthest"))
+        masked = either(compare("lt", nearest, full[0]), compare("ge", farthest, full[1]))
+    queries = PickedQueries(
+        rows=picks.rows,
+        positions=picks.positions,
+        shape=walker.shape,
+        ends=full is not None,
+        padded=picks.lanes != picks.heads,
+        heads=picks.heads,
+    )
+    body = (queries, Define(name="masked", value=masked), *walker.body("either"))
+    first, last, turns = (Param(name=name, dtype="int") for name in ("first", "last", "turns"))
+    count = truncated(ceildiv(mul(sub(last, first), number(picks.rows)), picks.positions))
+    setup = (*bounds, Define(name="turns", value=count))
+    return setup, (Loop(variable="t", low=number(0), high=turns, body=body, note="queries that have picked the block"),)

@@ -1,0 +1,83 @@
+"""Which sets are walked by what queries have picked, and in which tiles."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+
+from spdsl.analysis.plan import plan
+from spdsl.analysis.plans import Plan, Problem
+from spdsl.analysis.tiles import ListWalk, PickWalk, SlotWalk
+from spdsl.pipeline import bound, key_of, opened, read, softmax_keys
+
+
+def planned(
+    keep: str,
+    *,
+    of: str = "g, q",
+    block: int = 64,
+    heads: int = 16,
+    groups: int = 1,
+    dtype: Literal["bf16", "fp32"] = "bf16",
+    shape: Literal["square", "offset"] = "square",
+    target: str = "sm_90",
+) -> Plan:
+    run = "q.run" if "q.run" in of else "q"
+    text = (
+        f"pattern program() {{\n  axis blk = token by {block}\n  axis run = token by 64\n"
+        f"  input s: float[{of}, k.blk]\n  let chosen = s |> only(k.blk.first <= {run}{'.last' if '.' in run else ''}) "
+        f"|> top(4)\n  keep {keep}\n}}"
+    )
+    key = key_of(read(text), {}, None, None, deterministic=False)
+    pattern = bound(opened(softmax_keys(key)[-1])[0], heads, groups, 128)
+    tables = tuple((table.name, "int32") for table in pattern.tables)
+    return plan(Problem(pattern=pattern, dtype=dtype, value_dim=128, shape=shape, tables=tables), target)
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "positions", "lanes"), [(16, 1, 4, 16), (6, 2, 16, 4), (64, 1, 1, 64), (128, 1, 1, 128)]
+)
+def test_heads_that_share_a_list_fill_a_tile(heads: int, groups: int, positions: int, lanes: int) -> None:
+    made = planned("causal and chosen", heads=heads, groups=groups)
+    for kernel in made.kernels:
+        assert isinstance(kernel.walk, PickWalk)
+        assert kernel.picks is not None
+        assert (kernel.picks.heads, kernel.picks.lanes) == (heads // groups, lanes)
+        assert kernel.block_q == kernel.picks.positions * lanes
+    assert made.forward.queries == positions
+    assert made.forward.walk.bounds.full is not None  # type: ignore[union-attr]  # a PickWalk, as seen above
+
+
+def test_queries_of_one_run_have_picked_alike() -> None:
+    for shape, many in (("square", False), ("offset", True)):
+        kernel = planned("causal and chosen", of="g, q.run", shape=shape).forward  # type: ignore[arg-type]
+        assert kernel.picks is not None
+        assert kernel.picks.many == many
+
+
+def test_a_head_alone_meets_most_blocks() -> None:
+    made = planned("causal and chosen", of="h, q")
+    assert isinstance(made.forward.walk, ListWalk)
+    assert isinstance(made.dkdv.walk, ListWalk)  # heads that share keys have picked each for itself
+    assert isinstance(planned("causal and chosen", of="h, q.run").forward.walk, PickWalk)
+
+
+@pytest.mark.parametrize("keep", ["causal and not chosen", "causal and (chosen or s[0, q, k.blk] > 1)", "chosen and q > 9"])
+def test_sets_that_are_no_selection(keep: str) -> None:
+    made = planned(keep)
+    assert isinstance(made.forward.walk, PickWalk) == ("not" not in keep and " or " not in keep)
+
+
+def test_blocks_that_are_too_fine() -> None:
+    assert isinstance(planned("causal and chosen", block=8).forward.walk, ListWalk)
+
+
+def test_the_static_part_of_a_union_is_walked_in_closed_form() -> None:
+    made = planned("causal and (chosen or q - k < 300)")
+    window, chosen = made.parts
+    assert isinstance(window.forward.walk, SlotWalk)
+    assert isinstance(chosen.forward.walk, PickWalk)
+    assert chosen.forward.picks is not None
+    assert isinstance(chosen.dkdv.walk, PickWalk)
+    assert isinstance(planned("causal and (chosen or q - k < 300)", target="cpu").forward.walk, ListWalk)

@@ -1,0 +1,99 @@
+"""Kernels that walk what queries have picked, in Triton's interpreter, against the float64 reference.
+
+Run with ``TRITON_INTERPRET=1``.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import spdsl
+from spdsl.runtime import picks
+from tests.library.compare import TOLERANCE, relative_error
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """Clauses of a pattern with the blocks ``chosen`` by scores that are given, and the sizes of a call.
+
+    ``of`` is the rows of the scores, ``trained`` are further inputs that get gradients, with their axes.
+    """
+
+    keep: str = "causal and chosen"
+    more: str = ""
+    of: str = "g, q"
+    block: int = 16
+    picks: int = 2
+    heads: int = 4
+    groups: int = 1
+    nq: int = 50
+    n: int = 50
+    batch: int = 1
+    trained: tuple[tuple[str, str], ...] = ()
+    dtype: torch.dtype = torch.float16
+
+    @property
+    def text(self) -> str:
+        inputs = "".join(f"  input {name}: float[{axes}]\n" for name, axes in self.trained)
+        return (
+            f"pattern program() {{\n  axis blk = token by {self.block}\n  axis run = token by 64\n"
+            f"  input s: float[{self.of}, k.blk]\n{inputs}"
+            f"  let chosen = s |> only(k.blk.first <= {'q' if ' q.' not in self.of else 'q.run.last'}) "
+            f"|> top({self.picks})\n  keep {self.keep}  {self.more}\n}}"
+        )
+
+
+PROGRAMS = {
+    "16 heads": Program(heads=16),
+    "3 heads": Program(heads=6, groups=2, batch=2, nq=37, n=37),
+    "2 heads, and blocks of tiles": Program(heads=2, block=128, nq=150, n=150, picks=1),
+    "64 heads": Program(heads=64, nq=9, n=40),
+    "fewer queries": Program(nq=21, n=70),
+    "runs of queries": Program(of="h, q.run", heads=2, groups=2, nq=130, n=130, picks=3),
+    "runs of queries, shared": Program(of="g, q.run", heads=4, groups=2, nq=70, n=70),
+    "runs of queries, fewer": Program(of="g, q.run", heads=4, nq=40, n=100),
+    "window or chosen": Program(keep="causal and (q - k < 9 or chosen)", heads=8, groups=2, more="softcap 8.0"),
+    "sinks and bias": Program(
+        heads=6,
+        groups=2,
+        keep="causal and q - k < 40 and chosen",
+        more="bias lean[h] * (k - q)  sink_logit rest[h]",
+        trained=(("lean", "h"), ("rest", "h")),
+    ),
+    "bias by key": Program(heads=4, more="bias lean[h, k]", trained=(("lean", "h, token"),)),
+    "single": Program(heads=4, dtype=torch.float32),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_program(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picks, "LEAST", 16)  # blocks are cut
+    program = PROGRAMS[name]
+    generator = torch.Generator().manual_seed(len(name))
+    attn = spdsl.compile(spdsl.loads(program.text), backend="triton")
+    q = torch.randn(program.batch, program.heads, program.nq, 8, generator=generator)
+    k, v = torch.randn(2, program.batch, program.groups, program.n, 8, generator=generator)
+    sizes = {"h": program.heads, "g": program.groups, "q": program.nq, "q.run": -(-program.n // 64)}
+    blocks = -(-program.n // program.block)
+    shape = [sizes[axis.strip()] for axis in program.of.split(",")]
+    inputs = {"s": torch.randn(*shape, blocks, generator=generator)}
+    leaves = [x.to(program.dtype).requires_grad_() for x in (q, k, v)]
+    for each, axes in program.trained:
+        lengths = [{"h": program.heads, "token": program.n}[axis.strip()] for axis in axes.split(",")]
+        inputs[each] = (torch.randn(*lengths, generator=generator) / 9).requires_grad_()
+        leaves.append(inputs[each])
+    out, lse = attn(*leaves[:3], return_lse=True, **inputs)
+    expected, expected_lse = attn.reference(*leaves[:3], return_lse=True, **inputs)
+    assert relative_error(out, expected) <= TOLERANCE[program.dtype]
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-3, atol=2e-3)
+    d_out, d_lse = torch.randn(out.shape, generator=generator), torch.randn(lse.shape, generator=generator)
+    found = torch.autograd.grad((out, lse), leaves, (d_out.to(out.dtype), d_lse))
+    wanted = torch.autograd.grad((expected, expected_lse), leaves, (d_out.to(out.dtype).double(), d_lse.double()))
+    for leaf, (gradient, other) in enumerate(zip(found, wanted, strict=True)):
+        assert relative_error(gradient, other) <= 2 * TOLERANCE[program.dtype], f"gradient {leaf}"

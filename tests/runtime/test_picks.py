@@ -1,0 +1,86 @@
+"""Lists of what queries have picked: against loops over rows."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from spdsl.runtime import picks
+from spdsl.runtime.picks import FAR, as_they_are, by_key, part_size, unions
+
+
+def lists(shape: tuple[int, int, int, int], blocks: int, seed: int) -> Tensor:
+    """Rows of different blocks, ascending; some of them short, and some with none."""
+    chance = random.Random(seed)
+    table = torch.full(shape, FAR, dtype=torch.int32)
+    for row in table.view(-1, shape[-1]):
+        count = chance.randint(0, min(shape[-1], blocks))
+        row[:count] = torch.tensor(sorted(chance.sample(range(blocks), count)), dtype=torch.int32)
+    return table
+
+
+def rows_of(table: Tensor) -> list[list[int]]:
+    return [[block for block in row if block != FAR] for row in table.flatten(0, -2).tolist()]
+
+
+@pytest.mark.parametrize(("positions", "queries", "most", "blocks"), [(4, 10, 3, 7), (32, 40, 5, 3), (1, 5, 2, 9)])
+def test_unions(positions: int, queries: int, most: int, blocks: int) -> None:
+    table = lists((2, 3, queries, most), blocks, positions)
+    found = unions(table, positions, blocks)
+    assert found.bits is not None
+    per_head = torch.tensor(range(6 * queries)).view(6, queries)
+    every = rows_of(table)
+    for place, (begin, end) in enumerate(zip(found.begin.flatten().tolist(), found.end.flatten().tolist(), strict=True)):
+        head, tile = divmod(place, found.begin.shape[-1])
+        mine = per_head[head, tile * positions : (tile + 1) * positions].tolist()
+        wanted: dict[int, int] = {}
+        for query, row in enumerate(mine):
+            for block in every[row]:
+                wanted[block] = wanted.get(block, 0) | 1 << query
+        bits = [bit % (1 << 32) for bit in found.bits[begin:end].tolist()]
+        assert list(zip(found.tiles[begin:end].tolist(), bits, strict=True)) == sorted(wanted.items())
+
+
+def test_lists_as_they_are() -> None:
+    table = lists((1, 2, 6, 4), 5, 0)
+    found = as_they_are(table, 5)
+    each = zip(found.begin.flatten().tolist(), found.end.flatten().tolist(), strict=True)
+    assert [found.tiles[begin:end].tolist() for begin, end in each] == rows_of(table)
+
+
+@pytest.mark.parametrize("runs", [0, 1, 23])
+def test_by_key(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that many have picked are cut; every query comes once, in order, and sums have places of their own."""
+    monkeypatch.setattr(picks, "LEAST", 4)
+    monkeypatch.setattr(picks, "PROGRAMS", 100)
+    blocks = 5
+    table = lists((2, 2, runs, 3), blocks, runs)
+    found = by_key(table, blocks)
+    wanted: dict[int, list[int]] = {row: [] for row in range(4 * blocks)}
+    for place, row in enumerate(rows_of(table)):
+        for block in row:
+            wanted[place // max(runs, 1) * blocks + block].append(place % max(runs, 1))
+    met: dict[int, list[int]] = {row: [] for row in range(4 * blocks)}
+    slots: dict[int, list[int]] = {row: [] for row in range(4 * blocks)}
+    size = part_size(table.numel())
+    columns = (found.rows, found.first, found.last, found.slots)
+    for row, first, last, slot in zip(*(each.tolist() for each in columns), strict=True):
+        if row < 0:
+            assert (first, last, slot) == (0, 0, -2)
+            continue
+        assert last - first <= size
+        met[row] += found.queries[first:last].tolist()
+        slots[row].append(slot)
+    assert met == wanted
+    kept = [slot for row in slots.values() for slot in row if slot >= 0]
+    assert sorted(kept) == list(range(len(kept)))
+    assert len(kept) <= found.kept
+    for row, places in slots.items():
+        assert int(found.row_parts[row]) == len(places) >= 1
+        first = int(found.row_slots[row])
+        assert places == ([-1] if len(places) == 1 else list(range(first, first + len(places))))
+    if runs > 1:
+        assert kept
