@@ -35,6 +35,7 @@ from spdsl.codegen.blocks import (
 )
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.frame import Frame, masked, positions, program
+from spdsl.codegen.gathered import dq_entries, entry_arguments, entry_sizes, is_gathered
 from spdsl.codegen.picked_parts import picked_arguments, picked_end, picked_sizes
 from spdsl.codegen.results import (
     Partial,
@@ -153,7 +154,7 @@ def lower_dq(plan: Plan) -> Kernel:
         *zeros(rows),
         *setup,
         *split.share(frame, loops),
-        *split.end(frame, dq_sums(rows), dq_end(frame, rows)),
+        *(dq_entries(frame) if is_gathered(plan.dq) else split.end(frame, dq_sums(rows), dq_end(frame, rows))),
     )
     doc = "dQ: each program owns a tile of queries."
     return step.kernel("dq", doc, ("dQ",), blocks, plan.dq.queries, dq_sums(rows))
@@ -342,7 +343,8 @@ class Step:
     ) -> Kernel:
         """The kernel with its arguments; ``sums`` are the accumulators in which the parts of a long row differ."""
         frame = self.frame
-        packed = frame.kernel.picks is not None and frame.by == "key"
+        packed, gathered = frame.kernel.picks is not None and frame.by == "key", is_gathered(frame.kernel)
+        parts = picked_sizes(frame, sums) if packed else split.part_sizes(frame, sums)
         return Kernel(
             name=name,
             doc=doc,
@@ -352,7 +354,7 @@ class Step:
                 *frame.source("V", "k", "VALUE_DIM"),
                 *frame.source("dO", "q", "VALUE_DIM"),
                 *STATISTICS,
-                *result_arguments(frame, results, self.sums),
+                *(entry_arguments(frame) if gathered else result_arguments(frame, results, self.sums)),
                 *frame.lengths(),
                 *frame.parameters(body),
                 *frame.lists(),
@@ -367,7 +369,7 @@ class Step:
             classes=frame.classes,
             boxes=frame.boxes,
             after=frame.after,
-            parts=picked_sizes(frame, sums) if packed else split.part_sizes(frame, sums),
+            parts=entry_sizes(frame) if gathered else parts,
         )
 
 

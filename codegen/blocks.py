@@ -857,9 +857,67 @@ class PickedQueries:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedPositions:
-    """As `Positions`, of the queries that `PickedQueries` has read."""
+    """As `Positions`, of the queries that `PickedQueries` or `GatheredItem` has read."""
 
     shape: Shape
+    part: Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatheredItem:
+    """As `PickedItem`, for a program by query: which queries it owns, ``q_listed``, and the ``block`` that they have
+    picked.  They stand in the list from ``first`` to ``last``, and between the rows ``nearest`` and ``farthest``."""
+
+    heads: int
+    ratio: int
+    owners: int
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatheredRows:
+    """Name ``q_listed``, the queries of a `GatheredItem` by the rows of its tile."""
+
+    positions: int
+    heads: int
+    padded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatheredTurns:
+    """Name ``turns``, the ``parts`` tiles of the block, or none where the program has no queries."""
+
+    parts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreEntries:
+    """Write ``value`` ``[BLOCK_Q, columns]``, or with ``columns`` empty one number for each row, to where what belongs
+    to an entry of the list and a head is kept: ``pointer`` ``[entries, heads, columns]``."""
+
+    value: str
+    pointer: str
+    columns: str
+    heads: int
+    positions: int
+    dtype: Precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryAt:
+    """Name ``entry_at``, where what belongs to pick ``p`` of every row is kept, below 0 if there is none."""
+
+    heads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadEntries:
+    """Read what `StoreEntries` wrote for ``entry_at``, in fp32; ``other`` where there is no entry."""
+
+    name: str
+    pointer: str
+    columns: str
+    other: float
 
 
 Block: TypeAlias = (
@@ -937,6 +995,12 @@ Block: TypeAlias = (
     | RowBits
     | PickedQueries
     | ListedPositions
+    | GatheredItem
+    | GatheredRows
+    | GatheredTurns
+    | StoreEntries
+    | EntryAt
+    | LoadEntries
 )
 
 # ---------------------------------------------------------------- kernels

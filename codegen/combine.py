@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.codegen.blocks import Kernel, SoftmaxState, StoreRows, Zeros
-from spdsl.codegen.forward import SUMS, forward_end, forward_results
+from spdsl.codegen.expressions import truncated
+from spdsl.codegen.forward import SUMS, forward_end, forward_results, softmax_state
 from spdsl.codegen.frame import Frame
+from spdsl.codegen.gathered import empty_dq, entry_arguments, is_gathered, lower_together, together
 from spdsl.codegen.picked_parts import lower_picked_combine
 from spdsl.codegen.results import Partial, dkdv_end, dkdv_sums, dq_end, dq_sums, partials, result_arguments, zeros
 from spdsl.codegen.split import lower_combine, sliced
 
 
 def lower_forward_combine(plan: Plan) -> Kernel | None:
-    """The kernel that adds up the parts of long rows, or None where none are split."""
+    """The kernel that adds up the parts of long rows, or puts picks together, or None where there is no such thing."""
+    picks = plan.forward.picks
+    if picks is not None and is_gathered(plan.forward):
+        rows = together(plan, plan.forward)
+        sink = None if plan.sink_logit is None else rows.hoist.place(truncated(plan.sink_logit), 1)
+        start = (*rows.hoist.take(0), *rows.hoist.take(1), *softmax_state(rows, sink))
+        kept = entry_arguments(Frame(plan=plan, kernel=plan.forward, by="query"))
+        return lower_together(rows, picks.heads, start, forward_end(rows), forward_results(rows), kept)
     if not plan.forward.splits:
         return None
     frame = Frame(plan=plan, kernel=plan.forward, by="query")
@@ -21,7 +30,13 @@ def lower_forward_combine(plan: Plan) -> Kernel | None:
 
 
 def lower_dq_combine(plan: Plan) -> Kernel | None:
-    """The kernel that adds up the parts of long rows of queries, or None where none are split."""
+    """The kernel that adds up the parts of long rows of queries, or their picks, or None where nothing is in parts."""
+    picks = plan.dq.picks
+    if picks is not None and is_gathered(plan.dq):
+        tile = together(plan, plan.dq)
+        kept = entry_arguments(Frame(plan=plan, kernel=plan.dq, by="query"))
+        results = result_arguments(tile, ("dQ",), ())
+        return lower_together(tile, picks.heads, (empty_dq(),), dq_end(tile, ()), results, kept)
     if not plan.dq.splits:
         return None
     frame = Frame(plan=plan, kernel=plan.dq, by="query")

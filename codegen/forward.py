@@ -21,6 +21,7 @@ from spdsl.codegen.blocks import (
 )
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.frame import Frame, masked, pointers, positions, program
+from spdsl.codegen.gathered import entry_arguments, entry_sizes, forward_entries, is_gathered
 from spdsl.codegen.walks import Mode, Walker, lower_walk
 from spdsl.semantics.nodes import Expr
 
@@ -35,7 +36,8 @@ def lower_forward(plan: Plan) -> Kernel:
     problem = plan.problem
     keep, bias = frame.keep(), frame.bias
     frame.hoist.share((keep,) if bias is None else (keep, bias))
-    sink = None if plan.sink_logit is None else frame.hoist.place(truncated(plan.sink_logit), 1)
+    gathered = is_gathered(plan.forward)
+    sink = None if plan.sink_logit is None or gathered else frame.hoist.place(truncated(plan.sink_logit), 1)
     bias_blocks, bias = ((), None) if bias is None else frame.place_tile(bias)
     keep_blocks, keep = frame.place_keep(keep)
     logits = Logits(scale=plan.scale, softcap=plan.softcap, bias=bias, folded=frame.folded, keep_slope=False)
@@ -87,10 +89,10 @@ def lower_forward(plan: Plan) -> Kernel:
         frame.load("Q", "q", "HEAD_DIM", guarded=True),
         *frame.addresses("K", "k", "HEAD_DIM"),
         *frame.addresses("V", "k", "VALUE_DIM"),
-        *_state(frame, sink),
+        *((SoftmaxState(sink=None),) if gathered else softmax_state(frame, sink)),
         *setup,
         *split.share(frame, loops),
-        *split.end(frame, SUMS, forward_end(frame)),
+        *(forward_entries(frame) if gathered else split.end(frame, SUMS, forward_end(frame))),
     )
     return Kernel(
         name="forward",
@@ -99,7 +101,7 @@ def lower_forward(plan: Plan) -> Kernel:
             *frame.source("Q", "q", "HEAD_DIM"),
             *frame.source("K", "k", "HEAD_DIM"),
             *frame.source("V", "k", "VALUE_DIM"),
-            *forward_results(frame),
+            *(entry_arguments(frame) if gathered else forward_results(frame)),
             *frame.lengths(),
             *frame.parameters(blocks),
             *frame.lists(),
@@ -114,11 +116,11 @@ def lower_forward(plan: Plan) -> Kernel:
         classes=frame.classes,
         boxes=frame.boxes,
         after=frame.after,
-        parts=split.part_sizes(frame, SUMS),
+        parts=entry_sizes(frame) if gathered else split.part_sizes(frame, SUMS),
     )
 
 
-def _state(frame: Frame, sink: Expr | None) -> tuple[Block, ...]:
+def softmax_state(frame: Frame, sink: Expr | None) -> tuple[Block, ...]:
     """What the softmax begins with."""
     if not frame.plan.place:
         return (SoftmaxState(sink=split.once(frame, sink)),)

@@ -122,6 +122,11 @@ class Frame:
         """Whether every row of a tile has an address of its own."""
         return self.has_tail or self.kernel.gathers(side) or self.is_packed(side)
 
+    def is_copied(self, side: Side) -> bool:
+        """Whether the copy engine loads the tiles of a side: not where their rows are gathered."""
+        picks = self.kernel.picks
+        return self.kernel.descriptors and not (side == "q" and picks is not None and picks.order == "gathered")
+
     def is_packed(self, side: Side) -> bool:
         """Whether the rows of a tile are those of several heads."""
         return side == "q" and self.kernel.picks is not None
@@ -185,7 +190,7 @@ class Frame:
     def place_keep(self, keep: Expr) -> tuple[tuple[Block, ...], Expr]:
         """As `place_tile`, for the predicate, with what it needs besides."""
         picks = self.kernel.picks
-        bits: tuple[Block, ...] = (RowBits(),) if picks is not None and picks.many and self.by == "query" else ()
+        bits: tuple[Block, ...] = (RowBits(),) if picks is not None and picks.order == "union" else ()
         blocks, placed = self.place_tile(keep)
         return (*bits, *blocks), placed
 
@@ -229,7 +234,7 @@ class Frame:
         problem = self.plan.problem
         width = problem.pattern.head_dim if columns == "HEAD_DIM" else problem.value_dim
         plain = self.tensor(name, side, width)
-        if not self.kernel.descriptors:
+        if not self.is_copied(side):
             return plain
         boxes = self.kernel.boxes
         if boxes is None:
@@ -264,7 +269,7 @@ class Frame:
 
     def addresses(self, tensor: str, side: Side, columns: str) -> tuple[Block, ...]:
         """What has to be named before tiles of ``tensor`` are loaded."""
-        return () if self.kernel.descriptors else (pointers(self, tensor, side, columns),)
+        return () if self.is_copied(side) else (pointers(self, tensor, side, columns),)
 
     def load(self, tensor: str, side: Side, columns: str, *, guarded: bool) -> LoadTile:
         """Load the tile of ``tensor`` that the kernel's ``i`` or ``j`` names."""
@@ -278,9 +283,9 @@ class Frame:
             head=head_of(side),
             guarded=guarded and not self.is_whole(side),
             padded=self.is_padded(columns),
-            descriptor=self.kernel.descriptors,
+            descriptor=self.is_copied(side),
             box=() if self.kernel.boxes is None else self.kernel.boxes.box(side),
-            heads=self.joined_heads(side) if self.kernel.descriptors else None,
+            heads=self.joined_heads(side) if self.is_copied(side) else None,
             scattered=self.is_scattered(side),
             packed=self.kernel.picks.positions if self.kernel.picks is not None and side == "q" else None,
         )
@@ -348,11 +353,17 @@ class Frame:
         assert picks is not None
         if self.by == "key":
             return ()
+        if picks.order == "gathered":
+            return GATHERED
         bounds = ("list_begin", "list_end")
         return (
             *(Argument(name=name, type="*i32", note="[batch or 1, lists of heads or 1, rows]") for name in bounds),
             Argument(name="list_tiles", type="*i32"),
-            *((Argument(name="list_bits", type="*i32", note="queries of each block"),) if picks.many else ()),
+            *(
+                (Argument(name="list_bits", type="*i32", note="queries of each block"),)
+                if picks.order == "union"
+                else ()
+            ),
             Argument(name="list_stride_b", type="i32"),
             Argument(name="list_stride_h", type="i32"),
         )
@@ -370,6 +381,14 @@ class Frame:
         """The arguments of the tables that ``body`` reads."""
         return self.tables.arguments(block for block in every(body) if isinstance(block, Gather))
 
+
+GATHERED = (
+    Argument(name="item_rows", type="*i32", note="[items], blocks of keys over heads and sequences; below 0: none"),
+    Argument(name="item_first", type="*i32", note="[items], where its queries begin"),
+    Argument(name="item_last", type="*i32", note="[items], and end"),
+    Argument(name="list_tiles", type="*i32", note="queries by the blocks that they have picked"),
+    Argument(name="blocks", type="i32", note="blocks of keys of a head"),
+)
 
 MARKS = (
     Argument(name="marks", type="*i32", note="[batch or 1, marked rows], ascending"),
@@ -480,8 +499,8 @@ def positions(frame: Frame, side: Side, part: Part) -> Positions | BoxPositions 
     """The positions of a side."""
     picks = frame.kernel.picks
     if picks is not None and side == "q":
-        if part == "walked":
-            return ListedPositions(shape=frame.plan.problem.shape)
+        if picks.order == "gathered":
+            return ListedPositions(shape=frame.plan.problem.shape, part=part)
         return PackedPositions(
             shape=frame.plan.problem.shape,
             positions=picks.positions,

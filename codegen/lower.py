@@ -69,6 +69,8 @@ def _walk(kernel: KernelPlan) -> str:
             return "tiles from lists"
         case PickWalk():
             assert kernel.picks is not None
+            if kernel.picks.order == "gathered":
+                return f"queries gathered by what they have picked, {kernel.picks.heads} heads of each to a tile"
             return f"those picked, {kernel.picks.heads} heads of {kernel.picks.positions} queries to a tile"
         case BoxWalk():
             assert kernel.boxes is not None

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import Picks, Shape
-from spdsl.codegen.arith import both, ceildiv, compare, either, index, mul, number, sub
+from spdsl.codegen.arith import add, both, ceildiv, compare, either, index, mul, number, sub
 from spdsl.codegen.blocks import (
     Block,
     By,
     Define,
+    GatheredItem,
+    GatheredRows,
+    GatheredTurns,
     Loop,
     PackedProgram,
     PackedRows,
@@ -39,12 +42,18 @@ def packed_program(kernel: KernelPlan, pattern: BoundPattern, *, reverse: bool, 
     """What a program works on, and how the rows of a tile of queries are laid out."""
     picks, ratio = kernel.picks, pattern.heads // pattern.groups
     assert picks is not None
+    owners = pattern.heads // picks.heads
     begin: Block = PackedProgram(heads=picks.heads, ratio=ratio, reverse=reverse, shape=shape)
     if kernel.by == "key":
-        owners = pattern.heads // picks.heads
         begin = PickedItem(heads=picks.heads, ratio=ratio, owners=owners, parts=tiles_of_block(kernel), shape=shape)
+    elif picks.order == "gathered":
+        begin = GatheredItem(heads=picks.heads, ratio=ratio, owners=owners, shape=shape)
     part: Part = "own" if kernel.by == "query" else "walked"
-    return begin, PackedRows(part=part, heads=picks.heads, lanes=picks.lanes, positions=picks.positions)
+    rows = PackedRows(part=part, heads=picks.heads, lanes=picks.lanes, positions=picks.positions)
+    if kernel.by == "key" or picks.order != "gathered":
+        return begin, rows
+    listed = GatheredRows(positions=picks.positions, heads=picks.heads, padded=picks.lanes != picks.heads)
+    return begin, rows, listed
 
 
 def tiles_of_block(kernel: KernelPlan) -> int:
@@ -55,7 +64,7 @@ def tiles_of_block(kernel: KernelPlan) -> int:
 
 def packed_keep(picks: Picks, by: By) -> Expr | None:
     """What is to be tested of a pair."""
-    return both(PICKED if by == "query" and picks.many else None, truncated(picks.keep))
+    return both(PICKED if by == "query" and picks.order == "union" else None, truncated(picks.keep))
 
 
 def lower_picks(
@@ -75,7 +84,7 @@ def _by_query(
     tests: list[Expr] = []
     if full is not None:
         tests += [compare("lt", index("j"), full[0]), compare("ge", index("j"), full[1])]
-    if picks.many:
+    if picks.order == "union":
         everyone = (1 << picks.positions) - 1 if picks.positions < 32 else -1
         tests.append(compare("ne", Param(name="bits", dtype="int"), number(everyone)))
     masked: Expr = Const(value=True)
@@ -84,10 +93,36 @@ def _by_query(
         for test in tests[1:]:
             masked = either(masked, test)
     low, high = (mul(Param(name=name, dtype="int"), number(count)) for name in ("begin", "end"))
-    body = (PickedTile(parts=count, many=picks.many), Define(name="masked", value=masked), *walker.body("either"))
-    setup = (*bounds, PickedBounds(runs=None if picks.many else picks.rows // picks.positions))
-    note = "blocks that any of the queries has picked" if picks.many else "blocks that the queries have picked"
+    body = (
+        PickedTile(parts=count, many=picks.order == "union"),
+        Define(name="masked", value=masked),
+        *walker.body("either"),
+    )
+    setup = (*bounds, PickedBounds(runs=None if picks.order == "union" else picks.rows // picks.positions))
+    note = (
+        "blocks that any of the queries has picked" if picks.order == "union" else "blocks that the queries have picked"
+    )
     return setup, (Loop(variable="t", low=low, high=high, body=body, note=note),)
+
+
+def lower_gathered(
+    picks: Picks, bounds: tuple[Block, ...], full: tuple[Expr, Expr] | None, walker: Walker
+) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+    """The loop over the tiles of a block by queries that have picked it; ``bounds`` of each tile define ``full``, the
+    ends of the queries for which it needs no mask."""
+    count = number(picks.block // walker.spans[1])
+    masked: Expr = Const(value=True)
+    if full is not None:
+        nearest, farthest = (Param(name=name, dtype="int") for name in ("nearest", "farthest"))
+        masked = either(compare("lt", nearest, full[0]), compare("ge", farthest, full[1]))
+        masked = either(masked, compare("ge", index("j"), walker.whole))
+    tile = Define(name="j", value=add(mul(Param(name="block", dtype="int"), count), index("t")))
+    inner = () if full is None else bounds
+    body = (tile, *inner, Define(name="masked", value=masked), *walker.body("either"))
+    turns = Param(name="turns", dtype="int")
+    return (GatheredTurns(parts=picks.block // walker.spans[1]),), (
+        Loop(variable="t", low=number(0), high=turns, body=body, note="the block that these queries have picked"),
+    )
 
 
 def _by_key(

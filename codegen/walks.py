@@ -31,7 +31,7 @@ from spdsl.codegen.blocks import Block, By, Define, If, ListBounds, ListedTile, 
 from spdsl.codegen.boxes import lower_boxes
 from spdsl.codegen.distance_loops import lower_distances
 from spdsl.codegen.expressions import truncated
-from spdsl.codegen.picks import lower_picks
+from spdsl.codegen.picks import lower_gathered, lower_picks
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Param
 from spdsl.semantics.rewrite import free_indices, transform, walk
 
@@ -109,9 +109,12 @@ def lower_walk(walk: Walk, walker: Walker) -> tuple[tuple[Block, ...], tuple[Blo
             return lower_distances(walk, walker)
         case PickWalk(bounds=slot):
             assert walker.picks is not None
-            part = _bounds(slot, 0, 1, walker)
+            gathered = walker.by == "query" and walker.picks.order == "gathered"
+            # Bounds of tiles of a block are those of queries, one by one; nothing in them has to be named before.
+            by_key = replace(walker, by="key", spans=(1, walker.spans[1]), place=lambda bound: bound)
+            part = _bounds(slot, 0, 1, by_key if gathered else walker)
             full = None if slot.full is None else (part.full_low, part.full_high)
-            return lower_picks(walker.picks, part.setup, full, walker)
+            return (lower_gathered if gathered else lower_picks)(walker.picks, part.setup, full, walker)
         case SlotWalk(slots=slots):
             parts = [_bounds(slot, number, len(slots), walker) for number, slot in enumerate(slots)]
             setup: tuple[Block, ...] = tuple(block for part in parts for block in part.setup)

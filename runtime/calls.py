@@ -90,6 +90,33 @@ class PickedItems:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GatheredItems:
+    """What the programs of a kernel by query do that own queries which have picked one block; all int32.
+
+    Item ``i`` are the ``queries`` from ``first[i]`` to ``last[i]``, which have picked the block ``rows[i]``, below 0
+    where there is no such item.  ``entries`` ``[batch, lists of heads, queries, most]`` says where in ``queries`` each
+    pick of a query stands, -1 for none.  Every head of a sequence has ``blocks``.
+    """
+
+    rows: Tensor
+    first: Tensor
+    last: Tensor
+    queries: Tensor
+    entries: Tensor
+    blocks: int
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that kernels read."""
+        return self.rows, self.first, self.last, self.queries, self.entries
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the tensors."""
+        return sum(each.nbytes for each in self.tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
     """Rows of one side, int32 ``[batch or 1, rows]``, ascending, the last ones past the end; and how many tiles of 64
     consecutive rows they lie in."""
@@ -129,7 +156,7 @@ class Call:
     q_start: int = 0
     places: Tensor | None = None
     tables: dict[str, Tensor] = field(default_factory=dict)
-    lists: dict[str, TileList | PickedItems] = field(default_factory=dict)
+    lists: dict[str, TileList | PickedItems | GatheredItems] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     marks: Marks | None = None
     deterministic: bool = False

@@ -19,7 +19,7 @@ from spdsl.codegen.gluon import emit_gluon
 from spdsl.codegen.load import load
 from spdsl.codegen.lower import lower
 from spdsl.diagnostics import error
-from spdsl.runtime.calls import Call, PickedItems, TileList
+from spdsl.runtime.calls import DTYPES, Call, GatheredItems, PickedItems, TileList
 from spdsl.runtime.evenness import programs_for
 from spdsl.runtime.interval_kernels import interval_values
 from spdsl.runtime.split import Split, split_of
@@ -63,6 +63,9 @@ class Loaded:
         if isinstance(lists, PickedItems):
             self._launch_items(kernel, tiles, call, lists, values)
             return
+        if isinstance(lists, GatheredItems):
+            self._launch_gathered(kernel, call, lists, values)
+            return
         if tiles.picks is not None:
             heads //= tiles.picks.heads
         values.update(interval_values(call, tiles, values, self.launch))
@@ -94,6 +97,16 @@ class Loaded:
         self._start(call, kernel, (items.rows.shape[0], parts, 1), values)
         combine = self.kernels[f"{kernel.name}_combine"]
         self._start(call, combine, (items.row_parts.shape[0] * parts * (kernel.block // combine.block), 1, 1), values)
+
+    def _launch_gathered(self, kernel: Kernel, call: Call, items: GatheredItems, values: dict[str, Value]) -> None:
+        """Run a kernel whose programs own queries that have picked one block, and the one that puts these together."""
+        types = {argument.name: argument.type for argument in kernel.arguments}
+        for name, size in kernel.parts:
+            dtype = DTYPES[types[name].removeprefix("*")]
+            values[name] = call.empty((max(1, items.queries.shape[0] * size),), dtype)
+        self._start(call, kernel, (items.rows.shape[0], 1, 1), values)
+        batch, heads, nq, _ = call.q.shape
+        self.launch(f"{kernel.name}_combine", call, nq, heads, batch, values)
 
     def _flat_grid(
         self, kernel: Kernel, call: Call, tiles: KernelPlan, values: dict[str, Value]
@@ -242,7 +255,17 @@ def split_values(split: Split, items: int) -> dict[str, Value]:
     return values
 
 
-def _list_values(lists: TileList | PickedItems) -> dict[str, Value]:
+def _list_values(lists: TileList | PickedItems | GatheredItems) -> dict[str, Value]:
+    if isinstance(lists, GatheredItems):
+        return {
+            "item_rows": lists.rows,
+            "item_first": lists.first,
+            "item_last": lists.last,
+            "list_tiles": lists.queries,
+            "list_entries": lists.entries,
+            "most": lists.entries.shape[-1],
+            "blocks": lists.blocks,
+        }
     if isinstance(lists, PickedItems):
         return {
             "item_rows": lists.rows,

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import Picks
-from spdsl.runtime.calls import Call, PickedItems, TileList
+from spdsl.runtime.calls import Call, GatheredItems, PickedItems, TileList
 from spdsl.runtime.recent import ByContent
 
 _passing: ByContent[TileList] = ByContent(size=6)
 """Lists by query, kept from the forward to the backward."""
+
+_turned: ByContent[Transposed] = ByContent(size=4)
+"""Queries by what they have picked, likewise."""
 
 PROGRAMS = 512
 """Parts into which what has been picked is cut by key, beyond one for each block: about four for each multiprocessor of
@@ -31,15 +34,22 @@ FAR = 2**31 - 1
 """No number of a block."""
 
 
-def picked_lists(call: Call, kernel: KernelPlan) -> TileList | PickedItems:
+def picked_lists(call: Call, kernel: KernelPlan) -> TileList | PickedItems | GatheredItems:
     """The lists of a kernel that walks what queries have picked."""
     picks = kernel.picks
     assert picks is not None
-    table = _with_heads(call, picks)
-    if kernel.by == "key":
-        return by_key(_each_run(call, table), _blocks(call, picks))
-    sizes = (picks.positions, picks.rows, picks.block, picks.many, call.q.shape, call.k.shape[2], call.q_start)
-    return _passing.get(sizes, (call.tables[picks.table],), None, lambda: _by_query(call, picks, table), compare=False)
+    given, table = call.tables[picks.table], _with_heads(call, picks)
+    sizes = (picks.rows, picks.block, picks.heads, call.q.shape, call.k.shape[2], call.q_start)
+    if picks.order != "gathered":
+        key = (picks.order, picks.positions, *sizes)
+        return _passing.get(key, (given,), None, lambda: _by_query(call, picks, table), compare=False)
+    blocks = _blocks(call, picks)
+
+    def turned() -> Transposed:
+        return transposed(table.expand(call.q.shape[0], call.q.shape[1] // picks.heads, -1, -1), blocks)
+
+    lists = _turned.get(sizes, (given,), None, turned, compare=False)
+    return by_key(lists) if kernel.by == "key" else gathered(lists, picks.positions)
 
 
 def _with_heads(call: Call, picks: Picks) -> Tensor:
@@ -48,20 +58,13 @@ def _with_heads(call: Call, picks: Picks) -> Tensor:
     return table if declared.axes[0].kind in ("g", "h") else table.unsqueeze(1)
 
 
-def _each_run(call: Call, table: Tensor) -> Tensor:
-    """The lists of every sequence and of all heads that share them."""
-    picks = call.plan.dkdv.picks
-    assert picks is not None
-    return table.expand(call.q.shape[0], call.q.shape[1] // picks.heads, -1, -1)
-
-
 def _blocks(call: Call, picks: Picks) -> int:
     return -(-call.k.shape[2] // picks.block)
 
 
 def _by_query(call: Call, picks: Picks, table: Tensor) -> TileList:
     blocks = _blocks(call, picks)
-    if not picks.many:
+    if picks.order == "alike":
         return as_they_are(table, blocks)
     if picks.rows > 1:
         at = torch.arange(call.q.shape[2], device=table.device) + call.q_start
@@ -105,40 +108,88 @@ def unions(table: Tensor, positions: int, blocks: int) -> TileList:
     return TileList(begin=begin, middle=begin, end=begin + count, tiles=chosen.flatten(), bits=bits.flatten())
 
 
-def by_key(table: Tensor, blocks: int) -> PickedItems:
-    """The runs of queries that have picked each block, ascending, in parts: the transpose of the lists."""
-    batch, heads, runs, most = table.shape
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transposed:
+    """Runs of queries by the block that they have picked, ascending for each.
+
+    Those of block ``i``, counted over sequences and heads, stand in ``runs`` from ``begin[i]`` to ``end[i]``;
+    ``order`` says which pick of the ``lists`` each of them is.
+    """
+
+    lists: Tensor
+    blocks: int
+    begin: Tensor
+    end: Tensor
+    runs: Tensor
+    order: Tensor
+
+
+def transposed(lists: Tensor, blocks: int) -> Transposed:
+    """The transpose of lists ``[batch, heads, runs, most]``, by sorting what has been picked by its block."""
+    batch, heads, runs, most = lists.shape
     rows = batch * heads * blocks
-    owner = torch.arange(batch * heads, dtype=torch.int32, device=table.device).view(batch, heads, 1, 1)
-    keys = torch.where(table < blocks, owner * blocks + table, rows).flatten()
-    keys, order = keys.sort(stable=True)
-    runs_of = order.div(most, rounding_mode="floor").remainder(max(runs, 1)).int()
-    number = torch.arange(rows + 1, dtype=torch.int32, device=table.device)
-    starts = torch.searchsorted(keys, number)
-    begin, end = starts[:-1], starts[1:]
-    count = end - begin
-    size = part_size(keys.numel())
-    parts = ((count + size - 1) // size).clamp(min=1)
-    cut = torch.where(parts > 1, parts, 0)
-    ends, slots = parts.cumsum(0), cut.cumsum(0) - cut
-    item = torch.arange(rows + keys.numel() // size, device=table.device)
+    owner = torch.arange(batch * heads, dtype=torch.int32, device=lists.device).view(batch, heads, 1, 1)
+    keys, order = torch.where(lists < blocks, owner * blocks + lists, rows).flatten().sort(stable=True)
+    starts = torch.searchsorted(keys, torch.arange(rows + 1, dtype=torch.int32, device=lists.device))
+    return Transposed(
+        lists=lists,
+        blocks=blocks,
+        begin=starts[:-1],
+        end=starts[1:],
+        runs=order.div(most, rounding_mode="floor").remainder(max(runs, 1)).int(),
+        order=order,
+    )
+
+
+def _items(given: Transposed, size: int, least: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Items of at most ``size`` runs, at least so many of each block: the number of items of each block, and of every
+    item whether it exists, its block, which of the block's items it is, and where its runs begin and end."""
+    count = given.end - given.begin
+    parts = ((count + size - 1) // size).clamp(min=least)
+    ends = parts.cumsum(0)
+    rows = len(count)
+    item = torch.arange(rows + len(given.runs) // size, device=count.device)
     row = torch.searchsorted(ends, item, right=True)
     exist = row < rows
     row = row.clamp(max=max(rows - 1, 0))
     part = item - (ends - parts)[row]
-    first = begin[row] + part * size
-    last = torch.minimum(first + size, end[row])
+    first = given.begin[row] + part * size
+    last = torch.minimum(first + size, given.end[row])
+    return parts, exist, row, part, torch.where(exist, first, 0), torch.where(exist, last, 0)
+
+
+def by_key(given: Transposed) -> PickedItems:
+    """The runs of queries that have picked each block, in parts; a block that nobody has picked is a part too."""
+    size = part_size(len(given.runs))
+    parts, exist, row, part, first, last = _items(given, size, 1)
+    cut = torch.where(parts > 1, parts, 0)
+    slots = cut.cumsum(0) - cut
     slot = torch.where(exist, torch.where(parts[row] > 1, slots[row] + part, -1), -2)
     return PickedItems(
         rows=torch.where(exist, row, -1).int(),
-        first=torch.where(exist, first, 0).int(),
-        last=torch.where(exist, last, 0).int(),
+        first=first.int(),
+        last=last.int(),
         slots=slot.int(),
         row_slots=slots.int(),
         row_parts=parts.int(),
-        queries=runs_of,
-        blocks=blocks,
-        kept=max(1, 2 * keys.numel() // size),
+        queries=given.runs,
+        blocks=given.blocks,
+        kept=max(1, 2 * len(given.runs) // size),
+    )
+
+
+def gathered(given: Transposed, size: int) -> GatheredItems:
+    """The queries that have picked each block, in tiles of ``size``, and where each pick has gone."""
+    _, exist, row, _, first, last = _items(given, size, 0)
+    place = torch.arange(len(given.order), dtype=torch.int32, device=given.order.device)
+    entries = torch.empty_like(place).scatter_(0, given.order, place).view(given.lists.shape)
+    return GatheredItems(
+        rows=torch.where(exist, row, -1).int(),
+        first=first.int(),
+        last=last.int(),
+        queries=given.runs,
+        entries=torch.where(given.lists < given.blocks, entries, -1),
+        blocks=given.blocks,
     )
 
 
@@ -158,18 +209,23 @@ class PickedVisits:
 
 def picked_visits(call: Call, kernel: KernelPlan) -> PickedVisits:
     """What a kernel by query walks in a call."""
-    picks, lists = kernel.picks, picked_lists(call, kernel)
+    picks = kernel.picks
     assert picks is not None
+    lists = picked_lists(call, kernel)
+    tiles = picks.block // kernel.block_k
+    if isinstance(lists, GatheredItems):
+        used = int((lists.rows >= 0).sum())
+        return PickedVisits(touched=used * tiles, longest=tiles, metadata=lists.nbytes)
     assert isinstance(lists, TileList)
     count = (lists.end - lists.begin).long()
-    if not picks.many:
-        tiles = -(-call.q.shape[2] // picks.positions)
-        run = torch.arange(tiles, device=count.device) // (picks.rows // picks.positions)
+    if picks.order == "alike":
+        every = -(-call.q.shape[2] // picks.positions)
+        run = torch.arange(every, device=count.device) // (picks.rows // picks.positions)
         count = count[..., run]
     owners = call.q.shape[1] // picks.heads
-    times = (call.q.shape[0] // count.shape[0]) * (owners // count.shape[1]) * (picks.block // kernel.block_k)
+    times = (call.q.shape[0] // count.shape[0]) * (owners // count.shape[1]) * tiles
     return PickedVisits(
         touched=int(count.sum()) * times,
-        longest=int(count.max()) * (picks.block // kernel.block_k) if count.numel() else 0,
+        longest=int(count.max()) * tiles if count.numel() else 0,
         metadata=lists.nbytes,
     )

@@ -71,7 +71,7 @@ def describe(kernel: KernelPlan, plan: Plan, call: Call | None = None) -> tuple[
             return (*lines, "rows much longer than the others are cut into parts") if kernel.splits else lines
         case PickWalk(bounds=slot):
             assert kernel.picks is not None
-            return (*_picks(kernel.picks, kernel), _picked(slot, kernel))
+            return (*_picks(kernel.picks), _picked(slot, kernel))
         case _:
             assert_never(kernel.walk)
 
@@ -193,14 +193,14 @@ def _marked(marked: Marked, plan: Plan) -> str:
     return f"the {side} with `{where}` are listed at run time and gathered into tiles; these meet all others"
 
 
-def _picks(picks: Picks, kernel: KernelPlan) -> tuple[str, ...]:
+def _picks(picks: Picks) -> tuple[str, ...]:
     heads = "each head" if picks.heads == 1 else f"{picks.heads} heads together"
     who = "every query" if picks.rows == 1 else f"every {picks.rows} queries"
     picked = f"for {heads} {who} picked blocks of {picks.block} keys"
     rows = f"a tile holds {picks.positions} {'query' if picks.positions == 1 else 'queries'} with these heads"
-    if kernel.by == "key":
+    if picks.order == "gathered":
         return (f"{picked}; {rows}, gathered from those that have picked a block",)
-    if not picks.many:
+    if picks.order == "alike":
         return (f"{picked}; {rows}, which have picked the same blocks",)
     return (f"{picked}; {rows}, and walks what any of them has picked",)
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from spdsl.analysis.picks import picked
+from spdsl.analysis.picks import Picked, picked
 from spdsl.analysis.plans import KernelPlan, Kind, Problem, TableGradient, Tiles
 from spdsl.analysis.specialising import copies_tiles, why_plain
 from spdsl.analysis.stages import Staged
-from spdsl.analysis.tiles import Interval, Picks, PickWalk, Slot, SlotWalk, TileRelation, Walk, lanes_of
-from spdsl.analysis.tiling import BITS, picked_tiles, positions_of
-from spdsl.semantics.nodes import Apply, Const, Expr, Extent
+from spdsl.analysis.tiles import Interval, PickOrder, Picks, PickWalk, Slot, SlotWalk, TileRelation, Walk, lanes_of
+from spdsl.analysis.tiling import BITS, FEW, picked_tiles, positions_of
+from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Load
+from spdsl.semantics.rewrite import free_indices
+from spdsl.semantics.rewrite import walk as nodes_of
 
 
 def why_unpicked(kind: Kind, staged: Staged, problem: Problem, gradients: Sequence[TableGradient]) -> str | None:
@@ -25,16 +27,26 @@ def why_unpicked(kind: Kind, staged: Staged, problem: Problem, gradients: Sequen
     if chosen is None or problem.shape == "batched" or kind == "fused":
         return ""
     heads = 1 if chosen.by_head else pattern.heads // pattern.groups
-    if kind == "dkdv":
-        if heads < pattern.heads // pattern.groups:
-            return "heads that share keys have picked each for itself"
-        if pattern.heads > pattern.groups and any(each.by == "key" for each in gradients):
-            return "a gradient is summed by key for each head"
-        return None
-    positions = positions_of(problem.dtype, heads)
-    if positions > BITS and chosen.rows % positions:
-        return f"tiles of {positions} queries of a head, each with blocks of its own, meet most blocks anyway"
+    if kind == "dkdv" and heads < pattern.heads // pattern.groups:
+        return "heads that share keys have picked each for itself"
+    if kind == "dkdv" and pattern.heads > pattern.groups and any(each.by == "key" for each in gradients):
+        return "a gradient is summed by key for each head"
+    if kind == "dq" and gradients and _order(kind, chosen, problem) == "gathered":
+        return "a gradient is summed by query"
+    if _order(kind, chosen, problem) == "union" and positions_of(problem.dtype, heads) > BITS:
+        return f"tiles hold more than {BITS} queries of a head, and runs that have picked alike are shorter"
     return None
+
+
+def _order(kind: Kind, chosen: Picked, problem: Problem) -> PickOrder:
+    """Which queries make a tile: with few heads to a list, those that share a block, wherever they are."""
+    pattern = problem.pattern
+    heads = 1 if chosen.by_head else pattern.heads // pattern.groups
+    if kind == "dkdv":
+        return "gathered"
+    if problem.shape == "square" and chosen.rows % positions_of(problem.dtype, heads) == 0:
+        return "alike"
+    return "gathered" if lanes_of(heads) <= FEW and chosen.rows == 1 else "union"
 
 
 def picking(
@@ -48,6 +60,7 @@ def picking(
     chosen = picked(staged.keep, staged.tables)
     assert chosen is not None
     heads = 1 if chosen.by_head else pattern.heads // pattern.groups
+    order = _order(kind, chosen, problem)
     tiles = picked_tiles(
         kind,
         dtype=problem.dtype,
@@ -55,21 +68,25 @@ def picking(
         value_dim=problem.value_dim,
         heads=heads,
         block=chosen.block,
+        order=order,
         target=target,
     )
     given = dict(problem.tiles).get(kind)
-    if given is not None and not given.specialised:
-        packs = given.block_q % lanes_of(heads) == 0 and given.block_q // lanes_of(heads) <= BITS
-        tiles = given if packs and chosen.block % given.block_k == 0 else tiles
-    positions = tiles.block_q // lanes_of(heads)
-    rest = relation(replace(tiles, block_q=1 if kind == "dkdv" else positions), keep=chosen.keep)
+    lanes = lanes_of(heads)
+    if given is not None and not given.specialised and chosen.block % given.block_k == 0:
+        # Queries of a tile have a bit each where it matters which of them has picked a block.
+        fits = given.block_q % lanes == 0 and (order == "gathered" or given.block_q // lanes <= BITS)
+        tiles = given if fits else tiles
+    positions = tiles.block_q // lanes
+    gathered = order == "gathered"
+    rest = relation(replace(tiles, block_q=1 if gathered else positions), keep=chosen.keep)
     return KernelPlan(
         kind=kind,
         block_q=tiles.block_q,
         block_k=tiles.block_k,
         warps=tiles.warps,
         stages=tiles.stages,
-        walk=PickWalk(bounds=_one_slot(rest.by_key if kind == "dkdv" else rest.by_query, kind, tiles)),
+        walk=PickWalk(bounds=_one_slot(rest.by_key if gathered else rest.by_query, gathered, tiles)),
         notes=rest.notes,
         plain=why_plain(kind, problem, target) or "",
         picks=Picks(
@@ -78,22 +95,29 @@ def picking(
             block=chosen.block,
             heads=heads,
             positions=positions,
-            many=kind != "dkdv" and (problem.shape != "square" or chosen.rows % positions > 0),
+            order=order,
             keep=chosen.keep,
         ),
-        # What is gathered has no neighbours that the copy engine could take.
+        # Where both sides are needed and one is gathered, it has no neighbours that the copy engine could take.
         descriptors=kind != "dkdv" and copies_tiles(problem, target),
     )
 
 
-def _one_slot(walk: Walk, kind: Kind, tiles: Tiles) -> Slot:
-    """The one run of neighbouring tiles of a walk; all tiles, none of them full, where it has no such form."""
+def _one_slot(walk: Walk, gathered: bool, tiles: Tiles) -> Slot:
+    """The one run of neighbouring tiles of a walk, the same for all heads; all tiles, none of them full, where it has
+    no such form."""
     match walk:
-        case SlotWalk(slots=(Slot(step=1, filter=None) as slot,), cuts=None):
+        case SlotWalk(slots=(Slot(step=1, filter=None) as slot,), cuts=None) if _is_plain(slot):
             return slot
         case _:
-            length = Extent(name="nq") if kind == "dkdv" else tiles_in(Extent(name="n"), tiles.block_k)
+            length = Extent(name="nq") if gathered else tiles_in(Extent(name="n"), tiles.block_k)
             return Slot(touched=Interval(lo=Const(value=0), hi=length))
+
+
+def _is_plain(slot: Slot) -> bool:
+    """Whether the bounds are numbers that do not differ from head to head, and are not read from tables."""
+    ends = [end for each in (slot.touched, slot.full) if each is not None for end in (each.lo, each.hi)]
+    return not any("h" in free_indices(end) or any(isinstance(node, Load) for node in nodes_of(end)) for end in ends)
 
 
 def tiles_in(length: Expr, block: int) -> Expr:

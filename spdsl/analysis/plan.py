@@ -102,9 +102,11 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
     def kernel(kind: Kind) -> KernelPlan:
         if side is not None:
             return _gathering(kind, staged, problem, target, side)
-        if target != "cpu" and why_unpicked(kind, staged, problem, gradients) is None:
+        unpicked = "" if target == "cpu" else why_unpicked(kind, staged, problem, gradients)
+        if unpicked is None:
             return picking(kind, staged, problem, target, partial(_relation, staged, problem))
         found = _kernel(kind, staged, problem, target, residues)
+        found = replace(found, notes=(*found.notes, f"picks are looked up: {unpicked}")) if unpicked else found
         splits = target != "cpu" and _splits(kind, found.walk, pattern, gradients)
         return replace(found, splits=splits, persistent=not splits and may_persist(found, problem))
 

@@ -203,14 +203,19 @@ class Marked:
 COUNT = Extent(name="marked_rows")
 
 
+PickOrder: TypeAlias = Literal["alike", "union", "gathered"]
+"""``alike``: neighbours of one run, which have picked the same blocks.  ``union``: neighbours, and what is walked is
+what any of them has picked, with a bit for each.  ``gathered``: those that have picked one block, from wherever they
+are."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picks:
     """Queries pick blocks of keys, and tiles are made of what has been picked.
 
     ``table`` lists the blocks of ``block`` keys that each run of ``rows`` queries has picked, once for ``heads`` query
-    heads that are neighbours; so a tile of queries holds all of these for ``positions`` queries, head by head.  With
-    ``many`` a program of a kernel by query walks the blocks that any of its queries has picked, with a bit for each
-    query.  ``keep`` is what is left to test of a query and a key that it has picked.
+    heads that are neighbours; so a tile of queries holds all of these for ``positions`` queries, head by head.  The
+    ``order`` says which queries these are.  ``keep`` is what is left to test of a query and a key that it has picked.
     """
 
     table: str
@@ -218,7 +223,7 @@ class Picks:
     block: int
     heads: int
     positions: int
-    many: bool
+    order: PickOrder
     keep: Expr
 
     @property

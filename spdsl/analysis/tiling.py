@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 from spdsl.analysis.plans import Precision, Tiles
-from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, PickWalk, SlotWalk, Walk, lanes_of
+from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, PickOrder, PickWalk, SlotWalk, Walk, lanes_of
 
 Kind = Literal["forward", "dq", "dkdv"]
 
@@ -109,6 +109,10 @@ def _takes_scratch(walk: Walk | None) -> bool:
 BITS = 32
 """Queries of a tile that have a bit each in the list of what they have picked."""
 
+FEW = 4
+"""Heads that share a list, up to which queries are gathered by the blocks that they have picked: a tile of neighbours
+would hold many queries, which have picked many blocks."""
+
 _PICKED_ROWS = 64
 """Rows of a tile of queries whose heads are packed: those of a matrix instruction of Hopper.  What is read of keys and
 values bounds such kernels, so that rows of queries that have not picked a block cost nothing."""
@@ -127,20 +131,30 @@ def picked_tiles(
     value_dim: int,
     heads: int,
     block: int,
+    order: PickOrder,
     target: str,
 ) -> Tiles:
     """Tiles of a kernel that walks what queries have picked: blocks of ``block`` keys, once for ``heads`` heads."""
     width = max(head_dim, value_dim)
     rows = positions_of(dtype, heads) * lanes_of(heads)
     small = dtype == "fp32" or target.startswith("gfx") or width > 128
-    keys = next(size for size in ((32, 16) if small else (64, 32, 16)) if block % size == 0)
+    sizes = (32, 16) if small or (kind == "dkdv" and rows > _PICKED_ROWS) else (64, 32, 16)
+    keys = next(size for size in sizes if block % size == 0)
     hopper = target in ("sm_90", "sm_100") and not small
     wide = rows > _PICKED_ROWS or width > 128
+    if order == "gathered" and kind != "dkdv" and not small:
+        # Queries are read once for all tiles of the block, so that larger tiles pay.
+        if kind == "forward" and block % 128 == 0 and hopper:
+            return Tiles(block_q=2 * rows, block_k=128, warps=8, stages=2)
+        return Tiles(block_q=2 * rows, block_k=keys, warps=8, stages=3 if hopper else 1)
     match kind:
         case "forward":
             return Tiles(block_q=rows, block_k=keys, warps=8 if wide else 4, stages=3 if hopper else 1)
         case "dq":
             return Tiles(block_q=rows, block_k=keys, warps=8 if wide else 4, stages=2 if hopper else 1)
+        case _ if hopper and lanes_of(heads) <= 32:
+            # Half a tile: addresses of rows that are gathered take registers.
+            return Tiles(block_q=32, block_k=keys, warps=4, stages=2)
         case _:
             return Tiles(block_q=rows, block_k=keys, warps=8, stages=2 if hopper else 1)
 

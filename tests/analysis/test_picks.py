@@ -36,7 +36,7 @@ def planned(
 
 
 @pytest.mark.parametrize(
-    ("heads", "groups", "positions", "lanes"), [(16, 1, 4, 16), (6, 2, 16, 4), (64, 1, 1, 64), (128, 1, 1, 128)]
+    ("heads", "groups", "positions", "lanes"), [(16, 1, 4, 16), (6, 1, 8, 8), (64, 1, 1, 64), (128, 1, 1, 128)]
 )
 def test_heads_that_share_a_list_fill_a_tile(heads: int, groups: int, positions: int, lanes: int) -> None:
     made = planned("causal and chosen", heads=heads, groups=groups)
@@ -53,17 +53,22 @@ def test_queries_of_one_run_have_picked_alike() -> None:
     for shape, many in (("square", False), ("offset", True)):
         kernel = planned("causal and chosen", of="g, q.run", shape=shape).forward  # type: ignore[arg-type]
         assert kernel.picks is not None
-        assert kernel.picks.many == many
+        assert (kernel.picks.order == "union") == many
 
 
-def test_a_head_alone_meets_most_blocks() -> None:
-    made = planned("causal and chosen", of="h, q")
-    assert isinstance(made.forward.walk, ListWalk)
-    assert isinstance(made.dkdv.walk, ListWalk)  # heads that share keys have picked each for itself
-    assert isinstance(planned("causal and chosen", of="h, q.run").forward.walk, PickWalk)
+@pytest.mark.parametrize(("of", "heads", "groups"), [("h, q", 4, 4), ("h, q", 4, 2), ("g, q", 6, 2)])
+def test_queries_of_few_heads_are_gathered(of: str, heads: int, groups: int) -> None:
+    made = planned("causal and chosen", of=of, heads=heads, groups=groups)
+    for kernel in (made.forward, made.dq):
+        assert kernel.picks is not None
+        assert kernel.picks.order == "gathered"
+    # Heads that share keys, and have picked each for itself.
+    assert isinstance(made.dkdv.walk, ListWalk if (of, heads // groups) == ("h, q", 2) else PickWalk)
 
 
-@pytest.mark.parametrize("keep", ["causal and not chosen", "causal and (chosen or s[0, q, k.blk] > 1)", "chosen and q > 9"])
+@pytest.mark.parametrize(
+    "keep", ["causal and not chosen", "causal and (chosen or s[0, q, k.blk] > 1)", "chosen and q > 9"]
+)
 def test_sets_that_are_no_selection(keep: str) -> None:
     made = planned(keep)
     assert isinstance(made.forward.walk, PickWalk) == ("not" not in keep and " or " not in keep)
@@ -71,6 +76,15 @@ def test_sets_that_are_no_selection(keep: str) -> None:
 
 def test_blocks_that_are_too_fine() -> None:
     assert isinstance(planned("causal and chosen", block=8).forward.walk, ListWalk)
+
+
+def test_more_queries_than_bits() -> None:
+    """Runs of 64 queries that do not begin where tiles do."""
+    made = planned("causal and chosen", of="h, q.run", shape="offset")
+    assert isinstance(made.forward.walk, ListWalk)
+    assert made.forward.notes == (
+        "picks are looked up: tiles hold more than 32 queries of a head, and runs that have picked alike are shorter",
+    )
 
 
 def test_the_static_part_of_a_union_is_walked_in_closed_form() -> None:

@@ -67,6 +67,19 @@ PROGRAMS = {
         trained=(("lean", "h"), ("rest", "h")),
     ),
     "bias by key": Program(heads=4, more="bias lean[h, k]", trained=(("lean", "h, token"),)),
+    "one head": Program(of="h, q", heads=2, groups=2, batch=2, picks=3),
+    "one head, fewer queries": Program(of="h, q", heads=2, groups=2, nq=20, n=70, block=32),
+    "one head, heads share keys": Program(of="h, q", heads=4, groups=2, block=32),
+    "one head, blocks of tiles": Program(of="h, q", heads=1, nq=200, n=200, block=128),
+    "own block or chosen": Program(
+        of="h, q",
+        heads=2,
+        groups=2,
+        keep="causal and (k.blk == q.blk or chosen)",
+        more="sink_logit rest[h]",
+        trained=(("rest", "h"),),
+    ),
+    "sink": Program(of="g, q", heads=6, groups=2, more="sink_logit rest[h]  softcap 5.0", trained=(("rest", "h"),)),
     "single": Program(heads=4, dtype=torch.float32),
 }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime import picks
-from spdsl.runtime.picks import FAR, as_they_are, by_key, part_size, unions
+from spdsl.runtime.picks import FAR, as_they_are, by_key, gathered, part_size, transposed, unions
 
 
 def lists(shape: tuple[int, int, int, int], blocks: int, seed: int) -> Tensor:
@@ -33,7 +33,9 @@ def test_unions(positions: int, queries: int, most: int, blocks: int) -> None:
     assert found.bits is not None
     per_head = torch.tensor(range(6 * queries)).view(6, queries)
     every = rows_of(table)
-    for place, (begin, end) in enumerate(zip(found.begin.flatten().tolist(), found.end.flatten().tolist(), strict=True)):
+    for place, (begin, end) in enumerate(
+        zip(found.begin.flatten().tolist(), found.end.flatten().tolist(), strict=True)
+    ):
         head, tile = divmod(place, found.begin.shape[-1])
         mine = per_head[head, tile * positions : (tile + 1) * positions].tolist()
         wanted: dict[int, int] = {}
@@ -58,7 +60,7 @@ def test_by_key(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(picks, "PROGRAMS", 100)
     blocks = 5
     table = lists((2, 2, runs, 3), blocks, runs)
-    found = by_key(table, blocks)
+    found = by_key(transposed(table, blocks))
     wanted: dict[int, list[int]] = {row: [] for row in range(4 * blocks)}
     for place, row in enumerate(rows_of(table)):
         for block in row:
@@ -84,3 +86,21 @@ def test_by_key(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert places == ([-1] if len(places) == 1 else list(range(first, first + len(places))))
     if runs > 1:
         assert kept
+
+
+@pytest.mark.parametrize("size", [1, 4, 64])
+def test_gathered(size: int) -> None:
+    """Every pick is in one tile, with others of its block alone, and can be found again."""
+    blocks = 6
+    table = lists((2, 2, 17, 3), blocks, size)
+    found = gathered(transposed(table, blocks), size)
+    rows = {}
+    for row, first, last in zip(found.rows.tolist(), found.first.tolist(), found.last.tolist(), strict=True):
+        assert last - first <= size
+        assert (row < 0) <= (first == last)
+        rows |= dict.fromkeys(range(first, last), row)
+    for place, (row, entries) in enumerate(zip(rows_of(table), found.entries.view(-1, 3).tolist(), strict=True)):
+        assert entries[len(row) :] == [-1] * (3 - len(row))
+        for block, entry in zip(row, entries, strict=False):
+            assert rows[entry] == place // 17 * blocks + block
+            assert int(found.queries[entry]) == place % 17

@@ -3,7 +3,7 @@
 bf16, 32 query heads on 2 key heads, shape square.
 forward: tiles of 64 queries and 64 keys, those picked, 16 heads of 4 queries to a tile.
 dq: tiles of 64 queries and 64 keys, those picked, 16 heads of 4 queries to a tile.
-dkdv: tiles of 64 queries and 64 keys, those picked, 16 heads of 4 queries to a tile.
+dkdv: tiles of 32 queries and 64 keys, queries gathered by what they have picked, 16 heads of each to a tile.
 """
 
 import triton
@@ -223,7 +223,7 @@ def dkdv(
     Part_dv,  # [parts, BLOCK_K, VALUE_DIM]
 ):
     """dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."""
-    BLOCK_Q: tl.constexpr = 64
+    BLOCK_Q: tl.constexpr = 32
     BLOCK_K: tl.constexpr = 64
     HEAD_DIM: tl.constexpr = 128
     VALUE_DIM: tl.constexpr = 128
@@ -239,8 +239,8 @@ def dkdv(
     g = owner  # key head
     j = row % blocks  # tile of keys
     item = slot
-    q_places = tl.arange(0, BLOCK_Q) % 4  # queries of a tile, head by head
-    h_rows = first_head + tl.arange(0, BLOCK_Q) // 4
+    q_places = tl.arange(0, BLOCK_Q) % 2  # queries of a tile, head by head
+    h_rows = first_head + tl.arange(0, BLOCK_Q) // 2
     h = h_rows[None, :]  # query heads
     k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
     k = k_rows[:, None]  # positions, [BLOCK_K, 1]
@@ -258,18 +258,18 @@ def dkdv(
     hi = n
     full_lo = tl.minimum(tl.maximum(64 * j + 63, lo), hi)  # full tiles
     full_hi = tl.maximum(tl.minimum(tl.minimum(n, hi), nq), full_lo)
-    turns = (last - first + 3) >> 2
+    turns = (last - first + 1) >> 1
     q_base = Q + b.to(tl.int64) * q_stride_b + h_rows.to(tl.int64)[:, None] * q_stride_h
     do_base = dO + b.to(tl.int64) * do_stride_b + h_rows.to(tl.int64)[:, None] * do_stride_h
     row_base = (b * HEADS + h_rows).to(tl.int64) * nq
     # queries that have picked the block
     for t in tl.range(0, turns):
-        entry = first + t * 4 + q_places
+        entry = first + t * 2 + q_places
         listed = entry < last
         q_listed = tl.load(list_tiles + entry, mask=listed, other=0)
         q_listed = tl.where(listed, q_listed, nq)
-        nearest = tl.load(list_tiles + first + t * 4)
-        farthest = tl.load(list_tiles + tl.minimum(first + t * 4 + 3, last - 1))
+        nearest = tl.load(list_tiles + first + t * 2)
+        farthest = tl.load(list_tiles + tl.minimum(first + t * 2 + 1, last - 1))
         masked = (nearest < full_lo) | (farthest >= full_hi)
         q_rows = q_listed
         q = q_rows[None, :]  # positions, [1, BLOCK_Q]
@@ -316,7 +316,7 @@ def dkdv_combine(
     Part_dv,  # [parts, BLOCK_K, VALUE_DIM]
 ):
     """The parts of blocks that many queries have picked, added up: each program owns some keys."""
-    BLOCK_Q: tl.constexpr = 64
+    BLOCK_Q: tl.constexpr = 32
     BLOCK_K: tl.constexpr = 16
     HEAD_DIM: tl.constexpr = 128
     VALUE_DIM: tl.constexpr = 128
