@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import Picks, Shape
-from spdsl.codegen.arith import add, both, ceildiv, compare, either, index, mul, number, sub
+from spdsl.codegen.arith import add, both, ceildiv, choose, compare, either, index, mul, number, sub
 from spdsl.codegen.blocks import (
     Block,
     By,
@@ -33,6 +33,9 @@ from spdsl.semantics.nodes import BoundPattern, Const, Expr, Param
 
 if TYPE_CHECKING:
     from spdsl.codegen.walks import Walker
+
+TOUCHED = compare("lt", Param(name="lo", dtype="int"), Param(name="hi", dtype="int"))
+"""Whether the rest of the set keeps anything of the program's tile: `n <= dense` may say that it does not."""
 
 PICKED = Param(name="picked", dtype="bool")
 """Whether the query of a row has picked the walked block."""
@@ -93,6 +96,7 @@ def _by_query(
         for test in tests[1:]:
             masked = either(masked, test)
     low, high = (mul(Param(name=name, dtype="int"), number(count)) for name in ("begin", "end"))
+    high = choose(TOUCHED, high, low)
     body = (
         PickedTile(parts=count, many=picks.order == "union"),
         Define(name="masked", value=masked),
@@ -143,5 +147,5 @@ def _by_key(
     body = (queries, Define(name="masked", value=masked), *walker.body("either"))
     first, last, turns = (Param(name=name, dtype="int") for name in ("first", "last", "turns"))
     count = truncated(ceildiv(mul(sub(last, first), number(picks.rows)), picks.positions))
-    setup = (*bounds, Define(name="turns", value=count))
+    setup = (*bounds, Define(name="turns", value=choose(TOUCHED, count, number(0))))
     return setup, (Loop(variable="t", low=number(0), high=turns, body=body, note="queries that have picked the block"),)

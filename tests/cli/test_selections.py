@@ -42,7 +42,8 @@ def test_explain_counts_what_is_chosen(spdsl: Spdsl) -> None:
 def test_show(spdsl: Spdsl, stage: str) -> None:
     answer = spdsl("show", "infllm_v2", "--emit", stage, *SMALL)
     assert answer.status == 0, answer
-    wanted = {"checked": "|> top(picks, over = k.blk)", "bound": "|> top(64, over = k.blk)", "triton": "in_list("}
+    wanted = {"checked": "|> top(picks, over = k.blk)", "bound": "|> top(64, over = k.blk)"}
+    wanted |= {"block": "GatheredItem(", "triton": "item_rows"}
     assert wanted.get(stage, "stage_6") in answer.out
 
 

@@ -54,7 +54,7 @@ def forward(
     begin = tl.load(list_begin + list_at)
     end = tl.load(list_end + list_at)
     # blocks that any of the queries has picked
-    for t in tl.range(begin, end):
+    for t in tl.range(begin, tl.where(lo < hi, end, begin)):
         j = tl.load(list_tiles + t)
         bits = tl.load(list_bits + t)  # one for each query that has picked it
         masked = (j < lo) | (j >= full_hi) | (bits != 15)
@@ -174,7 +174,7 @@ def dq(
     begin = tl.load(list_begin + list_at)
     end = tl.load(list_end + list_at)
     # blocks that any of the queries has picked
-    for t in tl.range(begin, end):
+    for t in tl.range(begin, tl.where(lo < hi, end, begin)):
         j = tl.load(list_tiles + t)
         bits = tl.load(list_bits + t)  # one for each query that has picked it
         masked = (j < lo) | (j >= full_hi) | (bits != 15)
@@ -258,7 +258,7 @@ def dkdv(
     hi = n
     full_lo = tl.minimum(tl.maximum(64 * j + 63, lo), hi)  # full tiles
     full_hi = tl.maximum(tl.minimum(tl.minimum(n, hi), nq), full_lo)
-    turns = (last - first + 1) >> 1
+    turns = tl.where(lo < hi, (last - first + 1) >> 1, 0)
     q_base = Q + b.to(tl.int64) * q_stride_b + h_rows.to(tl.int64)[:, None] * q_stride_h
     do_base = dO + b.to(tl.int64) * do_stride_b + h_rows.to(tl.int64)[:, None] * do_stride_h
     row_base = (b * HEADS + h_rows).to(tl.int64) * nq
