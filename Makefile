@@ -5,6 +5,7 @@
 #   make test-newer             the kernels for Hopper built by a newer Triton
 #   make test-all               every test, also slow ones and, where there is a GPU, those that need one
 #   make lint                   ruff and mypy
+#   make site                   the documentation as a site, in build/site
 #
 #   make demo PATTERN=my.spat ARGS="-p window=512"
 #   make test VENV=/path/to/an/environment/that/exists
@@ -23,7 +24,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE = 1
 
-.PHONY: setup demo test test-newer test-all lint clean
+.PHONY: setup demo test test-newer test-all lint site clean
 
 setup: $(VENV)/.spdsl-test
 
@@ -53,6 +54,9 @@ $(VENV)/newer/$(NEWER): $(VENV)/.spdsl-test
 lint: $(VENV)/.spdsl-test
 	@status=0; for check in "ruff check ." "ruff format --check ." "mypy"; do \
 		echo "$$check"; $(RUN) -m $$check || status=1; done; exit $$status
+
+site: $(VENV)/.spdsl-test
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict -f docs/site/mkdocs.yml
 
 clean:
 	rm -rf build dist *.egg-info out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -33,7 +33,11 @@ NAMES: dict[str, Meaning] = {
         ("d", "d: int", "The head dim of queries and keys."),
         ("heads", "heads: int", "How many query heads there are."),
         ("groups", "groups: int", "How many key/value heads there are."),
-        ("layer", "layer: int", "The number given as `layer=` when the pattern is compiled."),
+        (
+            "layer",
+            "layer: int",
+            "The number given as `layer=` when the pattern is compiled; a pattern that uses it needs one.",
+        ),
         ("Q", "Q: float[h, q, d]", "The queries of the call."),
         ("K", "K: float[g, k, d]", "The keys of the call."),
         ("V", "V: float[g, k, d]", "The values of the call."),
