@@ -49,13 +49,14 @@ class Arrays:
     """All arrays of a call.
 
     ``tensors`` holds Q, K, V and the inputs, each with a leading batch axis of size 1 or batch; ``budget`` is how many
-    numbers a chunk of rows may have.  ``known`` keeps arrays that are made once.
+    numbers a chunk of rows may have.  ``kernels``: selections are made by generated kernels where these can.  ``known`` keeps arrays that are made once.
     """
 
     lines: Lines
     stages: Mapping[str, Stage]
     tensors: Mapping[str, Tensor]
     budget: int
+    kernels: bool = False
     known: dict[str, Tensor] = field(default_factory=dict)
 
     # ------------------------------------------------------------ arrays of stages
@@ -287,6 +288,15 @@ class Arrays:
         shape = [1] * (len(axes) + 1)
         shape[1 + axes.index(axis)] = -1
         return line.view(shape)
+
+    def reads_whole(self, node: Load) -> bool:
+        """Whether a tensor, stage or input is read along its own axes, in order."""
+        declared = _TENSOR_AXES.get(node.table)
+        if declared is None and node.table in self.stages:
+            declared = self.stages[node.table].axes
+        if declared is None:
+            return self._is_array(node)
+        return node.indices[-len(declared) :] == tuple(map(index_of, declared))
 
     def _is_array(self, node: Load) -> bool:
         """Whether a table is read along its own axes, in order."""

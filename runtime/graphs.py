@@ -35,13 +35,17 @@ _BUDGET = {"cpu": 1 << 22, "cuda": 1 << 27}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """The tensors of a call and the position of the first query."""
+    """The tensors of a call and the position of the first query.
+
+    ``kernels``: whether selections are made by generated kernels; by default they are on a GPU.
+    """
 
     q: Tensor
     k: Tensor
     v: Tensor
     tables: Mapping[str, Tensor]
     q_start: int
+    kernels: bool | None = None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -86,10 +90,11 @@ def attend_anywhere(
     places: Tensor | None,
     q_start: int,
     key_of: Callable[[str], str],
+    kernels: bool | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """As `attend`; with ``places``, int32 ``[batch, 3]`` (q_start, k_start, k_len), sequence by sequence."""
     if places is None:
-        return attend(pattern, Inputs(q=q, k=k, v=v, tables=tables, q_start=q_start), key_of)
+        return attend(pattern, Inputs(q=q, k=k, v=v, tables=tables, q_start=q_start, kernels=kernels), key_of)
     found = []
     for batch, (first, start, length) in enumerate(places.tolist()):
         if start < 0 or length < 0 or start + length > k.shape[2]:
@@ -101,7 +106,7 @@ def attend_anywhere(
         some = slice(batch, batch + 1)
         own = {table.name: _of_sequence(table, tables[table.name], batch, length) for table in pattern.tables}
         keys = slice(start, start + length)
-        one = Inputs(q=q[some], k=k[some, :, keys], v=v[some, :, keys], tables=own, q_start=first)
+        one = Inputs(q=q[some], k=k[some, :, keys], v=v[some, :, keys], tables=own, q_start=first, kernels=kernels)
         found.append(attend(pattern, one, key_of))
     outs, lses = zip(*found, strict=True)
     return torch.cat(outs), None if lses[0] is None else torch.cat(lses)
@@ -170,7 +175,9 @@ def _arrays(pattern: BoundPattern, call: Inputs, *, grad: bool) -> Arrays:
         device=call.q.device,
     )
     stages = {stage.name: stage for stage in _graph(pattern).stages}
-    return Arrays(lines=lines, stages=stages, tensors=tensors, budget=_BUDGET.get(call.q.device.type, 1 << 22))
+    kernels = call.q.device.type == "cuda" if call.kernels is None else call.kernels
+    budget = _BUDGET.get(call.q.device.type, 1 << 22)
+    return Arrays(lines=lines, stages=stages, tensors=tensors, budget=budget, kernels=kernels)
 
 
 # ---------------------------------------------------------------- softmaxes
@@ -266,6 +273,12 @@ def _table(table: Table, call: Inputs, chosen: Arrays, values: Arrays) -> Tensor
 
 def lists(arrays: Arrays, name: str) -> Tensor:
     """The pairs of a set as lists of keys, int32 ``[batch or 1, …, rows, most]``: see `Table.listed`."""
+    if arrays.kernels:
+        from spdsl.runtime.chains import chosen_lists
+
+        found = chosen_lists(arrays, name)
+        if found is not None:
+            return found
     stage = arrays.stages[name]
     width = _width(arrays, name)
     parts = []

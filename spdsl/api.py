@@ -216,7 +216,9 @@ class Attention:
         made = self.bind(q.shape[1], k.shape[1], q.shape[3])
         if return_lse:
             reference.refuse_no_lse(made)
-        found = graphs.attend_anywhere(made, q, k, v, given, places, start, partial(softmax_key, self._open_key))
+        kernels = _prepare.choose_backend(self.backend, q.device) == "triton"
+        keys = partial(softmax_key, self._open_key)
+        found = graphs.attend_anywhere(made, q, k, v, given, places, start, keys, kernels)
         return found if return_lse else found[0]  # type: ignore[return-value]  # with an LSE, as was asked for
 
     def reference(

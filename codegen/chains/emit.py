@@ -1,0 +1,84 @@
+"""From a chain to the text of a Python file with its kernels; the text depends on the chain alone."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import lru_cache
+
+from spdsl.codegen.chains.lower import ABSENT, FORCED, Chain, ChainKernel
+from spdsl.codegen.emit import HELPERS, NEEDED, KernelSource, environment
+
+OWN = {"count": ("sortable", "count_key"), "mass": ("mass_key",), "mark": ()}
+"""The functions that make keys, by how entries are chosen."""
+
+
+def emit_chain(chain: Chain, name: str) -> KernelSource:
+    """The source of the kernels of a chain; ``name`` is that of the pattern."""
+    helpers = {helper for kernel in chain.kernels for helper in kernel.helpers}
+    helpers |= {needed for helper in helpers for needed in NEEDED.get(helper, ())}
+    notes = tuple(dict.fromkeys(note for kernel in chain.kernels for note in kernel.notes))
+    return _source(
+        f"{name}_{chain.stage}",
+        "chains/module.jinja",
+        name=name,
+        chain=chain,
+        notes=notes,
+        helpers=[helper for helper in HELPERS if helper in helpers],
+        own=OWN[chain.by],
+        signature=_signature,
+        unspecialised=_unspecialised,
+        absent=ABSENT,
+        forced=FORCED,
+    )
+
+
+@lru_cache(maxsize=1)
+def emit_choose() -> KernelSource:
+    """The source of the kernels that choose among keys."""
+    return _source("choose", "chains/choose.jinja", absent=ABSENT, forced=FORCED)
+
+
+def _source(file: str, template: str, **values: object) -> KernelSource:
+    text = environment().get_template(template).render(**values)
+    text = re.sub(r"[ \t]+\n", "\n", text).rstrip("\n") + "\n"
+    return KernelSource(name=file, text=text, digest=hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def _signature(kernel: ChainKernel) -> str:
+    """The arguments after the first, with what they are."""
+    given, lines = kernel.arguments, []
+    for each in given.vectors:
+        strides = [f"{each.name}_{step}" for step in ("b", *each.axes, "r", "f")]
+        strides += [f"{each.name}_t"] if each.terms > 1 else []
+        terms = f", each a sum of {each.terms}" if each.terms > 1 else ""
+        axes = ", ".join(("batch", *each.axes, each.rows, each.feature))
+        lines.append(f"    {each.name},  # [{axes}]{terms}")
+        lines.append(f"    {', '.join((*strides, f'{each.name}_rows', f'{each.name}_size'))},")
+    for sums in given.sums:
+        lines.append(f"    {sums.name},  # [batch, heads, rows, 2]: log2 of the sum and of the largest share")
+        lines.append(f"    {sums.name}_b, {sums.name}_h, {sums.name}_rows,")
+    lines += [f"    {', '.join(table_arguments(name, rank))}," for name, rank in given.tables]
+    lines += [f"    {name},  # entries of {axis}" for name, axis in given.sizes]
+    lines += [f"    {name}," for name, _ in given.factors]
+    lines += [f"    {each.name.upper()}: tl.constexpr," for each in given.vectors]
+    return "\n".join(lines)
+
+
+def table_arguments(name: str, rank: int) -> tuple[str, ...]:
+    """A table, its strides and its sizes, as kernels name them."""
+    strides = [f"stride_{name}_{step}" for step in ("b", *range(rank))]
+    return (f"t_{name}", *strides, *(f"size_{name}_{place}" for place in range(rank)))
+
+
+def _unspecialised(kernel: ChainKernel) -> str:
+    """Lengths, which never make another kernel."""
+    given = kernel.arguments
+    names = ["n", "nq", "q_start", "first_row", "chunk_rows", "column_count"]
+    names += [f"{each.name}_rows" for each in given.vectors]
+    names += [f"{sums.name}_{step}" for sums in given.sums for step in ("b", "h", "rows")]
+    names += [f"size_{name}_{place}" for name, rank in given.tables for place in range(rank)]
+    names += [name for name, _ in given.sizes]
+    if kernel.name != "keys":
+        names.remove("first_row")
+    return "[" + ", ".join(f'"{name}"' for name in names) + "]"

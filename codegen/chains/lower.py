@@ -1,0 +1,197 @@
+"""From a selection of a pattern to the kernels that compute it: one for each softmax on the way, one for the scores.
+
+A kernel of a softmax goes through the columns of some rows and leaves the logarithm of their sums.  The kernel of
+scores computes one tile of rows and columns, whatever loops that takes, and leaves for each entry its *key*, an int32
+in the order of which entries are chosen.  Choosing among keys is the same for all patterns: `choose`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from spdsl.codegen.chains.affine import tidy
+from spdsl.codegen.chains.parts import Arguments
+from spdsl.codegen.chains.places import Place, UncoveredError
+from spdsl.codegen.chains.program import NOTHING, Known, Program
+from spdsl.codegen.chains.values import Values
+from spdsl.semantics import build
+from spdsl.semantics.graph import Mark, Select, Softmax, Stage, is_free, loads, on_side, parts
+from spdsl.semantics.nodes import BoundPattern, Expr, Extent, Index
+from spdsl.semantics.show import stage_text
+
+By: TypeAlias = Literal["count", "mass", "mark"]
+
+ABSENT, FORCED = -(1 << 31), (1 << 31) - 1
+"""The keys of entries that are absent, and of those that come before all others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainKernel:
+    """A kernel: what it computes (a `Softmax`, or the last stage), its lines, and what it takes besides lengths."""
+
+    name: str
+    stage: str
+    notes: tuple[str, ...]
+    lines: tuple[str, ...]
+    arguments: Arguments
+    helpers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """The kernels of one selection, in the order in which they run; the last one leaves keys.
+
+    ``heads`` is the axis of heads of the selection, ``rows`` and ``columns`` its axes of queries and keys.
+    """
+
+    stage: str
+    by: By
+    heads: str | None
+    rows: str
+    columns: str
+    kernels: tuple[ChainKernel, ...]
+
+
+def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, int], ...]) -> Chain:
+    """The kernels of the selection ``name``; ``terms`` as in `Values`, for every score that it reads.
+
+    Raises:
+        UncoveredError: the selection is left to torch, and why.
+    """
+    assert pattern.graph is not None
+    stages = {stage.name: stage for stage in pattern.graph.stages}
+    stage = stages[name]
+    if not isinstance(stage, Select | Mark):
+        raise UncoveredError("sets that are neither chosen nor compared")
+    heads, rows, columns = _axes(stage)
+    kernels = [
+        _softmax(Values(pattern=pattern, stages=stages, terms=dict(terms), program=Program()), stages[each])
+        for each in softmaxes(stages, name)
+    ]
+    kernels.append(_keys(Values(pattern=pattern, stages=stages, terms=dict(terms), program=Program()), stage))
+    by: By = stage.by if isinstance(stage, Select) else "mark"
+    return Chain(stage=name, by=by, heads=heads, rows=rows, columns=columns, kernels=tuple(kernels))
+
+
+def below(stages: dict[str, Stage], name: str) -> tuple[str, ...]:
+    """The stages of which a stage is made, itself last; those of keys alone are arrays that are made beforehand."""
+    found: dict[str, None] = {}
+
+    def visit(each: str) -> None:
+        if each not in found and on_side(stages[each].axes, "q") is not None:
+            for part in parts(stages[each]):
+                for other in sorted(loads(part) & set(stages)):
+                    visit(other)
+            found[each] = None
+
+    visit(name)
+    return tuple(found)
+
+
+def softmaxes(stages: dict[str, Stage], name: str) -> tuple[str, ...]:
+    """The softmaxes of which a stage is made, inner ones first."""
+    return tuple(each for each in below(stages, name) if isinstance(stages[each], Softmax))
+
+
+def _axes(stage: Stage) -> tuple[str | None, str, str]:
+    """The axes of heads, queries and keys of a stage."""
+    rows, columns = on_side(stage.axes, "q"), on_side(stage.axes, "k")
+    others = [axis for axis in stage.axes if axis not in (rows, columns)]
+    if rows is None or columns is None or len(others) > 1 or any(is_free(axis) or axis == "q-k" for axis in others):
+        raise UncoveredError("sets that are not of pairs, for each head")
+    return others[0] if others else None, rows, columns
+
+
+def _start(values: Values, stage: Stage) -> Place:
+    """The names that every kernel has, and the place of its tile."""
+    program = values.program
+    heads, rows, columns = _axes(stage)
+    for name in ("b", "head", "row_first", "row_last"):
+        program.declare(name, NOTHING)
+    row: Expr = program.declare("rows", Known(row=True))
+    if rows == "q":
+        row = build.add(row, Extent(name="q_start"))
+    at = {rows: row, columns: Index(name="columns")}
+    if heads is not None:
+        at[heads] = Index(name="head")
+    return Place(at=at)
+
+
+def _may(values: Values, place: Place, condition: Expr) -> Expr:
+    """Whether a condition may hold somewhere in the tile, as a scalar."""
+    ends = {
+        "rows": (Index(name="row_first"), Index(name="row_last")),
+        "columns": (Index(name="column_first"), Index(name="column_last")),
+    }
+    return tidy(values.intervals(ends, place).may(values.condition(condition, place)))
+
+
+def _keys(values: Values, stage: Select | Mark) -> ChainKernel:
+    program = values.program
+    place = _start(values, stage)
+    program.declare("columns", Known(column=True))
+    for name in ("column_first", "column_last"):
+        program.declare(name, NOTHING)
+    where = build.disj(stage.only, stage.forced) if isinstance(stage, Select) else stage.value
+    may = _may(values, place, where)
+    nothing = 0 if isinstance(stage, Select) and stage.by == "mass" else ABSENT
+    if may != build.TRUE:
+        program.line("# No entry of the tile can be chosen.")
+        program.line(f"if ~({program.text(may)}):")
+        program.line(f"    leave(keys, {nothing}, key_row, rows, columns, pitch, row_last, column_last)")
+        program.line("    return")
+    match stage:
+        case Mark(value=value):
+            text = f"tl.where({program.text(values.at(value, place))}, 1, {ABSENT})"
+        case Select(value=value, only=only, forced=forced):
+            what = values.at(value, place)
+            given = program.text(values.at(only, place))
+            text = {"count": "count_key", "mass": "mass_key"}[stage.by]
+            text = f"{text}({program.text(what)}, {given}, {program.text(values.at(forced, place))})"
+    program.line(f"key = {text}")
+    program.line("leave(keys, key, key_row, rows, columns, pitch, row_last, column_last)")
+    return _kernel(values, "keys", stage)
+
+
+def _softmax(values: Values, stage: Stage) -> ChainKernel:
+    assert isinstance(stage, Softmax)
+    program = values.program
+    place = _start(values, stage)
+    for name in ("tile_begin", "tile_end", "tiles", "column_count"):
+        program.declare(name, NOTHING)
+    may = _may(values, place, stage.only)
+    if may == build.TRUE:
+        program.line("tile_begin, tile_end = 0, tiles")
+    else:
+        program.line("# The first and the last tile that the condition touches.")
+        program.line("tile_begin, tile_end = tiles, 0")
+        with program.loop("for scan in range(tiles):", 0, "scan"):
+            program.known |= {name: Known(depth=1) for name in ("column_first", "column_last")}
+            program.line("column_first = scan * BLOCK_C")
+            program.line("column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1")
+            program.line(f"touched = {program.text(may)}")
+            program.line("tile_begin = tl.where(touched, tl.minimum(tile_begin, scan), tile_begin)")
+            program.line("tile_end = tl.where(touched, scan + 1, tile_end)")
+    program.line("largest = tl.full([BLOCK_R], float('-inf'), tl.float32)")
+    program.line("total = tl.zeros([BLOCK_R], tl.float32)")
+    with program.loop("for tile in range(tile_begin, tile_end):", 0, "tile"):
+        program.known["columns"] = Known(depth=1, column=True)
+        program.line("columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]")
+        logit = program.text(values.logit(stage, place))
+        program.line(f"logit = tl.where(columns < column_count, {logit}, float('-inf'))")
+        program.line("largest, total = add_up(tl.broadcast_to(logit, BLOCK_R, BLOCK_C), largest, total)")
+    return _kernel(values, f"sums_{stage.name}", stage)
+
+
+def _kernel(values: Values, name: str, stage: Stage) -> ChainKernel:
+    program = values.program
+    assert len(program.stack) == 1
+    return ChainKernel(
+        name=name,
+        stage=stage.name,
+        notes=tuple(stage_text(values.stages[each]) for each in below(dict(values.stages), stage.name)),
+        lines=tuple(program.stack[0].lines(1)),
+        arguments=values.arguments(),
+        helpers=tuple(sorted(program.helpers)),
+    )

@@ -1,0 +1,44 @@
+"""What the kernels of a selection take besides lengths: vectors, tables, and the sums of softmaxes, by the names they
+have in a kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from spdsl.semantics.nodes import Expr
+
+Terms: TypeAlias = Literal[0, 1, 2, 3]
+"""Of how many numbers of 16 bits each number of keys is a sum; 0 for products of numbers of 32 bits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vectors:
+    """One side of a score: ``expr`` as an array along ``axes`` (heads and free axes), ``rows`` and ``feature``."""
+
+    name: str
+    expr: Expr
+    axes: tuple[str, ...]
+    rows: str
+    feature: str
+    terms: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """What a softmax divides by, for each row: `stage` along ``axes``, its heads (if any) and rows."""
+
+    name: str
+    stage: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """Everything that a kernel takes: ``sizes`` of axes and ``factors`` of scores by the names of the arguments, and
+    ``tables`` with the number of their axes."""
+
+    vectors: tuple[Vectors, ...]
+    sums: tuple[Sums, ...]
+    tables: tuple[tuple[str, int], ...]
+    sizes: tuple[tuple[str, str], ...]
+    factors: tuple[tuple[str, str], ...]

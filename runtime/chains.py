@@ -1,0 +1,314 @@
+"""Selections by generated kernels: sums of softmaxes, keys of some rows at a time, and the entries that these choose.
+
+From: a selection and the arrays of a call.  To: its lists, or None where stages are left to torch.  What is held is
+the lists, the sums of rows, and keys of as many rows as fit into a constant amount of memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from spdsl.codegen.binaries import keeping
+from spdsl.codegen.chains.emit import emit_chain, emit_choose, table_arguments
+from spdsl.codegen.chains.lower import Chain, ChainKernel, below, lower_chain
+from spdsl.codegen.chains.places import UncoveredError
+from spdsl.codegen.load import load
+from spdsl.runtime.arrays import Arrays
+from spdsl.runtime.memo import Memo
+from spdsl.runtime.operands import Operand, operand, terms_of
+from spdsl.runtime.split import multiprocessors
+from spdsl.semantics.graph import Mark, Score, Select, Softmax, Stage, on_side, parts
+from spdsl.semantics.nodes import Const
+from spdsl.semantics.rewrite import free_axes
+
+KEYS = 1 << 25
+"""Keys that are held at once, of four bytes each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiling:
+    """The tile of a kernel of scores, and how it is compiled."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    registers: int | None = None
+
+
+_LARGE = Tiling(rows=128, columns=128, warps=8, stages=3)
+_SMALL = Tiling(rows=64, columns=64, warps=4, stages=2)
+_LEAST = Tiling(rows=32, columns=32, warps=4, stages=1)
+_OF_LONG = Tiling(rows=32, columns=32, warps=4, stages=1)
+"""For products of 32 bits, which are not those of a matrix unit."""
+
+_SMALLER = {_LARGE: _SMALL, _SMALL: _LEAST}
+
+
+@dataclass(slots=True, kw_only=True)
+class Loaded:
+    """A chain and its functions; ``tilings`` remembers what fitted the device."""
+
+    chain: Chain
+    functions: dict[str, Any]
+    tilings: dict[tuple[str, Tiling], Tiling] = field(default_factory=dict)
+
+
+_loaded: dict[tuple[int, str, tuple[tuple[str, int], ...]], tuple[object, Loaded | str]] = {}
+
+
+def loaded(arrays: Arrays, name: str) -> Loaded | str:
+    """The kernels of a selection for the types of a call, or why it is left to torch."""
+    stages = dict(arrays.stages)
+    reads = {each: stages[each] for each in below(stages, name)}
+    terms = tuple((each, terms_of(arrays, stage, reads)) for each, stage in reads.items() if isinstance(stage, Score))
+    # By identity: hashing a pattern takes longer than a launch.  The entry keeps it alive.
+    pattern = arrays.lines.pattern
+    key = (id(pattern), name, terms)
+    if key not in _loaded:
+        found: Loaded | str
+        try:
+            chain = lower_chain(pattern, name, terms)
+            module = load(emit_chain(chain, pattern.name))
+            functions = {kernel.name: getattr(module, kernel.name) for kernel in chain.kernels}
+            found = Loaded(chain=chain, functions=functions)
+        except UncoveredError as reason:
+            found = str(reason)
+        _loaded[key] = pattern, found
+    return _loaded[key][1]
+
+
+def chosen_lists(arrays: Arrays, name: str) -> Tensor | None:
+    """The lists of a selection, int32 ``[batch or 1, …, rows, most]``, or None."""
+    found = loaded(arrays, name)
+    if isinstance(found, str):
+        return None
+    run = _Run.of(arrays, found)
+    stage = arrays.stages[name]
+    rows = arrays.lines.size(found.chain.rows)
+    width = _width(arrays, stage)
+    if not rows or not run.columns or width == 0:
+        shape = (run.batch, *((run.heads,) if found.chain.heads else ()), rows, 1)
+        return torch.full(shape, 2**31 - 1, dtype=torch.int32, device=arrays.lines.device)
+    for kernel in found.chain.kernels[:-1]:
+        run.sums[kernel.stage] = run.summed(kernel)
+    pitch = -(-run.columns // 16) * 16
+    step = max(1, min(rows, KEYS // (pitch * run.batch * run.heads)))
+    step = max(1, step // 128 * 128) if step >= 128 else step
+    made = [run.chosen(stage, first, min(step, rows - first), pitch, width) for first in range(0, rows, step)]
+    if len(made) > 1:
+        widest = max(part.shape[-1] for part in made)
+        made = [torch.nn.functional.pad(part, (0, widest - part.shape[-1]), value=2**31 - 1) for part in made]
+    lists = made[0] if len(made) == 1 else torch.cat(made, 2)
+    return lists if found.chain.heads else lists[:, 0]
+
+
+def _width(arrays: Arrays, stage: Stage) -> int | None:
+    """The most entries of a row where that is known beforehand."""
+    match stage:
+        case Select(by="count", amount=Const(value=count), over=over):
+            return max(0, min(int(count), arrays.lines.size(over)))
+        case _:
+            return None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """One selection of one call."""
+
+    arrays: Arrays
+    loaded: Loaded
+    operands: dict[str, Operand]
+    batch: int
+    heads: int
+    columns: int
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(arrays: Arrays, found: Loaded) -> _Run:
+        chain = found.chain
+        by_name = {each.name: each for kernel in chain.kernels for each in kernel.arguments.vectors}
+        operands: dict[str, Operand] = {}
+        made: dict[object, Operand] = {}
+        for name, vectors in sorted(by_name.items(), reverse=True):  # queries before keys
+            query = operands.get(name.removesuffix("_k") + "_q")
+            dtype = query.tensor.dtype if query is not None and _is_short(query.tensor) else None
+            key = (vectors.expr, vectors.axes, vectors.terms, dtype)
+            if key not in made:
+                made[key] = operand(arrays, vectors, dtype)
+            operands[name] = made[key]
+        tables = {name for kernel in chain.kernels for name, _ in kernel.arguments.tables}
+        batches = [each.batch for each in operands.values()]
+        batches += [arrays.tensors[name].shape[0] for name in tables]
+        stages = dict(arrays.stages)
+        if any("b" in free_axes(part) for each in below(stages, chain.stage) for part in _conditions(stages[each])):
+            batches.append(arrays.lines.batch)
+        return _Run(
+            arrays=arrays,
+            loaded=found,
+            operands=operands,
+            batch=max(batches, default=1),
+            heads=arrays.lines.size(chain.heads) if chain.heads else 1,
+            columns=arrays.lines.size(chain.columns),
+        )
+
+    # ------------------------------------------------------------ each kernel
+
+    def summed(self, kernel: ChainKernel) -> Tensor:
+        """The sums of a softmax, fp32 ``[batch, heads, rows, 2]``."""
+        arrays = self.arrays
+        stage = arrays.stages[kernel.stage]
+        rows_axis = on_side(stage.axes, "q")
+        assert isinstance(stage, Softmax)
+        assert rows_axis is not None
+        others = [axis for axis in stage.axes if axis not in (rows_axis, stage.over)]
+        heads = math.prod(arrays.lines.size(axis) for axis in others)
+        rows = arrays.lines.size(rows_axis)
+        found = torch.empty(self.batch, heads, rows, 2, dtype=torch.float32, device=arrays.lines.device)
+        given = {"sums": found, "chunk_rows": rows, "column_count": arrays.lines.size(stage.over), "heads": heads}
+        self._launch(kernel, given, lambda tiling: (-(-rows // tiling.rows), self.batch * heads), rows * heads)
+        return found
+
+    def chosen(self, stage: Stage, first: int, rows: int, pitch: int, width: int | None) -> Tensor:
+        """The lists of some rows."""
+        arrays, kernel = self.arrays, self.loaded.chain.kernels[-1]
+        every = self.batch * self.heads
+        keys = torch.empty(every, rows, pitch, dtype=torch.int32, device=arrays.lines.device)
+        given = {
+            "keys": keys,
+            "first_row": first,
+            "chunk_rows": rows,
+            "column_count": self.columns,
+            "pitch": pitch,
+            "heads": self.heads,
+        }
+
+        def grid(tiling: Tiling) -> tuple[int, ...]:
+            return -(-self.columns // tiling.columns), -(-rows // tiling.rows), every
+
+        self._launch(kernel, given, grid, rows * every * -(-self.columns // 128))
+        return choose(
+            keys.view(every * rows, pitch), self.columns, self.loaded.chain.by, self._amounts(stage, first, rows), width
+        ).view(self.batch, self.heads, rows, -1)
+
+    def _amounts(self, stage: Stage, first: int, rows: int) -> Tensor:
+        """How many to choose in each row, or one number for all."""
+        device = self.arrays.lines.device
+        if isinstance(stage, Mark):
+            return torch.zeros(1, dtype=torch.int32, device=device)
+        assert isinstance(stage, Select)
+        some = torch.arange(first, first + rows, device=device)
+        amount = self.arrays.evaluate(stage.amount, stage.axes, some, Memo())
+        if not isinstance(amount, Tensor):
+            value = max(0, min(int(amount), 2**31 - 1)) if stage.by == "count" else float(amount)
+            return torch.full((1,), value, dtype=torch.int32 if stage.by == "count" else torch.float64, device=device)
+        shape = [self.batch, *(rows if axis == self.loaded.chain.rows else self.heads for axis in stage.axes)]
+        shape[1 + stage.axes.index(stage.over)] = 1
+        wide = amount.expand(shape).reshape(-1)
+        return wide.clamp(0, 2**31 - 1).int() if stage.by == "count" else wide.double()
+
+    # ------------------------------------------------------------ launches
+
+    def _launch(self, kernel: ChainKernel, given: Mapping[str, Any], grid: Any, rows: int) -> None:
+        """Run a kernel with as large a tile as the work and the device have room for."""
+        wanted = self._tiling(kernel, rows)
+        tiling = self.loaded.tilings.get((kernel.name, wanted), wanted)
+        function, device = self.loaded.functions[kernel.name], self.arrays.lines.device
+        values = {**self._values(kernel), **given}
+        while True:
+            options = {"num_warps": tiling.warps, "num_stages": tiling.stages}
+            options |= {"maxnreg": tiling.registers} if tiling.registers else {}
+            blocks = {"BLOCK_R": tiling.rows, "BLOCK_C": tiling.columns}
+            try:
+                with keeping(function, device.index if device.type == "cuda" else None):
+                    function[grid(tiling)](**values, **blocks, **options)
+            except OutOfResources:
+                if tiling not in _SMALLER:
+                    raise
+                tiling = _SMALLER[tiling]
+                self.loaded.tilings[kernel.name, wanted] = tiling
+            else:
+                return
+
+    def _tiling(self, kernel: ChainKernel, rows: int) -> Tiling:
+        scores = {each.name: self.operands[each.name] for each in kernel.arguments.vectors}
+        if any(not _is_short(each.tensor) for each in scores.values()):
+            return _OF_LONG
+        few = rows * max(1, self.batch) < 2 * 128 * multiprocessors(self.arrays.lines.device)
+        return _SMALL if few or not scores else _LARGE
+
+    def _values(self, kernel: ChainKernel) -> dict[str, Any]:
+        """The arguments of a kernel that do not depend on which rows it computes."""
+        arrays, lines = self.arrays, self.arrays.lines
+        values: dict[str, Any] = {"n": lines.n, "nq": lines.nq, "q_start": lines.q_start}
+        for vectors in kernel.arguments.vectors:
+            found, name = self.operands[vectors.name], vectors.name
+            values |= {name: found.tensor, f"{name}_b": found.batch_stride}
+            values |= {f"{name}_{axis}": found.stride(axis) for axis in vectors.axes}
+            values |= {f"{name}_r": found.stride(vectors.rows), f"{name}_f": found.stride(vectors.feature)}
+            if vectors.terms > 1:
+                values[f"{name}_t"] = found.tensor.stride(0)
+            size = found.size(vectors.feature)
+            values |= {f"{name}_rows": found.size(vectors.rows), f"{name}_size": size}
+            values[name.upper()] = max(16, 1 << (size - 1).bit_length())
+        for sums in kernel.arguments.sums:
+            tensor = self.sums[sums.stage]
+            batch, heads, rows, _ = tensor.shape
+            values |= {sums.name: tensor, f"{sums.name}_b": heads * rows, f"{sums.name}_h": rows}
+            values[f"{sums.name}_rows"] = rows
+        for name, rank in kernel.arguments.tables:
+            tensor = arrays.tensors[name]
+            strides = [tensor.stride(0) if tensor.shape[0] > 1 else 0, *tensor.stride()[1:]]
+            values |= dict(zip(table_arguments(name, rank), (tensor, *strides, *tensor.shape[1:]), strict=True))
+        values |= {name: lines.size(axis) for name, axis in kernel.arguments.sizes}
+        return values | {name: self._factor(stage) for name, stage in kernel.arguments.factors}
+
+    def _factor(self, name: str) -> float:
+        stage = self.arrays.stages[name]
+        assert isinstance(stage, Score)
+        if stage.scale is not None:
+            return float(self.arrays.evaluate(stage.scale, (), None, Memo()))
+        return 1 / math.sqrt(self.operands[f"{name}_q"].size(stage.over))
+
+
+def _is_short(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.bfloat16, torch.float16)
+
+
+def _conditions(stage: Stage) -> tuple[Any, ...]:
+    return () if isinstance(stage, Score) else parts(stage)
+
+
+def choose(keys: Tensor, columns: int, by: str, amounts: Tensor, width: int | None) -> Tensor:
+    """The lists of rows of keys ``[rows, pitch]``, int32 ``[rows, width]``; without ``width`` as wide as need be."""
+    rows, pitch = keys.shape
+    device = keys.device
+    wide = min(4096, max(64, 1 << (columns - 1).bit_length()))
+    shape = {"ROWS": max(1, min(16, 2048 // wide)), "WIDTH": wide, "ONE": columns <= wide, "BY": by}
+    cuts = torch.empty(rows, 3, dtype=torch.int32, device=device)
+    function = load(emit_choose()).choose
+    grid = (-(-rows // shape["ROWS"]),)  # type: ignore[operator]
+    sizes = {"rows": rows, "columns": columns, "pitch": pitch}
+    given = {"keys": keys, "amounts": amounts, "amount_stride": int(amounts.numel() > 1), "cuts": cuts}
+
+    def run(lists: Tensor, *, find: bool, write: bool) -> None:
+        settings = {**given, **sizes, **shape, "lists": lists, "width": lists.shape[1], "FIND": find, "WRITE": write}
+        with keeping(function, device.index if device.type == "cuda" else None):
+            function[grid](**settings, num_warps=4)
+
+    if width is not None:
+        lists = torch.empty(rows, max(1, width), dtype=torch.int32, device=device)
+        run(lists, find=True, write=True)
+        return lists
+    run(torch.empty(1, 1, dtype=torch.int32, device=device), find=True, write=False)
+    most = max(1, int(cuts[:, 2].max()))
+    lists = torch.empty(rows, most, dtype=torch.int32, device=device)
+    run(lists, find=False, write=True)
+    return lists

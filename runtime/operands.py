@@ -1,0 +1,129 @@
+"""The tensors that the kernels of a selection read, with strides by the names of axes.
+
+From: vectors as expressions, and the arrays of a call.  To: tensors of queries as they are, and tensors of keys, if need
+be as sums of numbers of 16 bits, so that products with queries of 16 bits are exact where those of 32 bits would be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spdsl.codegen.chains.parts import Vectors
+from spdsl.codegen.chains.values import wrapped
+from spdsl.runtime.arrays import Arrays
+from spdsl.runtime.memo import Memo
+from spdsl.semantics.graph import TENSORS, Pool, Score, Softmax, Stage, on_side
+from spdsl.semantics.nodes import Expr, Load
+from spdsl.semantics.rewrite import free_axes
+
+_SHORT = (torch.bfloat16, torch.float16)
+_AXES = {"Q": ("h", "q", "d"), "K": ("g", "k", "d"), "V": ("g", "k", "d")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operand:
+    """A tensor with a leading batch axis of size 1 or batch, and the names of its other axes.
+
+    With ``terms`` it has one axis more in front, along which its numbers are added up.
+    """
+
+    tensor: Tensor
+    axes: tuple[str, ...]
+    terms: int = 1
+
+    def stride(self, axis: str) -> int:
+        """The stride of an axis, 0 where it is not needed."""
+        at = self.tensor.dim() - len(self.axes) + self.axes.index(axis)
+        return self.tensor.stride(at) if self.tensor.shape[at] > 1 else 0
+
+    def size(self, axis: str) -> int:
+        """The size of an axis."""
+        return self.tensor.shape[self.tensor.dim() - len(self.axes) + self.axes.index(axis)]
+
+    @property
+    def batch(self) -> int:
+        """The number of sequences, or 1."""
+        return self.tensor.shape[self.tensor.dim() - len(self.axes) - 1]
+
+    @property
+    def batch_stride(self) -> int:
+        """The stride of sequences; 0 where all have the same."""
+        return self.tensor.stride(self.tensor.dim() - len(self.axes) - 1) if self.batch > 1 else 0
+
+
+def terms_of(arrays: Arrays, stage: Score, below: Mapping[str, Stage]) -> int:
+    """Of how many numbers of 16 bits those of keys are sums in a score; 0 where products are of 32 bits.
+
+    What is compared as it is takes three, which hold all bits of a float; shares of a softmax, whose relative error is
+    the absolute one of an exponent, take two.
+    """
+    query, key = (stage.left, stage.right) if on_side(free_axes(stage.left), "q") else (stage.right, stage.left)
+    of_query, of_key = _plain_type(arrays, wrapped(query)[0]), _plain_type(arrays, key)
+    if of_query not in _SHORT:
+        return 0
+    if of_key is not None:
+        return 1 if of_key == of_query else 3 if of_query == torch.bfloat16 else 0
+    exact = _pooled_type(arrays, key) == of_query
+    match arrays.stages.get(key.table) if isinstance(key, Load) else None:
+        case Pool(kind="max" | "min") if exact:
+            return 1
+        case Pool(kind="mean") if exact and of_query == torch.float16:
+            return 2
+        case _ if of_query == torch.float16:
+            return 0  # sums may be beyond its range
+        case _:
+            return 2 if any(isinstance(each, Softmax) for each in below.values()) else 3
+
+
+def _plain_type(arrays: Arrays, expr: Expr) -> torch.dtype | None:
+    """The type of a tensor that is read as it is."""
+    if isinstance(expr, Load) and expr.table not in arrays.stages and arrays.reads_whole(expr):
+        return arrays.tensors[expr.table].dtype
+    return None
+
+
+def _pooled_type(arrays: Arrays, expr: Expr) -> torch.dtype | None:
+    """The type of the tensor of which an array is a reduction."""
+    stage = arrays.stages.get(expr.table) if isinstance(expr, Load) else None
+    return _plain_type(arrays, stage.value) if isinstance(stage, Pool) else None
+
+
+def operand(arrays: Arrays, vectors: Vectors, dtype: torch.dtype | None) -> Operand:
+    """The tensor of vectors; in ``dtype``, as so many terms as they say, where it is given."""
+    found = _made(arrays, vectors)
+    if dtype is None or found.tensor.dtype == dtype:
+        return found
+    return Operand(tensor=_terms(found.tensor.float(), dtype, vectors.terms), axes=found.axes, terms=vectors.terms)
+
+
+def _made(arrays: Arrays, vectors: Vectors) -> Operand:
+    axes = (*vectors.axes, vectors.rows, vectors.feature)
+    match vectors.expr:
+        case Load(table=name) if name in TENSORS and arrays.reads_whole(vectors.expr):
+            return Operand(tensor=arrays.tensors[name], axes=_AXES[name])
+        case Load(table=name) if name in arrays.stages:
+            stage = arrays.stages[name]
+            if set(stage.axes) == set(axes):
+                return Operand(tensor=arrays.whole(name), axes=stage.axes)
+        case Load(table=name) if arrays.reads_whole(vectors.expr):
+            labels = tuple(vectors.rows if each == "token" else each for each in arrays.lines.labels(name))
+            if set(labels) == set(axes):
+                return Operand(tensor=arrays.tensors[name], axes=labels)
+        case _:
+            pass
+    return Operand(tensor=arrays.full(vectors.expr, axes, None, Memo()), axes=axes)
+
+
+def _terms(values: Tensor, dtype: torch.dtype, count: int) -> Tensor:
+    """``[count, …]`` of 16 bits, the larger ones first, whose sum is the values; what is not finite is in the first."""
+    found = torch.empty((count, *values.shape), dtype=dtype, device=values.device)
+    for place in range(count):
+        found[place] = values
+        if place + 1 < count:
+            first = found[place].float()
+            values = torch.where(torch.isfinite(first), values - first, 0.0)
+    return found
