@@ -49,7 +49,8 @@ class Arrays:
     """All arrays of a call.
 
     ``tensors`` holds Q, K, V and the inputs, each with a leading batch axis of size 1 or batch; ``budget`` is how many
-    numbers a chunk of rows may have.  ``kernels``: selections are made by generated kernels where these can.  ``known`` keeps arrays that are made once.
+    numbers a chunk of rows may have.  ``kernels``: selections are made by generated kernels where these can.  ``known``
+    keeps arrays that are made once.
     """
 
     lines: Lines
@@ -291,7 +292,7 @@ class Arrays:
 
     def reads_whole(self, node: Load) -> bool:
         """Whether a tensor, stage or input is read along its own axes, in order."""
-        declared = _TENSOR_AXES.get(node.table)
+        declared: tuple[str, ...] | None = _TENSOR_AXES.get(node.table)
         if declared is None and node.table in self.stages:
             declared = self.stages[node.table].axes
         if declared is None:

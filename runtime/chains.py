@@ -31,6 +31,9 @@ from spdsl.semantics.rewrite import free_axes
 KEYS = 1 << 25
 """Keys that are held at once, of four bytes each."""
 
+WIDEST = 4096
+"""Keys of a row that are looked at in one step while entries are chosen; longer rows are gone through in such steps."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiling:
@@ -43,13 +46,22 @@ class Tiling:
     registers: int | None = None
 
 
-_LARGE = Tiling(rows=128, columns=128, warps=8, stages=3)
+_LARGE = Tiling(rows=128, columns=128, warps=8, stages=2)
+_MIDDLE = Tiling(rows=128, columns=64, warps=8, stages=2)
 _SMALL = Tiling(rows=64, columns=64, warps=4, stages=2)
 _LEAST = Tiling(rows=32, columns=32, warps=4, stages=1)
-_OF_LONG = Tiling(rows=32, columns=32, warps=4, stages=1)
-"""For products of 32 bits, which are not those of a matrix unit."""
+SMALLER = {_LARGE: _MIDDLE, _MIDDLE: _SMALL, _SMALL: _LEAST}
+"""The tile to take where one does not fit the device."""
 
-_SMALLER = {_LARGE: _SMALL, _SMALL: _LEAST}
+
+def tiling_of(kernel: ChainKernel, *, long: bool, few: bool) -> Tiling:
+    """The tile of a kernel of scores: of products of 32 bits (``long``), which no matrix unit makes, the least; of a
+    ``few`` rows, so that all multiprocessors have work, a small one."""
+    if long:
+        return _LEAST
+    if few or not kernel.arguments.vectors:
+        return _SMALL
+    return _LARGE if kernel.arguments.sums == () else _MIDDLE
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,10 +73,11 @@ class Loaded:
     tilings: dict[tuple[str, Tiling], Tiling] = field(default_factory=dict)
 
 
-_loaded: dict[tuple[int, str, tuple[tuple[str, int], ...]], tuple[object, Loaded | str]] = {}
+_lowered: dict[tuple[int, str, tuple[tuple[str, int], ...]], tuple[object, Chain | str]] = {}
+_loaded: dict[int, Loaded] = {}
 
 
-def loaded(arrays: Arrays, name: str) -> Loaded | str:
+def lowered(arrays: Arrays, name: str) -> Chain | str:
     """The kernels of a selection for the types of a call, or why it is left to torch."""
     stages = dict(arrays.stages)
     reads = {each: stages[each] for each in below(stages, name)}
@@ -72,23 +85,33 @@ def loaded(arrays: Arrays, name: str) -> Loaded | str:
     # By identity: hashing a pattern takes longer than a launch.  The entry keeps it alive.
     pattern = arrays.lines.pattern
     key = (id(pattern), name, terms)
-    if key not in _loaded:
-        found: Loaded | str
+    if key not in _lowered:
+        found: Chain | str
         try:
-            chain = lower_chain(pattern, name, terms)
-            module = load(emit_chain(chain, pattern.name))
-            functions = {kernel.name: getattr(module, kernel.name) for kernel in chain.kernels}
-            found = Loaded(chain=chain, functions=functions)
+            found = lower_chain(pattern, name, terms)
         except UncoveredError as reason:
             found = str(reason)
-        _loaded[key] = pattern, found
-    return _loaded[key][1]
+        _lowered[key] = pattern, found
+    return _lowered[key][1]
+
+
+def loaded(arrays: Arrays, name: str) -> Loaded | None:
+    """The kernels of a selection, written and imported; None where it is left to torch."""
+    chain = lowered(arrays, name)
+    if isinstance(chain, str):
+        return None
+    found = _loaded.get(id(chain))
+    if found is None:
+        module = load(emit_chain(chain, arrays.lines.pattern.name))
+        functions = {kernel.name: getattr(module, kernel.name) for kernel in chain.kernels}
+        found = _loaded[id(chain)] = Loaded(chain=chain, functions=functions)
+    return found
 
 
 def chosen_lists(arrays: Arrays, name: str) -> Tensor | None:
     """The lists of a selection, int32 ``[batch or 1, …, rows, most]``, or None."""
     found = loaded(arrays, name)
-    if isinstance(found, str):
+    if found is None:
         return None
     run = _Run.of(arrays, found)
     stage = arrays.stages[name]
@@ -230,19 +253,17 @@ class _Run:
                 with keeping(function, device.index if device.type == "cuda" else None):
                     function[grid(tiling)](**values, **blocks, **options)
             except OutOfResources:
-                if tiling not in _SMALLER:
+                if tiling not in SMALLER:
                     raise
-                tiling = _SMALLER[tiling]
+                tiling = SMALLER[tiling]
                 self.loaded.tilings[kernel.name, wanted] = tiling
             else:
                 return
 
     def _tiling(self, kernel: ChainKernel, rows: int) -> Tiling:
-        scores = {each.name: self.operands[each.name] for each in kernel.arguments.vectors}
-        if any(not _is_short(each.tensor) for each in scores.values()):
-            return _OF_LONG
+        tensors = [self.operands[each.name].tensor for each in kernel.arguments.vectors]
         few = rows * max(1, self.batch) < 2 * 128 * multiprocessors(self.arrays.lines.device)
-        return _SMALL if few or not scores else _LARGE
+        return tiling_of(kernel, long=any(not _is_short(each) for each in tensors), few=few)
 
     def _values(self, kernel: ChainKernel) -> dict[str, Any]:
         """The arguments of a kernel that do not depend on which rows it computes."""
@@ -260,7 +281,7 @@ class _Run:
             values[name.upper()] = max(16, 1 << (size - 1).bit_length())
         for sums in kernel.arguments.sums:
             tensor = self.sums[sums.stage]
-            batch, heads, rows, _ = tensor.shape
+            heads, rows = tensor.shape[1:3]
             values |= {sums.name: tensor, f"{sums.name}_b": heads * rows, f"{sums.name}_h": rows}
             values[f"{sums.name}_rows"] = rows
         for name, rank in kernel.arguments.tables:
@@ -290,7 +311,7 @@ def choose(keys: Tensor, columns: int, by: str, amounts: Tensor, width: int | No
     """The lists of rows of keys ``[rows, pitch]``, int32 ``[rows, width]``; without ``width`` as wide as need be."""
     rows, pitch = keys.shape
     device = keys.device
-    wide = min(4096, max(64, 1 << (columns - 1).bit_length()))
+    wide = min(WIDEST, max(64, 1 << (columns - 1).bit_length()))
     shape = {"ROWS": max(1, min(16, 2048 // wide)), "WIDTH": wide, "ONE": columns <= wide, "BY": by}
     cuts = torch.empty(rows, 3, dtype=torch.int32, device=device)
     function = load(emit_choose()).choose

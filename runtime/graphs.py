@@ -236,6 +236,28 @@ def selections(pattern: BoundPattern, call: Inputs) -> dict[str, Tensor]:
         return {table.name: lists(chosen, table.name) for table in tables if table.listed}
 
 
+def makers(pattern: BoundPattern, call: Inputs) -> dict[str, str]:
+    """How the `selections` of a call are made, in words."""
+    chosen = _arrays(pattern, call, grad=False)
+    found = {}
+    for name in dict.fromkeys(
+        table.name
+        for stage in _graph(pattern).attentions
+        for table in _pattern_of(pattern, stage.name).tables
+        if table.listed
+    ):
+        found[name] = "by torch, some rows at a time"
+        if chosen.kernels:
+            from spdsl.runtime.chains import lowered
+
+            chain = lowered(chosen, name)
+            if isinstance(chain, str):
+                found[name] += f", because of {chain}"
+            else:
+                found[name] = f"by kernels: {', '.join(kernel.name for kernel in chain.kernels)}, choose"
+    return found
+
+
 def _softmax(
     pattern: BoundPattern, stage: Attention, call: Inputs, chosen: Arrays, values: Arrays, key: str
 ) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The tensors that the kernels of a selection read, with strides by the names of axes.
 
-From: vectors as expressions, and the arrays of a call.  To: tensors of queries as they are, and tensors of keys, if need
-be as sums of numbers of 16 bits, so that products with queries of 16 bits are exact where those of 32 bits would be.
+From: vectors as expressions, and the arrays of a call.  To: tensors of queries as they are, and tensors of keys, if
+need be as sums of numbers of 16 bits, so that products with queries of 16 bits are as exact as those of 32 bits.
 """
 
 from __future__ import annotations

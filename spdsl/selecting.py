@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
@@ -36,10 +36,14 @@ class StageReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphReport:
-    """What `Attention.explain` tells about a pattern with stages; ``softmaxes`` by the names of their stages."""
+    """What `Attention.explain` tells about a pattern with stages; ``softmaxes`` by the names of their stages.
+
+    ``makers`` says how each set of pairs is made, by the name of its stage.
+    """
 
     pattern: str
     stages: tuple[StageReport, ...]
+    makers: tuple[tuple[str, str], ...]
     softmaxes: tuple[tuple[str, Report], ...]
     head_dim: int
 
@@ -62,6 +66,7 @@ class GraphReport:
     def as_dict(self) -> dict[str, object]:
         """The report for `--json`."""
         found = asdict(self) | {"products": self.products, "attended": self.attended, "share": self.share}
+        found |= {"makers": dict(self.makers)}
         return found | {"softmaxes": {name: report.as_dict() for name, report in self.softmaxes}}
 
     def text(self) -> str:
@@ -72,6 +77,7 @@ class GraphReport:
             cost += f", {stage.products:,} multiply-adds" if stage.products else ""
             cost += f", {stage.bytes:,} bytes kept" if stage.bytes else ""
             lines.append(f"  {stage.text}: {cost}")
+        lines += [f"{name} is made {how}" for name, how in self.makers]
         lines.append(f"scores are {self.share:.1%} of the multiply-adds of the forward pass")
         for name, report in self.softmaxes:
             lines += [f"softmax {name}", *(f"  {line}" for line in report.text().splitlines())]
@@ -90,6 +96,7 @@ def explain_stages(
     pattern = bound(key, q.shape[1], k.shape[1], q.shape[3])
     assert pattern.graph is not None
     start = first_query(pattern.attend, q.shape[2], k.shape[2])
+    on_gpu = q.device.type == "cuda" if target is None else target != "cpu"
     call = graphs.Inputs(q=q, k=k, v=v, tables=tables, q_start=start)
     softmaxes = []
     kept: dict[str, int] = {}
@@ -108,6 +115,7 @@ def explain_stages(
             for stage in pattern.graph.stages
             if not isinstance(stage, Attention | Merge)
         ),
+        makers=tuple(graphs.makers(pattern, replace(call, kernels=on_gpu)).items()),
         softmaxes=tuple(softmaxes),
         head_dim=q.shape[3],
     )

@@ -81,7 +81,9 @@ def _tidied(node: Expr) -> Expr | None:
             return build.mod(rest.expr(), by) if len(rest.terms) < len(whole.terms) else None
         case Apply(op="floordiv", args=(inner, Const(value=int() as by))) if by > 0:
             return _divided(sum_of(inner), by)
-        case Apply(op="lt" | "le" | "gt" | "ge" | "eq" | "ne", args=(left, right)) if left.dtype == right.dtype == "int":
+        case Apply(op="lt" | "le" | "gt" | "ge" | "eq" | "ne", args=(left, right)) if (
+            left.dtype == right.dtype == "int"
+        ):
             both = _plus(sum_of(left), sum_of(right), -1)
             return None if both.terms else build.apply(node.op, both.constant, 0)
         case Apply(op="add" | "sub" | "neg" | "mul", dtype="int"):

@@ -50,7 +50,7 @@ class Intervals:
                 if opened is None:
                     return unknown
                 inner, intervals = opened
-                return intervals._decided(inner, possible=possible)
+                return intervals.may(inner) if possible else intervals.must(inner)
 
     def range(self, expr: Expr) -> Ends | None:
         """The ends of an int expression; None where nothing is known."""

@@ -124,7 +124,7 @@ def _may(values: Values, place: Place, condition: Expr) -> Expr:
         "rows": (Index(name="row_first"), Index(name="row_last")),
         "columns": (Index(name="column_first"), Index(name="column_last")),
     }
-    return tidy(values.intervals(ends, place).may(values.condition(condition, place)))
+    return tidy(values.intervals(ends).may(values.condition(condition, place)))
 
 
 def _keys(values: Values, stage: Select | Mark) -> ChainKernel:

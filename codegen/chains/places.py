@@ -149,9 +149,7 @@ class Places:
         if step <= 0 or wide <= 0 or len(low.terms) > 1 or len(begin.terms) > 1:
             raise UncoveredError("axes of uneven sizes")
         # An entry e is in where step * e + low >= begin and step * e + high <= end.
-        first = build.floordiv(
-            build.add(build.mul(entry, wide), begin.constant - low.constant + step - 1), step
-        )
+        first = build.floordiv(build.add(build.mul(entry, wide), begin.constant - low.constant + step - 1), step)
         weighed = windows is None and over not in ("q", "k")
         room = end.constant - high.constant
         if wide % step == 0:

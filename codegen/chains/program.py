@@ -1,4 +1,4 @@
-"""The text of a kernel under construction: every value stands in the outermost loop in which all it is made of is known.
+"""The text of a kernel under construction: values stand in the outermost loop in which all they are made of is known.
 
 From: expressions over named values, and texts that need them.  To: lines, nested in loops.  A value that was written
 once is not written again where it is still in sight.
@@ -26,9 +26,7 @@ class Known:
     column: bool = False
 
     def __or__(self, other: Known) -> Known:
-        return Known(
-            depth=max(self.depth, other.depth), row=self.row or other.row, column=self.column or other.column
-        )
+        return Known(depth=max(self.depth, other.depth), row=self.row or other.row, column=self.column or other.column)
 
     @property
     def shape(self) -> str:

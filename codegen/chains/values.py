@@ -16,8 +16,33 @@ from spdsl.codegen.chains.places import Members, Place, Places, UncoveredError
 from spdsl.codegen.chains.program import NOTHING, Known, Program
 from spdsl.codegen.frame import LOG2E
 from spdsl.semantics import build
-from spdsl.semantics.graph import TENSORS, Mark, Pool, Score, Select, Softmax, Stage, index_of, is_free, on_side, side_of
-from spdsl.semantics.nodes import Apply, BoundPattern, Const, Expr, Extent, FreeParam, Index, Load, Noise, Param, Reduce, Top
+from spdsl.semantics.graph import (
+    TENSORS,
+    Mark,
+    Pool,
+    Score,
+    Select,
+    Softmax,
+    Stage,
+    index_of,
+    is_free,
+    on_side,
+    side_of,
+)
+from spdsl.semantics.nodes import (
+    Apply,
+    BoundPattern,
+    Const,
+    Expr,
+    Extent,
+    FreeParam,
+    Index,
+    Load,
+    Noise,
+    Param,
+    Reduce,
+    Top,
+)
 from spdsl.semantics.rewrite import free_axes, transform, walk
 
 UNROLLED = 16
@@ -200,9 +225,7 @@ class Values:
         )
         start = program.atom(program.let("start", " + ".join(base), what, "int"))
         at = program.atom(entry)
-        inside = program.atom(
-            program.let("there", f"({at} >= 0) & ({at} < {name}_rows)", program.of(entry), "bool")
-        )
+        inside = program.atom(program.let("there", f"({at} >= 0) & ({at} < {name}_rows)", program.of(entry), "bool"))
         text = f"tl.load({start} + {at} * {name}_r + {feature} * {name}_f, "
         text += f"mask={inside} & ({feature} < {name}_size), other=0.0)"
         text += ".to(tl.float32)" if terms == 0 else ""
@@ -245,8 +268,8 @@ class Values:
         most = program.let("most_of", f"tl.load({sums.name} + {place_of} * 2 + 1)", what, "float")
         value = self._exponent(stage, place)
         whole = program.of(value) | what | self._known(place)
-        # The maximum with −inf is −inf for a NaN, and what is infinite gets the share that the sums allow.
-        text = f"tl.minimum(tl.maximum({program.text(value)} - {program.atom(log)}, float('-inf')), {program.atom(most)})"
+        # What is infinite gets the share that the sums allow.
+        text = f"tl.minimum(number({program.text(value)} - {program.atom(log)}), {program.atom(most)})"
         if not masked:
             return program.let("share", f"tl.exp2({text})", whole, "float")
         text = self._only(stage, place, f"tl.exp2({text})", "0.0")
@@ -257,7 +280,7 @@ class Values:
         program = self.program
         value = self._exponent(stage, place)
         what = program.of(value) | program.of(self.at(stage.only, place)) | self._known(place)
-        text = f"tl.maximum({program.text(value)}, float('-inf'))"
+        text = f"number({program.text(value)})"
         return program.let("logit", self._only(stage, place, text, "float('-inf')"), what, "float")
 
     def _exponent(self, stage: Softmax, place: Place) -> Expr:
@@ -419,8 +442,8 @@ class Values:
 
     # ------------------------------------------------------------ tiles that may be left out
 
-    def intervals(self, ends: Mapping[str, tuple[Expr, Expr]], place: Place) -> Intervals:
-        """What decides conditions at a place from the ends of names."""
+    def intervals(self, ends: Mapping[str, tuple[Expr, Expr]]) -> Intervals:
+        """What decides conditions from the ends of names."""
 
         def inside(expr: Expr) -> tuple[Expr, Intervals] | None:
             match expr:
@@ -444,7 +467,7 @@ class Values:
         at, there, _ = self.member(stage, place, members, number)
         condition = build.conj(self.condition(stage.value, at), self.condition(stage.only, at), there)
         known = {**ends, number.name: (Const(value=0), Const(value=members.most - 1))}
-        return condition, self.intervals(known, at)
+        return condition, self.intervals(known)
 
     def condition(self, expr: Expr, place: Place) -> Expr:
         """A condition at a place, with stages and tables left as they are."""
@@ -476,7 +499,12 @@ class _Total:
         self.value = program.fresh(_NAMES[kind])
         # Shares are at least 0, and so is the largest of none.
         self.shares = kind == "max" and self.values.is_share(self.stage.value)
-        empty = {"max": "0" if self.shares else "float('-inf')", "min": "float('inf')", "all": "True", "any": "False"}.get(kind, "0")
+        empty = {
+            "max": "0" if self.shares else "float('-inf')",
+            "min": "float('inf')",
+            "all": "True",
+            "any": "False",
+        }.get(kind, "0")
         if kind in ("max", "min") and self.stage.dtype == "int":
             empty = str(-(1 << 31) if kind == "max" else (1 << 31) - 1)
         self._line(f"{self.value} = tl.full({self.what.shape}, {empty}, {TYPES[self.stage.dtype]})")
@@ -528,9 +556,7 @@ class _Total:
                     program.let("counts", there or "True", program.of(only) | program.of(value), "bool")
                 )
                 better = "tl.maximum" if kind == "max" else "tl.minimum"
-                self._line(
-                    f"{self.value} = tl.where({there}, {better}({self.value}, {at}), {self.value})", deep
-                )
+                self._line(f"{self.value} = tl.where({there}, {better}({self.value}, {at}), {self.value})", deep)
                 self._line(f"{self.count} = {self.count} | {there}", deep)
 
     def end(self) -> Expr:

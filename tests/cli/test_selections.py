@@ -55,3 +55,17 @@ def test_refusals_name_the_pattern(spdsl: Spdsl, command: tuple[str, ...]) -> No
     assert answer.status != 0
     assert "moba" in answer.err
     assert "SP414" in answer.err or "SP290" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "words"),
+    [
+        ("infllm_v2", "sm_90", "stage_6 is made by kernels: sums_stage_2, keys, choose"),
+        ("infllm_v2", "cpu", "stage_6 is made by torch, some rows at a time"),
+        ("vertical_slash", "sm_90", "by torch, some rows at a time, because of sets that are neither"),
+    ],
+)
+def test_explain_tells_how_sets_are_made(spdsl: Spdsl, name: str, target: str, words: str) -> None:
+    answer = spdsl("explain", name, "-n", "256", *SMALL, "--target", target)
+    assert answer.status == 0, answer
+    assert words in answer.out

@@ -1,0 +1,227 @@
+"""Kernels of selections as text: goldens, sums of ints, conditions decided for tiles, members in closed form."""
+
+from __future__ import annotations
+
+import ast
+import random
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+
+import spdsl
+from spdsl.codegen.chains.affine import tidy
+from spdsl.codegen.chains.emit import emit_chain, emit_choose
+from spdsl.codegen.chains.intervals import Intervals
+from spdsl.codegen.chains.lower import Chain, lower_chain
+from spdsl.codegen.chains.places import Places, UncoveredError
+from spdsl.runtime.lines import Lines
+from spdsl.semantics import build
+from spdsl.semantics.graph import Mark, Score, Select, Windows
+from spdsl.semantics.nodes import Apply, BoundPattern, Const, Expr, Index
+from spdsl.semantics.ops import OPS
+
+
+def chain(name: str, **parameters: object) -> Chain:
+    """The kernels of the selection of a library pattern, for 16 heads of two groups in 16 bits."""
+    pattern = spdsl.compile(name, **parameters).bind(16, 2, 64)  # type: ignore[arg-type]
+    assert pattern.graph is not None
+    (chosen,) = (stage.name for stage in pattern.graph.stages if isinstance(stage, Select | Mark))
+    terms = tuple((stage.name, 2) for stage in pattern.graph.stages if isinstance(stage, Score))
+    return lower_chain(pattern, chosen, terms)
+
+
+GOLDEN: dict[str, dict[str, object]] = {
+    "moba": {},
+    "infllm_v2": {},
+    "seer_attention": {},
+    "quest": {},
+    "dsa": {},
+    "dma": {},
+    "xattention": {"stride": 4},
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_source(name: str, golden: Callable[..., None]) -> None:
+    text = emit_chain(chain(name, **GOLDEN[name]), name).text
+    ast.parse(text)
+    golden(text, ending="py")
+
+
+def test_choosing(golden: Callable[..., None]) -> None:
+    ast.parse(emit_choose().text)
+    golden(emit_choose().text, ending="py")
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ("score(Q, mean(K, per = k.part)) |> top(2)", None),
+        ("score(Q, K) |> softmax |> sum(per = k.part) |> top(2)", "into parts"),
+        ("score(Q, K) |> softmax |> sum(per = k.uneven) |> top(2)", "axes by tables"),
+        ("score(Q, K) |> only(noise(1, per = (q, k)) < 0.5) |> top(2)", "Noise"),
+    ],
+)
+def test_what_is_left_to_torch_has_a_reason(stages: str, words: str | None) -> None:
+    text = f"""pattern some() {{
+      input last: int[token] sorted
+      axis part = token into 5
+      axis uneven = token by last
+      let chosen = {stages}
+      keep chosen
+    }}"""
+    pattern = spdsl.compile(spdsl.loads(text)).bind(2, 2, 16)
+    assert pattern.graph is not None
+    (chosen,) = (stage.name for stage in pattern.graph.stages if isinstance(stage, Select))
+    terms = tuple((stage.name, 1) for stage in pattern.graph.stages if isinstance(stage, Score))
+    if words is None:
+        assert lower_chain(pattern, chosen, terms).kernels
+        return
+    with pytest.raises(UncoveredError, match=words):
+        lower_chain(pattern, chosen, terms)
+
+
+# ---------------------------------------------------------------- ints
+
+NAMES = ("rows", "columns", "member")
+
+
+def number(rng: random.Random, depth: int) -> Expr:
+    """A random int expression."""
+    if depth == 0:
+        return rng.choice([Index(name=rng.choice(NAMES)), Const(value=rng.randint(-9, 9))])
+    left = number(rng, depth - 1)
+    match rng.randrange(6):
+        case 0:
+            return build.add(left, number(rng, depth - 1))
+        case 1:
+            return build.sub(left, number(rng, depth - 1))
+        case 2:
+            return build.mul(left, rng.choice((-3, -1, 2, 4, 8, 16)))
+        case 3:
+            return build.floordiv(left, rng.choice((2, 4, 3, 8)))
+        case 4:
+            return build.mod(left, rng.choice((2, 4, 3, 8)))
+        case _:
+            return build.apply(rng.choice(("min", "max")), left, number(rng, depth - 1))
+
+
+def condition(rng: random.Random, depth: int) -> Expr:
+    """A random condition on ints."""
+    if depth == 0:
+        op = rng.choice(("lt", "le", "gt", "ge", "eq"))
+        return build.apply(op, number(rng, 2), number(rng, 2))
+    if rng.random() < 0.2:
+        return build.apply("not", condition(rng, depth - 1))
+    return build.apply(rng.choice(("and", "or")), condition(rng, depth - 1), condition(rng, depth - 1))
+
+
+def value(expr: Expr, env: Mapping[str, int]) -> int:
+    """The value of an expression."""
+    match expr:
+        case Const(value=found):
+            return int(found)
+        case Index(name=name):
+            return env[name]
+        case Apply(op=op, args=args):
+            return int(OPS[op].fold(*(_typed(value(arg, env), arg) for arg in args)))
+        case _:
+            raise TypeError(expr)
+
+
+def _typed(found: int, expr: Expr) -> int:
+    return bool(found) if expr.dtype == "bool" else found
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_tidy_expressions_have_the_same_values(seed: int) -> None:
+    rng = random.Random(seed)
+    expr = build.apply("and", condition(rng, 1), build.apply("le", number(rng, 3), number(rng, 2)))
+    tidied = tidy(expr)
+    for _ in range(40):
+        env = {name: rng.randint(0, 40) for name in NAMES}
+        assert value(tidied, env) == value(expr, env)
+
+
+def test_remainders_of_members_are_decided() -> None:
+    rows, columns = Index(name="rows"), Index(name="columns")
+    position = build.add(build.add(build.mul(rows, 8), 3), build.add(build.mul(columns, 16), 4))
+    assert tidy(build.apply("eq", build.mod(position, 8), 7)) == build.TRUE
+    assert tidy(build.apply("eq", build.mod(position, 4), 0)) == build.FALSE
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_conditions_are_decided_for_tiles(seed: int) -> None:
+    rng = random.Random(seed)
+    expr = condition(rng, 2)
+    low = {name: rng.randint(0, 20) for name in NAMES}
+    high = {name: low[name] + rng.randint(0, 5) for name in NAMES}
+    ends = {name: (Index(name=f"{name}0"), Index(name=f"{name}1")) for name in NAMES}
+    intervals = Intervals(ends=ends, inside=lambda _: None)
+    env = {f"{name}0": low[name] for name in NAMES} | {f"{name}1": high[name] for name in NAMES}
+    may, must = value(tidy(intervals.may(expr)), env), value(tidy(intervals.must(expr)), env)
+    points = [
+        value(expr, {"rows": r, "columns": c, "member": m})
+        for r in range(low["rows"], high["rows"] + 1)
+        for c in range(low["columns"], high["columns"] + 1)
+        for m in range(low["member"], high["member"] + 1)
+    ]
+    assert may or not any(points)
+    assert all(points) or not must
+
+
+# ---------------------------------------------------------------- members
+
+AXES = """pattern axes() {
+  axis small = token by 4
+  axis win = token by 6 step 3
+  axis far = token by 3 step 5
+  axis wide = token by 24
+  axis odd = token by 7
+  keep causal and score(Q, K) > 0
+}
+"""
+
+
+def bound() -> BoundPattern:
+    return spdsl.compile(spdsl.loads(AXES)).bind(1, 1, 8)
+
+
+PAIRS = [
+    ("k.small", "k.wide"),
+    ("k.win", "k.wide"),
+    ("k.far", "k.wide"),
+    ("k.small", "k.odd"),
+    ("k.win", "k.odd"),
+    ("k.wide", "k.small"),
+]
+
+
+@pytest.mark.parametrize(
+    ("over", "per", "windows"),
+    [("k", "k.small", None), ("k", "k.win", None)]
+    + [(over, per, windows) for over, per in PAIRS for windows in (None, "inside", "touching")],
+)
+def test_members_are_those_of_tables(over: str, per: str, windows: Windows | None) -> None:
+    pattern, n = bound(), 53
+    lines = Lines(pattern=pattern, tables={}, batch=1, nq=n, n=n, q_start=0, device=torch.device("cpu"))
+    shares = lines.shares(over, per, windows)
+    places = Places(pattern=pattern)
+    members = places.members(over, per, Index(name="columns"), windows)
+    for entry in range(lines.size(per)):
+        env = {"columns": entry}
+        found = {}
+        for each in range(members.most):
+            at = value(members.first, env) + each
+            there = 0 <= at < lines.size(over) and (members.last is None or at <= value(members.last, env))
+            weight = 1
+            if there and members.weighed:
+                shared = places.shared(
+                    over, Const(value=at), per, Const(value=entry), Const(value=0), Const(value=n - 1)
+                )
+                weight = value(shared, {})
+            if there and weight:
+                found[at] = weight
+        row, times = shares.entries[entry].tolist(), shares.weights[entry].tolist()
+        assert found == {at: weight for at, weight in zip(row, times, strict=True) if weight}

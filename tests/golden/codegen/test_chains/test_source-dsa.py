@@ -1,0 +1,88 @@
+"""What the selection stage_2 of the pattern `dsa` is made of, written by spdsl.
+
+stage_0[j, q, k] = score(QI[j, q, e], KI[k, e], over = e)
+stage_1[q, k] = sum(wt[j, q] * max(stage_0[j, q, k], 0.0), over = j)
+stage_2[q, k] = stage_1[q, k] |> only(k <= q) |> top(2048, over = k)
+"""
+
+import triton
+import triton.language as tl
+
+
+
+@triton.jit
+def sortable(value):
+    """Numbers as int32 of the same order; 0.0 and -0.0 are one number."""
+    if value.dtype.is_int():
+        return tl.minimum(tl.maximum(value, -2147483646), 2147483646).to(tl.int32)
+    bits = (value.to(tl.float32) + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def count_key(value, only, forced):
+    """Forced entries first, then larger values; a NaN is absent."""
+    key = tl.where(only & (value == value), sortable(value), -2147483648)
+    return tl.where(forced, 2147483647, key)
+
+
+@triton.jit
+def leave(keys, key, key_row, rows, columns, pitch, row_last, column_last):
+    """Store the keys of a tile."""
+    tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
+
+
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_0_q_rows", "stage_0_k_rows", "size_wt_0", "size_wt_1", "size_j"])
+def keys(
+    keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
+    stage_0_q,  # [batch, j, q, e]
+    stage_0_q_b, stage_0_q_j, stage_0_q_r, stage_0_q_f, stage_0_q_rows, stage_0_q_size,
+    stage_0_k,  # [batch, k, e], each a sum of 2
+    stage_0_k_b, stage_0_k_r, stage_0_k_f, stage_0_k_t, stage_0_k_rows, stage_0_k_size,
+    t_wt, stride_wt_b, stride_wt_0, stride_wt_1, size_wt_0, size_wt_1,
+    size_j,  # entries of j
+    stage_0_scale,
+    STAGE_0_Q: tl.constexpr,
+    STAGE_0_K: tl.constexpr,
+    n, nq, q_start, first_row, chunk_rows, column_count, pitch, heads,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The keys of a tile of q and k."""
+    b = tl.program_id(2) // heads
+    head = tl.program_id(2) % heads
+    row_first = first_row + tl.program_id(1) * BLOCK_R
+    row_last = tl.minimum(row_first + BLOCK_R, first_row + chunk_rows) - 1
+    column_first = tl.program_id(0) * BLOCK_C
+    column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
+    rows = row_first + tl.arange(0, BLOCK_R)[:, None]
+    columns = column_first + tl.arange(0, BLOCK_C)[None, :]
+    key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
+    # No entry of the tile can be chosen.
+    if ~(column_first - row_last - q_start <= 0):
+        leave(keys, -2147483648, key_row, rows, columns, pitch, row_last, column_last)
+        return
+    total_1 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
+    x = size_wt_0 - 1
+    x_2 = size_wt_1 - 1
+    x_3 = tl.maximum(tl.minimum(rows, x_2), 0)
+    feature = tl.arange(0, STAGE_0_Q)[None, :]
+    there = (rows >= 0) & (rows < stage_0_q_rows)
+    feature_1 = tl.arange(0, STAGE_0_K)[:, None]
+    start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + 1 * stage_0_k_t
+    there_1 = (columns >= 0) & (columns < stage_0_k_rows)
+    key_1 = tl.load(start_1 + columns * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+    start_2 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b
+    key_2 = tl.load(start_2 + columns * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+    for j in range(size_j):
+        x_1 = tl.maximum(tl.minimum(j, x), 0)
+        wt_at = tl.load(t_wt + (tl.cast(b, tl.int64) * stride_wt_b + tl.cast(x_1, tl.int64) * stride_wt_0 + tl.cast(x_3, tl.int64) * stride_wt_1)).to(tl.float32)
+        start = stage_0_q + tl.cast(b, tl.int64) * stage_0_q_b + tl.cast(j, tl.int64) * stage_0_q_j
+        query = tl.load(start + rows * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
+        product = tl.dot(query, key_1)
+        product_1 = tl.dot(query, key_2, product)
+        score = product_1 * stage_0_scale
+        total_1 += wt_at * tl.maximum(score, 0.0)
+    x_4 = rows + q_start
+    key = count_key(total_1, columns <= x_4, False)
+    leave(keys, key, key_row, rows, columns, pitch, row_last, column_last)

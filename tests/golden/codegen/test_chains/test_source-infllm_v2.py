@@ -1,0 +1,192 @@
+"""What the selection stage_6 of the pattern `infllm_v2` is made of, written by spdsl.
+
+stage_1[h, q, k.win] = score(Q[b, h, q, d], stage_0[g, k.win, d], over = d)
+stage_2[h, q, k.win] = softmax(stage_1[h, q, k.win] |> only(k.win * 16 + 31 <= q), over = k.win)
+stage_3[g, q, k.win] = sum(stage_2[h, q, k.win] |> only(k.win * 16 + 31 <= q), h, per = g)
+stage_4[g, q, k.blk] = max(stage_3[g, q, k.win] |> only(k.win * 16 + 31 <= q), k.win, per = k.blk, windows = touching)
+stage_5[q, k.blk] = any(k.win * 16 + 31 <= q, k.win, per = k.blk, windows = touching)
+stage_6[g, q, k.blk] = stage_4[g, q, k.blk] |> only(stage_5[q, k.blk]) |> force(k.blk == 0 or 0 <= q.blk - k.blk and q.blk - k.blk < 32) |> top(64, over = k.blk)
+"""
+
+import triton
+import triton.language as tl
+
+
+
+@triton.jit
+def sortable(value):
+    """Numbers as int32 of the same order; 0.0 and -0.0 are one number."""
+    if value.dtype.is_int():
+        return tl.minimum(tl.maximum(value, -2147483646), 2147483646).to(tl.int32)
+    bits = (value.to(tl.float32) + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def count_key(value, only, forced):
+    """Forced entries first, then larger values; a NaN is absent."""
+    key = tl.where(only & (value == value), sortable(value), -2147483648)
+    return tl.where(forced, 2147483647, key)
+
+
+@triton.jit
+def number(x):
+    """-inf in place of a NaN; in Triton's interpreter a maximum would leave it."""
+    return tl.where(x == x, x, float("-inf"))
+
+
+@triton.jit
+def add_up(logit, largest, total):
+    """The largest exponent of each row and the sum of powers of 2 beside it, with those of one tile more.
+
+    Infinite ones count as the largest number there is, so that each adds 1 and all others nothing.
+    """
+    logit = tl.minimum(logit, 3.4028234663852886e38)
+    more = tl.maximum(largest, tl.max(logit, 1))
+    beside = tl.where(more == float("-inf"), 0.0, more)
+    return more, total * tl.exp2(largest - beside) + tl.sum(tl.exp2(logit - beside[:, None]), 1)
+
+
+@triton.jit
+def leave(keys, key, key_row, rows, columns, pitch, row_last, column_last):
+    """Store the keys of a tile."""
+    tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
+
+
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "chunk_rows", "column_count", "stage_1_q_rows", "stage_1_k_rows"])
+def sums_stage_2(
+    sums,  # [batch, heads, chunk_rows, 2]: log2 of the sum of each row, and log2 of the most that an entry has of it
+    stage_1_q,  # [batch, h, q, d]
+    stage_1_q_b, stage_1_q_h, stage_1_q_r, stage_1_q_f, stage_1_q_rows, stage_1_q_size,
+    stage_1_k,  # [batch, g, k.win, d], each a sum of 2
+    stage_1_k_b, stage_1_k_g, stage_1_k_r, stage_1_k_f, stage_1_k_t, stage_1_k_rows, stage_1_k_size,
+    stage_1_scale,
+    STAGE_1_Q: tl.constexpr,
+    STAGE_1_K: tl.constexpr,
+    n, nq, q_start, chunk_rows, column_count, heads,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The sums of the softmax stage_2."""
+    b = tl.program_id(1) // heads
+    head = tl.program_id(1) % heads
+    # Under a causal condition the last rows are the longest.
+    row_first = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_R
+    row_last = tl.minimum(row_first + BLOCK_R, chunk_rows) - 1
+    rows = row_first + tl.arange(0, BLOCK_R)[:, None]
+    tiles = tl.cdiv(column_count, BLOCK_C)
+    # The first and the last tile that the condition touches.
+    tile_begin, tile_end = tiles, 0
+    for scan in range(tiles):
+        column_first = scan * BLOCK_C
+        column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
+        touched = column_first * 16 - row_last - q_start + 31 <= 0
+        tile_begin = tl.where(touched, tl.minimum(tile_begin, scan), tile_begin)
+        tile_end = tl.where(touched, scan + 1, tile_end)
+    largest = tl.full([BLOCK_R], float('-inf'), tl.float32)
+    total = tl.zeros([BLOCK_R], tl.float32)
+    factor = stage_1_scale * 1.4426950408889634
+    feature = tl.arange(0, STAGE_1_Q)[None, :]
+    start = stage_1_q + tl.cast(b, tl.int64) * stage_1_q_b + tl.cast(head, tl.int64) * stage_1_q_h
+    there = (rows >= 0) & (rows < stage_1_q_rows)
+    query = tl.load(start + rows * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
+    x = head >> 3
+    feature_1 = tl.arange(0, STAGE_1_K)[:, None]
+    start_1 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(x, tl.int64) * stage_1_k_g + 1 * stage_1_k_t
+    start_2 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(x, tl.int64) * stage_1_k_g
+    x_2 = rows + q_start
+    for tile in range(tile_begin, tile_end):
+        columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+        there_1 = (columns >= 0) & (columns < stage_1_k_rows)
+        key_1 = tl.load(start_1 + columns * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+        product = tl.dot(query, key_1)
+        key_2 = tl.load(start_2 + columns * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+        product_1 = tl.dot(query, key_2, product)
+        x_1 = columns * 16 + 31
+        only = x_1 <= x_2
+        logit_1 = tl.where(only, number(product_1 * factor), float('-inf'))
+        logit = tl.where(columns < column_count, logit_1, float('-inf'))
+        largest, total = add_up(tl.broadcast_to(logit, BLOCK_R, BLOCK_C), largest, total)
+    at = sums + (tl.program_id(1).to(tl.int64) * chunk_rows + row_first + tl.arange(0, BLOCK_R)) * 2
+    in_rows = row_first + tl.arange(0, BLOCK_R) <= row_last
+    # Infinite entries share what there is, and all others are nothing beside them.
+    finite = (total > 0) & (largest < 3.0e38)
+    tl.store(at, tl.where(finite, largest + tl.log2(total), 3.0e38), mask=in_rows)
+    tl.store(at + 1, tl.where(finite, float("inf"), -tl.log2(total)), mask=in_rows)
+
+
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_1_q_rows", "stage_1_k_rows", "stage_2_sums_b", "stage_2_sums_h", "stage_2_sums_rows"])
+def keys(
+    keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
+    stage_1_q,  # [batch, h, q, d]
+    stage_1_q_b, stage_1_q_h, stage_1_q_r, stage_1_q_f, stage_1_q_rows, stage_1_q_size,
+    stage_1_k,  # [batch, g, k.win, d], each a sum of 2
+    stage_1_k_b, stage_1_k_g, stage_1_k_r, stage_1_k_f, stage_1_k_t, stage_1_k_rows, stage_1_k_size,
+    stage_2_sums,  # [batch, heads, rows, 2]: log2 of the sum and of the largest share
+    stage_2_sums_b, stage_2_sums_h, stage_2_sums_rows,
+    stage_1_scale,
+    STAGE_1_Q: tl.constexpr,
+    STAGE_1_K: tl.constexpr,
+    n, nq, q_start, first_row, chunk_rows, column_count, pitch, heads,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The keys of a tile of q and k.blk."""
+    b = tl.program_id(2) // heads
+    head = tl.program_id(2) % heads
+    row_first = first_row + tl.program_id(1) * BLOCK_R
+    row_last = tl.minimum(row_first + BLOCK_R, first_row + chunk_rows) - 1
+    column_first = tl.program_id(0) * BLOCK_C
+    column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
+    rows = row_first + tl.arange(0, BLOCK_R)[:, None]
+    columns = column_first + tl.arange(0, BLOCK_C)[None, :]
+    key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
+    # No entry of the tile can be chosen.
+    if ~((column_first * 64 - row_last - q_start + 15 <= 0) & (column_first * 4 - ((n + 15) >> 4) - 1 < 0) | ((column_first <= 0) | (-((row_last + q_start) >> 6) + column_first <= 0) & (((row_first + q_start) >> 6) - column_last - 32 < 0))):
+        leave(keys, -2147483648, key_row, rows, columns, pitch, row_last, column_last)
+        return
+    most = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
+    x = head * 8
+    factor = stage_1_scale * 1.4426950408889634
+    feature = tl.arange(0, STAGE_1_Q)[None, :]
+    there = (rows >= 0) & (rows < stage_1_q_rows)
+    x_1 = columns * 4
+    feature_1 = tl.arange(0, STAGE_1_K)[:, None]
+    start_1 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(head, tl.int64) * stage_1_k_g + 1 * stage_1_k_t
+    start_2 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(head, tl.int64) * stage_1_k_g
+    x_2 = columns * 64
+    x_5 = rows + q_start
+    for member in range(5):
+        total_1 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
+        entry_1 = x_1 + member - 1
+        there_1 = (entry_1 >= 0) & (entry_1 < stage_1_k_rows)
+        key_1 = tl.load(start_1 + entry_1 * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+        key_2 = tl.load(start_2 + entry_1 * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+        for member_1 in range(8):
+            entry = x + member_1
+            row_of = tl.cast(b, tl.int64) * stage_2_sums_b + entry * stage_2_sums_h + tl.minimum(tl.maximum(rows, 0), stage_2_sums_rows - 1)
+            log_sum = tl.load(stage_2_sums + row_of * 2)
+            most_of = tl.load(stage_2_sums + row_of * 2 + 1)
+            start = stage_1_q + tl.cast(b, tl.int64) * stage_1_q_b + tl.cast(entry, tl.int64) * stage_1_q_h
+            query = tl.load(start + rows * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
+            product = tl.dot(query, key_1)
+            product_1 = tl.dot(query, key_2, product)
+            share = tl.exp2(tl.minimum(number(product_1 * factor - log_sum), most_of))
+            total_1 += share
+        x_3 = member * 16
+        x_4 = x_2 + x_3 + 15
+        total_2 = tl.where(x_4 <= x_5, total_1, 0.0)
+        holds = (x_1 + member - 1 >= 0) & (x_1 + member - 1 < ((n + 15) >> 4))
+        only = (x_4 <= x_5) & holds
+        most = tl.maximum(most, tl.where(only, total_2, 0.0))
+    found = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
+    for member_2 in range(5):
+        only_1 = (x_1 + member_2 - 1 >= 0) & (x_1 + member_2 - 1 < ((n + 15) >> 4))
+        x_6 = member_2 * 16
+        x_7 = x_2 + x_6 + 15
+        x_8 = x_7 <= x_5
+        found = found | (x_8 & only_1)
+    holds_1 = columns == 0
+    x_9 = (rows + q_start) >> 6
+    key = count_key(most, found, holds_1 | (0 <= x_9 - columns) & (x_9 - columns < 32))
+    leave(keys, key, key_row, rows, columns, pitch, row_last, column_last)

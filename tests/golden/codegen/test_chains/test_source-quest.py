@@ -1,0 +1,114 @@
+"""What the selection stage_5 of the pattern `quest` is made of, written by spdsl.
+
+stage_1[h, q, k.pg] = score(max(Q[b, h, q, d], 0.0), stage_0[g, k.pg, d], over = d)
+stage_3[h, q, k.pg] = score(max(-Q[b, h, q, d], 0.0), stage_2[g, k.pg, d], over = d)
+stage_4[g, q, k.pg] = max(stage_1[h, q, k.pg] - stage_3[h, q, k.pg] |> only(k.pg * 16 <= q), h, per = g)
+stage_5[g, q, k.pg] = stage_4[g, q, k.pg] |> only(k.pg * 16 <= q) |> force(k.pg == q.pg) |> top(64, over = k.pg)
+"""
+
+import triton
+import triton.language as tl
+
+
+
+@triton.jit
+def sortable(value):
+    """Numbers as int32 of the same order; 0.0 and -0.0 are one number."""
+    if value.dtype.is_int():
+        return tl.minimum(tl.maximum(value, -2147483646), 2147483646).to(tl.int32)
+    bits = (value.to(tl.float32) + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def count_key(value, only, forced):
+    """Forced entries first, then larger values; a NaN is absent."""
+    key = tl.where(only & (value == value), sortable(value), -2147483648)
+    return tl.where(forced, 2147483647, key)
+
+
+@triton.jit
+def leave(keys, key, key_row, rows, columns, pitch, row_last, column_last):
+    """Store the keys of a tile."""
+    tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
+
+
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_1_q_rows", "stage_1_k_rows", "stage_3_q_rows", "stage_3_k_rows"])
+def keys(
+    keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
+    stage_1_q,  # [batch, h, q, d]
+    stage_1_q_b, stage_1_q_h, stage_1_q_r, stage_1_q_f, stage_1_q_rows, stage_1_q_size,
+    stage_1_k,  # [batch, g, k.pg, d], each a sum of 2
+    stage_1_k_b, stage_1_k_g, stage_1_k_r, stage_1_k_f, stage_1_k_t, stage_1_k_rows, stage_1_k_size,
+    stage_3_q,  # [batch, h, q, d]
+    stage_3_q_b, stage_3_q_h, stage_3_q_r, stage_3_q_f, stage_3_q_rows, stage_3_q_size,
+    stage_3_k,  # [batch, g, k.pg, d], each a sum of 2
+    stage_3_k_b, stage_3_k_g, stage_3_k_r, stage_3_k_f, stage_3_k_t, stage_3_k_rows, stage_3_k_size,
+    stage_1_scale,
+    stage_3_scale,
+    STAGE_1_Q: tl.constexpr,
+    STAGE_1_K: tl.constexpr,
+    STAGE_3_Q: tl.constexpr,
+    STAGE_3_K: tl.constexpr,
+    n, nq, q_start, first_row, chunk_rows, column_count, pitch, heads,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The keys of a tile of q and k.pg."""
+    b = tl.program_id(2) // heads
+    head = tl.program_id(2) % heads
+    row_first = first_row + tl.program_id(1) * BLOCK_R
+    row_last = tl.minimum(row_first + BLOCK_R, first_row + chunk_rows) - 1
+    column_first = tl.program_id(0) * BLOCK_C
+    column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
+    rows = row_first + tl.arange(0, BLOCK_R)[:, None]
+    columns = column_first + tl.arange(0, BLOCK_C)[None, :]
+    key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
+    # No entry of the tile can be chosen.
+    if ~((column_first * 16 - row_last - q_start <= 0) | (column_first - ((row_last + q_start) >> 4) <= 0) & (column_last - ((row_first + q_start) >> 4) >= 0)):
+        leave(keys, -2147483648, key_row, rows, columns, pitch, row_last, column_last)
+        return
+    most = tl.full([BLOCK_R, BLOCK_C], float('-inf'), tl.float32)
+    some = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
+    x = head * 8
+    feature = tl.arange(0, STAGE_1_Q)[None, :]
+    there = (rows >= 0) & (rows < stage_1_q_rows)
+    feature_1 = tl.arange(0, STAGE_1_K)[:, None]
+    start_1 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(head, tl.int64) * stage_1_k_g + 1 * stage_1_k_t
+    there_1 = (columns >= 0) & (columns < stage_1_k_rows)
+    key_1 = tl.load(start_1 + columns * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+    start_2 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(head, tl.int64) * stage_1_k_g
+    key_2 = tl.load(start_2 + columns * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+    feature_2 = tl.arange(0, STAGE_3_Q)[None, :]
+    there_2 = (rows >= 0) & (rows < stage_3_q_rows)
+    feature_3 = tl.arange(0, STAGE_3_K)[:, None]
+    start_4 = stage_3_k + tl.cast(b, tl.int64) * stage_3_k_b + tl.cast(head, tl.int64) * stage_3_k_g + 1 * stage_3_k_t
+    there_3 = (columns >= 0) & (columns < stage_3_k_rows)
+    key_3 = tl.load(start_4 + columns * stage_3_k_r + feature_3 * stage_3_k_f, mask=there_3 & (feature_3 < stage_3_k_size), other=0.0)
+    start_5 = stage_3_k + tl.cast(b, tl.int64) * stage_3_k_b + tl.cast(head, tl.int64) * stage_3_k_g
+    key_4 = tl.load(start_5 + columns * stage_3_k_r + feature_3 * stage_3_k_f, mask=there_3 & (feature_3 < stage_3_k_size), other=0.0)
+    x_2 = columns * 16
+    x_3 = rows + q_start
+    for member in range(8):
+        x_1 = x + member
+        start = stage_1_q + tl.cast(b, tl.int64) * stage_1_q_b + tl.cast(x_1, tl.int64) * stage_1_q_h
+        query = tl.load(start + rows * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
+        query_1 = (tl.maximum(query, 0.0)).to(query.dtype)
+        product = tl.dot(query_1, key_1)
+        product_1 = tl.dot(query_1, key_2, product)
+        score = product_1 * stage_1_scale
+        start_3 = stage_3_q + tl.cast(b, tl.int64) * stage_3_q_b + tl.cast(x_1, tl.int64) * stage_3_q_h
+        query_2 = tl.load(start_3 + rows * stage_3_q_r + feature_2 * stage_3_q_f, mask=there_2 & (feature_2 < stage_3_q_size), other=0.0)
+        query_3 = (tl.maximum(-query_2, 0.0)).to(query_2.dtype)
+        product_2 = tl.dot(query_3, key_3)
+        product_3 = tl.dot(query_3, key_4, product_2)
+        score_1 = product_3 * stage_3_scale
+        only = x_2 <= x_3
+        value = score - score_1
+        counts = (only) & (value == value)
+        most = tl.where(counts, tl.maximum(most, value), most)
+        some = some | counts
+    value_1 = tl.where(some, most, 0)
+    x_4 = (rows + q_start) >> 4
+    key = count_key(value_1, x_2 <= x_3, columns == x_4)
+    leave(keys, key, key_row, rows, columns, pitch, row_last, column_last)

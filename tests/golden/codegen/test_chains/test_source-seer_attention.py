@@ -1,0 +1,145 @@
+"""What the selection stage_8 of the pattern `seer_attention` is made of, written by spdsl.
+
+stage_0[h, q.blk, k.blk] = score(GQ[h, q.blk, e], GK[h, k.blk, e], over = e)
+stage_1[h, q.blk, k.blk] = softmax(stage_0[h, q.blk, k.blk] |> only(k.blk <= q.blk), over = k.blk)
+stage_8[h, q.blk, k.blk] = k.blk <= q.blk and stage_1[h, q.blk, k.blk] > 0.002
+"""
+
+import triton
+import triton.language as tl
+
+
+
+@triton.jit
+def number(x):
+    """-inf in place of a NaN; in Triton's interpreter a maximum would leave it."""
+    return tl.where(x == x, x, float("-inf"))
+
+
+@triton.jit
+def add_up(logit, largest, total):
+    """The largest exponent of each row and the sum of powers of 2 beside it, with those of one tile more.
+
+    Infinite ones count as the largest number there is, so that each adds 1 and all others nothing.
+    """
+    logit = tl.minimum(logit, 3.4028234663852886e38)
+    more = tl.maximum(largest, tl.max(logit, 1))
+    beside = tl.where(more == float("-inf"), 0.0, more)
+    return more, total * tl.exp2(largest - beside) + tl.sum(tl.exp2(logit - beside[:, None]), 1)
+
+
+@triton.jit
+def leave(keys, key, key_row, rows, columns, pitch, row_last, column_last):
+    """Store the keys of a tile."""
+    tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
+
+
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "chunk_rows", "column_count", "stage_0_q_rows", "stage_0_k_rows"])
+def sums_stage_1(
+    sums,  # [batch, heads, chunk_rows, 2]: log2 of the sum of each row, and log2 of the most that an entry has of it
+    stage_0_q,  # [batch, h, q.blk, e]
+    stage_0_q_b, stage_0_q_h, stage_0_q_r, stage_0_q_f, stage_0_q_rows, stage_0_q_size,
+    stage_0_k,  # [batch, h, k.blk, e], each a sum of 2
+    stage_0_k_b, stage_0_k_h, stage_0_k_r, stage_0_k_f, stage_0_k_t, stage_0_k_rows, stage_0_k_size,
+    stage_0_scale,
+    STAGE_0_Q: tl.constexpr,
+    STAGE_0_K: tl.constexpr,
+    n, nq, q_start, chunk_rows, column_count, heads,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The sums of the softmax stage_1."""
+    b = tl.program_id(1) // heads
+    head = tl.program_id(1) % heads
+    # Under a causal condition the last rows are the longest.
+    row_first = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_R
+    row_last = tl.minimum(row_first + BLOCK_R, chunk_rows) - 1
+    rows = row_first + tl.arange(0, BLOCK_R)[:, None]
+    tiles = tl.cdiv(column_count, BLOCK_C)
+    # The first and the last tile that the condition touches.
+    tile_begin, tile_end = tiles, 0
+    for scan in range(tiles):
+        column_first = scan * BLOCK_C
+        column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
+        touched = column_first - row_last <= 0
+        tile_begin = tl.where(touched, tl.minimum(tile_begin, scan), tile_begin)
+        tile_end = tl.where(touched, scan + 1, tile_end)
+    largest = tl.full([BLOCK_R], float('-inf'), tl.float32)
+    total = tl.zeros([BLOCK_R], tl.float32)
+    factor = stage_0_scale * 1.4426950408889634
+    feature = tl.arange(0, STAGE_0_Q)[None, :]
+    start = stage_0_q + tl.cast(b, tl.int64) * stage_0_q_b + tl.cast(head, tl.int64) * stage_0_q_h
+    there = (rows >= 0) & (rows < stage_0_q_rows)
+    query = tl.load(start + rows * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
+    feature_1 = tl.arange(0, STAGE_0_K)[:, None]
+    start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(head, tl.int64) * stage_0_k_h + 1 * stage_0_k_t
+    start_2 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(head, tl.int64) * stage_0_k_h
+    for tile in range(tile_begin, tile_end):
+        columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+        there_1 = (columns >= 0) & (columns < stage_0_k_rows)
+        key_1 = tl.load(start_1 + columns * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+        product = tl.dot(query, key_1)
+        key_2 = tl.load(start_2 + columns * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+        product_1 = tl.dot(query, key_2, product)
+        only = columns <= rows
+        logit_1 = tl.where(only, number(product_1 * factor), float('-inf'))
+        logit = tl.where(columns < column_count, logit_1, float('-inf'))
+        largest, total = add_up(tl.broadcast_to(logit, BLOCK_R, BLOCK_C), largest, total)
+    at = sums + (tl.program_id(1).to(tl.int64) * chunk_rows + row_first + tl.arange(0, BLOCK_R)) * 2
+    in_rows = row_first + tl.arange(0, BLOCK_R) <= row_last
+    # Infinite entries share what there is, and all others are nothing beside them.
+    finite = (total > 0) & (largest < 3.0e38)
+    tl.store(at, tl.where(finite, largest + tl.log2(total), 3.0e38), mask=in_rows)
+    tl.store(at + 1, tl.where(finite, float("inf"), -tl.log2(total)), mask=in_rows)
+
+
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_0_q_rows", "stage_0_k_rows", "stage_1_sums_b", "stage_1_sums_h", "stage_1_sums_rows"])
+def keys(
+    keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
+    stage_0_q,  # [batch, h, q.blk, e]
+    stage_0_q_b, stage_0_q_h, stage_0_q_r, stage_0_q_f, stage_0_q_rows, stage_0_q_size,
+    stage_0_k,  # [batch, h, k.blk, e], each a sum of 2
+    stage_0_k_b, stage_0_k_h, stage_0_k_r, stage_0_k_f, stage_0_k_t, stage_0_k_rows, stage_0_k_size,
+    stage_1_sums,  # [batch, heads, rows, 2]: log2 of the sum and of the largest share
+    stage_1_sums_b, stage_1_sums_h, stage_1_sums_rows,
+    stage_0_scale,
+    STAGE_0_Q: tl.constexpr,
+    STAGE_0_K: tl.constexpr,
+    n, nq, q_start, first_row, chunk_rows, column_count, pitch, heads,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The keys of a tile of q.blk and k.blk."""
+    b = tl.program_id(2) // heads
+    head = tl.program_id(2) % heads
+    row_first = first_row + tl.program_id(1) * BLOCK_R
+    row_last = tl.minimum(row_first + BLOCK_R, first_row + chunk_rows) - 1
+    column_first = tl.program_id(0) * BLOCK_C
+    column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
+    rows = row_first + tl.arange(0, BLOCK_R)[:, None]
+    columns = column_first + tl.arange(0, BLOCK_C)[None, :]
+    key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
+    # No entry of the tile can be chosen.
+    if ~(column_first - row_last <= 0):
+        leave(keys, -2147483648, key_row, rows, columns, pitch, row_last, column_last)
+        return
+    row_of = tl.cast(b, tl.int64) * stage_1_sums_b + head * stage_1_sums_h + tl.minimum(tl.maximum(rows, 0), stage_1_sums_rows - 1)
+    log_sum = tl.load(stage_1_sums + row_of * 2)
+    most_of = tl.load(stage_1_sums + row_of * 2 + 1)
+    factor = stage_0_scale * 1.4426950408889634
+    feature = tl.arange(0, STAGE_0_Q)[None, :]
+    start = stage_0_q + tl.cast(b, tl.int64) * stage_0_q_b + tl.cast(head, tl.int64) * stage_0_q_h
+    there = (rows >= 0) & (rows < stage_0_q_rows)
+    query = tl.load(start + rows * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
+    feature_1 = tl.arange(0, STAGE_0_K)[:, None]
+    start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(head, tl.int64) * stage_0_k_h + 1 * stage_0_k_t
+    there_1 = (columns >= 0) & (columns < stage_0_k_rows)
+    key_1 = tl.load(start_1 + columns * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+    product = tl.dot(query, key_1)
+    start_2 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(head, tl.int64) * stage_0_k_h
+    key_2 = tl.load(start_2 + columns * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+    product_1 = tl.dot(query, key_2, product)
+    only = columns <= rows
+    share = tl.where(only, tl.exp2(tl.minimum(number(product_1 * factor - log_sum), most_of)), 0.0)
+    key = tl.where((columns <= rows) & (share > 0.002), 1, -2147483648)
+    leave(keys, key, key_row, rows, columns, pitch, row_last, column_last)

@@ -1,0 +1,140 @@
+"""Selections by generated kernels in Triton's interpreter: the sets of the reference, ties and corners included.
+
+Run with ``TRITON_INTERPRET=1``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import spdsl
+from spdsl import reference
+from spdsl.runtime import graphs
+from spdsl.runtime.ranking import FAR, best, heaviest
+from spdsl.semantics.graph import Select
+from tests.runtime.test_stage_programs import BY_INPUT, Program, programs, tensors
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+
+EXAMPLES = int(os.environ.get("SPDSL_EXAMPLES", "8"))
+CORNERS = (0.0, -0.0, 1.0, 1.0, 2.0, -1.0, 1e-30, float("inf"), float("-inf"), float("nan"))
+
+
+def dense(lists: Tensor, columns: int) -> Tensor:
+    """The sets that lists name; asserts that they ascend and are filled up."""
+    longer = lists[..., 1:] > lists[..., :-1]
+    assert bool((longer | (lists[..., 1:] == FAR)).all())
+    room = torch.zeros(*lists.shape[:-1], columns + 1, dtype=torch.bool)
+    return room.scatter_(-1, lists.long().clamp(max=columns), True)[..., :columns]
+
+
+def keys_of(value: Tensor, only: Tensor, forced: Tensor, by: str) -> Tensor:
+    """The keys that a kernel of scores would leave, by numpy's rules for bits, in rows of a poisoned buffer."""
+    there = only & ~value.isnan()
+    if by == "count":
+        bits = (value + 0.0).view(torch.int32)
+        keys = torch.where(there, bits ^ ((bits >> 31) & 0x7FFFFFFF), -(2**31))
+        keys = torch.where(forced, 2**31 - 1, keys)
+    else:
+        bits = (torch.where(there, value, 0.0).clamp(min=0) + 0.0).view(torch.int32)
+        keys = torch.where(forced, ~bits, bits)
+    room = torch.full((len(value), -(-value.shape[1] // 16) * 16), 2**31 - 1, dtype=torch.int32)
+    room[:, : value.shape[1]] = keys
+    return room
+
+
+@pytest.mark.parametrize("by", ["count", "mass"])
+@pytest.mark.parametrize("columns", [1, 17, 64, 300])
+def test_choosing(by: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spdsl.runtime import chains
+
+    generator = torch.Generator().manual_seed(columns)
+    kinds = torch.tensor(CORNERS if by == "count" else [0.0, 1.0, 1.0, 2.0, 4.0, -3.0, float("nan")])
+    value = kinds[torch.randint(0, len(kinds), (23, columns), generator=generator)]
+    only = torch.rand(23, columns, generator=generator) < 0.7
+    forced = torch.rand(23, columns, generator=generator) < 0.1
+    only[3], forced[3] = False, False
+    only[4] = False
+    keys = keys_of(value, only, forced, by)
+    # Keys in one step, and in several.
+    for widest in (chains.WIDEST, 64):
+        monkeypatch.setattr(chains, "WIDEST", widest)
+        for amount in (0, 1, 3, 10, columns, 10_000) if by == "count" else (0.0, 0.25, 0.5, 1.0):
+            wanted = best(value, only, forced, int(amount)) if by == "count" else heaviest(value, only, forced, amount)
+            dtype = torch.int32 if by == "count" else torch.float64
+            width = min(int(amount), columns) if by == "count" else None
+            found = chains.choose(keys, columns, by, torch.tensor([amount], dtype=dtype), width)
+            assert torch.equal(dense(found, columns), wanted), amount
+
+
+def test_counts_that_vary() -> None:
+    from spdsl.runtime import chains
+
+    value, amounts = torch.randint(0, 4, (19, 40)).float(), torch.arange(19, dtype=torch.int32)
+    only = torch.ones(19, 40, dtype=torch.bool)
+    found = chains.choose(keys_of(value, only, ~only, "count"), 40, "count", amounts, None)
+    assert torch.equal(dense(found, 40), best(value, only, ~only, amounts[:, None]))
+
+
+@pytest.mark.parametrize("picks", [0, 3, 100])
+def test_corners_of_the_order(picks: int) -> None:
+    inf, nan = float("inf"), float("nan")
+    worth = torch.tensor([[1.0, nan, inf, -inf, inf, 1.0, 0.0, nan, -0.0, 2.0], [0.0] * 10])
+    q, k, v = torch.randn(3, 1, 2, 10, 16)
+    pattern = spdsl.compile(spdsl.loads(BY_INPUT), picks=picks).bind(2, 2, 16)
+    call = graphs.Inputs(q=q, k=k, v=v, tables={"worth": worth}, q_start=0, kernels=True)
+    (found,) = graphs.selections(pattern, call).values()
+    chosen = dense(found, 10)[0]
+    for t in range(10):
+        expected = [j for j in [2, 4, 9, 0, 5, 6, 8, 3] if j <= t][:picks]
+        assert chosen[0, t].nonzero().flatten().tolist() == sorted(expected)
+        assert chosen[1, t].nonzero().flatten().tolist() == list(range(min(picks, t + 1)))
+
+
+@settings(max_examples=EXAMPLES, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(programs(exact=True), st.integers(0, 99))
+def test_exact_programs(program: Program, seed: int) -> None:
+    from spdsl.runtime import chains
+
+    q, k, v = (x.detach() for x in tensors(program, seed))
+    pattern = spdsl.compile(spdsl.loads(program.text)).bind(program.heads, program.groups, 8)
+    call = graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=program.n - program.nq, kernels=True)
+    arrays = graphs._arrays(pattern, call, grad=False)
+    assert pattern.graph is not None
+    (chosen,) = (stage.name for stage in pattern.graph.stages if isinstance(stage, Select))
+    covered = not isinstance(chains.lowered(arrays, chosen), str)
+    assert covered or "wide" in program.text or "into" in program.text
+    assume(covered)
+    found = graphs.lists(arrays, chosen)
+    wanted = reference.exports(pattern, q, k, v, tables={}, q_start=call.q_start)["chosen"]
+    assert torch.equal(dense(found, wanted.shape[-1]).expand(wanted.shape), wanted)
+
+
+INFINITE = """pattern infinite() {
+  input worth: float[token]
+  input there: bool[token]
+  let share = worth[k] |> only(there[k] and k <= q) |> softmax
+  let chosen = share |> top(2)
+  keep chosen
+}
+"""
+
+
+def test_softmax_of_infinite_scores_and_of_nothing() -> None:
+    inf, nan = float("inf"), float("nan")
+    tables = {
+        "worth": torch.tensor([nan, 0.0, -inf, inf, 0.0, inf, 5.0]),
+        "there": torch.tensor([1, 0, 1, 1, 1, 1, 1]).bool(),
+    }
+    q, k, v = torch.randn(3, 1, 1, 7, 16)
+    pattern = spdsl.compile(spdsl.loads(INFINITE)).bind(1, 1, 16)
+    call = graphs.Inputs(q=q, k=k, v=v, tables=tables, q_start=0, kernels=True)
+    (found,) = graphs.selections(pattern, call).values()
+    (plain,) = graphs.selections(pattern, graphs.Inputs(q=q, k=k, v=v, tables=tables, q_start=0)).values()
+    assert torch.equal(dense(found, 7), dense(plain, 7))
