@@ -13,7 +13,9 @@ from torch import Tensor
 from spdsl.runtime.diagonals import distances_of, seen_from_blocks
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.sums import over_rows
-from spdsl.semantics.graph import DISTANCE, Pool, side_of
+from spdsl.semantics.build import TRUE
+from spdsl.semantics.graph import DISTANCE, TENSORS, Pool, side_of
+from spdsl.semantics.nodes import Const, Index, Load
 
 if TYPE_CHECKING:
     from spdsl.runtime.arrays import Arrays
@@ -28,6 +30,9 @@ def pooled(arrays: Arrays, stage: Pool, rows: Tensor | None, memo: Memo) -> Tens
         found = seen_from_blocks(arrays, stage, source, rows)
         if found is not None:
             return found
+    strided = _strided(arrays, stage)
+    if strided is not None:
+        return strided
     inner = _inner(stage)
     dim = 1 + inner.index(stage.over)
     if side_of(stage.over) == "q":
@@ -60,6 +65,31 @@ def pooled(arrays: Arrays, stage: Pool, rows: Tensor | None, memo: Memo) -> Tens
             only = only.unsqueeze(dim)
     weights = shares.weights.view(*size, *[1] * (value.dim() - 2 - dim))
     return reduced(stage.kind, value, only, weights, dim + 1)
+
+
+def _strided(arrays: Arrays, stage: Pool) -> Tensor | None:
+    """Sums and means of keys as they are, over windows or blocks of one size: read where they lie, none copied."""
+    name = (stage.per or "").partition(".")[2]
+    axis = next((each for each in arrays.lines.pattern.axes if each.name == name), None)
+    plain = isinstance(stage.value, Load) and stage.value.table in TENSORS and arrays.reads_whole(stage.value)
+    if axis is None or stage.over != "k" or stage.kind not in ("sum", "mean") or stage.only != TRUE or not plain:
+        return None
+    match axis.size, axis.step, axis.of:
+        case (Const(value=size),), None | Const() as step, (Index(name="k"),):
+            size, stride = int(size), int(size if step is None else step.value)
+        case _:
+            return None
+    assert isinstance(stage.value, Load)
+    x, count = arrays.tensors[stage.value.table], arrays.lines.size(f"k.{name}")
+    if x.requires_grad or x.shape[2] < size:
+        return None
+    whole = x.unfold(2, size, stride).sum(-1, dtype=torch.float32)
+    # The last ones lie partly, or all, past the end.
+    ends = [x[:, :, each * stride :].sum(2, dtype=torch.float32) for each in range(whole.shape[2], count)]
+    if stage.kind == "mean":
+        whole = whole / size
+        ends = [end / max(1, x.shape[2] - each * stride) for each, end in enumerate(ends, whole.shape[2])]
+    return torch.cat([whole, torch.stack(ends, 2)], 2) if ends else whole
 
 
 def _pool_rows(arrays: Arrays, stage: Pool, inner: tuple[str, ...], dim: int, rows: Tensor, memo: Memo) -> Tensor:
