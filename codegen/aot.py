@@ -99,7 +99,7 @@ def _compile(kernel: Kernel, text: KernelSource, gpu: Any, target: str) -> Binar
     attributes = {
         (position,): [["tt.divisibility", 16]]
         for position, argument in enumerate(kernel.arguments)
-        if _is_multiple(argument, kernel)
+        if argument.name not in constants and _is_multiple(argument, kernel)
     }
     language = GluonASTSource if gluon else ASTSource
     source = language(fn=function, signature=signature, constexprs=constants, attrs=attributes)
@@ -126,10 +126,10 @@ def _compile(kernel: Kernel, text: KernelSource, gpu: Any, target: str) -> Binar
 
 def _is_one(argument: Argument, kernel: Kernel) -> bool:
     """The last stride of a table: tables are contiguous along their last axis."""
-    match = re.fullmatch(r"(t_\w+)_stride_(\d+)", argument.name)
+    match = re.fullmatch(r"stride_(\w+)_(\d+)", argument.name)
     if match is None:
         return False
-    following = f"{match[1]}_stride_{int(match[2]) + 1}"
+    following = f"stride_{match[1]}_{int(match[2]) + 1}"
     return all(other.name != following for other in kernel.arguments)
 
 

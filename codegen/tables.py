@@ -12,7 +12,7 @@ from spdsl.semantics.nodes import Expr, Extent, Index, Load, Table, TableAxis
 from spdsl.semantics.rewrite import free_indices
 
 TYPES = {
-    "bool": "i1",
+    "bool": "u1",
     "uint8": "u8",
     "int8": "i8",
     "int16": "i16",

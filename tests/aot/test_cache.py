@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reaso
 ROOT = Path(__file__).parents[2]
 
 LAUNCH = """
-import json, sys
+import json, os, sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 import spdsl
@@ -28,6 +28,8 @@ from spdsl.kernels import plan_like
 from spdsl.runtime import launch
 from spdsl.runtime.calls import Call
 from spdsl.runtime.triton_engine import TritonEngine
+
+PATTERN = os.environ.get("PATTERN", "causal")
 
 class Driver:
     def get_current_target(self): return GPUTarget("cuda", 90, 32)
@@ -51,10 +53,11 @@ def run(self, kernel, grid, given, stages, device):
 
 launch.Loaded._run = run
 q = torch.zeros(1, 2, 256, 64, dtype=torch.bfloat16)
-plan = plan_like(spdsl.compile("causal")._key, q, q, q, "sm_90").plan
+plan = plan_like(spdsl.compile(PATTERN)._key, q, q, q, "sm_90").plan
+tables = {"doc": torch.arange(256, dtype=torch.int32)[None] // 100} if PATTERN == "documents" else {}
 print("ready", flush=True)
 sys.stdin.readline()
-call = Call(plan=plan, q=q, k=q, v=q)
+call = Call(plan=plan, q=q, k=q, v=q, tables=tables)
 out, lse = TritonEngine().forward(call)
 if sys.argv[1:] == ["backward"]:
     TritonEngine().backward(call, out, lse, out, None, frozenset("qkv"))
@@ -92,17 +95,21 @@ def test_processes_that_start_together_compile_once(tmp_path: Path, processes: i
     assert not (tmp_path / "triton").exists()  # Triton's own cache is not used
 
 
-def test_a_launch_finds_what_was_built_ahead_of_time(tmp_path: Path) -> None:
-    code = """
+@pytest.mark.parametrize("pattern", ["causal", "documents"])
+def test_a_launch_finds_what_was_built_ahead_of_time(tmp_path: Path, pattern: str) -> None:
+    code = f"""
 import torch, spdsl
 from spdsl.codegen.aot import compile_kernels
 from spdsl.kernels import plan_like
 q = torch.zeros(1, 2, 256, 64, dtype=torch.bfloat16)
-compile_kernels(plan_like(spdsl.compile("causal")._key, q, q, q, "sm_90").plan, "sm_90", ("forward",))
+plan = plan_like(spdsl.compile("{pattern}")._key, q, q, q, "sm_90").plan
+compile_kernels(plan, "sm_90", ("forward", "intervals_q128", "intervals_q64"))
 """
     environment = os.environ | {"SPDSL_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, timeout=300)
-    assert launch(tmp_path, 1) == [{"compiled": [], "kinds": ["kernel", "source", "source"]}]
+    [found] = launch(tmp_path, 1, PATTERN=pattern)
+    assert found["compiled"] == []
+    assert "kernel" in found["kinds"]
 
 
 def test_a_launch_runs_what_spdsl_compile_wrote(tmp_path: Path) -> None:
