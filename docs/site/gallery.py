@@ -57,6 +57,14 @@ def picture(name: str) -> str:
     return f'<figure class="mask">{drawing}<figcaption>{"<br>".join(lines)}</figcaption></figure>\n'
 
 
+def example(name: str, *words: str) -> str:
+    """A figure of a pattern of examples/, with what stands behind it: parameters, and ``n``."""
+    given = {key: int(value) for key, _, value in (word.partition("=") for word in words)}
+    sight = look(spdsl.load(ROOT / "examples" / name), {key: given[key] for key in given if key != "n"}, n=given["n"])
+    told = f"<code>{', '.join(words)}</code><br>{sight.kept:.1%} of the pairs"
+    return f'<figure class="mask">{svg(sight.mask, label=f"mask of {name}")}<figcaption>{told}</figcaption></figure>\n'
+
+
 def definition(name: str) -> Iterator[str]:
     """The text of its file."""
     yield from (f'```spat title="patterns/{name}.spat"', text_of(name).strip(), "```", "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import posixpath
 import re
 import sys
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ PAGES = {
 }
 """Pages of the site by where they stand in the repository; those of docs/ keep their names."""
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+PICTURE = re.compile(r"^<!-- picture: (.*?) -->$", re.MULTILINE)
+BAR = re.compile(r"`([^`\n]*\\\|[^`\n]*)`")
 FENCE = re.compile(r"^```spat error (SP\d+)$", re.MULTILINE)
 
 spat_lexer.register()
@@ -55,11 +58,17 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Put pictures and costs into the library, and lead links to where things stand on the site."""
     here = page.file.src_uri
     source = next((source for source, to in PAGES.items() if to == here), f"docs/{here}")
+    markdown = PICTURE.sub(lambda found: gallery.example(*found[1].split()), markdown)
     if here == "library.md":
         markdown = gallery.page(markdown)
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.MULTILINE | re.DOTALL)
-    parts[::2] = [LINK.sub(lambda found: _link(found, source), part) for part in parts[::2]]
+    parts[::2] = [LINK.sub(lambda found: _link(found, source), BAR.sub(_bars, part)) for part in parts[::2]]
     return FENCE.sub(r'```spat title="refused: \1"', "".join(parts))
+
+
+def _bars(found: re.Match[str]) -> str:
+    """Code with bars that are escaped for a table; Python-Markdown would show the escapes."""
+    return f"<code>{escape(found[1]).replace(chr(92) + '|', '&#124;')}</code>"
 
 
 def _link(found: re.Match[str], source: str) -> str:

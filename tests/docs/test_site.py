@@ -66,6 +66,12 @@ def test_links_lead_to_the_site(site: Path) -> None:
     assert (site / "h200-2026-11-28.png").exists()
 
 
+def test_tables_show_bars_as_they_are(site: Path) -> None:
+    page = (site / "language.html").read_text(encoding="utf-8")
+    assert "<code>x &#124;&gt; only(SET)</code>" in page
+    assert "\\|" not in page
+
+
 def test_mistakes_have_examples(site: Path) -> None:
     page = (site / "errors.html").read_text(encoding="utf-8")
     assert "SP203_" in page
