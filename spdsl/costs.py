@@ -102,7 +102,7 @@ class Prediction:
         forward, backward = (self.dense_forward / self.forward, self.dense_backward / self.backward)
         found.append(
             f"{self.against} dense attention: forward {_ms(self.dense_forward)}, backward {_ms(self.dense_backward)}; "
-            f"expected to be {forward:.2f} and {backward:.2f} times faster than that"
+            f"expected to be {forward:.2f} and {backward:.2f} times as fast as that"
         )
         if min(forward, backward) < 1:
             which = "forward and backward" if max(forward, backward) < 1 else "forward" if forward < 1 else "backward"

@@ -7,7 +7,6 @@ reference's output is what each key weighs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -17,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spdsl.analysis.plan import grid_length
 from spdsl.diagnostics import SpatError
 from spdsl.pipeline import Value
 from spdsl.samples import Sizes, drawn, sample_inputs
-from spdsl.semantics.nodes import Const, Index
 
 if TYPE_CHECKING:
     from spdsl.api import Pattern
@@ -83,10 +82,9 @@ def _length(pattern: Pattern, parameters: Mapping[str, Any], layer: int | None) 
     from spdsl.semantics.bind import bind
 
     bound = bind(pattern.checked, dict(parameters), layer=layer, heads=1, groups=1, head_dim=32)
-    for grid in bound.grids:
-        extents = [extent.value for _, extent in grid.coordinates if isinstance(extent, Const)]
-        if grid.name is None and grid.of == Index(name="k") and len(extents) == len(grid.coordinates):
-            return min(math.prod(map(int, extents)), 2 * LONGEST)
+    places = grid_length(bound)
+    if places is not None:
+        return min(places, 2 * LONGEST)
     values = [each for _, value in bound.parameters for each in (value if isinstance(value, tuple) else (value,))]
     largest = max((each for each in values if type(each) is int), default=0)
     most = LONGEST if pattern.checked.graph is None else LONGEST_CHOSEN

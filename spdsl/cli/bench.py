@@ -9,6 +9,7 @@ import typer
 
 from spdsl.cli.loading import load_pattern
 from spdsl.cli.options import (
+    LENGTH_HELP,
     MOST_TOKENS,
     GroupsOption,
     HeadDimOption,
@@ -25,6 +26,9 @@ from spdsl.cli.options import (
 from spdsl.cli.output import note, print_json, print_table, styled
 from spdsl.cli.progress import progress
 
+LENGTH = 4096
+"""Keys, where neither the command nor the pattern says how many."""
+
 
 def bench(
     pattern: PatternArgument,
@@ -33,7 +37,7 @@ def bench(
     given: Annotated[
         list[str] | None, typer.Option("--input", metavar="NAME=FILE", help="An input, from an .npz, .npy or .pt file.")
     ] = None,
-    n: Annotated[int, typer.Option("-n", help="Number of keys.", min=1, max=MOST_TOKENS)] = 4096,
+    n: Annotated[int | None, typer.Option("-n", help=LENGTH_HELP.format(LENGTH), min=1, max=MOST_TOKENS)] = None,
     nq: Annotated[int | None, typer.Option(help="Number of queries, the last ones; all by default.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="Sequences.", min=1)] = 1,
     heads: HeadsOption = 8,
@@ -69,10 +73,11 @@ def bench(
     loaded, values = load_pattern(pattern, values)
     from spdsl.cli.measure import device_of
     from spdsl.cli.race import Race, race
-    from spdsl.cli.tensors import note_generated
+    from spdsl.cli.tensors import length_of, note_generated
     from spdsl.samples import Sizes
 
     where = device_of(device)
+    n = length_of(loaded, values, n, LENGTH, layer)
     if where.type == "cpu":
         note("this times the CPU back end, which says little about a GPU" + _why(device))
     with progress("measuring", quiet=as_json, timing=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +11,11 @@ from rich.text import Text
 from torch import Tensor
 
 from spdsl import walks
-from spdsl.analysis.plan import grid_length
 from spdsl.analysis.plans import KernelPlan
 from spdsl.cli.measure import DTYPES
 from spdsl.cli.options import Value
-from spdsl.cli.stages import TARGETS, Wish, bound_pattern
-from spdsl.cli.tensors import make_inputs
+from spdsl.cli.stages import TARGETS, Wish
+from spdsl.cli.tensors import length_of, make_inputs
 from spdsl.diagnostics import error
 from spdsl.explain import call_like
 from spdsl.picture import Walked
@@ -68,7 +67,7 @@ def drawing(
     """
     if wish.target not in TARGETS:
         raise error("SP512", f"`{wish.target}` is not a target", help=f"Use one of {', '.join(TARGETS)}.")
-    n = n or _length(pattern, values, wish) or LENGTH
+    n = length_of(pattern, values, n, LENGTH, wish.layer)
     sizes = Sizes(batch=1, heads=wish.heads, groups=wish.groups, nq=nq or n, n=n, head_dim=wish.head_dim)
     inputs, generated = make_inputs(pattern, values, given, sizes, layer=wish.layer, seed=seed)
     key = key_of(pattern.checked, values, wish.layer, None, False)
@@ -79,11 +78,6 @@ def drawing(
         for alike in _alike(part.plan.kernels)
     )
     return Drawing(call=call, head=head, kernels=states, generated=generated)
-
-
-def _length(pattern: Pattern, values: dict[str, Value], wish: Wish) -> int | None:
-    """The only length that a pattern on a grid has."""
-    return grid_length(bound_pattern(pattern.checked, replace(wish, parameters=values)))
 
 
 def _alike(kernels: Sequence[KernelPlan]) -> list[tuple[KernelPlan, ...]]:

@@ -10,6 +10,7 @@ import typer
 
 from spdsl.cli.loading import load_pattern
 from spdsl.cli.options import (
+    LENGTH_HELP,
     MOST_TOKENS,
     DtypeOption,
     GroupsOption,
@@ -26,6 +27,7 @@ from spdsl.cli.options import (
     parse_parameters,
 )
 from spdsl.cli.output import print_json, print_table
+from spdsl.cli.progress import progress
 from spdsl.cli.stages import TARGETS
 
 if TYPE_CHECKING:
@@ -39,13 +41,17 @@ if TYPE_CHECKING:
     from spdsl.whatif import Row
 
 
+LENGTH = 4096
+"""Keys, where neither the command nor the pattern says how many."""
+
+
 def explain(
     pattern: PatternArgument,
     parameter: ParameterOption = None,
     given: Annotated[
         list[str] | None, typer.Option("--input", metavar="NAME=FILE", help="An input, from an .npz, .npy or .pt file.")
     ] = None,
-    n: Annotated[int, typer.Option("-n", help="Number of keys.", min=1, max=MOST_TOKENS)] = 4096,
+    n: Annotated[int | None, typer.Option("-n", help=LENGTH_HELP.format(LENGTH), min=1, max=MOST_TOKENS)] = None,
     nq: Annotated[int | None, typer.Option(help="Number of queries, the last ones; all by default.", min=1)] = None,
     heads: HeadsOption = 8,
     groups: GroupsOption = None,
@@ -82,7 +88,7 @@ def explain(
         raise typer.BadParameter(f"`{target}` is not one of {', '.join(TARGETS)}", param_hint="--target")
     loaded, values = load_pattern(pattern, parse_parameters(parameter))
     from spdsl.cli.measure import DTYPES
-    from spdsl.cli.tensors import make_inputs, note_generated
+    from spdsl.cli.tensors import fixed_length, length_of, make_inputs, note_generated
     from spdsl.costs import device_for
     from spdsl.explain import call_like
     from spdsl.explain import explain as count
@@ -90,6 +96,7 @@ def explain(
     from spdsl.samples import Sizes, shaped
     from spdsl.whatif import growth
 
+    n = length_of(loaded, values, n, LENGTH, layer)
     sizes = Sizes(batch=1, heads=heads, groups=groups, nq=nq or n, n=n, head_dim=head_dim)
     ratio, square = heads // groups, nq is None
     inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
@@ -136,7 +143,8 @@ def explain(
         return
     report = count(key, q, k, v, inputs, target, gpu=gpu)
     grows = None
-    if target != "cpu" and square and not generated and not given:
+    gridded = fixed_length(loaded, values, layer) is not None
+    if target != "cpu" and square and not gridded and not generated and not given:
         grows = growth(lambda n: call_with({"n": n}), device_for(target, gpu), beyond=_largest(values, loaded))
     if as_json:
         law = None if grows is None else {"tiles": str(grows.tiles), "seconds": str(grows.seconds), "step": grows.step}
@@ -164,7 +172,8 @@ def _stages(
     from spdsl.samples import drawn
     from spdsl.selecting import explain_stages
 
-    report = explain_stages(key, *drawn(sizes, value_dim, dtype, seed), inputs, target)
+    with progress("selecting and counting", quiet=as_json):
+        report = explain_stages(key, *drawn(sizes, value_dim, dtype, seed), inputs, target)
     if as_json:
         print_json({"ok": True, **report.as_dict(), "generated_inputs": list(generated)})
         return

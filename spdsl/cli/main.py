@@ -11,14 +11,14 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
 
 from spdsl import __version__
 from spdsl.cli import bench, cache, check, compile_, doctor, explain, fmt, library, lsp, prove, run_, show, tune, view
-from spdsl.cli.output import print_json, show_error, show_fault, show_warning
+from spdsl.cli.output import help_of, print_json, show_error, show_fault, show_warning
 from spdsl.diagnostics import SpatError, error
 
 EPILOG = (
@@ -49,20 +49,26 @@ def _options(
     """Sparsity patterns for attention: check, look at, run and compile them."""
 
 
-app.command("new")(library.new)
-app.command("list")(library.list_)
-app.command("check")(check.check)
-app.command("fmt")(fmt.fmt)
-app.command("show")(show.show)
-app.command("view")(view.view)
-app.command("explain")(explain.explain)
-app.command("prove")(prove.prove)
-app.command("run")(run_.run)
-app.command("bench")(bench.bench)
-app.command("compile")(compile_.compile_)
-app.command("tune")(tune.tune)
-app.command("doctor")(doctor.doctor)
-app.command("lsp")(lsp.lsp)
+COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
+    ("new", library.new),
+    ("list", library.list_),
+    ("check", check.check),
+    ("fmt", fmt.fmt),
+    ("show", show.show),
+    ("view", view.view),
+    ("explain", explain.explain),
+    ("prove", prove.prove),
+    ("run", run_.run),
+    ("bench", bench.bench),
+    ("compile", compile_.compile_),
+    ("tune", tune.tune),
+    ("doctor", doctor.doctor),
+    ("lsp", lsp.lsp),
+)
+"""In the order in which they are listed."""
+
+for _name, _command in COMMANDS:
+    app.command(_name, help=help_of(_command))(_command)
 app.add_typer(cache.app, name="cache")
 
 

@@ -46,6 +46,8 @@ DTYPES = ("bf16", "fp16", "fp32")
 DtypeOption = Annotated[str, typer.Option(help="bf16, fp16 or fp32.", autocompletion=lambda: DTYPES)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
+LENGTH_HELP = "Number of keys; {:,} by default, or as many as a grid of the pattern has places."
+
 MOST_TOKENS = 1 << 26
 """Positions of more do not fit the arithmetic of the kernels."""
 

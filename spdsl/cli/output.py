@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TextIO
 
 import typer
@@ -34,10 +37,24 @@ def width() -> int:
 
 def show_error(mistake: SpatError, *, as_json: bool) -> None:
     """All diagnostics of a mistake: on standard error, or as JSON on standard output."""
+    found = [_in_words_of_options(each) for each in mistake.diagnostics]
     if as_json:
-        print_json({"ok": False, "diagnostics": [as_record(each) for each in mistake.diagnostics]})
+        print_json({"ok": False, "diagnostics": [as_record(each) for each in found]})
     else:
-        show_diagnostics(mistake.diagnostics)
+        show_diagnostics(found)
+
+
+def _in_words_of_options(diagnostic: Diagnostic) -> Diagnostic:
+    """The remark with arguments of Python in its help told as options: ``window=…`` is `-p window=…`."""
+    help = diagnostic.help.replace("pass `layer=…`", "pass `--layer N`")
+    return replace(diagnostic, help=re.sub(r"pass `(\w+=…)`", r"pass `-p \1`", help))
+
+
+def help_of(command: Callable[..., object]) -> str:
+    """The docstring of a command as typer's help: lines end where the terminal does, brackets are no markup."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    flowing = (each if each.startswith("\b") else " ".join(each.split()) for each in paragraphs)
+    return "\n\n".join(flowing).replace("[", "\\[")
 
 
 def note(text: str) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from spdsl.cli.loading import load_pattern
 from spdsl.cli.options import (
+    LENGTH_HELP,
     MOST_TOKENS,
     DtypeOption,
     GroupsOption,
@@ -26,6 +27,9 @@ from spdsl.cli.options import (
 from spdsl.cli.output import print_json, styled
 from spdsl.cli.progress import progress
 
+LENGTH = 1024
+"""Keys, where neither the command nor the pattern says how many."""
+
 
 def run(
     pattern: PatternArgument,
@@ -36,7 +40,7 @@ def run(
     given: Annotated[
         list[str] | None, typer.Option("--input", metavar="NAME=FILE", help="An input, from an .npz, .npy or .pt file.")
     ] = None,
-    n: Annotated[int, typer.Option("-n", help="Number of keys.", min=1, max=MOST_TOKENS)] = 1024,
+    n: Annotated[int | None, typer.Option("-n", help=LENGTH_HELP.format(LENGTH), min=1, max=MOST_TOKENS)] = None,
     nq: Annotated[int | None, typer.Option(help="Number of queries, the last ones; all by default.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="Sequences.", min=1)] = 1,
     heads: HeadsOption = 8,
@@ -73,9 +77,10 @@ def run(
 
     loaded, values = load_pattern(pattern, values)
     from spdsl.cli.measure import Task, carry_out, save
-    from spdsl.cli.tensors import note_generated
+    from spdsl.cli.tensors import length_of, note_generated
     from spdsl.samples import Sizes
 
+    n = length_of(loaded, values, n, LENGTH, layer)
     task = Task(
         pattern=loaded,
         parameters=values,

@@ -95,6 +95,27 @@ def make_inputs(
     return tables, tuple(name for name in tables if name not in read)
 
 
+def length_of(pattern: Pattern, parameters: Mapping[str, Value], n: int | None, default: int, layer: int | None) -> int:
+    """How many keys there are: ``n``, else as many as an unnamed grid of the pattern has places, else ``default``.
+
+    Raises:
+        SpatError: parameters that do not fit.
+    """
+    return n or fixed_length(pattern, parameters, layer) or default
+
+
+def fixed_length(pattern: Pattern, parameters: Mapping[str, Value], layer: int | None) -> int | None:
+    """How many tokens an unnamed grid of the pattern asks for, if it has one.
+
+    Raises:
+        SpatError: parameters that do not fit.
+    """
+    from spdsl.analysis.plan import grid_length
+    from spdsl.semantics.bind import bind
+
+    return grid_length(bind(pattern.checked, dict(parameters), layer=layer, heads=1, groups=1, head_dim=64))
+
+
 def note_generated(names: tuple[str, ...]) -> None:
     """Tell the user which inputs were made up."""
     for name in names:

@@ -12,6 +12,7 @@ import typer
 
 from spdsl.cli.loading import load_pattern
 from spdsl.cli.options import (
+    LENGTH_HELP,
     MOST_TOKENS,
     DtypeOption,
     GroupsOption,
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from spdsl.tuning import Tuned
 
 
+LENGTH = 8192
+"""Keys, where neither the command nor the pattern says how many."""
+
+
 def tune(
     pattern: Annotated[
         str | None,
@@ -41,7 +46,7 @@ def tune(
     given: Annotated[
         list[str] | None, typer.Option("--input", metavar="NAME=FILE", help="An input, from an .npz, .npy or .pt file.")
     ] = None,
-    n: Annotated[int, typer.Option("-n", help="Number of keys.", min=1, max=MOST_TOKENS)] = 8192,
+    n: Annotated[int | None, typer.Option("-n", help=LENGTH_HELP.format(LENGTH), min=1, max=MOST_TOKENS)] = None,
     nq: Annotated[int | None, typer.Option(help="Number of queries, the last ones; all by default.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="Sequences.", min=1)] = 1,
     heads: HeadsOption = 8,
@@ -75,6 +80,9 @@ def tune(
         return
     heads, groups = head_counts(heads, groups)
     known_dtype(dtype)
+    from spdsl.cli.tensors import length_of
+
+    n = length_of(*load_pattern(pattern, parse_parameters(parameter)), n, LENGTH, layer)
     wanted = Wanted(
         pattern=pattern,
         parameters=tuple(parameter or ()),

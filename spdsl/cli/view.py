@@ -9,6 +9,7 @@ import typer
 
 from spdsl.cli.loading import load_pattern
 from spdsl.cli.options import (
+    LENGTH_HELP,
     DtypeOption,
     GroupsOption,
     HeadDimOption,
@@ -24,6 +25,7 @@ from spdsl.cli.options import (
     parse_parameters,
 )
 from spdsl.cli.output import print_json
+from spdsl.cli.progress import progress
 from spdsl.cli.stages import TARGETS
 
 if TYPE_CHECKING:
@@ -32,13 +34,17 @@ if TYPE_CHECKING:
 KERNELS = ("forward", "dq", "dkdv", "fused")
 
 
+LENGTH = 1024
+"""Keys, where neither the command nor the pattern says how many."""
+
+
 def view(
     pattern: PatternArgument,
     parameter: ParameterOption = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="A picture, .png or .svg, or a page, .html.")] = Path(
         "mask.png"
     ),
-    n: Annotated[int, typer.Option("-n", help="Number of keys.", min=1, max=16384)] = 1024,
+    n: Annotated[int | None, typer.Option("-n", help=LENGTH_HELP.format(LENGTH), min=1, max=16384)] = None,
     nq: Annotated[int | None, typer.Option(help="Number of queries, the last ones; all by default.", min=1)] = None,
     tile: Annotated[int, typer.Option(help="Rows and columns of the tiles in the picture.", min=1)] = 64,
     heads: HeadsOption = 1,
@@ -90,11 +96,12 @@ def view(
     if target not in TARGETS:
         raise typer.BadParameter(f"`{target}` is not one of {', '.join(TARGETS)}", param_hint="--target")
     loaded, values = load_pattern(pattern, parse_parameters(parameter))
-    from spdsl.cli.tensors import make_inputs, note_generated
+    from spdsl.cli.tensors import length_of, make_inputs, note_generated
     from spdsl.picture import draw
     from spdsl.pipeline import key_of
     from spdsl.samples import Sizes
 
+    n = length_of(loaded, values, n, LENGTH, layer)
     sizes = Sizes(batch=1, heads=heads, groups=groups, nq=nq or n, n=n, head_dim=head_dim)
     inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
     if not as_json:
@@ -112,7 +119,8 @@ def view(
             given=tuple(given or ()),
             seed=seed,
         )
-        told = write_page(output, [(loaded, values), *([] if beside is None else [_other(beside)])], look)
+        with progress("planning kernels and drawing", quiet=as_json):
+            told = write_page(output, [(loaded, values), *([] if beside is None else [_other(beside)])], look)
         if as_json:
             print_json({"ok": True, "file": str(output), **told, "generated_inputs": list(generated)})
         else:
