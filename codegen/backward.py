@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from spdsl.analysis.plans import Plan, TableGradient
-from spdsl.analysis.tiles import ListWalk
+from spdsl.analysis.tiles import ListWalk, depends_on_head
 from spdsl.codegen import split
 from spdsl.codegen.arith import add, index, mul, number
 from spdsl.codegen.blocks import (
@@ -47,7 +47,7 @@ from spdsl.codegen.results import (
     result_arguments,
     zeros,
 )
-from spdsl.codegen.walks import Mode, Walker, depends_on_head, lower_walk
+from spdsl.codegen.walks import Mode, Walker, lower_walk
 from spdsl.semantics.nodes import Expr, Side
 
 STATISTICS = (

@@ -50,7 +50,8 @@ class WorkItem:
     Programs count over ``heads`` (of queries, or of keys in a kernel by key) and sequences: first ``items``, ``parts``
     for each of the ``long_rows`` of every head, then the other rows, one each.  Long rows are neighbours from
     ``first_long`` on, or with ``listed`` those that ``row_order`` names first.  Rows of a head are
-    neighbours, or with ``heads_first`` the same rows of all heads.
+    neighbours, or with ``heads_first`` the same rows of all heads.  With ``packed`` heads of queries share a tile, and
+    programs count over those of keys.
     """
 
     by: By
@@ -61,6 +62,7 @@ class WorkItem:
     listed: bool
     heads_first: bool
     classes: int | None = None
+    packed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,13 +80,16 @@ class WholeRow:
     heads_first: bool
     pieces: int
     classes: int | None = None
+    packed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positions:
     """Rows of the tensors and absolute positions of one side: ``q_rows`` and ``q``, or ``k_rows`` and ``k``.
 
-    With ``classes`` every so many-th row, from the first of the class on; with ``marked`` those that are listed.
+    With ``classes`` every so many-th row, from the first of the class on; with ``marked`` those that are listed.  With
+    ``packed`` a tile has so many rows of each query, of which the first ``ratio`` are the heads ``h`` of the group; the
+    others are no rows of the tensors.
     """
 
     side: Side
@@ -92,6 +97,8 @@ class Positions:
     shape: Shape
     classes: int | None = None
     marked: bool = False
+    packed: int | None = None
+    ratio: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +179,8 @@ class Pointers:
     """The address of a tensor's part for this head, offsets inside a tile, and the stride from tile to tile.
 
     With ``classes`` of the part that is a residue class of the rows; with ``boxes`` the stride is that from row to row;
-    with ``scattered`` every row has an address of its own, with ``packed`` that of a query and a head.
+    with ``scattered`` every row has an address of its own, with ``packed`` that of a query and a head; with ``paged``
+    every page has one.
     """
 
     tensor: str
@@ -185,6 +193,19 @@ class Pointers:
     boxes: bool = False
     scattered: bool = False
     packed: bool = False
+    paged: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageOf:
+    """Name ``k_page`` and ``k_within``: the pages of the rows of key tile ``j``, and the rows inside of them.
+
+    A page has ``page`` rows; the tile lies in one page where ``block`` divides it and it has no ``classes``.
+    """
+
+    page: int
+    block: int
+    classes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +230,7 @@ class LoadTile:
     heads: int | None = None
     scattered: bool = False
     packed: int | None = None
+    paged: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -930,6 +952,7 @@ Block: TypeAlias = (
     | Define
     | Gather
     | Pointers
+    | PageOf
     | LoadTile
     | StoreTile
     | Statistics

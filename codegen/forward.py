@@ -47,7 +47,8 @@ def lower_forward(plan: Plan) -> Kernel:
     def body(mode: Mode) -> tuple[Block, ...]:
         guarded = mode != "full"
         return (
-            *((positions(frame, "k", "walked"),) if guarded or bias is not None else ()),
+            *((positions(frame, "k", "walked"),) if guarded or bias is not None or problem.page else ()),
+            *frame.page_of(),
             frame.load("K", "k", "HEAD_DIM", guarded=guarded),
             Dot(
                 name="scores", left="q_tile", right="k_tile", transpose=True, exact=exact, shape=("BLOCK_Q", "BLOCK_K")

@@ -23,6 +23,7 @@ from spdsl.codegen.blocks import (
     Loop,
     Mask,
     PackedPositions,
+    PageOf,
     Part,
     Pointers,
     Positions,
@@ -81,7 +82,12 @@ class Frame:
     def own_heads(self) -> int:
         """Heads of the side that programs own."""
         pattern = self.plan.problem.pattern
-        return pattern.heads if self.by == "query" else pattern.groups
+        return pattern.groups if self.by == "key" or self.packed else pattern.heads
+
+    @property
+    def packed(self) -> int | None:
+        """How many rows of a tile of queries belong to one query, where heads of a group share it."""
+        return self.kernel.packed if self.kernel.packed > 1 else None
 
     @property
     def listed(self) -> bool:
@@ -129,7 +135,7 @@ class Frame:
 
     def is_packed(self, side: Side) -> bool:
         """Whether the rows of a tile are those of several heads."""
-        return side == "q" and self.kernel.picks is not None
+        return side == "q" and (self.kernel.picks is not None or self.packed is not None)
 
     @property
     def after(self) -> int | None:
@@ -140,7 +146,8 @@ class Frame:
         """Program, own tile, head of the group (by key, where heads share keys), walked tile."""
         tile, other = ("i", "j") if self.by == "query" else ("j", "i")
         own, walked = ({"q"}, {"k", other}) if self.by == "query" else ({"k"}, {"q", other})
-        program = {"b", "g", tile} | (set() if self.loops_over_heads else {"h"})
+        program = {"b", "g", tile} | (set() if self.loops_over_heads or self.packed else {"h"})
+        own |= {"h"} if self.packed else set()
         for axis in range(0 if self.kernel.boxes is None else len(self.kernel.boxes.extents)):
             program |= {f"{tile}{axis}", f"class{axis}"}
             own |= {f"{side}{axis}" for side in own if len(side) == 1}
@@ -206,7 +213,7 @@ class Frame:
         widths += [("HEAD_WIDTH", dim)] if padded(dim) != dim else []
         widths += [("VALUE_WIDTH", value_dim)] if padded(value_dim) != value_dim else []
         return (
-            ("BLOCK_Q", self.kernel.block_q),
+            ("BLOCK_Q", self.kernel.block_q * self.kernel.packed),
             ("BLOCK_K", self.kernel.block_k),
             *widths,
             ("HEADS", self.plan.problem.pattern.heads),
@@ -255,7 +262,10 @@ class Frame:
 
     def separate(self, most: int) -> int:
         """How many loops may stand side by side: one flat loop is as fast where the copy engine loads the tiles, and
-        takes fewer registers, unless the mask reads a table for every pair."""
+        takes fewer registers, unless the mask reads a table for every pair; where rows are parted among programs, it
+        fills the pipeline once."""
+        if self.kernel.few:
+            return 0
         return 0 if self.kernel.descriptors and not self._looks_up_pairs else most
 
     @property
@@ -265,7 +275,7 @@ class Frame:
 
     def row_base(self) -> RowBase:
         """Where numbers of the rows of queries begin."""
-        return RowBase(packed=self.kernel.picks is not None)
+        return RowBase(packed=self.is_packed("q"))
 
     def addresses(self, tensor: str, side: Side, columns: str) -> tuple[Block, ...]:
         """What has to be named before tiles of ``tensor`` are loaded."""
@@ -288,7 +298,13 @@ class Frame:
             heads=self.joined_heads(side) if self.is_copied(side) else None,
             scattered=self.is_scattered(side),
             packed=self.kernel.picks.positions if self.kernel.picks is not None and side == "q" else None,
+            paged=side == "k" and self.plan.problem.page > 0,
         )
+
+    def page_of(self) -> tuple[Block, ...]:
+        """Where the keys of a tile lie, if they lie in pages."""
+        page = self.plan.problem.page
+        return (PageOf(page=page, block=self.kernel.block_k, classes=self.classes),) if page else ()
 
     def store(
         self, value: str, tensor: str, side: Side, columns: str, factor: float | None = None, *, added: bool = False
@@ -325,8 +341,9 @@ class Frame:
                     Argument(name="q_start", type="i32", note="position of the first query row"),
                 )
             case "batched":
-                note = "[batch, 3]: q_start, k_start, k_len"
-                return count, Argument(name="places", type="*i32", note=note)
+                paged = self.plan.problem.page > 0
+                note = f"[batch, places_stride]: q_start, k_start, k_len{', pages' if paged else ''}"
+                return count, Argument(name="places", type="*i32", note=note), *PLACES, *(PAGES if paged else ())
 
     def lists(self) -> tuple[Argument, ...]:
         """Tile lists, where the walk is one, or lists of distances."""
@@ -389,6 +406,13 @@ GATHERED = (
     Argument(name="list_tiles", type="*i32", note="queries by the blocks that they have picked"),
     Argument(name="blocks", type="i32", note="blocks of keys of a head"),
 )
+
+PLACES = (
+    Argument(name="places_stride", type="i32"),
+    Argument(name="cache_rows", type="i32", note="rows of keys of a sequence, with those that are not in use"),
+)
+
+PAGES = (Argument(name="page_count", type="i32", note="pages of all sequences"),)
 
 MARKS = (
     Argument(name="marks", type="*i32", note="[batch or 1, marked rows], ascending"),
@@ -472,6 +496,7 @@ def program(frame: Frame, *, reverse: bool) -> tuple[Block, ...]:
             listed=frame.listed,
             heads_first=frame.heads_first,
             classes=frame.classes,
+            packed=frame.packed,
         )
     if frame.kernel.boxes is not None:
         return (begin, *own_box(frame.kernel.boxes, frame.kernel, frame.by))
@@ -519,7 +544,11 @@ def positions(frame: Frame, side: Side, part: Part) -> Positions | BoxPositions 
             flag=flag_of(part) if boxes.tail else None,
         )
     shape, marked = frame.plan.problem.shape, frame.kernel.gathers(side)
-    return Positions(side=side, part=part, shape=shape, classes=frame.classes, marked=marked)
+    packed = frame.packed if side == "q" else None
+    ratio = frame.ratio if packed else 1
+    return Positions(
+        side=side, part=part, shape=shape, classes=frame.classes, marked=marked, packed=packed, ratio=ratio
+    )
 
 
 def pointers(frame: Frame, tensor: str, side: Side, columns: str) -> Pointers:
@@ -535,4 +564,5 @@ def pointers(frame: Frame, tensor: str, side: Side, columns: str) -> Pointers:
         boxes=frame.boxes is not None,
         scattered=frame.is_scattered(side),
         packed=frame.is_packed(side),
+        paged=side == "k" and frame.plan.problem.page > 0,
     )

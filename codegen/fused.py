@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Plan
+from spdsl.analysis.tiles import depends_on_head
 from spdsl.codegen import split
 from spdsl.codegen.arith import add, both, compare, index, mul, number, sub
 from spdsl.codegen.blocks import (
@@ -28,7 +29,7 @@ from spdsl.codegen.blocks import (
 )
 from spdsl.codegen.frame import Frame, masked, positions, program
 from spdsl.codegen.results import dkdv_sums
-from spdsl.codegen.walks import Mode, Walker, depends_on_head, lower_walk
+from spdsl.codegen.walks import Mode, Walker, lower_walk
 from spdsl.semantics.nodes import Expr, Extent, Side
 
 SUMS = dkdv_sums(())

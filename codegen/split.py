@@ -168,6 +168,7 @@ def lower_combine(
         heads_first=frame.heads_first,
         pieces=pieces,
         classes=frame.classes,
+        packed=frame.packed,
     )
     item = mul(add(Param(name="first_item", dtype="int"), index("p")), number(pieces))
     adds: tuple[Block, ...] = tuple(AddPart(name=each) for each, _ in sums.accumulators)
@@ -201,7 +202,7 @@ def lower_combine(
 
 def sliced(frame: Frame) -> Frame:
     """The frame of a combining kernel."""
-    rows = min(SLICE, frame.own_block)
     kernel = frame.kernel
+    rows = min(max(1, SLICE // kernel.packed), frame.own_block)
     tiles = replace(kernel, block_q=rows) if frame.by == "query" else replace(kernel, block_k=rows)
     return Frame(plan=frame.plan, kernel=replace(tiles, descriptors=False), by=frame.by)

@@ -33,7 +33,7 @@ from spdsl.codegen.distance_loops import lower_distances
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.picks import lower_gathered, lower_picks
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Param
-from spdsl.semantics.rewrite import free_indices, transform, walk
+from spdsl.semantics.rewrite import transform, walk
 
 Mode: TypeAlias = Literal["full", "masked", "either"]
 _LONG = 6
@@ -74,27 +74,6 @@ class Walker:
         """How many walked tiles lie entirely inside the tensors."""
         length, size = (Extent(name="n"), self.spans[1]) if self.by == "query" else (Extent(name="nq"), self.spans[0])
         return truncated(floordiv(length, number(size)))
-
-
-def depends_on_head(walk: Walk) -> bool:
-    """Whether the tiles of a row differ from query head to query head."""
-    match walk:
-        case ListWalk():
-            return True
-        case SlotWalk(slots=slots):
-            return any("h" in free_indices(bound) for slot in slots for bound in _expressions(slot))
-        case BoxWalk(touched=touched, full=full):
-            return any("h" in free_indices(end) for each in (*touched, *(full or ())) for end in (each.lo, each.hi))
-        case DistanceWalk(by_head=by_head):
-            return by_head
-        case PickWalk():
-            return False  # heads are packed
-
-
-def _expressions(slot: Slot) -> tuple[Expr, ...]:
-    intervals = (slot.touched,) if slot.full is None else (slot.touched, slot.full)
-    found = [bound for interval in intervals for bound in (interval.lo, interval.hi)]
-    return (*found, *(each for each in (slot.phase, slot.filter) if each is not None))
 
 
 def lower_walk(walk: Walk, walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:

@@ -100,7 +100,7 @@ def _after(kernel: KernelPlan, boxes: Boxes, pairs: Pairs) -> tuple[int, int]:
 
 def pairs_on_grid(call: Call, boxes: Boxes) -> int | None:
     """How many pairs a predicate keeps over batch and heads, None where it is not one for each axis."""
-    n = call.k.shape[2]
+    n = call.keys
     if boxes.rest != Const(value=True) or n < boxes.places:
         return None
     tables, pairs = tables_for(call.plan.tables, call.tables), pairs_of(call)

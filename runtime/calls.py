@@ -134,6 +134,10 @@ BLOCK = 64
 """Rows of a tile, where it matters how far apart marked rows stand."""
 
 
+PLACES = 3
+"""Numbers that say where a sequence stands: q_start, k_start, k_len."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """The tensors and run-time numbers of one call.
@@ -147,6 +151,9 @@ class Call:
     ``marks`` are the rows that the plan's kernels gather.
     ``parameters`` are the values of the pattern's free parameters by the names of their variables.  ``deterministic``
     asks for gradients that repeat bitwise.  What the call does on the device goes through its ``recorder``.
+
+    Where keys lie in pages, ``k`` and ``v`` are ``[pages, groups, page, d]``, and the rest of each row of ``places``
+    are the numbers of a sequence's pages.
     """
 
     plan: Plan
@@ -161,6 +168,14 @@ class Call:
     marks: Marks | None = None
     deterministic: bool = False
     recorder: Recorder = field(default_factory=Recorder, compare=False)
+
+    @property
+    def keys(self) -> int:
+        """How many rows of keys a sequence has, with those that are not in use."""
+        if not self.plan.problem.page:
+            return self.k.shape[2]
+        assert self.places is not None
+        return (self.places.shape[1] - PLACES) * self.k.shape[2]
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Memory on the device of the call that a kernel fills."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spdsl.diagnostics import SpatError, error
-from spdsl.runtime.calls import DTYPES, Call
+from spdsl.runtime.calls import DTYPES, PLACES, Call
 from spdsl.runtime.evaluate import evaluate, tables_for
 from spdsl.runtime.pairs import pairs_of
 from spdsl.runtime.recent import Recent, identity, weakly
@@ -56,7 +56,7 @@ def check_call(call: Call, *, narrow: bool = False) -> Call:
     """
     check_earlier()
     pattern = call.plan.problem.pattern
-    check_tensors(call.q, call.k, call.v)
+    check_tensors(call.q, call.k, call.v, paged=call.plan.problem.page > 0)
     _check_places(call)
     for table in pattern.tables:
         if not table.made:
@@ -97,8 +97,9 @@ def raise_pending() -> None:
 # ---------------------------------------------------------------- shapes, types, devices
 
 
-def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, any_type: bool = False) -> None:
-    """Check what does not depend on a pattern; ``any_type`` is for the reference, which converts all to float64.
+def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, any_type: bool = False, paged: bool = False) -> None:
+    """Check what does not depend on a pattern; ``any_type`` is for the reference, which converts all to float64, and
+    ``paged`` says that the first axis of keys and values counts pages.
 
     Raises:
         SpatError: SP340 to SP345 for shapes, types and devices.
@@ -117,8 +118,10 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, any_type: bool = False) ->
             raise _wrong("SP341", f"`{name}` is {_type(x)}, but `q` is {_type(q)}", "convert them to one type")
         if x.device != q.device:
             raise _wrong("SP342", f"`{name}` is on {x.device}, but `q` is on {q.device}", "move them to one device")
-        if x.shape[0] != q.shape[0]:
+        if x.shape[0] != q.shape[0] and not paged:
             raise _wrong("SP345", f"`{name}` has batch {x.shape[0]}, but `q` has batch {q.shape[0]}", "expand one")
+    if k.shape[0] != v.shape[0]:
+        raise _wrong("SP340", f"`k` has {k.shape[0]} pages, but `v` has {v.shape[0]}", "give both the same pages")
     if k.shape[1] != v.shape[1]:
         raise _wrong("SP343", f"`k` has {k.shape[1]} heads, but `v` has {v.shape[1]}", "give both the same heads")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
@@ -232,7 +235,7 @@ def _check_size(
     ragged: bool,
 ) -> None:
     batch, heads, queries, _ = q.shape
-    sizes = {"token": k.shape[2], "q": queries, "h": heads, "g": k.shape[1], "b": batch}
+    sizes = {"token": int(extents["n"]), "q": queries, "h": heads, "g": k.shape[1], "b": batch}
     wanted = sizes.get(axis.kind)
     if wanted is None:
         unsized = axis.kind == "free" and axis.size in (Extent(name=axis.label), Extent(name="d"))
@@ -257,7 +260,7 @@ def _check_grid(grid: Grid, call: Call) -> None:
     extents = pairs_of(call).extents()
     sizes = [int(evaluate(size, extents)) for _, size in grid.coordinates]
     covered = torch.Size(sizes).numel()
-    keys = call.k.shape[2]
+    keys = call.keys
     if call.places is not None:
         # Lengths on a GPU are not waited for; a coordinate outside the grid is harmless there.
         if call.places.device.type != "cpu":
@@ -278,7 +281,7 @@ def _check_grid(grid: Grid, call: Call) -> None:
 
 def _check_places(call: Call) -> None:
     """Refuse rows that `k` does not have; lengths on a GPU are not waited for."""
-    places, rows = call.places, call.k.shape[2]
+    places, rows = call.places, call.keys
     if places is None or not (places.device.type == "cpu" or os.environ.get("SPDSL_VERIFY") == "1"):
         return
     starts, lengths = places[:, 1], places[:, 2]
@@ -291,6 +294,14 @@ def _check_places(call: Call) -> None:
             f"{found} reach outside the {rows} rows of k",
             "0 <= k_start and k_start + k_len <= number of keys must hold",
         )
+    if call.plan.problem.page:
+        used = torch.arange(places.shape[1] - PLACES, device=places.device) * call.plan.problem.page < lengths[:, None]
+        named = places[:, PLACES:]
+        wrong = used & ((named < 0) | (named >= call.k.shape[0]))
+        if bool(wrong.any()):
+            at, place = (int(each) for each in wrong.nonzero()[0])
+            found = f"`pages` names page {int(named[at, place])} for sequence {at}, but there are {call.k.shape[0]}"
+            raise _wrong("SP303", found, "give the numbers of pages of `k` and `v`; those past `k_len` are not read")
 
 
 def check_values(call: Call, *, narrow: bool) -> None:
@@ -304,7 +315,7 @@ def check_values(call: Call, *, narrow: bool) -> None:
     if not tables or captured(call.q):
         return
     same = identity(*tables)
-    sizes = (call.q.shape[:3], call.k.shape[1:3], call.q_start, call.places is None, *call.parameters.values())
+    sizes = (call.q.shape[:3], call.k.shape[1], call.keys, call.q_start, call.places is None, *call.parameters.values())
     key = None if same is None else (id(call.plan.keep), sizes, same)
     if key is not None and key in _checked.entries:
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spdsl.runtime.cpu_few import forward_few, is_few
 from spdsl.runtime.cpu_logits import Blocks, Logits, blocks
 from spdsl.runtime.cpu_parts import Part
 from spdsl.runtime.cpu_rows import Chunk
@@ -16,6 +17,9 @@ from spdsl.runtime.scratch import scratch
 
 def forward(part: Part) -> tuple[Tensor, Tensor]:
     """Output ``[batch, heads, nq, dv]`` and LSE ``[batch, heads, nq]`` of a part, both fp32."""
+    if is_few(part):
+        out, lse = forward_few(part)
+        return _with_sink(part, part.logits(part.call.plan.forward), out, lse)
     call, kernel = part.call, part.call.plan.forward
     q = blocks("q", part.queries(call.q), kernel.block_q)
     k, v = (blocks(name, part.keys(x), kernel.block_k) for name, x in (("k", call.k), ("v", call.v)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spdsl.analysis.plans import KernelPlan
-from spdsl.runtime.calls import Call
+from spdsl.runtime.calls import PLACES, Call
 from spdsl.runtime.cpu_logits import Logits
 from spdsl.runtime.cpu_rows import Chunk, Schedule, schedule
 from spdsl.runtime.evaluate import Tables, tables_for
@@ -34,9 +34,23 @@ class Part:
         return x[self.pairs.batches.start : self.pairs.batches.stop]
 
     def keys(self, x: Tensor) -> Tensor:
-        """The part's share of a tensor of keys; a view."""
+        """The part's share of a tensor of keys; a view, unless they lie in pages."""
+        if self.call.plan.problem.page:
+            return self.rows(x, torch.arange(self.pairs.keys))
         first = self.pairs.key_offset
         return x[self.pairs.batches.start : self.pairs.batches.stop, :, first : first + self.pairs.keys]
+
+    def rows(self, x: Tensor, keys: Tensor) -> Tensor:
+        """Some rows of the part's share of a tensor of keys, ``[batch, groups, keys, dim]``; of neighbours a view."""
+        page = self.call.plan.problem.page
+        if page:
+            assert self.call.places is not None
+            (table,) = self.call.places[self.pairs.batches.start : self.pairs.batches.stop, PLACES:]
+            return x[table[keys // page].long(), :, keys % page].transpose(0, 1)[None]
+        given = self.keys(x)
+        if len(keys) and int(keys[-1]) - int(keys[0]) + 1 == len(keys):
+            return given.narrow(2, int(keys[0]), len(keys))
+        return given.index_select(2, keys)
 
     def logits(self, kernel: KernelPlan) -> Logits:
         """How the logits of a kernel are made."""

@@ -76,7 +76,7 @@ def distance_lists(call: Call, kernel: KernelPlan) -> TileList:
     They serve every call whose positions lie below the same power of two.
     """
     rows, keep = Rows.of(kernel, call.q_start), call.plan.keep
-    length = max(call.k.shape[2], call.q_start + call.q.shape[2], _LEAST)
+    length = max(call.keys, call.q_start + call.q.shape[2], _LEAST)
     longest = 1 << (length - 1).bit_length()
     tensors = tuple(call.tables[name] for name in rows.walk.tables)
     pairs = pairs_of(call)
@@ -99,7 +99,7 @@ def distance_lists(call: Call, kernel: KernelPlan) -> TileList:
 def row_lists(call: Call, kernel: KernelPlan) -> TileList:
     """The tiles of every row, as `spdsl.runtime.lists.tile_lists` gives them."""
     lists = distance_lists(call, kernel)
-    sizes = (kernel.kind, call.q.shape[2], call.k.shape[2], call.q_start)
+    sizes = (kernel.kind, call.q.shape[2], call.keys, call.q_start)
 
     def make() -> TileList:
         found = [_of_rows(_of_batch(lists, pairs.batches), pairs, kernel) for pairs in pairs_by_batch(call)]

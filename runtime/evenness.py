@@ -41,10 +41,10 @@ def _lengths(call: Call, kernel: KernelPlan) -> Tensor:
     """The numbers of tiles of some rows, evenly spread."""
     assert isinstance(kernel.walk, SlotWalk)
     grid = TileGrid.of(kernel)
-    rows, walked = -(-call.q.shape[2] // grid.spans[0]), -(-call.k.shape[2] // grid.spans[1])
+    rows, walked = -(-call.q.shape[2] // grid.spans[0]), -(-call.keys // grid.spans[1])
     env: dict[str, Tensor | int] = {
         "nq": call.q.shape[2],
-        "n": call.k.shape[2],
+        "n": call.keys,
         "q_start": call.q_start,
         **call.parameters,
         **dict.fromkeys(("b", "h", "g", "q_class", "k_class"), 0),

@@ -45,7 +45,7 @@ def interval_values(call: Call, kernel: KernelPlan, values: Values, launch: Laun
 
 def interval_shape(call: Call, kernel: KernelPlan, cuts: Cuts) -> tuple[int, int, int]:
     """Batches, heads and tiles that have intervals of their own; four ints each."""
-    rows = call.q.shape[2] if cuts.by == "query" else call.k.shape[2]
+    rows = call.q.shape[2] if cuts.by == "query" else call.keys
     heads = {None: 1, "h": call.q.shape[1], "g": call.k.shape[1]}[cuts.heads]
     return call.q.shape[0] if _by_batch(call, cuts) else 1, heads, tiles_among(rows, cuts.block, kernel.classes)
 

@@ -55,7 +55,8 @@ class Loaded:
         """Run the kernel of this kind on all rows of a call: ``forward``, ``dq`` or ``dkdv``."""
         kernel, batch = self.kernels[kind], call.q.shape[0]
         tiles: KernelPlan = getattr(self.plan, kind)
-        heads, rows = call.k.shape[1:3] if tiles.by == "key" else call.q.shape[1:3]
+        heads, rows = (call.k.shape[1], call.keys) if tiles.by == "key" else call.q.shape[1:3]
+        heads = call.k.shape[1] if tiles.packed > 1 else heads
         if call.marks is not None and tiles.gathers("k" if tiles.by == "key" else "q"):
             rows = call.marks.rows.shape[1]
         values = {**values, **call_values(call, kind)}
@@ -114,7 +115,7 @@ class Loaded:
         """The grid of a kernel whose programs may do several tiles each; adds to ``values`` how many there are."""
         count = kernel.programs(call.q.shape[2])
         values["tiles"], values["all_tiles"] = count, count * call.q.shape[1] * call.q.shape[0]
-        key = (kernel.name, *call.q.shape[:3], call.k.shape[2], call.q_start, *call.parameters.values())
+        key = (kernel.name, *call.q.shape[:3], call.keys, call.q_start, *call.parameters.values())
         if key not in self.flat:
             if len(self.flat) >= _MOST:
                 self.flat.clear()
@@ -210,13 +211,14 @@ def call_values(call: Call, kind: str) -> dict[str, Value]:
     """What every kernel may ask for besides tensors of queries and keys: lengths, tables and lists."""
     values: dict[str, Value] = {
         "nq": call.q.shape[2],
-        "n": call.k.shape[2],
-        "key_rows": call.k.shape[2],
+        "n": call.keys,
+        "key_rows": call.keys,
         "q_start": call.q_start,
         **call.parameters,
     }
     if call.places is not None:
-        values["places"] = call.places
+        values |= {"places": call.places, "places_stride": call.places.stride(0), "cache_rows": call.keys}
+        values["page_count"] = call.k.shape[0]
     for table in call.plan.tables:
         values |= _table_values(table.name, call.tables[table.name], any(axis.kind == "b" for axis in table.axes))
     if kind in call.lists:

@@ -123,7 +123,7 @@ def tile_lists(
     lists = _decided(call, block_q, block_k, exact)
     kept = _passing if _selects(call) else _recent
     if by == "key":
-        rows = TileGrid(by=by, block_q=block_q, block_k=block_k).key_tiles(call.k.shape[2])
+        rows = TileGrid(by=by, block_q=block_q, block_k=block_k).key_tiles(call.keys)
         lists = _derived(kept, lists, "transposed", rows, lambda given: transposed(given, rows))
     if lists.begin.shape[1] not in (1, call.q.shape[1]):
         ratio = call.q.shape[1] // lists.begin.shape[1]
@@ -189,9 +189,9 @@ def _cached(
     read: Sequence[str],
 ) -> TileList:
     """Lists made of the tables ``read``, or those that were made of tables like these."""
-    rows = grid.query_tiles(call.q.shape[2]) if grid.by == "query" else grid.key_tiles(call.k.shape[2])
+    rows = grid.query_tiles(call.q.shape[2]) if grid.by == "query" else grid.key_tiles(call.keys)
     numbers = (call.q_start, *call.parameters.values())
-    sizes = (call.q.shape[:3], call.k.shape[1:3], numbers, str(call.q.device), tuple(read))
+    sizes = (call.q.shape[:3], call.k.shape[1], call.keys, numbers, str(call.q.device), tuple(read))
 
     def make() -> TileList:
         return joined([made(pairs, rows) for pairs in pairs_by_batch(call)])

@@ -27,7 +27,7 @@ def with_marks(call: Call) -> Call:
     if marked is None:
         return call
     read = sorted({node.table for node in walk(marked.where) if isinstance(node, Load)})
-    numbers = (call.q.shape[0], call.q.shape[2], call.k.shape[2], call.q_start, *call.parameters.values())
+    numbers = (call.q.shape[0], call.q.shape[2], call.keys, call.q_start, *call.parameters.values())
     tensors = tuple(call.tables[name] for name in read)
     key = (id(marked), numbers, str(call.q.device))
     return replace(call, marks=_recent.get(key, tensors, marked, lambda: _marks(call, marked)))
@@ -37,14 +37,14 @@ def marked_tiles(call: Call, kernel: KernelPlan) -> tuple[int, int]:
     """How many tiles a kernel of gathered rows owns in each head, and how many each of them meets."""
     assert call.marks is not None
     assert kernel.marked is not None
-    lengths = {"q": call.q.shape[2], "k": call.k.shape[2], kernel.marked.side: call.marks.rows.shape[1]}
+    lengths = {"q": call.q.shape[2], "k": call.keys, kernel.marked.side: call.marks.rows.shape[1]}
     queries, keys = -(-lengths["q"] // kernel.block_q), -(-lengths["k"] // kernel.block_k)
     return (keys, queries) if kernel.by == "key" else (queries, keys)
 
 
 def _marks(call: Call, marked: Marked) -> Marks:
     """Rows past the end fill up the lists of sequences that have fewer."""
-    length, start = (call.q.shape[2], call.q_start) if marked.side == "q" else (call.k.shape[2], 0)
+    length, start = (call.q.shape[2], call.q_start) if marked.side == "q" else (call.keys, 0)
     row = torch.arange(length, device=call.q.device)
     batches = torch.arange(call.q.shape[0], device=call.q.device)[:, None]
     env = pairs_of(call).extents() | {"b": batches, marked.side: row + start}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spdsl.analysis.few import few_rows
 from spdsl.analysis.plans import Kind, Plan, Tiles
 from spdsl.analysis.tiles import Shape
 from spdsl.runtime import checks
@@ -23,7 +24,7 @@ from spdsl.runtime.lists import lists_for
 from spdsl.runtime.parts import kinds_of, settled
 from spdsl.runtime.stages import materialise
 from spdsl.runtime.tape import Recorder
-from spdsl.runtime.transforms import second_derivative
+from spdsl.runtime.transforms import refuse_paged, second_derivative
 from spdsl.semantics.free import LARGEST
 from spdsl.semantics.nodes import Table
 
@@ -33,7 +34,8 @@ class Request:
     """What a call asks for: a key, the types and sizes that kernels are specialised on, and the gradients wanted.
 
     ``lengths`` are those of queries and keys, rounded up to powers of two: kernels do not depend on them, but tiles may
-    have been chosen for them.  ``tiles`` are those that were.
+    have been chosen for them.  ``tiles`` are those that were.  ``few`` and ``page`` are those of `Problem`,
+    the first on any back end.
     """
 
     key: str
@@ -48,6 +50,12 @@ class Request:
     gradients: tuple[int, ...] = ()
     lengths: tuple[int, int] = (0, 0)
     tiles: tuple[tuple[Kind, Tiles], ...] = ()
+    few: int = 0
+    page: int = 0
+
+
+PAGED = "paged"
+"""The operators' shape of calls whose keys lie in pages, ``[pages, groups, page, d]``; places have these after them."""
 
 
 def rounded_up(number: int) -> int:
@@ -101,6 +109,7 @@ def _request(
     values: Sequence[int],
     gradients: tuple[int, ...],
 ) -> Prepared:
+    paged = shape == PAGED
     return _prepare[0](
         Request(
             key=key,
@@ -109,11 +118,13 @@ def _request(
             groups=k.shape[1],
             head_dim=q.shape[3],
             value_dim=v.shape[3],
-            shape=shape,  # type: ignore[arg-type]  # a str in the operator's schema
+            shape="batched" if paged else shape,  # type: ignore[arg-type]  # a str in the operator's schema
             device=q.device,
             tables=tuple(table.dtype for table in tables),
             gradients=gradients,
             lengths=(rounded_up(q.shape[2]), rounded_up(k.shape[2])),
+            few=few_rows(shape, q.shape[2], q.shape[1], k.shape[1]),
+            page=k.shape[2] if paged else 0,
         ),
         tuple(values),
     )
@@ -257,7 +268,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Sparse attention: output ``[batch, heads, nq, dv]`` and LSE ``[batch, heads, nq]`` (fp32, natural log).
 
-    ``values`` are those of the parameters that ``key`` leaves open, in its order.
+    ``values`` are those of the parameters that ``key`` leaves open, in its order.  ``shape`` is a `Shape` or `PAGED`.
     """
     return forward(q, k, v, tables, places, key, shape, q_start, values, Recorder())
 
@@ -296,6 +307,8 @@ def attend_backward(
     wanted: Sequence[int],
 ) -> list[Tensor]:
     """The gradients asked for: 0, 1, 2 are q, k, v and 3 + i is table i, in this order."""
+    if shape == PAGED:
+        raise refuse_paged("gradients")
     settings = (key, shape, q_start, values, wanted)
     return backward(q, k, v, tables, places, out, lse, d_out, d_lse, *settings, Recorder())
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from spdsl.runtime.calls import Call
+from spdsl.runtime.calls import PLACES, Call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ def pairs_of(call: Call) -> Pairs:
     batch, heads, queries, _ = call.q.shape
     return Pairs(
         queries=queries,
-        keys=call.k.shape[2],
+        keys=call.keys,
         q_start=call.q_start,
         heads=heads,
         groups=call.k.shape[1],
@@ -70,5 +70,5 @@ def pairs_by_batch(call: Call) -> tuple[Pairs, ...]:
         return (pairs,)
     return tuple(
         replace(pairs, q_start=q_start, key_offset=k_start, keys=k_len, batches=range(b, b + 1))
-        for b, (q_start, k_start, k_len) in enumerate(call.places.tolist())
+        for b, (q_start, k_start, k_len) in enumerate(call.places[:, :PLACES].tolist())
     )

@@ -1,7 +1,8 @@
 """Which rows of tiles a launch cuts into parts, and into how many.
 
 From: the plan of a kernel and the sizes of a call, or the lengths of listed rows.  To: a `Split`.  A row counts as long
-when one program would still be busy with it after the others have done their share.  Nothing here changes results by
+when one program would still be busy with it after the others have done their share; where a call has few queries, all
+rows do.  Nothing here changes results by
 more than the order in which sums are added, which depends on shapes and the device alone.
 """
 
@@ -26,6 +27,9 @@ PARTS = 2
 TURNS = 16
 """The least number of tiles that is worth a part of its own."""
 
+FEW_TURNS = 4
+"""The same for few queries, whose tiles are small."""
+
 TAIL = 8
 """A listed row is long when it takes more than one part in so many of what one program would do if all were equal."""
 
@@ -48,20 +52,24 @@ class Split:
 def split_of(call: Call, kernel: KernelPlan, programs: int, heads: int) -> Split:
     """How to launch ``kernel``, which has ``programs`` rows of tiles for each of ``heads``."""
     each = heads * call.q.shape[0]
-    if isinstance(kernel.walk, ListWalk):
-        lists = call.lists[kernel.kind]
-        assert isinstance(lists, TileList)
-        order = lists.order
-        assert order is not None
-        parts = parts_for(order.long * each, order.most, call.q.device)
+    lists = call.lists[kernel.kind] if isinstance(kernel.walk, ListWalk) else None
+    order = lists.order if isinstance(lists, TileList) else None
+    if kernel.few:
+        most = TileGrid.of(kernel).key_tiles(call.keys) if order is None else order.most
+        parts = parts_for(programs * each, most, FEW_TURNS, call.q.device)
+        return Split(long=programs, others=0, parts=parts, order=order)
+    if order is not None:
+        parts = parts_for(order.long * each, order.most, TURNS, call.q.device)
         return Split(long=order.long, others=programs - order.long, parts=parts, order=order)
     assert isinstance(kernel.walk, SlotWalk)
     lo, hi = (0, 0) if kernel.walk.long is None else _rows(kernel.walk.long, call)
     first = min(max(lo * kernel.classes, 0), programs)
     long = min(max(hi * kernel.classes, first), programs) - first
     grid = TileGrid.of(kernel)
-    most = grid.key_tiles(call.k.shape[2]) if grid.by == "query" else grid.query_tiles(call.q.shape[2])
-    return Split(long=long, others=programs - long, parts=parts_for(long * each, most, call.q.device), first=first)
+    most = grid.key_tiles(call.keys) if grid.by == "query" else grid.query_tiles(call.q.shape[2])
+    return Split(
+        long=long, others=programs - long, parts=parts_for(long * each, most, TURNS, call.q.device), first=first
+    )
 
 
 def _rows(interval: Interval, call: Call) -> tuple[int, int]:
@@ -69,15 +77,16 @@ def _rows(interval: Interval, call: Call) -> tuple[int, int]:
     bounds = (interval.lo, interval.hi)
     if call.places is not None and any(isinstance(node, Extent) for bound in bounds for node in walk(bound)):
         return 0, 0
-    env = {"nq": call.q.shape[2], "n": call.k.shape[2], "q_start": call.q_start, **call.parameters}
+    env = {"nq": call.q.shape[2], "n": call.keys, "q_start": call.q_start, **call.parameters}
     env |= {} if call.marks is None else {COUNT.name: call.marks.rows.shape[1]}
     lo, hi = (int(value_of(bound, env)) for bound in bounds)
     return lo, hi
 
 
-def parts_for(rows: int, turns: int, device: torch.device) -> int:
-    """Into how many parts to cut ``rows`` long rows, over heads and sequences, with at most ``turns`` tiles each."""
-    return max(1, min(PARTS * multiprocessors(device) // max(1, rows), turns // TURNS))
+def parts_for(rows: int, turns: int, least: int, device: torch.device) -> int:
+    """Into how many parts to cut ``rows`` long rows, over heads and sequences, with at most ``turns`` tiles each, and
+    at least ``least`` for a part."""
+    return max(1, min(PARTS * multiprocessors(device) // max(1, rows), turns // least))
 
 
 def multiprocessors(device: torch.device) -> int:

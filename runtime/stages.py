@@ -47,7 +47,7 @@ def materialise(call: Call) -> Call:
     for stage in call.plan.stages:
         read = [tables[name] for name in sorted(_tables_of(stage.value)) if name in tables]
         numbers = (call.q_start, *call.parameters.items())
-        sizes = (call.q.shape[:3], call.k.shape[1:3], numbers, str(call.q.device))
+        sizes = (call.q.shape[:3], call.k.shape[1], call.keys, numbers, str(call.q.device))
         make = partial(_stage_table, stage, replace(call, tables=dict(tables)))
         tables[stage.name] = _recent.get(
             (id(stage), sizes), (call.places, *read), stage, make, compare=call.q.device.type == "cpu"
@@ -157,7 +157,8 @@ class _Layout:
 
     def points(self, axis: str | None, given: Members) -> Points:
         """The points of the side; a side that the stage lacks has one."""
-        shape = (-1, 1, given.positions.shape[1], 1) if self.side == "q" else (1, given.positions.shape[0], 1, -1)
+        points, members = given.positions.shape
+        shape = (points, 1, members, 1) if self.side == "q" else (1, points, 1, members)
         return Points(axis=axis, positions=given.positions.view(shape), exist=given.exist.view(shape))
 
 

@@ -22,7 +22,7 @@ Env = dict[str, "Tensor | int"]
 def partial_shape(gradient: TableGradient, call: Call) -> tuple[int, ...]:
     """The shape of the sums for one gradient."""
     batch, heads, nq, _ = call.q.shape
-    n = call.k.shape[2]
+    n = call.keys
     match gradient.by:
         case "none" | "query":
             return batch, heads, nq
@@ -76,7 +76,7 @@ def _segment_sums(places: Tensor, values: Tensor, count: int) -> Tensor:
 def _env(call: Call, gradient: TableGradient) -> Env:
     """Indices that broadcast to the shape of the sums."""
     batch, heads, nq, _ = call.q.shape
-    n, device = call.k.shape[2], call.q.device
+    n, device = call.keys, call.q.device
     rank = 4 if gradient.by == "pair" else 3
 
     def axis(length: int, at: int) -> Tensor:

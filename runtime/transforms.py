@@ -38,6 +38,15 @@ def refuse_transforms(tensors: Iterable[Tensor]) -> None:
             )
 
 
+def refuse_paged(what: str) -> SpatError:
+    """The error of what is not done with keys in pages."""
+    return error(
+        "SP352",
+        f"{what} with keys in pages are not supported yet",
+        help="gather the pages of each sequence: `k_pages[table].flatten(1, 2).transpose(1, 2)`",
+    )
+
+
 def second_derivative() -> SpatError:
     """The error of a backward pass through gradients."""
     return error(

@@ -142,24 +142,13 @@ def _by_class(rows: Tensor, classes: int) -> Tensor:
 
 
 def _lined(call: Call) -> Call:
-    """Tensors as kernels read them, and places that stay within their rows whatever the caller gave."""
+    """Tensors as kernels read them."""
     q, k, v = (lined(call, each) for each in (call.q, call.k, call.v))
-    if call.places is None and q is call.q and k is call.k and v is call.v:
-        return call
-    places = call.places
-    if places is not None:
-        places = call.recorder.run(partial(_within, rows=call.k.shape[2]), places)
-    return replace(call, q=q, k=k, v=v, places=places)
+    return call if q is call.q and k is call.k and v is call.v else replace(call, q=q, k=k, v=v)
 
 
 def _plain(rows: Tensor) -> Tensor:
     return rows.float().contiguous()
-
-
-def _within(places: Tensor, rows: int) -> Tensor:
-    q_start, k_start, k_len = places.unbind(1)
-    k_start = k_start.clamp(0, rows)
-    return torch.stack((q_start, k_start, torch.minimum(k_len, rows - k_start).clamp(min=0)), dim=1)
 
 
 def _partial_values(call: Call, partials: Mapping[int, Tensor]) -> dict[str, Value]:

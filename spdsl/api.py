@@ -13,7 +13,17 @@ from torch import Tensor
 
 from spdsl import prepare as _prepare  # installs the planner of the operators
 from spdsl import reference
-from spdsl.arguments import autocast, first_query, place, plain_values, shortened, tables_of, whole
+from spdsl.arguments import (
+    autocast,
+    first_query,
+    gathered,
+    place,
+    place_pages,
+    plain_values,
+    shortened,
+    tables_of,
+    whole,
+)
 from spdsl.choices import mode
 from spdsl.diagnostics import SpatError, error
 from spdsl.library import names, read_file, resolver, text_of
@@ -21,7 +31,7 @@ from spdsl.pipeline import Value, bound, key_of, opened, read, softmax_key
 from spdsl.runtime import operator
 from spdsl.runtime.checks import check_tensors, raise_pending
 from spdsl.runtime.direct import Direct
-from spdsl.runtime.transforms import refuse_transforms
+from spdsl.runtime.transforms import refuse_paged, refuse_transforms
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 from spdsl.semantics.softmaxes import static_part
 
@@ -144,6 +154,7 @@ class Attention:
         q_start: int | Tensor | None = None,
         k_start: int | Tensor | None = None,
         k_len: int | Tensor | None = None,
+        pages: Tensor | None = None,
         **inputs: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attention of ``q`` over ``k`` and ``v`` restricted to the pattern.
@@ -157,6 +168,9 @@ class Attention:
                 int32 ``[batch]``.
             k_start: row of ``k`` and ``v`` that is position 0 (padding on the left).
             k_len: number of existing keys from ``k_start`` on (padding on the right, caches).
+            pages: int32 ``[batch, pages]``: keys lie in pages.  ``k`` is then ``[pages, page, groups, d]`` and ``v``
+                ``[pages, page, groups, dv]``; the keys of a sequence are the rows of the pages that its row names, the
+                first ``k_len`` of them.  Without gradients.
             inputs: the declared inputs; each may have one extra leading axis of size 1 or batch.
 
         Returns:
@@ -168,11 +182,13 @@ class Attention:
             (SP4xx).
         """
         traced = torch.compiler.is_compiling()
-        if not traced and q_start is None and k_start is None and k_len is None:
+        if not traced and q_start is None and k_start is None and k_len is None and pages is None:
             known = self._direct.recall(q, k, v, inputs)
             if known is not None:
                 return known if return_lse else known[0]
         q, k, v = autocast(q, k, v)
+        if pages is not None:
+            return self._paged(q, k, v, pages, (q_start, k_start, k_len), inputs, return_lse=return_lse)
         check_tensors(q, k, v)
         given = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
         refuse_transforms((q, k, v, *given.values()))
@@ -198,6 +214,46 @@ class Attention:
         else:
             out, lse = self._direct.attend(q, k, v, tables, places, shape, start)
         return (out, lse) if return_lse else out
+
+    def _paged(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        pages: Tensor,
+        given: tuple[int | Tensor | None, int | Tensor | None, int | Tensor | None],
+        inputs: Mapping[str, Any],
+        *,
+        return_lse: bool,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """A call whose keys lie in pages."""
+        if self.pattern.checked.graph is not None:
+            raise refuse_paged("stages by queries and keys")
+        k, v, places = self._pages(q, k, v, pages, given)
+        tables = list(tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device).values())
+        refuse_transforms((q, k, v, *tables))
+        if torch.compiler.is_compiling():
+            out, lse = operator.attend(q, k, v, tables, places, self._open_key, operator.PAGED, 0, self._values)
+        else:
+            out, lse = self._direct.attend(q, k, v, tables, places, operator.PAGED, 0)
+        return (out, lse) if return_lse else out
+
+    def _pages(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        pages: Tensor,
+        given: tuple[int | Tensor | None, int | Tensor | None, int | Tensor | None],
+        *,
+        any_type: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        for name, x in (("k", k), ("v", v)):
+            if x.dim() != 4:
+                help = "keys in pages are [pages, page, heads, dim]"
+                raise error("SP340", f"`{name}` has {x.dim()} dimensions", help=help)
+        check_tensors(q, k.transpose(1, 2), v.transpose(1, 2), any_type=any_type, paged=True)
+        return place_pages(q, k, v, pages, *given)
 
     def _staged(
         self,
@@ -232,9 +288,14 @@ class Attention:
         q_start: int | Tensor | None = None,
         k_start: int | Tensor | None = None,
         k_len: int | Tensor | None = None,
+        pages: Tensor | None = None,
         **inputs: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The meaning of a call: dense, in float64, differentiable by autograd.  Arguments and result as in a call."""
+        if pages is not None:
+            k, v, found = self._pages(q, k, v, pages, (q_start, k_start, k_len), any_type=True)
+            q_start, _, k_len = found[:, :3].unbind(1)
+            k, v = gathered(k, found, 3), gathered(v, found, 3)
         check_tensors(q, k, v, any_type=True)
         if q_start is None and k_start is None and k_len is None and q.shape[2] > k.shape[2]:
             q_start = first_query(self.pattern.checked.attend, q.shape[2], k.shape[2])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spdsl.diagnostics import error
 from spdsl.pipeline import Value
+from spdsl.runtime.transforms import refuse_paged
 from spdsl.semantics.nodes import Attend, Table
 from spdsl.semantics.rewrite import free_indices
 
@@ -129,6 +130,44 @@ def place(
         k, v = k.narrow(2, start, length), v.narrow(2, start, length)
     first = length - nq if q_start is None else whole("q_start", q_start)
     return k, v, None, "square" if first == 0 and nq == length else "offset", first
+
+
+def place_pages(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pages: Tensor,
+    q_start: int | Tensor | None,
+    k_start: int | Tensor | None,
+    k_len: int | Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values ``[pages, groups, page, d]``, and places of each sequence with its pages after them.
+
+    Raises:
+        SpatError: a table that is no ints ``[batch, pages]``, or positions that do not fit (SP303, SP352).
+    """
+    given: object = pages
+    if not isinstance(given, Tensor) or pages.dim() != 2 or pages.shape[0] != q.shape[0] or not pages.shape[1]:
+        shown = f"of shape {list(pages.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        found = f"`pages` is {shown}, but there are {q.shape[0]} sequences"
+        raise error("SP303", found, help=f"pass the numbers of each sequence's pages, int32 [{q.shape[0]}, pages]")
+    if pages.is_floating_point() or pages.is_complex() or pages.dtype == torch.bool:
+        raise error("SP303", "`pages` are numbers of pages, int32", help="convert with `.int()`")
+    if k_start is not None:
+        raise refuse_paged("sequences that begin at `k_start`")
+    if torch.is_grad_enabled() and any(each.requires_grad for each in (q, k, v)):
+        raise refuse_paged("gradients")
+    lengths = _column(pages.shape[1] * k.shape[1] if k_len is None else k_len, 0, q)
+    firsts = lengths - q.shape[2] if q_start is None else _column(q_start, 0, q)
+    table = pages.to(device=q.device, dtype=torch.int32)
+    head = torch.stack((firsts, torch.zeros_like(lengths), lengths), dim=1)
+    return k.transpose(1, 2), v.transpose(1, 2), torch.cat((head, table), dim=1)
+
+
+def gathered(x: Tensor, places: Tensor, first: int) -> Tensor:
+    """Keys ``[batch, groups, n, d]`` of sequences whose pages of ``x`` are those of ``places`` from ``first`` on."""
+    found: Tensor = x[places[:, first:].long().clamp(0, x.shape[0] - 1)].transpose(1, 2).flatten(2, 3)
+    return found
 
 
 def shortened(declared: Sequence[Table], tables: dict[str, Tensor], rows: int, length: int) -> dict[str, Tensor]:

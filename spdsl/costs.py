@@ -124,7 +124,7 @@ def predict(
             kernels.append(KernelCost(kind=kernel.kind, part=part.plan.place, work=done, estimate=found))
     against = against or ("causal" if is_causal(call.plan.problem.pattern) else "full")
     batch, heads, nq, dim = call.q.shape
-    n, value_dim = call.k.shape[2], call.v.shape[3]
+    n, value_dim = call.keys, call.v.shape[3]
     dense = dense_seconds(batch * heads * _dense_pairs(nq, n, against), dim, value_dim, device)
     kinds = {"fused"} if call.plan.fused is not None else {"dq", "dkdv"}
     backward = [each for each in kernels if each.kind in (kinds if each.part == 0 else {"dq", "dkdv"})]
@@ -184,7 +184,7 @@ def _tiles(call: Call, kernel: KernelPlan) -> int:
     if kernel.boxes is not None:
         return math.prod(kernel.boxes.counts("k" if kernel.by == "key" else "q"))
     grid = TileGrid.of(kernel)
-    return grid.key_tiles(call.k.shape[2]) if kernel.by == "key" else grid.query_tiles(call.q.shape[2])
+    return grid.key_tiles(call.keys) if kernel.by == "key" else grid.query_tiles(call.q.shape[2])
 
 
 def _bytes(call: Call, kernel: KernelPlan) -> int:

@@ -110,7 +110,7 @@ def _alike(call: Call, at: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor, Tenso
     kind, first = Rows.of(call.plan.forward, call.q_start).places(at[:, 2])
     begin = at[:, 2] * grid.block_q
     inside = (begin + call.q_start >= 0) & (begin + grid.block_q <= call.q.shape[2])
-    inside &= (tiles >= 0) & ((tiles + 1) * grid.block_k <= call.k.shape[2])
+    inside &= (tiles >= 0) & ((tiles + 1) * grid.block_k <= call.keys)
     number = torch.arange(len(tiles), device=tiles.device)
     of_its_own = torch.where(inside, -1, number)
     names = torch.stack((at[:, 0], at[:, 1], kind, tiles - first, of_its_own), dim=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from spdsl.analysis.few import few_rows
 from spdsl.analysis.plans import Problem
 from spdsl.analysis.tiles import Shape
 from spdsl.codegen.emit import emit
@@ -37,6 +38,7 @@ def plan_like(key: str, q: Tensor, k: Tensor, v: Tensor, target: str, *, q_start
             value_dim=v.shape[3],
             shape=shape,
             tables=tuple((table.name, element(table)) for table in pattern.tables),
+            few=0 if target == "cpu" else few_rows(shape, q.shape[2], q.shape[1], k.shape[1]),
         )
 
     return choose(key, (q.shape[1], k.shape[1], q.shape[3]), problem, target)

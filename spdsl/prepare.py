@@ -43,7 +43,10 @@ def _with_tiles(request: Request, near: tuple[int, ...]) -> Request:
     """The request with the tiles that were chosen for lengths and values like these, and without its lengths, so that
     all of them share plans."""
     device = request.device
-    if device.type != "cuda" or choose_backend(json.loads(request.key)["backend"], device) != "triton":
+    backend = choose_backend(json.loads(request.key)["backend"], device)
+    if backend == "cpu":
+        request = replace(request, few=0)  # what is done for few queries is no matter of its plans
+    if device.type != "cuda" or backend != "triton":
         return replace(request, lengths=(0, 0))
     situation = Situation(
         key=request.key,
@@ -85,6 +88,8 @@ def _planned(request: Request) -> Prepared:
         ),
         gradients=tuple(names[each] for each in request.gradients),
         tiles=request.tiles,
+        few=request.few,
+        page=request.page,
     )
     target = target_of(backend, request.device)
     if backend == "cpu":

@@ -41,7 +41,7 @@ def tile_states(call: Call, kernel: KernelPlan, *, head: int, batch: int = 0) ->
 
 def _listed(call: Call, kernel: KernelPlan, lists: TileList, head: int, batch: int) -> Tensor:
     grid = TileGrid.of(kernel)
-    walked = grid.key_tiles(call.k.shape[2]) if grid.by == "query" else grid.query_tiles(call.q.shape[2])
+    walked = grid.key_tiles(call.keys) if grid.by == "query" else grid.query_tiles(call.q.shape[2])
     begin, middle, end = (
         each[min(batch, each.shape[0] - 1), min(head, each.shape[1] - 1), :: grid.modulus].tolist()
         for each in (lists.begin, lists.middle, lists.end)
@@ -55,7 +55,7 @@ def _listed(call: Call, kernel: KernelPlan, lists: TileList, head: int, batch: i
 
 def tile_rows(call: Call, kernel: KernelPlan, side: Side) -> Tensor:
     """The rows that the tiles of a side hold, ``[tiles, rows of one]`` in the order of `tile_states`; -1 for none."""
-    length = call.q.shape[2] if side == "q" else call.k.shape[2]
+    length = call.q.shape[2] if side == "q" else call.keys
     block = kernel.block_q if side == "q" else kernel.block_k
     if call.marks is not None and kernel.gathers(side):
         marks = call.marks.rows[0].long()

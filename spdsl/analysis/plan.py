@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import lru_cache, partial, reduce
 
 from spdsl.analysis.distances import with_distances
+from spdsl.analysis.few import FEW, few_tiles, heads_together
 from spdsl.analysis.gradients import table_gradients
 from spdsl.analysis.picking import picking, tiles_in, why_unpicked
 from spdsl.analysis.plans import KernelPlan, Kind, Plan, Problem, TableGradient, Tiles
@@ -31,6 +32,7 @@ from spdsl.analysis.tiles import (
     SlotWalk,
     TileRelation,
     Walk,
+    depends_on_head,
 )
 from spdsl.analysis.tiling import default_tiles
 from spdsl.analysis.unions import disjoint_sets
@@ -105,6 +107,8 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
         unpicked = "" if target == "cpu" else why_unpicked(kind, staged, problem, gradients)
         if unpicked is None:
             return picking(kind, staged, problem, target, partial(_relation, staged, problem))
+        if problem.few and kind == "forward":
+            return _few(staged, problem, target, residues)
         found = _kernel(kind, staged, problem, target, residues)
         found = replace(found, notes=(*found.notes, f"picks are looked up: {unpicked}")) if unpicked else found
         splits = target != "cpu" and _splits(kind, found.walk, pattern, gradients)
@@ -204,12 +208,45 @@ def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues:
     )
 
 
+def _few(
+    staged: Staged, problem: Problem, target: str, residues: Residues | None, together: int | None = None
+) -> KernelPlan:
+    """The forward kernel for few queries: the heads of a group in one tile where their walks are the same, and all rows
+    of tiles in parts."""
+    pattern = problem.pattern
+    rows = heads_together(pattern.heads, pattern.groups) if together is None else together
+    tiles = few_tiles(problem, rows, target)
+    relation = _relation(staged, problem, tiles, residues)
+    walk = relation.by_query
+    if residues is not None and not isinstance(walk, SlotWalk):
+        return _few(staged, problem, target, None)  # lists are made of tiles of consecutive rows
+    if rows > 1 and depends_on_head(walk):
+        return _few(staged, problem, target, residues, together=1)
+    return KernelPlan(
+        kind="forward",
+        block_q=tiles.block_q,
+        block_k=tiles.block_k,
+        warps=tiles.warps,
+        stages=tiles.stages,
+        walk=walk,
+        notes=relation.notes,
+        residues=residues,
+        splits=True,
+        packed=rows,
+        few=True,
+        plain=FEW,
+    )
+
+
 def _gathering(kind: Kind, staged: Staged, problem: Problem, target: str, side: Side) -> KernelPlan:
     """The kernel of a set whose rows of one side are marked: it gathers these, and meets all rows of the other."""
     clauses = conjuncts(staged.keep)
     where = [clause for clause in clauses if free_indices(clause) == {side}]
     rest = [clause for clause in clauses if clause not in where]
+    few = kind == "forward" and problem.few > 0
+    together = heads_together(problem.pattern.heads, problem.pattern.groups) if few else 1
     tiles = _tiles(kind, problem, None, target, descriptors=False, specialised=False)
+    tiles = few_tiles(problem, together, target) if few else tiles
     own: Side = "k" if kind == "dkdv" else "q"
     lengths: dict[Side, Expr] = {"q": Extent(name="nq"), "k": Extent(name="n"), side: COUNT}
     blocks: dict[Side, int] = {"q": tiles.block_q, "k": tiles.block_k}
@@ -217,7 +254,7 @@ def _gathering(kind: Kind, staged: Staged, problem: Problem, target: str, side: 
     every = Interval(lo=Const(value=0), hi=tiles_in(lengths[other], blocks[other]))
     # Where programs own the few marked rows, each walks all rows of the other side.
     long = Interval(lo=Const(value=0), hi=tiles_in(COUNT, blocks[own])) if own == side else None
-    pattern = problem.pattern
+    grouped = problem.pattern.heads > problem.pattern.groups
     return KernelPlan(
         kind=kind,
         block_q=tiles.block_q,
@@ -225,9 +262,11 @@ def _gathering(kind: Kind, staged: Staged, problem: Problem, target: str, side: 
         warps=tiles.warps,
         stages=tiles.stages,
         walk=SlotWalk(slots=(Slot(touched=every),), long=long),
-        plain=why_plain(kind, problem, target, marked=True) or "",
+        plain=FEW if few else why_plain(kind, problem, target, marked=True) or "",
         marked=Marked(side=side, where=_conjunction(where), keep=_conjunction(rest)),
-        splits=long is not None and not (kind == "dkdv" and pattern.heads > pattern.groups and bool(problem.gradients)),
+        splits=few or (long is not None and not (kind == "dkdv" and grouped and bool(problem.gradients))),
+        packed=together,
+        few=few,
     )
 
 

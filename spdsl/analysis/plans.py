@@ -36,7 +36,9 @@ class Problem:
     """A bound pattern with the shape class and types of a call; everything a kernel is specialised on.
 
     ``tiles`` are those of kernels for which somebody has chosen them (`spdsl.analysis.cost`, `spdsl tune`); the others
-    take the default ones.
+    take the default ones.  ``few`` is how many rows a tile of the forward kernel has where a call has few queries
+    (`spdsl.analysis.few`), else 0.  ``page`` is how many rows a page of keys has where sequences' keys lie in pages,
+    wherever their tables say; the shape is then ``batched``, and there are no gradients.
     """
 
     pattern: BoundPattern
@@ -46,6 +48,8 @@ class Problem:
     tables: tuple[tuple[str, str], ...] = ()  # run-time element types of the inputs, as (name, torch dtype name)
     gradients: tuple[str, ...] = ()  # the tables for which a gradient is wanted
     tiles: tuple[tuple[Kind, Tiles], ...] = ()
+    few: int = 0
+    page: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +106,9 @@ class KernelPlan:
     K, V and dO (TMA), else every thread its own part.  With ``splits`` rows that are much longer than the others
     are computed in parts, by several programs.  With ``specialised`` one warp of a program copies tiles while groups of
     four warps compute, each for `GROUP_ROWS` rows of the program's own (Gluon); ``stages`` is then the size of the ring
-    of tiles in between.  With ``persistent`` a program may do several tiles of its own one after the other.
+    of tiles in between.  With ``persistent`` a program may do several tiles of its own one after the other.  With
+    ``packed`` a tile has so many rows for each of its ``block_q`` queries: those of the query heads of a group, and
+    what is missing to a power of two.  With ``few`` it is the kernel for few queries, whose rows are all in parts.
     """
 
     kind: Kind
@@ -120,6 +126,8 @@ class KernelPlan:
     splits: bool = False
     specialised: bool = False
     persistent: bool = False
+    packed: int = 1
+    few: bool = False
     plain: str = ""  # why warps are not specialised, where there are such kernels
 
     @property

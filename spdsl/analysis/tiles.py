@@ -15,6 +15,7 @@ from math import prod
 from typing import Literal, TypeAlias
 
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Side
+from spdsl.semantics.rewrite import free_indices
 
 Shape: TypeAlias = Literal["square", "offset", "batched"]
 
@@ -170,6 +171,27 @@ class PickWalk:
 
 
 Walk: TypeAlias = SlotWalk | BoxWalk | DistanceWalk | ListWalk | PickWalk
+
+
+def depends_on_head(walk: Walk) -> bool:
+    """Whether the tiles of a row differ from query head to query head."""
+    match walk:
+        case ListWalk():
+            return True
+        case SlotWalk(slots=slots):
+            return any("h" in free_indices(bound) for slot in slots for bound in _expressions(slot))
+        case BoxWalk(touched=touched, full=full):
+            return any("h" in free_indices(end) for each in (*touched, *(full or ())) for end in (each.lo, each.hi))
+        case DistanceWalk(by_head=by_head):
+            return by_head
+        case PickWalk():
+            return False  # heads are packed
+
+
+def _expressions(slot: Slot) -> tuple[Expr, ...]:
+    intervals = (slot.touched,) if slot.full is None else (slot.touched, slot.full)
+    found = [bound for interval in intervals for bound in (interval.lo, interval.hi)]
+    return (*found, *(each for each in (slot.phase, slot.filter) if each is not None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -144,7 +144,7 @@ def record(found: Drawing) -> dict[str, Any]:
     """The tiles for `--json`: for each tile of a kernel's own side those that it walks."""
     call = found.call
     return {
-        "n": call.k.shape[2],
+        "n": call.keys,
         "nq": call.q.shape[2],
         "head": found.head,
         "generated_inputs": list(found.generated),

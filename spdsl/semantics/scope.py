@@ -33,7 +33,7 @@ WORDS = frozenset(("and", "or", "not", "in", "if", "then", "else", "attend", "li
 """Words of expressions: no declaration may take them."""
 
 ARGUMENTS = frozenset(
-    ("q", "k", "v", "nk", "layer", "backend", "deterministic", "return_lse", "q_start", "k_start", "k_len")
+    ("q", "k", "v", "nk", "layer", "backend", "deterministic", "return_lse", "q_start", "k_start", "k_len", "pages")
 )
 """Keywords of a call from Python: no parameter or input may take them."""
 

@@ -155,7 +155,7 @@ def test_places_of_each_sequence(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["sinks and dilated", "global rows", "global tokens"])
 def test_long_rows_in_parts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parts of a long row go on from the set before once, not each."""
-    monkeypatch.setattr(split, "parts_for", lambda rows, turns, device: 3)
+    monkeypatch.setattr(split, "parts_for", lambda rows, turns, least, device: 3)
     shape = Sizes(batch=1, heads=2, groups=1, nq=300, n=300)
     check(case(name, tmp_path), shape, d=16, dv=16, dtype=torch.float32, backend="triton")
 

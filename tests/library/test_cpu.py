@@ -12,6 +12,7 @@ SHAPES = (
     Sizes(batch=1, heads=2, groups=2, nq=1, n=1),
     Sizes(batch=2, heads=4, groups=2, nq=203, n=203),
     Sizes(batch=1, heads=6, groups=2, nq=50, n=333),
+    Sizes(batch=2, heads=6, groups=2, nq=3, n=171),
 )
 
 
@@ -32,3 +33,10 @@ def test_places(case: Case) -> None:
     shape = Sizes(batch=3, heads=2, groups=1, nq=40, n=160)
     starts = torch.tensor([0, 37, 150], dtype=torch.int32)
     check(case, shape, d=16, dv=16, dtype=torch.float32, k_start=starts, k_len=160 - starts)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.n is None], ids=lambda case: case.id)
+def test_steps_of_decoding(case: Case) -> None:
+    shape = Sizes(batch=4, heads=4, groups=2, nq=2, n=160)
+    starts, lengths = torch.tensor([0, 37, 150, 20]), torch.tensor([160, 123, 7, 0])
+    check(case, shape, d=16, dv=16, dtype=torch.float32, k_start=starts.int(), k_len=lengths.int())

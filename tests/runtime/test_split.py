@@ -52,7 +52,7 @@ def test_rows_that_are_alike_keep_their_order(turns: list[list[int]]) -> None:
 @pytest.mark.parametrize("turns", [0, 5, 16, 100, 10_000, 1 << 20])
 @pytest.mark.parametrize("rows", [0, 1, 3, 16, 17, 1000])
 def test_memory_is_bounded_by_the_device(rows: int, turns: int) -> None:
-    parts = split.parts_for(rows, turns, CPU)
+    parts = split.parts_for(rows, turns, split.TURNS, CPU)
     assert 1 <= parts <= max(1, turns // split.TURNS)
     assert parts == 1 or rows * parts <= split.PARTS * split.multiprocessors(CPU)
 
