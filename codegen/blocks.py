@@ -98,7 +98,7 @@ class Positions:
     classes: int | None = None
     marked: bool = False
     packed: int | None = None
-    ratio: int = 1
+    ratio: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

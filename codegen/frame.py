@@ -545,7 +545,7 @@ def positions(frame: Frame, side: Side, part: Part) -> Positions | BoxPositions 
         )
     shape, marked = frame.plan.problem.shape, frame.kernel.gathers(side)
     packed = frame.packed if side == "q" else None
-    ratio = frame.ratio if packed else 1
+    ratio = frame.ratio if packed else 0
     return Positions(
         side=side, part=part, shape=shape, classes=frame.classes, marked=marked, packed=packed, ratio=ratio
     )

@@ -107,8 +107,10 @@ def _request(
     key: str,
     shape: str,
     values: Sequence[int],
-    gradients: tuple[int, ...],
+    gradients: tuple[int, ...] | None,
 ) -> Prepared:
+    """The plan of a call, or with ``gradients`` (numbers of tables) that of its backward, which is the same for few
+    queries as for many."""
     paged = shape == PAGED
     return _prepare[0](
         Request(
@@ -121,9 +123,9 @@ def _request(
             shape="batched" if paged else shape,  # type: ignore[arg-type]  # a str in the operator's schema
             device=q.device,
             tables=tuple(table.dtype for table in tables),
-            gradients=gradients,
+            gradients=gradients or (),
             lengths=(rounded_up(q.shape[2]), rounded_up(k.shape[2])),
-            few=few_rows(shape, q.shape[2], q.shape[1], k.shape[1]),
+            few=few_rows(shape, q.shape[2], q.shape[1], k.shape[1]) if gradients is None else 0,
             page=k.shape[2] if paged else 0,
         ),
         tuple(values),
@@ -186,7 +188,7 @@ def forward(
     recorder: Recorder,
 ) -> tuple[Tensor, Tensor]:
     """Output and LSE, as `attend`; the recorder notes what is done on the device."""
-    prepared = _request(q, k, v, tables, key, shape, values, ())
+    prepared = _request(q, k, v, tables, key, shape, values, None)
     call = _call(prepared, q, k, v, tables, places, q_start, values, recorder)
     call = settled(checks.check_call(call, narrow=prepared.backend != "cpu"))
     call = lists_for(call, ("forward",))
@@ -243,7 +245,7 @@ def check_values(
     Raises:
         SpatError: as `spdsl.runtime.checks.check_values`.
     """
-    prepared = _request(q, k, v, tables, key, shape, values, ())
+    prepared = _request(q, k, v, tables, key, shape, values, None)
     call = _call(prepared, q, k, v, tables, places, q_start, values, Recorder())
     checks.check_values(materialise(call), narrow=prepared.backend != "cpu")
 

@@ -97,9 +97,9 @@ def test_thirty_calls(name: str, asked: Asked) -> None:
         values = {each: chance.randint(*ends) for each, ends in RANGES[name].items()}
         call(chance, name, values, square=number % 2 == 0)
     assert {"forward", "delta", "dq", "dkdv"} <= set(asked)
-    # One where queries and keys are the same positions, one for all other places.
-    assert {kernel: len(each) for kernel, each in asked.items() if len(each) > 2} == {}
-    assert prepare._planned.cache_info().misses == 2
+    # One where queries and keys are the same positions, one for all other places, and two forward for few queries.
+    assert {kernel: len(each) for kernel, each in asked.items() if len(each) > (2, 4)["forward" in kernel]} == {}
+    assert prepare._planned.cache_info().misses <= 4
 
 
 def test_the_fused_backward(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,8 @@ def test_the_fused_backward(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> No
         values = {each: chance.randint(*ends) for each, ends in RANGES["streaming"].items()}
         call(chance, "streaming", values, square=number % 2 == 0, dim=128)
     found = {kernel: len(each) for kernel, each in asked.items() if kernel != "fused_combine"}
-    assert found == {"forward": 2, "delta": 2, "fused": 2}
+    assert found.pop("forward_combine", 1) <= 2
+    assert found == {"forward": 3, "delta": 2, "fused": 2}  # one for few queries
 
 
 def test_other_parameters_are_constants(asked: Asked) -> None:
