@@ -43,7 +43,7 @@ def forward_few(part: Part) -> tuple[Tensor, Tensor]:
     k, v = (part.rows(x, keys).float() for x in (call.k, call.v))
     q = part.queries(call.q).float()
     batch, heads, queries, _ = q.shape
-    grouped = q.reshape(batch, k.shape[1], -1, q.shape[3])
+    grouped = q.reshape(batch, k.shape[1], heads // k.shape[1] * queries, q.shape[3])
     logits = (grouped @ k.transpose(2, 3) * plan.scale).view(batch, heads, queries, len(keys))
     if plan.softcap is not None:
         logits = logits.div_(plan.softcap).tanh_().mul_(plan.softcap)
