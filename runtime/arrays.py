@@ -21,7 +21,8 @@ from spdsl.runtime.lines import Lines
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.philox import uniform
 from spdsl.runtime.pooled import pooled
-from spdsl.runtime.ranking import best, heaviest
+from spdsl.runtime.prefixes import prefix, smoothed
+from spdsl.runtime.ranking import best, heaviest, in_order
 from spdsl.semantics.graph import (
     DISTANCE,
     TENSORS,
@@ -29,8 +30,10 @@ from spdsl.semantics.graph import (
     Mark,
     Merge,
     Pool,
+    Prefix,
     Score,
     Select,
+    Smooth,
     Softmax,
     Stage,
     index_of,
@@ -38,9 +41,10 @@ from spdsl.semantics.graph import (
     loads,
     on_side,
     parts,
+    ranks_queries,
     side_of,
 )
-from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise
+from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Reduce
 from spdsl.semantics.rewrite import children, free_axes
 
 
@@ -50,7 +54,7 @@ class Arrays:
 
     ``tensors`` holds Q, K, V and the inputs, each with a leading batch axis of size 1 or batch; ``budget`` is how many
     numbers a chunk of rows may have.  ``kernels``: selections are made by generated kernels where these can.  ``known``
-    keeps arrays that are made once.
+    keeps arrays that are made once, ``sums`` those up to each key.
     """
 
     lines: Lines
@@ -59,6 +63,7 @@ class Arrays:
     budget: int
     kernels: bool = False
     known: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
     # ------------------------------------------------------------ arrays of stages
 
@@ -66,8 +71,9 @@ class Arrays:
         """The array of a stage for some rows, by default for all; of a stage without queries, whole."""
         stage = self.stages[name]
         own = on_side(stage.axes, "q")
-        if own is None and name not in self.known:
-            self.known[name] = self._make(stage, None, Memo())
+        if (own is None or ranks_queries(stage)) and name not in self.known:
+            everything = None if own is None else self.lines.points_of_rows(own)
+            self.known[name] = self._make(stage, everything, Memo())
         if name in self.known:
             found = self.known[name]
             return found if own is None or rows is None else found.index_select(1 + stage.axes.index(own), rows)
@@ -121,6 +127,10 @@ class Arrays:
                 return self._softmax(stage, rows, memo)
             case Select():
                 return self._select(stage, rows, memo)
+            case Smooth():
+                return smoothed(self, stage, rows, memo)
+            case Prefix():
+                return prefix(self, stage, rows, memo)
             case Mark(value=value):
                 return self.full(value, stage.axes, rows, memo)
             case Attention() | Merge():
@@ -205,24 +215,34 @@ class Arrays:
         return torch.where(empty, 0.0, found)
 
     def _select(self, stage: Select, rows: Tensor | None, memo: Memo) -> Tensor:
-        dim = 1 + stage.axes.index(stage.over)
-        value = self.full(stage.value, stage.axes, rows, memo).movedim(dim, -1)
-        only = self.filter(stage.only, stage.axes, rows, memo).movedim(dim, -1)
-        forced = None
-        if stage.forced != Const(value=False):
-            forced = self.filter(stage.forced, stage.axes, rows, memo).movedim(dim, -1)
-            forced = forced.expand(torch.broadcast_shapes(forced.shape, value.shape))
-        shape = torch.broadcast_shapes(value.shape, only.shape)
-        value, only = value.expand(shape), only.expand(shape)
-        forced = None if forced is None else forced.expand(shape)
-        amount = self.evaluate(stage.amount, stage.axes, rows, memo)
+        axes = tuple(axis for axis in stage.axes if axis != stage.rank)
+        # What is ranked together stands last, as one dimension.
+        ranked = [1 + axes.index(axis) for axis in (*stage.also, stage.over)]
+        last = list(range(-len(ranked), 0))
+        value = self.full(stage.value, axes, rows, memo)
+        only = self.filter(stage.only, axes, rows, memo)
+        forced = None if stage.forced == Const(value=False) else self.filter(stage.forced, axes, rows, memo)
+        shape = torch.broadcast_shapes(*(part.shape for part in (value, only, forced) if part is not None))
+        sizes = [shape[dim] for dim in ranked]
+        value, only = (part.expand(shape).movedim(ranked, last).flatten(last[0]) for part in (value, only))
+        if forced is not None:
+            forced = forced.expand(shape).movedim(ranked, last).flatten(last[0])
+        amount = self.evaluate(stage.amount, axes, rows, memo)
         if isinstance(amount, Tensor):
-            amount = amount.movedim(dim, -1)
-        if stage.by == "count":
+            amount = amount.movedim(ranked, last).flatten(last[0])
+        if stage.by == "mass":
+            share = amount if isinstance(amount, Tensor) else float(amount)
+            chosen = heaviest(value, only, forced, share)
+            if stage.least is not None:
+                chosen = chosen | best(value, only, forced, max(0, int(self.evaluate(stage.least, (), None, memo))))
+        else:
             number = amount.clamp(min=0) if isinstance(amount, Tensor) else max(0, int(amount))
-            return best(value, only, forced, number).movedim(-1, dim)
-        share = amount if isinstance(amount, Tensor) else float(amount)
-        return heaviest(value, only, forced, share).movedim(-1, dim)
+            if stage.rank is not None:
+                found = in_order(value, only, forced, int(number))
+                return found.movedim(-1, 2 + axes.index(stage.over)).movedim(0, 1 + stage.axes.index(stage.rank))
+            chosen = best(value, only, forced, number)
+        whole: Tensor = chosen.unflatten(-1, sizes)
+        return whole.movedim(last, ranked)
 
     def filter(self, expr: Expr, axes: tuple[str, ...], rows: Tensor | None, memo: Memo) -> Tensor:
         """A condition as a tensor that broadcasts to ``[batch, *axes]``."""
@@ -239,7 +259,8 @@ class Arrays:
         self, node: Expr, axes: tuple[str, ...], rows: Tensor | None, memo: Memo, done: dict[int, Value]
     ) -> Value:
         if id(node) not in done:
-            inside = () if isinstance(node, Load) and self._is_array(node) else children(node)
+            opaque = isinstance(node, Reduce) or (isinstance(node, Load) and self._is_array(node))
+            inside = () if opaque else children(node)
             parts = [self._value(part, axes, rows, memo, done) for part in inside]
             done[id(node)] = self._node(node, parts, axes, rows, memo)
         return done[id(node)]
@@ -268,6 +289,12 @@ class Arrays:
                 return self._gathered(node, parts)
             case Apply(op=op, dtype=dtype):
                 return apply(op, parts, dtype, torch.float32)
+            case Reduce(side=side, axis=axis, body=body) if free_axes(body) <= {side}:
+                found = self.lines.reduced(node)
+                if axis is None:
+                    return found
+                coordinate = self._node(Coord(side=side, axis=axis), [], axes, rows, memo)
+                return found[torch.as_tensor(coordinate)]
             case Noise(seed=seed):
                 number = seed.value if isinstance(seed, Const) else parts[0]
                 return uniform(int(number), [torch.as_tensor(part) for part in parts[1:]]).float()

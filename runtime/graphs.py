@@ -22,10 +22,10 @@ from spdsl.runtime.lines import Lines
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.operator import with_batch
 from spdsl.runtime.ranking import as_lists
-from spdsl.semantics.graph import Attention, Export, Merge, Select, StageGraph, is_free, loads, on_side
+from spdsl.semantics.graph import Attention, Export, Merge, Select, StageGraph, is_free, loads, on_side, side_of
 from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load, Table
 from spdsl.semantics.rewrite import free_axes
-from spdsl.semantics.softmaxes import POSITIONS, softmax_pattern
+from spdsl.semantics.softmaxes import MEMBER, POSITIONS, softmax_pattern
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
             case Attention():
                 found[stage.name] = _softmax(pattern, stage, call, chosen, values, key_of(stage.name))
             case Merge(parts=parts):
-                found[stage.name] = _merged([found[name] for name in parts])
+                found[stage.name] = _merged(stage, [found[name] for name in parts])
             case _:
                 continue
         values.known[stage.name] = found[stage.name][0].float()
@@ -192,7 +192,7 @@ def _pattern_of(pattern: BoundPattern, name: str) -> BoundPattern:
 class Operands:
     """What a softmax is computed from: tensors, its tables by name, and where its first query stands.
 
-    ``stages`` are those tables that stages have made.
+    ``stages`` are those tables that stages have made, ``axes`` the axes of each table.
     """
 
     q: Tensor
@@ -201,6 +201,7 @@ class Operands:
     tables: dict[str, Tensor]
     q_start: int
     stages: frozenset[str]
+    axes: dict[str, tuple[str, ...]]
     lines: Lines
 
 
@@ -225,7 +226,9 @@ def _operands(pattern: BoundPattern, stage: Attention, call: Inputs, chosen: Arr
     tables = {table.name: _table(table, call, chosen, values) for table in declared}
     start = call.q_start if stage.rows == "q" else 0
     made = frozenset(table.name for table in declared if table.name in values.stages)
-    return Operands(q=q, k=k, v=v, tables=tables, q_start=start, stages=made, lines=values.lines)
+    given = frozenset(tables) - made - {POSITIONS, MEMBER}
+    axes = {name: values.stages[name].axes for name in made} | {name: values.lines.labels(name) for name in given}
+    return Operands(q=q, k=k, v=v, tables=tables, q_start=start, stages=made, axes=axes, lines=values.lines)
 
 
 def selections(pattern: BoundPattern, call: Inputs) -> dict[str, Tensor]:
@@ -262,11 +265,33 @@ def _softmax(
     pattern: BoundPattern, stage: Attention, call: Inputs, chosen: Arrays, values: Arrays, key: str
 ) -> tuple[Tensor, Tensor]:
     given = _operands(pattern, stage, call, chosen, values)
-    q, k, v, tables, start = given.q, given.k, given.v, list(given.tables.values()), given.q_start
+    if stage.member is None:
+        return _attended(given, given.tables, key)
+    members = values.lines.size(stage.member)
+    parts = [_attended(given, of_member(given, stage.member, number), key) for number in range(members)]
+    outs, lses = zip(*parts, strict=True)
+    # Heads come first, then the members.
+    return torch.stack(outs, 2), torch.stack(lses, 2)
+
+
+def _attended(given: Operands, made: Mapping[str, Tensor], key: str) -> tuple[Tensor, Tensor]:
+    q, k, v, tables, start = given.q, given.k, given.v, list(made.values()), given.q_start
     shape = "square" if start == 0 and q.shape[2] == k.shape[2] else "offset"
     operator.foresee_gradients(q, k, v, tables, key, shape, ())
     out, lse = operator.attend(q, k, v, tables, None, key, shape, start, ())
     return out, lse
+
+
+def of_member(given: Operands, axis: str, number: int) -> dict[str, Tensor]:
+    """The tables for one member of a free axis: those along the axis lose it, and one holds the member's number."""
+    found = {}
+    for name, table in given.tables.items():
+        axes = given.axes.get(name, ())
+        if axis in axes:
+            # Lists have their keys in place of the last axis.
+            table = table.select(table.dim() - len(axes) + axes.index(axis), number).contiguous()
+        found[name] = table.new_tensor([number]) if name == MEMBER else table
+    return found
 
 
 def _tensor(values: Arrays, expr: Expr, heads: str, rows: str, given: Tensor) -> Tensor:
@@ -279,8 +304,9 @@ def _tensor(values: Arrays, expr: Expr, heads: str, rows: str, given: Tensor) ->
 
 
 def _table(table: Table, call: Inputs, chosen: Arrays, values: Arrays) -> Tensor:
-    if table.name == POSITIONS:
-        return torch.tensor([call.k.shape[2]], dtype=torch.int32, device=call.q.device)
+    if table.name in (POSITIONS, MEMBER):
+        number = call.k.shape[2] if table.name == POSITIONS else 0
+        return torch.tensor([number], dtype=torch.int32, device=call.q.device)
     if table.name not in values.stages:
         return call.tables[table.name]
     if table.listed:
@@ -318,18 +344,25 @@ def lists(arrays: Arrays, name: str) -> Tensor:
 def _width(arrays: Arrays, name: str) -> int | None:
     """The most elements of a row, where they are known without a look at the set."""
     match arrays.stages[name]:
-        case Select(by="count", amount=Const(value=count), over=over):
+        case Select(by="count", amount=Const(value=count), over=over, also=()) if side_of(over) == "k":
             return min(int(count), arrays.lines.size(over))
         case _:
             return None
 
 
-def _merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """One softmax over the keys of several."""
+def _merged(stage: Merge, parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One softmax over the keys of several, or the mean of those that keep something."""
+    if stage.over is not None:
+        parts = [pair for out, lse in parts for pair in zip(out.unbind(2), lse.unbind(2), strict=True)]
     lses = torch.stack([lse for _, lse in parts])
+    if stage.by == "mean":
+        kept = (lses > -torch.inf)[..., None]
+        total = torch.where(kept, torch.stack([out.float() for out, _ in parts]), 0.0).sum(0)
+        return (total / kept.sum(0).clamp(min=1)).to(parts[0][0].dtype), lses[0]
     largest = lses.amax(0).detach()
     largest = torch.where(torch.isfinite(largest), largest, 0.0)
     weights = torch.exp(lses - largest)
+    weights = weights.detach() if stage.stopped else weights
     total = weights.sum(0)
     empty = total == 0
     divisor = torch.where(empty, 1.0, total)

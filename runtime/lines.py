@@ -10,11 +10,11 @@ from torch import Tensor
 
 from spdsl.diagnostics import error
 from spdsl.runtime.evaluate import Tables, evaluate
-from spdsl.runtime.shares import Line, Shares, shares
+from spdsl.runtime.shares import Line, Shares, by_member, shares
 from spdsl.semantics import axes as axis_rules
 from spdsl.semantics.expand import expand
-from spdsl.semantics.graph import DISTANCE, Windows, side_of
-from spdsl.semantics.nodes import Axis, BoundPattern, Coord, Expr, Index
+from spdsl.semantics.graph import DISTANCE, Select, Windows, side_of
+from spdsl.semantics.nodes import Axis, BoundPattern, Const, Coord, Expr, Index, Reduce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +81,12 @@ class Lines:
                 if declared.kind == "free" and declared.label == axis:
                     given = self.tables[table.name]
                     return given.shape[given.dim() - len(table.axes) + place]
+        for stage in () if self.pattern.graph is None else self.pattern.graph.stages:
+            match stage:
+                case Select(rank=rank, amount=Const(value=count)) if rank == axis:
+                    return int(count)
+                case _:
+                    pass
         return self.pattern.head_dim if axis == "d" else 1
 
     def _count(self, name: str, side: str) -> int:
@@ -119,6 +125,21 @@ class Lines:
         key = "rows", axis
         if key not in self.known:
             self.known[key] = torch.arange(self.size(axis), device=self.device)
+        found = self.known[key]
+        assert isinstance(found, Tensor)
+        return found
+
+    def reduced(self, node: Reduce) -> Tensor:
+        """A reduction over the positions 0 … n - 1 of one side: one number, or one for each member of its axis."""
+        key = "reduced", node
+        if key not in self.known:
+            line = torch.arange(self.n, device=self.device)
+            places = {**self.extents, node.side: line, "b": 0}
+            body = evaluate(expand(self.pattern, node.body), places, self._tables()).expand(line.shape)
+            count = 1 if node.axis is None else self.size(f"{node.side}.{node.axis}")
+            member = torch.zeros_like(line) if node.axis is None else self.at_position(node.axis, line)
+            whole = by_member(node.kind, body, member, count)
+            self.known[key] = whole[0] if node.axis is None else whole
         found = self.known[key]
         assert isinstance(found, Tensor)
         return found

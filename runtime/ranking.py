@@ -21,6 +21,22 @@ def best(value: Tensor, only: Tensor, forced: Tensor | None, count: Tensor | int
     return chosen | _largest(value, only & ~forced, left, most)
 
 
+def in_order(value: Tensor, only: Tensor, forced: Tensor | None, count: int) -> Tensor:
+    """The first ``count`` candidates one by one, ``[count, …, candidates]``, each a set of at most one."""
+    only = only & ~value.isnan()
+    there = only if forced is None else only | forced
+    # Sorts are stable, so that the last one counts most: what is absent comes last, what is forced first.
+    order = torch.where(only, value, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    for later in (~there,) if forced is None else (~forced, ~there):
+        key = later.gather(-1, order).to(torch.uint8)
+        order = order.gather(-1, key.argsort(dim=-1, stable=True))
+    found = torch.zeros(count, *value.shape, dtype=torch.bool, device=value.device)
+    for place in range(min(count, value.shape[-1])):
+        entry = order[..., place : place + 1]
+        found[place].scatter_(-1, entry, there.gather(-1, entry))
+    return found
+
+
 def _largest(value: Tensor, only: Tensor, count: Tensor | int, most: int | None = None) -> Tensor:
     if isinstance(count, int):
         most = count

@@ -54,6 +54,24 @@ def shares(over: Line, per: Line | None, windows: Windows | None) -> Shares:
     return _table(entry, member, counts if windows is None else torch.ones_like(counts), over.count, per.count)
 
 
+def by_member(kind: str, body: Tensor, member: Tensor, count: int) -> Tensor:
+    """A reduction of one line, one number for each of ``count`` members; over nothing false, true or 0."""
+    inside = (member >= 0) & (member < count)
+    body, member = body[inside], member[inside]
+    match kind:
+        case "any" | "all":
+            want = body if kind == "any" else ~body
+            found = torch.zeros(count, dtype=torch.int64, device=body.device).index_add(0, member, want.long()) > 0
+            return found if kind == "any" else ~found
+        case "sum" | "mean":
+            total = torch.zeros(count, dtype=body.dtype, device=body.device).index_add(0, member, body)
+            sizes = torch.bincount(member, minlength=count)
+            return total if kind == "sum" else total.double() / sizes.clamp(min=1)
+        case _:
+            room = torch.zeros(count, dtype=body.dtype, device=body.device)
+            return room.scatter_reduce(0, member, body, "amin" if kind == "min" else "amax", include_self=False)
+
+
 def _by_ends(over: Line, per: Line, one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor], windows: Windows) -> Shares:
     """Windows and blocks of even sizes: those inside a member, or touching it, are neighbours."""
     first, last = one

@@ -106,7 +106,11 @@ def explain_stages(
         lines = made.lines
         kept |= {name: table.nbytes for name, table in made.tables.items() if name in made.stages}
         own = softmax_key(key, stage.name)
-        softmaxes.append((stage.name, explain(own, made.q, made.k, made.v, made.tables, target, q_start=made.q_start)))
+        tables = made.tables
+        if stage.member is not None:
+            # The first member stands for all.
+            tables = graphs.of_member(made, stage.member, 0)
+        softmaxes.append((stage.name, explain(own, made.q, made.k, made.v, tables, target, q_start=made.q_start)))
     assert lines is not None
     return GraphReport(
         pattern=pattern.name,

@@ -139,6 +139,7 @@ def _inside(part: Sequence[Token], item: Declaration) -> list[Declaration]:
     ]
     if item.kind == "def":
         return found
+    found += _free_axes(part[:stop], item, {each.name for each in found})
     body = part[stop:]
     for start, end in _parts(body, STATEMENTS):
         statement = body[start:end]
@@ -160,6 +161,7 @@ def _inside(part: Sequence[Token], item: Declaration) -> list[Declaration]:
                 found += [_declared(name, "coordinate", item, whole) for name, whole in listed]
             case _:
                 pass
+        found += _ranks(statement, item, {each.name for each in found})
     return found
 
 
@@ -213,6 +215,13 @@ def _free_axes(statement: Sequence[Token], item: Declaration, known: set[str]) -
         alone = before.text in ("[", ",") and behind.text in ("]", ",", ":")
         if token.kind == "NAME" and alone and token.text.islower() and token.text not in (BUILTINS.keys() | known):
             known.add(token.text)
+            yield _declared(token, "free axis", item, (token.start, token.end))
+
+
+def _ranks(statement: Sequence[Token], item: Declaration, known: set[str]) -> Iterator[Declaration]:
+    """The free axes that ``rank = …`` names."""
+    for word, sign, token in zip(statement, statement[1:], statement[2:], strict=False):
+        if (word.text, sign.text) == ("rank", "=") and token.kind == "NAME" and token.text not in known:
             yield _declared(token, "free axis", item, (token.start, token.end))
 
 

@@ -12,7 +12,7 @@ from spdsl.reference import attention, stages
 from spdsl.reference.worlds import World
 from spdsl.semantics.graph import Attention, Merge, is_free
 from spdsl.semantics.nodes import BoundPattern
-from spdsl.semantics.softmaxes import POSITIONS, softmax_pattern
+from spdsl.semantics.softmaxes import MEMBER, POSITIONS, softmax_pattern
 
 
 def attend(
@@ -40,7 +40,7 @@ def attend(
             case Attention():
                 found[stage.name] = _softmax(world, stage)
             case Merge():
-                found[stage.name] = _merged([found[name] for name in stage.parts])
+                found[stage.name] = _merged(stage, [found[name] for name in stage.parts])
             case _:
                 world = stages.add(world, stage)
                 continue
@@ -59,15 +59,42 @@ def _batched(table: Tensor, axes: int, first: tuple[object, ...]) -> Tensor:
 
 
 def _softmax(world: World, stage: Attention) -> tuple[Tensor, Tensor]:
-    features = [axis for axis in (*stage.axes,) if is_free(axis)]
+    features = [axis for axis in stage.axes if is_free(axis) and axis != stage.member]
     q = _tensor(world, stage, "query", "h", stage.rows)
     k, v = (_tensor(world, stage, part, "g", stage.columns) for part in ("key", "value"))
     assert len(features) == 1
     pattern = softmax_pattern(world.pattern, stage.name)
-    positions = torch.tensor([world.n], device=q.device)
-    tables = {t.name: positions if t.name == POSITIONS else world.arrays[t.name] for t in pattern.tables}
+    tables = {t.name: world.arrays[t.name] for t in pattern.tables if t.name not in (POSITIONS, MEMBER)}
+    tables |= {POSITIONS: torch.tensor([world.n], device=q.device)}
     start = world.q_start if stage.rows == "q" else 0
-    return attention.attend(pattern, q, k, v, tables=tables, q_start=start)
+    if stage.member is None:
+        return attention.attend(pattern, q, k, v, tables=tables, q_start=start)
+    place = 1 + stage.axes.index(stage.member)
+    outs, lses = [], []
+    for number in range(_members(world, stage)):
+        own = {name: _of_member(world, stage, name, table, number) for name, table in tables.items()}
+        own |= {MEMBER: torch.tensor([number], device=q.device)}
+        out, lse = attention.attend(pattern, q, k, v, tables=own, q_start=start)
+        outs.append(out)
+        lses.append(lse)
+    return torch.stack(outs, place), torch.stack(lses, place)
+
+
+def _members(world: World, stage: Attention) -> int:
+    assert stage.member is not None
+    clauses = (stage.attend.keep, stage.attend.bias, stage.attend.sink_logit)
+    return max(len(world.points(stage.member, clause)) for clause in clauses if clause is not None)
+
+
+def _of_member(world: World, stage: Attention, name: str, table: Tensor, number: int) -> Tensor:
+    """What a table has for one member of a free axis; one that does not lie along the axis, whole."""
+    axes = world.axes.get(name)
+    if axes is None:
+        declared = next((each for each in world.pattern.tables if each.name == name), None)
+        axes = () if declared is None else tuple(axis.label for axis in declared.axes)
+    if stage.member not in axes:
+        return table
+    return table.select(table.dim() - len(axes) + axes.index(stage.member), number)
 
 
 def _tensor(world: World, stage: Attention, part: str, heads: str, rows: str) -> Tensor:
@@ -78,11 +105,19 @@ def _tensor(world: World, stage: Attention, part: str, heads: str, rows: str) ->
     return world.whole(expr, (heads, rows, feature))
 
 
-def _merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _merged(stage: Merge, parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if stage.over is not None:
+        # Heads come first, then the members.
+        parts = [pair for out, lse in parts for pair in zip(out.unbind(2), lse.unbind(2), strict=True)]
     lses = torch.stack([lse for _, lse in parts])
+    if stage.by == "mean":
+        kept = (lses > -torch.inf)[..., None]
+        total = torch.where(kept, torch.stack([out for out, _ in parts]), 0.0).sum(0)
+        return total / kept.sum(0).clamp(min=1), lses[0]
     largest = lses.amax(0)
     largest = torch.where(torch.isfinite(largest), largest, 0.0).detach()
     weights = torch.exp(lses - largest)
+    weights = weights.detach() if stage.stopped else weights
     total = weights.sum(0)
     out = (torch.stack([out for out, _ in parts]) * weights[..., None]).sum(0)
     empty = total == 0

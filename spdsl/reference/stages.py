@@ -18,8 +18,10 @@ from spdsl.semantics.graph import (
     Mark,
     Merge,
     Pool,
+    Prefix,
     Score,
     Select,
+    Smooth,
     Softmax,
     Stage,
     side_of,
@@ -39,6 +41,10 @@ def add(world: World, stage: Stage) -> World:
             array = _softmax(world, stage)
         case Select():
             array = _select(world, stage)
+        case Smooth():
+            array = _smooth(world, stage)
+        case Prefix():
+            array = _prefix(world, stage)
         case Mark(value=value):
             array = world.whole(value, stage.axes)
         case Attention() | Merge():
@@ -101,10 +107,28 @@ def _softmax(world: World, stage: Softmax) -> Tensor:
 
 
 def _select(world: World, stage: Select) -> Tensor:
-    dim = 1 + stage.axes.index(stage.over)
-    parts = world.together((stage.value, stage.only, stage.forced), stage.axes)
-    value, only, forced = (part.detach() for part in parts)
-    amount = world.evaluate(stage.amount, stage.axes).double()
+    axes = tuple(axis for axis in stage.axes if axis != stage.rank)
+    # What is ranked together stands last, as one dimension.
+    ranked = [1 + axes.index(axis) for axis in (*stage.also, stage.over)]
+    last = list(range(-len(ranked), 0))
+    parts = world.together((stage.value, stage.only, stage.forced), axes)
+    value, only, forced = (part.detach().movedim(ranked, last) for part in parts)
+    sizes = value.shape[len(value.shape) - len(ranked) :]
+    value, only, forced = (part.flatten(-len(ranked)) for part in (value, only, forced))
+    amount = world.evaluate(stage.amount, axes).double().movedim(ranked, last).flatten(-len(ranked))
+    chosen, place = _chosen(world, stage, value, only, forced, amount)
+    if stage.rank is not None:
+        one_by_one = torch.stack([chosen & (place == number) for number in range(int(amount.max()))])
+        return one_by_one.movedim(-1, 2 + axes.index(stage.over)).movedim(0, 1 + stage.axes.index(stage.rank))
+    whole: Tensor = chosen.unflatten(-1, sizes)
+    return whole.movedim(last, ranked)
+
+
+def _chosen(
+    world: World, stage: Select, value: Tensor, only: Tensor, forced: Tensor, amount: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What is chosen along the last dimension, and the place of each entry in the order."""
+    dim = -1
     only = only & ~value.isnan()
     rank = torch.where(only & ~forced, value, -math.inf)
     order = rank.argsort(dim=dim, descending=True, stable=True)
@@ -113,16 +137,43 @@ def _select(world: World, stage: Select) -> Tensor:
         # Sorts are stable, so that the last one counts most: what is absent comes last, what is forced first.
         key = torch.gather(later, dim, order).to(torch.int64)
         order = torch.gather(order, dim, key.argsort(dim=dim, stable=True))
+    place = order.argsort(dim=dim)
     if stage.by == "count":
-        place = order.argsort(dim=dim)
-        return present & (place < amount)
+        return present & (place < amount), place
     mass = torch.gather(torch.where(only, value, 0.0).clamp(min=0), dim, order)
     before = mass.cumsum(dim) - mass
     total = mass.sum(dim, keepdim=True)
     # All of the sum takes all that adds to it, whatever rounding makes of the sums.
     enough = ((before < amount * total) | (amount >= 1)) & (mass > 0)
-    taken = torch.gather(enough, dim, order.argsort(dim=dim))
-    return forced | present & taken
+    taken = torch.gather(enough, dim, place)
+    if stage.least is not None:
+        taken = taken | (place < world.evaluate(stage.least, ()).reshape(()))
+    return forced | present & taken, place
+
+
+# ---------------------------------------------------------------- neighbours and prefixes
+
+
+def _smooth(world: World, stage: Smooth) -> Tensor:
+    dim = 1 + stage.axes.index(stage.over)
+    value, only = world.together((stage.value, stage.only), stage.axes)
+    value = torch.where(only, value, 0.0).movedim(dim, -1)
+    width, size = int(world.evaluate(stage.width, ()).max()), value.shape[-1]
+    line = torch.arange(size, device=value.device)
+    near = ((line[:, None] - line).abs() <= width // 2).double()
+    return (value @ near / width).movedim(-1, dim)
+
+
+def _prefix(world: World, stage: Prefix) -> Tensor:
+    inner = tuple("k" if axis == "q" else axis for axis in stage.axes)
+    dim = 1 + inner.index("k")
+    value, only = world.together((stage.value, stage.only), inner)
+    before = (world.points("k", stage.value) <= world.points("q", stage.value)[:, None]).double()
+    total = torch.movedim(torch.where(only, value, 0.0).movedim(dim, -1) @ before.T, -1, dim)
+    if stage.kind == "sum":
+        return total
+    counts = torch.movedim(only.double().movedim(dim, -1) @ before.T, -1, dim)
+    return total / counts.clamp(min=1)
 
 
 # ---------------------------------------------------------------- reductions

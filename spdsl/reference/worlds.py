@@ -5,7 +5,7 @@ All arrays are whole, ``[batch, axis, …]``, floats in float64.  Nothing is chu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,9 +15,22 @@ from spdsl.reference.coordinates import coordinate
 from spdsl.reference.operations import DTYPES, operate
 from spdsl.semantics import axes as axis_rules
 from spdsl.semantics.graph import DISTANCE, TENSORS, side_of
-from spdsl.semantics.nodes import Apply, Axis, BoundPattern, Const, Coord, Expr, Extent, Index, Load, Noise, Side
+from spdsl.semantics.nodes import (
+    Apply,
+    Axis,
+    BoundPattern,
+    Const,
+    Coord,
+    Expr,
+    Extent,
+    Index,
+    Load,
+    Noise,
+    Reduce,
+    Side,
+)
 from spdsl.semantics.philox import WORD, first_word
-from spdsl.semantics.rewrite import children, walk
+from spdsl.semantics.rewrite import children, free_axes, walk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +130,9 @@ class _Evaluation:
 
     def value(self, expr: Expr) -> Tensor:
         done: dict[int, Tensor] = {}
-        for node in walk(expr):
-            done[id(node)] = self._node(node, [done[id(part)] for part in children(node)])
+        for node in walk(expr, into_stages=False):
+            parts = () if isinstance(node, Reduce) else children(node)
+            done[id(node)] = self._node(node, [done[id(part)] for part in parts])
         return done[id(expr)]
 
     def _line(self, axis: str) -> Tensor:
@@ -149,6 +163,8 @@ class _Evaluation:
                 return self._load(node, parts)
             case Apply():
                 return operate(node.op, parts, node.dtype)
+            case Reduce(side=side) if free_axes(node.body) <= {side}:
+                return self._reduction(node)
             case Noise(seed=seed):
                 number = seed.value if isinstance(seed, Const) else parts[0].flatten()[0]
                 words: Tensor = first_word(int(number), parts[1:])
@@ -160,6 +176,17 @@ class _Evaluation:
                     node.span,
                     help="use it in `keep`, beside the selection",
                 )
+
+    def _reduction(self, node: Reduce) -> Tensor:
+        """A reduction over the positions 0 … n - 1, at the members of its axis."""
+        line = torch.arange(self.world.n, device=self.world.device)
+        body = replace(self, axes=(node.side,), points={node.side: line}).value(node.body)[0].expand(len(line))
+        if node.axis is None:
+            return _reduced(node.kind, body).reshape([1] * (len(self.axes) + 1))
+        member = self.world.at_position(node.axis, line)
+        wanted = self._coordinate(node.side, node.axis)
+        found = [_reduced(node.kind, body[member == each]) for each in wanted.flatten().tolist()]
+        return torch.stack(found).reshape(wanted.shape)
 
     def _coordinate(self, side: Side, axis: str) -> Tensor:
         name = f"{side}.{axis}"
@@ -194,6 +221,24 @@ class _Evaluation:
             return self.world.axes[node.table]
         table = next(table for table in self.world.pattern.tables if table.name == node.table)
         return tuple(axis.kind for axis in table.axes)
+
+
+def _reduced(kind: str, values: Tensor) -> Tensor:
+    match kind:
+        case "any":
+            return values.any()
+        case "all":
+            return values.all()
+        case "sum":
+            return values.sum()
+        case _ if not len(values):
+            return values.sum()
+        case "mean":
+            return values.double().mean()
+        case "min":
+            return values.min()
+        case _:
+            return values.max()
 
 
 def first_positions(world: World, name: str, entries: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spdsl.grammar import nodes as syntax
-from spdsl.semantics import operators
+from spdsl.semantics import build, operators
 from spdsl.semantics.expressions import Arg, Evaluator, a_kind, excerpt, plain
 from spdsl.semantics.nodes import Const, Coord, Index, Load, Side, Table
 from spdsl.semantics.report import did_you_mean, listing
@@ -89,6 +89,8 @@ def _item(ev: Evaluator, items: tuple[Value, ...], indices: tuple[Arg, ...], nod
     match index.expr:
         case Const(value=int() as number):
             pass
+        case Index(name=name) if ev.unit.members.get(name) == len(items):
+            return _each(ev, items, index, node)
         case _:
             return ev.error("SP206", "a tuple is indexed by a constant", node.span, help="write the number of the item")
     if not 0 <= number < len(items):
@@ -101,6 +103,19 @@ def _item(ev: Evaluator, items: tuple[Value, ...], indices: tuple[Arg, ...], nod
             help=f"its items are 0 to {last}",
         )
     return items[number]
+
+
+def _each(ev: Evaluator, items: tuple[Value, ...], index: Scalar, node: syntax.Subscript) -> Value:
+    """The items of a tuple along an axis of its members."""
+    whole = items[-1]
+    for number in reversed(range(len(items) - 1)):
+        same = Scalar(expr=build.apply("eq", index.expr, number), axes=index.axes, size=3)
+        if not isinstance(items[number], Scalar) or not isinstance(whole, Scalar):
+            return POISON
+        whole = operators.combine(ev, "where", (same, items[number], whole), node.span)  # type: ignore[arg-type]
+    if isinstance(whole, Scalar):
+        return Scalar(expr=whole.expr, axes=whole.axes | index.axes, size=whole.size)
+    return whole
 
 
 def load(

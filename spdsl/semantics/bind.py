@@ -15,11 +15,12 @@ from spdsl.diagnostics import Span, SpatError, error
 from spdsl.semantics import nodes as ir
 from spdsl.semantics.bounds import Facts, interval
 from spdsl.semantics.fold import INT_HIGH, INT_LOW, fold
-from spdsl.semantics.graph import Attention, Select, StageGraph, expressions, mapped
+from spdsl.semantics.graph import Attention, Select, Smooth, StageGraph, expressions, mapped
 from spdsl.semantics.nesting import check_nested
 from spdsl.semantics.nodes import Attend, BoundPattern, CheckedPattern, Const, Expr, Extent, FreeParam, Parameter
 from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.rewrite import mentions, substitute, walk
+from spdsl.semantics.show import print_expr
 from spdsl.semantics.windows import lift_windows
 
 Value: TypeAlias = "bool | int | float"
@@ -360,6 +361,22 @@ def _graph(graph: StageGraph, fix: Fix) -> StageGraph:
                     new.span,
                     help="pass a number of at least 0" if new.by == "count" else "pass a share between 0 and 1",
                 )
+        if isinstance(new, Select) and new.rank is not None and not isinstance(amount, Const):
+            raise error(
+                "SP333",
+                f"the axis `{new.rank}` has as many members as `top` takes, which parameters must decide",
+                new.span,
+                help="leave `n` and inputs out of the number",
+            )
+        if isinstance(new, Smooth) and not (
+            isinstance(new.width, Const) and new.width.value % 2 == 1 and new.width.value > 0
+        ):
+            raise error(
+                "SP333",
+                f"`smooth` takes an odd number of neighbours, not {print_expr(new.width)}",
+                new.span,
+                help="pass 1, 3, 5, …",
+            )
     return fixed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import build, spaces
@@ -144,8 +145,16 @@ def _staged(ev: Evaluator, branch: Branch) -> Merged | None:
     return merged(ev, parts, counted=False)
 
 
-def merged(ev: Evaluator, parts: list[Merged], *, counted: bool) -> Merged | None:
-    """Several softmaxes over the same queries as one."""
+def merged(
+    ev: Evaluator,
+    parts: list[Merged],
+    *,
+    counted: bool,
+    over: str | None = None,
+    by: Literal["lse", "mean"] = "lse",
+    stopped: bool = False,
+) -> Merged | None:
+    """Several softmaxes over the same queries as one; with ``over`` the members of each along that free axis."""
     axes = {tuple(ordered(part.value.axes)) for part in parts}
     if len(axes) > 1:
         ev.error(
@@ -157,9 +166,12 @@ def merged(ev: Evaluator, parts: list[Merged], *, counted: bool) -> Merged | Non
         return None
     stage = Merge(
         name=ev.unit.stage_name(),
-        axes=ordered(parts[0].value.axes),
+        axes=ordered(parts[0].value.axes - {over or ""}),
         parts=tuple(part.stage for part in parts),
         counted=counted,
+        over=over,
+        by=by,
+        stopped=stopped,
         span=parts[0].value.expr.span,
     )
     return Merged(stage=stage.name, value=spaces.add(ev, stage))
@@ -181,15 +193,20 @@ def _attention(ev: Evaluator, branch: Branch) -> Merged | None:
             ev.unsupported(f"a score of pairs in `{word}`", clause.span, help="reduce it to one side first")
             return None
     feature = next(axis for axis in value.axes if is_free(axis))
+    members = sorted(axis for axis in free_axes(keep) if is_free(axis))
+    if len(members) > 1 or feature in members or any(axis in ev.unit.members for axis in members):
+        ev.unsupported(f"`attend` for each member of {listing(members)}", attend.span)
+        return None
     stage = Attention(
         name=ev.unit.stage_name(),
-        axes=ordered(frozenset({"h", rows, feature})),
+        axes=ordered(frozenset({"h", *members, rows, feature})),
         query=query.expr,
         key=key.expr,
         value=value.expr,
         rows=rows,
         columns=columns,
         attend=replace(attend, keep=keep),
+        member=members[0] if members else None,
         span=attend.span,
     )
     return Merged(stage=stage.name, value=spaces.add(ev, stage))
@@ -304,38 +321,3 @@ def at(ev: Evaluator, call: Invocation) -> Value:
     if axis is not None and axis.step is not None:
         return ev.unsupported("`at` of a value of overlapping windows", call.span)
     return replace(found, axes=found.axes - {own} | {side})
-
-
-def merge(ev: Evaluator, call: Invocation) -> Value:
-    """``merge(a, b, …)``: one softmax over the keys of several, by their LSEs."""
-    counted = False
-    for name, argument in call.keywords.items():
-        match name, argument.value:
-            case "overlap", syntax.Name(id="counted"):
-                counted = True
-            case _:
-                ev.mark_used(argument)
-                return ev.error(
-                    "SP204", f"`merge` takes no argument `{name}`", argument.span, help="`overlap = counted` is all"
-                )
-    if any(isinstance(arg.value, Poison) for arg in call.args):
-        return POISON
-    if len(call.args) < 2:
-        return ev.error("SP204", "`merge` takes two or more softmaxes", call.span, help="write `merge(near, far)`")
-    parts: list[Merged] = []
-    for arg in call.args:
-        match arg.value:
-            case Branch() | Merged() as branch:
-                made = stage_of(ev, branch)
-                if made is None:
-                    return POISON
-                parts.append(made)
-            case _:
-                return ev.error(
-                    "SP221",
-                    f"{excerpt(arg.node)} has no LSE",
-                    arg.node.span,
-                    note=ev.note(arg),
-                    help="`merge` weighs softmaxes by their LSEs: merge first, then compute with the result",
-                )
-    return merged(ev, parts, counted=counted) or POISON

@@ -142,6 +142,11 @@ def _graph(ev: Evaluator, result: Branch | Merged | Scalar) -> tuple[Attend | No
     graph = needed(
         StageGraph(stages=tuple(unit.stages.values()), result=value.expr, exports=tuple(unit.exports.values()))
     )
+    if not graph.attentions:
+        ev.unsupported(
+            "a result without a softmax", value.expr.span, help="compute with `attend { … }`, or `export` it"
+        )
+        return None, None
     return graph.attentions[0].attend, graph
 
 

@@ -15,7 +15,7 @@ from spdsl.semantics.nodes import Attend, Expr, Extent
 from spdsl.semantics.report import listing
 from spdsl.semantics.rewrite import mentions
 from spdsl.semantics.unsupported import UNSUPPORTED_SETTINGS
-from spdsl.semantics.values import POISON, Branch, Merged, Poison, Scalar, Value
+from spdsl.semantics.values import POISON, Branch, Candidates, Merged, Poison, Scalar, Value
 
 SETTINGS: dict[str, frozenset[str]] = {
     "bias": frozenset("bhgqk"),
@@ -35,6 +35,8 @@ class Clauses:
     places: dict[str, Span | None] = field(default_factory=dict)
     streams: list[Branch] = field(default_factory=list)
     poisoned: bool = False
+    free: bool = False
+    """Whether sets may vary along free axes: those of ``attend { … }``, which are closed around it."""
 
 
 def body(ev: Evaluator, node: syntax.Body) -> Value:
@@ -43,7 +45,7 @@ def body(ev: Evaluator, node: syntax.Body) -> Value:
         ev.mark_used(node)
         return ev.unsupported("`linear`", node.span)
     given = branches.sources(ev, node)
-    clauses = Clauses()
+    clauses = Clauses(free=True)
     for part in node.clauses:
         clause(ev, clauses, part)
     found = finish(ev, clauses, node.span, "`attend`")
@@ -66,7 +68,7 @@ def clause(ev: Evaluator, clauses: Clauses, node: syntax.Clause) -> None:
                     clauses.streams.append(stream)
                 return
             kept = ev.scalar(node.set, "bool", "`keep`")
-            if kept is None or not spaces.closed(ev, kept, node.set.span, "`keep`"):
+            if kept is None or not (clauses.free or spaces.closed(ev, kept, node.set.span, "`keep`")):
                 clauses.poisoned = True
             else:
                 clauses.keeps.append(kept)
@@ -178,7 +180,7 @@ def choose_branch(ev: Evaluator, condition: Scalar, yes: Branch, no: Branch, nod
             help="choose inside one softmax: `attend { keep if … then … else … }`",
         )
     if yes.sources is not None or no.sources is not None or yes.streams or no.streams:
-        return ev.unsupported("a choice between softmaxes over other keys", node.span)
+        return _either(ev, condition, yes, no, node)
     merged: dict[str, Expr | None] = {}
     for word in SETTINGS:
         one: Expr | None = getattr(yes.attend, word)
@@ -193,7 +195,7 @@ def choose_branch(ev: Evaluator, condition: Scalar, yes: Branch, no: Branch, nod
                 build.lift(0.0) if two is None else two,
             )
         else:
-            return ev.unsupported(f"a choice between softmaxes whose `{word}` differs", node.span)
+            return _either(ev, condition, yes, no, node)
     kept = ev.operate(
         "where",
         (
@@ -210,6 +212,39 @@ def choose_branch(ev: Evaluator, condition: Scalar, yes: Branch, no: Branch, nod
     return Branch(attend=attend, axes=kept.axes, size=kept.size)
 
 
+def _either(ev: Evaluator, condition: Scalar, yes: Branch, no: Branch, node: syntax.Choose) -> Value:
+    """A choice between softmaxes that differ in more than their sets: each has its queries, and no others."""
+    parts: list[Merged] = []
+    opposite = ev.combine("not", (condition,), node.condition.span)
+    for branch, where in ((yes, condition), (no, opposite)):
+        if branch.attend.sink_logit is not None:
+            return ev.unsupported("a choice between softmaxes over other keys, one with a `sink_logit`,", node.span)
+        one = _where(ev, branch, where)
+        made = None if one is None else branches.stage_of(ev, one)
+        if made is None:
+            return POISON
+        parts.append(made)
+    return branches.merged(ev, parts, counted=True) or POISON
+
+
+def _where(ev: Evaluator, branch: Branch, condition: Value) -> Branch | None:
+    """The softmax of those queries for which a condition holds; others keep nothing."""
+    own = Scalar(expr=branch.attend.keep, axes=branch.axes, size=branch.size)
+    if not isinstance(condition, Scalar):
+        return None
+    kept = ev.combine("and", (condition, own), branch.attend.keep.span)
+    streams = [_where(ev, stream, condition) for stream in branch.streams]
+    if not isinstance(kept, Scalar) or any(stream is None for stream in streams):
+        return None
+    return replace(
+        branch,
+        attend=replace(branch.attend, keep=kept.expr),
+        axes=kept.axes,
+        size=kept.size,
+        streams=tuple(stream for stream in streams if stream is not None),
+    )
+
+
 Bare = Literal["clauses", "return"]
 
 
@@ -217,7 +252,22 @@ def result(ev: Evaluator, node: syntax.Return) -> Value:
     """The softmax that a pattern returns."""
     value = ev.evaluate(node.value)
     match value:
-        case Branch() | Merged():
+        case Candidates(value=Scalar(dtype="float") as number, only=only, forced=None):
+            # What is absent is 0.
+            present = build.apply("where", only.expr, number.expr, 0.0, span=node.value.span)
+            value = Scalar(expr=present, axes=number.axes | only.axes, size=number.size + only.size + 2)
+        case _:
+            pass
+    match value:
+        case Branch(axes=axes) | Merged(value=Scalar(axes=axes)):
+            left = sorted(axis for axis in axes if is_free(axis) and axis != "d")
+            if left:
+                return ev.error(
+                    "SP219",
+                    f"there is a softmax for each member of `{left[0]}`, but a pattern returns one",
+                    node.value.span,
+                    help=f"close the axis, for example with `mean(…, over = {left[0]})`",
+                )
             return value
         case Scalar(dtype="float", axes=axes) if "d" in axes and "q" in axes:
             left = sorted(axis for axis in axes if (is_free(axis) and axis != "d") or axis[0] == "k")

@@ -103,6 +103,11 @@ class Evaluator:
                 return f"{what}, declared on line {entry.span.line}"
         return what
 
+    def free_name(self, name: str) -> bool:
+        """Whether a lower-case name means nothing yet, or is a free axis: what may name an axis of free size."""
+        entry = self.scope.entries.get(name)
+        return name.islower() and name not in BUILTINS and (entry is None or entry.kind == "free axis")
+
     # ------------------------------------------------------------ evaluation
 
     def evaluate(self, node: syntax.Expr) -> Value:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from spdsl.semantics.branches import at, merge
+from spdsl.semantics.branches import at
 from spdsl.semantics.build import lift
 from spdsl.semantics.expressions import Arg, Evaluator, Invocation
+from spdsl.semantics.members import merge
 from spdsl.semantics.reductions import REDUCTIONS, noise, reduce, top
 from spdsl.semantics.selections import force, only, score, select, softmax
 from spdsl.semantics.values import POISON, Poison, Scalar, Value
+from spdsl.semantics.vectors import mix, norm, smooth, unit
 
 Handler: TypeAlias = Callable[[Evaluator, Invocation], Value]
 
@@ -107,5 +109,9 @@ FUNCTIONS: dict[str, Handler] = {
     "relu": _relu,
     "at": at,
     "merge": merge,
+    "unit": unit,
+    "norm": norm,
+    "mix": mix,
+    "smooth": smooth,
 }
 """Handlers by name; what the grammar reads beyond these is in `unsupported`."""

@@ -86,7 +86,9 @@ class Select(Node):
 
     The order: forced entries, then larger values, then smaller indices; a NaN is absent.  By ``count`` they are the
     first ``amount``; by ``mass`` all forced ones and as many others as it takes for their values to sum up to
-    ``amount`` times the sum of all, where negative values count as 0; what counts as 0 is not taken.
+    ``amount`` times the sum of all, where negative values count as 0; what counts as 0 is not taken.  ``least`` are
+    taken in any case.  Entries along ``also`` are ranked together with those along ``over``, row by row in the order
+    of these axes.  With ``rank``, an axis of ``amount`` entries, the set has one entry for each place in the order.
     """
 
     name: str
@@ -97,11 +99,50 @@ class Select(Node):
     amount: Expr
     by: Literal["count", "mass"]
     over: str
+    also: tuple[str, ...] = ()
+    least: Expr | None = None
+    rank: str | None = None
 
     @property
     def dtype(self) -> Dtype:
         """Always a bool."""
         return "bool"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Smooth(Node):
+    """For each entry along ``over`` the sum of the ``width`` around it, an odd number, divided by ``width``.
+
+    What is absent, or past an end, counts as 0.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    value: Expr
+    only: Expr
+    over: str
+    width: Expr
+
+    @property
+    def dtype(self) -> Dtype:
+        """Always a float."""
+        return "float"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefix(Node):
+    """A reduction, for each query, of the ``value`` of the keys up to it: the axis ``k`` goes, ``q`` comes."""
+
+    name: str
+    axes: tuple[str, ...]
+    kind: Literal["sum", "mean"]
+    value: Expr
+    only: Expr
+
+    @property
+    def dtype(self) -> Dtype:
+        """Always a float."""
+        return "float"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +163,8 @@ class Mark(Node):
 class Attention(Node):
     """A softmax of ``query`` over ``key``, applied to ``value``: arrays over heads, ``rows`` or ``columns``, features.
 
-    Its clauses are written at a pair of a query on the axis ``rows`` and a key on the axis ``columns``.
+    Its clauses are written at a pair of a query on the axis ``rows`` and a key on the axis ``columns``.  With
+    ``member``, a free axis, it is one softmax for each member.
     """
 
     name: str
@@ -133,6 +175,7 @@ class Attention(Node):
     rows: str
     columns: str
     attend: Attend
+    member: str | None = None
 
     @property
     def dtype(self) -> Dtype:
@@ -144,13 +187,18 @@ class Attention(Node):
 class Merge(Node):
     """One softmax over the keys of several: ``parts`` are the names of `Attention` or `Merge` stages.
 
-    ``counted``: a pair may be in several of them, and then counts as often.
+    With ``over`` they are the members of one part along that axis.  ``counted``: a pair may be in several of them, and
+    then counts as often.  By ``mean`` it is the mean of those that keep something, which has no LSE.  ``stopped``:
+    their shares are constants for the gradient.
     """
 
     name: str
     axes: tuple[str, ...]
     parts: tuple[str, ...]
     counted: bool
+    over: str | None = None
+    by: Literal["lse", "mean"] = "lse"
+    stopped: bool = False
 
     @property
     def dtype(self) -> Dtype:
@@ -158,7 +206,7 @@ class Merge(Node):
         return "float"
 
 
-Stage: TypeAlias = Score | Pool | Softmax | Select | Mark | Attention | Merge
+Stage: TypeAlias = Score | Pool | Softmax | Select | Smooth | Prefix | Mark | Attention | Merge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +234,8 @@ class StageGraph(Node):
         """The softmax that is returned as it is, and so has an LSE; None if arithmetic follows."""
         match self.result:
             case Load(table=name) if not any(isinstance(index, Apply) for index in self.result.indices):
-                return name
+                stage = self.stage(name)
+                return name if isinstance(stage, Attention | Merge) and getattr(stage, "by", "lse") == "lse" else None
             case _:
                 return None
 
@@ -206,10 +255,12 @@ def parts(stage: Stage) -> tuple[Expr, ...]:
     match stage:
         case Score(left=left, right=right, scale=scale):
             return (left, right) if scale is None else (left, right, scale)
-        case Pool(value=value, only=only) | Softmax(value=value, only=only):
+        case Pool(value=value, only=only) | Softmax(value=value, only=only) | Prefix(value=value, only=only):
             return (value, only)
-        case Select(value=value, only=only, forced=forced, amount=amount):
-            return (value, only, forced, amount)
+        case Select(value=value, only=only, forced=forced, amount=amount, least=least):
+            return (value, only, forced, amount) if least is None else (value, only, forced, amount, least)
+        case Smooth(value=value, only=only, width=width):
+            return (value, only, width)
         case Mark(value=value):
             return (value,)
         case Attention(query=query, key=key, value=value, attend=attend):
@@ -273,6 +324,11 @@ def ordered(axes: frozenset[str]) -> tuple[str, ...]:
     return tuple(sorted(axes, key=rank))
 
 
+def ranks_queries(stage: Stage) -> bool:
+    """Whether queries compete with each other, so that no row can be made without the others."""
+    return isinstance(stage, Select) and any(side_of(axis) == "q" for axis in (stage.over, *stage.also))
+
+
 def is_free(axis: str) -> bool:
     """Whether an axis must be closed before a value can stand in a set: neither heads nor a side."""
     return axis not in ("b", "h", "g", DISTANCE) and side_of(axis) is None
@@ -310,8 +366,10 @@ def _mapped(stage: Stage, change: Callable[[Expr], Expr]) -> Stage:
     match stage:
         case Score():
             return replace(stage, left=change(stage.left), right=change(stage.right), scale=maybe(stage.scale))
-        case Pool() | Softmax():
+        case Pool() | Softmax() | Prefix():
             return replace(stage, value=change(stage.value), only=change(stage.only))
+        case Smooth():
+            return replace(stage, value=change(stage.value), only=change(stage.only), width=change(stage.width))
         case Select():
             return replace(
                 stage,
@@ -319,6 +377,7 @@ def _mapped(stage: Stage, change: Callable[[Expr], Expr]) -> Stage:
                 only=change(stage.only),
                 forced=change(stage.forced),
                 amount=change(stage.amount),
+                least=maybe(stage.least),
             )
         case Mark():
             return replace(stage, value=change(stage.value))

@@ -10,7 +10,7 @@ from spdsl.semantics.expressions import Evaluator, excerpt
 from spdsl.semantics.nodes import Const, Coord, Dtype, Extent, Index, TableAxis
 from spdsl.semantics.parameters import check_range
 from spdsl.semantics.report import did_you_mean
-from spdsl.semantics.scope import BUILTINS, TYPES
+from spdsl.semantics.scope import TYPES
 from spdsl.semantics.values import AxisRef, Entry, Poison, Scalar, describe
 
 MAX_AXES = 3
@@ -97,7 +97,7 @@ def _axis(ev: Evaluator, extent: syntax.Extent, table: str) -> TableAxis | None:
             return None
         case syntax.Name(id="d") if extent.name is None:
             return TableAxis(kind="free", size=Extent(name="d"), label="d", span=extent.span)
-        case syntax.Name(id=name) if extent.name is None and _is_free(ev, name):
+        case syntax.Name(id=name) if extent.name is None and ev.free_name(name):
             ev.scope.entries.setdefault(name, _free(name, extent))
             return TableAxis(kind="free", size=Extent(name=name), label=name, span=extent.span)
         case _:
@@ -127,7 +127,7 @@ def _computed(ev: Evaluator, extent: syntax.Extent) -> TableAxis | None:
                 return None
             written = excerpt(extent.value).strip("`")
             label = extent.name if extent.name is not None else written
-            if extent.name is not None and _is_free(ev, extent.name):
+            if extent.name is not None and ev.free_name(extent.name):
                 ev.scope.entries.setdefault(extent.name, _free(extent.name, extent))
                 return TableAxis(kind="free", size=expr, label=label, span=extent.span)
             return TableAxis(kind="own", size=expr, label=label, span=extent.span)
@@ -143,12 +143,6 @@ def _computed(ev: Evaluator, extent: syntax.Extent) -> TableAxis | None:
                 help="use `token`, `q`, `h`, `g`, `b`, a coordinate such as `q.blk`, or a size",
             )
     return None
-
-
-def _is_free(ev: Evaluator, name: str) -> bool:
-    """Whether an undeclared lower-case name names an axis of free size."""
-    entry = ev.scope.entries.get(name)
-    return name.islower() and name not in BUILTINS and (entry is None or entry.kind == "free axis")
 
 
 def _free(name: str, extent: syntax.Extent) -> Entry:

@@ -112,6 +112,10 @@ FUNCTIONS: dict[str, Meaning] = {
                 "score(A, B)",
                 "Products of vectors along the free axis that both have, by default over √(its size).",
             ),
+            ("unit", "unit(x)", "Each vector divided by its length; zeros stay zeros."),
+            ("norm", "norm(x)", "The length of each vector."),
+            ("mix", "mix(share, V)", "For each query the sum of vectors of keys, each times its share."),
+            ("smooth", "x |> smooth(5)", "The mean of neighbours along the axis of keys; what is absent counts as 0."),
             ("softmax", "x |> softmax", "The softmax along the axis of keys, or `over = …`."),
         )
     },

@@ -45,7 +45,7 @@ def check_nested(pattern: BoundPattern) -> None:
     axes = {axis.name: axis for axis in pattern.axes}
     for stage in () if pattern.graph is None else pattern.graph.stages:
         for part in parts(stage):
-            for node in walk(part):
+            for node in walk(part, into_stages=False):
                 if isinstance(node, Coord):
                     _check_coordinate(axes, stage, node)
 

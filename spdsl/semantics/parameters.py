@@ -9,7 +9,7 @@ from spdsl.grammar import nodes as syntax
 from spdsl.semantics import nodes as ir
 from spdsl.semantics.expressions import Evaluator, a_kind
 from spdsl.semantics.fold import fold_constants
-from spdsl.semantics.nodes import Bounds, Const, Dtype
+from spdsl.semantics.nodes import Bounds, Const, Dtype, Index
 from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.scope import TYPES
 from spdsl.semantics.values import POISON, Entry, Items, Poison, Scalar, Value, describe
@@ -28,18 +28,14 @@ def parameter(ev: Evaluator, node: syntax.Param) -> ir.Parameter | None:
     dtype = cast(Dtype, node.type.name)
     length: int | None = None
     if node.type.extents:
-        named = next((extent for extent in node.type.extents if extent.name is not None), None)
-        if named is not None:
-            ev.unsupported(f"the free axis `{named.name}`", named.span)
-            assert named.name is not None
-            ev.scope.entries.setdefault(named.name, Entry(value=POISON, span=named.span, kind="free axis", used=True))
-            return None
         if len(node.type.extents) > 1:
             ev.error("SP203", "a parameter is a number or a tuple", node.type.span, help="larger tables are inputs")
             return None
         match ev.evaluate(node.type.extents[0].value):
             case Scalar(expr=Const(value=int() as size)) if not isinstance(size, bool) and 1 <= size <= 64:
                 length = size
+                if not _members(ev, node.type.extents[0], size):
+                    return None
             case Poison():
                 return None
             case _:
@@ -67,6 +63,24 @@ def parameter(ev: Evaluator, node: syntax.Param) -> ir.Parameter | None:
                 )
                 return None
     return ir.Parameter(name=node.name, dtype=dtype, length=length, bounds=bounds, default=default, span=node.span)
+
+
+def _members(ev: Evaluator, extent: syntax.Extent, size: int) -> bool:
+    """Make the name of a tuple's axis known, if it has one: ``int[i: 5]``; records the mistake."""
+    name = extent.name
+    if name is None:
+        return True
+    known = ev.unit.members.get(name)
+    if not ev.free_name(name) or (known is not None and known != size):
+        what = (
+            f"has {known} members elsewhere" if known is not None else "means something else, or is no lower-case name"
+        )
+        ev.error("SP203", f"the axis `{name}` {what}", extent.span, help="give it another name")
+        return False
+    ev.unit.members[name] = size
+    axis = Scalar(expr=Index(name=name), axes=frozenset((name,)))
+    ev.scope.entries.setdefault(name, Entry(value=axis, span=extent.span, kind="free axis", used=True))
+    return True
 
 
 def check_range(ev: Evaluator, node: syntax.Range | None, dtype: Dtype, name: str) -> Bounds | None:

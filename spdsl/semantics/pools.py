@@ -8,9 +8,9 @@ from typing import cast
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import build, spaces
 from spdsl.semantics.expressions import Evaluator, Invocation, excerpt
-from spdsl.semantics.graph import DISTANCE, Pool, Reduction, Windows, on_side, ordered, side_of
+from spdsl.semantics.graph import DISTANCE, Pool, Prefix, Reduction, Windows, on_side, ordered, side_of
 from spdsl.semantics.nodes import Dtype, Side
-from spdsl.semantics.selections import axis_of, wrapped
+from spdsl.semantics.selections import axis_of, candidates, wrapped
 from spdsl.semantics.values import POISON, Candidates, Items, Poison, Scalar, Value
 
 
@@ -37,6 +37,35 @@ def pool(ev: Evaluator, call: Invocation, found: Candidates, direction: str) -> 
                 return POISON
             found = done
     return wrapped(found.value, found.only)
+
+
+def prefix(ev: Evaluator, call: Invocation) -> Value:
+    """``mean(V, upto = q)``: one value for each query, of the keys up to it."""
+    found = candidates(ev, call.args[0], f"`{call.name}`")
+    argument = call.keywords["upto"]
+    target = ev.evaluate(argument.value)
+    if found is None or isinstance(target, Poison):
+        return POISON
+    axes = spaces.space(ev, (found.value, found.only), call.span)
+    if axes is None:
+        return POISON
+    if axis_of(target) != "q" or "k" not in axes or on_side(axes, "q") is not None:
+        return ev.unsupported(
+            f"`upto = {excerpt(argument.value).strip('`')}` of a value along {', '.join(f'`{axis}`' for axis in axes)}",
+            argument.span,
+            help="what each key has is reduced `upto = q`, for example `mean(V, upto = q)`",
+        )
+    if call.name not in ("sum", "mean") or found.forced is not None:
+        return ev.unsupported(f"`{call.name}` with `upto = …`", call.span, help="`sum` and `mean` are")
+    stage = Prefix(
+        name=ev.unit.stage_name(),
+        axes=ordered(frozenset(axes) - {"k"} | {"q"}),
+        kind="sum" if call.name == "sum" else "mean",
+        value=build.to_float(found.value.expr),
+        only=found.only.expr,
+        span=call.span,
+    )
+    return spaces.add(ev, stage)
 
 
 def _windows(ev: Evaluator, call: Invocation) -> str | None:

@@ -11,11 +11,13 @@ from typing import cast
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import build, operators, spaces
 from spdsl.semantics.expressions import Evaluator, Invocation, excerpt
+from spdsl.semantics.graph import is_free
+from spdsl.semantics.members import members
 from spdsl.semantics.nodes import Const, Coord, Dtype, Expr, Index, Noise, Reduce, Side, Top
-from spdsl.semantics.pools import pool
+from spdsl.semantics.pools import pool, prefix
 from spdsl.semantics.report import did_you_mean, listing
-from spdsl.semantics.selections import select
-from spdsl.semantics.values import POISON, Candidates, Items, Poison, Scalar, Value
+from spdsl.semantics.selections import axis_of, select
+from spdsl.semantics.values import POISON, Branch, Candidates, Items, Merged, Poison, Scalar, Value
 
 REDUCTIONS = ("any", "all", "mean", "sum", "min", "max")
 
@@ -39,10 +41,13 @@ def reduce(ev: Evaluator, call: Invocation) -> Value:
             help=f"for example `{call.name}(x, per = q.blk)` or `{call.name}(x, over = k)`",
         )
     if directions == ["upto"]:
-        for argument in call.keywords.values():
-            ev.mark_used(argument)
-        return ev.unsupported("`upto = …`", call.keywords["upto"].span)
+        return prefix(ev, call)
     want = "bool" if call.name in ("any", "all") else "any" if call.name in ("mean", "sum") else "number"
+    if isinstance(call.args[0].value, Branch | Merged) and directions == ["over"]:
+        axis = axis_of(ev.evaluate(call.keywords["over"].value))
+        if axis is None or is_free(axis):
+            return members(ev, call)
+        # Over positions, a softmax stands for its set.
     if isinstance(call.args[0].value, Candidates):
         return pool(ev, call, call.args[0].value, directions[0])
     value = ev.expect(call.args[0], want, f"`{call.name}`")  # type: ignore[arg-type]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from spdsl.diagnostics import Span
+from spdsl.grammar import nodes as syntax
 from spdsl.semantics import build, spaces
 from spdsl.semantics.expressions import Arg, Evaluator, Invocation, excerpt
 from spdsl.semantics.graph import DISTANCE, Score, Select, Softmax, is_free, on_side, ordered
@@ -12,7 +14,7 @@ from spdsl.semantics.nesting import refines
 from spdsl.semantics.nodes import Const, Coord, Expr, Index, Load, Side
 from spdsl.semantics.report import did_you_mean, listing
 from spdsl.semantics.spaces import FALSE, TRUE
-from spdsl.semantics.values import POISON, AxisRef, Candidates, Items, Poison, Scalar, TableRef, Value
+from spdsl.semantics.values import POISON, AxisRef, Candidates, Entry, Items, Poison, Scalar, TableRef, Value
 
 _TENSORS = {"Q": ("h", "q"), "K": ("g", "k"), "V": ("g", "k")}
 
@@ -159,8 +161,6 @@ def force(ev: Evaluator, call: Invocation) -> Value:
 def _fits(ev: Evaluator, value: Candidates, keep: Scalar, call: Invocation, place: int) -> bool:
     """Whether a set varies along the axes of the values and nothing finer."""
     chosen = call.args[place]
-    if not spaces.closed(ev, keep, chosen.node.span, f"`{call.name}`"):
-        return False
     for name in sorted(keep.axes):
         side = name.partition(".")[0]
         own = sorted(axis for axis in value.value.axes if axis.partition(".")[0] == side)
@@ -226,12 +226,8 @@ def wrapped(value: Scalar, only: Scalar) -> Value:
 
 def select(ev: Evaluator, call: Invocation) -> Value:
     """``top(n)`` and ``top_p(p)``: a set."""
-    if not keyword(ev, call, "over", "rank", "least"):
+    if not keyword(ev, call, "over", "rank" if call.name == "top" else "least"):
         return POISON
-    for name in ("rank", "least"):
-        if name in call.keywords:
-            ev.mark_used(call.keywords[name])
-            return ev.unsupported(f"`{call.name}` with `{name} = …`", call.keywords[name].span)
     example = f"`x |> {call.name}({'3' if call.name == 'top' else '0.9'})`"
     if len(call.args) != 2:
         return ev.error("SP204", f"`{call.name}` takes a number", call.span, help=f"for example {example}")
@@ -242,23 +238,86 @@ def select(ev: Evaluator, call: Invocation) -> Value:
         return POISON
     forced = FALSE if found.forced is None else found.forced
     axes = spaces.space(ev, (found.value, found.only, forced), call.span)
-    if axes is None or not spaces.closed(ev, found.value, call.args[0].node.span, f"`{call.name}`"):
+    if axes is None:
         return POISON
-    over = along(ev, call, axes)
-    if over is None:
+    ranked = _ranked(ev, call, axes)
+    least = ev.scalar(call.keywords["least"].value, "int", "`least`") if "least" in call.keywords else None
+    rank = _rank(ev, call, amount) if "rank" in call.keywords else None
+    if ranked is None or (least is None and "least" in call.keywords) or (rank is None and "rank" in call.keywords):
         return POISON
+    if least is not None and least.axes:
+        what = listing(ordered(least.axes))
+        span = call.keywords["least"].span
+        return ev.error("SP203", f"`least` depends on {what}", span, help="it may depend on parameters and `n`")
+    only = found.only
+    if "q" in ranked:
+        # Queries before the first position do not exist, and compete with no other.
+        exist = Scalar(expr=build.apply("ge", Index(name="q"), 0), axes=frozenset("q"), size=3)
+        joined = ev.combine("and", (exist, only), call.span)
+        only = joined if isinstance(joined, Scalar) else only
     stage = Select(
         name=ev.unit.stage_name(),
-        axes=axes,
+        axes=axes if rank is None else ordered(frozenset({*axes, rank})),
         value=build.to_float(found.value.expr),
-        only=found.only.expr,
+        only=only.expr,
         forced=forced.expr,
         amount=amount.expr if by == "count" else build.to_float(amount.expr),
         by=by,
-        over=over,
+        over=ranked[-1],
+        also=ranked[:-1],
+        least=None if least is None else least.expr,
+        rank=rank,
         span=call.span,
     )
     return spaces.add(ev, stage)
+
+
+def _ranked(ev: Evaluator, call: Invocation, axes: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The axes along which entries compete, as they are written."""
+    argument = call.keywords.get("over")
+    if argument is None or not isinstance(argument.value, syntax.Tuple):
+        one = along(ev, call, axes)
+        return None if one is None else (one,)
+    found: list[str] = []
+    for item in argument.value.items:
+        keywords = {"over": replace(argument, value=item)}
+        one = along(ev, replace(call, keywords=keywords), axes)
+        if one is None or one in found:
+            if one is not None:
+                ev.error("SP203", f"`{one}` stands twice in `over`", item.span, help="leave one of them out")
+            return None
+        found.append(one)
+    return tuple(found)
+
+
+def _rank(ev: Evaluator, call: Invocation, amount: Scalar) -> str | None:
+    """The free axis of places in the order, made known by the name that `rank = …` gives it."""
+    argument = call.keywords["rank"]
+    match argument.value:
+        case syntax.Name(id=name) if ev.free_name(name):
+            pass
+        case node:
+            ev.error(
+                "SP203",
+                f"`rank` names a free axis, but {excerpt(node)} is none",
+                node.span,
+                help="write a lower-case name that means nothing yet, for example `rank = a`",
+            )
+            return None
+    if amount.axes or "over" in call.keywords:
+        what = "`over`" if "over" in call.keywords else f"a number that depends on {listing(ordered(amount.axes))}"
+        ev.unsupported(f"`rank` with {what}", argument.span)
+        return None
+    ev.scope.entries.setdefault(
+        name,
+        Entry(
+            value=Scalar(expr=Index(name=name), axes=frozenset((name,))),
+            span=argument.span,
+            kind="free axis",
+            used=True,
+        ),
+    )
+    return name
 
 
 def _amount(ev: Evaluator, call: Invocation, amount: Scalar) -> bool:
@@ -296,7 +355,7 @@ def along(ev: Evaluator, call: Invocation, axes: tuple[str, ...]) -> str | None:
                 argument.span,
                 help="name one of these",
             )
-        elif named.partition(".")[0] == "q":
+        elif named.partition(".")[0] == "q" and call.name not in ("top", "top_p"):
             ev.unsupported(f"`{call.name}` over queries", argument.span)
         else:
             return named

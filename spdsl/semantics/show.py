@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from spdsl.semantics.graph import Attention, Mark, Merge, Pool, Score, Select, Softmax, Stage
+from spdsl.semantics.graph import Attention, Mark, Merge, Pool, Prefix, Score, Select, Smooth, Softmax, Stage
 from spdsl.semantics.nodes import (
     Apply,
     Attend,
@@ -155,17 +155,27 @@ def stage_text(stage: Stage) -> str:
             what = f"{kind}({_where(stage.value, stage.only)}, {along}{ways})"
         case Softmax(over=over):
             what = f"softmax({_where(stage.value, stage.only)}, over = {over})"
-        case Select(by=by, over=over, amount=amount, forced=forced):
+        case Select(by=by, over=over, also=also, amount=amount, forced=forced, least=least, rank=rank):
             first = "" if forced == Const(value=False) else f" |> force({print_expr(forced)})"
             word = "top" if by == "count" else "top_p"
-            what = f"{_where(stage.value, stage.only)}{first} |> {word}({print_expr(amount)}, over = {over})"
+            along = f"over = ({', '.join((*also, over))})" if also else f"over = {over}"
+            more = "" if least is None else f", least = {print_expr(least)}"
+            more += "" if rank is None else f", rank = {rank}"
+            what = f"{_where(stage.value, stage.only)}{first} |> {word}({print_expr(amount)}, {along}{more})"
+        case Smooth(over=over, width=width):
+            what = f"smooth({_where(stage.value, stage.only)}, {print_expr(width)}, over = {over})"
+        case Prefix(kind=kind):
+            what = f"{kind}({_where(stage.value, stage.only)}, upto = q)"
         case Mark(value=value):
             what = print_expr(value)
         case Attention(query=query, key=key, value=value, attend=attend):
             given = ", ".join(print_expr(part) for part in (query, key, value))
             what = f"attend({given}) {{ {'  '.join(line.strip() for line in _clauses(attend))} }}"
-        case Merge(parts=names, counted=counted):
-            what = f"merge({', '.join(names)}{', overlap = counted' if counted else ''})"
+        case Merge(parts=names, counted=counted, over=axis, by=way, stopped=stopped):
+            word = "merge" if way == "lse" else "mean"
+            more = "" if axis is None else f", over = {axis}"
+            more += ", overlap = counted" if counted else ""
+            what = f"{word}({', '.join(names)}{more}{', grad = stop' if stopped else ''})"
     return f"{stage.name}[{', '.join(stage.axes)}] = {what}"
 
 

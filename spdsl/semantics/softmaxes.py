@@ -28,7 +28,7 @@ from spdsl.semantics.nodes import (
     Table,
     TableAxis,
 )
-from spdsl.semantics.rewrite import transform
+from spdsl.semantics.rewrite import substitute, transform
 from spdsl.semantics.windows import lift_windows
 
 POSITIONS = "positions"
@@ -44,11 +44,18 @@ def softmax_pattern(pattern: BoundPattern, name: str) -> BoundPattern:
     plain = stage.rows == "q" and stage.columns == "k"
     clauses = (stage.attend.keep, stage.attend.bias, stage.attend.sink_logit)
     fixed = [None if clause is None else _at_rows(pattern, stage, stages, clause) for clause in clauses]
+    if stage.member is not None:
+        along = Index(name=stage.member)
+        fixed = [None if clause is None else _of_member(clause, along) for clause in fixed]
     read = frozenset[str]().union(*(loads(clause) for clause in fixed if clause is not None))
     read |= {axis.table for axis in pattern.axes if axis.table is not None}
-    given = tuple(replace(table, made=not plain) for table in pattern.tables if table.name in read)
+    given = tuple(
+        replace(table, made=not plain, axes=tuple(axis for axis in table.axes if axis.label != stage.member))
+        for table in pattern.tables
+        if table.name in read
+    )
     made = tuple(_declared(pattern, stage, each) for each in stages.values() if each.name in read)
-    positions = (_POSITIONS,) if POSITIONS in read else ()
+    positions = tuple(table for table in (_POSITIONS, _MEMBER) if table.name in read)
     keep, bias, sink = fixed
     assert keep is not None
     found = replace(
@@ -62,6 +69,10 @@ def softmax_pattern(pattern: BoundPattern, name: str) -> BoundPattern:
     return lift_windows(found)
 
 
+MEMBER = "free_member"
+"""The table of one number that holds the member of a free axis, of which each has a softmax."""
+
+_MEMBER = Table(name=MEMBER, dtype="int", axes=(), bounds=None, sorted=False, made=True)
 _POSITIONS = Table(name=POSITIONS, dtype="int", axes=(), bounds=None, sorted=False, made=True)
 
 
@@ -87,6 +98,19 @@ def _at_rows(pattern: BoundPattern, stage: Attention, stages: dict[str, Stage], 
     return fold(transform(clause, rewrite))
 
 
+def _of_member(clause: Expr, along: Index) -> Expr:
+    """The clause for one member of a free axis: arrays along it lose it, and its number is read from a table."""
+
+    def drop(node: Expr) -> Expr | None:
+        if isinstance(node, Load) and along in node.indices:
+            return replace(node, indices=tuple(index for index in node.indices if index != along))
+        return None
+
+    # Parts come before wholes, so that the index itself is replaced only where it is left.
+    number = Load(table=MEMBER, dtype="int")
+    return substitute(transform(clause, drop), {along: number})
+
+
 def _relative(pattern: BoundPattern, own: str, wanted: str, side: Side) -> Expr:
     """A coordinate at a member of the axis ``own``, whose number is the index of the side."""
     if own == wanted:
@@ -110,7 +134,7 @@ def _declared(pattern: BoundPattern, softmax: Attention, stage: Stage) -> Table:
     return Table(
         name=stage.name,
         dtype=stage.dtype,
-        axes=tuple(_table_axis(pattern, softmax, axis) for axis in stage.axes),
+        axes=tuple(_table_axis(pattern, softmax, axis) for axis in stage.axes if axis != softmax.member),
         bounds=None,
         sorted=False,
         made=True,
@@ -146,7 +170,7 @@ def static_part(pattern: BoundPattern) -> BoundPattern:
     if pattern.graph is None:
         return pattern
     found = pattern.graph.attentions
-    if len(found) != 1 or (found[0].rows, found[0].columns) != ("q", "k"):
+    if len(found) != 1 or (found[0].rows, found[0].columns) != ("q", "k") or found[0].member is not None:
         raise error(
             "SP290",
             f"a mask of `{pattern.name}`, which has several softmaxes or one over blocks, is not supported yet",

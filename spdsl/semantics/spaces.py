@@ -82,6 +82,14 @@ def array(axes: tuple[str, ...], stage: Stage) -> Scalar:
 
 def add(ev: Evaluator, stage: Stage) -> Scalar:
     """Add a stage to the pattern; its value."""
+    over = getattr(stage, "over", None)
+    items = [axis for axis in (*stage.axes, over) if axis in ev.unit.members]
+    if items:
+        ev.unsupported(
+            f"a stage along `{items[0]}`, the axis of a tuple,",
+            stage.span,
+            help=f"use items of the tuple, or vary sets of `attend` alone: `merge(attend {{ … }}, over = {items[0]})`",
+        )
     ev.unit.stages[stage.name] = stage
     return array(stage.axes, stage)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from spdsl.diagnostics import Span, error
 from spdsl.grammar import nodes as syntax
@@ -44,6 +44,13 @@ class Library:
     incomplete: bool = False
 
 
+def _looked_up(coordinate: Coord, what: str) -> Expr:
+    """The first or last position of a member, or how many it has, as a reduction over positions."""
+    kind: Literal["min", "max", "sum"] = "min" if what == "first" else "max" if what == "last" else "sum"
+    body: Expr = build.lift(1) if what == "size" else ir.Index(name=coordinate.side)
+    return ir.Reduce(kind=kind, side=coordinate.side, axis=coordinate.axis, body=body, dtype="int")
+
+
 class Unit:
     """The state of checking one pattern."""
 
@@ -66,6 +73,8 @@ class Unit:
         self.stages: dict[str, Stage] = {}
         self.exports: dict[str, Export] = {}
         self.staged: dict[int, tuple[Branch, Merged]] = {}
+        # Free axes whose members are the items of a tuple: how many.
+        self.members: dict[str, int] = {}
         self.params: dict[str, Range] = {}
         self.table_ranges: dict[str, Range] = {}
         self.facts = Facts(params=self.params, tables=self.table_ranges)
@@ -237,16 +246,16 @@ class Unit:
                 help="only members of an `axis` have a first and a last position",
             )
         expr = rules[node.name](axis, coordinate, self.axes)
-        if expr is None:
-            why = "a sorted table" if axis.table is not None else "several coordinates"
-            name, side = f"{coordinate.side}.{coordinate.axis}", coordinate.side
-            instead = {"first": f"min({side}, per = {name})", "last": f"max({side}, per = {name})"}
-            return evaluator.unsupported(
-                f"`.{node.name}` of an axis by {why}",
-                node.span,
-                help=f"write `{instead.get(node.name, f'sum(1, per = {name})')}`",
-            )
         name = f"{coordinate.side}.{coordinate.axis}"
+        if expr is None and axis.table is None and node.name != "size":
+            return evaluator.unsupported(
+                f"`.{node.name}` of an axis by several coordinates",
+                node.span,
+                help=f"write `{'min' if node.name == 'first' else 'max'}({coordinate.side}, per = {name})`",
+            )
+        if expr is None:
+            # Members by a table, and tiles, are looked up: among the positions that exist.
+            expr = _looked_up(coordinate, node.name)
         return Scalar(
             expr=build.place(expr, node.span),
             axes=frozenset((name,)),

@@ -87,7 +87,8 @@ def test_names_of_the_library_are_found() -> None:
     from spdsl.semantics.meanings import MEMBERS
     from spdsl.semantics.scope import BUILTINS, TYPES
 
-    words = {"per", "over", "within", "scale", "windows", "inside", "touching", "overlap", "counted", "grad"}
+    words = {"per", "over", "upto", "within", "scale", "windows", "inside", "touching", "overlap", "counted", "grad"}
+    words |= {"stop", "least", "rank"}
     for name in names():
         found = outline(text_of(name))
         for each in found.mentions:

@@ -61,6 +61,17 @@ SIGNATURES = {
     "flux": {"sinks": 128, "window": 2048},
     "delta": {"page": 16, "picks": 64, "recent": 8},
     "hylra": {},
+    "superlinear": {"picks": 3, "back": 2.0, "ahead": 0.0, "local": 255},
+    "routing": {"clusters": None, "width": 128},
+    "flexprefill": {"block": 128, "mass": 0.9, "tau": 0.1, "least": 512},
+    "sparge": {"rows": 128, "columns": 64, "theta": 0.1, "mass": 0.95},
+    "dhsa": {"budget": 2048, "local": 64},
+    "snapkv": {"cap": 2048, "probe": 32, "width": 5},
+    "ada_snapkv": {"cap": 2048, "probe": 32, "width": 5, "share": 0.2},
+    "rectified": {"mass": 0.9, "picks": 16},
+    "sea": {"bins": 256, "picks": 64},
+    "longnet": {"segment": (2048, 4096, 8192, 16384, 32768), "rate": (1, 2, 4, 6, 12)},
+    "longformer_global": {"window": 512, "dilation": 1},
     "sparsed_build": {"ratio": 0.3, "rows": 128, "columns": 32},
     "sparsed_reuse": {"rows": 128, "columns": 32},
 }
@@ -82,6 +93,12 @@ INPUTS = {
     "hylra": "full: bool[l], reused: bool[g, q, token]",
     "sparsed_build": "prompt: int[b]",
     "sparsed_reuse": "chosen: bool[h, q.row, k.col]",
+    "superlinear": "Q1: float[h, q, d]",
+    "routing": "mu: float[h, c, d]",
+    "dhsa": "cut: int[token] sorted",
+    "rectified": "piece: int[token] sorted, text: bool[token], gains: bool[h, q.pc, k.pc]",
+    "sea": "estimate: float[h, q, k.bin], gain: float[h, q]",
+    "longformer_global": "special: bool[token], QG: float[h, q, d], KG: float[g, token, d], VG: float[g, token, d]",
 }
 
 

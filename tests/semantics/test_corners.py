@@ -137,7 +137,11 @@ def test_unnamed_grids_cover_what_they_divide() -> None:
         ("grid (row: 4, column: 4)  keep q.z == k.row", "SP207", "`column` and `row`"),
         ("let a = (1, 2)  keep a == q", "SP203", "`a[0]`"),
         ("keep if causal then 1 else 0", "SP203", "`(if causal then 1 else 0) > 0`"),
-        ("input seg: int[token] sorted  axis s = token by seg  keep k.s.last <= q", "SP290", "`max(k, per = k.s)`"),
+        (
+            "grid (y: 4, x: 4)  axis s = (y, x) by (2, 2)  keep k.s.last <= q",
+            "SP290",
+            "`max(k, per = k.s)`",
+        ),
         ("axis a = token by q  keep q.a == k.a", "SP203", "use parameters and numbers"),
         ("input t: bool[h, h]  keep t[h, h]", "SP203", "bool[h, heads]"),
         ("input t: int[k]  keep t[k] == 1", "SP203", "along `token`"),

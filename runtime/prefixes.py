@@ -1,0 +1,49 @@
+"""Stages that look along a line of keys: the mean of neighbours, and sums of all keys up to a query.
+
+From: a stage and rows of queries.  To: its array.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from spdsl.runtime.memo import Memo
+from spdsl.semantics.graph import Prefix, Smooth
+
+if TYPE_CHECKING:
+    from spdsl.runtime.arrays import Arrays
+
+
+def smoothed(arrays: Arrays, stage: Smooth, rows: Tensor | None, memo: Memo) -> Tensor:
+    """The mean of the entries around each, where what is absent or past an end counts as 0."""
+    dim = 1 + stage.axes.index(stage.over)
+    value = arrays.full(stage.value, stage.axes, rows, memo)
+    only = arrays.filter(stage.only, stage.axes, rows, memo)
+    width = int(arrays.evaluate(stage.width, (), None, memo))
+    value = torch.where(only, value, 0.0).movedim(dim, -1)
+    if not value.numel():
+        return value.movedim(-1, dim)
+    lines = value.reshape(-1, 1, value.shape[-1])
+    found = torch.nn.functional.avg_pool1d(lines, width, stride=1, padding=width // 2)
+    return found.reshape(value.shape).movedim(-1, dim)
+
+
+def prefix(arrays: Arrays, stage: Prefix, rows: Tensor | None, memo: Memo) -> Tensor:
+    """For each query the sum or mean of what the keys up to it have; 0 where there are none."""
+    inner = tuple("k" if axis == "q" else axis for axis in stage.axes)
+    dim = 1 + inner.index("k")
+    if stage.name not in arrays.sums:
+        # What belongs to keys is summed up once; sums in float64 stay exact enough for differences of any length.
+        value = arrays.full(stage.value, inner, None, memo)
+        only = arrays.filter(stage.only, inner, None, memo)
+        total = torch.where(only, value, 0.0).double().cumsum(dim)
+        if stage.kind == "mean":
+            counts = only.expand(torch.broadcast_shapes(only.shape, value.shape)).cumsum(dim)
+            total = total / counts.clamp(min=1)
+        arrays.sums[stage.name] = torch.nn.functional.pad(total.movedim(dim, -1), (1, 0)).movedim(-1, dim).float()
+    numbers = arrays.lines.points("q") if rows is None else rows + arrays.lines.q_start
+    found: Tensor = arrays.sums[stage.name]
+    return found.index_select(dim, (numbers + 1).clamp(0, found.shape[dim] - 1))
