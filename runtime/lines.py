@@ -134,7 +134,7 @@ class Lines:
         key = "reduced", node
         if key not in self.known:
             line = torch.arange(self.n, device=self.device)
-            places = {**self.extents, node.side: line, "b": 0}
+            places: dict[str, Tensor | int] = {**self.extents, node.side: line, "b": 0}
             body = evaluate(expand(self.pattern, node.body), places, self._tables()).expand(line.shape)
             count = 1 if node.axis is None else self.size(f"{node.side}.{node.axis}")
             member = torch.zeros_like(line) if node.axis is None else self.at_position(node.axis, line)

@@ -22,12 +22,14 @@ from spdsl.semantics.graph import (
     Pool,
     Score,
     Select,
+    Smooth,
     Softmax,
     Stage,
     StageGraph,
     loads,
     on_side,
     parts,
+    ranks_queries,
     side_of,
 )
 from spdsl.semantics.nodes import Attend, BoundPattern, Coord, Expr, Extent, Index
@@ -79,6 +81,11 @@ def _reasons(pattern: BoundPattern, graph: StageGraph, stage: Stage) -> Iterator
         case Pool(over=over) if side_of(over) == "q":
             yield "its block of queries is pooled", stage.span
             return
+        case Select() if ranks_queries(stage):
+            yield "queries compete with each other", stage.span
+            return
+        case Smooth() if on_side(stage.axes, "q") is not None:
+            yield "the neighbours of keys that it sees take part", stage.span
         case Softmax(over=over) | Select(over=over) if "." in over and _reads_summaries(graph, stage, over):
             rows = on_side(stage.axes, "q")
             if rows != "q":

@@ -122,7 +122,7 @@ def mix(ev: Evaluator, call: Invocation) -> Value:
 
 
 def smooth(ev: Evaluator, call: Invocation) -> Value:
-    """As ``x |> smooth(5)``: the mean of five neighbours along the axis of keys; what is absent counts as 0."""
+    """Neighbours along the axis of keys, averaged; what is absent counts as 0."""
     if not keyword(ev, call, "over"):
         return POISON
     if len(call.args) != 2:

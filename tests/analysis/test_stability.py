@@ -41,6 +41,22 @@ def test_library(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("routing", "queries compete with each other"),
+        ("flexprefill", "queries compete with each other"),
+        ("superlinear", None),
+        ("sea", "the number of tokens takes part"),
+        ("snapkv", None),  # its export is not read by attention
+        ("longnet", None),
+    ],
+)
+def test_routers(name: str, reason: str | None) -> None:
+    found = reasons(text_of(name).replace("clusters: int in 1..,", "clusters: int in 1.. = 4,"), name)
+    assert (reason in found) if reason is not None else not found
+
+
+@pytest.mark.parametrize(
     ("only", "stable"),
     [
         ("k.blk < q.blk", True),
