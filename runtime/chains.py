@@ -17,7 +17,7 @@ from triton.runtime.errors import OutOfResources
 
 from spdsl.codegen.binaries import keeping
 from spdsl.codegen.chains.emit import emit_chain, emit_choose, table_arguments
-from spdsl.codegen.chains.lower import Chain, ChainKernel, below, lower_chain
+from spdsl.codegen.chains.lower import Chain, ChainKernel, below, lower_chain, uncovered
 from spdsl.codegen.chains.places import UncoveredError
 from spdsl.codegen.load import load
 from spdsl.runtime.arrays import Arrays
@@ -80,6 +80,9 @@ _loaded: dict[int, Loaded] = {}
 def lowered(arrays: Arrays, name: str) -> Chain | str:
     """The kernels of a selection for the types of a call, or why it is left to torch."""
     stages = dict(arrays.stages)
+    reason = uncovered(stages, name)
+    if reason is not None:
+        return reason
     reads = {each: stages[each] for each in below(stages, name)}
     terms = tuple((each, terms_of(arrays, stage, reads)) for each, stage in reads.items() if isinstance(stage, Score))
     # By identity: hashing a pattern takes longer than a launch.  The entry keeps it alive.

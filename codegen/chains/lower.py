@@ -7,6 +7,7 @@ in the order of which entries are chosen.  Choosing among keys is the same for a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -16,7 +17,21 @@ from spdsl.codegen.chains.places import Place, UncoveredError
 from spdsl.codegen.chains.program import NOTHING, Known, Program
 from spdsl.codegen.chains.values import Values
 from spdsl.semantics import build
-from spdsl.semantics.graph import Mark, Select, Softmax, Stage, is_free, loads, on_side, parts
+from spdsl.semantics.graph import (
+    Mark,
+    Prefix,
+    Score,
+    Select,
+    Smooth,
+    Softmax,
+    Stage,
+    is_free,
+    loads,
+    on_side,
+    parts,
+    ranks_queries,
+    side_of,
+)
 from spdsl.semantics.nodes import BoundPattern, Expr, Extent, Index
 from spdsl.semantics.show import stage_text
 
@@ -51,6 +66,27 @@ class Chain:
     rows: str
     columns: str
     kernels: tuple[ChainKernel, ...]
+
+
+def uncovered(stages: Mapping[str, Stage], name: str) -> str | None:
+    """Why a selection is left to torch, as far as its stages alone tell; None if they do not."""
+    for each in below(dict(stages), name):
+        match stages[each]:
+            case Select(also=(_, *_)):
+                return "selections over several axes"
+            case Select(rank=str()):
+                return "sets for each place in an order"
+            case Select(least=least) if least is not None:
+                return "selections of at least a number"
+            case Select() as stage if ranks_queries(stage):
+                return "selections among queries"
+            case Score(over=over) if side_of(over) is not None:
+                return "sums of the vectors of keys"
+            case Smooth() | Prefix():
+                return "sums along the keys"
+            case _:
+                pass
+    return None
 
 
 def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, int], ...]) -> Chain:
