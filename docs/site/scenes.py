@@ -89,6 +89,29 @@ SCENES = {
     "vertical_slash": Scene(n=512, parameters={"columns": 50, "diagonals": 110, "probe": 32, "block": 8}),
     "minference_blocks": Scene(n=128, parameters={"block": 8, "picks": 5}),
     "flashprefill": Scene(n=256, parameters={"block": 8, "alpha": 0.8, "sinks": 1, "window": 2, "dense": 1}),
+    "flexprefill": Scene(n=128, parameters={"block": 8, "mass": 0.4, "tau": 0.5, "least": 6}),
+    "sparge": Scene(n=128, parameters={"rows": 16, "columns": 8, "theta": 0.05, "mass": 0.3}),
+    "dhsa": Scene(
+        n=128, parameters={"budget": 40, "local": 8}, inputs={"cut": _documents(128, 9, 14, 6, 22, 11, 8, 17, 13, 28)}
+    ),
+    "snapkv": Scene(n=64),
+    "ada_snapkv": Scene(n=64),
+    "rectified": Scene(
+        n=128,
+        parameters={"mass": 0.2, "picks": 2},
+        inputs={
+            "piece": torch.arange(128) // 8,
+            "text": _some(128, 120),
+            "gains": torch.zeros(1, 16, 16, dtype=torch.bool),
+        },
+    ),
+    "sea": Scene(n=128, parameters={"bins": 32, "picks": 24}, inputs={"gain": torch.ones(1, 128)}),
+    "superlinear": Scene(n=256, parameters={"picks": 2, "back": 0.5, "local": 15}),
+    "routing": Scene(n=128, parameters={"clusters": 4, "width": 24}),
+    "longnet": Scene(n=128, parameters={"segment": (8, 16, 32, 64, 128), "rate": (1, 2, 4, 8, 16)}),
+    "longformer_global": Scene(
+        n=32, parameters={"window": 6}, inputs={"special": _some(32, 0, 18), "VG": torch.eye(32)[None]}
+    ),
 }
 
 
