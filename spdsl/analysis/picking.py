@@ -68,7 +68,6 @@ def picking(
         value_dim=problem.value_dim,
         heads=heads,
         block=chosen.block,
-        order=order,
         target=target,
     )
     given = dict(problem.tiles).get(kind)

@@ -16,7 +16,7 @@ from spdsl.analysis.gradients import table_gradients
 from spdsl.analysis.picking import picking, tiles_in, why_unpicked
 from spdsl.analysis.plans import KernelPlan, Kind, Plan, Problem, TableGradient, Tiles
 from spdsl.analysis.room import refuse_large_numbers
-from spdsl.analysis.specialising import copies_tiles, may_persist, why_plain
+from spdsl.analysis.specialising import copies_tiles, looks_up, may_persist, why_plain
 from spdsl.analysis.stages import Staged, covering_grid, extents_of, leading_grid, stage
 from spdsl.analysis.tiles import (
     COUNT,
@@ -141,7 +141,7 @@ def _fuses(staged: Staged, problem: Problem, target: str) -> bool:
     """Whether there is a fused backward kernel: on Hopper, for plain logits of head dim 128."""
     dims = {problem.pattern.head_dim, problem.value_dim}
     plain = staged.bias is None and problem.pattern.attend.softcap is None
-    plain = plain and not any(table.listed for table in problem.pattern.tables)
+    plain = plain and not looks_up(problem.pattern)
     return target == "sm_90" and dims == {128} and plain and copies_tiles(problem, target)
 
 

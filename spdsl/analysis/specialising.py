@@ -10,7 +10,7 @@ from typing import Literal
 
 from spdsl.analysis.plans import KernelPlan, Problem
 from spdsl.analysis.tiles import SlotWalk
-from spdsl.semantics.nodes import Load
+from spdsl.semantics.nodes import BoundPattern, Load
 from spdsl.semantics.rewrite import walk
 
 WIDEST = 256
@@ -22,6 +22,12 @@ def copies_tiles(problem: Problem, target: str) -> bool:
     rows, and products of the type run on tensor cores, which take their operands from shared memory."""
     rows_fit = problem.pattern.head_dim % 8 == 0 and problem.value_dim % 8 == 0
     return target in ("sm_90", "sm_100") and problem.dtype != "fp32" and problem.shape != "batched" and rows_fit
+
+
+def looks_up(pattern: BoundPattern) -> bool:
+    """Whether the set looks pairs up in lists: a static part of a union does not."""
+    listed = {table.name for table in pattern.tables if table.listed}
+    return any(isinstance(node, Load) and node.table in listed for node in walk(pattern.attend.keep))
 
 
 def may_persist(kernel: KernelPlan, problem: Problem) -> bool:
@@ -57,7 +63,7 @@ def why_plain(
     """
     if target != "sm_90" or kind in ("dq", "dkdv"):
         return ""
-    if any(table.listed for table in problem.pattern.tables):
+    if looks_up(problem.pattern):
         return "rows look their keys up in lists"
     given = dict(problem.tiles).get(kind)
     if given is not None and not given.specialised:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 from spdsl.analysis.plans import Precision, Tiles
-from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, PickOrder, PickWalk, SlotWalk, Walk, lanes_of
+from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, PickWalk, SlotWalk, Walk, lanes_of
 
 Kind = Literal["forward", "dq", "dkdv"]
 
@@ -131,7 +131,6 @@ def picked_tiles(
     value_dim: int,
     heads: int,
     block: int,
-    order: PickOrder,
     target: str,
 ) -> Tiles:
     """Tiles of a kernel that walks what queries have picked: blocks of ``block`` keys, once for ``heads`` heads."""
@@ -142,11 +141,6 @@ def picked_tiles(
     keys = next(size for size in sizes if block % size == 0)
     hopper = target in ("sm_90", "sm_100") and not small
     wide = rows > _PICKED_ROWS or width > 128
-    if order == "gathered" and kind != "dkdv" and not small:
-        # Queries are read once for all tiles of the block, so that larger tiles pay.
-        if kind == "forward" and block % 128 == 0 and hopper:
-            return Tiles(block_q=2 * rows, block_k=128, warps=8, stages=2)
-        return Tiles(block_q=2 * rows, block_k=keys, warps=8, stages=3 if hopper else 1)
     match kind:
         case "forward":
             return Tiles(block_q=rows, block_k=keys, warps=8 if wide else 4, stages=3 if hopper else 1)
@@ -154,7 +148,7 @@ def picked_tiles(
             return Tiles(block_q=rows, block_k=keys, warps=8 if wide else 4, stages=2 if hopper else 1)
         case _ if hopper and lanes_of(heads) <= 32:
             # Half a tile: addresses of rows that are gathered take registers.
-            return Tiles(block_q=32, block_k=keys, warps=4, stages=2)
+            return Tiles(block_q=32, block_k=keys, warps=4, stages=3)
         case _:
             return Tiles(block_q=rows, block_k=keys, warps=8, stages=2 if hopper else 1)
 

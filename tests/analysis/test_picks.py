@@ -91,6 +91,8 @@ def test_the_static_part_of_a_union_is_walked_in_closed_form() -> None:
     made = planned("causal and (chosen or q - k < 300)")
     window, chosen = made.parts
     assert isinstance(window.forward.walk, SlotWalk)
+    assert window.forward.specialised
+    assert window.fused is not None
     assert isinstance(chosen.forward.walk, PickWalk)
     assert chosen.forward.picks is not None
     assert isinstance(chosen.dkdv.walk, PickWalk)

@@ -1,0 +1,115 @@
+"""Kernels that walk what queries have picked on a GPU: against dense float64 attention, twice, on memory full of NaN."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from spdsl.pipeline import bound, key_of, opened, read, softmax_key
+from spdsl.runtime import operator
+from spdsl.runtime.picks import FAR
+from tests.library.compare import TOLERANCE, relative_error
+
+pytestmark = pytest.mark.gpu
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A selection of ``picks`` random blocks for each run of ``rows`` queries, by group or by head, and a window."""
+
+    heads: int
+    groups: int
+    n: int
+    block: int = 64
+    picks: int = 5
+    rows: int = 1
+    by_head: bool = False
+    window: int = 0
+    batch: int = 1
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def lists(self) -> int:
+        return self.heads if self.by_head else self.groups
+
+
+CASES = {
+    "16 heads": Case(heads=32, groups=2, n=1000),
+    "16 heads and a window": Case(heads=32, groups=2, n=1000, window=200),
+    "5 heads": Case(heads=10, groups=2, n=777, batch=2),
+    "8 heads": Case(heads=8, groups=1, n=1030, block=32),
+    "64 heads": Case(heads=64, groups=1, n=500),
+    "128 heads": Case(heads=128, groups=1, n=300),
+    "4 heads": Case(heads=8, groups=2, n=901, batch=2),
+    "1 head": Case(heads=3, groups=3, n=1500, block=256, by_head=True, batch=2),
+    "1 head, and its block": Case(heads=4, groups=4, n=2100, block=512, picks=3, by_head=True, window=300),
+    "1 head, keys shared": Case(heads=4, groups=2, n=600, by_head=True),
+    "runs": Case(heads=8, groups=2, n=1000, rows=64),
+    "runs by head": Case(heads=4, groups=4, n=1000, rows=64, by_head=True),
+    "single": Case(heads=8, groups=1, n=400, dtype=torch.float32),
+}
+
+
+def lists_of(case: Case) -> Tensor:
+    """Ascending numbers of random blocks of the past; early queries have fewer."""
+    generator = torch.Generator().manual_seed(case.n)
+    runs, blocks = -(-case.n // case.rows), -(-case.n // case.block)
+    score = torch.rand(case.batch, case.lists, runs, blocks, generator=generator)
+    last = (torch.arange(runs) * case.rows + case.rows - 1) // case.block
+    score = score.masked_fill(torch.arange(blocks) > last[:, None], -1.0)
+    best = score.topk(min(case.picks, blocks))
+    return torch.where(best.values >= 0, best.indices.int(), FAR).sort(-1).values.int()
+
+
+def dense(case: Case, q: Tensor, k: Tensor, v: Tensor, lists: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and LSE in float64."""
+    q, k, v = q.double(), *(x.double().repeat_interleave(case.heads // case.groups, 1) for x in (k, v))
+    at, blocks = torch.arange(case.n, device=q.device), -(-case.n // case.block)
+    chosen = torch.zeros(*lists.shape[:3], blocks + 1, dtype=torch.bool, device=q.device)
+    chosen = chosen.scatter_(-1, lists.clamp(max=blocks).long(), value=True)
+    keep = chosen[:, :, at // case.rows][..., at // case.block].repeat_interleave(case.heads // case.lists, 1)
+    keep = (keep | (at[:, None] - at < case.window)) & (at <= at[:, None])
+    logits = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(~keep, -torch.inf)
+    lse = torch.logsumexp(logits, -1)
+    return torch.exp(logits - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]) @ v, lse
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_random_blocks(name: str) -> None:
+    case = CASES[name]
+    text = (
+        f"pattern program() {{\n  axis blk = token by {case.block}\n  axis run = token by {max(case.rows, 2)}\n"
+        f"  input s: float[{'h' if case.by_head else 'g'}, {'q' if case.rows == 1 else 'q.run'}, k.blk]\n"
+        f"  let chosen = s |> top({case.picks})\n"
+        f"  keep causal and ({f'q - k < {case.window} or ' if case.window else ''}chosen)\n}}"
+    )
+    checked = read(text)
+    assert checked.graph is not None
+    key, _ = opened(softmax_key(key_of(checked, {}, None, None, deterministic=False), checked.graph.attentions[0].name))
+    (table,) = bound(key, case.heads, case.groups, 128).tables
+    assert table.listed
+    generator = torch.Generator().manual_seed(0)
+    q, d_out = torch.randn(2, case.batch, case.heads, case.n, 128, generator=generator)
+    k, v = torch.randn(2, case.batch, case.groups, case.n, 128, generator=generator)
+    leaves = [x.to("cuda", case.dtype).requires_grad_() for x in (q, k, v)]
+    lists, d_out = lists_of(case).cuda(), d_out.to("cuda", case.dtype)
+    d_lse = torch.randn(d_out.shape[:3], generator=generator).cuda()
+    expected = dense(case, *leaves, lists)
+    kept = expected[1] > -torch.inf
+    wanted = torch.autograd.grad((expected[0], expected[1][kept]), leaves, (d_out.double(), d_lse.double()[kept]))
+    results = []
+    for _ in range(2):
+        torch.full((1 << 28,), float("nan"), device="cuda")  # memory that kernels take next
+        out, lse = operator.attend(*leaves, [lists], None, key, "square", 0, ())
+        found = torch.autograd.grad((out, lse), leaves, (d_out, d_lse))
+        results.append((out, lse, *found))
+        assert relative_error(out, expected[0]) <= TOLERANCE[case.dtype]
+        torch.testing.assert_close(lse.double(), expected[1], rtol=1e-3, atol=5e-3)
+        for gradient, other in zip(found, wanted, strict=True):
+            assert relative_error(gradient, other) <= 2 * TOLERANCE[case.dtype]
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
