@@ -400,7 +400,7 @@ class Frame:
 
 
 GATHERED = (
-    Argument(name="item_rows", type="*i32", note="[items], blocks of keys over heads and sequences; below 0: none"),
+    Argument(name="item_rows", type="*i32", note="[items], blocks of keys over heads and sequences"),
     Argument(name="item_first", type="*i32", note="[items], where its queries begin"),
     Argument(name="item_last", type="*i32", note="[items], and end"),
     Argument(name="list_tiles", type="*i32", note="queries by the blocks that they have picked"),

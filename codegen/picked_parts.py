@@ -23,7 +23,7 @@ def picked_end(sums: Sums, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
 
 
 ITEMS = (
-    Argument(name="item_rows", type="*i32", note="[items], blocks of keys over heads and sequences; below 0: none"),
+    Argument(name="item_rows", type="*i32", note="[items], blocks of keys over heads and sequences"),
     Argument(name="item_first", type="*i32", note="[items], where its queries begin"),
     Argument(name="item_last", type="*i32", note="[items], and end"),
     Argument(name="item_slots", type="*i32", note="[items], where parts are kept; -1: alone, -2: none"),

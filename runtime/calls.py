@@ -62,10 +62,10 @@ class PickedItems:
     """What the programs of a kernel by key do whose queries have picked blocks of keys; all int32.
 
     ``queries`` are runs of queries by the block that they have picked, ascending for each; blocks count over sequences
-    and heads.  Item ``i`` are those from ``first[i]`` to ``last[i]`` of the block ``rows[i]``, which is below 0 where
-    there is no such item.  ``slots[i]`` says where its sums are kept, -1 if the block has no other item, -2 if there is
-    none.  ``row_slots`` and ``row_parts`` tell for each block where its sums begin and how many items it has.  Every
-    head of a sequence has ``blocks``, and there is room for ``kept`` sums.
+    and heads.  Item ``i`` are those from ``first[i]`` to ``last[i]`` of the block ``rows[i]``.  ``slots[i]`` says where
+    its sums are kept, -1 if the block has no other item, -2 if there is no such item.  ``row_slots`` and ``row_parts``
+    tell for each block where its sums begin and how many items it has.  Every head of a sequence has ``blocks``, and
+    there is room for ``kept`` sums.
     """
 
     rows: Tensor
@@ -93,9 +93,9 @@ class PickedItems:
 class GatheredItems:
     """What the programs of a kernel by query do that own queries which have picked one block; all int32.
 
-    Item ``i`` are the ``queries`` from ``first[i]`` to ``last[i]``, which have picked the block ``rows[i]``, below 0
-    where there is no such item.  ``entries`` ``[batch, lists of heads, queries, most]`` says where in ``queries`` each
-    pick of a query stands, -1 for none.  Every head of a sequence has ``blocks``.
+    Item ``i`` are the ``queries`` from ``first[i]`` to ``last[i]``, which have picked the block ``rows[i]``; there are
+    none where there is no such item.  ``entries`` ``[batch, lists of heads, queries, most]`` says where in ``queries``
+    each pick of a query stands, -1 for none.  Every head of a sequence has ``blocks``.
     """
 
     rows: Tensor

@@ -85,6 +85,12 @@ def as_they_are(table: Tensor, blocks: int) -> TileList:
 def unions(table: Tensor, positions: int, blocks: int) -> TileList:
     """The blocks that any of ``positions`` neighbouring queries has picked, ascending, with a bit for each of these."""
     batch, heads, queries, most = table.shape
+    if table.device.type == "cuda":
+        from spdsl.runtime.pick_kernels import fits, united
+
+        if fits(positions, most):
+            begin, end, tiles_of, bits = united(table, positions, blocks)
+            return TileList(begin=begin, middle=begin, end=end, tiles=tiles_of, bits=bits)
     table = torch.nn.functional.pad(table, (0, 0, 0, -queries % positions), value=FAR)
     tiles = table.shape[2] // positions
     place = torch.arange(positions, dtype=torch.int32, device=table.device)[:, None]
@@ -112,66 +118,79 @@ def unions(table: Tensor, positions: int, blocks: int) -> TileList:
 class Transposed:
     """Runs of queries by the block that they have picked, ascending for each.
 
-    Those of block ``i``, counted over sequences and heads, stand in ``runs`` from ``begin[i]`` to ``end[i]``;
-    ``order`` says which pick of the ``lists`` each of them is.
+    Those of block ``i``, counted over sequences and heads, stand in ``runs`` from ``starts[i]`` to ``starts[i + 1]``;
+    ``entries`` says for each pick of the lists where it stands there, -1 for none.
     """
 
-    lists: Tensor
     blocks: int
-    begin: Tensor
-    end: Tensor
+    starts: Tensor
     runs: Tensor
-    order: Tensor
+    entries: Tensor
 
 
 def transposed(lists: Tensor, blocks: int) -> Transposed:
     """The transpose of lists ``[batch, heads, runs, most]``, by sorting what has been picked by its block."""
+    if lists.device.type == "cuda":
+        from spdsl.runtime.pick_kernels import sorted_picks
+
+        starts, runs_of, entries = sorted_picks(lists, blocks)
+        return Transposed(blocks=blocks, starts=starts, runs=runs_of, entries=entries)
     batch, heads, runs, most = lists.shape
     rows = batch * heads * blocks
     owner = torch.arange(batch * heads, dtype=torch.int32, device=lists.device).view(batch, heads, 1, 1)
     keys, order = torch.where(lists < blocks, owner * blocks + lists, rows).flatten().sort(stable=True)
-    starts = torch.searchsorted(keys, torch.arange(rows + 1, dtype=torch.int32, device=lists.device))
+    place = torch.arange(len(order), dtype=torch.int32, device=lists.device)
+    entries = torch.empty_like(place).scatter_(0, order, place).view(lists.shape)
     return Transposed(
-        lists=lists,
         blocks=blocks,
-        begin=starts[:-1],
-        end=starts[1:],
+        starts=torch.searchsorted(keys, torch.arange(rows + 1, dtype=torch.int32, device=lists.device), out_int32=True),
         runs=order.div(most, rounding_mode="floor").remainder(max(runs, 1)).int(),
-        order=order,
+        entries=torch.where(lists < blocks, entries, -1),
     )
 
 
-def _items(given: Transposed, size: int, least: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Items of at most ``size`` runs, at least so many of each block: the number of items of each block, and of every
-    item whether it exists, its block, which of the block's items it is, and where its runs begin and end."""
-    count = given.end - given.begin
-    parts = ((count + size - 1) // size).clamp(min=least)
+def items_of(given: Transposed, size: int, least: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Items of at most ``size`` runs, at least ``least`` of each block.
+
+    Their blocks, where their runs begin and end, and where their sums are kept, ``[4, items]``; and for each block
+    where its sums begin, and how many items it has.
+    """
+    starts = given.starts
+    if starts.device.type == "cuda":
+        from spdsl.runtime import pick_kernels
+
+        return pick_kernels.items_of(starts, len(given.runs), size, least)
+    begin, end = starts[:-1], starts[1:]
+    parts = ((end - begin + size - 1) // size).clamp(min=least)
     ends = parts.cumsum(0)
-    rows = len(count)
-    item = torch.arange(rows + len(given.runs) // size, device=count.device)
+    rows = len(parts)
+    item = torch.arange(rows + len(given.runs) // size, device=starts.device)
     row = torch.searchsorted(ends, item, right=True)
     exist = row < rows
     row = row.clamp(max=max(rows - 1, 0))
     part = item - (ends - parts)[row]
-    first = given.begin[row] + part * size
-    last = torch.minimum(first + size, given.end[row])
-    return parts, exist, row, part, torch.where(exist, first, 0), torch.where(exist, last, 0)
+    cut = torch.where(parts > 1, parts, 0)
+    slots = cut.cumsum(0) - cut
+    first = begin[row] + part * size
+    slot = torch.where(parts[row] > 1, slots[row] + part, -1)
+    columns = (row, first, torch.minimum(first + size, end[row]), slot)
+    found = torch.stack([torch.where(exist, column, 0) for column in columns])
+    found[3].masked_fill_(~exist, -2)
+    return found.int(), slots.int(), parts.int()
 
 
 def by_key(given: Transposed) -> PickedItems:
     """The runs of queries that have picked each block, in parts; a block that nobody has picked is a part too."""
     size = part_size(len(given.runs))
-    parts, exist, row, part, first, last = _items(given, size, 1)
-    cut = torch.where(parts > 1, parts, 0)
-    slots = cut.cumsum(0) - cut
-    slot = torch.where(exist, torch.where(parts[row] > 1, slots[row] + part, -1), -2)
+    found, slots, parts = items_of(given, size, 1)
+    rows, first, last, kept = found
     return PickedItems(
-        rows=torch.where(exist, row, -1).int(),
-        first=first.int(),
-        last=last.int(),
-        slots=slot.int(),
-        row_slots=slots.int(),
-        row_parts=parts.int(),
+        rows=rows,
+        first=first,
+        last=last,
+        slots=kept,
+        row_slots=slots,
+        row_parts=parts,
         queries=given.runs,
         blocks=given.blocks,
         kept=max(1, 2 * len(given.runs) // size),
@@ -180,16 +199,9 @@ def by_key(given: Transposed) -> PickedItems:
 
 def gathered(given: Transposed, size: int) -> GatheredItems:
     """The queries that have picked each block, in tiles of ``size``, and where each pick has gone."""
-    _, exist, row, _, first, last = _items(given, size, 0)
-    place = torch.arange(len(given.order), dtype=torch.int32, device=given.order.device)
-    entries = torch.empty_like(place).scatter_(0, given.order, place).view(given.lists.shape)
+    rows, first, last, _ = items_of(given, size, 0)[0]
     return GatheredItems(
-        rows=torch.where(exist, row, -1).int(),
-        first=first.int(),
-        last=last.int(),
-        queries=given.runs,
-        entries=torch.where(given.lists < given.blocks, entries, -1),
-        blocks=given.blocks,
+        rows=rows, first=first, last=last, queries=given.runs, entries=given.entries, blocks=given.blocks
     )
 
 
@@ -214,7 +226,7 @@ def picked_visits(call: Call, kernel: KernelPlan) -> PickedVisits:
     lists = picked_lists(call, kernel)
     tiles = picks.block // kernel.block_k
     if isinstance(lists, GatheredItems):
-        used = int((lists.rows >= 0).sum())
+        used = int((lists.last > lists.first).sum())
         return PickedVisits(touched=used * tiles, longest=tiles, metadata=lists.nbytes)
     assert isinstance(lists, TileList)
     count = (lists.end - lists.begin).long()

@@ -1,4 +1,4 @@
-"""Kernels that walk what queries have picked on a GPU: against dense float64 attention, twice, on memory full of NaN."""
+"""Kernels of what queries have picked on a GPU: against dense float64 attention, twice, on memory full of NaN."""
 
 from __future__ import annotations
 

@@ -1,0 +1,181 @@
+"""Lists of what queries have picked, made by kernels of their own: as `spdsl.runtime.picks` makes them by operations of
+torch, in a few launches.
+
+Memory is that of the results.  Numbers of picks stay below 2^31.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LARGEST = 2048
+"""Picks of a tile of queries that one program sorts."""
+
+_MANY = 1024
+
+
+@triton.jit
+def either(block_a, bits_a, block_b, bits_b):  # type: ignore[no-untyped-def]
+    """Bits of one block together, those of another as they are."""
+    return block_b, tl.where(block_a == block_b, bits_a | bits_b, bits_b)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def unite(  # type: ignore[no-untyped-def]
+    lists,  # [heads of all sequences, queries, most]
+    tiles,  # [heads of all sequences, tiles, width]
+    bits,
+    begin,  # [heads of all sequences, tiles]
+    end,
+    queries,
+    most,
+    blocks,
+    width,
+    POSITIONS: tl.constexpr,
+    MOST: tl.constexpr,
+):
+    """What any of the queries of a tile has picked: each program owns a tile."""
+    SIZE: tl.constexpr = POSITIONS * MOST
+    FAR: tl.constexpr = 2147483647
+    head = tl.program_id(1).to(tl.int64)
+    query = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)[:, None]
+    place = tl.arange(0, MOST)[None, :]
+    block = tl.load(lists + (head * queries + query) * most + place, mask=(query < queries) & (place < most), other=FAR)
+    key = tl.where(block < blocks, block * POSITIONS + query % POSITIONS, FAR).reshape([SIZE])
+    key = tl.sort(key)
+    at = tl.arange(0, SIZE)
+    exist = key != FAR
+    block = key // POSITIONS
+    first = exist & ((at == 0) | (tl.gather(block, tl.maximum(at - 1, 0), 0) != block))
+    last = exist & ((at == SIZE - 1) | (tl.gather(block, tl.minimum(at + 1, SIZE - 1), 0) != block))
+    bit = tl.full([SIZE], 1, tl.int32) << (key % POSITIONS)
+    _, together = tl.associative_scan((block, bit), 0, either)
+    row = head * tl.num_programs(0) + tl.program_id(0)
+    to = row * width + tl.cumsum(first.to(tl.int32), 0) - 1
+    tl.store(tiles + to, block, mask=last)
+    tl.store(bits + to, together, mask=last)
+    tl.store(begin + row, (row * width).to(tl.int32))
+    tl.store(end + row, (row * width).to(tl.int32) + tl.sum(first.to(tl.int32), 0))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def number(lists, keys, each, blocks, nothing, total, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The number of each pick's block over all heads, which have ``each`` picks; ``nothing`` for no pick."""
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    block = tl.load(lists + at, mask=at < total, other=0)
+    tl.store(keys + at, tl.where(block < blocks, at // each * blocks + block, nothing), mask=at < total)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def place(keys, order, runs, entries, each, most, nothing, total, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The runs of queries in the order of their blocks, and where each pick has gone, -1 for none."""
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    exist = at < total
+    pick = tl.load(order + at, mask=exist, other=0)
+    real = tl.load(keys + at, mask=exist, other=0) < nothing
+    tl.store(runs + at, (pick % each // most).to(tl.int32), mask=exist)
+    tl.store(entries + pick, tl.where(real, at, -1), mask=exist)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def count(  # type: ignore[no-untyped-def]
+    starts, items, slots, parts, rows, size, least, SIZE: tl.constexpr
+):
+    """Where the items of every block begin, and the sums of those that have several: one program."""
+    done = 0
+    kept = 0
+    for base in tl.range(0, rows, SIZE):
+        row = base + tl.arange(0, SIZE)
+        exist = row < rows
+        picks = tl.load(starts + row + 1, mask=exist, other=0) - tl.load(starts + row, mask=exist, other=0)
+        number = tl.where(exist, tl.maximum((picks.to(tl.int32) + size - 1) // size, least), 0)
+        several = tl.where(number > 1, number, 0)
+        tl.store(items + row, done + tl.cumsum(number, 0) - number, mask=exist)
+        tl.store(slots + row, kept + tl.cumsum(several, 0) - several, mask=exist)
+        tl.store(parts + row, number, mask=exist)
+        done += tl.sum(number, 0)
+        kept += tl.sum(several, 0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def write(  # type: ignore[no-untyped-def]
+    starts, items, slots, parts, item_rows, item_first, item_last, item_slots, size, SIZE: tl.constexpr
+):
+    """The items of a block."""
+    row = tl.program_id(0)
+    start = tl.load(starts + row).to(tl.int32)
+    end = tl.load(starts + row + 1).to(tl.int32)
+    number = tl.load(parts + row)
+    item = tl.load(items + row)
+    slot = tl.load(slots + row)
+    for base in tl.range(0, number, SIZE):
+        part = base + tl.arange(0, SIZE)
+        exist = part < number
+        first = start + part * size
+        tl.store(item_rows + item + part, row + tl.zeros([SIZE], tl.int32), mask=exist)
+        tl.store(item_first + item + part, first, mask=exist)
+        tl.store(item_last + item + part, tl.minimum(first + size, end), mask=exist)
+        tl.store(item_slots + item + part, tl.where(number > 1, slot + part, -1), mask=exist)
+
+
+def _run(kernel: Any, grid: tuple[int, ...], tensor: Tensor, *arguments: object, **options: object) -> None:
+    if 0 in grid:
+        return
+    if tensor.device.type == "cuda":
+        with torch.cuda.device(tensor.device):
+            kernel[grid](tensor, *arguments, **options)
+    else:  # the interpreter
+        kernel[grid](tensor, *arguments, **options)
+
+
+def fits(positions: int, most: int) -> bool:
+    """Whether one program sorts what the queries of a tile have picked."""
+    return positions * _power(most) <= LARGEST
+
+
+def _power(number: int) -> int:
+    return 1 << (max(number, 1) - 1).bit_length()
+
+
+def united(lists: Tensor, positions: int, blocks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``begin`` and ``end`` of every tile of queries, and what they index: blocks, and their bits."""
+    batch, heads, queries, most = lists.shape
+    tiles, width = -(-queries // positions), max(1, min(positions * most, blocks))
+    begin, end = torch.empty(2, batch, heads, tiles, dtype=torch.int32, device=lists.device)
+    found, bits = torch.empty(2, batch * heads * tiles * width, dtype=torch.int32, device=lists.device)
+    power = _power(most)
+    numbers = (found, bits, begin, end, queries, most, blocks, width)
+    warps = max(1, min(8, positions * power // 128))
+    grid = (tiles, batch * heads, 1)
+    _run(unite, grid, lists.contiguous(), *numbers, POSITIONS=positions, MOST=power, num_warps=warps)
+    return begin, end, found, bits
+
+
+def sorted_picks(lists: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the picks of each block begin, the runs of queries in that order, and where each pick has gone."""
+    batch, heads, runs, most = lists.shape
+    rows, each, total = batch * heads * blocks, runs * most, lists.numel()
+    keys, runs_of, entries = torch.empty(3, total, dtype=torch.int32, device=lists.device)
+    grid = (triton.cdiv(total, _MANY), 1, 1)
+    _run(number, grid, lists.contiguous(), keys, each, blocks, rows, total, SIZE=_MANY)
+    keys, order = keys.sort(stable=True)
+    _run(place, grid, keys, order, runs_of, entries, each, most, rows, total, SIZE=_MANY)
+    ends = torch.arange(rows + 1, dtype=torch.int32, device=lists.device)
+    return torch.searchsorted(keys, ends, out_int32=True), runs_of, entries.view(lists.shape)
+
+
+def items_of(starts: Tensor, picks: int, size: int, least: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Items of at most ``size`` picks, at least ``least`` of each block: their blocks, ends and places of sums, ``[4,
+    items]``, and where the sums of each block begin and how many items it has."""
+    rows = len(starts) - 1
+    items, slots, parts = torch.empty(3, rows, dtype=torch.int32, device=starts.device)
+    found = torch.zeros(4, rows + picks // size, dtype=torch.int32, device=starts.device)
+    found[3].fill_(-2)
+    _run(count, (1, 1, 1), starts, items, slots, parts, rows, size, least, SIZE=_MANY)
+    _run(write, (rows, 1, 1), starts, items, slots, parts, *found, size, SIZE=64)
+    return found, slots, parts

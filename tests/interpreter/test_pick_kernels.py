@@ -1,0 +1,48 @@
+"""The kernels that make lists of what has been picked, in Triton's interpreter, against operations of torch.
+
+Run with ``TRITON_INTERPRET=1``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from spdsl.runtime import pick_kernels, picks
+from tests.runtime.test_picks import lists
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+
+
+@pytest.mark.parametrize(("positions", "queries", "most", "blocks"), [(4, 10, 3, 7), (32, 40, 5, 3), (1, 5, 2, 9)])
+def test_unions(positions: int, queries: int, most: int, blocks: int) -> None:
+    table = lists((2, 2, queries, most), blocks, positions)
+    wanted = picks.unions(table, positions, blocks)
+    begin, end, tiles, bits = pick_kernels.united(table, positions, blocks)
+    assert torch.equal(end - begin, wanted.end - wanted.begin)
+    assert wanted.bits is not None
+    ends = zip(begin.flatten().tolist(), end.flatten().tolist(), wanted.begin.flatten().tolist(), strict=True)
+    for first, last, other in ends:
+        assert torch.equal(tiles[first:last], wanted.tiles[other : other + last - first])
+        assert torch.equal(bits[first:last], wanted.bits[other : other + last - first])
+
+
+@pytest.mark.parametrize("runs", [1, 40])
+def test_transpose(runs: int) -> None:
+    table = lists((2, 2, runs, 3), 5, runs)
+    wanted = picks.transposed(table, 5)
+    starts, runs_of, entries = pick_kernels.sorted_picks(table, 5)
+    assert torch.equal(starts, wanted.starts)
+    assert torch.equal(runs_of, wanted.runs)
+    assert torch.equal(entries, wanted.entries)
+
+
+@pytest.mark.parametrize(("size", "least"), [(3, 1), (3, 0), (100, 1)])
+def test_items(size: int, least: int) -> None:
+    given = picks.transposed(lists((2, 2, 40, 3), 5, 1), 5)
+    wanted = picks.items_of(given, size, least)
+    found = pick_kernels.items_of(given.starts, len(given.runs), size, least)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
