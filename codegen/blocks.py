@@ -858,7 +858,29 @@ class PickedTile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowBits:
-    """Name ``picked``, whether the query of a row has picked the tile, from ``bits``."""
+    """Name ``picked``, whether the query of a row has picked the tile, or with ``each`` the key, from ``bits``."""
+
+    each: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickedKeys:
+    """Read the keys of the walked tile ``t``, ``k_listed``, past the end where there are none: ``columns`` of those in
+    the listed blocks of ``block``.
+
+    With ``many`` the ``bits`` of the queries that have picked each, with ``ends`` the keys ``nearest`` and
+    ``farthest``, between which they lie.
+    """
+
+    block: int
+    columns: int
+    many: bool
+    ends: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatheredKeys:
+    """As `Positions`, of the keys that `PickedKeys` has read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1016,6 +1038,8 @@ Block: TypeAlias = (
     | PickedBounds
     | PickedTile
     | RowBits
+    | PickedKeys
+    | GatheredKeys
     | PickedQueries
     | ListedPositions
     | GatheredItem

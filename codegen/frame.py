@@ -17,6 +17,7 @@ from spdsl.codegen.blocks import (
     Define,
     EachItem,
     Gather,
+    GatheredKeys,
     If,
     ListedPositions,
     LoadTile,
@@ -126,12 +127,14 @@ class Frame:
 
     def is_scattered(self, side: Side) -> bool:
         """Whether every row of a tile has an address of its own."""
-        return self.has_tail or self.kernel.gathers(side) or self.is_packed(side)
+        fine = side == "k" and self.kernel.picks is not None and self.kernel.picks.fine
+        return self.has_tail or self.kernel.gathers(side) or self.is_packed(side) or fine
 
     def is_copied(self, side: Side) -> bool:
         """Whether the copy engine loads the tiles of a side: not where their rows are gathered."""
         picks = self.kernel.picks
-        return self.kernel.descriptors and not (side == "q" and picks is not None and picks.order == "gathered")
+        scattered = picks is not None and (picks.order == "gathered" if side == "q" else picks.fine)
+        return self.kernel.descriptors and not scattered
 
     def is_packed(self, side: Side) -> bool:
         """Whether the rows of a tile are those of several heads."""
@@ -197,7 +200,7 @@ class Frame:
     def place_keep(self, keep: Expr) -> tuple[tuple[Block, ...], Expr]:
         """As `place_tile`, for the predicate, with what it needs besides."""
         picks = self.kernel.picks
-        bits: tuple[Block, ...] = (RowBits(),) if picks is not None and picks.order == "union" else ()
+        bits: tuple[Block, ...] = (RowBits(each=picks.fine),) if picks is not None and picks.order == "union" else ()
         blocks, placed = self.place_tile(keep)
         return (*bits, *blocks), placed
 
@@ -520,7 +523,9 @@ def _other_class(frame: Frame) -> tuple[Block, ...]:
     return (Define(name=name, value=truncated(other), note=f"residue class of the {note} that these rows meet"),)
 
 
-def positions(frame: Frame, side: Side, part: Part) -> Positions | BoxPositions | PackedPositions | ListedPositions:
+def positions(
+    frame: Frame, side: Side, part: Part
+) -> Positions | BoxPositions | PackedPositions | ListedPositions | GatheredKeys:
     """The positions of a side."""
     picks = frame.kernel.picks
     if picks is not None and side == "q":
@@ -532,6 +537,8 @@ def positions(frame: Frame, side: Side, part: Part) -> Positions | BoxPositions 
             heads=picks.heads,
             padded=picks.lanes != picks.heads,
         )
+    if picks is not None and picks.fine:
+        return GatheredKeys()
     boxes = frame.kernel.boxes
     if boxes is not None:
         return BoxPositions(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import Picks, Shape
-from spdsl.codegen.arith import add, both, ceildiv, choose, compare, either, index, mul, number, sub
+from spdsl.codegen.arith import add, both, ceildiv, choose, compare, either, floordiv, index, mul, number, sub
 from spdsl.codegen.blocks import (
     Block,
     By,
@@ -25,6 +25,7 @@ from spdsl.codegen.blocks import (
     Part,
     PickedBounds,
     PickedItem,
+    PickedKeys,
     PickedQueries,
     PickedTile,
 )
@@ -75,6 +76,8 @@ def lower_picks(
 ) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     """The definitions of the bounds, and the loop; ``full`` are the ends of the tiles that need no mask for the rest of
     the set, by key of queries."""
+    if walker.by == "query" and picks.fine:
+        return _fine(picks, bounds, full, walker)
     if walker.by == "query":
         return _by_query(picks, bounds, full, walker)
     return _by_key(picks, bounds, full, walker)
@@ -107,6 +110,38 @@ def _by_query(
         "blocks that any of the queries has picked" if picks.order == "union" else "blocks that the queries have picked"
     )
     return setup, (Loop(variable="t", low=low, high=high, body=body, note=note),)
+
+
+def _fine(
+    picks: Picks, bounds: tuple[Block, ...], full: tuple[Expr, Expr] | None, walker: Walker
+) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+    """Several blocks to a tile of keys; ``full`` are the ends of keys that need no mask."""
+    union, columns = picks.order == "union", walker.spans[1]
+    masked: Expr = Const(value=True)
+    if full is not None and not union:
+        nearest, farthest, last = (Param(name=name, dtype="int") for name in ("nearest", "farthest", "last_turn"))
+        masked = either(compare("lt", nearest, full[0]), compare("ge", farthest, full[1]))
+        # The last tile may not be filled.
+        masked = either(masked, compare("ge", index("t"), last))
+    begin, end, turns = (Param(name=name, dtype="int") for name in ("begin", "end", "turns"))
+    keys = mul(sub(end, begin), number(picks.block))
+    whole = Define(name="last_turn", value=truncated(floordiv(keys, number(columns))))
+    setup = (
+        *bounds,
+        PickedBounds(runs=None if union else picks.rows // picks.positions),
+        Define(name="turns", value=choose(TOUCHED, truncated(ceildiv(keys, columns)), number(0))),
+        *(
+            ()
+            if masked == Const(value=True)
+            else (Define(name="last_turn", value=truncated(floordiv(keys, number(columns)))),)
+        ),
+    )
+    body = (
+        PickedKeys(block=picks.block, columns=columns, many=union, ends=masked != Const(value=True)),
+        Define(name="masked", value=masked),
+        *walker.body("either"),
+    )
+    return setup, (Loop(variable="t", low=number(0), high=turns, body=body, note="keys that the queries have picked"),)
 
 
 def lower_gathered(

@@ -224,7 +224,7 @@ def picked_visits(call: Call, kernel: KernelPlan) -> PickedVisits:
     picks = kernel.picks
     assert picks is not None
     lists = picked_lists(call, kernel)
-    tiles = picks.block // kernel.block_k
+    tiles = max(1, picks.block // kernel.block_k)
     if isinstance(lists, GatheredItems):
         used = int((lists.last > lists.first).sum())
         return PickedVisits(touched=used * tiles, longest=tiles, metadata=lists.nbytes)
@@ -234,6 +234,7 @@ def picked_visits(call: Call, kernel: KernelPlan) -> PickedVisits:
         every = -(-call.q.shape[2] // picks.positions)
         run = torch.arange(every, device=count.device) // (picks.rows // picks.positions)
         count = count[..., run]
+    count = -(-count * picks.block // kernel.block_k) if picks.fine else count
     owners = call.q.shape[1] // picks.heads
     times = (call.q.shape[0] // count.shape[0]) * (owners // count.shape[1]) * tiles
     return PickedVisits(

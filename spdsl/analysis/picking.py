@@ -14,7 +14,7 @@ from spdsl.analysis.plans import KernelPlan, Kind, Problem, TableGradient, Tiles
 from spdsl.analysis.specialising import copies_tiles, why_plain
 from spdsl.analysis.stages import Staged
 from spdsl.analysis.tiles import Interval, PickOrder, Picks, PickWalk, Slot, SlotWalk, TileRelation, Walk, lanes_of
-from spdsl.analysis.tiling import BITS, FEW, picked_tiles, positions_of
+from spdsl.analysis.tiling import BITS, CROWD, FEW, picked_tiles, positions_of
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Load
 from spdsl.semantics.rewrite import free_indices
 from spdsl.semantics.rewrite import walk as nodes_of
@@ -27,6 +27,10 @@ def why_unpicked(kind: Kind, staged: Staged, problem: Problem, gradients: Sequen
     if chosen is None or problem.shape == "batched" or kind == "fused":
         return ""
     heads = 1 if chosen.by_head else pattern.heads // pattern.groups
+    if kind == "dkdv" and chosen.fine:
+        return f"{chosen.block} keys are too few for a tile of their own"
+    if chosen.fine and positions_of(problem.dtype, heads) > CROWD:
+        return f"{positions_of(problem.dtype, heads)} queries of a tile, each with keys of its own, meet most keys"
     if kind == "dkdv" and heads < pattern.heads // pattern.groups:
         return "heads that share keys have picked each for itself"
     if kind == "dkdv" and pattern.heads > pattern.groups and any(each.by == "key" for each in gradients):
@@ -46,6 +50,8 @@ def _order(kind: Kind, chosen: Picked, problem: Problem) -> PickOrder:
         return "gathered"
     if problem.shape == "square" and chosen.rows % positions_of(problem.dtype, heads) == 0:
         return "alike"
+    if chosen.fine:
+        return "union"
     return "gathered" if lanes_of(heads) <= FEW and chosen.rows == 1 else "union"
 
 
@@ -68,24 +74,27 @@ def picking(
         value_dim=problem.value_dim,
         heads=heads,
         block=chosen.block,
+        fine=chosen.fine,
         target=target,
     )
     given = dict(problem.tiles).get(kind)
     lanes = lanes_of(heads)
-    if given is not None and not given.specialised and chosen.block % given.block_k == 0:
+    apart = given is not None and (given.block_k % chosen.block if chosen.fine else chosen.block % given.block_k) == 0
+    if given is not None and not given.specialised and apart:
         # Queries of a tile have a bit each where it matters which of them has picked a block.
         fits = given.block_q % lanes == 0 and (order == "gathered" or given.block_q // lanes <= BITS)
         tiles = given if fits else tiles
     positions = tiles.block_q // lanes
     gathered = order == "gathered"
-    rest = relation(replace(tiles, block_q=1 if gathered else positions), keep=chosen.keep)
+    grain = replace(tiles, block_q=1 if gathered else positions, block_k=1 if chosen.fine else tiles.block_k)
+    rest = relation(grain, keep=chosen.keep)
     return KernelPlan(
         kind=kind,
         block_q=tiles.block_q,
         block_k=tiles.block_k,
         warps=tiles.warps,
         stages=tiles.stages,
-        walk=PickWalk(bounds=_one_slot(rest.by_key if gathered else rest.by_query, gathered, tiles)),
+        walk=PickWalk(bounds=_one_slot(rest.by_key if gathered else rest.by_query, gathered, grain)),
         notes=rest.notes,
         plain=why_plain(kind, problem, target) or "",
         picks=Picks(
@@ -96,6 +105,7 @@ def picking(
             positions=positions,
             order=order,
             keep=chosen.keep,
+            fine=chosen.fine,
         ),
         # Where both sides are needed and one is gathered, it has no neighbours that the copy engine could take.
         descriptors=kind != "dkdv" and copies_tiles(problem, target),

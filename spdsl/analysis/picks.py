@@ -14,7 +14,8 @@ from spdsl.semantics.nodes import Apply, Const, Expr, Index, Load, Side, Table
 from spdsl.semantics.rewrite import conjuncts, walk
 
 FINEST = 16
-"""Keys of the smallest blocks that are walked tile by tile: those of a matrix instruction."""
+"""Keys of the smallest blocks that are walked tile by tile: those of a matrix instruction.  Of smaller ones, several
+are gathered into a tile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +31,14 @@ class Picked:
     by_head: bool
     keep: Expr
 
+    @property
+    def fine(self) -> bool:
+        """Whether a tile holds several blocks."""
+        return self.block < FINEST
+
 
 def picked(keep: Expr, tables: Sequence[Table]) -> Picked | None:
-    """The selection that every pair of ``keep`` belongs to; None where there is none, or several, or of single keys."""
+    """The selection that every pair of ``keep`` belongs to; None where there is none, or several."""
     listed = {table.name: table for table in tables if table.listed}
     clauses = conjuncts(keep)
     read = [node for node in walk(keep) if isinstance(node, Load) and node.table in listed]
@@ -44,7 +50,12 @@ def picked(keep: Expr, tables: Sequence[Table]) -> Picked | None:
     # Runs of queries are counted from position 0 on, single queries from the first of the call.
     if rows is None or (rows == 1) != (listed[load.table].axes[len(heads)].kind == "q"):
         return None
-    if block is None or block % FINEST or not all(head in _HEADS for head in heads) or len(heads) > 1:
+    if (
+        block is None
+        or (block % FINEST and FINEST % block)
+        or not all(head in _HEADS for head in heads)
+        or len(heads) > 1
+    ):
         return None
     rest = [clause for clause in clauses if clause != load]
     by_head = Index(name="h") in heads

@@ -109,6 +109,9 @@ def _takes_scratch(walk: Walk | None) -> bool:
 BITS = 32
 """Queries of a tile that have a bit each in the list of what they have picked."""
 
+CROWD = 8
+"""Queries of a tile up to which single keys that any of them has picked are gathered."""
+
 FEW = 4
 """Heads that share a list, up to which queries are gathered by the blocks that they have picked: a tile of neighbours
 would hold many queries, which have picked many blocks."""
@@ -131,17 +134,21 @@ def picked_tiles(
     value_dim: int,
     heads: int,
     block: int,
+    fine: bool,
     target: str,
 ) -> Tiles:
-    """Tiles of a kernel that walks what queries have picked: blocks of ``block`` keys, once for ``heads`` heads."""
+    """Tiles of a kernel that walks what queries have picked: blocks of ``block`` keys, once for ``heads`` heads;
+    with ``fine`` keys are gathered."""
     width = max(head_dim, value_dim)
     rows = positions_of(dtype, heads) * lanes_of(heads)
     small = dtype == "fp32" or target.startswith("gfx") or width > 128
     sizes = (32, 16) if small or (kind == "dkdv" and rows > _PICKED_ROWS) else (64, 32, 16)
-    keys = next(size for size in sizes if block % size == 0)
+    keys = sizes[0] if fine else next(size for size in sizes if block % size == 0)
     hopper = target in ("sm_90", "sm_100") and not small
     wide = rows > _PICKED_ROWS or width > 128
     match kind:
+        case "forward" | "dq" if fine and hopper:
+            return Tiles(block_q=rows, block_k=keys, warps=8 if wide or kind == "dq" else 4, stages=2)
         case "forward":
             return Tiles(block_q=rows, block_k=keys, warps=8 if wide else 4, stages=3 if hopper else 1)
         case "dq":

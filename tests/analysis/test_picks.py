@@ -74,8 +74,14 @@ def test_sets_that_are_no_selection(keep: str) -> None:
     assert isinstance(made.forward.walk, PickWalk) == ("not" not in keep and " or " not in keep)
 
 
-def test_blocks_that_are_too_fine() -> None:
-    assert isinstance(planned("causal and chosen", block=8).forward.walk, ListWalk)
+def test_fine_blocks_are_gathered() -> None:
+    made = planned("causal and chosen", block=8)
+    assert isinstance(made.forward.walk, PickWalk)
+    assert made.forward.picks is not None
+    assert made.forward.picks.fine
+    assert isinstance(made.dkdv.walk, ListWalk)
+    assert isinstance(planned("causal and chosen", block=8, heads=4).forward.walk, ListWalk)  # 16 queries to a tile
+    assert isinstance(planned("causal and chosen", block=24).forward.walk, ListWalk)
 
 
 def test_more_queries_than_bits() -> None:

@@ -80,6 +80,16 @@ PROGRAMS = {
         trained=(("rest", "h"),),
     ),
     "sink": Program(of="g, q", heads=6, groups=2, more="sink_logit rest[h]  softcap 5.0", trained=(("rest", "h"),)),
+    "fine, 16 heads": Program(heads=16, block=4, picks=7),
+    "fine, 64 heads": Program(heads=64, block=1, picks=21, nq=30, n=80),
+    "fine, and a window": Program(
+        heads=16,
+        block=1,
+        picks=9,
+        keep="causal and (q - k < 7 or chosen)",
+        more="bias lean[h] * (k - q)",
+        trained=(("lean", "h"),),
+    ),
     "single": Program(heads=4, dtype=torch.float32),
 }
 
