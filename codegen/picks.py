@@ -130,11 +130,7 @@ def _fine(
         *bounds,
         PickedBounds(runs=None if union else picks.rows // picks.positions),
         Define(name="turns", value=choose(TOUCHED, truncated(ceildiv(keys, columns)), number(0))),
-        *(
-            ()
-            if masked == Const(value=True)
-            else (Define(name="last_turn", value=truncated(floordiv(keys, number(columns)))),)
-        ),
+        *(() if masked == Const(value=True) else (whole,)),
     )
     body = (
         PickedKeys(block=picks.block, columns=columns, many=union, ends=masked != Const(value=True)),

@@ -14,7 +14,7 @@ from spdsl.analysis.plans import KernelPlan, Kind, Problem, TableGradient, Tiles
 from spdsl.analysis.specialising import copies_tiles, why_plain
 from spdsl.analysis.stages import Staged
 from spdsl.analysis.tiles import Interval, PickOrder, Picks, PickWalk, Slot, SlotWalk, TileRelation, Walk, lanes_of
-from spdsl.analysis.tiling import BITS, CROWD, FEW, picked_tiles, positions_of
+from spdsl.analysis.tiling import BITS, CROWD, FEW, KEPT, picked_tiles, positions_of
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Load
 from spdsl.semantics.rewrite import free_indices
 from spdsl.semantics.rewrite import walk as nodes_of
@@ -38,6 +38,8 @@ def why_unpicked(kind: Kind, staged: Staged, problem: Problem, gradients: Sequen
     if kind == "dq" and gradients and _order(kind, chosen, problem) == "gathered":
         return "a gradient is summed by query"
     if _order(kind, chosen, problem) == "union" and positions_of(problem.dtype, heads) > BITS:
+        if chosen.rows == 1:
+            return f"queries of few heads are gathered where each has {KEPT} picks at most"
         return f"tiles hold more than {BITS} queries of a head, and runs that have picked alike are shorter"
     return None
 
@@ -52,7 +54,8 @@ def _order(kind: Kind, chosen: Picked, problem: Problem) -> PickOrder:
         return "alike"
     if chosen.fine:
         return "union"
-    return "gathered" if lanes_of(heads) <= FEW and chosen.rows == 1 else "union"
+    kept = chosen.rows == 1 and chosen.most is not None and chosen.most <= KEPT
+    return "gathered" if lanes_of(heads) <= FEW and kept else "union"
 
 
 def picking(

@@ -22,13 +22,15 @@ are gathered into a tile."""
 class Picked:
     """Runs of ``rows`` queries look up blocks of ``block`` keys in the lists of ``table``; ``keep`` is the rest.
 
-    ``by_head``: each query head has lists of its own, else the heads of a group share them.
+    ``by_head``: each query head has lists of its own, else the heads of a group share them.  No list is longer than
+    ``most``, if that is known.
     """
 
     table: str
     rows: int
     block: int
     by_head: bool
+    most: int | None
     keep: Expr
 
     @property
@@ -59,7 +61,8 @@ def picked(keep: Expr, tables: Sequence[Table]) -> Picked | None:
         return None
     rest = [clause for clause in clauses if clause != load]
     by_head = Index(name="h") in heads
-    return Picked(table=load.table, rows=rows, block=block, by_head=by_head, keep=_all(rest))
+    most = listed[load.table].most
+    return Picked(table=load.table, rows=rows, block=block, by_head=by_head, most=most, keep=_all(rest))
 
 
 _HEADS = (Index(name="h"), Index(name="g"))

@@ -237,7 +237,8 @@ class Picks:
 
     ``table`` lists the blocks of ``block`` keys that each run of ``rows`` queries has picked, once for ``heads`` query
     heads that are neighbours; so a tile of queries holds all of these for ``positions`` queries, head by head.  The
-    ``order`` says which queries these are.  With ``fine`` blocks are gathered into tiles of keys.  ``keep`` is what is left to test of a query and a key that it has picked.
+    ``order`` says which queries these are.  With ``fine`` blocks are gathered into tiles of keys.  ``keep`` is what is
+    left to test of a query and a key that it has picked.
     """
 
     table: str

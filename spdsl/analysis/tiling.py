@@ -116,6 +116,9 @@ FEW = 4
 """Heads that share a list, up to which queries are gathered by the blocks that they have picked: a tile of neighbours
 would hold many queries, which have picked many blocks."""
 
+KEPT = 16
+"""Picks of a query up to which queries are gathered by block: a row of output is kept for each at once."""
+
 _PICKED_ROWS = 64
 """Rows of a tile of queries whose heads are packed: those of a matrix instruction of Hopper.  What is read of keys and
 values bounds such kernels, so that rows of queries that have not picked a block cost nothing."""

@@ -227,7 +227,7 @@ class Table(Node):
     """A declared input, or a stage (``made``).
 
     ``listed``: a bool table that is given as lists.  In place of its last axis stand, ascending, the indices of its
-    true elements, and then numbers too large to be one.
+    true elements, at most ``most`` if that is known, and then numbers too large to be one.
     """
 
     name: str
@@ -237,6 +237,7 @@ class Table(Node):
     sorted: bool
     made: bool = False
     listed: bool = False
+    most: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from spdsl.diagnostics import error
 from spdsl.semantics import axes as axis_rules
 from spdsl.semantics import build
 from spdsl.semantics.fold import fold
-from spdsl.semantics.graph import DISTANCE, Attention, Stage, loads, on_side, side_of
+from spdsl.semantics.graph import DISTANCE, Attention, Select, Stage, loads, on_side, side_of
 from spdsl.semantics.nodes import (
     Apply,
     Attend,
@@ -139,7 +139,17 @@ def _declared(pattern: BoundPattern, softmax: Attention, stage: Stage) -> Table:
         sorted=False,
         made=True,
         listed=listed,
+        most=_most(stage) if listed else None,
     )
+
+
+def _most(stage: Stage) -> int | None:
+    """The most elements that a selection keeps of a row, if that is known."""
+    match stage:
+        case Select(by="count", amount=Const(value=count)):
+            return int(count)
+        case _:
+            return None
 
 
 def _table_axis(pattern: BoundPattern, softmax: Attention, axis: str) -> TableAxis:

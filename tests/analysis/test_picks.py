@@ -22,12 +22,13 @@ def planned(
     dtype: Literal["bf16", "fp32"] = "bf16",
     shape: Literal["square", "offset"] = "square",
     target: str = "sm_90",
+    picks: int = 4,
 ) -> Plan:
     run = "q.run" if "q.run" in of else "q"
     text = (
         f"pattern program() {{\n  axis blk = token by {block}\n  axis run = token by 64\n"
         f"  input s: float[{of}, k.blk]\n  let chosen = s |> only(k.blk.first <= {run}{'.last' if '.' in run else ''}) "
-        f"|> top(4)\n  keep {keep}\n}}"
+        f"|> top({picks})\n  keep {keep}\n}}"
     )
     key = key_of(read(text), {}, None, None, deterministic=False)
     pattern = bound(opened(softmax_keys(key)[-1])[0], heads, groups, 128)
@@ -47,6 +48,18 @@ def test_heads_that_share_a_list_fill_a_tile(heads: int, groups: int, positions:
         assert kernel.block_q == kernel.picks.positions * lanes
     assert made.forward.queries == positions
     assert made.forward.walk.bounds.full is not None  # type: ignore[union-attr]  # a PickWalk, as seen above
+
+
+def test_few_picks_are_kept_at_once() -> None:
+    made = planned("causal and chosen", of="g, q", heads=4, picks=64)
+    assert made.forward.picks is not None
+    assert made.forward.picks.order == "union"
+    alone = planned("causal and chosen", of="h, q", heads=4, groups=4, picks=64)
+    assert isinstance(alone.forward.walk, ListWalk)
+    assert isinstance(alone.dkdv.walk, PickWalk)
+    assert alone.forward.notes == (
+        "picks are looked up: queries of few heads are gathered where each has 16 picks at most",
+    )
 
 
 def test_queries_of_one_run_have_picked_alike() -> None:

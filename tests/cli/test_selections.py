@@ -43,7 +43,7 @@ def test_show(spdsl: Spdsl, stage: str) -> None:
     answer = spdsl("show", "infllm_v2", "--emit", stage, *SMALL)
     assert answer.status == 0, answer
     wanted = {"checked": "|> top(picks, over = k.blk)", "bound": "|> top(64, over = k.blk)"}
-    wanted |= {"block": "GatheredItem(", "triton": "item_rows"}
+    wanted |= {"block": "PickedTile(", "triton": "list_bits"}
     assert wanted.get(stage, "stage_6") in answer.out
 
 
