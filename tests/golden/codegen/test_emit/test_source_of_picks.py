@@ -213,7 +213,7 @@ def dkdv(
     dv_stride_b, dv_stride_h, dv_stride_n,
     nq,  # query rows
     n,  # keys
-    item_rows,  # [items], blocks of keys over heads and sequences; below 0: none
+    item_rows,  # [items], blocks of keys over heads and sequences
     item_first,  # [items], where its queries begin
     item_last,  # [items], and end
     item_slots,  # [items], where parts are kept; -1: alone, -2: none
@@ -229,7 +229,7 @@ def dkdv(
     VALUE_DIM: tl.constexpr = 128
     HEADS: tl.constexpr = 32
     turn = tl.program_id(0)
-    row = tl.maximum(tl.load(item_rows + turn), 0)  # block of keys, among those of all heads and sequences
+    row = tl.load(item_rows + turn)  # block of keys, among those of all heads and sequences
     first = tl.load(item_first + turn)  # its queries, or those of a part
     last = tl.load(item_last + turn)
     slot = tl.load(item_slots + turn)
