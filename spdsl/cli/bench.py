@@ -9,7 +9,6 @@ import typer
 
 from spdsl.cli.loading import load_pattern
 from spdsl.cli.options import (
-    LENGTH_HELP,
     MOST_TOKENS,
     GroupsOption,
     HeadDimOption,
@@ -26,8 +25,9 @@ from spdsl.cli.options import (
 from spdsl.cli.output import note, print_json, print_table, styled
 from spdsl.cli.progress import progress
 
-LENGTH = 4096
+LENGTH, LENGTH_ON_A_CPU = 4096, 1024
 """Keys, where neither the command nor the pattern says how many."""
+LENGTHS = "Number of keys; 4,096 by default, 1,024 on a CPU, or as many as a grid of the pattern has places."
 
 
 def bench(
@@ -37,7 +37,7 @@ def bench(
     given: Annotated[
         list[str] | None, typer.Option("--input", metavar="NAME=FILE", help="An input, from an .npz, .npy or .pt file.")
     ] = None,
-    n: Annotated[int | None, typer.Option("-n", help=LENGTH_HELP.format(LENGTH), min=1, max=MOST_TOKENS)] = None,
+    n: Annotated[int | None, typer.Option("-n", help=LENGTHS, min=1, max=MOST_TOKENS)] = None,
     nq: Annotated[int | None, typer.Option(help="Number of queries, the last ones; all by default.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="Sequences.", min=1)] = 1,
     heads: HeadsOption = 8,
@@ -77,10 +77,10 @@ def bench(
     from spdsl.samples import Sizes
 
     where = device_of(device)
-    n = length_of(loaded, values, n, LENGTH, layer)
+    n = length_of(loaded, values, n, LENGTH if where.type != "cpu" else LENGTH_ON_A_CPU, layer)
     if where.type == "cpu":
         note("this times the CPU back end, which says little about a GPU" + _why(device))
-    with progress("measuring", quiet=as_json, timing=True):
+    with progress("comparing with the reference", quiet=as_json, timing=True) as watch:
         result = race(
             Race(
                 pattern=loaded,
@@ -96,7 +96,8 @@ def bench(
                 dense=dense,
                 rounds=rounds,
                 seed=seed,
-            )
+            ),
+            watch,
         )
     if as_json:
         print_json(result)

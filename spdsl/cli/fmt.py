@@ -55,10 +55,11 @@ def _one(given: Given, *, check: bool, diff: bool, quiet: bool) -> bool:
     text = format_text(given.text, given.name)
     changed = text != given.text
     if diff and changed and not quiet:
-        lines = difflib.unified_diff(
-            given.text.splitlines(keepends=True), text.splitlines(keepends=True), given.name, f"{given.name}, laid out"
-        )
-        typer.echo("".join(lines), nl=False)
+        names = given.name, f"{given.name}, laid out"
+        lines = difflib.unified_diff(given.text.splitlines(keepends=True), text.splitlines(keepends=True), *names)
+        # As diff does where a file does not end with a line.
+        whole = (line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+        typer.echo("".join(whole), nl=False)
     if check and changed and not quiet:
         typer.echo(f"would change {given.name}", err=True)
     if check or diff:

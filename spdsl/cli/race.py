@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spdsl import __version__
 from spdsl.cli.measure import DTYPES, LIMITS, distance, name_of, time_of
+from spdsl.cli.progress import Watch
 from spdsl.cli.tensors import make_inputs, read_tensors
 from spdsl.diagnostics import error
 from spdsl.samples import Sizes
@@ -51,7 +52,7 @@ class Race:
     seed: int
 
 
-def race(task: Race) -> dict[str, Any]:
+def race(task: Race, watch: Watch | None = None) -> dict[str, Any]:
     """The report as JSON knows it; ``results`` has an object for each implementation and direction.
 
     Raises:
@@ -86,7 +87,7 @@ def race(task: Race) -> dict[str, Any]:
     calls: dict[str, Call] = {"spdsl": sparse}
     if task.dense:
         calls["sdpa, causal" if causal else "sdpa"] = _dense(causal, task.sizes)
-    times = _times(calls, (q, k, v), d_out, task)
+    times = _times(calls, (q, k, v), d_out, task, watch)
     rate = _matrix_rate(DTYPES[task.dtype], task.device)
     rows = [
         _row(task, report, impl, direction, median(seconds), rate, causal, errors)
@@ -193,14 +194,16 @@ def places(nq: int, pattern: Pattern) -> list[tuple[int, int]]:
 
 
 def _times(
-    calls: Mapping[str, Call], tensors: tuple[Tensor, ...], d_out: Tensor, task: Race
+    calls: Mapping[str, Call], tensors: tuple[Tensor, ...], d_out: Tensor, task: Race, watch: Watch | None
 ) -> dict[tuple[str, Direction], list[float]]:
     """Seconds of each round by implementation and direction, in turns."""
     times: dict[tuple[str, Direction], list[float]] = defaultdict(list)
     q, k, v = tensors
     leaves = [each.detach().requires_grad_() for each in tensors]
     for turn in range(task.rounds):
-        for name, call in calls.items():
+        for number, (name, call) in enumerate(calls.items()):
+            if watch is not None:
+                watch(f"{name}, round {turn + 1}", turn * len(calls) + number, task.rounds * len(calls))
             if not turn:
                 call(q, k, v)  # compiles
             times[name, "fwd"].append(_seconds(partial(call, q, k, v), task.device))

@@ -57,7 +57,7 @@ def tune(
     layer: LayerOption = None,
     backward: Annotated[bool, typer.Option(help="Measure the backward pass too.")] = True,
     budget: Annotated[float | None, typer.Option(help="Seconds after which no other candidate is begun.")] = None,
-    device: Annotated[str, typer.Option(help="The device to measure on.")] = "cuda",
+    device: Annotated[str, typer.Option(help="The device to measure on; cuda where there is one.")] = "auto",
     gpus: Annotated[
         int,
         typer.Option(help="GPUs of this machine, all of one kind, that measure a share of the candidates each.", min=1),

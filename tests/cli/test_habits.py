@@ -176,6 +176,30 @@ def test_remedies_are_told_in_options(spdsl: Spdsl, words: tuple[str, ...], told
     assert told in spdsl(*words, "--json").json["diagnostics"][0]["help"]
 
 
+def test_a_difference_shows_where_a_file_does_not_end_with_a_line(spdsl: Spdsl, tmp_path: Path) -> None:
+    (tmp_path / "a.spat").write_text("pattern a(){keep causal}")
+    out = spdsl("fmt", "--diff", tmp_path / "a.spat").out
+    assert "-pattern a(){keep causal}\n\\ No newline at end of file\n+pattern a() {\n" in out
+
+
+def test_rounds_of_a_bench_are_told(spdsl: Spdsl, monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextlib import contextmanager
+
+    from spdsl.cli import bench
+
+    told: list[tuple[str, int, int | None]] = []
+
+    @contextmanager
+    def progress(what: str, **settings: bool) -> Iterator[Callable[..., None]]:
+        yield lambda *words: told.append(words)
+
+    monkeypatch.setattr(bench, "progress", progress)
+    answer = spdsl("bench", "causal", "-n", 64, "--heads", 1, "--head-dim", 16, "--device", "cpu", "--rounds", 2)
+    assert answer.status == 0, answer.err
+    assert told == [(f"{name}, round {turn}", 2 * turn - 2 + number, 4)
+                    for turn in (1, 2) for number, name in enumerate(("spdsl", "sdpa, causal"))]  # fmt: skip
+
+
 @pytest.mark.parametrize("command", ["view", "run", "explain"])
 def test_a_grid_says_how_many_tokens_there_are(spdsl: Spdsl, command: str, tmp_path: Path) -> None:
     out = ("-o", tmp_path / "mask.svg") if command == "view" else ()
