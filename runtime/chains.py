@@ -31,8 +31,11 @@ from spdsl.semantics.rewrite import free_axes
 KEYS = 1 << 25
 """Keys that are held at once, of four bytes each."""
 
-WIDEST = 4096
+WIDEST = 1 << 15
 """Keys of a row that are looked at in one step while entries are chosen; longer rows are gone through in such steps."""
+
+OF_WARP = 2048
+"""Keys that a warp holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,29 +76,55 @@ class Loaded:
     tilings: dict[tuple[str, Tiling], Tiling] = field(default_factory=dict)
 
 
-_lowered: dict[tuple[int, str, tuple[tuple[str, int], ...]], tuple[object, Chain | str]] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Read:
+    """What a selection is made of: all stages, scores among them, whether a softmax, whether sequences by number; and
+    why it is left to torch, as far as stages tell."""
+
+    pattern: object
+    stages: dict[str, Stage]
+    scores: tuple[Score, ...]
+    softmax: bool
+    by_batch: bool
+    uncovered: str | None
+
+
+_reads: dict[tuple[int, str], _Read] = {}
+_lowered: dict[tuple[int, str, tuple[tuple[str, int], ...]], Chain | str] = {}
 _loaded: dict[int, Loaded] = {}
+
+
+def _read(arrays: Arrays, name: str) -> _Read:
+    # By identity: hashing a pattern takes longer than a launch.  The entry keeps it alive.
+    key = id(arrays.lines.pattern), name
+    if key not in _reads:
+        stages = dict(arrays.stages)
+        found = {each: stages[each] for each in below(stages, name)}
+        conditions = (part for stage in found.values() if not isinstance(stage, Score) for part in parts(stage))
+        _reads[key] = _Read(
+            pattern=arrays.lines.pattern,
+            stages=found,
+            scores=tuple(stage for stage in found.values() if isinstance(stage, Score)),
+            softmax=any(isinstance(stage, Softmax) for stage in found.values()),
+            by_batch=any("b" in free_axes(part) for part in conditions),
+            uncovered=uncovered(stages, name),
+        )
+    return _reads[key]
 
 
 def lowered(arrays: Arrays, name: str) -> Chain | str:
     """The kernels of a selection for the types of a call, or why it is left to torch."""
-    stages = dict(arrays.stages)
-    reason = uncovered(stages, name)
-    if reason is not None:
-        return reason
-    reads = {each: stages[each] for each in below(stages, name)}
-    terms = tuple((each, terms_of(arrays, stage, reads)) for each, stage in reads.items() if isinstance(stage, Score))
-    # By identity: hashing a pattern takes longer than a launch.  The entry keeps it alive.
-    pattern = arrays.lines.pattern
-    key = (id(pattern), name, terms)
+    read = _read(arrays, name)
+    if read.uncovered is not None:
+        return read.uncovered
+    terms = tuple((stage.name, terms_of(arrays, stage, shares=read.softmax)) for stage in read.scores)
+    key = (id(arrays.lines.pattern), name, terms)
     if key not in _lowered:
-        found: Chain | str
         try:
-            found = lower_chain(pattern, name, terms)
+            _lowered[key] = lower_chain(arrays.lines.pattern, name, terms)
         except UncoveredError as reason:
-            found = str(reason)
-        _lowered[key] = pattern, found
-    return _lowered[key][1]
+            _lowered[key] = str(reason)
+    return _lowered[key]
 
 
 def loaded(arrays: Arrays, name: str) -> Loaded | None:
@@ -173,8 +202,7 @@ class _Run:
         tables = {name for kernel in chain.kernels for name, _ in kernel.arguments.tables}
         batches = [each.batch for each in operands.values()]
         batches += [arrays.tensors[name].shape[0] for name in tables]
-        stages = dict(arrays.stages)
-        if any("b" in free_axes(part) for each in below(stages, chain.stage) for part in _conditions(stages[each])):
+        if _read(arrays, chain.stage).by_batch:
             batches.append(arrays.lines.batch)
         return _Run(
             arrays=arrays,
@@ -205,8 +233,8 @@ class _Run:
     def chosen(self, stage: Stage, first: int, rows: int, pitch: int, width: int | None) -> Tensor:
         """The lists of some rows."""
         arrays, kernel = self.arrays, self.loaded.chain.kernels[-1]
-        every = self.batch * self.heads
-        keys = torch.empty(every, rows, pitch, dtype=torch.int32, device=arrays.lines.device)
+        every, device = self.batch * self.heads, arrays.lines.device
+        keys = torch.empty(every, rows, pitch, dtype=torch.int32, device=device)
         given = {
             "keys": keys,
             "first_row": first,
@@ -215,14 +243,17 @@ class _Run:
             "pitch": pitch,
             "heads": self.heads,
         }
+        ends: list[Tensor] = []
 
         def grid(tiling: Tiling) -> tuple[int, ...]:
+            ends[:] = [torch.zeros(every, -(-rows // tiling.rows), dtype=torch.int32, device=device)]
+            given["row_ends"] = ends[0]
             return -(-self.columns // tiling.columns), -(-rows // tiling.rows), every
 
-        self._launch(kernel, given, grid, rows * every * -(-self.columns // 128))
-        return choose(
-            keys.view(every * rows, pitch), self.columns, self.loaded.chain.by, self._amounts(stage, first, rows), width
-        ).view(self.batch, self.heads, rows, -1)
+        tiling = self._launch(kernel, given, grid, rows * every * -(-self.columns // 128))
+        rest = Keys(keys=keys, columns=self.columns, ends=ends[0], block=tiling.rows)
+        amounts = self._amounts(stage, first, rows)
+        return choose(rest, self.loaded.chain.by, amounts, width).view(self.batch, self.heads, rows, -1)
 
     def _amounts(self, stage: Stage, first: int, rows: int) -> Tensor:
         """How many to choose in each row, or one number for all."""
@@ -230,8 +261,10 @@ class _Run:
         if isinstance(stage, Mark):
             return torch.zeros(1, dtype=torch.int32, device=device)
         assert isinstance(stage, Select)
-        some = torch.arange(first, first + rows, device=device)
-        amount = self.arrays.evaluate(stage.amount, stage.axes, some, Memo())
+        amount: Any = stage.amount.value if isinstance(stage.amount, Const) else None
+        if amount is None:
+            some = torch.arange(first, first + rows, device=device)
+            amount = self.arrays.evaluate(stage.amount, stage.axes, some, Memo())
         if not isinstance(amount, Tensor):
             value = max(0, min(int(amount), 2**31 - 1)) if stage.by == "count" else float(amount)
             return torch.full((1,), value, dtype=torch.int32 if stage.by == "count" else torch.float64, device=device)
@@ -242,26 +275,27 @@ class _Run:
 
     # ------------------------------------------------------------ launches
 
-    def _launch(self, kernel: ChainKernel, given: Mapping[str, Any], grid: Any, rows: int) -> None:
-        """Run a kernel with as large a tile as the work and the device have room for."""
+    def _launch(self, kernel: ChainKernel, given: Mapping[str, Any], grid: Any, rows: int) -> Tiling:
+        """Run a kernel with as large a tile as the work and the device have room for, and say which."""
         wanted = self._tiling(kernel, rows)
         tiling = self.loaded.tilings.get((kernel.name, wanted), wanted)
         function, device = self.loaded.functions[kernel.name], self.arrays.lines.device
-        values = {**self._values(kernel), **given}
+        values = self._values(kernel)
         while True:
+            programs = grid(tiling)
             options = {"num_warps": tiling.warps, "num_stages": tiling.stages}
             options |= {"maxnreg": tiling.registers} if tiling.registers else {}
             blocks = {"BLOCK_R": tiling.rows, "BLOCK_C": tiling.columns}
             try:
                 with keeping(function, device.index if device.type == "cuda" else None):
-                    function[grid(tiling)](**values, **blocks, **options)
+                    function[programs](**values, **given, **blocks, **options)
             except OutOfResources:
                 if tiling not in SMALLER:
                     raise
                 tiling = SMALLER[tiling]
                 self.loaded.tilings[kernel.name, wanted] = tiling
             else:
-                return
+                return tiling
 
     def _tiling(self, kernel: ChainKernel, rows: int) -> Tiling:
         tensors = [self.operands[each.name].tensor for each in kernel.arguments.vectors]
@@ -306,26 +340,34 @@ def _is_short(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.bfloat16, torch.float16)
 
 
-def _conditions(stage: Stage) -> tuple[Any, ...]:
-    return () if isinstance(stage, Score) else parts(stage)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """Rows of keys, int32 ``[chunks, rows, pitch]``, and how many of so many columns there are in each: ``ends``, int32
+    ``[chunks, tiles]``, for tiles of ``block`` rows."""
+
+    keys: Tensor
+    columns: int
+    ends: Tensor
+    block: int
 
 
-def choose(keys: Tensor, columns: int, by: str, amounts: Tensor, width: int | None) -> Tensor:
-    """The lists of rows of keys ``[rows, pitch]``, int32 ``[rows, width]``; without ``width`` as wide as need be."""
-    rows, pitch = keys.shape
-    device = keys.device
-    wide = min(WIDEST, max(64, 1 << (columns - 1).bit_length()))
-    shape = {"ROWS": max(1, min(16, 2048 // wide)), "WIDTH": wide, "ONE": columns <= wide, "BY": by}
+def choose(given: Keys, by: str, amounts: Tensor, width: int | None) -> Tensor:
+    """The lists of rows of keys, int32 ``[rows, width]``; without ``width`` as wide as need be."""
+    chunks, chunk_rows, pitch = given.keys.shape
+    rows, device = chunks * chunk_rows, given.keys.device
+    wide = min(WIDEST, max(64, 1 << (given.columns - 1).bit_length()))
+    # A row is held by as few warps as have room for it: within a warp, sums take no shared memory.
+    each, warps = max(1, 1024 // wide), max(1, min(16, wide // OF_WARP))
+    shape = {"ROWS": each, "WIDTH": wide, "ONE": given.columns <= wide, "BY": by, "BLOCK_R": given.block}
     cuts = torch.empty(rows, 3, dtype=torch.int32, device=device)
     function = load(emit_choose()).choose
-    grid = (-(-rows // shape["ROWS"]),)  # type: ignore[operator]
-    sizes = {"rows": rows, "columns": columns, "pitch": pitch}
-    given = {"keys": keys, "amounts": amounts, "amount_stride": int(amounts.numel() > 1), "cuts": cuts}
+    fixed = {"keys": given.keys, "row_ends": given.ends, "cuts": cuts, "rows": rows, "pitch": pitch}
+    fixed |= {"amounts": amounts, "amount_stride": int(amounts.numel() > 1), "chunk_rows": chunk_rows}
 
     def run(lists: Tensor, *, find: bool, write: bool) -> None:
-        settings = {**given, **sizes, **shape, "lists": lists, "width": lists.shape[1], "FIND": find, "WRITE": write}
+        settings = {**fixed, **shape, "lists": lists, "width": lists.shape[1], "FIND": find, "WRITE": write}
         with keeping(function, device.index if device.type == "cuda" else None):
-            function[grid](**settings, num_warps=4)
+            function[(-(-rows // each),)](**settings, num_warps=warps)
 
     if width is not None:
         lists = torch.empty(rows, max(1, width), dtype=torch.int32, device=device)

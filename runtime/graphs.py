@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -183,9 +182,16 @@ def _arrays(pattern: BoundPattern, call: Inputs, *, grad: bool) -> Arrays:
 # ---------------------------------------------------------------- softmaxes
 
 
-@lru_cache(maxsize=512)
+_patterns: dict[tuple[int, str], tuple[BoundPattern, BoundPattern]] = {}
+
+
 def _pattern_of(pattern: BoundPattern, name: str) -> BoundPattern:
-    return softmax_pattern(pattern, name)
+    """The pattern of a softmax."""
+    # By identity: hashing a pattern takes longer than a launch.  The entry keeps it alive.
+    key = id(pattern), name
+    if key not in _patterns:
+        _patterns[key] = pattern, softmax_pattern(pattern, name)
+    return _patterns[key][1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,10 @@ from spdsl.semantics.expand import expand
 from spdsl.semantics.graph import DISTANCE, Select, Windows, side_of
 from spdsl.semantics.nodes import Axis, BoundPattern, Const, Coord, Expr, Index, Reduce
 
+_counts: dict[tuple[int, str, str, int, int, int], tuple[BoundPattern, int]] = {}
+_MOST = 4096
+"""Sizes of axes that are remembered."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lines:
@@ -91,13 +95,25 @@ class Lines:
 
     def _count(self, name: str, side: str) -> int:
         axis = self._axis(name)
+        if any(each.table is not None for each in self.pattern.axes):
+            return self._counted(axis, name, side, self.device)
+        # By identity: hashing a pattern takes longer than a launch.  The entry keeps it alive.
+        key = (id(self.pattern), name, side, self.n, self.nq, self.q_start)
+        if key not in _counts:
+            if len(_counts) >= _MOST:
+                _counts.clear()
+            # Without a look at the device, which would wait for it.
+            _counts[key] = self.pattern, self._counted(axis, name, side, torch.device("cpu"))
+        return _counts[key][1]
+
+    def _counted(self, axis: Axis | None, name: str, side: str, device: torch.device) -> int:
         if axis is None:
             extents = (size for grid in self.pattern.grids for label, size in grid.coordinates if label == name)
             found = self._number(next(extents))
         else:
             found = self._number(axis_rules.count(axis))
         if side == "q" and self.nq and (axis is None or axis.step is None):
-            last = torch.tensor([self.q_start + self.nq - 1], device=self.device)
+            last = torch.tensor([self.q_start + self.nq - 1], device=device)
             found = max(found, int(self.at_position(name, last)) + 1)
         return found
 

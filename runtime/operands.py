@@ -6,7 +6,6 @@ need be as sums of numbers of 16 bits, so that products with queries of 16 bits 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from spdsl.codegen.chains.parts import Vectors
 from spdsl.codegen.chains.values import wrapped
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.memo import Memo
-from spdsl.semantics.graph import TENSORS, Pool, Score, Softmax, Stage, on_side
+from spdsl.semantics.graph import TENSORS, Pool, Score, on_side
 from spdsl.semantics.nodes import Expr, Load
 from spdsl.semantics.rewrite import free_axes
 
@@ -55,11 +54,11 @@ class Operand:
         return self.tensor.stride(self.tensor.dim() - len(self.axes) - 1) if self.batch > 1 else 0
 
 
-def terms_of(arrays: Arrays, stage: Score, below: Mapping[str, Stage]) -> int:
+def terms_of(arrays: Arrays, stage: Score, *, shares: bool) -> int:
     """Of how many numbers of 16 bits those of keys are sums in a score; 0 where products are of 32 bits.
 
-    What is compared as it is takes three, which hold all bits of a float; shares of a softmax, whose relative error is
-    the absolute one of an exponent, take two.
+    What is compared as it is takes three, which hold all bits of a float; ``shares`` of a softmax, whose relative error
+    is the absolute one of an exponent, take two.
     """
     query, key = (stage.left, stage.right) if on_side(free_axes(stage.left), "q") else (stage.right, stage.left)
     of_query, of_key = _plain_type(arrays, wrapped(query)[0]), _plain_type(arrays, key)
@@ -76,7 +75,7 @@ def terms_of(arrays: Arrays, stage: Score, below: Mapping[str, Stage]) -> int:
         case _ if of_query == torch.float16:
             return 0  # sums may be beyond its range
         case _:
-            return 2 if any(isinstance(each, Softmax) for each in below.values()) else 3
+            return 2 if shares else 3
 
 
 def _plain_type(arrays: Arrays, expr: Expr) -> torch.dtype | None:

@@ -81,8 +81,8 @@ def _strided(arrays: Arrays, stage: Pool) -> Tensor | None:
             return None
     assert isinstance(stage.value, Load)
     x, count = arrays.tensors[stage.value.table], arrays.lines.size(f"k.{name}")
-    if x.requires_grad or x.shape[2] < size:
-        return None
+    if x.requires_grad or not x.is_cuda or x.shape[2] < size:
+        return None  # on a CPU, torch adds up numbers that lie apart one by one
     whole = x.unfold(2, size, stride).sum(-1, dtype=torch.float32)
     # The last ones lie partly, or all, past the end.
     ends = [x[:, :, each * stride :].sum(2, dtype=torch.float32) for each in range(whole.shape[2], count)]

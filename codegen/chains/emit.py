@@ -77,7 +77,10 @@ def _unspecialised(kernel: ChainKernel) -> str:
     names = ["n", "nq", "q_start", "first_row", "chunk_rows", "column_count"]
     names += [f"{each.name}_rows" for each in given.vectors]
     names += [f"{sums.name}_{step}" for sums in given.sums for step in ("b", "h", "rows")]
-    names += [f"size_{name}_{place}" for name, rank in given.tables for place in range(rank)]
+    for name, rank in given.tables:
+        # The last stride is 1 where tables lie as they are made; others follow lengths.
+        names += [f"stride_{name}_{step}" for step in ("b", *range(rank - 1))]
+        names += [f"size_{name}_{place}" for place in range(rank)]
     names += [name for name, _ in given.sizes]
     if kernel.name != "keys":
         names.remove("first_row")

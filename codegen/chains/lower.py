@@ -171,11 +171,9 @@ def _keys(values: Values, stage: Select | Mark) -> ChainKernel:
         program.declare(name, NOTHING)
     where = build.disj(stage.only, stage.forced) if isinstance(stage, Select) else stage.value
     may = _may(values, place, where)
-    nothing = 0 if isinstance(stage, Select) and stage.by == "mass" else ABSENT
     if may != build.TRUE:
         program.line("# No entry of the tile can be chosen.")
         program.line(f"if ~({program.text(may)}):")
-        program.line(f"    leave(keys, {nothing}, key_row, rows, columns, pitch, row_last, column_last)")
         program.line("    return")
     match stage:
         case Mark(value=value):
@@ -186,7 +184,7 @@ def _keys(values: Values, stage: Select | Mark) -> ChainKernel:
             text = {"count": "count_key", "mass": "mass_key"}[stage.by]
             text = f"{text}({program.text(what)}, {given}, {program.text(values.at(forced, place))})"
     program.line(f"key = {text}")
-    program.line("leave(keys, key, key_row, rows, columns, pitch, row_last, column_last)")
+    program.line("leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)")
     return _kernel(values, "keys", stage)
 
 

@@ -5,21 +5,20 @@ import triton.language as tl
 
 
 @triton.jit
-def key_tile(keys, row, first, rows, columns, pitch, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """The keys of some rows and columns; what does not exist is absent."""
+def key_tile(keys, row, first, ends, pitch, nothing, WIDTH: tl.constexpr):
+    """The keys of some rows and columns; beyond the end of a row there is nothing."""
     at = first + tl.arange(0, WIDTH)[None, :]
-    inside = (row < rows)[:, None] & (at < columns)
-    return tl.load(keys + row.to(tl.int64)[:, None] * pitch + at, mask=inside, other=-2147483648)
+    return tl.load(keys + row.to(tl.int64)[:, None] * pitch + at, mask=at < ends[:, None], other=nothing)
 
 
 @triton.jit
-def count_cut(keys, row, rows, columns, pitch, wanted, ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE: tl.constexpr):
+def count_cut(keys, row, ends, pitch, wanted, ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE: tl.constexpr):
     """The key of the entry that is the last to be chosen, how many entries have it that are, and how many there are.
 
     The largest key of which at least `wanted` entries are not smaller is found two bits at a time, from the highest.
     """
     cut = tl.full([ROWS], -2147483648, tl.int32)
-    held = key_tile(keys, row, 0, rows, columns, pitch, ROWS, WIDTH)
+    held = key_tile(keys, row, 0, ends, pitch, -2147483648, WIDTH)
     have = tl.full([ROWS], 2147483647, tl.int32)
     shift = 30
     open = 1
@@ -35,8 +34,8 @@ def count_cut(keys, row, rows, columns, pitch, wanted, ROWS: tl.constexpr, WIDTH
             of_middle += tl.sum((held >= middle[:, None]).to(tl.int32), 1)
             of_high += tl.sum((held >= high[:, None]).to(tl.int32), 1)
         else:
-            for first in range(0, columns, WIDTH):
-                key = key_tile(keys, row, first, rows, columns, pitch, ROWS, WIDTH)
+            for first in range(0, tl.max(ends, 0), WIDTH):
+                key = key_tile(keys, row, first, ends, pitch, -2147483648, WIDTH)
                 of_low += tl.sum((key >= low[:, None]).to(tl.int32), 1)
                 of_middle += tl.sum((key >= middle[:, None]).to(tl.int32), 1)
                 of_high += tl.sum((key >= high[:, None]).to(tl.int32), 1)
@@ -51,10 +50,10 @@ def count_cut(keys, row, rows, columns, pitch, wanted, ROWS: tl.constexpr, WIDTH
         shift -= 2
     above = tl.zeros([ROWS], tl.int32)
     equal = tl.zeros([ROWS], tl.int32)
-    for first in range(0, columns, WIDTH):
+    for first in range(0, tl.max(ends, 0), WIDTH):
         key = held
         if not ONE:
-            key = key_tile(keys, row, first, rows, columns, pitch, ROWS, WIDTH)
+            key = key_tile(keys, row, first, ends, pitch, -2147483648, WIDTH)
         above += tl.sum((key > cut[:, None]).to(tl.int32), 1)
         equal += tl.sum(((key == cut[:, None]) & (key != -2147483648)).to(tl.int32), 1)
     ties = tl.maximum(tl.minimum(wanted - above, equal), 0)
@@ -68,36 +67,34 @@ def weight_of(key):
 
 
 @triton.jit
-def weights(keys, row, rows, columns, pitch, cut, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def weights(keys, row, ends, pitch, cut, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """The weight of forced entries and of those beyond a cut, for each row."""
     found = tl.zeros([ROWS], tl.float64)
-    for first in range(0, columns, WIDTH):
-        at = first + tl.arange(0, WIDTH)[None, :]
-        key = tl.where(at < columns, key_tile(keys, row, first, rows, columns, pitch, ROWS, WIDTH), 0)
+    for first in range(0, tl.max(ends, 0), WIDTH):
+        key = key_tile(keys, row, first, ends, pitch, 0, WIDTH)
         found += tl.sum(tl.where((key < 0) | (key > cut[:, None]), weight_of(key), 0.0), 1)
     return found
 
 
 @triton.jit
-def mass_cut(keys, row, rows, columns, pitch, share, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def mass_cut(keys, row, ends, pitch, share, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """As `count_cut`: entries are chosen as long as those before them, forced ones first, weigh less than `share`.
 
     The largest key beyond which the rest weighs enough is found bit by bit; the next one is the cut.
     """
-    all = weights(keys, row, rows, columns, pitch, tl.zeros([ROWS], tl.int32), ROWS, WIDTH)
+    all = weights(keys, row, ends, pitch, tl.zeros([ROWS], tl.int32), ROWS, WIDTH)
     wanted = tl.where(share >= 1.0, float("inf"), share) * all
     cut = tl.zeros([ROWS], tl.int32)
     for bit in range(31):
         next = cut | (1 << (30 - bit))
-        cut = tl.where(weights(keys, row, rows, columns, pitch, next, ROWS, WIDTH) >= wanted, next, cut)
+        cut = tl.where(weights(keys, row, ends, pitch, next, ROWS, WIDTH) >= wanted, next, cut)
     # Where forced entries weigh enough, nothing lies beyond the cut.
     cut = tl.where(all >= wanted, tl.minimum(cut, 2147483646) + 1, 0)
-    before = weights(keys, row, rows, columns, pitch, cut, ROWS, WIDTH)
+    before = weights(keys, row, ends, pitch, cut, ROWS, WIDTH)
     above = tl.zeros([ROWS], tl.int32)
     equal = tl.zeros([ROWS], tl.int32)
-    for first in range(0, columns, WIDTH):
-        at = first + tl.arange(0, WIDTH)[None, :]
-        key = tl.where(at < columns, key_tile(keys, row, first, rows, columns, pitch, ROWS, WIDTH), 0)
+    for first in range(0, tl.max(ends, 0), WIDTH):
+        key = key_tile(keys, row, first, ends, pitch, 0, WIDTH)
         above += tl.sum(((key < 0) | (key > cut[:, None])).to(tl.int32), 1)
         equal += tl.sum(((key == cut[:, None]) & (key > 0)).to(tl.int32), 1)
     each = tl.where(cut > 0, weight_of(cut), 1.0)
@@ -106,36 +103,40 @@ def mass_cut(keys, row, rows, columns, pitch, share, ROWS: tl.constexpr, WIDTH: 
     return cut, ties, above + ties
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "width"])
+@triton.jit(do_not_specialize=["rows", "width", "chunk_rows"])
 def choose(
     keys,  # [rows, pitch], int32
     amounts, amount_stride,  # [rows] or one number: how many entries to choose, or the share of the sum
     cuts,  # [rows, 3], int32: the last key that is chosen, how many entries with it, how many in all
     lists,  # [rows, width], int32: the numbers of the chosen entries, ascending
-    rows, columns, pitch, width,
+    row_ends,  # [chunks, tiles], int32: how many keys there are in the rows of each tile of BLOCK_R
+    rows, pitch, width, chunk_rows,
     BY: tl.constexpr,
     FIND: tl.constexpr,
     WRITE: tl.constexpr,
     ONE: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ):
     """Find the cuts of rows of keys, or read them, and write the lists."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
+    tile = row // chunk_rows * tl.cdiv(chunk_rows, BLOCK_R) + row % chunk_rows // BLOCK_R
+    ends = tl.load(row_ends + tile, mask=inside, other=0)
     if FIND:
         if BY == "count":
             wanted = tl.load(amounts + row * amount_stride, mask=inside, other=0)
-            cut, ties, count = count_cut(keys, row, rows, columns, pitch, wanted, ROWS, WIDTH, ONE)
+            cut, ties, count = count_cut(keys, row, ends, pitch, wanted, ROWS, WIDTH, ONE)
         elif BY == "mass":
             share = tl.load(amounts + row * amount_stride, mask=inside, other=0.0)
-            cut, ties, count = mass_cut(keys, row, rows, columns, pitch, share, ROWS, WIDTH)
+            cut, ties, count = mass_cut(keys, row, ends, pitch, share, ROWS, WIDTH)
         else:
             cut = tl.full([ROWS], -2147483648, tl.int32)
             ties = tl.zeros([ROWS], tl.int32)
             count = tl.zeros([ROWS], tl.int32)
-            for first in range(0, columns, WIDTH):
-                key = key_tile(keys, row, first, rows, columns, pitch, ROWS, WIDTH)
+            for first in range(0, tl.max(ends, 0), WIDTH):
+                key = key_tile(keys, row, first, ends, pitch, -2147483648, WIDTH)
                 count += tl.sum((key != -2147483648).to(tl.int32), 1)
         tl.store(cuts + row * 3, cut, mask=inside)
         tl.store(cuts + row * 3 + 1, ties, mask=inside)
@@ -147,14 +148,14 @@ def choose(
     if WRITE:
         done = tl.zeros([ROWS], tl.int32)
         tied = tl.zeros([ROWS], tl.int32)
-        for first in range(0, columns, WIDTH):
+        for first in range(0, tl.max(ends, 0), WIDTH):
             at = first + tl.arange(0, WIDTH)[None, :]
-            key = key_tile(keys, row, first, rows, columns, pitch, ROWS, WIDTH)
+            key = key_tile(keys, row, first, ends, pitch, -2147483648, WIDTH)
             equal = key == cut[:, None]
             chosen = key > cut[:, None]
             if BY == "mass":
                 equal = equal & (key > 0)
-                chosen = (chosen | (key < 0)) & (at < columns)
+                chosen = (chosen | (key < 0)) & (at < ends[:, None])
             turn = tl.cumsum(equal.to(tl.int32), 1) + tied[:, None]
             chosen = chosen | (equal & (turn <= ties[:, None]))
             place = tl.cumsum(chosen.to(tl.int32), 1) + done[:, None] - 1

@@ -25,14 +25,16 @@ def count_key(value, only, forced):
 
 
 @triton.jit
-def leave(keys, key, key_row, rows, columns, pitch, row_last, column_last):
+def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
     """Store the keys of a tile."""
+    tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "size_delta_0", "size_delta_1"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stride_delta_b", "stride_delta_0", "size_delta_0", "size_delta_1"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
+    row_ends,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
     t_delta, stride_delta_b, stride_delta_0, stride_delta_1, size_delta_0, size_delta_1,
     n, nq, q_start, first_row, chunk_rows, column_count, pitch, heads,
     BLOCK_R: tl.constexpr,
@@ -50,7 +52,6 @@ def keys(
     key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
     # No entry of the tile can be chosen.
     if ~(column_first - row_last - q_start <= 0):
-        leave(keys, -2147483648, key_row, rows, columns, pitch, row_last, column_last)
         return
     x = tl.maximum(tl.minimum(head, size_delta_0 - 1), 0)
     x_1 = size_delta_1 - 1
@@ -58,4 +59,4 @@ def keys(
     delta_at = tl.load(t_delta + (tl.cast(b, tl.int64) * stride_delta_b + tl.cast(x, tl.int64) * stride_delta_0 + tl.cast(x_2, tl.int64) * stride_delta_1)).to(tl.float32)
     x_3 = rows + q_start
     key = count_key(delta_at, columns <= x_3, False)
-    leave(keys, key, key_row, rows, columns, pitch, row_last, column_last)
+    leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)

@@ -27,14 +27,16 @@ def count_key(value, only, forced):
 
 
 @triton.jit
-def leave(keys, key, key_row, rows, columns, pitch, row_last, column_last):
+def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
     """Store the keys of a tile."""
+    tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_0_q_rows", "stage_0_k_rows", "size_wt_0", "size_wt_1", "size_j"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_0_q_rows", "stage_0_k_rows", "stride_wt_b", "stride_wt_0", "size_wt_0", "size_wt_1", "size_j"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
+    row_ends,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
     stage_0_q,  # [batch, j, q, e]
     stage_0_q_b, stage_0_q_j, stage_0_q_r, stage_0_q_f, stage_0_q_rows, stage_0_q_size,
     stage_0_k,  # [batch, k, e], each a sum of 2
@@ -60,7 +62,6 @@ def keys(
     key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
     # No entry of the tile can be chosen.
     if ~(column_first - row_last - q_start <= 0):
-        leave(keys, -2147483648, key_row, rows, columns, pitch, row_last, column_last)
         return
     total_1 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
     x = size_wt_0 - 1
@@ -85,4 +86,4 @@ def keys(
         total_1 += wt_at * tl.maximum(score, 0.0)
     x_4 = rows + q_start
     key = count_key(total_1, columns <= x_4, False)
-    leave(keys, key, key_row, rows, columns, pitch, row_last, column_last)
+    leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)

@@ -48,8 +48,9 @@ def add_up(logit, largest, total):
 
 
 @triton.jit
-def leave(keys, key, key_row, rows, columns, pitch, row_last, column_last):
+def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
     """Store the keys of a tile."""
+    tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
@@ -118,6 +119,7 @@ def sums_stage_2(
 @triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_1_q_rows", "stage_1_k_rows", "stage_2_sums_b", "stage_2_sums_h", "stage_2_sums_rows"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
+    row_ends,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
     stage_1_q,  # [batch, h, q, d]
     stage_1_q_b, stage_1_q_h, stage_1_q_r, stage_1_q_f, stage_1_q_rows, stage_1_q_size,
     stage_1_k,  # [batch, g, k.win, d], each a sum of 2
@@ -143,7 +145,6 @@ def keys(
     key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
     # No entry of the tile can be chosen.
     if ~((column_first * 64 - row_last - q_start + 15 <= 0) & (column_first * 4 - ((n + 15) >> 4) - 1 < 0) | ((column_first <= 0) | (-((row_last + q_start) >> 6) + column_first <= 0) & (((row_first + q_start) >> 6) - column_last - 32 < 0))):
-        leave(keys, -2147483648, key_row, rows, columns, pitch, row_last, column_last)
         return
     most = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
     x = head * 8
@@ -189,4 +190,4 @@ def keys(
     holds_1 = columns == 0
     x_9 = (rows + q_start) >> 6
     key = count_key(most, found, holds_1 | (0 <= x_9 - columns) & (x_9 - columns < 32))
-    leave(keys, key, key_row, rows, columns, pitch, row_last, column_last)
+    leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)

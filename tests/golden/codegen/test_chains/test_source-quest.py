@@ -28,14 +28,16 @@ def count_key(value, only, forced):
 
 
 @triton.jit
-def leave(keys, key, key_row, rows, columns, pitch, row_last, column_last):
+def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
     """Store the keys of a tile."""
+    tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
 @triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_1_q_rows", "stage_1_k_rows", "stage_3_q_rows", "stage_3_k_rows"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
+    row_ends,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
     stage_1_q,  # [batch, h, q, d]
     stage_1_q_b, stage_1_q_h, stage_1_q_r, stage_1_q_f, stage_1_q_rows, stage_1_q_size,
     stage_1_k,  # [batch, g, k.pg, d], each a sum of 2
@@ -66,7 +68,6 @@ def keys(
     key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
     # No entry of the tile can be chosen.
     if ~((column_first * 16 - row_last - q_start <= 0) | (column_first - ((row_last + q_start) >> 4) <= 0) & (column_last - ((row_first + q_start) >> 4) >= 0)):
-        leave(keys, -2147483648, key_row, rows, columns, pitch, row_last, column_last)
         return
     most = tl.full([BLOCK_R, BLOCK_C], float('-inf'), tl.float32)
     some = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
@@ -111,4 +112,4 @@ def keys(
     value_1 = tl.where(some, most, 0)
     x_4 = (rows + q_start) >> 4
     key = count_key(value_1, x_2 <= x_3, columns == x_4)
-    leave(keys, key, key_row, rows, columns, pitch, row_last, column_last)
+    leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)

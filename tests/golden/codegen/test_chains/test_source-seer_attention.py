@@ -29,8 +29,9 @@ def add_up(logit, largest, total):
 
 
 @triton.jit
-def leave(keys, key, key_row, rows, columns, pitch, row_last, column_last):
+def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
     """Store the keys of a tile."""
+    tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
@@ -96,6 +97,7 @@ def sums_stage_1(
 @triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_0_q_rows", "stage_0_k_rows", "stage_1_sums_b", "stage_1_sums_h", "stage_1_sums_rows"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
+    row_ends,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
     stage_0_q,  # [batch, h, q.blk, e]
     stage_0_q_b, stage_0_q_h, stage_0_q_r, stage_0_q_f, stage_0_q_rows, stage_0_q_size,
     stage_0_k,  # [batch, h, k.blk, e], each a sum of 2
@@ -121,7 +123,6 @@ def keys(
     key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
     # No entry of the tile can be chosen.
     if ~(column_first - row_last <= 0):
-        leave(keys, -2147483648, key_row, rows, columns, pitch, row_last, column_last)
         return
     row_of = tl.cast(b, tl.int64) * stage_1_sums_b + head * stage_1_sums_h + tl.minimum(tl.maximum(rows, 0), stage_1_sums_rows - 1)
     log_sum = tl.load(stage_1_sums + row_of * 2)
@@ -142,4 +143,4 @@ def keys(
     only = columns <= rows
     share = tl.where(only, tl.exp2(tl.minimum(number(product_1 * factor - log_sum), most_of)), 0.0)
     key = tl.where((columns <= rows) & (share > 0.002), 1, -2147483648)
-    leave(keys, key, key_row, rows, columns, pitch, row_last, column_last)
+    leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)

@@ -45,8 +45,9 @@ def add_up(logit, largest, total):
 
 
 @triton.jit
-def leave(keys, key, key_row, rows, columns, pitch, row_last, column_last):
+def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
     """Store the keys of a tile."""
+    tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
@@ -184,6 +185,7 @@ def sums_stage_5(
 @triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_0_q_rows", "stage_0_k_rows", "stage_5_sums_b", "stage_5_sums_h", "stage_5_sums_rows", "count_cell"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
+    row_ends,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
     stage_0_q,  # [batch, h, q, d]
     stage_0_q_b, stage_0_q_h, stage_0_q_r, stage_0_q_f, stage_0_q_rows, stage_0_q_size,
     stage_0_k,  # [batch, g, k, d], each a sum of 2
@@ -210,7 +212,6 @@ def keys(
     key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
     # No entry of the tile can be chosen.
     if ~((row_last * 128 - tl.maximum(q_start, 0) + 127 >= 0) & (row_first * 128 - q_start - nq + 1 <= 0) & (column_first * 128 - n + 1 <= 0) & (column_first * 32 - row_last * 32 - 31 <= 0) & ((row_first * 32 - count_cell < 0) & (tl.maximum(tl.minimum(tl.minimum(row_last * 128 + 127, row_last * 128 + 127), q_start + nq - 1) - tl.maximum(tl.maximum(row_first * 128, row_first * 128), tl.maximum(q_start, 0)) + 1, 0) > 0)) & ((column_first * 32 - ((n + 3) >> 2) < 0) & (tl.maximum(tl.minimum(tl.minimum(column_last * 128 + 127, column_last * 128 + 127), n - 1) - tl.maximum(tl.maximum(column_first * 128, column_first * 128), 0) + 1, 0) > 0)) | ((column_first <= 0) | (column_first - row_last <= 0) & (column_last - row_first >= 0))):
-        leave(keys, 0, key_row, rows, columns, pitch, row_last, column_last)
         return
     total_1 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
     x = rows * 128
@@ -383,4 +384,4 @@ def keys(
         found_11 = found_11 | (found_12 & only_29)
     holds_2 = columns == 0
     key = mass_key(total_1, found_11, holds_2 | (columns == rows))
-    leave(keys, key, key_row, rows, columns, pitch, row_last, column_last)
+    leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)
