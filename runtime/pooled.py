@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from spdsl.runtime.arrays import Arrays
 
 
+STRIDED = ("cuda",)
+"""Devices on which torch reads numbers that lie apart as fast as others; on a CPU it adds them up one by one."""
+
+
 def pooled(arrays: Arrays, stage: Pool, rows: Tensor | None, memo: Memo) -> Tensor:
     """The array of a reduction for some rows, by default for all."""
     if stage.over == DISTANCE or (side_of(stage.over) == "q" and stage.per is None):
@@ -68,11 +72,11 @@ def pooled(arrays: Arrays, stage: Pool, rows: Tensor | None, memo: Memo) -> Tens
 
 
 def _strided(arrays: Arrays, stage: Pool) -> Tensor | None:
-    """Sums and means of keys as they are, over windows or blocks of one size: read where they lie, none copied."""
+    """Keys as they are over windows or blocks of one size, on a GPU: read where they lie, none copied."""
     name = (stage.per or "").partition(".")[2]
     axis = next((each for each in arrays.lines.pattern.axes if each.name == name), None)
     plain = isinstance(stage.value, Load) and stage.value.table in TENSORS and arrays.reads_whole(stage.value)
-    if axis is None or stage.over != "k" or stage.kind not in ("sum", "mean") or stage.only != TRUE or not plain:
+    if axis is None or stage.over != "k" or stage.kind in ("any", "all") or stage.only != TRUE or not plain:
         return None
     match axis.size, axis.step, axis.of:
         case (Const(value=size),), None | Const() as step, (Index(name="k"),):
@@ -81,15 +85,27 @@ def _strided(arrays: Arrays, stage: Pool) -> Tensor | None:
             return None
     assert isinstance(stage.value, Load)
     x, count = arrays.tensors[stage.value.table], arrays.lines.size(f"k.{name}")
-    if x.requires_grad or not x.is_cuda or x.shape[2] < size:
-        return None  # on a CPU, torch adds up numbers that lie apart one by one
-    whole = x.unfold(2, size, stride).sum(-1, dtype=torch.float32)
+    if x.requires_grad or x.device.type not in STRIDED or x.shape[2] < size:
+        return None
     # The last ones lie partly, or all, past the end.
-    ends = [x[:, :, each * stride :].sum(2, dtype=torch.float32) for each in range(whole.shape[2], count)]
-    if stage.kind == "mean":
-        whole = whole / size
-        ends = [end / max(1, x.shape[2] - each * stride) for each, end in enumerate(ends, whole.shape[2])]
-    return torch.cat([whole, torch.stack(ends, 2)], 2) if ends else whole
+    complete = (x.shape[2] - size) // stride + 1
+    found = [_along(stage.kind, x.unfold(2, size, stride))]
+    found += [_along(stage.kind, x[:, :, None, each * stride :].transpose(3, 4)) for each in range(complete, count)]
+    return torch.cat(found, 2) if len(found) > 1 else found[0]
+
+
+def _along(kind: str, x: Tensor) -> Tensor:
+    """A reduction along the last dimension, in fp32; of nothing, 0."""
+    if kind in ("sum", "mean"):
+        total = x.sum(-1, dtype=torch.float32)
+        return total / max(1, x.shape[-1]) if kind == "mean" else total
+    if not x.shape[-1]:
+        return x.sum(-1, dtype=torch.float32)
+    # A NaN is absent.
+    absent = x.isnan()
+    there = torch.where(absent, -torch.inf if kind == "max" else torch.inf, x)
+    largest = there.amax(-1) if kind == "max" else there.amin(-1)
+    return torch.where(absent.all(-1), 0.0, largest).float()
 
 
 def _pool_rows(arrays: Arrays, stage: Pool, inner: tuple[str, ...], dim: int, rows: Tensor, memo: Memo) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 import spdsl
 from spdsl import reference
 from spdsl.diagnostics import SpatError
-from spdsl.runtime import graphs
+from spdsl.runtime import graphs, pooled
 from spdsl.semantics.graph import Select
 from tests.library.compare import relative_error
 
@@ -224,3 +224,29 @@ def test_memory_is_that_of_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         lists = graphs.lists(arrays, chosen.name)
     assert lists.shape == (1, 1, 4096, 16)
     assert largest <= 8 * (1 << 18) < 4096 * 1024
+
+
+POOLED = """pattern pooled() {
+  axis blk = token by 8
+  axis win = token by 6 step 4
+  axis far = token by 3 step 5
+  keep all
+  export blk = KIND(K, per = k.blk)
+  export win = KIND(K, per = k.win)
+  export far = KIND(K, per = k.far)
+}
+"""
+
+
+@pytest.mark.parametrize("kind", ["sum", "mean", "max", "min"])
+@pytest.mark.parametrize("n", [6, 16, 37])
+def test_keys_that_are_read_where_they_lie(kind: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    attn = spdsl.compile(spdsl.loads(POOLED.replace("KIND", kind)))
+    q, k, v = torch.randint(-4, 5, (3, 2, 2, n, 4)).float()
+    k[0, 0, 3], k[0, 1, :] = float("nan"), float("-inf")
+    if kind in ("max", "min"):
+        k[1, 0, :] = float("nan")
+    wanted = attn.exports(q, k, v)
+    monkeypatch.setattr(pooled, "STRIDED", ("cpu",))
+    for name, found in attn.exports(q, k, v).items():
+        torch.testing.assert_close(found, wanted[name], equal_nan=True)
