@@ -50,21 +50,28 @@ class Tiling:
 
 
 _LARGE = Tiling(rows=128, columns=128, warps=8, stages=2)
-_MIDDLE = Tiling(rows=128, columns=64, warps=8, stages=2)
+_OF_SUMS = Tiling(rows=128, columns=64, warps=8, stages=2, registers=128)
+_OF_LOOP = Tiling(rows=64, columns=128, warps=4, stages=3)
 _SMALL = Tiling(rows=64, columns=64, warps=4, stages=2)
 _LEAST = Tiling(rows=32, columns=32, warps=4, stages=1)
-SMALLER = {_LARGE: _MIDDLE, _MIDDLE: _SMALL, _SMALL: _LEAST}
+SMALLER = {_LARGE: _SMALL, _OF_SUMS: _SMALL, _OF_LOOP: _SMALL, _SMALL: _LEAST}
 """The tile to take where one does not fit the device."""
 
 
 def tiling_of(kernel: ChainKernel, *, long: bool, few: bool) -> Tiling:
-    """The tile of a kernel of scores: of products of 32 bits (``long``), which no matrix unit makes, the least; of a
-    ``few`` rows, so that all multiprocessors have work, a small one."""
+    """The tile of a kernel of scores, by what was fastest on Hopper.
+
+    A kernel of sums has many rows, so that each tile of keys meets as many as it can, and leaves room for a second
+    program; reductions keep one more tile in registers for each loop.  Products of 32 bits (``long``), which no
+    matrix unit makes, take the least, and where there are ``few`` rows, tiles are small enough for all multiprocessors.
+    """
     if long:
         return _LEAST
     if few or not kernel.arguments.vectors:
         return _SMALL
-    return _LARGE if kernel.arguments.sums == () else _MIDDLE
+    if kernel.sums:
+        return _OF_SUMS
+    return (_LARGE, _OF_LOOP)[kernel.loops] if kernel.loops < 2 else _SMALL
 
 
 @dataclass(slots=True, kw_only=True)
@@ -284,7 +291,8 @@ class _Run:
         while True:
             programs = grid(tiling)
             options = {"num_warps": tiling.warps, "num_stages": tiling.stages}
-            options |= {"maxnreg": tiling.registers} if tiling.registers else {}
+            # Triton for AMD knows no such option.
+            options |= {"maxnreg": tiling.registers} if tiling.registers and torch.version.hip is None else {}
             blocks = {"BLOCK_R": tiling.rows, "BLOCK_C": tiling.columns}
             try:
                 with keeping(function, device.index if device.type == "cuda" else None):

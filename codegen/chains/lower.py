@@ -43,7 +43,10 @@ ABSENT, FORCED = -(1 << 31), (1 << 31) - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainKernel:
-    """A kernel: what it computes (a `Softmax`, or the last stage), its lines, and what it takes besides lengths."""
+    """A kernel: what it computes (a `Softmax`, or the last stage), its lines, and what it takes besides lengths.
+
+    ``sums``: whether it goes through the columns of its rows; ``loops``: how deep loops are nested otherwise.
+    """
 
     name: str
     stage: str
@@ -51,6 +54,8 @@ class ChainKernel:
     lines: tuple[str, ...]
     arguments: Arguments
     helpers: tuple[str, ...]
+    sums: bool
+    loops: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +231,8 @@ def _kernel(values: Values, name: str, stage: Stage) -> ChainKernel:
         stage=stage.name,
         notes=tuple(stage_text(values.stages[each]) for each in below(dict(values.stages), stage.name)),
         lines=tuple(program.stack[0].lines(1)),
+        sums=isinstance(stage, Softmax),
+        loops=program.stack[0].depth,
         arguments=values.arguments(),
         helpers=tuple(sorted(program.helpers)),
     )

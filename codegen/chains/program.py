@@ -48,6 +48,11 @@ class Scope:
     header: str = ""
     names: dict[str, Expr] = field(default_factory=dict)
 
+    @property
+    def depth(self) -> int:
+        """How deep loops are nested inside."""
+        return max((1 + item.depth for item in self.items if isinstance(item, Scope)), default=0)
+
     def lines(self, depth: int) -> list[str]:
         """The text, indented."""
         found = ["    " * depth + self.header] if self.header else []
