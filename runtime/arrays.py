@@ -27,6 +27,7 @@ from spdsl.semantics.graph import (
     DISTANCE,
     TENSORS,
     Attention,
+    Descend,
     Mark,
     Merge,
     Pool,
@@ -54,7 +55,8 @@ class Arrays:
 
     ``tensors`` holds Q, K, V and the inputs, each with a leading batch axis of size 1 or batch; ``budget`` is how many
     numbers a chunk of rows may have.  ``kernels``: selections are made by generated kernels where these can.  ``known``
-    keeps arrays that are made once, ``sums`` those up to each key.
+    keeps arrays that are made once, ``sums`` those up to each key,
+    ``listed`` sets of pairs as lists of keys.
     """
 
     lines: Lines
@@ -64,6 +66,7 @@ class Arrays:
     kernels: bool = False
     known: dict[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
+    listed: dict[str, Tensor] = field(default_factory=dict)
 
     # ------------------------------------------------------------ arrays of stages
 
@@ -102,6 +105,8 @@ class Arrays:
 
     def row_width(self, stage: Stage) -> int:
         """About how many numbers one row of a stage takes, with those that it is made of."""
+        if isinstance(stage, Descend):
+            return self._searched(stage)
         inner = [axis for axis in stage.axes if side_of(axis) != "q"]
         widest = self.lines.batch * math.prod(self.lines.size(axis) for axis in inner if not _is_feature(axis))
         members = 1
@@ -113,6 +118,22 @@ class Arrays:
             if on_side(self.stages[other].axes, "q") is not None:
                 widest = max(widest, members * self.row_width(self.stages[other]))
         return widest
+
+    def _searched(self, stage: Descend) -> int:
+        """About how many numbers a search reads for one row: a vector for each query, block of keys and head."""
+        pairs = math.prod(self.lines.size(axis) for axis in stage.axes if side_of(axis) != "q")
+        return self.lines.batch * pairs * self.queries_of(stage) * self.lines.pattern.head_dim
+
+    def queries_of(self, stage: Stage) -> int:
+        """How many queries the rows of a stage stand for, as far as it looks at them one by one."""
+        found = 1
+        for name in self._reads(stage):
+            below = self.stages[name]
+            if isinstance(below, Pool) and below.over == "q" and below.per is not None:
+                found = max(found, self.lines.shares(below.over, below.per, below.windows).entries.shape[1])
+            elif isinstance(below, Descend):
+                found = max(found, self.queries_of(below))
+        return found
 
     def _reads(self, stage: Stage) -> frozenset[str]:
         return frozenset(name for part in parts(stage) for name in loads(part) if name in self.stages)
@@ -131,6 +152,14 @@ class Arrays:
                 return smoothed(self, stage, rows, memo)
             case Prefix():
                 return prefix(self, stage, rows, memo)
+            case Descend():
+                from spdsl.runtime.graphs import lists
+                from spdsl.runtime.narrowed import UncoveredError, descended
+
+                try:
+                    return descended(self, stage, rows, lists)
+                except UncoveredError as reason:
+                    raise error("SP405", f"`descend` of {reason} is not worked out yet", stage.span) from None
             case Mark(value=value):
                 return self.full(value, stage.axes, rows, memo)
             case Attention() | Merge():
@@ -276,13 +305,13 @@ class Arrays:
             case Index(name="q" | "k" as name) if DISTANCE in axes and name not in axes:
                 return self._spread(self.lines.points(DISTANCE), axes, DISTANCE) if name == "q" else 0
             case Index(name=name):
-                return self._spread(self._points(name, rows), axes, name)
+                return self._spread(self.points(name, rows), axes, name)
             case Extent(name=name):
                 return self.lines.extents[name]
             case Coord(side=side, axis=axis):
                 own = next((each for each in axes if side_of(each) == side), None)
                 assert own is not None
-                return self._spread(self.lines.coordinate(axis, own, self._points(own, rows)), axes, own)
+                return self._spread(self.lines.coordinate(axis, own, self.points(own, rows)), axes, own)
             case Load() if self._is_array(node):
                 return self._array_at(node, axes, rows, memo)
             case Load(table=name):
@@ -306,7 +335,7 @@ class Arrays:
                     help="use it in `keep`, beside the selection",
                 )
 
-    def _points(self, axis: str, rows: Tensor | None) -> Tensor:
+    def points(self, axis: str, rows: Tensor | None) -> Tensor:
         """The index along an axis at each entry that is computed."""
         if side_of(axis) != "q" or rows is None:
             return self.lines.points(axis)
@@ -359,7 +388,7 @@ class Arrays:
             value = self._real(value)
             for place, (label, position) in enumerate(zip(declared, labels, strict=True)):
                 if side_of(position) == "q":
-                    points = self._points(_at(axes, position), rows)
+                    points = self.points(_at(axes, position), rows)
                     if position == "q" and label == "q":
                         if rows is not None:
                             value = value.index_select(1 + place, rows)
@@ -388,7 +417,7 @@ class Arrays:
                 value = value.index_select(1 + place, line)
                 labels = (*labels[:place], own, *labels[place + 1 :])
             elif label == DISTANCE and DISTANCE not in axes:
-                q, k = self._points("q", rows), self.lines.points("k")
+                q, k = self.points("q", rows), self.lines.points("k")
                 index = q[:, None] - k - self.lines.first_distance
                 value = value.movedim(1 + place, -1)[..., index]
                 labels = (*labels[:place], *labels[place + 1 :], "q", "k")
@@ -406,7 +435,7 @@ class Arrays:
             return rows, None
         key = f"{side} seen from {own}", id(rows)
         if key not in memo.rows:
-            line = self.lines.coordinate(side.partition(".")[2], own, self._points(own, rows))
+            line = self.lines.coordinate(side.partition(".")[2], own, self.points(own, rows))
             memo.rows[key] = torch.unique(line, return_inverse=True)
         return memo.rows[key]
 

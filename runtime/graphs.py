@@ -19,6 +19,7 @@ from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.checks import check_inputs
 from spdsl.runtime.lines import Lines
 from spdsl.runtime.memo import Memo
+from spdsl.runtime.narrowed import chosen_among
 from spdsl.runtime.operator import with_batch
 from spdsl.runtime.ranking import as_lists
 from spdsl.semantics.graph import Attention, Export, Merge, Select, StageGraph, is_free, loads, on_side, side_of
@@ -327,12 +328,20 @@ def _table(table: Table, call: Inputs, chosen: Arrays, values: Arrays) -> Tensor
 
 def lists(arrays: Arrays, name: str) -> Tensor:
     """The pairs of a set as lists of keys, int32 ``[batch or 1, …, rows, most]``: see `Table.listed`."""
+    if name not in arrays.listed:
+        arrays.listed[name] = _lists(arrays, name)
+    return arrays.listed[name]
+
+
+def _lists(arrays: Arrays, name: str) -> Tensor:
+    found = None
     if arrays.kernels:
         from spdsl.runtime.chains import chosen_lists
 
         found = chosen_lists(arrays, name)
-        if found is not None:
-            return found
+    found = chosen_among(arrays, name, lists) if found is None else found
+    if found is not None:
+        return found
     stage = arrays.stages[name]
     width = _width(arrays, name)
     parts = []

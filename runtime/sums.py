@@ -23,7 +23,7 @@ def over_rows(arrays: Arrays, stage: Pool) -> Tensor:
     assert own is not None
     rows = arrays.lines.points_of_rows(own)
     exist = torch.ones_like(rows, dtype=torch.bool)
-    for condition in _rows_alone(stage.only):
+    for condition in rows_alone(stage.only):
         # Rows that a probe leaves out are not computed.
         exist = exist & torch.as_tensor(arrays.evaluate(condition, (own,), rows, Memo()), device=rows.device).view(-1)
     if own == "q":
@@ -124,7 +124,7 @@ class _Total:
         return value.movedim(-1, 1 + stage.axes.index(DISTANCE))
 
 
-def _rows_alone(expr: Expr) -> list[Expr]:
+def rows_alone(expr: Expr) -> list[Expr]:
     """The parts of a condition that depend on queries alone."""
     return [
         part

@@ -18,6 +18,7 @@ from spdsl.codegen.chains.program import NOTHING, Known, Program
 from spdsl.codegen.chains.values import Values
 from spdsl.semantics import build
 from spdsl.semantics.graph import (
+    Descend,
     Mark,
     Prefix,
     Score,
@@ -89,6 +90,8 @@ def uncovered(stages: Mapping[str, Stage], name: str) -> str | None:
                 return "sums of the vectors of keys"
             case Smooth() | Prefix():
                 return "sums along the keys"
+            case Descend():
+                return "searches inside of blocks"
             case _:
                 pass
     return None

@@ -89,6 +89,10 @@ SCENES = {
     "vertical_slash": Scene(n=512, parameters={"columns": 50, "diagonals": 110, "probe": 32, "block": 8}),
     "minference_blocks": Scene(n=128, parameters={"block": 8, "picks": 5}),
     "flashprefill": Scene(n=256, parameters={"block": 8, "alpha": 0.8, "sinks": 1, "window": 2, "dense": 1}),
+    "hip": Scene(
+        n=256,
+        parameters={"rows": 16, "chunk": (32, 16, 8), "budget": (96, 48, 24), "sinks": 8, "window": 16},
+    ),
     "flexprefill": Scene(n=128, parameters={"block": 8, "mass": 0.4, "tau": 0.5, "least": 6}),
     "sparge": Scene(n=128, parameters={"rows": 16, "columns": 8, "theta": 0.05, "mass": 0.3}),
     "dhsa": Scene(

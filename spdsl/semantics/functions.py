@@ -12,7 +12,7 @@ from spdsl.semantics.members import merge
 from spdsl.semantics.reductions import REDUCTIONS, noise, reduce, top
 from spdsl.semantics.selections import force, only, score, select, softmax
 from spdsl.semantics.values import POISON, Poison, Scalar, Value
-from spdsl.semantics.vectors import mix, norm, smooth, unit
+from spdsl.semantics.vectors import descend, mix, norm, smooth, unit
 
 Handler: TypeAlias = Callable[[Evaluator, Invocation], Value]
 
@@ -113,5 +113,6 @@ FUNCTIONS: dict[str, Handler] = {
     "norm": norm,
     "mix": mix,
     "smooth": smooth,
+    "descend": descend,
 }
 """Handlers by name; what the grammar reads beyond these is in `unsupported`."""

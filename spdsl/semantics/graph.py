@@ -130,8 +130,30 @@ class Smooth(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Descend(Node):
+    """A search inside of each member of ``per``: the largest ``value`` that halving its positions meets.
+
+    From all positions of the member that exist, the half is taken, again and again until one position is left, whose
+    middle has the larger ``value``, the first where they are equal.  The middle of positions a to b - 1 is
+    (a + b) // 2, and the first half is the longer one.  What is not in ``only`` is smaller than all numbers; NaN where only that was
+    met.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    value: Expr
+    only: Expr
+    per: str
+
+    @property
+    def dtype(self) -> Dtype:
+        """Always a float."""
+        return "float"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prefix(Node):
-    """A reduction, for each query, of the ``value`` of the keys up to it: the axis ``k`` goes, ``q`` comes."""
+    """A reduction, for each query, of the ``value`` of keys up to it: the axis ``k`` becomes ``q``."""
 
     name: str
     axes: tuple[str, ...]
@@ -206,7 +228,7 @@ class Merge(Node):
         return "float"
 
 
-Stage: TypeAlias = Score | Pool | Softmax | Select | Smooth | Prefix | Mark | Attention | Merge
+Stage: TypeAlias = Score | Pool | Softmax | Select | Smooth | Descend | Prefix | Mark | Attention | Merge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +277,12 @@ def parts(stage: Stage) -> tuple[Expr, ...]:
     match stage:
         case Score(left=left, right=right, scale=scale):
             return (left, right) if scale is None else (left, right, scale)
-        case Pool(value=value, only=only) | Softmax(value=value, only=only) | Prefix(value=value, only=only):
+        case (
+            Pool(value=value, only=only)
+            | Softmax(value=value, only=only)
+            | Prefix(value=value, only=only)
+            | Descend(value=value, only=only)
+        ):
             return (value, only)
         case Select(value=value, only=only, forced=forced, amount=amount, least=least):
             return (value, only, forced, amount) if least is None else (value, only, forced, amount, least)
@@ -366,7 +393,7 @@ def _mapped(stage: Stage, change: Callable[[Expr], Expr]) -> Stage:
     match stage:
         case Score():
             return replace(stage, left=change(stage.left), right=change(stage.right), scale=maybe(stage.scale))
-        case Pool() | Softmax() | Prefix():
+        case Pool() | Softmax() | Prefix() | Descend():
             return replace(stage, value=change(stage.value), only=change(stage.only))
         case Smooth():
             return replace(stage, value=change(stage.value), only=change(stage.only), width=change(stage.width))

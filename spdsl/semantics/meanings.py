@@ -116,6 +116,7 @@ FUNCTIONS: dict[str, Meaning] = {
             ("norm", "norm(x)", "The length of each vector."),
             ("mix", "mix(share, V)", "For each query the sum of vectors of keys, each times its share."),
             ("smooth", "x |> smooth(5)", "The mean of neighbours along the axis of keys; what is absent counts as 0."),
+            ("descend", "x |> descend(per = k.blk)", "The best value that halving each block of keys meets."),
             ("softmax", "x |> softmax", "The softmax along the axis of keys, or `over = …`."),
         )
     },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from spdsl.semantics.graph import Attention, Mark, Merge, Pool, Prefix, Score, Select, Smooth, Softmax, Stage
+from spdsl.semantics.graph import Attention, Descend, Mark, Merge, Pool, Prefix, Score, Select, Smooth, Softmax, Stage
 from spdsl.semantics.nodes import (
     Apply,
     Attend,
@@ -164,6 +164,8 @@ def stage_text(stage: Stage) -> str:
             what = f"{_where(stage.value, stage.only)}{first} |> {word}({print_expr(amount)}, {along}{more})"
         case Smooth(over=over, width=width):
             what = f"smooth({_where(stage.value, stage.only)}, {print_expr(width)}, over = {over})"
+        case Descend(per=per):
+            what = f"descend({_where(stage.value, stage.only)}, per = {per})"
         case Prefix(kind=kind):
             what = f"{kind}({_where(stage.value, stage.only)}, upto = q)"
         case Mark(value=value):

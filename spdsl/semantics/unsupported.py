@@ -4,7 +4,7 @@ from __future__ import annotations
 
 UNSUPPORTED = frozenset(
     (
-        "dot", "silu", "elu", "sigmoid", "descend", "logsumexp", "previous", "delta", "hedgehog", "taylor",
+        "dot", "silu", "elu", "sigmoid", "logsumexp", "previous", "delta", "hedgehog", "taylor",
     )
 )  # fmt: skip
 """Functions of scores, tensors and recurrent states."""

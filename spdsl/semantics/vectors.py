@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from spdsl.semantics import build, spaces
 from spdsl.semantics.expressions import Evaluator, Invocation, excerpt
-from spdsl.semantics.graph import Pool, Score, Smooth, is_free, on_side, ordered
-from spdsl.semantics.nodes import Const
+from spdsl.semantics.graph import Descend, Pool, Score, Smooth, is_free, on_side, ordered
+from spdsl.semantics.nodes import Const, Coord, Index
 from spdsl.semantics.report import listing
-from spdsl.semantics.selections import along, candidates, keyword, wrapped
+from spdsl.semantics.selections import along, axis_of, candidates, keyword, wrapped
 from spdsl.semantics.values import POISON, Scalar, Value
 
 TINY = 1e-24
@@ -119,6 +119,62 @@ def mix(ev: Evaluator, call: Invocation) -> Value:
         span=call.span,
     )
     return spaces.add(ev, stage)
+
+
+def descend(ev: Evaluator, call: Invocation) -> Value:
+    """One value for each block of keys, found by halving it."""
+    if not keyword(ev, call, "per"):
+        return POISON
+    found = candidates(ev, call.args[0], "`descend`") if len(call.args) == 1 else None
+    argument = call.keywords.get("per")
+    if len(call.args) != 1 or argument is None:
+        return ev.error(
+            "SP204",
+            "`descend` takes a value of keys, and `per = …`",
+            call.span,
+            help="for example `score(Q, K) |> descend(per = k.blk)`",
+        )
+    per = axis_of(ev.evaluate(argument.value))
+    if found is None:
+        return POISON
+    axes = spaces.space(ev, (found.value, found.only), call.span)
+    if axes is None:
+        return POISON
+    if per is None or not per.startswith("k.") or "k" not in axes or found.forced is not None:
+        return ev.error(
+            "SP203",
+            f"`descend` goes from the positions of keys to blocks of them, not to {excerpt(argument.value)}",
+            argument.span,
+            note=f"the value varies along {listing(axes)}",
+            help="write `per = k.blk`, where `blk` is an axis of neighbours",
+        )
+    if not _neighbours(ev, per.partition(".")[2]):
+        return ev.unsupported(f"`descend` along `{per}`, whose members are not neighbours,", call.span)
+    stage = Descend(
+        name=ev.unit.stage_name(),
+        axes=ordered(frozenset(axes) - {"k"} | {per}),
+        value=build.to_float(found.value.expr),
+        only=found.only.expr,
+        per=per,
+        span=call.span,
+    )
+    value = spaces.add(ev, stage)
+    # What has met nothing is NaN, which is not equal to itself.
+    return wrapped(value, Scalar(expr=build.apply("eq", value.expr, value.expr), axes=value.axes, size=9))
+
+
+def _neighbours(ev: Evaluator, name: str) -> bool:
+    """Whether the members of an axis are runs of positions, each position in one."""
+    axis = ev.unit.axes.get(name)
+    if axis is None or axis.step is not None or len(axis.of) != 1:
+        return False
+    match axis.of[0]:
+        case Index(name="k"):
+            return True
+        case Coord(axis=inner):
+            return _neighbours(ev, inner)
+        case _:
+            return False
 
 
 def smooth(ev: Evaluator, call: Invocation) -> Value:

@@ -413,11 +413,54 @@ def flexprefill(q: Array, k: Array, v: Array, given: Given) -> Array:
     return attended(q, k, v, visible)
 
 
+def hip(q: Array, k: Array, v: Array, given: Given) -> Array:
+    size, (heads, n, d) = given["rows"], q.shape
+    ratio, sinks, window = heads // len(k), given["sinks"], given["window"]
+
+    def searched(h: int, i: int, chunks: list[range]) -> dict[int, float]:
+        """The best value that halving each chunk meets; chunks that meet none are left out."""
+        rows = [t for t in block(i, size, n) if t % given["every"] == 0]
+
+        def value(s: int) -> float:
+            products = [k[h // ratio, s] @ q[h, t] / math.sqrt(d) for t in rows if sinks <= s <= t - window]
+            return max(products, default=-math.inf)
+
+        found = {}
+        for number, chunk in enumerate(chunks):
+            met = [value(chunk[0])] if len(chunk) == 1 else []
+            while len(chunk) > 1:
+                half = -(-len(chunk) // 2)
+                halves = chunk[:half], chunk[half:]
+                values = [value((part[0] + part[-1] + 1) // 2) for part in halves]
+                met += values
+                chunk = halves[1] if values[1] > values[0] else halves[0]
+            if max(met, default=-math.inf) > -math.inf:
+                found[number] = max(met)
+        return found
+
+    chosen = {}
+    for h in range(heads):
+        for i in range(-(-n // size)):
+            # The chunks of a round are the parts of those that the round before has kept.
+            kept = [range(n)]
+            for length, budget in zip(given["chunk"], given["budget"], strict=True):
+                parts = [block(j, length, n) for j in range(-(-n // length))]
+                inside = [part for part in parts if any(part[0] in outer for outer in kept)]
+                scores = searched(h, i, inside)
+                kept = [inside[j] for j in best(scores, budget // length)]
+            chosen[h, i] = {s for part in kept for s in part}
+
+    def seen(h: int, t: int) -> list[int]:
+        return [s for s in range(t + 1) if s in chosen[h, t // size] or s < sinks or t - s < window]
+
+    return attended(q, k, v, seen)
+
+
 ROUTED: dict[str, Callable[[Array, Array, Array, Given], Array]] = {
     each.__name__: each
     for each in (
         llsa, flux, minference_blocks, flashprefill, sparsed_build, sparsed_reuse, delta, hylra, kinetics, superlinear,
-        routing, sparge, dhsa, rectified, sea, longnet, longformer_global, flexprefill,
+        routing, sparge, dhsa, rectified, sea, longnet, longformer_global, flexprefill, hip,
     )
 } | {"snapkv": causal, "ada_snapkv": causal}  # fmt: skip
 """The output of every pattern of the library that has levels, routes or reuses."""

@@ -101,6 +101,17 @@ ROUTERS = (
         inputs=_second,
         trained=("QG", "KG", "VG"),
     ),
+    Case(
+        name="hip",
+        parameters={
+            "rows": 8,
+            "chunk": (16, 8, 4),
+            "budget": (48, 24, 8),
+            "every": 2,
+            "sinks": 3,
+            "window": 9,
+        },
+    ),
     Case(name="flexprefill", parameters={"block": 16, "mass": 0.47, "tau": 0.12, "least": 3}),
 )
 """At least one case for each of them."""
