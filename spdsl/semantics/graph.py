@@ -133,10 +133,9 @@ class Smooth(Node):
 class Descend(Node):
     """A search inside of each member of ``per``: the largest ``value`` that halving its positions meets.
 
-    From all positions of the member that exist, the half is taken, again and again until one position is left, whose
-    middle has the larger ``value``, the first where they are equal.  The middle of positions a to b - 1 is
-    (a + b) // 2, and the first half is the longer one.  What is not in ``only`` is smaller than all numbers; NaN where only that was
-    met.
+    From all positions of the member that exist, the half is taken, again and again until one is left, whose middle has
+    the larger ``value``, the first where they are equal.  The middle of positions a to b - 1 is (a + b) // 2, and the
+    first half is the longer one.  What is not in ``only`` is smaller than all numbers; NaN where only that was met.
     """
 
     name: str
