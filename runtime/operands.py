@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spdsl.codegen.chains.parts import Vectors
-from spdsl.codegen.chains.values import wrapped
+from spdsl.codegen.chains.products import wrapped
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.memo import Memo
 from spdsl.semantics.graph import TENSORS, Pool, Score, on_side

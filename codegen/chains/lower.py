@@ -15,6 +15,8 @@ from spdsl.codegen.chains.affine import tidy
 from spdsl.codegen.chains.parts import Arguments
 from spdsl.codegen.chains.places import Place, UncoveredError
 from spdsl.codegen.chains.program import NOTHING, Known, Program
+from spdsl.codegen.chains.touched import condition as condition_at
+from spdsl.codegen.chains.touched import intervals
 from spdsl.codegen.chains.values import Values
 from spdsl.semantics import build
 from spdsl.semantics.graph import (
@@ -168,7 +170,7 @@ def _may(values: Values, place: Place, condition: Expr) -> Expr:
         "rows": (Index(name="row_first"), Index(name="row_last")),
         "columns": (Index(name="column_first"), Index(name="column_last")),
     }
-    return tidy(values.intervals(ends).may(values.condition(condition, place)))
+    return tidy(intervals(values, ends).may(condition_at(values, condition, place)))
 
 
 def _keys(values: Values, stage: Select | Mark) -> ChainKernel:

@@ -1,0 +1,123 @@
+"""Scores as matrix products of a tile of rows with a tile of columns.
+
+From: a score and a place.  To: lines that load vectors of queries, the terms of which vectors of keys are sums, and
+their product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from spdsl.codegen.chains.parts import Vectors
+from spdsl.codegen.chains.places import Place, UncoveredError
+from spdsl.codegen.chains.program import NOTHING
+from spdsl.semantics import build
+from spdsl.semantics.graph import Score, index_of, on_side, side_of
+from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Param
+from spdsl.semantics.rewrite import free_axes, transform
+
+if TYPE_CHECKING:
+    from spdsl.codegen.chains.values import Values
+
+
+def score(values: Values, stage: Score, place: Place) -> Expr:
+    """A matrix product, times the scale."""
+    found = product(values, stage, place)
+    return values.program.name("score", build.mul(found, Param(name=scale(values, stage), dtype="float")))
+
+
+def scale(values: Values, stage: Score) -> str:
+    """The name of the factor of a score."""
+    name = f"{stage.name}_scale"
+    values.factors[name] = stage.name
+    values.program.known[name] = NOTHING
+    return name
+
+
+def product(values: Values, stage: Score, place: Place) -> Expr:
+    """A matrix product."""
+    program = values.program
+    query, key = stage.left, stage.right
+    if on_side(free_axes(query), "k") is not None:
+        query, key = key, query
+    terms = values.terms[stage.name]
+    rows = _vectors(values, f"{stage.name}_q", query, stage.over, "q")
+    columns = _vectors(values, f"{stage.name}_k", key, stage.over, "k")
+    columns = values.vectors[columns.name] = replace(columns, terms=max(1, terms))
+    left = _tile(values, rows, place, query, terms, 0)
+    found: Expr | None = None
+    # The smallest terms first, so that none is lost beside the larger ones.
+    for term in reversed(range(columns.terms)):
+        right = _tile(values, columns, place, key, terms, term)
+        what = program.of(left) | program.of(right)
+        so_far = "" if found is None else f", {program.atom(found)}"
+        precision = ', input_precision="ieee"' if terms == 0 else ""
+        text = f"tl.dot({program.text(left)}, {program.text(right)}{so_far}{precision})"
+        found = program.let("product", text, what, "float")
+    assert found is not None
+    return found
+
+
+def _vectors(values: Values, name: str, expr: Expr, over: str, side: str) -> Vectors:
+    base, _ = wrapped(expr) if side == "q" else (expr, None)
+    axes = sorted(axis for axis in free_axes(base) - {"b", over} if side_of(axis) is None)
+    rows = on_side(free_axes(base), "q" if side == "q" else "k")
+    if rows is None or on_side(free_axes(base), "k" if side == "q" else "q") is not None:
+        raise UncoveredError("products that are not of queries with keys")
+    found = Vectors(name=name, expr=base, axes=tuple(axes), rows=rows, feature=over)
+    values.vectors.setdefault(name, found)
+    return found
+
+
+def _tile(values: Values, vectors: Vectors, place: Place, expr: Expr, terms: int, term: int) -> Expr:
+    """Rows as ``[BLOCK_R, FEATURES]``, keys as ``[FEATURES, BLOCK_C]``; zeros where there are none."""
+    program, name = values.program, vectors.name
+    is_query = name.endswith("_q")
+    what, base = NOTHING, [name, f"tl.cast(b, tl.int64) * {name}_b"]
+    for axis in vectors.axes:
+        index = values.at(index_of(axis), place)
+        what = what | program.of(index)
+        base.append(f"tl.cast({program.atom(index)}, tl.int64) * {name}_{axis}")
+    if term:
+        base.append(f"{term} * {name}_t")
+    entry = values.at(index_of(vectors.rows), place)
+    entry = build.sub(entry, Extent(name="q_start")) if vectors.rows == "q" else entry
+    entry = program.name("entry", entry)
+    whole = what | program.of(entry)
+    feature = f"tl.arange(0, {name.upper()})"
+    feature = program.atom(
+        program.let("feature", f"{feature}[None, :]" if is_query else f"{feature}[:, None]", NOTHING, "int")
+    )
+    start = program.atom(program.let("start", " + ".join(base), what, "int"))
+    at = program.atom(entry)
+    inside = program.atom(program.let("there", f"({at} >= 0) & ({at} < {name}_rows)", program.of(entry), "bool"))
+    text = f"tl.load({start} + {at} * {name}_r + {feature} * {name}_f, "
+    text += f"mask={inside} & ({feature} < {name}_size), other=0.0)"
+    text += ".to(tl.float32)" if terms == 0 else ""
+    found = program.let("query" if is_query else "key", text, whole, "float")
+    if not is_query:
+        return found
+    _, wrap = wrapped(expr)
+    assert wrap is not None
+    made = transform(wrap, lambda node: found if node == _HOLE else None)
+    if made is found:
+        return found
+    plain = "" if terms == 0 else f".to({program.atom(found)}.dtype)"
+    return program.let("query", f"({program.text(made)}){plain}", whole, "float")
+
+
+_HOLE = Param(name="?", dtype="float")
+
+
+def wrapped(expr: Expr) -> tuple[Expr, Expr]:
+    """What is loaded of an array of queries, and what is then done to its numbers without rounding any."""
+    match expr:
+        case Apply(op="max" | "min" as op, args=(inner, Const(value=0 | 0.0) as nothing)):
+            base, wrap = wrapped(inner)
+            return base, replace(expr, op=op, args=(wrap, nothing))
+        case Apply(op="neg" | "abs", args=(inner,)):
+            base, wrap = wrapped(inner)
+            return base, replace(expr, args=(wrap,))
+        case _:
+            return expr, _HOLE

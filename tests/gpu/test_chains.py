@@ -1,0 +1,88 @@
+"""Selections by generated kernels on a GPU: the lists that torch makes, and of near ties none but near ties."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+import spdsl
+from spdsl.runtime import graphs
+from spdsl.runtime.memo import Memo
+from spdsl.runtime.ranking import FAR
+from spdsl.semantics.graph import Select
+from spdsl.semantics.nodes import BoundPattern
+from tests.library.cases import Case, Sizes
+from tests.library.selections import SELECTIONS
+from tests.library.test_selections import made
+
+pytestmark = pytest.mark.gpu
+
+SHAPES = (
+    Sizes(batch=2, heads=6, groups=2, nq=301, n=301),
+    Sizes(batch=1, heads=16, groups=1, nq=5, n=700),
+    Sizes(batch=1, heads=3, groups=3, nq=1, n=65),
+)
+
+
+def both(pattern: BoundPattern, q: Tensor, k: Tensor, v: Tensor, tables: dict[str, Tensor]) -> list[tuple[str, Any]]:
+    """The lists of each selection, by kernels and by torch."""
+    start = k.shape[2] - q.shape[2]
+    calls = [graphs.Inputs(q=q, k=k, v=v, tables=tables, q_start=start, kernels=way) for way in (True, False)]
+    found, wanted = (graphs.selections(pattern, call) for call in calls)
+    pairs = []
+    for name, lists in found.items():
+        other, width = wanted[name], max(lists.shape[-1], wanted[name].shape[-1])
+        wide = [pad(each, (0, width - each.shape[-1]), value=FAR) for each in (lists, other)]
+        pairs.append((name, torch.broadcast_tensors(*wide)))
+    return pairs
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.heads}of{s.groups}x{s.nq}x{s.n}")
+@pytest.mark.parametrize("case", SELECTIONS, ids=lambda case: case.name)
+def test_lists_are_those_of_torch(case: Case, shape: Sizes, dtype: torch.dtype) -> None:
+    if case.n is not None:
+        shape = Sizes(batch=shape.batch, heads=shape.heads, groups=shape.groups, nq=case.n, n=case.n)
+    _, tensors, inputs = made(case, shape)
+    q, k, v = (x.to("cuda", dtype) for x in tensors)
+    pattern = spdsl.compile(case.name, **case.parameters).bind(shape.heads, shape.groups, 8)  # type: ignore[arg-type]
+    for name, (found, wanted) in both(pattern, q, k, v, {each: table.cuda() for each, table in inputs.items()}):
+        assert torch.equal(found, wanted), name
+
+
+@pytest.mark.parametrize(("nq", "n"), [(700, 5000), (40, 33_000), (3, 70_000)])
+def test_rows_of_all_widths(nq: int, n: int) -> None:
+    torch.manual_seed(n)
+    # Few numbers, so that ties abound.
+    delta = torch.randint(0, 9, (2, n), device="cuda").float()
+    q, k = torch.randn(1, 2, nq, 16, device="cuda"), torch.randn(1, 2, n, 16, device="cuda")
+    pattern = spdsl.compile("dma", width=600).bind(2, 2, 16)
+    for _, (found, wanted) in both(pattern, q, k, k, {"delta": delta}):
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("moba", {"block": 64, "picks": 9}), ("infllm_v2", {"picks": 9, "window": 128, "dense": 0})],
+)
+def test_only_near_ties_may_differ(name: str, parameters: dict[str, object]) -> None:
+    """Where lists differ, the values of what one has and the other has not are within 1e-5 of each other."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 8, 4096, 128, device="cuda", dtype=torch.bfloat16)
+    k, v = k[:, :2], v[:, :2]
+    pattern = spdsl.compile(name, **parameters).bind(8, 2, 128)  # type: ignore[arg-type]
+    ((chosen, (found, wanted)),) = both(pattern, q, k, v, {})
+    rows = (found != wanted).any(-1)
+    assert rows.float().mean() < 1e-3
+    arrays = graphs._arrays(pattern, graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0), grad=False)
+    stage = arrays.stages[chosen]
+    assert isinstance(stage, Select)
+    for b, h, row in rows.nonzero().tolist():
+        value = arrays.full(stage.value, stage.axes, torch.tensor([row], device="cuda"), Memo())[b, h, 0]
+        one, two = (set(lists[b, h, row].tolist()) for lists in (found, wanted))
+        worth = value[torch.tensor(sorted(one ^ two), device="cuda")]
+        assert float(worth.max() - worth.min()) <= 1e-5 * float(worth.abs().max())
