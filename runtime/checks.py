@@ -195,8 +195,9 @@ def check_input(
             table.span,
             help=f"move it with `{table.name}.to(q.device)`",
         )
-    if given.dtype not in _TYPES[table.dtype]:
-        names = ", ".join(str(each).removeprefix("torch.") for each in _TYPES[table.dtype])
+    types = _TYPES["int"][:1] if table.listed else _TYPES[table.dtype]
+    if given.dtype not in types:
+        names = ", ".join(str(each).removeprefix("torch.") for each in types)
         raise error(
             "SP347", f"`{table.name}` is {_type(given)}, but is declared {table.dtype}", table.span, help=f"use {names}"
         )
@@ -217,7 +218,9 @@ def check_input(
             help="pass 1 or as many as there are sequences" if not named_b else "pass one for each sequence",
         )
     sizes = given.shape if named_b else given.shape[1:]
-    for axis, size in zip(table.axes, sizes, strict=True):
+    # Lists are as long as they are.
+    axes = table.axes[:-1] if table.listed else table.axes
+    for axis, size in zip(axes, sizes, strict=not table.listed):
         _check_size(table, axis, size, q, k, extents, ragged=ragged)
 
 

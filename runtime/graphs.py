@@ -23,6 +23,7 @@ from spdsl.runtime.narrowed import chosen_among
 from spdsl.runtime.operator import with_batch
 from spdsl.runtime.ranking import as_lists
 from spdsl.semantics.graph import Attention, Export, Merge, Select, StageGraph, is_free, loads, on_side, side_of
+from spdsl.semantics.graph import parts as parts_of
 from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load, Table
 from spdsl.semantics.rewrite import free_axes
 from spdsl.semantics.softmaxes import MEMBER, POSITIONS, softmax_pattern
@@ -123,10 +124,41 @@ def _of_sequence(table: Table, given: Tensor, batch: int, length: int) -> Tensor
     return given
 
 
-def exports(pattern: BoundPattern, call: Inputs) -> dict[str, Tensor]:
-    """The exports by name, ``[batch, *axes]`` with floats in fp32; differentiable, and 0 where a value is absent."""
-    values = _arrays(pattern, call, grad=True)
-    return {each.name: _exported(values, each) for each in _graph(pattern).exports}
+def exports(pattern: BoundPattern, call: Inputs, *, compact: bool = False) -> dict[str, Tensor]:
+    """The exports by name, ``[batch, *axes]`` with floats in fp32; differentiable, and 0 where a value is absent.
+
+    With ``compact`` sets of pairs are lists of keys.
+    """
+    values, chosen = _arrays(pattern, call, grad=True), _arrays(pattern, call, grad=False)
+    return {
+        each.name: _listed(chosen, each) if compact and _is_of_pairs(each) else _exported(values, each)
+        for each in _graph(pattern).exports
+    }
+
+
+def _is_of_pairs(exported: Export) -> bool:
+    axes = exported.axes
+    return exported.value.dtype == "bool" and on_side(axes, "q") is not None and side_of(axes[-1]) == "k"
+
+
+def _listed(chosen: Arrays, exported: Export) -> Tensor:
+    """A set of pairs as lists of keys, int32 ``[batch, …, rows, most]``."""
+    match exported.value:
+        case Load(table=name) if name in chosen.stages and exported.only == Const(value=True):
+            found = lists(chosen, name)
+        case _:
+            axis = on_side(exported.axes, "q")
+            assert axis is not None
+            rows = torch.arange(chosen.lines.size(axis), device=chosen.lines.device)
+            width = max(
+                (chosen.row_width(chosen.stages[each]) for each in _stages_of(chosen, exported.value)), default=1
+            )
+            parts = []
+            for some in rows.split(max(1, chosen.budget // max(1, width))):
+                part = _export_rows(chosen, exported, some)
+                parts.append(as_lists(part, max(1, int(part.sum(-1).max()) if part.numel() else 0)))
+            found = _joined(parts, 1 + exported.axes.index(axis))
+    return found.expand(chosen.lines.batch, *found.shape[1:])
 
 
 def _exported(values: Arrays, exported: Export) -> Tensor:
@@ -160,6 +192,7 @@ def _graph(pattern: BoundPattern) -> StageGraph:
 
 
 def _arrays(pattern: BoundPattern, call: Inputs, *, grad: bool) -> Arrays:
+    _refuse_lists(pattern)
     tables = {table.name: with_batch(table, call.tables[table.name]) for table in pattern.tables}
     check_inputs(pattern.tables, tables, call.q, call.k, call.v, call.q_start)
     tensors = {"Q": call.q, "K": call.k, "V": call.v, **tables}
@@ -178,6 +211,22 @@ def _arrays(pattern: BoundPattern, call: Inputs, *, grad: bool) -> Arrays:
     kernels = call.q.device.type == "cuda" if call.kernels is None else call.kernels
     budget = _BUDGET.get(call.q.device.type, 1 << 22)
     return Arrays(lines=lines, stages=stages, tensors=tensors, budget=budget, kernels=kernels)
+
+
+def _refuse_lists(pattern: BoundPattern) -> None:
+    """Refuse inputs that are given as lists where they are more than a part of `keep`."""
+    given = {table.name for table in pattern.tables if table.listed}
+    for stage in _graph(pattern).stages if given else ():
+        clauses = parts_of(stage)[3:4] if isinstance(stage, Attention) else ()
+        for part in parts_of(stage):
+            if loads(part) & given and part not in clauses:
+                name = min(loads(part) & given)
+                raise error(
+                    "SP347",
+                    f"`{name}` is given as lists, but stages compute with it",
+                    stage.span,
+                    help="pass bools, one for each pair",
+                )
 
 
 # ---------------------------------------------------------------- softmaxes
@@ -349,11 +398,16 @@ def _lists(arrays: Arrays, name: str) -> Tensor:
         part = arrays.array(name, rows, Memo())
         most = width if width is not None else int(part.sum(-1).max()) if part.numel() else 0
         parts.append(as_lists(part, max(1, most)))
-    widest = max(part.shape[-1] for part in parts)
-    far = [torch.nn.functional.pad(part, (0, widest - part.shape[-1]), value=2**31 - 1) for part in parts]
     axis = on_side(stage.axes, "q")
     assert axis is not None
-    return torch.cat(far, dim=1 + stage.axes.index(axis))
+    return _joined(parts, 1 + stage.axes.index(axis))
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """The lists of some rows after those of others."""
+    widest = max(part.shape[-1] for part in parts)
+    far = [torch.nn.functional.pad(part, (0, widest - part.shape[-1]), value=2**31 - 1) for part in parts]
+    return torch.cat(far, dim=dim)
 
 
 def _width(arrays: Arrays, name: str) -> int | None:

@@ -21,6 +21,25 @@ _MOST = 4096
 """Sizes of axes that are remembered."""
 
 
+def sizes_of_keys(pattern: BoundPattern, tables: Mapping[str, Tensor], q: Tensor, k: Tensor) -> dict[str, int]:
+    """The size of the last axis of each input that has one of keys, in a call whose sequences are alike."""
+    lines = Lines(
+        pattern=pattern,
+        tables=tables,
+        batch=q.shape[0],
+        nq=q.shape[2],
+        n=k.shape[2],
+        q_start=k.shape[2] - q.shape[2],
+        device=q.device,
+    )
+    last = {table.name: table.axes[-1] for table in pattern.tables if table.axes}
+    return {
+        name: lines.n if axis.kind == "token" else lines.size(axis.label)
+        for name, axis in last.items()
+        if axis.kind == "token" or (axis.kind == "axis" and axis.label.startswith("k."))
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lines:
     """The axes of a call with ``nq`` queries from ``q_start`` on and ``n`` keys, in all ``batch`` sequences alike."""

@@ -7,7 +7,7 @@ among them.  Nothing of the size of all pairs is made: a row costs its candidate
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +61,7 @@ def chosen_among(arrays: Arrays, name: str, lists: Lists) -> Tensor | None:
     heads = [axis for axis in stage.axes if axis not in (row, key)]
     if row is None or key is None or stage.over != key or len(heads) > 1 or count < 1:
         return None
-    outer = _outer(arrays, stage)
+    outer = outer_of(arrays.stages, stage)
     if outer is None or any(axis not in ("h", "g") for axis in heads):
         return None
     try:
@@ -70,15 +70,15 @@ def chosen_among(arrays: Arrays, name: str, lists: Lists) -> Tensor | None:
         return None
 
 
-def _outer(arrays: Arrays, stage: Select) -> str | None:
+def outer_of(stages: Mapping[str, Stage], stage: Select) -> str | None:
     """An earlier selection of members of a coarser axis, among whose keys a selection chooses."""
     conditions = conjuncts(stage.only)
     for each in walk(stage.value):
-        if isinstance(each, Load) and isinstance(found := arrays.stages.get(each.table), Descend):
+        if isinstance(each, Load) and isinstance(found := stages.get(each.table), Descend):
             conditions += conjuncts(found.only)
     for condition in conditions:
         match condition:
-            case Load(table=name) if isinstance(other := arrays.stages.get(name), Select):
+            case Load(table=name) if isinstance(other := stages.get(name), Select):
                 coarse = on_side(other.axes, "k")
                 if coarse is not None and "." in coarse and coarse != stage.over and on_side(other.axes, "q"):
                     return name

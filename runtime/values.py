@@ -48,7 +48,8 @@ def value_faults(call: Call, tables: Tables, *, narrow: bool = False) -> Iterato
         if narrow and given.dtype == torch.int64 and table.name in read:
             yield _too_large(table, given)
     if call.places is None:
-        declared = {table.name: table for table in call.plan.problem.pattern.tables if not table.made}
+        tables_given = (table for table in call.plan.problem.pattern.tables if not (table.made or table.listed))
+        declared = {table.name: table for table in tables_given}
         for load, when in _reads(call):
             if load.table in declared:
                 yield from _outside(declared[load.table], load, when, pairs_of(call), tables)

@@ -27,7 +27,8 @@ from spdsl.arguments import (
 from spdsl.choices import mode
 from spdsl.diagnostics import SpatError, error
 from spdsl.library import names, read_file, resolver, text_of
-from spdsl.pipeline import Value, bound, key_of, opened, read, softmax_key
+from spdsl.pipeline import Value, bound, key_of, listed_key, opened, read, softmax_key
+from spdsl.reuse import as_bools, given_as_lists
 from spdsl.runtime import operator
 from spdsl.runtime.checks import check_tensors, raise_pending
 from spdsl.runtime.direct import Direct
@@ -121,16 +122,24 @@ class Attention:
         layer: int | None = None,
         backend: str | None = None,
         deterministic: bool | None = None,
+        lists: tuple[str, ...] = (),
     ) -> None:
+        """As `compile`; ``lists`` names inputs that are given as lists (see `spdsl.reuse`)."""
         self.pattern = pattern
         self.parameters = dict(parameters)
         self.layer = layer
         self.backend = backend
+        self.deterministic = deterministic
         self._key = key_of(pattern.checked, self.parameters, layer, backend, bool(deterministic))
+        if lists:
+            self._key = listed_key(self._key, lists)
         bound(self._key, 1, 1, 64)
         # What the operators are given: one key for all values of the free parameters.
         self._open_key, self._values = opened(self._key)
         self._direct = Direct(self._open_key, self._values, pattern.inputs)
+        # Inputs that are given as lists, and the same pattern for calls that do so.
+        self._lists = lists
+        self._listed: dict[tuple[str, ...], Attention] = {}
 
     def __repr__(self) -> str:
         settings = {"layer": self.layer, "backend": self.backend}
@@ -192,6 +201,10 @@ class Attention:
         check_tensors(q, k, v)
         given = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
         refuse_transforms((q, k, v, *given.values()))
+        lists = () if traced else given_as_lists(self.pattern.checked.tables, given)
+        if set(lists) - set(self._lists):
+            places_given: dict[str, Any] = {"q_start": q_start, "k_start": k_start, "k_len": k_len, "pages": pages}
+            return self._of_lists(lists)(q, k, v, return_lse=return_lse, **places_given, **given)
         if not torch.compiler.is_compiling() and mode() == "first":
             from spdsl.tuning import on_first_use
 
@@ -255,6 +268,17 @@ class Attention:
         check_tensors(q, k.transpose(1, 2), v.transpose(1, 2), any_type=any_type, paged=True)
         return place_pages(q, k, v, pages, *given)
 
+    def _of_lists(self, names: tuple[str, ...]) -> Attention:
+        """The same for calls that give these inputs as lists."""
+        if names not in self._listed:
+            settings: dict[str, Any] = {
+                "layer": self.layer,
+                "backend": self.backend,
+                "deterministic": self.deterministic,
+            }
+            self._listed[names] = Attention(self.pattern, self.parameters, lists=names, **settings)
+        return self._listed[names]
+
     def _staged(
         self,
         q: Tensor,
@@ -303,6 +327,7 @@ class Attention:
         if return_lse:
             reference.refuse_no_lse(pattern)
         tables = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
+        tables = self._as_bools(pattern, tables, q, k)
         rows = k.shape[2]
         kept_k, kept_v, places, _, start = place(q, k, v, q_start, k_start, k_len)
         if places is None:
@@ -311,12 +336,32 @@ class Attention:
         out, lse = reference.attend(pattern, q, k, v, tables=tables, q_start=q_start, k_start=k_start, k_len=k_len)
         return (out, lse) if return_lse and lse is not None else out
 
+    def _as_bools(self, pattern: BoundPattern, tables: dict[str, Tensor], q: Tensor, k: Tensor) -> dict[str, Tensor]:
+        """Inputs for the reference, lists written out."""
+        names = given_as_lists(self.pattern.checked.tables, tables)
+        if not names:
+            return tables
+        from spdsl.runtime.lines import sizes_of_keys
+
+        sizes = sizes_of_keys(pattern, tables, q, k)
+        return {name: as_bools(table, sizes[name]) if name in names else table for name, table in tables.items()}
+
     def exports(
-        self, /, q: Tensor, k: Tensor, v: Tensor, *, q_start: int | None = None, **inputs: Any
+        self,
+        /,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        q_start: int | None = None,
+        compact: bool = False,
+        **inputs: Any,
     ) -> dict[str, Tensor]:
         """What the pattern exports, by name: ``[batch, axis, …]`` in the order of heads, queries, keys.
 
-        Floats are float32 and differentiable in tensors and inputs; they are 0 where a value is absent.
+        Floats are float32 and differentiable in tensors and inputs; they are 0 where a value is absent.  With
+        ``compact`` sets of pairs are lists: int32, in place of the last axis the keys of each row, ascending, and then
+        2³¹ − 1.  Inputs that are sets take them.
 
         Raises:
             SpatError: as a call with these tensors would.
@@ -326,10 +371,12 @@ class Attention:
             return {}
         check_tensors(q, k, v)
         given = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
+        given = self._as_bools(pattern, given, q, k)
         k, v, _, _, start = place(q, k, v, q_start, None, None)
         from spdsl.runtime import graphs
 
-        return graphs.exports(pattern, graphs.Inputs(q=q, k=k, v=v, tables=given, q_start=start))
+        call = graphs.Inputs(q=q, k=k, v=v, tables=given, q_start=start)
+        return graphs.exports(pattern, call, compact=compact)
 
     def bind(self, heads: int, groups: int, head_dim: int) -> BoundPattern:
         """The pattern as the compiler sees it for these sizes.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -129,7 +130,16 @@ def bound(key: str, heads: int, groups: int, head_dim: int) -> BoundPattern:
         head_dim=head_dim,
         free=fields["free"],
     )
+    if "listed" in fields:
+        # The values of these inputs are lists: see `spdsl.reuse`.
+        tables = tuple(replace(table, listed=table.name in fields["listed"]) for table in found.tables)
+        found = replace(found, tables=tables)
     return softmax_pattern(found, fields["softmax"]) if "softmax" in fields else found
+
+
+def listed_key(key: str, names: Sequence[str]) -> str:
+    """The key of a pattern whose inputs of these names are given as lists."""
+    return json.dumps(json.loads(key) | {"listed": sorted(names)})
 
 
 @lru_cache(maxsize=512)

@@ -17,7 +17,24 @@ from spdsl.pipeline import bound, softmax_key
 from spdsl.runtime import graphs
 from spdsl.runtime.checks import check_tensors
 from spdsl.runtime.lines import Lines
-from spdsl.semantics.graph import Attention, Merge, Pool, Score, Stage, is_free, loads, parts, side_of
+from spdsl.runtime.narrowed import outer_of
+from spdsl.semantics.graph import (
+    Attention,
+    Descend,
+    Export,
+    Merge,
+    Pool,
+    Score,
+    Select,
+    Stage,
+    StageGraph,
+    is_free,
+    loads,
+    on_side,
+    parts,
+    side_of,
+)
+from spdsl.semantics.nodes import Const, Load
 from spdsl.semantics.show import stage_text
 
 
@@ -35,6 +52,27 @@ class StageReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """What an export takes: its bytes as it stands, and, of a set of pairs, those of its lists.
+
+    ``listed`` is None where each row has as many keys as it turns out, at four bytes each.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    bytes: int
+    listed: int | None
+    is_set: bool
+
+    def text(self) -> str:
+        """The report as a line."""
+        found = f"export {self.name}[{', '.join(self.axes)}]: {self.bytes:,} bytes"
+        if not self.is_set:
+            return found
+        return f"{found} as bools, {'4 for each pair' if self.listed is None else f'{self.listed:,}'} as lists"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GraphReport:
     """What `Attention.explain` tells about a pattern with stages; ``softmaxes`` by the names of their stages.
 
@@ -46,6 +84,7 @@ class GraphReport:
     makers: tuple[tuple[str, str], ...]
     softmaxes: tuple[tuple[str, Report], ...]
     head_dim: int
+    exports: tuple[ExportReport, ...] = ()
 
     @property
     def products(self) -> int:
@@ -79,6 +118,7 @@ class GraphReport:
             lines.append(f"  {stage.text}: {cost}")
         lines += [f"{name} is made {how}" for name, how in self.makers]
         lines.append(f"scores are {self.share:.1%} of the multiply-adds of the forward pass")
+        lines += [each.text() for each in self.exports]
         for name, report in self.softmaxes:
             lines += [f"softmax {name}", *(f"  {line}" for line in report.text().splitlines())]
         return "\n".join(lines)
@@ -115,19 +155,75 @@ def explain_stages(
     return GraphReport(
         pattern=pattern.name,
         stages=tuple(
-            _stage(stage, lines, kept.get(stage.name, 0))
+            _stage(pattern.graph, stage, lines, kept.get(stage.name, 0))
             for stage in pattern.graph.stages
             if not isinstance(stage, Attention | Merge)
         ),
         makers=tuple(graphs.makers(pattern, replace(call, kernels=on_gpu)).items()),
         softmaxes=tuple(softmaxes),
         head_dim=q.shape[3],
+        exports=tuple(_export(pattern.graph, each, lines) for each in pattern.graph.exports),
     )
 
 
-def _stage(stage: Stage, lines: Lines, kept: int) -> StageReport:
+def _export(graph: StageGraph, exported: Export, lines: Lines) -> ExportReport:
+    sizes = [lines.size(axis) for axis in exported.axes]
+    is_set = exported.value.dtype == "bool" and side_of(exported.axes[-1]) == "k" and len(sizes) > 1
+    width = None
+    match exported.value:
+        case Load(table=name):
+            match next((stage for stage in graph.stages if stage.name == name), None):
+                case Select(by="count", amount=Const(value=count), over=over, also=()) if over == exported.axes[-1]:
+                    width = min(int(count), lines.size(over))
+                case _:
+                    pass
+        case _:
+            pass
+    each = {"bool": 1, "int": 8, "float": 4}[exported.value.dtype]
+    listed = None if width is None else 4 * lines.batch * math.prod(sizes[:-1]) * width
+    return ExportReport(
+        name=exported.name,
+        axes=exported.axes,
+        bytes=each * lines.batch * math.prod(sizes),
+        listed=listed,
+        is_set=is_set,
+    )
+
+
+def _keys(graph: StageGraph, lines: Lines, stage: Stage) -> int:
+    """How many keys of a row are looked at: all, or candidates of an earlier selection, and what searches meet."""
+    own = on_side(stage.axes, "k")
+    every = 1 if own is None else lines.size(own)
+    found = 0
+    for reader in graph.stages:
+        if stage.name not in frozenset[str]().union(*(loads(part) for part in parts(reader))):
+            continue
+        match reader:
+            case Select() if (outer := outer_of({each.name: each for each in graph.stages}, reader)) is not None:
+                above = graph.stage(outer)
+                coarse = on_side(above.axes, "k")
+                assert coarse is not None
+                width = lines.size(coarse)
+                if isinstance(above, Select) and isinstance(above.amount, Const):
+                    width = min(width, int(above.amount.value))
+                found += width * -(-every // max(1, lines.size(coarse)))
+            case Descend(per=per) if own == "k":
+                halvings = max(0, -(-every // max(1, lines.size(per))) - 1).bit_length()
+                found += _keys(graph, lines, reader) * (2 * halvings + 1)
+            case Pool(over="q", per=str()):
+                found += _keys(graph, lines, reader)
+            case _:
+                return every
+    return min(every, found) if found else every
+
+
+def _stage(graph: StageGraph, stage: Stage, lines: Lines, kept: int) -> StageReport:
     numbers = lines.batch * math.prod(lines.size(axis) for axis in stage.axes)
-    products = numbers * lines.size(stage.over) if isinstance(stage, Score) else 0
+    products = 0
+    if isinstance(stage, Score):
+        own = on_side(stage.axes, "k")
+        numbers = numbers if own is None else numbers // max(1, lines.size(own)) * _keys(graph, lines, stage)
+        products = numbers * lines.size(stage.over)
     of_keys = all(side_of(axis) != "q" for axis in stage.axes) or any(map(is_free, stage.axes))
     whole = isinstance(stage, Pool) and of_keys and bool(loads(parts(stage)[0]))
     return StageReport(

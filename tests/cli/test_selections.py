@@ -29,6 +29,21 @@ def test_explain_makes_inputs_that_fit(spdsl: Spdsl, name: str) -> None:
     assert answer.status == 0, answer
 
 
+def test_explain_counts_candidates_alone(spdsl: Spdsl) -> None:
+    answer = spdsl("explain", "llsa", "-n", "1024", *SMALL, "-p", "block=4", "-p", "picks=3,2", "--target", "cpu")
+    assert answer.status == 0, answer
+    # 256 blocks of queries, each with the four children of two blocks of blocks, 16 features, four heads.
+    assert f"{4 * 256 * 8:,} numbers, {4 * 256 * 8 * 16:,} multiply-adds" in answer.out
+
+
+def test_explain_tells_the_size_of_exports(spdsl: Spdsl) -> None:
+    answer = spdsl(
+        "explain", "delta", "-n", "128", *SMALL, "-p", "page=8", "-p", "picks=3", "--layer", "14", "--target", "cpu"
+    )
+    assert answer.status == 0, answer
+    assert "export chosen[q, k.pg]: 2,048 bytes as bools, 1,536 as lists" in answer.out
+
+
 def test_explain_counts_what_is_chosen(spdsl: Spdsl) -> None:
     answer = spdsl(
         "explain", "moba", "-n", "256", *SMALL, "-p", "block=64", "-p", "picks=1", "--target", "cpu", "--json"
