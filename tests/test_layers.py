@@ -43,6 +43,7 @@ LAYERS = (
         "spdsl.explain",
         "spdsl.merging",
         "spdsl.selecting",
+        "spdsl.reuse",
         "spdsl.prove",
         "spdsl.remarks",
         "spdsl.samples",
