@@ -20,11 +20,15 @@ from benchmarks.cases import CASES
 from spdsl.explain import explain
 from spdsl.library import text_of
 from spdsl.pipeline import key_of
-from spdsl.samples import Sizes, sample_inputs, shaped
+from spdsl.samples import Sizes, drawn, sample_inputs, shaped
+from spdsl.selecting import explain_stages
 from spdsl.showing import look, svg
 
 ROOT = Path(__file__).parents[2]
 GPU = "NVIDIA H200"
+SELECTED = Sizes(batch=1, heads=4, groups=1, nq=2048, n=2048, head_dim=64)
+SLOW = ("dsa", "superlinear")
+"""Patterns whose scores take the CPU some seconds."""
 HEADING = re.compile(r"^### (\w+(?:, \w+)*)$", re.MULTILINE)
 
 
@@ -71,8 +75,9 @@ def definition(name: str) -> Iterator[str]:
 
 
 def speed(name: str) -> Iterator[str]:
-    """What the model predicts for an H200, and what was measured on one."""
+    """What the model predicts for an H200, and what was measured on one; of selections, what they compute."""
     if name not in WORKS:
+        yield from selected(name)
         return
     predicted, measured = cost(name), measurements().get(name)
     sizes = f"{predicted['tokens']:,} tokens, {predicted['heads']} heads of 128"
@@ -85,6 +90,21 @@ def speed(name: str) -> Iterator[str]:
     for impl, title in (("spdsl", "measured"), ("flex", "FlexAttention, measured")):
         if measured and (impl, "fwd") in measured:
             yield f"| {title} | {_ms(measured[impl, 'fwd'])} | {_ms(measured[impl, 'bwd'])} |"
+    yield ""
+
+
+def selected(name: str) -> Iterator[str]:
+    """The share of the scores in the work of a pattern that selects, with its defaults, and what it keeps."""
+    pattern, sizes = spdsl.load(name), SELECTED
+    if pattern.checked.graph is None or name in SLOW or None in pattern.parameters.values():
+        return
+    key = key_of(pattern.checked, {}, SCENES.get(name, Scene()).layer, None, False)
+    inputs = sample_inputs(pattern.checked, {}, sizes, layer=SCENES.get(name, Scene()).layer)
+    found = explain_stages(key, *drawn(sizes, sizes.head_dim, torch.float32, 0), inputs, "cpu")
+    kept = ", ".join(f"{report.kept:.1%}" for _, report in found.softmaxes)
+    call = f"{sizes.n:,} tokens, {sizes.heads} heads in a group of {sizes.head_dim}, random queries and keys"
+    share = f"scores are {found.share:.1%} of the multiply-adds of the forward pass"
+    yield f"With its defaults, {call}: {share}; pairs kept: {kept}."
     yield ""
 
 
