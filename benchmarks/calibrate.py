@@ -27,7 +27,7 @@ import torch
 
 import spdsl
 from benchmarks.subjects import Subject, checked, fitted, suite
-from benchmarks.timing import dense_times, machine, seconds_of, started, union_times
+from benchmarks.timing import dense_run, dense_times, machine, seconds_of, started, union_times
 from spdsl.analysis.candidates import candidates
 from spdsl.analysis.plan import plan as make_plan
 from spdsl.analysis.plans import Kind, Plan
@@ -41,16 +41,15 @@ from spdsl.runtime.operator import with_batch
 from spdsl.runtime.parts import parts_of, settled
 
 Row: TypeAlias = dict[str, Any]
-Group: TypeAlias = Literal["default", "forward", "other", "backward"]
+Group: TypeAlias = Literal["main", "other", "backward"]
 
 GROUPS: tuple[tuple[Group, tuple[Kind, ...]], ...] = (
-    ("default", ("forward", "fused")),
-    ("forward", ("forward",)),
-    ("backward", ("dq", "dkdv")),
+    ("main", ("forward",)),
     ("other", ("forward",)),
+    ("backward", ("dq", "dkdv")),
 )
-"""What is built and measured together, the most important first: the plan's own kernels, then candidates of the same
-language, and those of the other."""
+"""What is built and measured together, the most important first: the plan's own kernels with candidates in their
+language, then candidates in the other, then those of the backward kernels."""
 
 TARGET = "sm_90"
 
@@ -101,28 +100,27 @@ def tasks(groups: Sequence[Group]) -> list[Task]:
     return [Task(family=family, group=group) for group in groups for family in range(count)]
 
 
-def plans_of(base: Plan, group: Group) -> Iterator[tuple[Plan, Kind]]:
-    """The kernels of a group: candidates each in a plan that has it."""
-    if group == "default":
+def plans_of(base: Plan, group: Group, most: int) -> Iterator[tuple[Plan, Kind]]:
+    """The kernels of a group: ``most`` candidates at most, each in a plan that has it."""
+    if group == "main":
         yield base, "forward"
         if base.fused is not None:
             yield base, "fused"
-        return
     if base.more or base.stages:
         return  # parts of a union take their own tiles
     pattern = base.problem.pattern
     for kind in dict(GROUPS)[group]:
-        own = getattr(base, kind)
+        own, found = getattr(base, kind), 0
         sizes = {"head_dim": pattern.head_dim, "value_dim": base.problem.value_dim}
         for tiles in candidates(kind, dtype=base.problem.dtype, target=TARGET, default=own, **sizes):
-            if kind == "forward" and (
-                tiles == own.tiles or (tiles.specialised != own.specialised) != (group == "other")
-            ):
+            known = kind == "forward" and tiles == own.tiles
+            if known or (tiles.specialised != own.specialised) != (group == "other") or found == most:
                 continue
             made = base if tiles == own.tiles else make_plan(replace(base.problem, tiles=((kind, tiles),)), TARGET)
             if base.together is None and made.together is not None:
                 made = made.together  # what `settled` chose for the inputs
             if getattr(made, kind).tiles == tiles:
+                found += 1
                 yield made, kind
 
 
@@ -148,20 +146,20 @@ def attention_of(subject: Subject) -> spdsl.Attention:
     return spdsl.compile(pattern, **subject.parameters)
 
 
-def build(task: Task, folder: Path, until: float) -> int:
+def build(task: Task, folder: Path, until: float, most: int) -> int:
     """Plan, count and compile the kernels of a task, and run each once where there is a GPU; returns how many.
 
     Whatever is not begun ``until`` then is left out.
     """
     subjects = families()[task.family]
-    if time.time() > until:
+    if time.time() > until or not _wanted(task, subjects):
         return 0
     calls = [call_of(subject, "cpu") for subject in subjects]
     kernels: list[Ready] = []
     counted: dict[tuple[object, ...], Work] = {}
     for members in _alike(calls):
         base = calls[members[0]].plan
-        for plan, kind in plans_of(base, task.group):
+        for plan, kind in plans_of(base, task.group, most):
             if time.time() > until:
                 break
             names = (kind, f"{kind}_combine", f"{kind}_intervals", "delta", "intervals")
@@ -180,6 +178,11 @@ def build(task: Task, folder: Path, until: float) -> int:
         built = replace(built, kernels=tuple(each for each in kernels if _runs(subjects, built, each)))
     task.file(folder).write_bytes(pickle.dumps(built))
     return len(built.kernels)
+
+
+def _wanted(task: Task, subjects: list[Subject]) -> bool:
+    """Backward kernels of their own run where the fused one does not; a few families show them."""
+    return task.group != "backward" or any(subject.role == "fit" for subject in subjects)
 
 
 def _alike(calls: list[Call]) -> list[list[int]]:
@@ -254,6 +257,9 @@ def work_through(mine: list[Task], folder: Path, pipe: Any) -> None:
             built[task] = replace(
                 found, kernels=tuple(each for each in found.kernels if _runs(groups[task.family], found, each))
             )
+            if task.group == "main":
+                for subject in groups[task.family]:
+                    dense_run(subject, causal=found.causal)()  # cuDNN plans for every shape, at the first call of it
     torch.cuda.empty_cache()
     pipe.send(sum(len(each.kernels) for each in built.values()))
     while (asked := pipe.recv()) is not None:
@@ -280,8 +286,8 @@ def measure(todo: list[Task], folder: Path, out: Path, jobs: int, until: float) 
         process.start()
         pipes.append(here)
         processes.append(process)
-    about = {"machine": machine(), "torch": torch.__version__, "spdsl": spdsl.__version__}
     counts = [pipe.recv() for pipe in pipes]
+    about = {"machine": machine(), "torch": torch.__version__, "spdsl": spdsl.__version__}
     print(f"{sum(counts)} kernels are ready, {until - time.time():.0f} s left", flush=True)
     lost: list[Any] = []
     with out.open("w") as file:
@@ -307,7 +313,7 @@ def measure(todo: list[Task], folder: Path, out: Path, jobs: int, until: float) 
                     print(f"time is over at {task}", flush=True)
                     break
                 ask(pipe, (task, number, False))
-                if task.group == "default":
+                if task.group == "main":
                     ask(pipe, (task, number, True))
     for pipe in pipes:
         if pipe not in lost:
@@ -322,6 +328,7 @@ def main() -> None:
     parser.add_argument("--build", action="store_true", help="only plan and compile")
     names = [name for name, _ in GROUPS]
     parser.add_argument("--groups", nargs="+", choices=names, default=names, help="kernels, the first ones first")
+    parser.add_argument("--most", type=int, default=12, help="candidates of a kernel in each language")
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=300.0, help="after which nothing more is begun")
     arguments = parser.parse_args()
@@ -333,7 +340,7 @@ def main() -> None:
     todo = tasks(arguments.groups)
     print(f"{len(todo)} tasks for {sum(map(len, families()))} subjects", flush=True)
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(build, task, arguments.folder, until): task for task in todo}
+        waiting = {pool.submit(build, task, arguments.folder, until, arguments.most): task for task in todo}
         for future in as_completed(waiting):
             failed = future.exception()
             found = f"failed: {failed}" if failed else future.result()

@@ -1,26 +1,24 @@
-"""From measured times to a device profile, and how well it predicts: ``python -m benchmarks.fit raw.json``.
+"""From measured times to a device profile.
 
-The costs of every choice of tiles are fitted on the subjects whose role is `fit`, by least absolute relative errors
-with no cost below zero; those whose role is `check` say how good the model is.
+The costs of every choice of tiles are fitted by least absolute relative errors with no cost below zero.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
 
-from spdsl.analysis.cost import TAIL, delta_seconds, estimate, program_share, resident
-from spdsl.analysis.device import Dense, DeviceProfile, Rate, profile_for
+from spdsl.analysis.cost import delta_seconds, dense_seconds, estimate, held, program_share
+from spdsl.analysis.device import Dense, DeviceProfile, Rate
 from spdsl.analysis.plans import Tiles
-from spdsl.analysis.work import Work
+from spdsl.analysis.work import Before, Work
 
 Row = dict[str, Any]
 COSTS = ("program", "full", "masked", "operation", "load", "extra", "listed")
@@ -29,9 +27,13 @@ COSTS = ("program", "full", "masked", "operation", "load", "extra", "listed")
 
 def works_of(row: Row) -> list[Work]:
     """The kernels of a row."""
-    names = {each.name for each in fields(Work)} - {"tiles"}
+    names = {each.name for each in fields(Work)} - {"tiles", "before"}
     return [
-        Work(**{name: value for name, value in each.items() if name in names}, tiles=Tiles(**each["tiles"]))
+        Work(
+            **{name: value for name, value in each.items() if name in names},
+            tiles=Tiles(**each["tiles"]),
+            before=Before(**each.get("before", {})),
+        )
         for each in row["works"]
     ]
 
@@ -44,7 +46,7 @@ def seconds(row: Row, device: DeviceProfile) -> float:
 
 
 def fit(rows: Sequence[Row], machine: Row) -> DeviceProfile:
-    """The profile of the machine on which the rows were measured."""
+    """The profile of the machine on which the rows were measured, without a rate of dense attention."""
     device = DeviceProfile(
         name=machine["name"],
         target="sm_90",
@@ -54,12 +56,12 @@ def fit(rows: Sequence[Row], machine: Row) -> DeviceProfile:
         launch=machine["launch"],
         origin="shipped",
         about=machine.get("about", ""),
-        dense=tuple(Dense(**each) for each in machine["dense"]),
+        dense=(),
         rates=(),
     )
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        if len(row["works"]) == 1:
+        if len(row.get("works", ())) == 1:
             [work] = works_of(row)
             groups[work.kind, work.head_dim, work.descriptors, work.tiles].append(row)
     rates = [
@@ -69,20 +71,46 @@ def fit(rows: Sequence[Row], machine: Row) -> DeviceProfile:
     return replace(device, rates=tuple(rates))
 
 
+def fit_dense(rows: Sequence[Row], device: DeviceProfile) -> tuple[Dense, ...]:
+    """The rates of dense attention by head dim: the medians of those at which the model meets the measured times."""
+    shapes = {row["subject"]: row["shape"] for row in rows if "shape" in row}
+    found: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        if "dense" in row and row["subject"] in shapes and int(shapes[row["subject"]][3]) >= LONG:
+            batch, heads, _, n, dim, _ = shapes[row["subject"]]
+            found[int(dim)].append(_dense_rates(row, int(batch) * int(heads), int(n), int(dim), device))
+    return tuple(
+        Dense(head_dim=dim, forward=median(each[0] for each in rates), backward=median(each[1] for each in rates))
+        for dim, rates in found.items()
+    )
+
+
+LONG = 4096
+"""Tokens from which on dense attention is at its rate."""
+
+
+def _dense_rates(row: Row, heads: int, n: int, dim: int, device: DeviceProfile) -> tuple[float, float]:
+    def at(rate: float) -> tuple[float, float]:
+        one = replace(device, dense=(Dense(head_dim=dim, forward=rate, backward=rate),))
+        return dense_seconds(heads, n, n, dim, dim, one, causal=row["dense"] == "causal")
+
+    start, slow = at(math.inf), at(1.0)
+    forward, backward = (
+        (full - free) / (row[name] - free)
+        for full, free, name in zip(slow, start, ("forward", "backward"), strict=True)
+    )
+    return forward, backward
+
+
 def _features(row: Row, device: DeviceProfile) -> list[float]:
     [work] = works_of(row)
     share = work.masked / work.touched if work.touched else 0.0
     long = work.longest or work.touched / work.programs
-    end = TAIL * resident(work.tiles)
     per = device.multiprocessors
-
-    def both(count: float, longest: float) -> float:
-        return count / per + end * longest
-
-    full, masked = both(work.full, long * (1 - share)), both(work.masked, long * share)
+    full, masked = held(work, work.full, long * (1 - share), per), held(work, work.masked, long * share, per)
     every = full + masked
     return [
-        both(work.programs, 1) * program_share(work, per),
+        held(work, work.programs, 1, per) * program_share(work, per),
         full + masked,
         masked,
         masked * work.operations,
@@ -158,92 +186,17 @@ def _nonnegative(matrix: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def study(rows: Sequence[Row], device: DeviceProfile) -> dict[str, Any]:
-    """Errors of predicted times, and what the model's first choice costs against the best of those measured."""
-    errors: dict[str, list[float]] = defaultdict(list)
-    cases: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        kind = "+".join(each["kind"] for each in row["works"])
-        errors[kind].append(seconds(row, device) / row["seconds"] - 1)
-        if not row.get("now"):  # times of one run are compared with each other
-            cases[row["subject"], kind].append(row)
-    regrets, default = [], []
-    for members in cases.values():
-        if len(members) < 2:
-            continue
-        best = min(row["seconds"] for row in members)
-        chosen = min(members, key=lambda row: seconds(row, device))
-        regrets.append(chosen["seconds"] / best)
-        default += [row["seconds"] / best for row in members if row.get("default")]
-    return {
-        "kernels": {kind: _spread(found) for kind, found in errors.items()},
-        "all": _spread([each for found in errors.values() for each in found]),
-        "first_choice": _regret(regrets),
-        "default_choice": _regret(default),
-    }
+def completed(found: DeviceProfile, before: DeviceProfile) -> DeviceProfile:
+    """The profile with the costs of an earlier one for kernels of which there are no new times."""
+    known = {_place(each) for each in found.rates}
+    return replace(found, rates=(*found.rates, *(each for each in before.rates if _place(each) not in known)))
 
 
-def _spread(errors: Sequence[float]) -> dict[str, float]:
-    sizes = sorted(map(abs, errors))
-    return {
-        "count": len(sizes),
-        "median": round(median(sizes), 4),
-        "p90": round(quantiles(sizes, n=10)[-1] if len(sizes) > 1 else sizes[0], 4),
-        "worst": round(sizes[-1], 4),
-        "bias": round(median(errors), 4),
-    }
+def _place(rate: Rate) -> tuple[object, ...]:
+    return rate.kind, rate.head_dim, rate.descriptors, rate.tiles
 
 
-def _regret(ratios: Sequence[float]) -> dict[str, float]:
-    if not ratios:
-        return {"count": 0}
-    return {
-        "count": len(ratios),
-        "within_5_percent": round(sum(each <= 1.05 for each in ratios) / len(ratios), 4),
-        "median": round(median(ratios), 4),
-        "worst": round(max(ratios), 4),
-    }
-
-
-def _short(tiles: Tiles) -> str:
-    return f"{tiles.block_q}x{tiles.block_k}/{tiles.warps}/{tiles.stages}"
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Rows and their machine, from one JSON document or from lines of them; what is missing is as shipped."""
-    text = path.read_text()
-    if path.suffix != ".jsonl":
-        return dict(json.loads(text))
-    about, *rows = (json.loads(line) for line in text.splitlines())
-    known = profile_for(about["machine"]["name"], "sm_90").as_dict()
-    return {"machine": {"dense": known["dense"], **about["machine"]}, "rows": rows}
-
-
-def main() -> None:
-    """Fit, print the study, and write the profile."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fit", description=__doc__)
-    parser.add_argument("raw", type=Path)
-    parser.add_argument("--rows", action="store_true", help="print every row")
-    parser.add_argument("--profile", type=Path, help="the profile to write")
-    parser.add_argument("--plot", type=Path, help="the PNG file to draw")
-    arguments = parser.parse_args()
-    raw = read(arguments.raw)
-    rows = [row for row in raw["rows"] if any(each["full"] + each["masked"] for each in row["works"])]
-    device = fit([row for row in rows if row["role"] == "fit"], raw["machine"])
-    found = {role: study([row for row in rows if row["role"] == role], device) for role in ("fit", "check")}
-    if arguments.rows:
-        for row in rows:
-            kinds = " ".join(f"{each.kind} {_short(each.tiles)}" for each in works_of(row))
-            error = seconds(row, device) / row["seconds"] - 1
-            print(f"{row['role']:5} {row['subject']:26} {kinds:40} {row['seconds'] * 1e3:9.3f} ms {error:+.1%}")
-    print(json.dumps(found, indent=1))
-    if arguments.profile:
-        arguments.profile.write_text(_written(device))
-    if arguments.plot:
-        plot(rows, device, arguments.plot)
-
-
-def _written(device: DeviceProfile) -> str:
+def written(device: DeviceProfile) -> str:
     """The profile as it is kept, a line for each choice of tiles, numbers with six digits."""
     record = device.as_dict()
     rates = record.pop("rates")
@@ -251,35 +204,3 @@ def _written(device: DeviceProfile) -> str:
         rate |= {name: float(f"{rate[name]:.6g}") for name in COSTS}
     lines = ",\n".join(f"  {json.dumps(rate)}" for rate in rates)
     return json.dumps(record, indent=1).removesuffix("\n}") + f',\n "rates": [\n{lines}\n ]\n}}\n'
-
-
-def plot(rows: Sequence[Row], device: DeviceProfile, path: Path) -> None:
-    """Predicted over measured times, on which the model was fitted and on which it was not."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
-    for role, colour, marker in (("fit", "tab:grey", "o"), ("check", "tab:blue", "^")):
-        some = [row for row in rows if row["role"] == role]
-        measured = [row["seconds"] * 1e3 for row in some]
-        predicted = [seconds(row, device) * 1e3 for row in some]
-        words = "masks of the fit" if role == "fit" else "other masks"
-        left.scatter(measured, predicted, s=18, c=colour, marker=marker, label=words)
-        errors = sorted(abs(b / a - 1) * 100 for a, b in zip(measured, predicted, strict=True))
-        right.step(errors, [(k + 1) / len(errors) for k in range(len(errors))], where="post", c=colour, label=words)
-    ends = [0.1, 60]
-    left.plot(ends, ends, c="black", lw=0.8)
-    left.fill_between(ends, [0.85 * end for end in ends], [1.15 * end for end in ends], color="black", alpha=0.08)
-    left.set(xscale="log", yscale="log", xlabel="measured, ms", ylabel="predicted, ms", title=f"{device.name}, ±15 %")
-    right.set(xlabel="error, %", ylabel="share of the times", ylim=(0, 1), xlim=(0, 30), title="errors")
-    for axes in (left, right):
-        axes.legend(loc="lower right")
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110, format="png")
-    plt.close(figure)
-
-
-if __name__ == "__main__":
-    main()

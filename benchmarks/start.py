@@ -25,34 +25,38 @@ def main() -> None:
     """Run cold and warm processes and print their phases."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.start", description=__doc__)
     parser.add_argument("patterns", nargs="*", default=PATTERNS)
+    parser.add_argument("--runs", type=int, default=3, help="processes, the first of them with an empty cache")
+    parser.add_argument("--forward", action="store_true", help="without gradients")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     parser.add_argument("--profile", type=Path, help="also write what the profiler saw of every process, into a folder")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        print(json.dumps(_phases(given.patterns[0], given.profile)))
+        print(json.dumps(_phases(given.patterns[0], given.profile, gradients=not given.forward)))
         return
     results: dict[str, Any] = {}
     for pattern in given.patterns:
         with tempfile.TemporaryDirectory() as folder:
-            for mode in MODES:
-                results[f"{pattern}, {mode}"] = found = _child(pattern, mode, Path(folder), given.profile)
+            for mode in MODES[: given.runs]:
+                words = [pattern, "--child", *(["--forward"] if given.forward else [])]
+                found = _child(words, mode, Path(folder), given.profile)
+                results[f"{pattern}, {mode}"] = found
                 print(f"{pattern}, {mode}:", *(f"{name} {seconds:.2f}" for name, seconds in found.items()), flush=True)
                 if given.out:
                     given.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def _child(pattern: str, mode: str, cache: Path, profile: Path | None) -> dict[str, float]:
-    words = [sys.executable, "-m", "benchmarks.start", pattern, "--child"]
+def _child(given: list[str], mode: str, cache: Path, profile: Path | None) -> dict[str, float]:
+    words = [sys.executable, "-m", "benchmarks.start", *given]
     if profile is not None:
         profile.mkdir(parents=True, exist_ok=True)
-        words += ["--profile", str(profile / f"{pattern}-{mode.replace(' ', '-')}.txt")]
+        words += ["--profile", str(profile / f"{given[0]}-{mode.replace(' ', '-')}.txt")]
     settings = {"SPDSL_CACHE_DIR": str(cache / "spdsl"), "TRITON_CACHE_DIR": str(cache / "triton")}
     done = subprocess.run(words, capture_output=True, text=True, check=True, env=os.environ | settings)  # noqa: S603
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _phases(pattern: str, profile: Path | None) -> dict[str, float]:
+def _phases(pattern: str, profile: Path | None, *, gradients: bool) -> dict[str, float]:
     """Seconds of every phase in this process."""
     phases: dict[str, float] = {}
     last = time.perf_counter()
@@ -93,6 +97,8 @@ def _phases(pattern: str, profile: Path | None) -> dict[str, float]:
     attention(*leaves, **inputs)
     torch.cuda.synchronize()
     phase("forward again")
+    if not gradients:
+        return phases
     leaves = [each.requires_grad_() for each in leaves]
     out = attention(*leaves, **inputs)
     assert isinstance(out, torch.Tensor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -106,6 +106,11 @@ def _prefix(size: int) -> Inputs:
 
 def fitted() -> Iterator[Subject]:
     """Those on which the model is fitted."""
+    for subject in _fitted():
+        yield replace(subject, name=f"{subject.name}_d{subject.dim}")
+
+
+def _fitted() -> Iterator[Subject]:
     for dim in (128, 64):
         base: dict[str, Any] = {"role": "fit", "dim": dim}
         yield Subject(name="causal", pattern="causal", n=16384, heads=16, **base)
@@ -123,6 +128,16 @@ def fitted() -> Iterator[Subject]:
         for share in (0.02, 0.2):
             made = _drawn(share, 7)
             yield Subject(name=f"table{share}", pattern=BLOCK_TABLE, inputs=made, n=16384, heads=16, **base)
+        # Few programs for many multiprocessors.
+        for n in (512, 1024, 2048, 3000):
+            yield Subject(name=f"causal_{n}", pattern="causal", n=n, heads=16, **base)
+            given = {"window": 700}
+            yield Subject(name=f"swa700_{n}", pattern="sliding_window", parameters=given, n=n, heads=16, **base)
+        for n in (1024, 2048, 3000):
+            made = _documents(400, n)
+            yield Subject(name=f"documents_{n}", pattern="documents", inputs=made, n=n, heads=16, **base)
+            made = _drawn(0.1, n)
+            yield Subject(name=f"table_{n}", pattern=BLOCK_TABLE, inputs=made, n=n, heads=16, **base)
         if dim == 128:
             for window in (512, 4096):
                 given = {"window": window}
@@ -166,12 +181,13 @@ def checked(count: int = 100) -> Iterator[Subject]:
     draw = random.Random(20261128)  # noqa: S311  # no secret
     for number in range(count):
         dim = draw.choice((128, 128, 64))
-        n = draw.choice((2048, 4096, 8192, 16384, 32768)) - draw.choice((0, 0, 0, draw.randrange(1, 900)))
-        heads = draw.choice((8, 16))
+        n = draw.choice((1024, 2048, 4096, 8192, 16384)) - draw.choice((0, 0, 0, draw.randrange(1, 900)))
+        batch = draw.choice((1, 1, 2))
         window = int(2 ** draw.uniform(5, 12.5))
-        base: dict[str, Any] = {"role": "check", "n": n, "heads": heads, "dim": dim}
+        base: dict[str, Any] = {"role": "check", "n": n, "heads": 16, "dim": dim, "batch": batch}
         kind = draw.choice(_KINDS if dim == 128 else _KINDS[:6])
-        yield kind(f"{number:03}", window, draw, base)
+        made = kind(f"{number:03}", window, draw, base)
+        yield replace(made, batch=1) if made.pattern == "prefix_lm" else made  # its input has a number for each
 
 
 def _named(

@@ -34,7 +34,8 @@ def timed(run: Callable[[], object], least: float = 1e-3, replays: int = 5) -> f
         run()
         torch.cuda.synchronize()
         # Host time counts here, so that a run takes no longer than this.
-        repeats = max(1, min(10, int(least / (time.perf_counter() - start + 1e-6))))
+        once = time.perf_counter() - start + 1e-6
+        repeats, replays = max(1, min(10, int(least / once))), min(replays, 3) if once > least else replays
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=side):
             for _ in range(repeats):
@@ -95,20 +96,30 @@ def dense_times(subject: Subject, *, causal: bool) -> dict[str, Any]:
     """Seconds of cuDNN's attention at a subject's shape, with a causal mask or none; each shape is timed once."""
     place = (subject.shape, causal)
     if place not in _known:
-        groups = subject.groups or subject.heads
-        shapes = [(subject.batch, heads, subject.n, subject.dim) for heads in (subject.heads, groups, groups)]
-        leaves = [torch.randn(shape, device="cuda", dtype=subject.dtype) for shape in shapes]
-
-        def run(*given: Tensor) -> Tensor:
-            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-                return torch.nn.functional.scaled_dot_product_attention(
-                    *given, is_causal=causal, enable_gqa=groups != subject.heads
-                )
-
-        _known[place] = both(run, leaves)
+        _known[place] = both(*_dense(subject, causal))
     forward, backward = _known[place]
     against = "causal" if causal else "full"
     return {"subject": subject.name, "dense": against, "forward": forward, "backward": backward}
+
+
+def dense_run(subject: Subject, *, causal: bool) -> Callable[[], object]:
+    """A run of cuDNN's attention at a subject's shape, forward and backward."""
+    run, given = _dense(subject, causal)
+    leaves = [each.requires_grad_() for each in given]
+    return lambda: torch.autograd.grad(run(*leaves), leaves, torch.ones_like(leaves[0]))
+
+
+def _dense(subject: Subject, causal: bool) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    groups = subject.groups or subject.heads
+    shapes = [(subject.batch, heads, subject.n, subject.dim) for heads in (subject.heads, groups, groups)]
+
+    def run(*given: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return torch.nn.functional.scaled_dot_product_attention(
+                *given, is_causal=causal, enable_gqa=groups != subject.heads
+            )
+
+    return run, [torch.randn(shape, device="cuda", dtype=subject.dtype) for shape in shapes]
 
 
 def machine() -> dict[str, Any]:

@@ -50,7 +50,7 @@ def keeping(function: Any, device: int | None = None) -> Iterator[None]:
     if not hasattr(function, "device_caches") or _is_users(knobs.cache.manager_class):
         yield
         return
-    readiness.wait()
+    readiness.wait("compiler")
     with files_kept():
         if device is not None:
             function.device_caches[device]  # makes Triton load its driver, and set `compile`

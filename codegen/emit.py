@@ -15,6 +15,7 @@ from functools import lru_cache
 
 import jinja2
 
+from spdsl.codegen import readiness
 from spdsl.codegen.blocks import Block, BlockGraph, Gather, If, Kernel, Logits, Loop, SearchBegin, Searches
 from spdsl.codegen.expressions import helpers_of, literal, text_of
 from spdsl.codegen.frame import LN2, LOG2E, every, expressions_in
@@ -48,7 +49,8 @@ class KernelSource:
 
 
 def emit(graph: BlockGraph) -> KernelSource:
-    """The source of the kernels of ``graph`` that are written in Triton; `spdsl.codegen.gluon` writes the fused one."""
+    """The source of the kernels of ``graph`` that are written in Triton; `spdsl.codegen.gluon` writes the others."""
+    readiness.wait("templates")
     kernels = [(kernel, "\n".join(_lines(kernel.body, 1))) for kernel in graph.triton]
     text = (
         environment()

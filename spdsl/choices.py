@@ -4,7 +4,7 @@ the plan's own.
 From a `Situation`, in which lengths and values are rounded up to powers of two so that one choice serves many calls.
 To: tiles for some kernels; the others take the plan's own.  ``SPDSL_TUNE`` says where choices come from:
 
-- unset: what `spdsl tune` measured, where it did
+- unset: what `spdsl tune` measured, where it did, else what was measured for the package on a GPU of this name
 - ``model``: else what the model predicts to be fastest, where counts do not depend on tables
 - ``first``: else what is measured at the first call (`spdsl.tuning`)
 - ``off``: the plan's own, always
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from dataclasses import replace as changed
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from typing import Any, TypeAlias, get_args
 
 import torch
@@ -120,7 +121,22 @@ def tiles_for(situation: Situation) -> Chosen:
     measured = store().result("tuning", situation.identity)
     if measured is not None:
         return chosen_of(measured["tiles"])
+    known = shipped().get(situation.identity)
+    if known is not None:
+        return known
     return predicted(situation) if wanted == "model" else ()
+
+
+@lru_cache(maxsize=1)
+def shipped() -> Mapping[str, Chosen]:
+    """The tiles that come with the package, by the identity of the calls for which they were measured.
+
+    An identity names the versions of the compiler and of Triton and the text of the pattern: of others nothing is
+    found.
+    """
+    folder = files("spdsl.analysis").joinpath("tuned")
+    tables = [json.loads(each.read_text(encoding="utf-8")) for each in folder.iterdir() if each.name.endswith(".json")]
+    return {key: chosen_of(entry["tiles"]) for table in tables for key, entry in table["calls"].items()}
 
 
 def predicted(situation: Situation) -> Chosen:

@@ -16,7 +16,7 @@ from spdsl.analysis.cost import Estimate, delta_seconds, dense_seconds, estimate
 from spdsl.analysis.device import DeviceProfile, profile_for
 from spdsl.analysis.pairs import Subject
 from spdsl.analysis.plans import KernelPlan, Kind
-from spdsl.analysis.work import Work, work_of
+from spdsl.analysis.work import Before, Work, work_of
 from spdsl.analysis.worker import bounded
 from spdsl.cache.store import store
 from spdsl.runtime.calls import Call
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     import sympy
 
 Against: TypeAlias = Literal["causal", "full"]
+
+Verdict: TypeAlias = Literal["faster", "about as fast", "slower"]
+
+CLOSE = 0.05
+"""Differences of predicted times below which the model does not say which is faster: its own errors are as large."""
 
 _SECONDS = 2.0
 """How long isl may take to prove that a pattern is causal."""
@@ -75,7 +80,15 @@ class Prediction:
             "forward": self.forward,
             "backward": self.backward,
             "floor": self.floor,
-            "dense": {"mask": self.against, "forward": self.dense_forward, "backward": self.dense_backward},
+            "dense": {
+                "mask": self.against,
+                "forward": self.dense_forward,
+                "backward": self.dense_backward,
+                "verdict": {
+                    "forward": verdict_of(self.dense_forward / self.forward),
+                    "backward": verdict_of(self.dense_backward / self.backward),
+                },
+            },
             "kernels": [
                 {
                     "kind": each.kind,
@@ -104,10 +117,20 @@ class Prediction:
             f"{self.against} dense attention: forward {_ms(self.dense_forward)}, backward {_ms(self.dense_backward)}; "
             f"expected to be {forward:.2f} and {backward:.2f} times as fast as that"
         )
-        if min(forward, backward) < 1:
-            which = "forward and backward" if max(forward, backward) < 1 else "forward" if forward < 1 else "backward"
-            found.append(f"dense attention with {_mask(self.against)} is expected to be faster {which}")
+        for verdict, words in (("slower", "faster"), ("about as fast", "about as fast")):
+            which = [
+                name for name, times in (("forward", forward), ("backward", backward)) if verdict_of(times) == verdict
+            ]
+            if which:
+                found.append(
+                    f"dense attention with {_mask(self.against)} is expected to be {words} {' and '.join(which)}"
+                )
         return found
+
+
+def verdict_of(times: float) -> Verdict:
+    """What the model says of kernels that it expects to be so many ``times`` faster than dense attention."""
+    return "faster" if times > 1 + CLOSE else "slower" if times < 1 - CLOSE else "about as fast"
 
 
 def predict(
@@ -125,7 +148,7 @@ def predict(
     against = against or ("causal" if is_causal(call.plan.problem.pattern) else "full")
     batch, heads, nq, dim = call.q.shape
     n, value_dim = call.keys, call.v.shape[3]
-    dense = dense_seconds(batch * heads * _dense_pairs(nq, n, against), dim, value_dim, device)
+    dense = dense_seconds(batch * heads, nq, n, dim, value_dim, device, causal=against == "causal")
     kinds = {"fused"} if call.plan.fused is not None else {"dq", "dkdv"}
     backward = [each for each in kernels if each.kind in (kinds if each.part == 0 else {"dq", "dkdv"})]
     before = delta_seconds(kernels[0].work, device)
@@ -176,7 +199,22 @@ def work(call: Call, kernel: KernelPlan) -> Work:
         longest=longest,
         rows=nq * heads * batch,
         even=kernel.persistent and is_even(call, kernel),
+        before=_before(call, kernel),
     )
+
+
+def _before(call: Call, kernel: KernelPlan) -> Before:
+    """What runs ahead of a kernel, in which tensors are read by residue class or a table is searched."""
+    searched = call.k.shape[2] if kernel.cuts is not None else 0
+    if kernel.classes == 1 or not kernel.descriptors:
+        return Before(searched=searched)
+    short = [each for each in (call.q, call.k, call.v) if each.shape[2] % kernel.classes]
+    copies, size = len(short), sum(2 * each.numel() * each.element_size() for each in short)
+    if kernel.kind == "fused":
+        copies += 2  # what is known of every row
+        shorter = [each for each in short if each is not call.q]
+        copies, size = copies + len(shorter), size + sum(2 * each.numel() * each.element_size() for each in shorter)
+    return Before(searched=searched, copies=copies, bytes=size)
 
 
 def _tiles(call: Call, kernel: KernelPlan) -> int:
@@ -199,13 +237,6 @@ def _bytes(call: Call, kernel: KernelPlan) -> int:
             return size * (2 * queries + keys + outputs)
         case "dkdv" | "fused":
             return size * (queries + 2 * keys + outputs) + (8 * queries if kernel.kind == "fused" else 0)
-
-
-def _dense_pairs(nq: int, n: int, against: Against) -> int:
-    """Pairs of one head that dense attention computes."""
-    if against == "full" or nq > n:
-        return nq * n
-    return nq * (n - nq) + nq * (nq + 1) // 2
 
 
 def _kernel_lines(cost: KernelCost) -> list[str]:

@@ -82,8 +82,15 @@ def growth(make: Callable[[int], Call], device: DeviceProfile, *, beyond: int) -
         predictions.append(predict(call, device, against="full"))
         counts.append(work(call, call.plan.forward))
     tiles = _through(lengths, [each.touched for each in counts])
-    seconds = _close(lengths, [each.forward for each in predictions], tiles)
+    seconds = _close(lengths, [_steady(each) for each in predictions], tiles)
     return None if tiles is None or seconds is None else Growth(tiles=tiles, seconds=seconds, step=step)
+
+
+def _steady(prediction: Prediction) -> float:
+    """The time of a forward pass, without what the last turn of programs that are alike leaves idle: that goes up and
+    down with the length, and does not grow."""
+    kernels = (each for each in prediction.kernels if each.kind == "forward")
+    return sum(each.estimate.seconds - each.estimate.end * each.work.even for each in kernels)
 
 
 def _through(lengths: Sequence[int], values: Sequence[int]) -> sympy.Expr | None:

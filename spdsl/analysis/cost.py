@@ -3,18 +3,19 @@
     time = start + (program·P + full·F + masked·M + …) / multiprocessors + end
 
 P, F and M are exact counts (`Work`), the costs are those of a `DeviceProfile`.  The end is the time in which not all
-multiprocessors have work: part of the longest program.  There is one list of terms; times are its sum, and formulas
-its sympy expression.
+multiprocessors have work: part of the longest program, or of the last turn of programs that are alike.  There is one
+list of terms; times are its sum, and formulas its sympy expression.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from spdsl.analysis.device import DeviceProfile, Rate
-from spdsl.analysis.plans import Tiles
+from spdsl.analysis.plans import Kind
 from spdsl.analysis.work import Work
 
 if TYPE_CHECKING:
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
 
 Bound: TypeAlias = Literal["start of a kernel", "longest row", "matrix products", "masking", "memory", "programs"]
 
-TAIL = 0.5
-"""The share of the longest program that is not hidden behind others, on average."""
-
+TAIL: dict[Kind, float] = {"forward": 0.5, "dq": 0.5, "dkdv": 0.5, "fused": 0.25}
+"""The share of the longest program that is not hidden behind others, on average.  Where the longest programs of all
+heads start first, little is left of them in the end; where heads come one after the other, half."""
 
 EVEN = 0.7
 """What is left of a program's own time where it begins while the one before it ends."""
+
+PROBE = 1e-6
+"""Seconds of one step of a search in a sorted table: two reads that wait for each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +77,8 @@ def estimate(work: Work, device: DeviceProfile, *, pairs: int | None = None, siz
     rate, near = rate_for(work, device)
     terms = terms_of(work, rate, device.multiprocessors)
     spread = sum(each.count * each.cost for each in terms) / device.multiprocessors
-    # One program runs beside others on its multiprocessor, at its share of the rate.
-    end = TAIL * resident(work.tiles) * sum(each.longest * each.cost for each in terms)
+    busiest = sum(held(work, each.count, each.longest, device.multiprocessors) * each.cost for each in terms)
+    end = busiest - spread
     start = device.launch + _before(work, device)
     useful = work.flops if pairs is None else work.flops * pairs / max(1, _area(work) * work.touched)
     floor = max(useful / device.matrix_rate, size / device.copy_rate)
@@ -102,6 +106,22 @@ def formula(found: Estimate) -> sympy.Expr:
     return total
 
 
+def held(work: Work, count: float, longest: float, multiprocessors: int) -> float:
+    """How much of a ``count`` the busiest multiprocessor does, of which the longest program does ``longest``."""
+    return _busiest(work.programs, count, longest, multiprocessors, alike=work.even, tail=TAIL[work.kind])
+
+
+def _busiest(programs: int, count: float, longest: float, multiprocessors: int, *, alike: bool, tail: float) -> float:
+    """Programs that are alike go round in whole turns, some of them with long ones alone.  Others fill what is left by
+    those before them, but for the last."""
+    turns = programs / multiprocessors
+    if alike:
+        return longest * math.ceil(turns)
+    if turns <= 1:
+        return longest
+    return count / multiprocessors + tail * longest
+
+
 def program_share(work: Work, multiprocessors: int) -> float:
     """The share of a program's own time that counts."""
     return EVEN if work.even and work.programs > 2 * multiprocessors else 1.0
@@ -125,13 +145,6 @@ def terms_of(work: Work, rate: Rate, multiprocessors: int) -> tuple[Term, ...]:
             longest=longest * share,
         ),
     )
-
-
-def resident(tiles: Tiles) -> int:
-    """How many programs a multiprocessor runs side by side, as its registers allow."""
-    if tiles.specialised:
-        return 2 if max(tiles.block_q, tiles.block_k) <= 64 else 1
-    return max(1, 8 // tiles.warps)
 
 
 def rate_for(work: Work, device: DeviceProfile) -> tuple[Rate, bool]:
@@ -190,18 +203,60 @@ def _scaled(rate: Rate, work: Work) -> Rate:
 
 
 def _before(work: Work, device: DeviceProfile) -> float:
-    """What runs beside the kernel itself: the fused backward clears its sums of dQ and scales them in the end."""
-    if work.kind != "fused":
-        return 0.0
-    return 2 * device.launch + work.rows * work.head_dim * (4 + 4 + 2) / device.copy_rate
+    """What runs ahead of the kernel itself, and beside it: the fused backward clears its sums of dQ and scales them in
+    the end."""
+    before = work.before
+    found = before.copies * device.launch + before.bytes / device.copy_rate
+    if before.searched:
+        found += device.launch + PROBE * math.log2(before.searched + 1)
+    if work.kind == "fused":
+        found += 2 * device.launch + work.rows * work.head_dim * (4 + 4 + 2) / device.copy_rate
+    return found
 
 
-def dense_seconds(pairs: int, head_dim: int, value_dim: int, device: DeviceProfile) -> tuple[float, float]:
-    """Forward and backward of dense attention that computes ``pairs``, over batch and heads."""
+DENSE_ROWS = 128
+"""Rows of a tile of dense attention."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pass:
+    """A pass of dense attention: kernels that start beside it, what a program takes in tiles, and how much of the
+    longest is not hidden; fitted to cuDNN on an H200."""
+
+    products: float
+    starts: int
+    program: float
+    tail: float
+
+
+_FORWARD = _Pass(products=1.0, starts=3, program=2.0, tail=0.7)
+_BACKWARD = _Pass(products=2.5, starts=10, program=3.0, tail=0.5)
+
+
+def dense_seconds(
+    heads: int, nq: int, n: int, head_dim: int, value_dim: int, device: DeviceProfile, *, causal: bool
+) -> tuple[float, float]:
+    """Forward and backward of dense attention over ``heads`` (of the whole batch), its programs shared as `held` says.
+
+    With ``causal`` the queries are the last positions.
+    """
     width = max(head_dim, value_dim)
     nearest = min(device.dense, key=lambda each: abs(each.head_dim - width))
-    products = 2 * pairs * (head_dim + value_dim)
-    return device.launch + products / nearest.forward, 3 * device.launch + 2.5 * products / nearest.backward
+    tiles = math.ceil(nq / DENSE_ROWS), math.ceil(n / DENSE_ROWS)
+    causal = causal and nq <= n
+    walked = tiles[0] * (tiles[1] - tiles[0]) + tiles[0] * (tiles[0] + 1) / 2 if causal else tiles[0] * tiles[1]
+    one = 2 * (head_dim + value_dim) * DENSE_ROWS**2 * device.multiprocessors
+
+    def seconds(own: int, other: int, rate: float, work: _Pass) -> float:
+        programs = heads * own
+        count, longest = heads * walked + programs * work.program, other + work.program
+        busiest = _busiest(programs, count, longest, device.multiprocessors, alike=not causal, tail=work.tail)
+        return work.starts * device.launch + busiest * work.products * one / rate
+
+    return (
+        seconds(tiles[0], tiles[1], nearest.forward, _FORWARD),
+        seconds(tiles[1], tiles[0], nearest.backward, _BACKWARD),
+    )
 
 
 def delta_seconds(work: Work, device: DeviceProfile) -> float:

@@ -11,13 +11,24 @@ from spdsl.semantics.rewrite import free_indices, walk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Before:
+    """Small kernels ahead of a kernel: ``copies`` of rows by residue class move so many ``bytes``; a sorted table of
+    ``searched`` rows is searched for the ends of each tile, if that is not 0."""
+
+    searched: int = 0
+    copies: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """A kernel and its counts over batch and heads, all exact.
 
     ``programs`` own a tile each; ``full`` and ``masked`` tiles are walked, ``longest`` of them by one program (0 where
     programs are much alike).  ``operations`` and ``loads`` are what masking one pair takes, ``extra`` what bias and
     soft cap add to every logit.  ``listed``: tiles are found through memory.  ``rows`` counts queries over batch and
-    heads.  ``even``: programs do several tiles of their own, each beginning while the one before ends.
+    heads.  ``even``: programs do several tiles of their own, each beginning while the one before ends.  ``before`` is
+    what has to be done before the kernel begins.
     """
 
     kind: Kind
@@ -36,6 +47,7 @@ class Work:
     listed: bool
     rows: int
     even: bool = False
+    before: Before = Before()  # it is frozen
 
     @property
     def touched(self) -> int:
@@ -60,6 +72,7 @@ def work_of(
     longest: int,
     rows: int,
     even: bool,
+    before: Before,
 ) -> Work:
     """The work of a kernel of ``plan`` with these counts."""
     problem = plan.problem
@@ -81,6 +94,7 @@ def work_of(
         listed=isinstance(kernel.walk, ListWalk | DistanceWalk | PickWalk),
         rows=rows,
         even=even,
+        before=before,
     )
 
 

@@ -1,4 +1,4 @@
-"""What Triton needs is made ready in a thread of its own, and what fails there is met again where it is needed."""
+"""What a first kernel needs is made ready in threads, and what fails there is met again where it is needed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ else:
             asked.append(threading.current_thread().name)
     asked = []
     driver.set_active(Driver())
-readiness.wait()  # nothing was begun
+readiness.wait("compiler")  # nothing was begun
 readiness.begin()
+threads = dict(readiness._threads)
 readiness.begin()
-readiness.wait()
-assert not readiness._thread.is_alive()
+assert readiness._threads == threads
+for need in ("templates", "compiler"):
+    readiness.wait(need)
+    assert not threads[need].is_alive()
 if not {fails}:
-    assert asked == ["spdsl-readiness"], asked
+    assert asked == ["spdsl-compiler"], asked
+from spdsl.codegen.emit import environment
+assert "blocks.jinja" in {{name for _, name in environment().cache}}
 from triton.runtime.cache import triton_key
 print(triton_key.cache_info().currsize)
 """

@@ -319,3 +319,30 @@ def test_unions_are_tuned(hopper: dict[Tiles, float]) -> None:
 def test_stages_are_refused() -> None:
     with pytest.raises(SpatError, match="SP290"):
         tune(key_of("quest"), *tensors(), {})
+
+
+def test_what_ships_is_taken_where_nothing_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = situation("sliding_window")
+    monkeypatch.setattr(choices, "shipped", lambda: {found.identity: (("forward", TILES),)})
+    assert dict(tiles_for(found)) == {"forward": TILES}
+    for other in ({"gpu": "NVIDIA H100"}, {"heads": 16}, {"lengths": (16384, 16384)}, {"near": (2048,)}):
+        assert tiles_for(choices.changed(found, **other)) == ()  # type: ignore[arg-type]  # as they are
+    store().results.put("tuning", found.identity, {"tiles": choices.record_of((("forward", OTHER),))})
+    assert dict(tiles_for(found)) == {"forward": OTHER}
+    monkeypatch.setenv("SPDSL_TUNE", "off")
+    assert tiles_for(found) == ()
+
+
+def test_of_another_version_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = situation("sliding_window")
+    monkeypatch.setattr(choices, "shipped", lambda known=found.identity: {known: (("forward", TILES),)})
+    monkeypatch.setattr(choices, "__version__", "0.0.0")
+    assert tiles_for(found) == ()
+
+
+def test_tables_that_ship_can_be_planned() -> None:
+    for chosen in choices.shipped().values():
+        assert chosen
+        for kind, tiles in chosen:
+            assert kind in choices.KINDS
+            assert tiles.block_q * tiles.block_k <= 128 * 128
