@@ -205,7 +205,7 @@ def work(call: Call, kernel: KernelPlan) -> Work:
 
 def _before(call: Call, kernel: KernelPlan) -> Before:
     """What runs ahead of a kernel, in which tensors are read by residue class or a table is searched."""
-    searched = call.k.shape[2] if kernel.cuts is not None else 0
+    searched = call.keys if kernel.cuts is not None else 0
     if kernel.classes == 1 or not kernel.descriptors:
         return Before(searched=searched)
     short = [each for each in (call.q, call.k, call.v) if each.shape[2] % kernel.classes]

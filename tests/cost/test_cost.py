@@ -160,7 +160,7 @@ def test_dense_attention_beside_it() -> None:
     assert 0.8 < causal.dense_forward / causal.forward < 1.2
     window = predict(call("sliding_window", n=8192, heads=16, window=256), H200)
     assert window.dense_forward / window.forward > 4
-    assert "faster" in "\n".join(causal.lines())
+    assert "a causal mask is expected to be about as fast forward and backward" in "\n".join(causal.lines())
     assert is_causal(call("streaming").plan.problem.pattern)
     assert not is_causal(call("full").plan.problem.pattern)
 
