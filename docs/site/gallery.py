@@ -87,7 +87,7 @@ def speed(name: str) -> Iterator[str]:
     yield "|---|---|---|"
     yield f"| predicted | {_ms(predicted['forward'])} | {_ms(predicted['backward'])} |"
     yield f"| dense attention, predicted | {_ms(predicted['dense_forward'])} | {_ms(predicted['dense_backward'])} |"
-    for impl, title in (("spdsl", "measured"), ("flex", "FlexAttention, measured")):
+    for impl, title in (("spdsl", f"measured, {day()}"), ("flex", f"FlexAttention, {day()}")):
         if measured and (impl, "fwd") in measured:
             yield f"| {title} | {_ms(measured[impl, 'fwd'])} | {_ms(measured[impl, 'bwd'])} |"
     yield ""
@@ -102,7 +102,7 @@ def selected(name: str) -> Iterator[str]:
     inputs = sample_inputs(pattern.checked, {}, sizes, layer=SCENES.get(name, Scene()).layer)
     found = explain_stages(key, *drawn(sizes, sizes.head_dim, torch.float32, 0), inputs, "cpu")
     kept = ", ".join(f"{report.kept:.1%}" for _, report in found.softmaxes)
-    call = f"{sizes.n:,} tokens, {sizes.heads} heads in a group of {sizes.head_dim}, random queries and keys"
+    call = f"{sizes.n:,} tokens, {sizes.heads} heads of one group, head dim {sizes.head_dim}, random queries and keys"
     share = f"scores are {found.share:.1%} of the multiply-adds of the forward pass"
     yield f"With its defaults, {call}: {share}; pairs kept: {kept}."
     yield ""
@@ -112,13 +112,22 @@ def _ms(value: float) -> str:
     return f"{value:.3g}" if value < 10 else f"{value:.1f}"
 
 
+def results() -> Path:
+    """The last run of the benchmarks on this GPU."""
+    return max((ROOT / "benchmarks" / "results").glob("h200-????-??-??.json"))
+
+
+def day() -> str:
+    """When it was."""
+    return results().stem.removeprefix("h200-")
+
+
 @cache
 def measurements() -> dict[str, dict[tuple[str, str], float]]:
     """Milliseconds of the last run of the benchmarks whose masks are patterns of the library as they are costed."""
-    results = max((ROOT / "benchmarks" / "results").glob("h200-????-??-??.json"))
     names = {case.name: case.pattern for case in CASES if case.pattern in WORKS and case.n == WORKS[case.pattern].n}
     found: dict[str, dict[tuple[str, str], float]] = {}
-    for row in json.loads(results.read_text(encoding="utf-8")):
+    for row in json.loads(results().read_text(encoding="utf-8")):
         if row["case"] in names:
             found.setdefault(names[row["case"]], {})[row["impl"], row["direction"]] = row["ms"]
     return found

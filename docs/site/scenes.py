@@ -75,7 +75,7 @@ SCENES = {
     "infllm_v2": Scene(
         n=128, parameters={"compress": 8, "stride": 4, "block": 8, "picks": 5, "window": 16, "dense": 0}
     ),
-    "seer_attention": Scene(n=128, parameters={"block": 8, "threshold": 0.12}),
+    "seer_attention": Scene(n=128, parameters={"block": 8, "threshold": 0.065}),
     "vsa": Scene(
         parameters={"frames": 4, "height": 8, "width": 8, "cube": (2, 4, 4), "picks": 3},
         inputs={"gate": torch.zeros(1, 256, 32)},
