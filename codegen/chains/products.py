@@ -92,7 +92,7 @@ def _tile(values: Values, vectors: Vectors, place: Place, expr: Expr, terms: int
     start = program.atom(program.let("start", " + ".join(base), what, "int"))
     at = program.atom(entry)
     inside = program.atom(program.let("there", f"({at} >= 0) & ({at} < {name}_rows)", program.of(entry), "bool"))
-    text = f"tl.load({start} + {at} * {name}_r + {feature} * {name}_f, "
+    text = f"tl.load({start} + tl.cast({at}, tl.int64) * {name}_r + {feature} * {name}_f, "
     text += f"mask={inside} & ({feature} < {name}_size), other=0.0)"
     text += ".to(tl.float32)" if terms == 0 else ""
     found = program.let("query" if is_query else "key", text, whole, "float")

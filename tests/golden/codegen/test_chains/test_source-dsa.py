@@ -72,14 +72,14 @@ def keys(
     feature_1 = tl.arange(0, STAGE_0_K)[:, None]
     start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + 1 * stage_0_k_t
     there_1 = (columns >= 0) & (columns < stage_0_k_rows)
-    key_1 = tl.load(start_1 + columns * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+    key_1 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
     start_2 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b
-    key_2 = tl.load(start_2 + columns * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+    key_2 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
     for each_j in range(size_j):
         x_1 = tl.maximum(tl.minimum(each_j, x), 0)
         wt_at = tl.load(t_wt + (tl.cast(b, tl.int64) * stride_wt_b + tl.cast(x_1, tl.int64) * stride_wt_0 + tl.cast(x_3, tl.int64) * stride_wt_1)).to(tl.float32)
         start = stage_0_q + tl.cast(b, tl.int64) * stage_0_q_b + tl.cast(each_j, tl.int64) * stage_0_q_j
-        query = tl.load(start + rows * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
+        query = tl.load(start + tl.cast(rows, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
         product = tl.dot(query, key_1)
         product_1 = tl.dot(query, key_2, product)
         score = product_1 * stage_0_scale

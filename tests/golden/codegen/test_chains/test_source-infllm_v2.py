@@ -90,7 +90,7 @@ def sums_stage_2(
     feature = tl.arange(0, STAGE_1_Q)[None, :]
     start = stage_1_q + tl.cast(b, tl.int64) * stage_1_q_b + tl.cast(head, tl.int64) * stage_1_q_h
     there = (rows >= 0) & (rows < stage_1_q_rows)
-    query = tl.load(start + rows * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
+    query = tl.load(start + tl.cast(rows, tl.int64) * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
     x = head >> 3
     feature_1 = tl.arange(0, STAGE_1_K)[:, None]
     start_1 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(x, tl.int64) * stage_1_k_g + 1 * stage_1_k_t
@@ -99,9 +99,9 @@ def sums_stage_2(
     for tile in range(tile_begin, tile_end):
         columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
         there_1 = (columns >= 0) & (columns < stage_1_k_rows)
-        key_1 = tl.load(start_1 + columns * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+        key_1 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
         product = tl.dot(query, key_1)
-        key_2 = tl.load(start_2 + columns * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+        key_2 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
         product_1 = tl.dot(query, key_2, product)
         x_1 = columns * 16 + 31
         only = x_1 <= x_2
@@ -161,15 +161,15 @@ def keys(
         total_1 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
         entry_1 = x_1 + member - 1
         there_1 = (entry_1 >= 0) & (entry_1 < stage_1_k_rows)
-        key_1 = tl.load(start_1 + entry_1 * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
-        key_2 = tl.load(start_2 + entry_1 * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+        key_1 = tl.load(start_1 + tl.cast(entry_1, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+        key_2 = tl.load(start_2 + tl.cast(entry_1, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
         for member_1 in range(8):
             entry = x + member_1
             row_of = tl.cast(b, tl.int64) * stage_2_sums_b + entry * stage_2_sums_h + tl.minimum(tl.maximum(rows, 0), stage_2_sums_rows - 1)
             log_sum = tl.load(stage_2_sums + row_of * 2)
             most_of = tl.load(stage_2_sums + row_of * 2 + 1)
             start = stage_1_q + tl.cast(b, tl.int64) * stage_1_q_b + tl.cast(entry, tl.int64) * stage_1_q_h
-            query = tl.load(start + rows * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
+            query = tl.load(start + tl.cast(rows, tl.int64) * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
             product = tl.dot(query, key_1)
             product_1 = tl.dot(query, key_2, product)
             share = tl.exp2(tl.minimum(number(product_1 * factor - log_sum), most_of))

@@ -63,15 +63,15 @@ def keys(
     feature = tl.arange(0, STAGE_1_Q)[None, :]
     start = stage_1_q + tl.cast(b, tl.int64) * stage_1_q_b + tl.cast(head, tl.int64) * stage_1_q_h
     there = (rows >= 0) & (rows < stage_1_q_rows)
-    query = tl.load(start + rows * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
+    query = tl.load(start + tl.cast(rows, tl.int64) * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
     x = head >> 3
     feature_1 = tl.arange(0, STAGE_1_K)[:, None]
     start_1 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(x, tl.int64) * stage_1_k_g + 1 * stage_1_k_t
     there_1 = (columns >= 0) & (columns < stage_1_k_rows)
-    key_1 = tl.load(start_1 + columns * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+    key_1 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
     product = tl.dot(query, key_1)
     start_2 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(x, tl.int64) * stage_1_k_g
-    key_2 = tl.load(start_2 + columns * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+    key_2 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
     product_1 = tl.dot(query, key_2, product)
     score = product_1 * stage_1_scale
     x_1 = (rows + q_start) >> 9

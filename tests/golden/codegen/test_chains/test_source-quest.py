@@ -77,29 +77,29 @@ def keys(
     feature_1 = tl.arange(0, STAGE_1_K)[:, None]
     start_1 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(head, tl.int64) * stage_1_k_g + 1 * stage_1_k_t
     there_1 = (columns >= 0) & (columns < stage_1_k_rows)
-    key_1 = tl.load(start_1 + columns * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+    key_1 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
     start_2 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(head, tl.int64) * stage_1_k_g
-    key_2 = tl.load(start_2 + columns * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+    key_2 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
     feature_2 = tl.arange(0, STAGE_3_Q)[None, :]
     there_2 = (rows >= 0) & (rows < stage_3_q_rows)
     feature_3 = tl.arange(0, STAGE_3_K)[:, None]
     start_4 = stage_3_k + tl.cast(b, tl.int64) * stage_3_k_b + tl.cast(head, tl.int64) * stage_3_k_g + 1 * stage_3_k_t
     there_3 = (columns >= 0) & (columns < stage_3_k_rows)
-    key_3 = tl.load(start_4 + columns * stage_3_k_r + feature_3 * stage_3_k_f, mask=there_3 & (feature_3 < stage_3_k_size), other=0.0)
+    key_3 = tl.load(start_4 + tl.cast(columns, tl.int64) * stage_3_k_r + feature_3 * stage_3_k_f, mask=there_3 & (feature_3 < stage_3_k_size), other=0.0)
     start_5 = stage_3_k + tl.cast(b, tl.int64) * stage_3_k_b + tl.cast(head, tl.int64) * stage_3_k_g
-    key_4 = tl.load(start_5 + columns * stage_3_k_r + feature_3 * stage_3_k_f, mask=there_3 & (feature_3 < stage_3_k_size), other=0.0)
+    key_4 = tl.load(start_5 + tl.cast(columns, tl.int64) * stage_3_k_r + feature_3 * stage_3_k_f, mask=there_3 & (feature_3 < stage_3_k_size), other=0.0)
     x_2 = columns * 16
     x_3 = rows + q_start
     for member in range(8):
         x_1 = x + member
         start = stage_1_q + tl.cast(b, tl.int64) * stage_1_q_b + tl.cast(x_1, tl.int64) * stage_1_q_h
-        query = tl.load(start + rows * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
+        query = tl.load(start + tl.cast(rows, tl.int64) * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
         query_1 = (tl.maximum(query, 0.0)).to(query.dtype)
         product = tl.dot(query_1, key_1)
         product_1 = tl.dot(query_1, key_2, product)
         score = product_1 * stage_1_scale
         start_3 = stage_3_q + tl.cast(b, tl.int64) * stage_3_q_b + tl.cast(x_1, tl.int64) * stage_3_q_h
-        query_2 = tl.load(start_3 + rows * stage_3_q_r + feature_2 * stage_3_q_f, mask=there_2 & (feature_2 < stage_3_q_size), other=0.0)
+        query_2 = tl.load(start_3 + tl.cast(rows, tl.int64) * stage_3_q_r + feature_2 * stage_3_q_f, mask=there_2 & (feature_2 < stage_3_q_size), other=0.0)
         query_3 = (tl.maximum(-query_2, 0.0)).to(query_2.dtype)
         product_2 = tl.dot(query_3, key_3)
         product_3 = tl.dot(query_3, key_4, product_2)

@@ -71,16 +71,16 @@ def sums_stage_1(
     feature = tl.arange(0, STAGE_0_Q)[None, :]
     start = stage_0_q + tl.cast(b, tl.int64) * stage_0_q_b + tl.cast(head, tl.int64) * stage_0_q_h
     there = (rows >= 0) & (rows < stage_0_q_rows)
-    query = tl.load(start + rows * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
+    query = tl.load(start + tl.cast(rows, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
     feature_1 = tl.arange(0, STAGE_0_K)[:, None]
     start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(head, tl.int64) * stage_0_k_h + 1 * stage_0_k_t
     start_2 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(head, tl.int64) * stage_0_k_h
     for tile in range(tile_begin, tile_end):
         columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
         there_1 = (columns >= 0) & (columns < stage_0_k_rows)
-        key_1 = tl.load(start_1 + columns * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+        key_1 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
         product = tl.dot(query, key_1)
-        key_2 = tl.load(start_2 + columns * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+        key_2 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
         product_1 = tl.dot(query, key_2, product)
         only = columns <= rows
         logit_1 = tl.where(only, number(product_1 * factor), float('-inf'))
@@ -131,14 +131,14 @@ def keys(
     feature = tl.arange(0, STAGE_0_Q)[None, :]
     start = stage_0_q + tl.cast(b, tl.int64) * stage_0_q_b + tl.cast(head, tl.int64) * stage_0_q_h
     there = (rows >= 0) & (rows < stage_0_q_rows)
-    query = tl.load(start + rows * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
+    query = tl.load(start + tl.cast(rows, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
     feature_1 = tl.arange(0, STAGE_0_K)[:, None]
     start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(head, tl.int64) * stage_0_k_h + 1 * stage_0_k_t
     there_1 = (columns >= 0) & (columns < stage_0_k_rows)
-    key_1 = tl.load(start_1 + columns * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+    key_1 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
     product = tl.dot(query, key_1)
     start_2 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(head, tl.int64) * stage_0_k_h
-    key_2 = tl.load(start_2 + columns * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+    key_2 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
     product_1 = tl.dot(query, key_2, product)
     only = columns <= rows
     share = tl.where(only, tl.exp2(tl.minimum(number(product_1 * factor - log_sum), most_of)), 0.0)

@@ -89,7 +89,7 @@ def sums_stage_5(
     feature = tl.arange(0, STAGE_0_Q)[None, :]
     start = stage_0_q + tl.cast(b, tl.int64) * stage_0_q_b + tl.cast(head, tl.int64) * stage_0_q_h
     there = (entry >= 0) & (entry < stage_0_q_rows)
-    query = tl.load(start + entry * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
+    query = tl.load(start + tl.cast(entry, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
     x = head >> 3
     feature_1 = tl.arange(0, STAGE_0_K)[:, None]
     start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(x, tl.int64) * stage_0_k_g + 1 * stage_0_k_t
@@ -97,15 +97,15 @@ def sums_stage_5(
     only_2 = (rows * 4 + 2 >= tl.maximum(q_start, 0)) & (rows * 4 + 2 <= q_start + nq - 1)
     entry_2 = rows * 4 - q_start + 2
     there_2 = (entry_2 >= 0) & (entry_2 < stage_0_q_rows)
-    query_1 = tl.load(start + entry_2 * stage_0_q_r + feature * stage_0_q_f, mask=there_2 & (feature < stage_0_q_size), other=0.0)
+    query_1 = tl.load(start + tl.cast(entry_2, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_2 & (feature < stage_0_q_size), other=0.0)
     only_4 = (rows * 4 + 1 >= tl.maximum(q_start, 0)) & (rows * 4 + 1 <= q_start + nq - 1)
     entry_4 = rows * 4 - q_start + 1
     there_4 = (entry_4 >= 0) & (entry_4 < stage_0_q_rows)
-    query_2 = tl.load(start + entry_4 * stage_0_q_r + feature * stage_0_q_f, mask=there_4 & (feature < stage_0_q_size), other=0.0)
+    query_2 = tl.load(start + tl.cast(entry_4, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_4 & (feature < stage_0_q_size), other=0.0)
     only_6 = (rows * 4 >= tl.maximum(q_start, 0)) & (rows * 4 <= q_start + nq - 1)
     entry_6 = rows * 4 - q_start
     there_6 = (entry_6 >= 0) & (entry_6 < stage_0_q_rows)
-    query_3 = tl.load(start + entry_6 * stage_0_q_r + feature * stage_0_q_f, mask=there_6 & (feature < stage_0_q_size), other=0.0)
+    query_3 = tl.load(start + tl.cast(entry_6, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_6 & (feature < stage_0_q_size), other=0.0)
     for tile in range(tile_begin, tile_end):
         columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
         total_1 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
@@ -114,9 +114,9 @@ def sums_stage_5(
         total_2 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
         entry_1 = columns * 4
         there_1 = (entry_1 >= 0) & (entry_1 < stage_0_k_rows)
-        key_1 = tl.load(start_1 + entry_1 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+        key_1 = tl.load(start_1 + tl.cast(entry_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
         product = tl.dot(query, key_1)
-        key_2 = tl.load(start_2 + entry_1 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+        key_2 = tl.load(start_2 + tl.cast(entry_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
         product_1 = tl.dot(query, key_2, product)
         score = product_1 * stage_0_scale
         total_2 += tl.where(only, score, 0)
@@ -128,9 +128,9 @@ def sums_stage_5(
         total_3 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
         entry_3 = columns * 4 + 1
         there_3 = (entry_3 >= 0) & (entry_3 < stage_0_k_rows)
-        key_3 = tl.load(start_1 + entry_3 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
+        key_3 = tl.load(start_1 + tl.cast(entry_3, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
         product_2 = tl.dot(query_1, key_3)
-        key_4 = tl.load(start_2 + entry_3 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
+        key_4 = tl.load(start_2 + tl.cast(entry_3, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
         product_3 = tl.dot(query_1, key_4, product_2)
         score_1 = product_3 * stage_0_scale
         total_3 += tl.where(only_2, score_1, 0)
@@ -142,9 +142,9 @@ def sums_stage_5(
         total_4 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
         entry_5 = columns * 4 + 2
         there_5 = (entry_5 >= 0) & (entry_5 < stage_0_k_rows)
-        key_5 = tl.load(start_1 + entry_5 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_5 & (feature_1 < stage_0_k_size), other=0.0)
+        key_5 = tl.load(start_1 + tl.cast(entry_5, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_5 & (feature_1 < stage_0_k_size), other=0.0)
         product_4 = tl.dot(query_2, key_5)
-        key_6 = tl.load(start_2 + entry_5 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_5 & (feature_1 < stage_0_k_size), other=0.0)
+        key_6 = tl.load(start_2 + tl.cast(entry_5, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_5 & (feature_1 < stage_0_k_size), other=0.0)
         product_5 = tl.dot(query_2, key_6, product_4)
         score_2 = product_5 * stage_0_scale
         total_4 += tl.where(only_4, score_2, 0)
@@ -156,9 +156,9 @@ def sums_stage_5(
         total_5 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
         entry_7 = columns * 4 + 3
         there_7 = (entry_7 >= 0) & (entry_7 < stage_0_k_rows)
-        key_7 = tl.load(start_1 + entry_7 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_7 & (feature_1 < stage_0_k_size), other=0.0)
+        key_7 = tl.load(start_1 + tl.cast(entry_7, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_7 & (feature_1 < stage_0_k_size), other=0.0)
         product_6 = tl.dot(query_3, key_7)
-        key_8 = tl.load(start_2 + entry_7 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_7 & (feature_1 < stage_0_k_size), other=0.0)
+        key_8 = tl.load(start_2 + tl.cast(entry_7, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_7 & (feature_1 < stage_0_k_size), other=0.0)
         product_7 = tl.dot(query_3, key_8, product_6)
         score_3 = product_7 * stage_0_scale
         total_5 += tl.where(only_6, score_3, 0)
@@ -260,20 +260,20 @@ def keys(
         total_2 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
         entry_2 = x_2 + x_3
         there_1 = (entry_2 >= 0) & (entry_2 < stage_0_k_rows)
-        key_1 = tl.load(start_1 + entry_2 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
-        key_2 = tl.load(start_2 + entry_2 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+        key_1 = tl.load(start_1 + tl.cast(entry_2, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+        key_2 = tl.load(start_2 + tl.cast(entry_2, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
         entry_4 = x_2 + x_3 + 1
         there_3 = (entry_4 >= 0) & (entry_4 < stage_0_k_rows)
-        key_3 = tl.load(start_1 + entry_4 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
-        key_4 = tl.load(start_2 + entry_4 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
+        key_3 = tl.load(start_1 + tl.cast(entry_4, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
+        key_4 = tl.load(start_2 + tl.cast(entry_4, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
         entry_6 = x_2 + x_3 + 2
         there_5 = (entry_6 >= 0) & (entry_6 < stage_0_k_rows)
-        key_5 = tl.load(start_1 + entry_6 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_5 & (feature_1 < stage_0_k_size), other=0.0)
-        key_6 = tl.load(start_2 + entry_6 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_5 & (feature_1 < stage_0_k_size), other=0.0)
+        key_5 = tl.load(start_1 + tl.cast(entry_6, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_5 & (feature_1 < stage_0_k_size), other=0.0)
+        key_6 = tl.load(start_2 + tl.cast(entry_6, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_5 & (feature_1 < stage_0_k_size), other=0.0)
         entry_8 = x_2 + x_3 + 3
         there_7 = (entry_8 >= 0) & (entry_8 < stage_0_k_rows)
-        key_7 = tl.load(start_1 + entry_8 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_7 & (feature_1 < stage_0_k_size), other=0.0)
-        key_8 = tl.load(start_2 + entry_8 * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_7 & (feature_1 < stage_0_k_size), other=0.0)
+        key_7 = tl.load(start_1 + tl.cast(entry_8, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_7 & (feature_1 < stage_0_k_size), other=0.0)
+        key_8 = tl.load(start_2 + tl.cast(entry_8, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_7 & (feature_1 < stage_0_k_size), other=0.0)
         for member_2 in range(32):
             found_6 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
             found_7 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
@@ -301,7 +301,7 @@ def keys(
             total_4 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
             entry_1 = x + x_10 - q_start + 3
             there = (entry_1 >= 0) & (entry_1 < stage_0_q_rows)
-            query = tl.load(start + entry_1 * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
+            query = tl.load(start + tl.cast(entry_1, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
             product = tl.dot(query, key_1)
             product_1 = tl.dot(query, key_2, product)
             score = product_1 * stage_0_scale
@@ -311,7 +311,7 @@ def keys(
             total_5 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
             entry_3 = x + x_10 - q_start + 2
             there_2 = (entry_3 >= 0) & (entry_3 < stage_0_q_rows)
-            query_1 = tl.load(start + entry_3 * stage_0_q_r + feature * stage_0_q_f, mask=there_2 & (feature < stage_0_q_size), other=0.0)
+            query_1 = tl.load(start + tl.cast(entry_3, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_2 & (feature < stage_0_q_size), other=0.0)
             product_2 = tl.dot(query_1, key_3)
             product_3 = tl.dot(query_1, key_4, product_2)
             score_1 = product_3 * stage_0_scale
@@ -321,7 +321,7 @@ def keys(
             total_6 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
             entry_5 = x + x_10 - q_start + 1
             there_4 = (entry_5 >= 0) & (entry_5 < stage_0_q_rows)
-            query_2 = tl.load(start + entry_5 * stage_0_q_r + feature * stage_0_q_f, mask=there_4 & (feature < stage_0_q_size), other=0.0)
+            query_2 = tl.load(start + tl.cast(entry_5, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_4 & (feature < stage_0_q_size), other=0.0)
             product_4 = tl.dot(query_2, key_5)
             product_5 = tl.dot(query_2, key_6, product_4)
             score_2 = product_5 * stage_0_scale
@@ -331,7 +331,7 @@ def keys(
             total_7 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
             entry_7 = x + x_10 - q_start
             there_6 = (entry_7 >= 0) & (entry_7 < stage_0_q_rows)
-            query_3 = tl.load(start + entry_7 * stage_0_q_r + feature * stage_0_q_f, mask=there_6 & (feature < stage_0_q_size), other=0.0)
+            query_3 = tl.load(start + tl.cast(entry_7, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_6 & (feature < stage_0_q_size), other=0.0)
             product_6 = tl.dot(query_3, key_7)
             product_7 = tl.dot(query_3, key_8, product_6)
             score_3 = product_7 * stage_0_scale
