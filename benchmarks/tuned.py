@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.calibrate import TARGET, attention_of
+from benchmarks.study import read
 from benchmarks.subjects import Subject, checked, fitted, suite
 from spdsl.choices import Situation
 from spdsl.tuning import situation_of
@@ -42,13 +43,13 @@ def main() -> None:
     parser.add_argument("raw", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    about, *rows = (json.loads(line) for line in arguments.raw.read_text().splitlines())
+    raw = read(arguments.raw)
     times: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
+    for row in raw["rows"]:
         if row.get("kind") in KINDS and len(row["works"]) == 1:
             times[row["subject"], row["kind"]].append(row)
     subjects = {each.name: each for each in (*checked(), *fitted(), *suite()) if "{" not in each.pattern}
-    gpu = about["machine"]["name"]
+    gpu = raw["machine"]["name"]
     found: dict[str, dict[str, Any]] = {}
     for (name, kind), members in times.items():
         own = [row["seconds"] for row in members if row["default"]]

@@ -60,13 +60,21 @@ def candidates(
         return (default.tiles,)
     special = _SPECIALISED if kind == "forward" and default.specialised else ()
     tried = [_tiles(each, specialised=True) for each in special] + [_tiles(each) for each in _ALL[kind]]
-    fitting = [each for each in tried if _bytes(kind, each, head_dim, value_dim, dtype) <= SHARED_BYTES[target]]
+    fitting = [
+        each for each in tried if _shared(each) * _bytes(kind, each, head_dim, value_dim, dtype) <= SHARED_BYTES[target]
+    ]
     return tuple(dict.fromkeys((default.tiles, *fitting)))
 
 
 def _tiles(sizes: tuple[int, int, int, int], *, specialised: bool = False) -> Tiles:
     block_q, block_k, warps, stages = sizes
     return Tiles(block_q=block_q, block_k=block_k, warps=warps, stages=stages, specialised=specialised)
+
+
+def _shared(tiles: Tiles) -> int:
+    """How many programs an SM must hold for the tiles to be worth a try: a small one with warps of its own for copies
+    waits too often alone."""
+    return 2 if tiles.specialised and tiles.block_q == 64 else 1
 
 
 def _bytes(kind: Kind, tiles: Tiles, head_dim: int, value_dim: int, dtype: Precision) -> int:

@@ -1,0 +1,36 @@
+"""Tuning on a GPU: candidates run, are timed, and the next call takes the fastest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import spdsl
+from spdsl import prepare
+from spdsl.choices import tiles_for
+from spdsl.tuning import situation_of, tune
+
+pytestmark = pytest.mark.gpu
+
+
+def test_what_is_measured_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("SPDSL_TUNE", raising=False)
+    monkeypatch.setattr("spdsl.tuning.MOST", 3)
+    prepare._with_tiles.cache_clear()
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 512, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    attention = spdsl.compile("sliding_window", window=100)
+    found = tune(attention._key, q, k, v, {}, backward=False)
+    assert found.complete
+    assert all(each.seconds is not None and 1e-7 < each.seconds < 1e-2 for each in found.measured)
+    best = found.best["forward"]
+    assert dict(tiles_for(situation_of(attention._key, q, k, v))) == {"forward": best.tiles}
+    expected = attention.reference(q, k, v)
+    out = attention(q, k, v)
+    assert float((out.double() - expected).norm() / expected.norm()) < 1e-2
+    again = tune(attention._key, q, k, v, {}, backward=False)
+    assert [each.seconds for each in again.measured] == [each.seconds for each in found.measured]
+    prepare._with_tiles.cache_clear()
