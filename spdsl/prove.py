@@ -23,6 +23,7 @@ from spdsl.semantics.bind import bind
 from spdsl.semantics.freeing import freed
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern, Extent, Parameter
 from spdsl.semantics.rewrite import mentions
+from spdsl.semantics.softmaxes import softmax_pattern
 
 Word: TypeAlias = Literal["proven", "refuted", "undecided", "answer"]
 Value: TypeAlias = "bool | int | float | tuple[bool | int | float, ...]"
@@ -54,15 +55,41 @@ class Target:
 
     def bind(self, *, heads: int, groups: int, layer: int | None) -> BoundPattern:
         """The bound pattern.  Raises `SpatError` as `bind` and `freed` do."""
-        if self.checked.graph is not None:
+        if self.is_chosen:
             raise error(
                 "SP414",
                 f"what `{self.checked.name}` keeps is decided by the queries and keys of a call",
                 self.checked.span,
-                help="prove claims about a pattern with its static part alone",
+                help="`--causal`, `--nonempty`, `--within` and `--disjoint` are proved for whatever is chosen",
             )
         checked = freed(self.checked, self.free) if self.free else self.checked
         return bind(checked, self.values, layer=layer, heads=heads, groups=groups, head_dim=64)
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether queries and keys decide what is kept."""
+        return self.checked.graph is not None
+
+    def subject(self, *, heads: int, groups: int, layer: int | None) -> Subject:
+        """The pairs that a claim is about; what is chosen is any set, so that only proofs are answers.
+
+        Raises:
+            SpatError: as `bind`, or a pattern with several softmaxes or one over blocks (SP414).
+        """
+        if not self.is_chosen:
+            return Subject.of(self.bind(heads=heads, groups=groups, layer=layer))
+        bound = bind(self.checked, self.values, layer=layer, heads=heads, groups=groups, head_dim=64)
+        assert bound.graph is not None
+        found = bound.graph.attentions
+        if self.free or len(found) != 1 or (found[0].rows, found[0].columns, found[0].member) != ("q", "k", None):
+            what = "free parameters" if self.free else "several softmaxes, or one over blocks"
+            raise error(
+                "SP414",
+                f"a proof about `{self.checked.name}`, which has selections and {what}",
+                self.checked.span,
+                help="give parameters values" if self.free else "prove claims about a pattern with one of its sets",
+            )
+        return Subject.of(softmax_pattern(bound, found[0].name))
 
     @property
     def text(self) -> str:
@@ -109,7 +136,9 @@ def claim(name: Claim, targets: Sequence[Target], settings: Settings) -> Finding
     Raises:
         SpatError: a target cannot be bound, or two declare an input differently (SP413).
     """
-    subjects = [_subject(target, settings) for target in targets]
+    subjects = [
+        target.subject(heads=settings.heads, groups=settings.groups, layer=settings.layer) for target in targets
+    ]
     _check_inputs([subject.pattern for subject in subjects])
     text = _CLAIMS[name] + (f" {targets[1].text}" if len(targets) > 1 else "")
     lengths = [grid_length(subject.pattern) for subject in subjects]
@@ -117,6 +146,9 @@ def claim(name: Claim, targets: Sequence[Target], settings: Settings) -> Finding
         return Finding(question=name, text=text, verdict="undecided", detail="no length suits the grids of both")
     found = bounded(decide, {"claim": name, "subjects": subjects}, seconds=SECONDS)
     answer = Answer(verdict="undecided", reason=_LATE) if found is None else found
+    if answer.verdict == "refuted" and any(target.is_chosen for target in targets):
+        # The example may be of something that is never chosen.
+        answer = Answer(verdict="undecided", reason="it does not follow from the rest: what is chosen decides")
     detail = answer.reason
     if answer.verdict == "proven" and lengths[0] is None and lengths[-1] is not None:
         detail = f"for n = {lengths[-1]} alone, which a grid demands"
@@ -231,12 +263,15 @@ def _layer(target: Target, at: int, settings: Settings) -> Subject:
 
 def scope(target: Target, settings: Settings) -> str:
     """For which lengths, heads, parameters and inputs the answers hold, in words."""
-    pattern = target.bind(heads=settings.heads, groups=settings.groups, layer=settings.layer or 0)
+    layer = settings.layer or 0
+    pattern = target.subject(heads=settings.heads, groups=settings.groups, layer=layer).pattern
     length = grid_length(pattern)
     parts = ["every length n" if length is None else f"n = {length}, which its grid demands"]
     parts += [f"every {each.name}{_range(each)}" for each in target.checked.parameters if each.name in target.free]
     if target.checked.tables:
         parts.append("all values of its inputs")
+    if target.is_chosen:
+        parts.append("whatever is chosen")
     heads = f"{settings.heads} heads"
     parts.append(heads if settings.heads == settings.groups else f"{heads} in {settings.groups} groups")
     return ", ".join(parts)

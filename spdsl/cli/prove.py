@@ -89,7 +89,8 @@ def prove(
         others = {"equals": equals, "within": within, "disjoint": disjoint}
         is_report = not any((*asked.values(), *others.values(), layers))
         if is_report:
-            asked = dict.fromkeys(asked, True)
+            # Of what queries and keys choose, only claims can be answered.
+            asked = {name: not target.is_chosen or name in ("nonempty", "causal") for name in asked}
         with progress("proving", quiet=as_json):
             findings = tuple(_findings(stack, settings, asked, others, layers))
         _show(target, settings, findings, is_report=is_report, as_json=as_json)

@@ -63,12 +63,18 @@ def test_show(spdsl: Spdsl, stage: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [("prove", "moba"), ("compile", "moba", "-o", "x"), ("show", "moba", "--emit", "tiles")]
+    "command",
+    [
+        ("prove", "nsa"),
+        ("prove", "moba", "--count"),
+        ("compile", "moba", "-o", "x"),
+        ("show", "moba", "--emit", "tiles"),
+    ],
 )
 def test_refusals_name_the_pattern(spdsl: Spdsl, command: tuple[str, ...]) -> None:
     answer = spdsl(*command)
     assert answer.status != 0
-    assert "moba" in answer.err
+    assert command[1] in answer.err
     assert "SP414" in answer.err or "SP290" in answer.err
 
 
@@ -84,3 +90,26 @@ def test_explain_tells_how_sets_are_made(spdsl: Spdsl, name: str, target: str, w
     answer = spdsl("explain", name, "-n", "256", *SMALL, "--target", target)
     assert answer.status == 0, answer
     assert words in answer.out
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (("moba", "--causal", "--nonempty"), 0),
+        (("dsa", "--causal"), 0),
+        (("moba", "--within", "causal"), 0),
+        (("dsa", "--nonempty"), 4),  # nothing may be chosen, as far as the rest tells
+        (("minference_blocks", "--disjoint", "causal"), 4),
+    ],
+)
+def test_proofs_hold_whatever_is_chosen(spdsl: Spdsl, words: tuple[str, ...], status: int) -> None:
+    answer = spdsl("prove", *words)
+    assert answer.status == status, answer
+    assert "refuted" not in answer.out
+
+
+def test_the_report_of_a_selection(spdsl: Spdsl) -> None:
+    answer = spdsl("prove", "moba")
+    assert answer.status == 0, answer
+    assert "whatever is chosen" in answer.out
+    assert answer.out.count("proven") == 2
