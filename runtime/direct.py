@@ -146,21 +146,40 @@ class Direct:
         self._key, self._values, self._names = key, values, names
         self._kinds: dict[Hashable, Kind] = {}
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no call is known yet."""
+        return not self._kinds
+
     def __reduce__(self) -> tuple[type[Direct], tuple[str, tuple[int, ...], tuple[str, ...]]]:
         """Copies, also in other processes, begin without known calls."""
         return Direct, (self._key, self._values, self._names)
 
-    def recall(self, q: Tensor, k: Tensor, v: Tensor, inputs: Mapping[str, Tensor]) -> Pair | None:
-        """The results of a call without places, if there was one of its kind; all checks of that one hold for it."""
+    def recall(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Mapping[str, Tensor],
+        places: Tensor | None = None,
+        start: int | None = None,
+    ) -> Pair | None:
+        """The results of a call if there was one of its kind; all checks of that one hold for it.
+
+        Keys are those that exist; where there are no ``places``, queries are the last positions unless ``start`` says
+        more.
+        """
         names = self._names
         tensors: tuple[Tensor, ...] = (q, k, v)
         if names or inputs:
             if len(inputs) != len(names) or not all(name in inputs for name in names):
                 return None
             tensors += tuple(inputs[name] for name in names)
+        if places is not None:
+            tensors += (places,)
         if not _plain(tensors) or torch.is_autocast_enabled(q.device.type):
             return None
-        kind = self._kinds.get(_place(tensors, k.shape[-2] - q.shape[-2]))
+        kind = self._kinds.get(_place(tensors, k.shape[-2] - q.shape[-2] if start is None else start))
         return None if kind is None else kind(tensors)
 
     def attend(

@@ -191,8 +191,8 @@ class Attention:
             (SP4xx).
         """
         traced = torch.compiler.is_compiling()
-        if not traced and q_start is None and k_start is None and k_len is None and pages is None:
-            known = self._direct.recall(q, k, v, inputs)
+        if not traced:
+            known = self._known(q, k, v, pages, (q_start, k_start, k_len), inputs)
             if known is not None:
                 return known if return_lse else known[0]
         q, k, v = autocast(q, k, v)
@@ -227,6 +227,28 @@ class Attention:
         else:
             out, lse = self._direct.attend(q, k, v, tables, places, shape, start)
         return (out, lse) if return_lse else out
+
+    def _known(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        pages: Tensor | None,
+        given: tuple[int | Tensor | None, int | Tensor | None, int | Tensor | None],
+        inputs: Mapping[str, Any],
+    ) -> tuple[Tensor, Tensor] | None:
+        """The results of a call of a kind that is known."""
+        if pages is None and all(each is None for each in given):
+            return self._direct.recall(q, k, v, inputs)
+        tensors: tuple[object, ...] = (q, k, v)
+        if self._direct.is_new or any(not isinstance(each, Tensor) or each.dim() != 4 for each in tensors):
+            return None
+        if pages is not None:
+            k, v, places = place_pages(q, k, v, pages, *given)
+            return self._direct.recall(q, k, v, inputs, places, 0)
+        k, v, found, _, start = place(q, k, v, *given)
+        # Inputs of a part of the keys may be cut first.
+        return None if inputs and found is None else self._direct.recall(q, k, v, inputs, found, start)
 
     def _paged(
         self,
