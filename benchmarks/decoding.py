@@ -2,6 +2,7 @@
 
 python -m benchmarks.decoding full streaming --out decoding.json
 python -m benchmarks.decoding --prepare
+python -m benchmarks.decoding --table docs/decoding.md --out decoding.json
 
 Every call reads what its pattern keeps of the cache once; the rate is that of these bytes.  Caches are flushed before
 each call.  The rate of a copy, reading and writing, is measured in the same run.
@@ -13,7 +14,7 @@ import argparse
 import datetime as dt
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -26,6 +27,7 @@ from torch._inductor import config as inductor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import spdsl
+from benchmarks.chart import between
 
 inductor.compile_threads = 1  # or its processes start beside what is timed first
 
@@ -111,7 +113,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("decoding.json"), help="the JSON file to write")
     parser.add_argument("--prepare", action="store_true", help="only compile what will be measured")
     parser.add_argument("--no-peers", action="store_true", help="time only spdsl")
+    parser.add_argument("--table", type=Path, help="measure nothing, and write the results into this Markdown file")
     given = parser.parse_args()
+    if given.table is not None:
+        page = given.table.read_text(encoding="utf-8")
+        given.table.write_text(between(page, table(json.loads(given.out.read_text()))), encoding="utf-8")
+        return
     results: list[dict[str, object]] = []
     rate = 0.0 if given.prepare else copy_rate()
     print(f"copy {rate * 1e-12:.2f} TB/s on {torch.cuda.get_device_name()}")
@@ -122,6 +129,17 @@ def main() -> None:
             results.append(asdict(each))
             print(f"{each.case:18} {each.impl:6} {each.ms:8.4f} ms {each.tb_s:6.2f} TB/s  error {each.error:.1e}")
         given.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Results as Markdown, a line for each case: milliseconds, and 10^12 bytes a second of ours."""
+    lines = ["| case | call | spdsl | TB/s | FlexAttention |", "|---|---|---|---|---|"]
+    peers = {row["case"]: row["ms"] for row in rows if row["impl"] == "flex"}
+    for row in rows:
+        if row["impl"] == "spdsl":
+            peer = f"{peers[row['case']]:.3f}" if row["case"] in peers else "–"
+            lines.append(f"| {row['case']} | {row['shape']} | {row['ms']:.3f} | {row['tb_s']:.2f} | {peer} |")
+    return "\n".join(lines) + "\n"
 
 
 def measure(case: Case, rate: float, *, peers: bool, only_compile: bool) -> list[Measurement]:
@@ -217,7 +235,13 @@ def _flex(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Run:
 
     mask = None if case.pattern == "full" else create_block_mask(mod, None, None, case.nq, case.n, device="cuda")
     compiled = torch.compile(flex_attention)
-    return lambda: compiled(q, k, v, block_mask=mask, enable_gqa=case.heads != case.groups)
+
+    def run() -> Tensor:
+        found = compiled(q, k, v, block_mask=mask, enable_gqa=case.heads != case.groups)
+        assert isinstance(found, Tensor)
+        return found
+
+    return run
 
 
 def _kept(case: Case, q: Tensor, k: Tensor) -> Tensor:

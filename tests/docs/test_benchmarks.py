@@ -87,6 +87,15 @@ def test_the_table_of_the_page_is_that_of_the_results() -> None:
     assert between(f"a\n{BEGIN}\nold\n{END}\nb", "new\n") == f"a\n{BEGIN}\n\nnew\n\n{END}\nb"
 
 
+def test_the_table_of_decoding() -> None:
+    from benchmarks import decoding
+
+    page = (BENCHMARKS.parent / "docs" / "decoding.md").read_text(encoding="utf-8")
+    rows = json.loads((BENCHMARKS / "results" / "h200-2026-11-28-decoding.json").read_text(encoding="utf-8"))
+    assert page == between(page, decoding.table(rows)), "run `python -m benchmarks.decoding` with --table"
+    assert {row["case"] for row in rows} <= {case.name for case in decoding.CASES}
+
+
 def test_the_chart_has_a_bar_for_each_rate() -> None:
     rows = json.loads(RESULTS.read_text())
     above, below = chart(rows).axes

@@ -23,7 +23,11 @@ def tensors(heads: int, groups: int, nq: int, n: int, batch: int = 3, d: int = 1
     return tuple(made)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
+NAMES = ("streaming", "documents", "dilated", "strided", "longformer", "power", "alibi", "head_modes")
+SOME = [next(case for case in CASES if case.name == name) for name in NAMES]
+
+
+@pytest.mark.parametrize("case", SOME, ids=NAMES)
 def test_library(case: Case) -> None:
     sizes = sizes_for(case, Sizes(batch=3, heads=6, groups=2, nq=3, n=1500))
     inputs = {name: each.cuda() for name, each in case.inputs(sizes, torch.Generator().manual_seed(0)).items()}
@@ -36,15 +40,16 @@ def test_library(case: Case) -> None:
     assert torch.equal(out, attn(q, k, v, **inputs))
 
 
-@pytest.mark.parametrize(("heads", "groups", "nq"), [(8, 8, 1), (32, 8, 1), (28, 4, 2), (32, 1, 1), (8, 2, 16)])
-@pytest.mark.parametrize("d", [64, 128, 256])
+@pytest.mark.parametrize(
+    ("heads", "groups", "nq", "d"), [(8, 8, 1, 128), (32, 8, 1, 256), (28, 4, 2, 128), (32, 1, 1, 64), (8, 2, 16, 128)]
+)
 def test_groups(heads: int, groups: int, nq: int, d: int) -> None:
     q, k, v = tensors(heads, groups, nq, 3000, d=d)
     attn = spdsl.compile("streaming", window=500, sinks=40)
     assert relative_error(attn(q, k, v), attn.reference(q, k, v)) <= TOLERANCE  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("page", [0, 16, 48, 256])
+@pytest.mark.parametrize("page", [0, 16, 48, 64, 256])
 def test_a_captured_step(page: int) -> None:
     q, k, v = tensors(8, 2, 1, 3072)
     attn = spdsl.compile("streaming", window=700, sinks=40)
