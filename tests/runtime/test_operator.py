@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -59,6 +61,33 @@ def test_export_loads_elsewhere(tmp_path) -> None:  # type: ignore[no-untyped-de
     torch.export.save(program, tmp_path / "program.pt2")
     loaded = torch.export.load(tmp_path / "program.pt2").module()
     torch.testing.assert_close(loaded(*tensors), Module()(*tensors))
+
+
+@pytest.mark.slow
+def test_export_loads_in_another_process(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    class Step(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = spdsl.compile("streaming", window=8, sinks=2)
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor:
+            return self.attn(q, k, v, k_len=lengths)  # type: ignore[return-value]
+
+    q, k, v = _tensors(requires_grad=False)
+    given = (q[:, :, :1], k, v, torch.tensor([17], dtype=torch.int32))
+    torch.export.save(torch.export.export(Step(), given), tmp_path / "step.pt2")
+    torch.save((given, Step()(*given)), tmp_path / "step.pt")
+    program = """
+import spdsl.api, sys, torch
+given, expected = torch.load(sys.argv[2])
+found = torch.export.load(sys.argv[1]).module()(*given)
+torch.testing.assert_close(found, expected)
+given[3].fill_(30)
+assert not torch.equal(torch.export.load(sys.argv[1]).module()(*given), expected)
+"""
+    words = [sys.executable, "-c", program, str(tmp_path / "step.pt2"), str(tmp_path / "step.pt")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_only_gradients_asked_for_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
