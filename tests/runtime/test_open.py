@@ -97,7 +97,8 @@ def _close(found: Tensor, wanted: Tensor) -> bool:
 
 
 def check_values(pattern: Open, backend: str, examples: int) -> None:
-    """Calls with many values, and at most two plans: for all positions, and for queries that are the last ones."""
+    """Calls with many values, and few plans: for all positions, for queries that are the last ones, and kernels for few
+    of these."""
 
     @settings(
         max_examples=examples,
@@ -111,7 +112,7 @@ def check_values(pattern: Open, backend: str, examples: int) -> None:
 
     prepare._planned.cache_clear()
     run()
-    assert pattern.weighed or prepare._planned.cache_info().misses <= 2
+    assert pattern.weighed or prepare._planned.cache_info().misses <= (2 if backend == "cpu" else 3)
 
 
 @pytest.mark.parametrize("name", PATTERNS)
