@@ -10,6 +10,7 @@ import typer
 
 from spdsl.cli.options import JsonOption
 from spdsl.cli.output import print_json, print_table
+from spdsl.cli.progress import progress
 
 app = typer.Typer(no_args_is_help=True, help="Kernels and measurements that are kept: list, check, prune, carry over.")
 
@@ -68,7 +69,8 @@ def verify(as_json: JsonOption = False) -> None:
     """Check every byte against its hash.  What is damaged is dropped and will be made again; then the status is 1."""
     from spdsl.cache.store import store
 
-    found = store().verify()
+    with progress("checking every byte", quiet=as_json):
+        found = store().verify()
     if as_json:
         print_json({"ok": not found, "damaged": list(found)})
     else:
@@ -104,7 +106,9 @@ def export(file: FileArgument, as_json: JsonOption = False) -> None:
     from spdsl.cache.archive import export as write
     from spdsl.cache.store import store
 
-    _report("wrote", file, write(store(), file), as_json)
+    with progress("writing", quiet=as_json):
+        counts = write(store(), file)
+    _report("wrote", file, counts, as_json)
 
 
 @app.command("import")
@@ -119,7 +123,9 @@ def import_(
     from spdsl.cache.archive import import_ as take
     from spdsl.cache.store import store
 
-    _report("took from", source, take(store(), source), as_json)
+    with progress("checking and taking over", quiet=as_json):
+        counts = take(store(), source)
+    _report("took from", source, counts, as_json)
 
 
 def _report(verb: str, where: Path, counts: tuple[int, int], as_json: bool) -> None:
