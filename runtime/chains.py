@@ -20,6 +20,7 @@ from spdsl.codegen.chains.emit import emit_chain, emit_choose, table_arguments
 from spdsl.codegen.chains.lower import Chain, ChainKernel, below, lower_chain, uncovered
 from spdsl.codegen.chains.places import UncoveredError
 from spdsl.codegen.load import load
+from spdsl.diagnostics import error
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.operands import Operand, operand, terms_of
@@ -297,9 +298,15 @@ class _Run:
             try:
                 with keeping(function, device.index if device.type == "cuda" else None):
                     function[programs](**values, **given, **blocks, **options)
-            except OutOfResources:
+            except OutOfResources as short:
                 if tiling not in SMALLER:
-                    raise
+                    pattern = self.arrays.lines.pattern.name
+                    raise error(
+                        "SP504",
+                        f"the kernel `{kernel.name}` of `{pattern}` does not fit this GPU: {short}",
+                        self.arrays.stages[kernel.stage].span,
+                        help="select by vectors of fewer numbers",
+                    ) from short
                 tiling = SMALLER[tiling]
                 self.loaded.tilings[kernel.name, wanted] = tiling
             else:
