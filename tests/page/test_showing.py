@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from torch import Tensor
 import spdsl
 from spdsl.showing import PAPER, SHADES, html, look, svg
 
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 RECTANGLE = re.compile(r"M(\d+) (\d+)h(\d+)v(\d+)h-(\d+)z")
 
 
@@ -106,3 +110,26 @@ def test_selections_are_those_of_random_queries_and_keys() -> None:
 def test_every_pattern_of_the_library_shows_itself() -> None:
     for name in ("bigbird", "nsa", "head_modes", "alibi"):
         assert "<svg" in spdsl.load(name)._repr_html_(), name
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_a_browser_paints_the_mask(tmp_path: Path) -> None:
+    """Every pair is looked at in the middle of its square of four pixels."""
+    from PIL import Image
+
+    mask = spdsl.load("longformer").mask(48, 48, window=8, is_global=torch.arange(48) % 19 == 3)[0]
+    page = tmp_path / "mask.html"
+    page.write_text(f'<body style="margin:0">{svg(mask, size=4 * 48)}', encoding="utf-8")
+    assert BROWSER is not None
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=400,300"]
+    picture = tmp_path / "mask.png"
+    subprocess.run(
+        [BROWSER, *words, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}", page.as_uri()],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    painted = Image.open(picture).convert("RGB")
+    colours = {bytes.fromhex(PAPER[1:]): False, bytes.fromhex(SHADES[-1][1:]): True}
+    found = [[colours[bytes(painted.getpixel((4 * x + 2, 4 * y + 2)))] for x in range(48)] for y in range(48)]
+    assert torch.equal(torch.tensor(found), mask)
