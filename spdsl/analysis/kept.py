@@ -41,7 +41,8 @@ def kept_plan(problem: Problem, target: str, *, meanwhile: Callable[[], None] = 
         SpatError: as `plan` does.
     """
     key = digest("plan", target, repr(problem), *_places(problem), version("islpy"), code())
-    with suppress(SpatError, OSError):  # a cache that cannot be used; who launches kernels is told
+    # A cache that cannot be used (who launches kernels is told), or an entry that is no plan.
+    with suppress(SpatError, OSError, pickle.UnpicklingError):
         entry = store().get(key)
         if entry is not None:
             return _Reader(io.BytesIO(entry.path(_NAME).read_bytes())).load()  # type: ignore[no-any-return]

@@ -141,3 +141,17 @@ def test_every_class_of_a_plan_is_read() -> None:
         assert isinstance(kept.kept_plan(given, "sm_90").keep, Expr)
         assert len(list(store().keys())) == 1 + list(texts).index(name)
         assert kept.kept_plan(given, "sm_90") == plan(given, "sm_90")
+
+
+def test_what_cannot_be_read_is_planned(
+    planned: Callable[[Problem, str], tuple[Plan, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(problem(), "sm_90")
+
+    def refuse(self: object, module: str, name: str) -> object:
+        raise pickle.UnpicklingError(name)
+
+    monkeypatch.setattr(kept._Reader, "find_class", refuse)
+    found, made = planned(problem(), "sm_90")
+    assert made
+    assert found == plan(problem(), "sm_90")
