@@ -343,7 +343,8 @@ class Step:
     ) -> Kernel:
         """The kernel with its arguments; ``sums`` are the accumulators in which the parts of a long row differ."""
         frame = self.frame
-        packed, gathered = frame.kernel.picks is not None and frame.by == "key", is_gathered(frame.kernel)
+        picks = frame.kernel.picks
+        packed, gathered = picks is not None and frame.by == "key", is_gathered(frame.kernel)
         parts = picked_sizes(frame, sums) if packed else split.part_sizes(frame, sums)
         return Kernel(
             name=name,
@@ -358,7 +359,11 @@ class Step:
                 *frame.lengths(),
                 *frame.parameters(body),
                 *frame.lists(),
-                *(picked_arguments(sums) if packed else split.split_arguments(frame, sums)),
+                *(
+                    picked_arguments(picks, sums)
+                    if picks is not None and packed
+                    else split.split_arguments(frame, sums)
+                ),
                 *frame.table_arguments(body),
             ),
             constants=frame.constants(),

@@ -874,9 +874,13 @@ class PickedTile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowBits:
-    """Name ``picked``, whether the query of a row has picked the tile, or with ``each`` the key, from ``bits``."""
+    """Name ``picked``, whether the query of a row has picked the tile, or with ``each`` the key, from ``bits``.
+
+    These are of queries for each block, or in a kernel by key of keys for each query.
+    """
 
     each: bool
+    by: By
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -904,13 +908,14 @@ class PickedQueries:
     """Read which queries the walked tile ``t`` holds: ``positions`` of those in runs of ``rows`` that are listed.
 
     Names ``q_listed``, their rows, past the end where there are none, and with ``ends`` the rows ``nearest`` and
-    ``farthest``, between which they lie.
+    ``farthest``, between which they lie.  With ``bits`` those of the keys of the tile that each has picked.
     """
 
     rows: int
     positions: int
     shape: Shape
     ends: bool
+    bits: bool
     padded: bool
     heads: int
 

@@ -39,7 +39,7 @@ from spdsl.codegen.boxes import flag_of, own_box, programs
 from spdsl.codegen.edges import with_edges
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.hoist import Hoist
-from spdsl.codegen.picks import PICKED, packed_keep, packed_program
+from spdsl.codegen.picks import PICKED, has_bits, packed_keep, packed_program
 from spdsl.codegen.selected import by_tiles
 from spdsl.codegen.tables import Tables
 from spdsl.codegen.walks import MASKED, Mode
@@ -127,13 +127,18 @@ class Frame:
 
     def is_scattered(self, side: Side) -> bool:
         """Whether every row of a tile has an address of its own."""
-        fine = side == "k" and self.kernel.picks is not None and self.kernel.picks.fine
+        fine = side == "k" and self.gathers_keys
         return self.has_tail or self.kernel.gathers(side) or self.is_packed(side) or fine
+
+    @property
+    def gathers_keys(self) -> bool:
+        """Whether a tile holds keys of several blocks that queries have picked."""
+        return self.by == "query" and self.kernel.picks is not None and self.kernel.picks.fine
 
     def is_copied(self, side: Side) -> bool:
         """Whether the copy engine loads the tiles of a side: not where their rows are gathered."""
         picks = self.kernel.picks
-        scattered = picks is not None and (picks.order == "gathered" if side == "q" else picks.fine)
+        scattered = picks is not None and (picks.order == "gathered" if side == "q" else self.gathers_keys)
         return self.kernel.descriptors and not scattered
 
     def is_packed(self, side: Side) -> bool:
@@ -200,7 +205,8 @@ class Frame:
     def place_keep(self, keep: Expr) -> tuple[tuple[Block, ...], Expr]:
         """As `place_tile`, for the predicate, with what it needs besides."""
         picks = self.kernel.picks
-        bits: tuple[Block, ...] = (RowBits(each=picks.fine),) if picks is not None and picks.order == "union" else ()
+        has = picks is not None and has_bits(picks, self.by)
+        bits: tuple[Block, ...] = (RowBits(each=picks.fine, by=self.by),) if picks is not None and has else ()
         blocks, placed = self.place_tile(keep)
         return (*bits, *blocks), placed
 
@@ -537,7 +543,7 @@ def positions(
             heads=picks.heads,
             padded=picks.lanes != picks.heads,
         )
-    if picks is not None and picks.fine:
+    if frame.gathers_keys:
         return GatheredKeys()
     boxes = frame.kernel.boxes
     if boxes is not None:

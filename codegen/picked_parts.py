@@ -6,6 +6,7 @@ Which blocks are cut, and where, is told by lists that the run time makes on the
 
 from __future__ import annotations
 
+from spdsl.analysis.tiles import Picks
 from spdsl.codegen.arith import add, compare, index, mul, number
 from spdsl.codegen.blocks import AddPart, Argument, Block, Define, If, Kernel, LoadPart, Loop, PickedRow, StorePart
 from spdsl.codegen.frame import Frame, positions
@@ -38,9 +39,12 @@ ROWS = (
 BLOCKS = Argument(name="blocks", type="i32", note="blocks of keys of a head")
 
 
-def picked_arguments(sums: Sums) -> tuple[Argument, ...]:
+BITS = Argument(name="list_bits", type="*i64", note="keys of the tile that each has picked")
+
+
+def picked_arguments(picks: Picks, sums: Sums) -> tuple[Argument, ...]:
     """The lists of a kernel by key, and the memory for parts."""
-    return (*ITEMS, BLOCKS, *_memory(sums))
+    return (*ITEMS, *((BITS,) if picks.fine else ()), BLOCKS, *_memory(sums))
 
 
 def _memory(sums: Sums) -> tuple[Argument, ...]:

@@ -63,12 +63,18 @@ def packed_program(kernel: KernelPlan, pattern: BoundPattern, *, reverse: bool, 
 def tiles_of_block(kernel: KernelPlan) -> int:
     """The tiles of keys of a block that queries pick."""
     assert kernel.picks is not None
-    return kernel.picks.block // kernel.block_k
+    return max(1, kernel.picks.block // kernel.block_k)
 
 
 def packed_keep(picks: Picks, by: By) -> Expr | None:
     """What is to be tested of a pair."""
-    return both(PICKED if by == "query" and picks.order == "union" else None, truncated(picks.keep))
+    return both(PICKED if has_bits(picks, by) else None, truncated(picks.keep))
+
+
+def has_bits(picks: Picks, by: By) -> bool:
+    """Whether a bit says of each pair whether it is one: of queries with different lists, and by key of the keys of a
+    tile that has several blocks."""
+    return picks.order == "union" if by == "query" else picks.fine
 
 
 def lower_picks(
@@ -164,6 +170,7 @@ def _by_key(
     picks: Picks, bounds: tuple[Block, ...], full: tuple[Expr, Expr] | None, walker: Walker
 ) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     masked: Expr = Const(value=True)
+    full = None if picks.fine else full
     if full is not None:
         nearest, farthest = (Param(name=name, dtype="int") for name in ("nearest", "farthest"))
         masked = either(compare("lt", nearest, full[0]), compare("ge", farthest, full[1]))
@@ -174,6 +181,7 @@ def _by_key(
         ends=full is not None,
         padded=picks.lanes != picks.heads,
         heads=picks.heads,
+        bits=picks.fine,
     )
     body = (queries, Define(name="masked", value=masked), *walker.body("either"))
     first, last, turns = (Param(name=name, dtype="int") for name in ("first", "last", "turns"))

@@ -92,7 +92,9 @@ def lower_walk(walk: Walk, walker: Walker) -> tuple[tuple[Block, ...], tuple[Blo
             # Bounds of tiles of a block are those of queries, one by one; nothing in them has to be named before.
             by_key = replace(walker, by="key", spans=(1, walker.spans[1]), place=lambda bound: bound)
             # Where single keys are picked, bounds are those of keys.
-            by_tile = replace(walker, spans=(walker.spans[0], 1)) if walker.picks.fine else walker
+            by_tile = (
+                replace(walker, spans=(walker.spans[0], 1)) if walker.picks.fine and walker.by == "query" else walker
+            )
             part = _bounds(slot, 0, 1, by_key if gathered else by_tile)
             full = None if slot.full is None else (part.full_low, part.full_high)
             return (lower_gathered if gathered else lower_picks)(walker.picks, part.setup, full, walker)

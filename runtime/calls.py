@@ -65,7 +65,8 @@ class PickedItems:
     and heads.  Item ``i`` are those from ``first[i]`` to ``last[i]`` of the block ``rows[i]``.  ``slots[i]`` says where
     its sums are kept, -1 if the block has no other item, -2 if there is no such item.  ``row_slots`` and ``row_parts``
     tell for each block where its sums begin and how many items it has.  Every head of a sequence has ``blocks``, and
-    there is room for ``kept`` sums.
+    there is room for ``kept`` sums.  ``bits``, in int64, are those of the keys that each of the ``queries`` has picked,
+    where a block is a tile of keys that are picked one by one.
     """
 
     rows: Tensor
@@ -77,11 +78,13 @@ class PickedItems:
     queries: Tensor
     blocks: int
     kept: int
+    bits: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All that kernels read."""
-        return self.rows, self.first, self.last, self.slots, self.row_slots, self.row_parts, self.queries
+        bits = () if self.bits is None else (self.bits,)
+        return self.rows, self.first, self.last, self.slots, self.row_slots, self.row_parts, self.queries, *bits
 
     @property
     def nbytes(self) -> int:

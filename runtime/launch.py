@@ -94,7 +94,7 @@ class Loaded:
         """Run a kernel whose programs do a part of a block's queries each, and the one that adds up the parts."""
         assert tiles.picks is not None
         values.update({name: call.empty((items.kept * size,)) for name, size in kernel.parts})
-        parts = tiles.picks.block // tiles.block_k
+        parts = max(1, tiles.picks.block // tiles.block_k)
         self._start(call, kernel, (items.rows.shape[0], parts, 1), values)
         combine = self.kernels[f"{kernel.name}_combine"]
         self._start(call, combine, (items.row_parts.shape[0] * parts * (kernel.block // combine.block), 1, 1), values)
@@ -278,6 +278,7 @@ def _list_values(lists: TileList | PickedItems | GatheredItems) -> dict[str, Val
             "row_parts": lists.row_parts,
             "list_tiles": lists.queries,
             "blocks": lists.blocks,
+            **({} if lists.bits is None else {"list_bits": lists.bits}),
         }
     begin, middle, end = (each.contiguous() for each in (lists.begin, lists.middle, lists.end))
     batch, heads, rows = begin.shape

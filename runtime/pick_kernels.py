@@ -83,6 +83,14 @@ def place(keys, order, runs, entries, each, most, nothing, total, SIZE: tl.const
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def carry(values, entries, found, total, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What belongs to each pick, where it has gone."""
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    to = tl.load(entries + at, mask=at < total, other=-1)
+    tl.store(found + to, tl.load(values + at, mask=at < total, other=0), mask=to >= 0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def count(  # type: ignore[no-untyped-def]
     starts, items, slots, parts, rows, size, least, SIZE: tl.constexpr
 ):
@@ -167,6 +175,14 @@ def sorted_picks(lists: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
     _run(place, grid, keys, order, runs_of, entries, each, most, rows, total, SIZE=_MANY)
     ends = torch.arange(rows + 1, dtype=torch.int32, device=lists.device)
     return torch.searchsorted(keys, ends, out_int32=True), runs_of, entries.view(lists.shape)
+
+
+def carried(values: Tensor, entries: Tensor) -> Tensor:
+    """What belongs to the picks of lists, int64, in the order of their transpose; 0 where there is no pick."""
+    found = torch.zeros(entries.numel(), dtype=values.dtype, device=values.device)
+    grid = (triton.cdiv(entries.numel(), _MANY), 1, 1)
+    _run(carry, grid, values.contiguous(), entries.contiguous(), found, entries.numel(), SIZE=_MANY)
+    return found
 
 
 def items_of(starts: Tensor, picks: int, size: int, least: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ sizes are bounded by those of the lists, and memory is a few numbers for each pi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ def picked_lists(call: Call, kernel: KernelPlan) -> TileList | PickedItems | Gat
     if picks.order != "gathered":
         key = (picks.order, picks.positions, *sizes)
         return _passing.get(key, (given,), None, lambda: _by_query(call, picks, table), compare=False)
+    if picks.fine:
+        return _fine_by_key(call, picks, kernel.block_k, table)
     blocks = _blocks(call, picks)
 
     def turned() -> Transposed:
@@ -203,6 +205,56 @@ def gathered(given: Transposed, size: int) -> GatheredItems:
     return GatheredItems(
         rows=rows, first=first, last=last, queries=given.runs, entries=given.entries, blocks=given.blocks
     )
+
+
+def _fine_by_key(call: Call, picks: Picks, keys: int, table: Tensor) -> PickedItems:
+    """The queries that have picked any key of each tile, with bits for its keys."""
+    tiles = -(-call.k.shape[2] // keys)
+    lists, bits = coarser(table, picks.block, keys, call.k.shape[2])
+    owners = (call.q.shape[0], call.q.shape[1] // picks.heads, -1, -1)
+    lists, bits = lists.expand(owners), bits.expand(owners)
+    given = transposed(lists, tiles)
+    return replace(by_key(given), bits=carried(bits, given))
+
+
+_AT_ONCE = 1 << 24
+"""Picks that are looked at at once."""
+
+
+def coarser(table: Tensor, block: int, keys: int, n: int) -> tuple[Tensor, Tensor]:
+    """Lists of the tiles of ``keys`` keys in which the blocks of lists lie, and the bits of the keys of each, int64.
+
+    Both are ``[batch or 1, heads or 1, runs, most]``.
+    """
+    width = max(1, min(table.shape[-1], -(-n // keys)))
+    step = max(1, _AT_ONCE // max(1, table.shape[0] * table.shape[1] * table.shape[-1]))
+    parts = [_coarser(some, block, keys, n, width) for some in table.split(step, dim=2)]
+    return torch.cat([tiles for tiles, _ in parts], 2), torch.cat([bits for _, bits in parts], 2)
+
+
+def _coarser(table: Tensor, block: int, keys: int, n: int, width: int) -> tuple[Tensor, Tensor]:
+    exist = table < -(-n // block)
+    first = torch.where(exist, table, 0) * block
+    tile = torch.where(exist, first // keys, -1)
+    new = exist.clone()
+    new[..., 1:] &= tile[..., 1:] != tile[..., :-1]
+    at = torch.where(exist, new.cumsum(-1) - 1, width)
+    bit = torch.full((), (1 << block) - 1, dtype=torch.int64, device=table.device) << (first % keys).long()
+    shape = (*table.shape[:-1], width + 1)
+    tiles = torch.full(shape, FAR, dtype=torch.int32, device=table.device).scatter_(-1, at, tile.int())
+    bits = torch.zeros(shape, dtype=torch.int64, device=table.device).scatter_add_(-1, at, bit)
+    return tiles[..., :width].contiguous(), bits[..., :width].contiguous()
+
+
+def carried(values: Tensor, given: Transposed) -> Tensor:
+    """What belongs to the picks of lists, int64, in the order of their transpose; 0 where there is no pick."""
+    if values.device.type == "cuda":
+        from spdsl.runtime import pick_kernels
+
+        return pick_kernels.carried(values, given.entries)
+    places = torch.where(given.entries < 0, given.entries.numel(), given.entries).flatten().long()
+    found = torch.zeros(given.entries.numel() + 1, dtype=values.dtype, device=values.device)
+    return found.scatter_(0, places, values.flatten())[:-1]
 
 
 def part_size(picks: int) -> int:

@@ -27,9 +27,7 @@ def why_unpicked(kind: Kind, staged: Staged, problem: Problem, gradients: Sequen
     if chosen is None or problem.shape == "batched" or kind == "fused":
         return ""
     heads = 1 if chosen.by_head else pattern.heads // pattern.groups
-    if kind == "dkdv" and chosen.fine:
-        return f"{chosen.block} keys are too few for a tile of their own"
-    if chosen.fine and positions_of(problem.dtype, heads) > CROWD:
+    if kind != "dkdv" and chosen.fine and positions_of(problem.dtype, heads) > CROWD:
         return f"{positions_of(problem.dtype, heads)} queries of a tile, each with keys of its own, meet most keys"
     if kind == "dkdv" and heads < pattern.heads // pattern.groups:
         return "heads that share keys have picked each for itself"
@@ -89,7 +87,9 @@ def picking(
         tiles = given if fits else tiles
     positions = tiles.block_q // lanes
     gathered = order == "gathered"
-    grain = replace(tiles, block_q=1 if gathered else positions, block_k=1 if chosen.fine else tiles.block_k)
+    grain = replace(
+        tiles, block_q=1 if gathered else positions, block_k=1 if chosen.fine and not gathered else tiles.block_k
+    )
     rest = relation(grain, keep=chosen.keep)
     return KernelPlan(
         kind=kind,

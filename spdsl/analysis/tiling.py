@@ -145,7 +145,9 @@ def picked_tiles(
     width = max(head_dim, value_dim)
     rows = positions_of(dtype, heads) * lanes_of(heads)
     small = dtype == "fp32" or target.startswith("gfx") or width > 128
-    sizes = (32, 16) if small or (kind == "dkdv" and rows > _PICKED_ROWS) else (64, 32, 16)
+    # Addresses and bits of queries that are gathered take registers.
+    tight = kind == "dkdv" and lanes_of(heads) >= (_PICKED_ROWS if fine else 2 * _PICKED_ROWS)
+    sizes = (32, 16) if small or tight else (64, 32, 16)
     keys = sizes[0] if fine else next(size for size in sizes if block % size == 0)
     hopper = target in ("sm_90", "sm_100") and not small
     wide = rows > _PICKED_ROWS or width > 128
@@ -159,6 +161,8 @@ def picked_tiles(
         case _ if hopper and lanes_of(heads) <= 32:
             # Half a tile: addresses of rows that are gathered take registers.
             return Tiles(block_q=32, block_k=keys, warps=4, stages=3)
+        case _ if hopper and fine and not wide:
+            return Tiles(block_q=rows, block_k=keys, warps=4, stages=2)
         case _:
             return Tiles(block_q=rows, block_k=keys, warps=8, stages=2 if hopper else 1)
 

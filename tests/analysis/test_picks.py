@@ -92,7 +92,7 @@ def test_fine_blocks_are_gathered() -> None:
     assert isinstance(made.forward.walk, PickWalk)
     assert made.forward.picks is not None
     assert made.forward.picks.fine
-    assert isinstance(made.dkdv.walk, ListWalk)
+    assert isinstance(made.dkdv.walk, PickWalk)
     assert isinstance(planned("causal and chosen", block=8, heads=4).forward.walk, ListWalk)  # 16 queries to a tile
     assert isinstance(planned("causal and chosen", block=24).forward.walk, ListWalk)
 

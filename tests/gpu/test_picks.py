@@ -53,6 +53,9 @@ CASES = {
     "1 head, keys shared": Case(heads=4, groups=2, n=600, by_head=True),
     "runs": Case(heads=8, groups=2, n=1000, rows=64),
     "runs by head": Case(heads=4, groups=4, n=1000, rows=64, by_head=True),
+    "single keys": Case(heads=64, groups=1, n=600, block=1, picks=90),
+    "single keys, 128 heads": Case(heads=128, groups=1, n=300, block=1, picks=70),
+    "few keys and a window": Case(heads=32, groups=2, n=500, block=4, picks=20, window=50, batch=2),
     "single": Case(heads=8, groups=1, n=400, dtype=torch.float32),
 }
 

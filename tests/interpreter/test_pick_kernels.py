@@ -37,6 +37,8 @@ def test_transpose(runs: int) -> None:
     assert torch.equal(starts, wanted.starts)
     assert torch.equal(runs_of, wanted.runs)
     assert torch.equal(entries, wanted.entries)
+    values = torch.arange(table.numel()).view(table.shape) + 1
+    assert torch.equal(pick_kernels.carried(values, entries), picks.carried(values, wanted))
 
 
 @pytest.mark.parametrize(("size", "least"), [(3, 1), (3, 0), (100, 1)])

@@ -103,3 +103,24 @@ def test_gathered(size: int) -> None:
         for block, entry in zip(row, entries, strict=False):
             assert rows[entry] == place // 17 * blocks + block
             assert int(found.queries[entry]) == place % 17
+
+
+@pytest.mark.parametrize(("block", "keys", "n"), [(1, 64, 300), (4, 32, 130), (8, 16, 70)])
+def test_bits_of_keys(block: int, keys: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tile of keys that holds a block of a list is listed, with a bit for each of its keys."""
+    monkeypatch.setattr(picks, "_AT_ONCE", 60)
+    blocks, tiles = -(-n // block), -(-n // keys)
+    table = lists((1, 2, 9, 6), blocks, n)
+    found, bits = picks.coarser(table, block, keys, n)
+    for row, mine, marks in zip(
+        rows_of(table), found.flatten(0, -2).tolist(), bits.flatten(0, -2).tolist(), strict=True
+    ):
+        wanted: dict[int, int] = {}
+        for key in (each * block + i for each in row for i in range(block)):
+            wanted[key // keys] = wanted.get(key // keys, 0) | 1 << key % keys
+        have = {tile: mark % (1 << 64) for tile, mark in zip(mine, marks, strict=True) if tile != FAR}
+        assert have == wanted
+    given = transposed(found, tiles)
+    moved = picks.carried(bits, given).tolist()
+    for entry, mark in zip(given.entries.flatten().tolist(), bits.flatten().tolist(), strict=True):
+        assert entry < 0 or moved[entry] == mark
