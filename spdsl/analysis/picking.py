@@ -31,7 +31,7 @@ def why_unpicked(kind: Kind, staged: Staged, problem: Problem, gradients: Sequen
         return f"{positions_of(problem.dtype, heads)} queries of a tile, each with keys of its own, meet most keys"
     if kind == "dkdv" and heads < pattern.heads // pattern.groups:
         return "heads that share keys have picked each for itself"
-    if kind == "dkdv" and pattern.heads > pattern.groups and any(each.by == "key" for each in gradients):
+    if kind == "dkdv" and any(each.by == "key" for each in gradients):
         return "a gradient is summed by key for each head"
     if kind == "dq" and gradients and _order(kind, chosen, problem) == "gathered":
         return "a gradient is summed by query"

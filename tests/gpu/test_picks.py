@@ -84,7 +84,10 @@ def dense(case: Case, q: Tensor, k: Tensor, v: Tensor, lists: Tensor) -> tuple[T
     return torch.exp(logits - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]) @ v, lse
 
 
-@pytest.mark.parametrize("name", CASES)
+MORE = ("16 heads", "8 heads", "128 heads", "1 head", "runs by head", "single keys, 128 heads")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in MORE else ()) for name in CASES])
 def test_random_blocks(name: str) -> None:
     case = CASES[name]
     text = (

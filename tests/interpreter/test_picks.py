@@ -90,6 +90,9 @@ PROGRAMS = {
         more="bias lean[h] * (k - q)",
         trained=(("lean", "h"),),
     ),
+    "bias by key, one head": Program(
+        of="h, q", heads=2, groups=2, nq=20, n=40, more="bias lean[h, k]", trained=(("lean", "h, token"),)
+    ),
     "single": Program(heads=4, dtype=torch.float32),
 }
 
