@@ -200,7 +200,15 @@ def work(call: Call, kernel: KernelPlan) -> Work:
         rows=nq * heads * batch,
         even=kernel.persistent and is_even(call, kernel),
         before=_before(call, kernel),
+        reads=_reads(call, kernel, visits.touched) if kernel.few else 0,
     )
+
+
+def _reads(call: Call, kernel: KernelPlan, touched: int) -> int:
+    """Bytes of the keys and values of ``touched`` tiles, which heads in one tile share."""
+    sharing = call.q.shape[1] // call.k.shape[1] if kernel.packed > 1 else 1
+    row = (call.k.shape[3] + call.v.shape[3]) * call.q.element_size()
+    return touched // sharing * kernel.block_k * row
 
 
 def _before(call: Call, kernel: KernelPlan) -> Before:

@@ -47,6 +47,11 @@ _CULPRIT = 160
 """Characters of the part of a set that has no closed form."""
 
 
+def _few(kernel: KernelPlan) -> str:
+    heads = "the query heads of a group share a tile, and " if kernel.packed > 1 else ""
+    return f"{heads}several programs walk each row of tiles"
+
+
 def describe(kernel: KernelPlan, plan: Plan, call: Call | None = None) -> tuple[str, ...]:
     """The walk of a kernel in lines: how its tiles are found, in closed form where there is one.
 
@@ -56,7 +61,8 @@ def describe(kernel: KernelPlan, plan: Plan, call: Call | None = None) -> tuple[
         case SlotWalk(slots=slots, cuts=cuts, long=long):
             lines = tuple(_slot(slot, kernel) for slot in slots) or ("no tile is touched",)
             lines += () if cuts is None else _cuts(cuts)
-            lines += _long(long, kernel) if kernel.splits else ()
+            lines += _long(long, kernel) if kernel.splits and not kernel.few else ()
+            lines += (_few(kernel),) if kernel.few else ()
             if kernel.marked is not None:
                 return (_marked(kernel.marked, plan), *lines)
             return lines if kernel.residues is None else (_residues(kernel.residues), *lines)

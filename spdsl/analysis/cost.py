@@ -74,6 +74,8 @@ def estimate(work: Work, device: DeviceProfile, *, pairs: int | None = None, siz
     ``pairs`` are those that the pattern keeps, ``size`` the bytes that the kernel reads and writes at least; both only
     for the floor.
     """
+    if work.reads:
+        return _of_reading(work, device)
     rate, near = rate_for(work, device)
     terms = terms_of(work, rate, device.multiprocessors)
     spread = sum(each.count * each.cost for each in terms) / device.multiprocessors
@@ -91,6 +93,23 @@ def estimate(work: Work, device: DeviceProfile, *, pairs: int | None = None, siz
         bound=_bound(work, terms, start, spread, end, device),
         terms=terms,
         near=near,
+    )
+
+
+def _of_reading(work: Work, device: DeviceProfile) -> Estimate:
+    """The time of a kernel for few queries, and of the one that adds up its parts: that of reading keys and values."""
+    spread = work.reads / device.copy_rate
+    start = 2 * device.launch + _before(work, device)
+    cost = device.multiprocessors / device.copy_rate
+    return Estimate(
+        seconds=start + spread,
+        start=start,
+        spread=spread,
+        end=0.0,
+        floor=spread,
+        bound="memory" if spread > start else "start of a kernel",
+        terms=(Term(symbol="B", words="bytes of keys and values", count=work.reads, cost=cost, longest=0.0),),
+        near=False,
     )
 
 

@@ -28,7 +28,8 @@ class Work:
     programs are much alike).  ``operations`` and ``loads`` are what masking one pair takes, ``extra`` what bias and
     soft cap add to every logit.  ``listed``: tiles are found through memory.  ``rows`` counts queries over batch and
     heads.  ``even``: programs do several tiles of their own, each beginning while the one before ends.  ``before`` is
-    what has to be done before the kernel begins.
+    what has to be done before the kernel begins.  ``reads``: where a call has few queries, the bytes of the keys and
+    values that it reads, which take the time.
     """
 
     kind: Kind
@@ -48,6 +49,7 @@ class Work:
     rows: int
     even: bool = False
     before: Before = Before()  # it is frozen
+    reads: int = 0
 
     @property
     def touched(self) -> int:
@@ -73,6 +75,7 @@ def work_of(
     rows: int,
     even: bool,
     before: Before,
+    reads: int,
 ) -> Work:
     """The work of a kernel of ``plan`` with these counts."""
     problem = plan.problem
@@ -95,6 +98,7 @@ def work_of(
         rows=rows,
         even=even,
         before=before,
+        reads=reads,
     )
 
 

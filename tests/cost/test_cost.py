@@ -252,3 +252,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert listed.count("the plan's own") == 3
     assert "128×128, 4 warps, 2 stages, Gluon" in listed
     assert run(["explain", "causal", "--candidates", "--target", "cpu"]) == 2
+
+
+@pytest.mark.parametrize(("name", "parameters", "ms"), [("full", {}, 0.507), ("dilated", {"span": 16_384}, 0.072)])
+def test_few_queries_take_the_time_of_reading(name: str, parameters: dict[str, int], ms: float) -> None:
+    """Against what was measured on an H200 (`benchmarks/results`); rows that lie apart are read half as fast."""
+    one = torch.zeros((), dtype=torch.bfloat16)
+    q, k = one.expand(8, 32, 1, 128), one.expand(8, 8, 65_536, 128)
+    found = predict(call_like(spdsl.compile(name, **parameters)._key, q, k, k, {}, "sm_90"), H200)
+    keys = 65_536 if name == "full" else parameters["span"] // 4
+    assert found.kernels[0].work.reads == 8 * 8 * keys * 2 * 128 * 2
+    assert 0.45 * ms <= found.forward * 1e3 <= 1.15 * ms

@@ -52,7 +52,26 @@ def forward(case: Case, shape: Sizes, *, d: int = 16, dtype: torch.dtype = torch
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
+OFTEN = (
+    "full",
+    "streaming",
+    "documents",
+    "dilated",
+    "strided",
+    "longformer",
+    "power",
+    "alibi",
+    "head_modes",
+    "softcap",
+)
+"""Patterns that CI runs; the others are slow."""
+
+
+def marked(case: Case) -> object:
+    return pytest.param(case, id=case.id, marks=() if case.name in OFTEN else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
 def test_library(case: Case, splits: Splits) -> None:
     forward(case, Sizes(batch=2, heads=6, groups=2, nq=2, n=171))
     assert any(each.parts > 1 for each in splits)
