@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 
 from spdsl.codegen.chains.affine import tidy
 from spdsl.codegen.expressions import helpers_of, text_of, truncated
+from spdsl.semantics import build
 from spdsl.semantics.bounds import is_non_negative
 from spdsl.semantics.nodes import Apply, Const, Dtype, Expr, Extent, Index, Param
-from spdsl.semantics.rewrite import children, rebuild, walk
+from spdsl.semantics.rewrite import children, rebuild, transform, walk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +139,7 @@ class Program:
         return self._print(self.name(hint, expr))
 
     def _print(self, expr: Expr) -> str:
-        expr = truncated(expr)
+        expr = truncated(transform(expr, _with_nans))
         self.helpers |= helpers_of(expr)
         return text_of(expr)
 
@@ -175,6 +176,16 @@ class Program:
         self.stack = self.stack[: depth + 1]
         yield
         self.stack = [*self.stack, *held]
+
+
+def _with_nans(node: Expr) -> Expr | None:
+    """A bound by a number that leaves a NaN, which maxima and minima of GPUs do not."""
+    match node:
+        case Apply(op="max" | "min" as op, args=(inner, Const() as bound), dtype="float"):
+            beyond = build.apply("lt" if op == "max" else "gt", inner, bound)
+            return build.apply("where", beyond, bound, inner)
+        case _:
+            return None
 
 
 def _is_plain(expr: Expr) -> bool:

@@ -131,6 +131,23 @@ def test_exact_programs(program: Program, seed: int) -> None:
     assert torch.equal(dense(found, wanted.shape[-1]).expand(wanted.shape), wanted)
 
 
+BOUNDED = """pattern bounded() {
+  input worth: float[token]
+  let chosen = min(relu(worth[k]), 3.0) - relu(worth[q]) |> only(causal) |> top(3)
+  keep causal and chosen
+}
+"""
+
+
+def test_bounds_leave_a_nan() -> None:
+    worth = torch.tensor([float("nan"), -1.0, 2.0, float("nan"), 9.0, 3.0, 0.5, float("inf")])
+    q, k, v = torch.randn(3, 1, 1, 8, 16)
+    pattern = spdsl.compile(spdsl.loads(BOUNDED)).bind(1, 1, 16)
+    calls = [graphs.Inputs(q=q, k=k, v=v, tables={"worth": worth}, q_start=0, kernels=way) for way in (True, False)]
+    found, plain = (next(iter(graphs.selections(pattern, call).values())) for call in calls)
+    assert torch.equal(dense(found, 8), dense(plain, 8))
+
+
 INFINITE = """pattern infinite() {
   input worth: float[token]
   input there: bool[token]

@@ -83,7 +83,7 @@ def keys(
         product = tl.dot(query, key_1)
         product_1 = tl.dot(query, key_2, product)
         score = product_1 * stage_0_scale
-        total_1 += wt_at * tl.maximum(score, 0.0)
+        total_1 += wt_at * tl.where(score < 0.0, 0.0, score)
     x_4 = rows + q_start
     key = count_key(total_1, columns <= x_4, False)
     leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)

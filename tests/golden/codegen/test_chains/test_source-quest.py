@@ -94,13 +94,13 @@ def keys(
         x_1 = x + member
         start = stage_1_q + tl.cast(b, tl.int64) * stage_1_q_b + tl.cast(x_1, tl.int64) * stage_1_q_h
         query = tl.load(start + tl.cast(rows, tl.int64) * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
-        query_1 = (tl.maximum(query, 0.0)).to(query.dtype)
+        query_1 = (tl.where(query < 0.0, 0.0, query)).to(query.dtype)
         product = tl.dot(query_1, key_1)
         product_1 = tl.dot(query_1, key_2, product)
         score = product_1 * stage_1_scale
         start_3 = stage_3_q + tl.cast(b, tl.int64) * stage_3_q_b + tl.cast(x_1, tl.int64) * stage_3_q_h
         query_2 = tl.load(start_3 + tl.cast(rows, tl.int64) * stage_3_q_r + feature_2 * stage_3_q_f, mask=there_2 & (feature_2 < stage_3_q_size), other=0.0)
-        query_3 = (tl.maximum(-query_2, 0.0)).to(query_2.dtype)
+        query_3 = (tl.where(-query_2 < 0.0, 0.0, -query_2)).to(query_2.dtype)
         product_2 = tl.dot(query_3, key_3)
         product_3 = tl.dot(query_3, key_4, product_2)
         score_1 = product_3 * stage_3_scale
