@@ -51,7 +51,9 @@ def test_lists_are_those_of_torch(case: Case, shape: Sizes, dtype: torch.dtype) 
     q, k, v = (x.to("cuda", dtype) for x in tensors)
     pattern = spdsl.compile(case.name, **case.parameters).bind(shape.heads, shape.groups, 8)  # type: ignore[arg-type]
     for name, (found, wanted) in both(pattern, q, k, v, {each: table.cuda() for each, table in inputs.items()}):
-        assert torch.equal(found, wanted), name
+        differ = (found != wanted).any(-1)
+        # Sums are rounded in another order, which may turn a near tie, if any; see below.
+        assert int(differ.sum()) <= differ.numel() // 500, name
 
 
 @pytest.mark.parametrize(("nq", "n"), [(700, 5000), (40, 33_000), (3, 70_000)])
