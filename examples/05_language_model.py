@@ -43,9 +43,11 @@ def main() -> int:
     if not 2 <= options.tokens <= 8192:
         parser.error("--tokens must be between 2 and 8192, the model's longest text")
     try:
-        return compare(options, dict(parameter(word) for word in options.parameters))
+        parameters = dict(parameter(word) for word in options.parameters)
     except (ValueError, SyntaxError):
         parser.error("a parameter is NAME=VALUE with numbers, true or false, for example `-p window=256`")
+    try:
+        return compare(options, parameters)
     except spdsl.SpatError as mistake:
         print(mistake, file=sys.stderr)
         return 1
@@ -54,7 +56,7 @@ def main() -> int:
 def parameter(word: str) -> tuple[str, Any]:
     """``window=256``, ``extents=8,16`` or ``sink=true``."""
     name, _, value = word.partition("=")
-    return name, {"true": True, "false": False}.get(value) if value.isalpha() else ast.literal_eval(value)
+    return name, value == "true" if value in ("true", "false") else ast.literal_eval(value)
 
 
 def compare(options: argparse.Namespace, parameters: dict[str, Any]) -> int:
