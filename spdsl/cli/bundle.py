@@ -159,10 +159,12 @@ def _with_choice(
     """The wish with the tiles that the model chooses; what it chose is added to ``results``, where calls find it."""
     from spdsl.choices import Situation, by_model, record_of
     from spdsl.costs import device_for
-    from spdsl.pipeline import bound, key_of, opened
+    from spdsl.pipeline import bound, key_of, opened, refuse_stages
     from spdsl.runtime.operator import rounded_up
 
-    key, values = opened(key_of(pattern, fit_tuples(pattern, wish.parameters), wish.layer, None, False))
+    whole = key_of(pattern, fit_tuples(pattern, wish.parameters), wish.layer, None, False)
+    refuse_stages(whole)
+    key, values = opened(whole)
     types = {"float": "float32", "int": "int32", "bool": "bool"}
     device = device_for(wish.target, gpu)
     situation = Situation(
