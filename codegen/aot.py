@@ -61,7 +61,11 @@ def compile_kernels(
     graph = lower(plan)
     source = emit(graph)
     gpu = _gpu(target)
-    kernels = [kernel for kernel in graph.kernels if (kernel.name in kinds if kinds else kernel.name != "fused")]
+    kernels = [
+        kernel
+        for kernel in graph.kernels
+        if (kernel.name in kinds if kinds else kernel.name not in ("fused", "ordered", "touched", "scaled"))
+    ]
     return source, tuple(_compile(kernel, _source(graph, kernel, source), gpu, target) for kernel in kernels)
 
 

@@ -263,12 +263,13 @@ class RowBase:
     """Name ``row_base``: where the rows of this sequence and head begin in ``[batch, heads, nq]``.
 
     With ``copied`` the copy engine loads them, and each head's, or of ``classes`` each residue class's, begin at a
-    multiple of 16 bytes.  With ``packed`` every row has its own.
+    multiple of 16 bytes; those of ``boxes`` are together.  With ``packed`` every row has its own.
     """
 
     copied: bool = False
     classes: int | None = None
     packed: bool = False
+    boxes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -583,7 +584,8 @@ class Corner:
 
     With ``classes`` rows are split into those of residue classes; with ``box`` they are those of a grid, of which a
     tile takes a box of these sizes, and ``heads`` is how many heads a descriptor joins with the batch, if it does.
-    Where groups of warps share a tile, each has its part of the rows, or of the box along the axis ``split``.
+    Where groups of warps have ``shared`` a tile, each has its part of the rows, or of the box along the axis ``split``;
+    with ``by_columns`` its part of the columns.
     """
 
     tensor: str
@@ -593,6 +595,8 @@ class Corner:
     box: tuple[int, ...] = ()
     heads: int | None = None
     split: int | None = None
+    shared: bool
+    by_columns: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -678,16 +682,41 @@ class WriteOut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchOwn:
-    """The copying warp loads the program's keys and values; ``classes`` as in `Corner`, here and below."""
+    """The copying warp loads the program's keys and values."""
 
-    classes: int | None = None
+    keys: Corner
+    values: Corner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchTile:
-    """The copying warp loads tile ``i`` of Q and dO, with LSE and delta, into the next place of the ring."""
+    """The copying warp loads tile ``i`` of Q and dO, with LSE and delta, into the next place of the ring, and says
+    which it is; ``masked`` is told if it differs from tile to tile."""
 
-    classes: int | None = None
+    masked: Expr | None
+    queries: Corner
+    outputs: Corner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchEnd:
+    """The copying warp says that there are no more tiles of a head."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchedTiles:
+    """All tiles of a head that the copying warp loads, one after the other, for a computing group; with ``flagged``
+    ``masked`` is read too."""
+
+    flagged: bool
+    body: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToldTiles:
+    """All tiles of a head that the copying warp loads, one after the other, for a warp that needs but their numbers."""
+
+    body: tuple[Block, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -697,18 +726,54 @@ class FusedBegin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedScores:
-    """Wait for the next tile, start both products with it, and name the weights ``p``; ``factor`` as in
-    `OnlineSoftmax`."""
+    """Start both products with the tile, and name the weights ``p``; ``factor`` as in `OnlineSoftmax`."""
 
     factor: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedGradients:
-    """From ``p`` to sums in ``dk`` and ``dv`` and to dQ in memory."""
+    """From ``p`` to sums in ``dk`` and ``dv`` and to dQ in memory: each group sums half of its columns, or half of its
+    rows where there are twice as many, which ``sums`` tells.  ``ordered`` leaves it to another warp to add them."""
 
     dtype: Precision
+    sums: Corner
+    ordered: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowNumber:
+    """``number`` of the program's row among those of its head, in the order in which their programs start."""
+
+    splits: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Touch:
+    """Note that row ``number`` adds to tile ``i`` of dQ."""
+
     classes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddBegin:
+    """A warp that adds what the groups leave has none of their tiles yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddInTurn:
+    """Add tile ``i`` to dQ when all rows of a lower ``number`` that touch it have done so."""
+
+    sums: Corner
+    classes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleSums:
+    """Write the program's share of ``Sums`` of a head, times ``scale``, to ``dQ``."""
+
+    dtype: Precision
+    scale: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -717,7 +782,8 @@ class FusedEnd:
 
     dtype: Precision
     scale: float
-    classes: int | None = None
+    keys: Corner
+    values: Corner
 
 
 # ---------------------------------------------------------------- control
@@ -1042,9 +1108,17 @@ Block: TypeAlias = (
     | WriteOut
     | FetchOwn
     | FetchTile
+    | FetchEnd
+    | FetchedTiles
+    | ToldTiles
     | FusedBegin
     | FusedScores
     | FusedGradients
+    | RowNumber
+    | Touch
+    | AddBegin
+    | AddInTurn
+    | ScaleSums
     | FusedEnd
     | EachItem
     | Loop
@@ -1107,7 +1181,8 @@ class Kernel:
     with ``boxes`` there are that many boxes, and tiles of the rows ``after`` the first so many if that is given.
     Where ``parts`` names accumulators, with the numbers each holds for a program, long rows are split: the grid is flat
     (`WorkItem`), and the kernel ``{name}_combine`` adds up their parts.
-    With ``fetch`` a kernel of specialised warps: one runs these blocks, and loads what the others compute on.
+    With ``fetch`` a kernel of specialised warps: one runs these blocks, and loads what the others compute on; with
+    ``add`` another adds what they compute to memory.
     ``registers`` of a thread, before warps share them out, are fewer than there are where several programs are to share
     an SM.  With ``heads_first`` the first tiles of all heads start first.  With ``persistent`` the grid is flat, and
     there may be fewer programs than tiles.
@@ -1126,6 +1201,7 @@ class Kernel:
     after: int | None = None
     parts: tuple[tuple[str, int], ...] = ()
     fetch: tuple[Block, ...] | None = None
+    add: tuple[Block, ...] | None = None
     registers: int | None = None
     heads_first: bool = False
     persistent: bool = False

@@ -63,6 +63,23 @@ def own_box(boxes: Boxes, kernel: KernelPlan, by: By) -> tuple[Block, ...]:
     )
 
 
+def number_of(boxes: Boxes, side: Side) -> Define:
+    """The number of a box from its places along the axes."""
+    tile = tile_of(side)
+    found: Expr = number(0)
+    for axis, count in enumerate(boxes.counts(side)):
+        found = add(mul(found, number(count)) if found != number(0) else found, index(f"{tile}{axis}"))
+    return Define(name=tile, value=found)
+
+
+def box_of(boxes: Boxes, side: Side) -> tuple[Block, ...]:
+    """The places of a box along the axes from its number, and its first row."""
+    tile = tile_of(side)
+    counts: list[Expr] = [number(count) for count in boxes.counts(side)]
+    places = (Define(name=f"{tile}{axis}", value=place) for axis, place in enumerate(_spread(index(tile), counts)))
+    return (*places, _first(boxes, side))
+
+
 def lower_boxes(walk: BoxWalk, boxes: Boxes, walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     """The definitions of the bounds, and one loop over the product of the intervals."""
     _, walked = SIDES[walker.by]
@@ -112,6 +129,8 @@ def lower_boxes(walk: BoxWalk, boxes: Boxes, walker: Walker) -> tuple[tuple[Bloc
             either(compare("lt", index(f"{tile}{axis}"), low), compare("ge", index(f"{tile}{axis}"), high))
             for axis, (low, high) in enumerate(full)
         ]
+        if walker.ragged is not None:
+            edges.append(walker.ragged)
         if boxes.tail:
             edges += [tail, after, compare("lt", Extent(name="n"), number(boxes.places))]
         blocks.append(Define(name="masked", value=reduce(either, edges)))

@@ -16,6 +16,7 @@ from spdsl.codegen.blocks import (
     By,
     Define,
     EachItem,
+    FetchedTiles,
     Gather,
     GatheredKeys,
     If,
@@ -33,6 +34,7 @@ from spdsl.codegen.blocks import (
     RowBits,
     StoreTile,
     Stream,
+    ToldTiles,
     WorkItem,
 )
 from spdsl.codegen.boxes import flag_of, own_box, programs
@@ -40,7 +42,7 @@ from spdsl.codegen.edges import with_edges
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.hoist import Hoist
 from spdsl.codegen.picks import PICKED, has_bits, packed_keep, packed_program
-from spdsl.codegen.selected import by_tiles
+from spdsl.codegen.selected import GROUP, by_tiles
 from spdsl.codegen.tables import Tables
 from spdsl.codegen.walks import MASKED, Mode
 from spdsl.semantics.nodes import Const, Expr, Extent, Load, Node, Side
@@ -48,6 +50,9 @@ from spdsl.semantics.rewrite import free_indices, walk
 
 LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
+
+COLUMNS = 64
+"""The fewest columns of tiles of the fused backward kernel, and those of dQ that a group of its warps sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,7 @@ class Frame:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tables", Tables(self.plan, self.kernel.cuts))
         object.__setattr__(self, "hoist", Hoist(self._scopes(), self.tables.gather))
+        self.hoist.known(GROUP.name, 0)
 
     @property
     def ratio(self) -> int:
@@ -170,8 +176,8 @@ class Frame:
             scopes.append(scopes[-1] | {"h"})
         return tuple(frozenset(scope) for scope in (*scopes, scopes[-1] | walked))
 
-    def keep(self) -> Expr:
-        """The predicate in which pairs that do not exist are left out.
+    def keep(self, exist: Expr | None = None) -> Expr:
+        """The predicate in which pairs that do not exist are left out, and those for which ``exist`` does not hold.
 
         Query rows past the end need no test: their results are not stored, or their LSE is +inf.
         """
@@ -185,6 +191,7 @@ class Frame:
             found = both(found, compare("lt", index("k"), Extent(name="n")))
         if self.plan.problem.shape != "square":
             found = both(found, compare("ge", index("q"), number(0)))
+        found = both(found, exist)
         return Const(value=True) if found is None else with_edges(found, "k" if self.by == "query" else "q")
 
     @property
@@ -218,9 +225,9 @@ class Frame:
     def constants(self) -> tuple[tuple[str, int], ...]:
         """Compile-time sizes: tiles, dims rounded up to powers of two, and the real dims where they differ."""
         dim, value_dim = self.plan.problem.pattern.head_dim, self.plan.problem.value_dim
-        widths = [("HEAD_DIM", padded(dim)), ("VALUE_DIM", padded(value_dim))]
-        widths += [("HEAD_WIDTH", dim)] if padded(dim) != dim else []
-        widths += [("VALUE_WIDTH", value_dim)] if padded(value_dim) != value_dim else []
+        widths = [("HEAD_DIM", self.width(dim)), ("VALUE_DIM", self.width(value_dim))]
+        widths += [("HEAD_WIDTH", dim)] if self.width(dim) != dim else []
+        widths += [("VALUE_WIDTH", value_dim)] if self.width(value_dim) != value_dim else []
         return (
             ("BLOCK_Q", self.kernel.block_q * self.kernel.packed),
             ("BLOCK_K", self.kernel.block_k),
@@ -232,7 +239,13 @@ class Frame:
         """Whether ``HEAD_DIM`` or ``VALUE_DIM`` is larger than the tensor's dimension."""
         problem = self.plan.problem
         dim = problem.pattern.head_dim if columns == "HEAD_DIM" else problem.value_dim
-        return padded(dim) != dim
+        return self.width(dim) != dim
+
+    def width(self, dim: int) -> int:
+        """The columns of tiles of tensors with so many; the fused kernel has tiles of 64 or 128, all alike."""
+        if self.kernel.kind == "fused":
+            dim = max(COLUMNS, self.plan.problem.pattern.head_dim, self.plan.problem.value_dim)
+        return padded(dim)
 
     def tensor(self, name: str, side: str, width: int, element: str | None = None) -> tuple[Argument, ...]:
         """A tensor of four dimensions with its strides."""
@@ -434,7 +447,7 @@ def every(body: Iterable[Block]) -> Iterator[Block]:
     """All blocks, those inside loops and conditions included."""
     for block in body:
         yield block
-        if isinstance(block, EachItem | Loop | If | Stream):
+        if isinstance(block, EachItem | FetchedTiles | ToldTiles | Loop | If | Stream):
             yield from every(block.body)
         if isinstance(block, If):
             yield from every(block.otherwise)

@@ -7,15 +7,23 @@ holds them is a template; `spdsl.codegen.gluon` writes it.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import reduce
+from math import prod
 
 from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Plan
 from spdsl.analysis.tiles import depends_on_head
 from spdsl.codegen import split
-from spdsl.codegen.arith import add, both, compare, index, mul, number, sub
+from spdsl.codegen.arith import add, choose, compare, either, index, mul, number, sub
 from spdsl.codegen.blocks import (
+    AddBegin,
+    AddInTurn,
     Argument,
     Block,
+    BoxLanes,
+    Corner,
     Define,
+    FetchedTiles,
+    FetchEnd,
     FetchOwn,
     FetchTile,
     FusedBegin,
@@ -26,101 +34,265 @@ from spdsl.codegen.blocks import (
     Loop,
     Mask,
     RowBase,
+    RowNumber,
+    ScaleSums,
+    ToldTiles,
+    Touch,
 )
-from spdsl.codegen.frame import Frame, masked, positions, program
+from spdsl.codegen.boxes import box_of, number_of
+from spdsl.codegen.corners import corner, described
+from spdsl.codegen.frame import COLUMNS, LOG2E, Frame, masked, positions, program
 from spdsl.codegen.results import dkdv_sums
-from spdsl.codegen.walks import Mode, Walker, lower_walk
-from spdsl.semantics.nodes import Expr, Extent, Side
+from spdsl.codegen.walks import FLAGS, Mode, Walker, lower_walk, mode_of
+from spdsl.semantics.nodes import Expr, Extent
 
 SUMS = dkdv_sums(())
 
 
+TURNS = (
+    Argument(name="Turns", type="*i32", note="[batch, heads, tiles of queries, 1 + words]: turns, then bits of rows"),
+    Argument(name="q_tiles", type="i32", note="tiles of queries of a head"),
+    Argument(name="words", type="i32", note="32 rows of keys each"),
+)
+"""In which order tiles of dQ are added up: how many rows have added, and which rows do."""
+
+
 def lower_fused(plan: Plan) -> Kernel | None:
     """The kernel, or None where the plan has none."""
+    return None if plan.fused is None else _lower(plan, plan.fused, ordered=False)
+
+
+def lower_ordered(plan: Plan) -> Kernel | None:
+    """The kernel whose sums of dQ have one order: a warp of its own adds, and waits for its turn at every tile."""
+    return None if plan.fused is None else _lower(plan, plan.fused, ordered=True)
+
+
+def lower_touched(plan: Plan) -> Kernel | None:
+    """The kernel that notes which rows of keys add to which tiles of dQ: it walks as the fused kernel does."""
     tiles = plan.fused
     if tiles is None:
         return None
-    fetching, computing = (Frame(plan=plan, kernel=tiles, by="key") for _ in range(2))
-    fetch, compute = _fetch(fetching, tiles), _compute(computing, tiles)
-    dim = plan.problem.pattern.head_dim
+    frame = Frame(plan=plan, kernel=tiles, by="key")
+    setup, loops = lower_walk(
+        tiles.walk, _walker(frame, tiles, lambda _: (*_numbered(frame), Touch(classes=frame.classes)))
+    )
+    by_head = depends_on_head(tiles.walk)
+    body = (
+        *_program(frame),
+        RowNumber(splits=tiles.splits),
+        *frame.hoist.take(0),
+        *(() if by_head else setup),
+        *_for_each_head(frame, (*(setup if by_head else ()), *split.share(frame, loops))),
+    )
     return Kernel(
-        name="fused",
+        name="touched",
+        doc="Which rows of keys add to which tiles of dQ.",
+        arguments=(
+            *TURNS,
+            *frame.lengths(),
+            *frame.lists(),
+            *split.split_arguments(frame, split.NO_SUMS),
+            *frame.parameters(body),
+            *frame.table_arguments(body),
+        ),
+        constants=frame.constants(),
+        body=body,
+        block=tiles.block_k,
+        warps=1,
+        stages=1,
+        classes=frame.classes,
+        boxes=frame.boxes,
+    )
+
+
+def lower_scaled(plan: Plan) -> Kernel | None:
+    """The kernel that makes dQ of its sums."""
+    if plan.fused is None:
+        return None
+    return Kernel(
+        name="scaled",
+        doc="dQ from its sums, which may have more rows.",
+        arguments=(
+            Argument(name="Sums", type="*fp32", note="[batch, heads, rows, width]"),
+            Argument(name="dQ", type=f"*{plan.problem.dtype}", note="[batch, heads, nq, width]"),
+            Argument(name="count", type="i32", note="eights of numbers of dQ of a head"),
+            Argument(name="sums_of_head", type="i32", note="eights of numbers"),
+        ),
+        constants=(("SIZE", SIZE), ("HEADS", plan.problem.pattern.heads)),
+        body=(ScaleSums(dtype=plan.problem.dtype, scale=plan.scale),),
+        block=SIZE,
+        warps=4,
+        stages=1,
+    )
+
+
+def _lower(plan: Plan, tiles: KernelPlan, *, ordered: bool) -> Kernel:
+    computing = Frame(plan=plan, kernel=tiles, by="key")
+    fetch, mode = _fetch(plan, tiles)
+    compute = _compute(computing, mode, ordered=ordered)
+    add = _add(Frame(plan=plan, kernel=tiles, by="key")) if ordered else None
+    dim, value_dim = plan.problem.pattern.head_dim, plan.problem.value_dim
+    return Kernel(
+        name="ordered" if ordered else "fused",
         doc="dQ, dK and dV: each program owns a tile of keys and walks the tiles of queries.",
         arguments=(
-            _described(computing, "Q", "q", tiles.block_q, dim),
-            _described(computing, "K", "k", GROUP_ROWS, dim),
-            _described(computing, "V", "k", GROUP_ROWS, dim),
-            _described(computing, "dO", "q", tiles.block_q, dim),
+            described(computing, "Q", "q", dim, shared=False),
+            described(computing, "K", "k", dim, shared=True),
+            described(computing, "V", "k", value_dim, shared=True),
+            described(computing, "dO", "q", value_dim, shared=False),
             *(Argument(name=name, type="*fp32", note="[batch * heads * nq]", block=(tiles.block_q,)) for name in ROWS),
-            replace(_described(computing, "dQ", "q", tiles.block_q, COLUMNS), type="*fp32"),
-            _described(computing, "dK", "k", GROUP_ROWS, dim),
-            _described(computing, "dV", "k", GROUP_ROWS, dim),
+            replace(described(computing, "dQ", "q", dim, shared=_by_rows(tiles), columns=COLUMNS), type="*fp32"),
+            described(computing, "dK", "k", dim, shared=True),
+            described(computing, "dV", "k", value_dim, shared=True),
+            *(TURNS if ordered else ()),
             *computing.lengths(),
             *computing.lists(),
             *split.split_arguments(computing, SUMS),
             *computing.parameters((*fetch, *compute)),
             *computing.table_arguments((*fetch, *compute)),
         ),
-        constants=(*computing.constants(), ("ROWS", GROUP_ROWS), ("COLUMNS", COLUMNS), ("RING", tiles.stages)),
+        constants=(
+            *computing.constants(),
+            ("GROUPS", tiles.groups),
+            ("ROWS", GROUP_ROWS),
+            ("COLUMNS", COLUMNS),
+            ("RING", tiles.stages),
+            ("NUMBERS", 2 if mode == "either" else 1),
+        ),
         body=compute,
         fetch=fetch,
+        add=add,
         block=tiles.block_k,
         warps=tiles.warps,
         stages=tiles.stages,
         parts=split.part_sizes(computing, SUMS),
         heads_first=True,
         classes=computing.classes,
+        boxes=computing.boxes,
     )
 
 
 ROWS = ("LSE2", "Delta")
 
-COLUMNS = 64
-"""Columns of dQ of a group."""
+SIZE = 4096
+"""Numbers of dQ that a program scales."""
 
 
-def _described(frame: Frame, name: str, side: Side, rows: int, columns: int) -> Argument:
-    """A tensor of which the copy engine moves so many rows and columns at once."""
-    (argument, *_) = frame.tensor(name, side, frame.plan.problem.pattern.head_dim)
-    middle = (rows,) if frame.classes is None else (rows, 1)
-    return replace(argument, block=(1, 1, *middle, columns), classes=frame.classes)
+def _fetch(plan: Plan, tiles: KernelPlan) -> tuple[tuple[Block, ...], Mode]:
+    """The blocks of the copying warp, and whether tiles are all masked, all full, or either."""
+    frame = Frame(plan=plan, kernel=tiles, by="key")
+    only = mode_of(tiles.walk, _walker(Frame(plan=plan, kernel=tiles, by="key"), tiles, ()))
+
+    def body(mode: Mode) -> tuple[Block, ...]:
+        flag = FLAGS[mode] if only == "either" else None
+        queries, outputs = (corner(frame, name, "q", shared=False) for name in ("Q", "dO"))
+        return *_numbered(frame), FetchTile(masked=flag, queries=queries, outputs=outputs)
+
+    setup, loops = lower_walk(tiles.walk, _walker(frame, tiles, body))
+    by_head = depends_on_head(tiles.walk)
+    inner: tuple[Block, ...] = (
+        *(setup if by_head else ()),
+        RowBase(copied=True, classes=frame.classes, boxes=_boxes_of_queries(frame)),
+        *split.share(frame, loops),
+        FetchEnd(),
+    )
+    heads = _for_each_head(frame, inner)
+    return (
+        *_program(frame),
+        FetchOwn(keys=corner(frame, "K", "k", shared=True), values=corner(frame, "V", "k", shared=True)),
+        *frame.hoist.take(0),
+        *(() if by_head else setup),
+        *heads,
+    ), only
 
 
-def _fetch(frame: Frame, tiles: KernelPlan) -> tuple[Block, ...]:
-    setup, loops = lower_walk(tiles.walk, _walker(frame, tiles, lambda _: (FetchTile(classes=frame.classes),)))
-    return _around(
-        frame,
-        tiles,
-        setup,
-        (RowBase(copied=True, classes=frame.classes),),
-        loops,
-        begin=(FetchOwn(classes=frame.classes),),
-        end=(),
+def _add(frame: Frame) -> tuple[Block, ...]:
+    """The blocks of the warp that adds to dQ."""
+    add = AddInTurn(sums=_sums(frame), classes=frame.classes)
+    return (
+        *_program(frame),
+        RowNumber(splits=frame.kernel.splits),
+        AddBegin(),
+        *_for_each_head(frame, (ToldTiles(body=(*_placed(frame), add)),)),
     )
 
 
-def _compute(frame: Frame, tiles: KernelPlan) -> tuple[Block, ...]:
+def _compute(frame: Frame, mode: Mode, *, ordered: bool) -> tuple[Block, ...]:
+    """The blocks of a computing group."""
     plan = frame.plan
-    keep: Expr = frame.keep()
-    frame.hoist.share((keep,))
-    keep_blocks, keep = frame.place_tile(keep)
     # A tile past the last query holds rows of the next head, and keys that do not exist are zeros: their weights may be
     # anything, also infinite, and dQ is summed over them.
-    exists = both(compare("lt", index("k"), Extent(name="n")), compare("lt", index("q"), _end(frame)))
-    mask = Mask(target="p", keep=both(keep, exists) or keep, span=plan.keep.span)
+    end_of_row = choose(compare("lt", index("k"), Extent(name="n")), _end(frame), number(0))
+    exist = None if frame.is_whole("q") and frame.is_whole("k") else compare("lt", index("q"), end_of_row)
+    keep: Expr = frame.keep(exist)
+    frame.hoist.share((keep,))
+    keep_blocks, keep = frame.place_tile(keep)
+    mask = Mask(target="p", keep=keep, span=plan.keep.span)
+    body = (
+        *_placed(frame),
+        positions(frame, "q", "walked"),
+        FusedScores(factor=plan.scale * LOG2E),
+        *masked(mode, keep_blocks, mask),
+        FusedGradients(
+            dtype=plan.problem.dtype,
+            sums=_sums(frame),
+            ordered=ordered,
+        ),
+    )
+    heads = _for_each_head(frame, (FetchedTiles(flagged=mode == "either", body=body),))
+    keys, values = (corner(frame, name, "k", shared=True) for name in ("dK", "dV"))
+    last = FusedEnd(dtype=plan.problem.dtype, scale=plan.scale, keys=keys, values=values)
+    end = split.end(frame, SUMS, (last,))
+    return (
+        *program(frame, reverse=False),
+        *frame.hoist.take(0),
+        positions(frame, "k", "own"),
+        *frame.hoist.take(1),
+        FusedBegin(),
+        *heads,
+        *end,
+    )
 
-    def body(mode: Mode) -> tuple[Block, ...]:
-        return (
-            positions(frame, "q", "walked"),
-            FusedScores(factor=frame.factor),
-            *masked(mode, keep_blocks, mask),
-            FusedGradients(dtype=plan.problem.dtype, classes=frame.classes),
-        )
 
-    setup, loops = lower_walk(tiles.walk, _walker(frame, tiles, body))
-    own = (positions(frame, "k", "own"), *frame.hoist.take(1))
-    end = split.end(frame, SUMS, (FusedEnd(dtype=plan.problem.dtype, scale=plan.scale, classes=frame.classes),))
-    return _around(frame, tiles, setup, (), loops, begin=(*own, FusedBegin()), end=end)
+def _program(frame: Frame) -> tuple[Block, ...]:
+    """What a program works on, for warps that need no places in a box."""
+    return tuple(block for block in program(frame, reverse=False) if not isinstance(block, BoxLanes))
+
+
+def _numbered(frame: Frame) -> tuple[Block, ...]:
+    """The number ``i`` of a box, where tiles are boxes."""
+    boxes = frame.kernel.boxes
+    return () if boxes is None else (number_of(boxes, "q"),)
+
+
+def _placed(frame: Frame) -> tuple[Block, ...]:
+    """Where the box ``i`` lies, where tiles are boxes."""
+    boxes = frame.kernel.boxes
+    return () if boxes is None else box_of(boxes, "q")
+
+
+def _boxes_of_queries(frame: Frame) -> int | None:
+    boxes = frame.kernel.boxes
+    return None if boxes is None else prod(boxes.counts("q"))
+
+
+def _by_rows(tiles: KernelPlan) -> bool:
+    """Whether each group sums half of the rows of dQ, not of its columns."""
+    return tiles.block_q > GROUP_ROWS
+
+
+def _sums(frame: Frame) -> Corner:
+    by_rows = _by_rows(frame.kernel)
+    return corner(frame, "dQ", "q", shared=by_rows, by_columns=not by_rows)
+
+
+def _for_each_head(frame: Frame, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    """The blocks for every query head of the program's group."""
+    if not frame.loops_over_heads:
+        return blocks
+    name = Define(name="h", value=add(mul(index("g"), number(frame.ratio)), index("r")), note="query head")
+    body = (name, *frame.hoist.take(2), *blocks)
+    return (Loop(variable="r", low=number(0), high=number(frame.ratio), body=body, note="heads of the group"),)
 
 
 def _end(frame: Frame) -> Expr:
@@ -139,48 +311,22 @@ def _walker(frame: Frame, tiles: KernelPlan, body: object) -> Walker:
         place=lambda expr: frame.hoist.place(expr, scope),
         place_tile=frame.place_tile,
         body=body,  # type: ignore[arg-type]
+        boxes=frame.kernel.boxes,
         ragged=_ragged(frame),
     )
 
 
-def _ragged(frame: Frame) -> Expr:
-    """Whether the program's tile has rows past the last key."""
+def _ragged(frame: Frame) -> Expr | None:
+    """Whether the program's tile has rows past the last key; None where none has."""
+    boxes = frame.kernel.boxes
+    if boxes is not None:
+        ends = [
+            compare("gt", mul(add(index(f"j{at}"), number(1)), number(boxes.box("k")[at])), number(boxes.extents[at]))
+            for at in boxes.ragged("k")
+        ]
+        return reduce(either, ends) if ends else None
     end = mul(add(index("j"), number(1)), number(frame.kernel.block_k))
     if frame.classes is not None:
         # The row after the last of its class.
         end = add(mul(end, number(frame.classes)), sub(index("k_class"), number(frame.classes - 1)))
     return compare("gt", end, Extent(name="n"))
-
-
-def _around(
-    frame: Frame,
-    tiles: KernelPlan,
-    setup: tuple[Block, ...],
-    rows: tuple[Block, ...],
-    loops: tuple[Block, ...],
-    *,
-    begin: tuple[Block, ...],
-    end: tuple[Block, ...],
-) -> tuple[Block, ...]:
-    """The blocks of a warp: what the program works on, bounds of the walk, and its loops for every head."""
-    by_head = depends_on_head(tiles.walk)
-    inner: tuple[Block, ...] = (*(setup if by_head else ()), *rows, *split.share(frame, loops))
-    if frame.loops_over_heads:
-        name = Define(name="h", value=add(mul(index("g"), number(frame.ratio)), index("r")), note="query head")
-        inner = (
-            Loop(
-                variable="r",
-                low=number(0),
-                high=number(frame.ratio),
-                body=(name, *frame.hoist.take(2), *inner),
-                note="heads of the group",
-            ),
-        )
-    return (
-        *program(frame, reverse=False),
-        *frame.hoist.take(0),
-        *begin,
-        *(() if by_head else setup),
-        *inner,
-        *end,
-    )

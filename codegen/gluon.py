@@ -12,7 +12,18 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from spdsl.codegen.blocks import Argument, Block, BlockGraph, EachItem, If, Kernel, Loop, Stream
+from spdsl.codegen.blocks import (
+    Argument,
+    Block,
+    BlockGraph,
+    EachItem,
+    FetchedTiles,
+    If,
+    Kernel,
+    Loop,
+    Stream,
+    ToldTiles,
+)
 from spdsl.codegen.emit import KernelSource, environment, helpers_in, macro_name
 
 NAMES: dict[bool, Mapping[str, str]] = {
@@ -43,13 +54,13 @@ def emit_gluon(graph: BlockGraph, kernel: Kernel, version: str | None = None) ->
     sizes = dict(kernel.constants)
     text = (
         environment()
-        .get_template(f"gluon/{kernel.name}.jinja")
+        .get_template(f"gluon/{'fused' if _is_fused(kernel) else kernel.name}.jinja")
         .render(
             name=graph.name,
             kernel=kernel,
             dtype=graph.dtype,
             names=names,
-            adds=kernel.name == "fused",
+            adds=_is_fused(kernel),
             sizes=sizes,
             products=_products(kernel, sizes),
             layouts=_layouts(kernel, sizes),
@@ -61,6 +72,7 @@ def emit_gluon(graph: BlockGraph, kernel: Kernel, version: str | None = None) ->
             ],
             fetch="\n".join(_lines(kernel.fetch, 1, names)),
             compute="\n".join(_lines(kernel.body, 1, names)),
+            add="\n".join(_lines(kernel.add or (), 1, names)),
         )
     )
     text = re.sub(r"[ \t]+\n", "\n", text).rstrip("\n") + "\n"
@@ -68,22 +80,27 @@ def emit_gluon(graph: BlockGraph, kernel: Kernel, version: str | None = None) ->
     return KernelSource(name=f"{graph.name}_{kernel.name}", text=text, digest=digest)
 
 
+def _is_fused(kernel: Kernel) -> bool:
+    """Whether it has the skeleton of the fused backward."""
+    return kernel.name in ("fused", "ordered")
+
+
 def _products(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, int]:
     """The layouts of products, by their columns."""
-    if kernel.name == "fused":
+    if _is_fused(kernel):
         return {"SCORES": sizes["BLOCK_Q"], "SUMS": sizes["HEAD_DIM"], "QUERIES": sizes["COLUMNS"]}
     return {"SCORES": sizes["BLOCK_K"], "SUMS": sizes["VALUE_DIM"]}
 
 
 def _layouts(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, str]:
     """Other layouts, as they are written."""
-    if kernel.name == "fused":
-        return {"SWIZZLED": _SWIZZLED.format(128)}
     found = {
         "ONE": "gl.BlockedLayout([1], [32], [1], [0])",
         "SAME": "gl.BlockedLayout([1], [32], [4], [0])",
         "NUMBER": "gl.SwizzledSharedLayout(1, 1, 1, [0])",
     }
+    if _is_fused(kernel):
+        found["SWIZZLED"] = _SWIZZLED.format(128)
     if all(a.block is None for a in kernel.arguments if a.name == "O"):
         across = min(32, sizes["VALUE_DIM"] // 8)
         output = _SWIZZLED.format(min(128, 2 * sizes["VALUE_DIM"]))
@@ -135,7 +152,7 @@ def _lines(blocks: tuple[Block, ...], depth: int, names: Mapping[str, str]) -> l
     found: list[str] = []
     for block in blocks:
         for line in _text(block, names).splitlines():
-            if line.strip() == "@body" and isinstance(block, Stream):
+            if line.strip() == "@body" and isinstance(block, Stream | FetchedTiles | ToldTiles):
                 found += _lines(block.body, depth + (len(line) - len(line.lstrip())) // 4, names)
             elif line.strip():
                 found.append("    " * depth + line)

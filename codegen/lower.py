@@ -16,7 +16,7 @@ from spdsl.codegen.combine import (
 from spdsl.codegen.cuts import lower_intervals
 from spdsl.codegen.distances import lower_distances
 from spdsl.codegen.forward import lower_forward
-from spdsl.codegen.fused import lower_fused
+from spdsl.codegen.fused import lower_fused, lower_ordered, lower_scaled, lower_touched
 from spdsl.codegen.streamed import lower_streamed
 
 
@@ -30,6 +30,9 @@ LOWERINGS = (
     lower_dq,
     lower_dkdv,
     lower_fused,
+    lower_touched,
+    lower_ordered,
+    lower_scaled,
     lower_distances,
     lower_forward_combine,
     lower_dq_combine,

@@ -1,41 +1,42 @@
-"""Sets that are given as lists: where a whole tile asks for one number, it is asked for once.
+"""What is one number for a whole tile is asked for once: blocks of positions that are tiles, or hold some.
 
-A search has as many steps as a list has bits in its length, for every row; where blocks of keys are tiles or hold some,
-all keys of a tile have the same block.
+A comparison of blocks is then one for the tile instead of one for every pair, and so is what tables say of a block.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from spdsl.analysis.plans import KernelPlan, Plan
+from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Plan
+from spdsl.codegen.arith import add, index, mul, number
 from spdsl.semantics.fold import fold
-from spdsl.semantics.nodes import Apply, Const, Expr, Index, Load
+from spdsl.semantics.nodes import Apply, Const, Expr, Index, Param, Side
 from spdsl.semantics.rewrite import transform
+
+GROUP = Param(name="group", dtype="int")
+"""Which of a program's groups of four warps computes, where warps are specialised."""
 
 
 def by_tiles(plan: Plan, kernel: KernelPlan) -> Expr:
-    """The predicate with one number for a whole tile wherever an index of a list is the same all along it."""
-    listed = {table.name for table in plan.tables if table.listed}
-    tiles = {"k": ("j", kernel.block_k)}
+    """The predicate with one number for a whole tile wherever a block of positions is the same all along it."""
+    tiles = {"k": tile_of(kernel, "k")}
     if plan.problem.shape == "square":
-        tiles["q"] = ("i", kernel.block_q)
+        tiles["q"] = tile_of(kernel, "q")
 
-    def index(node: Expr) -> Expr:
+    def rewrite(node: Expr) -> Expr | None:
         match node:
             case Apply(op="floordiv", args=(Index(name=side), Const(value=int() as size))) if side in tiles:
                 tile, rows = tiles[side]
                 if size % rows == 0:
-                    return Apply(op="floordiv", args=(Index(name=tile), Const(value=size // rows)), dtype="int")
-                return node
-            case _:
-                return node
-
-    def rewrite(node: Expr) -> Expr | None:
-        match node:
-            case Load(table=name, indices=indices) if name in listed:
-                return replace(node, indices=tuple(index(each) for each in indices))
+                    return Apply(op="floordiv", args=(tile, Const(value=size // rows)), dtype="int", span=node.span)
+                return None
             case _:
                 return None
 
-    return fold(transform(plan.keep, rewrite)) if listed else plan.keep
+    return fold(transform(plan.keep, rewrite))
+
+
+def tile_of(kernel: KernelPlan, side: Side) -> tuple[Expr, int]:
+    """The number of the tile whose rows a group of warps has of a side, in tiles of so many rows."""
+    rows, tile = (kernel.block_q, index("i")) if side == "q" else (kernel.block_k, index("j"))
+    if not kernel.specialised or (side == "q") != (kernel.by == "query") or kernel.groups == 1:
+        return tile, rows
+    return add(mul(tile, number(kernel.groups)), GROUP), GROUP_ROWS

@@ -6,7 +6,18 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from spdsl.codegen.blocks import Block, BlockGraph, EachItem, If, Kernel, Loop, Stream, TableIndex
+from spdsl.codegen.blocks import (
+    Block,
+    BlockGraph,
+    EachItem,
+    FetchedTiles,
+    If,
+    Kernel,
+    Loop,
+    Stream,
+    TableIndex,
+    ToldTiles,
+)
 from spdsl.codegen.expressions import text_of
 from spdsl.semantics.nodes import Node
 
@@ -30,7 +41,7 @@ def _kernel(kernel: Kernel) -> Iterator[str]:
 def _blocks(blocks: tuple[Block, ...], depth: int) -> Iterator[str]:
     for block in blocks:
         yield "  " * depth + _line(block)
-        if isinstance(block, EachItem | Loop | If | Stream):
+        if isinstance(block, EachItem | FetchedTiles | ToldTiles | Loop | If | Stream):
             yield from _blocks(block.body, depth + 1)
         if isinstance(block, If) and block.otherwise:
             yield "  " * depth + "Else"

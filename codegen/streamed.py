@@ -7,17 +7,13 @@ writes it.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Plan
-from spdsl.analysis.tiles import Boxes
 from spdsl.codegen import split
 from spdsl.codegen.blocks import (
     Argument,
     Block,
     BoxLanes,
     CopyOut,
-    Corner,
     EachItem,
     FetchQueries,
     Kernel,
@@ -31,11 +27,12 @@ from spdsl.codegen.blocks import (
     StreamEnd,
     WriteOut,
 )
+from spdsl.codegen.corners import corner, described
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.forward import SUMS
-from spdsl.codegen.frame import Frame, head_of, masked, padded, positions, program
-from spdsl.codegen.walks import MASKED, Mode, Walker, lower_walk
-from spdsl.semantics.nodes import Const, Expr, Side
+from spdsl.codegen.frame import Frame, masked, positions, program
+from spdsl.codegen.walks import FLAGS, Mode, Walker, lower_walk, mode_of
+from spdsl.semantics.nodes import Const, Expr
 
 THREADS = 128
 """Of a group of four warps."""
@@ -54,19 +51,19 @@ def lower_streamed(plan: Plan) -> Kernel:
     """The blocks of the forward kernel, whose plan has specialised warps."""
     tiles = plan.forward
     frame = Frame(plan=plan, kernel=tiles, by="query")
-    fetch, modes = _fetch(plan)
-    compute = _compute(frame, modes)
+    fetch, mode = _fetch(plan)
+    compute = _compute(frame, mode)
     body = (*fetch, *compute)
     dim, value_dim = plan.problem.pattern.head_dim, plan.problem.value_dim
     by_address = _by_address(frame)
-    out = frame.tensor("O", "q", value_dim) if by_address else (_described(frame, "O", "q", value_dim),)
+    out = frame.tensor("O", "q", value_dim) if by_address else (described(frame, "O", "q", value_dim, shared=True),)
     return Kernel(
         name="forward",
         doc="Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch.",
         arguments=(
-            _described(frame, "Q", "q", dim),
-            _described(frame, "K", "k", dim),
-            _described(frame, "V", "k", value_dim),
+            described(frame, "Q", "q", dim, shared=True),
+            described(frame, "K", "k", dim, shared=False),
+            described(frame, "V", "k", value_dim, shared=False),
             *out,
             Argument(name="LSE", type="*fp32", note="[batch, heads, nq], natural logarithm"),
             *frame.lengths(),
@@ -81,7 +78,7 @@ def lower_streamed(plan: Plan) -> Kernel:
             ("GROUPS", tiles.groups),
             ("ROWS", GROUP_ROWS),
             ("RING", tiles.stages),
-            ("NUMBERS", len(_names(tiles)) + (modes == "either")),
+            ("NUMBERS", len(_names(tiles)) + (mode == "either")),
         ),
         body=(EachItem(body=compute),) if tiles.persistent else compute,
         fetch=(EachItem(body=fetch),) if tiles.persistent else fetch,
@@ -102,23 +99,15 @@ def _fetch(plan: Plan) -> tuple[tuple[Block, ...], Mode]:
     """The blocks of the copying warp, and whether tiles are all masked, all full, or either."""
     tiles = plan.forward
     frame = Frame(plan=plan, kernel=tiles, by="query")
-    modes: set[Mode] = set()
-
-    def note(mode: Mode) -> tuple[Block, ...]:
-        modes.add(mode)
-        return ()
-
-    lower_walk(tiles.walk, _walker(Frame(plan=plan, kernel=tiles, by="query"), note))
-    only: Mode = modes.pop() if len(modes) == 1 else "either"
-    flags: dict[Mode, Expr] = {"full": Const(value=0), "masked": Const(value=1), "either": MASKED}
+    only = mode_of(tiles.walk, _walker(Frame(plan=plan, kernel=tiles, by="query"), ()))
 
     def body(mode: Mode) -> tuple[Block, ...]:
         return (
             SendTile(
                 names=_names(tiles),
-                masked=flags[mode] if only == "either" else None,
-                keys=_corner(frame, "K", "k"),
-                values=_corner(frame, "V", "k"),
+                masked=FLAGS[mode] if only == "either" else None,
+                keys=corner(frame, "K", "k", shared=False),
+                values=corner(frame, "V", "k", shared=False),
             ),
         )
 
@@ -126,7 +115,7 @@ def _fetch(plan: Plan) -> tuple[tuple[Block, ...], Mode]:
     begin = tuple(block for block in program(frame, reverse=True) if not isinstance(block, BoxLanes))
     return (
         *begin,
-        FetchQueries(corner=_corner(frame, "Q", "q"), again=tiles.persistent),
+        FetchQueries(corner=corner(frame, "Q", "q", shared=True), again=tiles.persistent),
         *frame.hoist.take(0),
         *setup,
         *split.share(frame, loops),
@@ -153,7 +142,7 @@ def _compute(frame: Frame, mode: Mode) -> tuple[Block, ...]:
         *masked(mode, keep_blocks, mask),
     )
     dtype = plan.problem.dtype
-    out: Block = CopyOut(corner=_corner(frame, "O", "q"), dtype=dtype)
+    out: Block = CopyOut(corner=corner(frame, "O", "q", shared=True), dtype=dtype)
     if _by_address(frame):
         out = WriteOut(dtype=dtype, padded=frame.is_padded("VALUE_DIM"))
     end = (StreamEnd(), out, frame.row_base(), StoreRows(value="lse", pointer="LSE", side="q"))
@@ -205,33 +194,3 @@ def _walker(frame: Frame, body: object) -> Walker:
 def _names(kernel: KernelPlan) -> tuple[str, ...]:
     """What tells where a tile of keys lies."""
     return ("j",) if kernel.boxes is None else (*(f"j{axis}" for axis in range(len(kernel.boxes.axes))), "k_first")
-
-
-def _split_axis(boxes: Boxes, groups: int) -> int | None:
-    """The axis along which groups share a box of queries: the slowest one, so that each has neighbouring lanes."""
-    return None if groups == 1 else next(axis for axis, size in enumerate(boxes.box("q")) if size > 1)
-
-
-def _corner(frame: Frame, tensor: str, side: Side) -> Corner:
-    boxes = frame.kernel.boxes
-    plain = Corner(tensor=tensor, side=side, head=head_of(side), classes=frame.classes)
-    if boxes is None:
-        return plain
-    along = _split_axis(boxes, frame.kernel.groups) if side == "q" else None
-    return replace(plain, box=boxes.box(side), heads=frame.joined_heads(side), split=along)
-
-
-def _described(frame: Frame, name: str, side: Side, width: int) -> Argument:
-    """A tensor that the copy engine reads or writes: what a group has of a tile of queries, or a tile of keys."""
-    tiles, boxes = frame.kernel, frame.kernel.boxes
-    (argument, *_) = frame.tensor(name, side, width)
-    rows = GROUP_ROWS if side == "q" else tiles.block_k
-    if boxes is None:
-        middle = (rows,) if tiles.residues is None else (rows, 1)
-        return replace(argument, block=(1, 1, *middle, padded(width)), classes=frame.classes)
-    box = list(boxes.box(side))
-    along = _split_axis(boxes, tiles.groups) if side == "q" else None
-    if along is not None:
-        box[along] //= tiles.groups
-    lead = (1,) if frame.joined_heads(side) else (1, 1)
-    return replace(argument, block=(*lead, *box, padded(width)), extents=boxes.extents)

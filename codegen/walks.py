@@ -112,6 +112,22 @@ def lower_walk(walk: Walk, walker: Walker) -> tuple[tuple[Block, ...], tuple[Blo
             return setup, loops
 
 
+FLAGS: dict[Mode, Expr] = {"full": Const(value=0), "masked": Const(value=1), "either": MASKED}
+"""Whether a tile is masked, as a number."""
+
+
+def mode_of(walk: Walk, walker: Walker) -> Mode:
+    """Whether all tiles of a walk are masked, all full, or either; what ``walker`` places does not count."""
+    modes: set[Mode] = set()
+
+    def body(mode: Mode) -> tuple[Block, ...]:
+        modes.add(mode)
+        return ()
+
+    lower_walk(walk, replace(walker, body=body))
+    return modes.pop() if len(modes) == 1 else "either"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Bounds:
     """A slot with the names of its bounds; ``loops`` are (mode, low, high)."""

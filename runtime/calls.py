@@ -195,11 +195,14 @@ class Call:
         self.recorder.hold(*self.tables.values(), *lists, *marks)
 
     def fuses(self, wanted: frozenset[str]) -> bool:
-        """Whether one kernel computes all gradients that are wanted: it is only on a GPU, for all three tensors, and
-        sums dQ in any order."""
-        fixed = self.deterministic or torch.are_deterministic_algorithms_enabled()
+        """Whether one kernel computes all gradients that are wanted: it is only on a GPU, and for all three tensors."""
         all_three = frozenset({"q", "k", "v"}) <= wanted
-        return self.plan.fused is not None and all_three and not fixed and self.q.device.type != "cpu"
+        return self.plan.fused is not None and all_three and self.q.device.type != "cpu"
+
+    @property
+    def repeats(self) -> bool:
+        """Whether sums must have one order."""
+        return self.deterministic or torch.are_deterministic_algorithms_enabled()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

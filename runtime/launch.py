@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -18,6 +18,7 @@ from spdsl.codegen.frame import prefix_of
 from spdsl.codegen.gluon import emit_gluon
 from spdsl.codegen.load import load
 from spdsl.codegen.lower import lower
+from spdsl.codegen.tables import INTERVALS
 from spdsl.diagnostics import error
 from spdsl.runtime.calls import DTYPES, Call, GatheredItems, PickedItems, TileList
 from spdsl.runtime.evenness import programs_for
@@ -51,9 +52,14 @@ class Loaded:
         grid = (heads, tiles, batch) if kernel.heads_first else (tiles, heads, batch)
         self._start(call, kernel, grid, values)
 
-    def launch_split(self, kind: str, call: Call, values: Mapping[str, Value]) -> None:
-        """Run the kernel of this kind on all rows of a call: ``forward``, ``dq`` or ``dkdv``."""
-        kernel, batch = self.kernels[kind], call.q.shape[0]
+    def intervals(self, call: Call, kind: str, values: Mapping[str, Value]) -> dict[str, Value]:
+        """The intervals within which kernels of this kind walk, if they do; ``values`` are those of the call."""
+        return interval_values(call, getattr(self.plan, kind), values, self.launch)
+
+    def launch_split(self, kind: str, call: Call, values: Mapping[str, Value], name: str | None = None) -> None:
+        """Run the kernel of this kind on all rows of a call: ``forward``, ``dq``, ``dkdv`` or ``fused``; or another
+        that walks as it does, by its ``name``."""
+        kernel, batch = self.kernels[name or kind], call.q.shape[0]
         tiles: KernelPlan = getattr(self.plan, kind)
         heads, rows = (call.k.shape[1], call.keys) if tiles.by == "key" else call.q.shape[1:3]
         heads = call.k.shape[1] if tiles.packed > 1 else heads
@@ -69,14 +75,17 @@ class Loaded:
             return
         if tiles.picks is not None:
             heads //= tiles.picks.heads
-        values.update(interval_values(call, tiles, values, self.launch))
+        if INTERVALS not in values:
+            values.update(self.intervals(call, kind, values))
         if kernel.persistent:
             self._start(call, kernel, self._flat_grid(kernel, call, tiles, values), values)
             return
-        if not kernel.parts:
-            self.launch(kind, call, rows, heads, batch, values)
+        if not tiles.splits:
+            self.launch(kernel.name, call, rows, heads, batch, values)
             return
         split = split_of(call, tiles, kernel.programs(rows), heads)
+        if not kernel.parts:
+            split = replace(split, parts=1)
         long = split.long * heads * batch
         items = long * split.parts
         # Rows that are not cut leave their results themselves.

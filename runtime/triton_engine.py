@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from spdsl.analysis.tiles import Boxes, tiles_among
 from spdsl.codegen.results import partial_pointer
 from spdsl.runtime.calls import Call, Gradients
 from spdsl.runtime.launch import Loaded, Value, call_values, lined, loaded, tensor_values
@@ -103,18 +105,36 @@ def _fused(call: Call, kernels: Loaded, values: Mapping[str, Value]) -> tuple[Te
     classes, rows = call.plan.fused.classes, call.q.shape[2]
     sums = call.zeros(_whole(call.q, classes))
     d_k, d_v = (call.empty(_whole(each, classes), each.dtype) for each in (call.k, call.v))
-    numbers = {name: _quadruples(call, values[name], classes) for name in ("LSE2", "Delta")}
-    kernels.launch_split("fused", call, {**values, **numbers, **tensor_values(dK=d_k, dV=d_v), "dQ": sums})
+    boxes = call.plan.fused.boxes
+    numbers = {name: _quadruples(call, values[name], classes, boxes) for name in ("LSE2", "Delta")}
+    given = {**values, **numbers, **tensor_values(dK=d_k, dV=d_v), "dQ": sums}
+    if call.repeats:
+        turns = _turns(call, kernels)
+        turns |= kernels.intervals(call, "fused", call_values(call, "fused"))
+        kernels.launch_split("fused", call, turns, name="touched")
+        kernels.launch_split("fused", call, given | turns, name="ordered")
+    else:
+        kernels.launch_split("fused", call, given)
     d_q = call.empty(call.q.shape, call.q.dtype)
-    call.recorder.run(partial(_scaled, scale=call.plan.scale, rows=rows), sums, d_q)
+    eights = call.q.shape[3] // 8
+    sizes = {"count": rows * eights, "sums_of_head": sums.shape[2] * eights}
+    batch, heads, _, width = call.q.shape
+    kernels.launch("scaled", call, rows * width, heads, batch, {"Sums": sums, "dQ": d_q, **sizes})
     if d_k.shape != call.k.shape:
         d_k, d_v = (call.recorder.run(partial(_first_rows, rows=call.k.shape[2]), each) for each in (d_k, d_v))
     return d_q, d_k, d_v
 
 
-def _scaled(sums: Tensor, out: Tensor, scale: float, rows: int) -> Tensor:
-    """Write ``scale`` times the first so many rows of the sums to ``out``, in its type."""
-    return torch.mul(sums[:, :, :rows], scale, out=out)
+def _turns(call: Call, kernels: Loaded) -> dict[str, Value]:
+    """Memory for the order in which rows of keys add to tiles of dQ."""
+    assert call.plan.fused is not None
+    batch, heads, rows, _ = call.q.shape
+    boxes = call.plan.fused.boxes
+    tiles = tiles_among(rows, call.plan.fused.block_q, call.plan.fused.classes)
+    tiles = tiles if boxes is None else math.prod(boxes.counts("q"))
+    words = -(-kernels.kernels["touched"].programs(call.k.shape[2]) // 32)
+    turns = call.zeros((batch, heads, tiles, 1 + words), torch.int32)
+    return {"Turns": turns, "q_tiles": tiles, "words": words}
 
 
 def _first_rows(tensor: Tensor, rows: int) -> Tensor:
@@ -127,13 +147,27 @@ def _whole(tensor: Tensor, classes: int) -> tuple[int, ...]:
     return batch, heads, -(-rows // classes) * classes, width
 
 
-def _quadruples(call: Call, rows: Value, classes: int) -> Value:
+def _quadruples(call: Call, rows: Value, classes: int, boxes: Boxes | None) -> Value:
     """Numbers of rows ``[batch, heads, nq]`` as the copy engine reads them: those of each residue class together, their
-    number a multiple of 4; what is added is never used."""
+    number a multiple of 4, or those of each box; what is added is infinite, as are the exponents of rows without keys.
+    """
     assert isinstance(rows, Tensor)
+    if boxes is not None:
+        return call.recorder.run(partial(_by_box, extents=boxes.extents, box=boxes.box("q")), rows)
     if classes == 1 and rows.shape[2] % 4 == 0:
         return rows
     return call.recorder.run(partial(_by_class, classes=classes), rows)
+
+
+def _by_box(rows: Tensor, extents: tuple[int, ...], box: tuple[int, ...]) -> Tensor:
+    dims = len(extents)
+    short = [-extent % size for extent, size in zip(extents, box, strict=True)]
+    pad = [each for size in reversed(short) for each in (0, size)]
+    found = torch.nn.functional.pad(rows.unflatten(2, extents), pad, value=math.inf) if any(short) else rows
+    counts = [(extent + size) // each for extent, size, each in zip(extents, short, box, strict=True)]
+    parts = [each for pair in zip(counts, box, strict=True) for each in pair]
+    order = [0, 1, *range(2, 2 + 2 * dims, 2), *range(3, 3 + 2 * dims, 2)]
+    return found.reshape(*rows.shape[:2], *parts).permute(order).contiguous()
 
 
 def _by_class(rows: Tensor, classes: int) -> Tensor:

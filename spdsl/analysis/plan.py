@@ -119,7 +119,7 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
         problem=problem,
         keep=staged.keep,
         bias=staged.bias,
-        scale=_constant(attend.scale, "scale", 1.0 / math.sqrt(pattern.head_dim)),
+        scale=_scale(pattern),
         softcap=None if attend.softcap is None else _constant(attend.softcap, "softcap", 0.0),
         sink_logit=staged.sink_logit,
         tables=staged.tables,
@@ -129,7 +129,7 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
         dq=kernel("dq"),
         dkdv=dkdv,
         # What it adds to dQ is no result yet.
-        fused=kernel("fused") if dkdv.boxes is None and place == 0 and _fuses(staged, problem, target) else None,
+        fused=_fused(kernel("fused"), dkdv) if place == 0 and _fuses(staged, problem, target) else None,
         place=place,
     )
     if target != "cpu":
@@ -138,11 +138,17 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
 
 
 def _fuses(staged: Staged, problem: Problem, target: str) -> bool:
-    """Whether there is a fused backward kernel: on Hopper, for plain logits of head dim 128."""
-    dims = {problem.pattern.head_dim, problem.value_dim}
+    """Whether there is a fused backward kernel: on Hopper, for plain logits, where dK and dV fit the registers."""
+    width = max(problem.pattern.head_dim, problem.value_dim)
     plain = staged.bias is None and problem.pattern.attend.softcap is None
     plain = plain and not looks_up(problem.pattern)
-    return target == "sm_90" and dims == {128} and plain and copies_tiles(problem, target)
+    plain = plain and _scale(problem.pattern) != 0.0
+    return target == "sm_90" and width <= 128 and plain and copies_tiles(problem, target)
+
+
+def _fused(kernel: KernelPlan, separate: KernelPlan) -> KernelPlan | None:
+    """The fused kernel, where it has boxes if others do: those that the copy engine loads."""
+    return kernel if kernel.specialised and (kernel.boxes is None) == (separate.boxes is None) else None
 
 
 def _refuse_hidden(staged: Staged, wanted: frozenset[str]) -> None:
@@ -177,8 +183,8 @@ def _residues(staged: Staged, problem: Problem) -> Residues | None:
 
 
 def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues: Residues | None) -> KernelPlan:
-    # The CPU back end and the fused kernel compute on runs of consecutive rows.
-    boxed = None if target == "cpu" or kind == "fused" else _boxed(kind, staged, problem, target)
+    # The CPU back end computes on runs of consecutive rows.
+    boxed = None if target == "cpu" else _boxed(kind, staged, problem, target)
     if boxed is not None:
         return boxed
     plain = why_plain(kind, problem, target)
@@ -308,7 +314,7 @@ def _boxed(kind: Kind, staged: Staged, problem: Problem, target: str, *, copied:
     found = _boxes(staged, problem, tiles)
     if found is None:
         return None
-    walk = found.by_key if kind == "dkdv" else found.by_query
+    walk = found.by_key if kind in ("dkdv", "fused") else found.by_query
     better = _tiles(kind, problem, walk, target, descriptors, specialised)
     if (better.block_q, better.block_k) != (tiles.block_q, tiles.block_k):
         found = _boxes(staged, problem, better)
@@ -322,7 +328,7 @@ def _boxed(kind: Kind, staged: Staged, problem: Problem, target: str, *, copied:
         block_k=better.block_k,
         warps=better.warps,
         stages=better.stages,
-        walk=found.by_key if kind == "dkdv" else found.by_query,
+        walk=found.by_key if kind in ("dkdv", "fused") else found.by_query,
         notes=found.notes,
         boxes=found.boxes,
         descriptors=descriptors,
@@ -399,6 +405,10 @@ def grid_length(pattern: BoundPattern) -> int | None:
     """The length that an unnamed grid of the positions themselves demands of ``n``, if there is one."""
     grid = covering_grid(pattern)
     return None if grid is None else math.prod(extents_of(grid))
+
+
+def _scale(pattern: BoundPattern) -> float:
+    return _constant(pattern.attend.scale, "scale", 1.0 / math.sqrt(pattern.head_dim))
 
 
 def _constant(expr: Expr | None, word: str, default: float) -> float:

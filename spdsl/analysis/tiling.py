@@ -35,7 +35,7 @@ def default_tiles(
     """
     width = max(head_dim, value_dim)
     if kind == "fused":
-        return Tiles(block_q=64, block_k=128, warps=4, stages=2, specialised=True)
+        return Tiles(block_q=64 if width > 64 else 128, block_k=128, warps=4, stages=2, specialised=True)
     if kind == "forward" and specialised:
         return _specialised(width, walk)
     if target == "cpu":

@@ -14,24 +14,24 @@ from tests.library.bound import library
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here")
 
 SPILLS = {
-    "full": 8,
-    "causal": 8,
-    "sliding_window": 8,
+    "full": 4,
+    "causal": 4,
+    "sliding_window": 4,
     "streaming": 8,
-    "prefix_lm": 8,
-    "s2": 16,
-    "power": 16,
+    "prefix_lm": 4,
+    "s2": 4,
+    "power": 4,
     "log_sparse": 16,
-    "block_local": 16,
-    "strided": 16,
-    "block_diffusion": 16,
-    "head_modes": 16,
-    "dilated": 16,
+    "block_local": 4,
+    "strided": 4,
+    "block_diffusion": 4,
+    "head_modes": 8,
+    "dilated": 4,
+    "bigbird": 8,
+    "longformer": 4,
     # These read tables inside the mask of a tile.
-    "bigbird": 32,
-    "longformer": 32,
-    "blockrank": 64,
-    "documents": 64,
+    "blockrank": 24,
+    "documents": 24,
 }
 """The most registers of a thread that may live in memory, by pattern."""
 

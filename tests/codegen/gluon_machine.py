@@ -1,4 +1,4 @@
-"""Run the text of a forward kernel in Gluon in plain Python, as `tests.codegen.machine` does those in Triton.
+"""Run the text of a kernel with specialised warps in plain Python, as `tests.codegen.machine` does those in Triton.
 
 The copying warp runs first, to its end: what it tells and where it copies from is kept, tile by tile.  Then each group
 of computing warps runs on that.  Barriers and memory are not modelled; their order is for the GPU to show.
@@ -28,11 +28,11 @@ class Sent:
 class Memory:
     """Shared memory: the cells that hold numbers count, others do not."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+    def __init__(self, machine: Machine, *, numbers: bool) -> None:
+        self._machine, self._numbers = machine, numbers
 
-    def index(self, at: Any) -> Cell:
-        return Cell(self._machine, int(at))
+    def index(self, at: Any) -> Any:
+        return Cell(self._machine, int(at)) if self._numbers else OPAQUE
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **more: self
@@ -45,26 +45,25 @@ class Cell:
     machine: Machine
     at: int
 
-    def store(self, value: Any) -> None:
-        if isinstance(value, Int):
-            self.machine.tell(self.at, value)
+    def store(self, value: Int) -> None:
+        self.machine.tell(self.at, value)
 
     def load(self, layout: Any) -> Int:
         return self.machine.told(self.at)
-
-    def reshape(self, shape: Any) -> Any:
-        return OPAQUE
 
 
 class Machine(Language):
     """Stands in for the languages of Gluon while one program runs; ``numbers`` are sent with each tile."""
 
-    def __init__(self, program: tuple[int, int, int], grid: tuple[int, int, int], numbers: int) -> None:
+    def __init__(
+        self, program: tuple[int, int, int], grid: tuple[int, int, int], numbers: int, own: tuple[str, ...]
+    ) -> None:
         super().__init__(program, grid)
+        self._own = own
         self._numbers = numbers
         self.items: list[list[Turn]] = []
         self.groups: list[list[list[Turn]]] = []
-        self.queries: list[tuple[Int, ...]] = []
+        self.own: list[tuple[str, tuple[Int, ...]]] = []
         self.sent: list[Sent] = []
         self._current = -1
 
@@ -74,8 +73,8 @@ class Machine(Language):
     def static_range(self, count: Any) -> range:
         return range(int(count))
 
-    def allocate_shared_memory(self, *what: Any) -> Memory:
-        return Memory(self)
+    def allocate_shared_memory(self, kind: Any, *what: Any) -> Memory:
+        return Memory(self, numbers=kind == self.int32)
 
     def convert_layout(self, value: Any, layout: Any) -> Any:
         return value
@@ -96,10 +95,13 @@ class Machine(Language):
 
     def async_copy_global_to_shared(self, tensor: Any, at: list[Any], barrier: Any, memory: Any) -> None:
         place = tuple(x if isinstance(x, Int) else Int(x) for x in at)
-        if tensor.name == "Q":
-            self.queries.append(place)
+        if tensor.name in self._own:
+            self.own.append((tensor.name, place))
         else:
             self.sent[-1].places[tensor.name] = place
+
+    def add_to_memory(self, tensor: Any, at: list[Any], memory: Any) -> None:
+        """Sums do not count."""
 
     def tell(self, at: int, value: Int) -> None:
         if at % self._numbers == 0:
@@ -138,26 +140,34 @@ def rows(place: tuple[Int, ...], count: int, classes: int) -> np.ndarray:
 
 
 def run(
-    text: str, arguments: Mapping[str, Any], program: tuple[int, int, int], grid: tuple[int, int, int], classes: int
+    text: str,
+    kernel: str,
+    arguments: Mapping[str, Any],
+    program: tuple[int, int, int],
+    grid: tuple[int, int, int],
+    classes: int,
 ) -> list[tuple[int, int, list[Turn]]]:
-    """What every group of one program does with each of its tiles: sequence, head, and the turns, as
-    `tests.codegen.machine.run` gives them; the first has the queries."""
+    """What every group of one program does with each of its tiles, or for each head: sequence, head of its own side,
+    and the turns, as `tests.codegen.machine.run` gives them; the first has the rows of its own."""
     sizes = {name: int(value) for name, value in re.findall(r"^(\w+) = gl\.constexpr\((\d+)\)$", text, re.MULTILINE)}
-    machine = Machine(program, grid, sizes["NUMBERS"])
+    own, walked, more, block = ("Q", "K", "V", "BLOCK_K") if kernel == "forward" else ("K", "Q", "dO", "BLOCK_Q")
+    machine = Machine(program, grid, sizes["NUMBERS"], (own,) if kernel == "forward" else (own, "V"))
     names: dict[str, Any] = {"gl": machine, "tma": machine, "mbarrier": machine, "gluon": Decorator()}
     names |= {"range": machine.range, "warpgroup_mma_wait": machine.warpgroup_mma_wait}
     names |= dict.fromkeys(("fence_async_shared", "warpgroup_mma"), lambda *args, **more: OPAQUE)
+    names["builtin"] = lambda function: machine.add_to_memory
     exec(_compiled(text), names)  # noqa: S102  # our own text
-    names["forward"](**arguments)
+    names[kernel](**arguments)
     found = []
     count = len(machine.groups)
+    places = [place for name, place in machine.own if name == own]
     for group, items in enumerate(machine.groups):
         for item, turns in enumerate(items):
-            place = machine.queries[item * count + group]
+            place = places[(item if kernel == "forward" else 0) * count + group]
             for turn in turns:
-                keys, values = turn.rows.pop("K"), turn.rows.pop("V")
-                assert [*map(int, keys)] == [*map(int, values)]
-                turn.rows["K"] = rows(keys, sizes["BLOCK_K"], classes)
-            first = Turn(rows={"Q": rows(place, sizes["ROWS"], classes)})
+                here, there = turn.rows.pop(walked), turn.rows.pop(more)
+                assert [*map(int, here)] == [*map(int, there)]
+                turn.rows = {walked: rows(here, sizes[block], classes)}
+            first = Turn(rows={own: rows(place, sizes["ROWS"], classes)})
             found.append((int(place[0]), int(place[1]), [first, *turns]))
     return found

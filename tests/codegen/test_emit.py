@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,12 +80,31 @@ def test_source_of_picks(golden: Callable[..., None]) -> None:
     golden(emit(lower(made)).text, ending="py")
 
 
+@pytest.mark.parametrize("scale", [0.5, -0.5])
+def test_the_fused_kernel_scales_as_it_is_written(scale: float) -> None:
+    """Also by a number below zero, which the softmax of the forward does not leave to its exponent."""
+    pattern = program(f"pattern turned() {{ keep q >= k scale {scale} }}", head_dim=128)
+    text = gluon_text(
+        lower(plan(Problem(pattern=pattern, dtype="bf16", value_dim=128, shape="square"), "sm_90")), "fused"
+    )
+    (factor,) = (float(each) for each in re.findall(r"p = gl\.exp2\(scores \* ([-\d.]+)\)", text))
+    inverse = [float(each) for each in re.findall(r"nothing - lse \* ([-\d.]+)", text)]
+    assert factor == pytest.approx(scale * math.log2(math.e))
+    assert inverse == pytest.approx([1 / factor])
+
+
+def test_the_fused_kernel_is_for_logits_that_differ() -> None:
+    pattern = program("pattern flat() { keep q >= k scale 0.0 }", head_dim=128)
+    assert plan(Problem(pattern=pattern, dtype="bf16", value_dim=128, shape="square"), "sm_90").fused is None
+
+
 @pytest.mark.parametrize("name", ["power", "bigbird"])
 def test_tiles_past_the_last_query_are_masked_where_they_are_copied_whole(name: str) -> None:
     """A listed tile may be full over the rows that exist."""
     pattern = library(name, heads=2, groups=2, head_dim=128)
     graph = lower(plan(Problem(pattern=pattern, dtype="bf16", value_dim=128, shape="square"), "sm_90"))
-    flags = [line for line in gluon_text(graph, "fused").splitlines() if line.strip().startswith("masked = ")]
+    fetch = gluon_text(graph, "fused").partition("def compute(")[0]
+    flags = [line for line in fetch.splitlines() if line.strip().startswith("masked = ")]
     assert flags
     assert all("i >= (nq >> 6)" in flag for flag in flags), flags
 
@@ -96,10 +117,11 @@ def test_keys_past_the_end_are_masked_in_the_fused_kernel(name: str) -> None:
     made = plan(Problem(pattern=pattern, dtype="fp16", value_dim=128, shape="square", tables=tables), "sm_90")
     text = gluon_text(lower(made), "fused")
     (mask,) = (line for line in text.splitlines() if line.strip().startswith("p = gl.where("))
-    assert "(k < n)" in mask
-    ends = [line for line in text.splitlines() if "(j + 1) * 128 > n" in line]
-    assert len(ends) == 2, text  # of the warp that copies, and of those that compute
-    assert all(line.strip().startswith(("full_hi = ", "masked = ")) for line in ends)
+    assert "q < k_part" in mask
+    (bound,) = (line for line in text.splitlines() if line.strip().startswith("k_part = "))
+    assert "gl.where(k < n, nq, 0)" in bound
+    (end,) = (line for line in text.splitlines() if "(j + 1) * 128 > n" in line)
+    assert end.strip().startswith(("full_hi = ", "masked = "))
 
 
 @pytest.mark.parametrize("name", ["left", "left_2", "ring", "row"])

@@ -154,11 +154,55 @@ def check_gluon(graph: BlockGraph, call: Call, at: tuple[int, int], expected: np
         programs, grid = [(number, 0, 0) for number in range(5)], (5, 1, 1)
     found = np.zeros(expected.shape, int)
     for program in programs:
-        for batch, head, turns in gluon_machine.run(text, given_arguments, program, grid, kernel.classes or 1):
+        for batch, head, turns in gluon_machine.run(
+            text, "forward", given_arguments, program, grid, kernel.classes or 1
+        ):
             if (head, batch) == at:
                 add_program(found, turns, by_query=True)
     wrong = np.argwhere(found != expected)
     assert not wrong.size, f"{wrong[:3].tolist()}\n{text}"
+
+
+def check_fused(keep: Term, shape: str, scale: Scale, seed: int) -> None:
+    """The groups of the fused backward compute every kept pair once, and none of rows that do not exist."""
+    dim = random.Random(seed).choice((64, 128))
+    made = planned(keep, (64 if dim == 128 else 128, 128), shape)
+    if made is None:
+        return
+    forward = in_gluon(made, persistent=False)
+    fused = replace(made.dkdv, kind="fused", specialised=True, descriptors=True)
+    problem = replace(forward.problem, pattern=replace(forward.problem.pattern, head_dim=dim), value_dim=dim)
+    graph = lower(replace(made, problem=problem, fused=fused))
+    (kernel,) = (each for each in graph.gluon if each.name == "fused")
+    text = emit_gluon(graph, kernel, "3.6.0").text
+    chance = random.Random(seed)
+    length, rows, start = chance.randint(1, 500), chance.randint(1, 500), chance.randint(-70, 200)
+    values = parameters(chance, scale)
+    env = environment(shape, length, rows, start, **values)
+    group, batch = chance.randrange(GROUPS), chance.randrange(2)
+    q, k = torch.empty(2, HEADS, env["nq"], WIDTH), torch.empty(2, GROUPS, env["n"], WIDTH)
+    windows = torch.tensor([chance.choice(scale.values) for _ in range(2)], dtype=torch.int32)
+    call = Call(plan=made, q=q, k=k, v=k, q_start=env["q_start"], tables={"w": windows}, parameters=values)
+    heads = range(group * 2, group * 2 + 2)
+    tables = {"w": windows.tolist()}
+    expected = sum(mask_of(keep.expr, env | {"h": h, "g": group, "b": batch}, tables).astype(int) for h in heads)
+    tiles = kernel.programs(env["n"])
+    found = np.zeros((env["nq"], env["n"]), int)
+    for number in range(tiles):
+        at, grid = (group, number, batch), (GROUPS, tiles, 2)
+        for turns in gluon_machine.run(text, "fused", arguments_of(kernel, call), at, grid, kernel.classes or 1):
+            add_program(found, turns[2], by_query=False)
+            for turn in turns[2][1:]:
+                exist = (turns[2][0].rows["K"] < env["n"])[:, None] & (turn.rows["Q"] < env["nq"])
+                assert exist.all() if turn.keep is None else not (turn.keep & ~exist).any()
+    wrong = np.argwhere(found != expected)
+    assert not wrong.size, f"{wrong[:3].tolist()}\n{text}"
+
+
+@settings(max_examples=EXAMPLES // 3, deadline=None, suppress_health_check=list(HealthCheck))
+@given(keep=predicates(), shape=SHAPES, seed=st.integers(0, 9999))
+def test_random_fused_programs(keep: Term, shape: str, seed: int) -> None:
+    check_fused(Term(fold(keep.expr)), shape, SMALL, seed)
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

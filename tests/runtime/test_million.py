@@ -99,12 +99,12 @@ def test_nothing_is_allocated_but_results_and_intervals(
     results = [2 * DIM * rows, 2 * DIM * rows, 2 * DIM * keys, 2 * DIM * keys]  # O, dQ, dK, dV
     statistics = [4 * rows] * 4  # LSE, dLSE, LSE in powers of two, delta
     (other,) = planned.more
-    first = [planned.dq, planned.dkdv]
-    if not deterministic:
-        assert planned.fused is not None
-        first = [planned.fused]
-        results.append(4 * DIM * rows)  # the sums of dQ
-    kernels = [planned.forward, other.forward, *first, other.dq, other.dkdv]
+    assert planned.fused is not None
+    results.append(4 * DIM * rows)  # the sums of dQ
+    if deterministic:
+        words = TOKENS // planned.fused.block_k // 32
+        results.append(4 * HEADS * (TOKENS // planned.fused.block_q) * (1 + words))  # who adds when
+    kernels = [planned.forward, other.forward, planned.fused, other.dq, other.dkdv]
     intervals = [16 * TOKENS // (each.block_k if each.by == "key" else each.block_q) for each in kernels]
     sizes = [size for _, size in made.tensors]
     for size in results + statistics + intervals:
@@ -114,8 +114,9 @@ def test_nothing_is_allocated_but_results_and_intervals(
     assert all(size <= PARTS * INTERPRETER * max(blocks) for size in sizes)
     assert len(sizes) <= 6 * 2
     assert sum(name.startswith("intervals") for name in launches) == len(kernels)
-    names = {"forward", "delta", "dq", "dkdv", "fused"}
-    kinds = ["forward", "forward", "delta", *(each.kind for each in kernels[2:])]
+    names = {"forward", "delta", "dq", "dkdv", "fused", "touched", "ordered", "scaled"}
+    first = ["touched", "ordered"] if deterministic else ["fused"]
+    kinds = ["forward", "forward", "delta", *first, "scaled", "dq", "dkdv"]
     assert [name for name in launches if name in names] == kinds
 
 

@@ -40,9 +40,9 @@ def tell(numbers, at, value):
 
 
 @gluon.jit
-def told(numbers, at):
-    """A number that the copying warp has written."""
-    return gl.max(numbers.index(at).load(SAME), 0)
+def told(numbers, at, layout: gl.constexpr = SAME):
+    """A number that the copying warp has written, for warps with this layout."""
+    return gl.max(numbers.index(at).load(layout), 0)
 
 
 @gluon.jit

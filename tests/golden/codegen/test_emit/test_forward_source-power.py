@@ -54,9 +54,9 @@ def tell(numbers, at, value):
 
 
 @gluon.jit
-def told(numbers, at):
-    """A number that the copying warp has written."""
-    return gl.max(numbers.index(at).load(SAME), 0)
+def told(numbers, at, layout: gl.constexpr = SAME):
+    """A number that the copying warp has written, for warps with this layout."""
+    return gl.max(numbers.index(at).load(layout), 0)
 
 
 @gluon.jit
@@ -153,9 +153,10 @@ def compute(
     b = gl.program_id(2)  # sequence
     q_rows = i * BLOCK_Q + q_places
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+    i_part = i * 2 + group
+    i_block = i_part >> 1
+    i_part_2 = i_block - p_local_blocks + 1
     q_part = gl.minimum(q + 1, n)
-    q_part_2 = (q >> 7) - p_local_blocks + 1
-    q_block = q >> 7
     m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))  # running maximum of the logits
     l = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))  # running sum of the weights
     acc = gl.zeros([ROWS, VALUE_DIM], gl.float32, SUMS)
@@ -176,7 +177,7 @@ def compute(
         k_rows = j * BLOCK_K + k_places
         k = k_rows[None, :]  # positions, [1, BLOCK_K]
         if masked:
-            scores = gl.where((k < q_part) & (((k >> 7) >= q_part_2) | is_pow2(q_block - (k >> 7))), scores, float("-inf"))  # power.spat:4
+            scores = gl.where((k < q_part) & ((j >= i_part_2) | is_pow2(i_block - j)), scores, float("-inf"))  # power.spat:4
         m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
         shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
         p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
@@ -200,7 +201,7 @@ def compute(
             k_rows = j * BLOCK_K + k_places
             k = k_rows[None, :]  # positions, [1, BLOCK_K]
             if masked:
-                scores = gl.where((k < q_part) & (((k >> 7) >= q_part_2) | is_pow2(q_block - (k >> 7))), scores, float("-inf"))  # power.spat:4
+                scores = gl.where((k < q_part) & ((j >= i_part_2) | is_pow2(i_block - j)), scores, float("-inf"))  # power.spat:4
             m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
             shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
             p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])

@@ -4,6 +4,7 @@ bf16, 4 query heads on 2 key heads, shape square.
 forward: tiles of 128 queries and 128 keys, tiles in closed form, 1 run, rows of 4 residue classes apart.
 dq: tiles of 64 queries and 64 keys, tiles in closed form, 1 run, rows of 4 residue classes apart.
 dkdv: tiles of 64 queries and 64 keys, tiles in closed form, 1 run, rows of 4 residue classes apart.
+fused: tiles of 128 queries and 128 keys, tiles in closed form, 1 run, rows of 4 residue classes apart.
 """
 
 import triton
@@ -224,3 +225,55 @@ def dkdv(
     dv_offsets = tl.arange(0, BLOCK_K)[:, None] * dv_rows_apart + tl.arange(0, VALUE_DIM)[None, :]
     dv_step = tl.full([], BLOCK_K * 4, tl.int64) * dv_stride_n  # from tile to tile
     tl.store(dv_base + j * dv_step + dv_offsets, dv.to(tl.bfloat16), mask=(k_rows < n)[:, None])
+
+
+@triton.jit(do_not_specialize=["q_tiles", "words", "nq", "n", "p_span"])
+def touched(
+    Turns,  # [batch, heads, tiles of queries, 1 + words]: turns, then bits of rows
+    q_tiles,  # tiles of queries of a head
+    words,  # 32 rows of keys each
+    nq,  # query rows
+    n,  # keys
+    p_span,  # parameter span
+):
+    """Which rows of keys add to which tiles of dQ."""
+    BLOCK_Q: tl.constexpr = 128
+    BLOCK_K: tl.constexpr = 128
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    j = tl.program_id(0) // 4  # tile of keys
+    k_class = tl.program_id(0) % 4  # its rows are every 4th from this one on
+    g = tl.program_id(1)  # key head
+    b = tl.program_id(2)  # sequence
+    q_class = k_class  # residue class of the queries that these rows meet
+    number = tl.program_id(0)  # in the order of programs
+    lo = j  # touched tiles
+    hi = tl.minimum((n + 511) >> 9, j + ((p_span + 1019) >> 9))
+    full_lo = tl.minimum(tl.maximum(j + 1, lo), hi)  # full tiles
+    full_hi = tl.maximum(tl.where((j + 1) * 128 * 4 + (k_class - 3) > n, full_lo, tl.minimum(tl.minimum(j + ((p_span + 3) >> 9), hi), nq >> 9)), full_lo)
+    # heads of the group
+    for r in tl.range(0, 2):
+        h = g * 2 + r  # query head
+        # masked where the tile is not full
+        for i in tl.range(lo, hi):
+            masked = (i < full_lo) | (i >= full_hi)
+            q_tile = (b * HEADS + h) * q_tiles + i * 4 + q_class
+            touched_at = q_tile.to(tl.int64) * (1 + words) + 1 + number // 32
+            tl.atomic_or(Turns + touched_at, (1 << (number % 32)).to(tl.int32), sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["count", "sums_of_head"])
+def scaled(
+    Sums,  # [batch, heads, rows, width]
+    dQ,  # [batch, heads, nq, width]
+    count,  # eights of numbers of dQ of a head
+    sums_of_head,  # eights of numbers
+):
+    """dQ from its sums, which may have more rows."""
+    SIZE: tl.constexpr = 4096
+    HEADS: tl.constexpr = 4
+    head = tl.program_id(2).to(tl.int64) * HEADS + tl.program_id(1)
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    sums = tl.load(Sums + head * (sums_of_head * 8) + at, mask=at < count * 8)
+    tl.store(dQ + head * (count * 8) + at, (sums * 0.125).to(tl.bfloat16), mask=at < count * 8)

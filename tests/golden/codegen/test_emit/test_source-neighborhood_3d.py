@@ -4,6 +4,7 @@ bf16, 4 query heads on 2 key heads, shape square.
 forward: tiles of 128 queries and 128 keys, boxes of 2 × 16 × 4 queries and 2 × 16 × 4 keys of the grid.
 dq: tiles of 64 queries and 64 keys, boxes of 2 × 8 × 4 queries and 4 × 4 × 4 keys of the grid.
 dkdv: tiles of 64 queries and 128 keys, boxes of 2 × 8 × 4 queries and 4 × 4 × 8 keys of the grid.
+fused: tiles of 128 queries and 128 keys, boxes of 2 × 16 × 4 queries and 2 × 16 × 4 keys of the grid.
 """
 
 import triton
@@ -252,3 +253,65 @@ def dkdv(
     dv_offsets = k_within.to(tl.int64)[:, None] * dv_stride_n + tl.arange(0, VALUE_DIM)[None, :]
     dv_step = tl.full([], 1, tl.int64) * dv_stride_n  # from row to row
     tl.store(dv_base + k_first * dv_step + dv_offsets, dv.to(tl.bfloat16), mask=(k_rows < n)[:, None])
+
+
+@triton.jit(do_not_specialize=["q_tiles", "words", "nq", "n"])
+def touched(
+    Turns,  # [batch, heads, tiles of queries, 1 + words]: turns, then bits of rows
+    q_tiles,  # tiles of queries of a head
+    words,  # 32 rows of keys each
+    nq,  # query rows
+    n,  # keys
+):
+    """Which rows of keys add to which tiles of dQ."""
+    BLOCK_Q: tl.constexpr = 128
+    BLOCK_K: tl.constexpr = 128
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    j = tl.program_id(0)  # tile of keys
+    g = tl.program_id(1)  # key head
+    b = tl.program_id(2)  # sequence
+    j0 = j // 60  # box of 2 × 16 × 4 of the grid 30 × 48 × 79
+    j1 = j // 20 % 3
+    j2 = j % 20
+    k_first = j0 * 7584 + j1 * 1264 + j2 * 4  # its first row
+    number = tl.program_id(0)  # in the order of programs
+    lo0 = j0  # touched boxes along axis 0
+    hi0 = tl.minimum(15, j0 + 10)
+    boxes0 = tl.maximum(hi0 - lo0, 0)
+    lo1 = tl.maximum(0, j1 - 1)  # touched boxes along axis 1
+    hi1 = tl.minimum(3, j1 + 2)
+    boxes1 = tl.maximum(hi1 - lo1, 0)
+    lo2 = tl.minimum(tl.maximum(3, j2 - 3), tl.where(j2 <= 6, 0, 268435456))  # touched boxes along axis 2
+    hi2 = tl.maximum(tl.minimum(17, j2 + 4), tl.where(j2 >= 13, 20, -268435456))
+    boxes2 = tl.maximum(hi2 - lo2, 0)
+    # heads of the group
+    for r in tl.range(0, 2):
+        h = g * 2 + r  # query head
+        # boxes that are touched, row by row
+        for t in tl.range(0, boxes0 * boxes1 * boxes2):
+            i0 = lo0 + t // (boxes1 * boxes2)
+            i1 = lo1 + t // boxes2 % boxes1
+            i2 = lo2 + t % boxes2
+            q_first = i0 * 7584 + i1 * 1264 + i2 * 4  # its first row
+            i = (i0 * 3 + i1) * 20 + i2
+            q_tile = (b * HEADS + h) * q_tiles + i
+            touched_at = q_tile.to(tl.int64) * (1 + words) + 1 + number // 32
+            tl.atomic_or(Turns + touched_at, (1 << (number % 32)).to(tl.int32), sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["count", "sums_of_head"])
+def scaled(
+    Sums,  # [batch, heads, rows, width]
+    dQ,  # [batch, heads, nq, width]
+    count,  # eights of numbers of dQ of a head
+    sums_of_head,  # eights of numbers
+):
+    """dQ from its sums, which may have more rows."""
+    SIZE: tl.constexpr = 4096
+    HEADS: tl.constexpr = 4
+    head = tl.program_id(2).to(tl.int64) * HEADS + tl.program_id(1)
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    sums = tl.load(Sums + head * (sums_of_head * 8) + at, mask=at < count * 8)
+    tl.store(dQ + head * (count * 8) + at, (sums * 0.125).to(tl.bfloat16), mask=at < count * 8)

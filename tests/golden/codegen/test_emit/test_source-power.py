@@ -4,6 +4,7 @@ bf16, 4 query heads on 2 key heads, shape square.
 forward: tiles of 128 queries and 128 keys, tiles at listed distances from all rows.
 dq: tiles of 64 queries and 64 keys, tiles at listed distances from 2 kinds of rows.
 dkdv: tiles of 64 queries and 128 keys, tiles at listed distances from all rows.
+fused: tiles of 128 queries and 128 keys, tiles at listed distances from all rows.
 """
 
 import triton
@@ -95,9 +96,9 @@ def dq(
     b = tl.program_id(2)  # sequence
     q_rows = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+    i_part = (i >> 1) - p_local_blocks + 1
+    i_block = i >> 1
     q_part = tl.minimum(q + 1, n)
-    q_part_2 = (q >> 7) - p_local_blocks + 1
-    q_block = q >> 7
     q_tile = Q.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, HEAD_DIM])
     do_tile = dO.load([b, h, i * BLOCK_Q, 0]).reshape([BLOCK_Q, VALUE_DIM])
     row_base = (b * HEADS + h).to(tl.int64) * nq
@@ -144,7 +145,7 @@ def dq(
         scores = tl.dot(q_tile, tl.trans(k_tile))  # [BLOCK_Q, BLOCK_K]
         dp = tl.dot(do_tile, tl.trans(v_tile))  # [BLOCK_Q, BLOCK_K]
         p = tl.exp2(scores * 0.18033688011112042 - lse)
-        p = tl.where((k < q_part) & (((k >> 7) >= q_part_2) | is_pow2(q_block - (k >> 7))), p, 0.0)  # power.spat:4
+        p = tl.where((k < q_part) & (((j >> 1) >= i_part) | is_pow2(i_block - (j >> 1))), p, 0.0)  # power.spat:4
         ds = p * (dp - delta)  # gradient of the logits
         dq = tl.dot(ds.to(tl.bfloat16), k_tile, dq)  # [BLOCK_Q, HEAD_DIM]
     dq_base = dQ + b.to(tl.int64) * dq_stride_b + h.to(tl.int64) * dq_stride_h
@@ -185,8 +186,6 @@ def dkdv(
     b = tl.program_id(2)  # sequence
     k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
     k = k_rows[:, None]  # positions, [BLOCK_K, 1]
-    k_part = (k >> 7) + p_local_blocks
-    k_block = k >> 7
     k_tile = K.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, HEAD_DIM])
     v_tile = V.load([b, g, j * BLOCK_K, 0]).reshape([BLOCK_K, VALUE_DIM])
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
@@ -224,7 +223,7 @@ def dkdv(
             scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
             p = tl.exp2(scores * 0.18033688011112042 - lse)
             if masked:
-                p = tl.where((q >= k) & (((q >> 7) < k_part) | is_pow2((q >> 7) - k_block)), p, 0.0)  # power.spat:4
+                p = tl.where((q >= k) & (((i >> 1) < j + p_local_blocks) | is_pow2((i >> 1) - j)), p, 0.0)  # power.spat:4
             dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
             dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
             ds = p * (dp - delta)  # gradient of the logits
@@ -238,3 +237,69 @@ def dkdv(
     dv_offsets = tl.arange(0, BLOCK_K)[:, None] * dv_stride_n + tl.arange(0, VALUE_DIM)[None, :]
     dv_step = tl.full([], BLOCK_K, tl.int64) * dv_stride_n  # from tile to tile
     tl.store(dv_base + j * dv_step + dv_offsets, dv.to(tl.bfloat16), mask=(k_rows < n)[:, None])
+
+
+@triton.jit(do_not_specialize=["q_tiles", "words", "nq", "n", "list_stride_b", "list_stride_h"])
+def touched(
+    Turns,  # [batch, heads, tiles of queries, 1 + words]: turns, then bits of rows
+    q_tiles,  # tiles of queries of a head
+    words,  # 32 rows of keys each
+    nq,  # query rows
+    n,  # keys
+    list_begin,  # [batch or 1, heads or 1, kinds of rows]
+    list_middle,  # [batch or 1, heads or 1, kinds of rows]
+    list_end,  # [batch or 1, heads or 1, kinds of rows]
+    list_tiles, list_stride_b, list_stride_h,
+):
+    """Which rows of keys add to which tiles of dQ."""
+    BLOCK_Q: tl.constexpr = 128
+    BLOCK_K: tl.constexpr = 128
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    j = tl.program_id(0)  # tile of keys
+    g = tl.program_id(1)  # key head
+    b = tl.program_id(2)  # sequence
+    number = tl.program_id(0)  # in the order of programs
+    first = j  # tile from which distances count
+    list_at = b * list_stride_b
+    begin = tl.load(list_begin + list_at)
+    middle = tl.load(list_middle + list_at)
+    end = tl.load(list_end + list_at)
+    tiles = (nq + 127) >> 7  # of queries
+    full_lo, full_lo_end = begin, middle  # full tiles that exist
+    full_hi, full_hi_end = begin, middle
+    lo, lo_end = middle, end  # masked tiles that exist
+    hi, hi_end = middle, end
+    while (full_lo < full_lo_end) | (full_hi < full_hi_end) | (lo < lo_end) | (hi < hi_end):
+        full_lo, full_lo_end = halved(list_tiles, full_lo, full_lo_end, -first)
+        full_hi, full_hi_end = halved(list_tiles, full_hi, full_hi_end, tiles - first)
+        lo, lo_end = halved(list_tiles, lo, lo_end, -first)
+        hi, hi_end = halved(list_tiles, hi, hi_end, tiles - first)
+    count = full_hi - full_lo  # full tiles
+    # heads of the group
+    for r in tl.range(0, 2):
+        h = g * 2 + r  # query head
+        # full tiles, then masked ones
+        for t in tl.range(0, count + (hi - lo)):
+            i = first + tl.load(list_tiles + tl.where(t < count, full_lo + t, lo + (t - count)))
+            masked = (t >= count) | (i >= (nq >> 7)) | ((j + 1) * 128 > n)
+            q_tile = (b * HEADS + h) * q_tiles + i
+            touched_at = q_tile.to(tl.int64) * (1 + words) + 1 + number // 32
+            tl.atomic_or(Turns + touched_at, (1 << (number % 32)).to(tl.int32), sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["count", "sums_of_head"])
+def scaled(
+    Sums,  # [batch, heads, rows, width]
+    dQ,  # [batch, heads, nq, width]
+    count,  # eights of numbers of dQ of a head
+    sums_of_head,  # eights of numbers
+):
+    """dQ from its sums, which may have more rows."""
+    SIZE: tl.constexpr = 4096
+    HEADS: tl.constexpr = 4
+    head = tl.program_id(2).to(tl.int64) * HEADS + tl.program_id(1)
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    sums = tl.load(Sums + head * (sums_of_head * 8) + at, mask=at < count * 8)
+    tl.store(dQ + head * (count * 8) + at, (sums * 0.125).to(tl.bfloat16), mask=at < count * 8)

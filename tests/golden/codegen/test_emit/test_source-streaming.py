@@ -4,6 +4,7 @@ bf16, 4 query heads on 2 key heads, shape square.
 forward: tiles of 128 queries and 128 keys, tiles in closed form, 2 runs.
 dq: tiles of 64 queries and 64 keys, tiles in closed form, 2 runs.
 dkdv: tiles of 64 queries and 128 keys, tiles in closed form, 1 run.
+fused: tiles of 128 queries and 128 keys, tiles in closed form, 1 run.
 """
 
 import triton
@@ -209,6 +210,74 @@ def dkdv(
         tl.store(dv_base + j * dv_step + dv_offsets, dv.to(tl.bfloat16), mask=(k_rows < n)[:, None])
 
 
+@triton.jit(do_not_specialize=["q_tiles", "words", "nq", "n", "items", "parts", "long_rows", "other_rows", "first_long", "p_window", "p_sinks"])
+def touched(
+    Turns,  # [batch, heads, tiles of queries, 1 + words]: turns, then bits of rows
+    q_tiles,  # tiles of queries of a head
+    words,  # 32 rows of keys each
+    nq,  # query rows
+    n,  # keys
+    items,  # parts of all long rows
+    parts,  # of each long row
+    long_rows,  # long rows of a head
+    other_rows,
+    first_long,  # the first of them
+    p_window,  # parameter window
+    p_sinks,  # parameter sinks
+):
+    """Which rows of keys add to which tiles of dQ."""
+    BLOCK_Q: tl.constexpr = 128
+    BLOCK_K: tl.constexpr = 128
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    item = tl.program_id(0)
+    is_part = item < items  # the parts of long rows come first
+    shares = tl.where(is_part, parts, 1)
+    part = tl.where(is_part, item % parts, 0)
+    row = tl.where(is_part, item // parts, item - items)  # among those of all heads and sequences
+    rows = tl.where(is_part, long_rows, other_rows)
+    g = row % 2  # key head
+    b = row // 2 // rows  # sequence
+    row = row // 2 % rows
+    other = row
+    j = tl.where(is_part, first_long + row, other + tl.where(other >= first_long, long_rows, 0))  # tile of keys
+    number = tl.where(is_part, row, long_rows + row)  # in the order of programs
+    lo = j  # touched tiles
+    hi = tl.where(p_sinks >= 128 * j + 1, (n + 127) >> 7, tl.minimum((n + 127) >> 7, j + ((p_window + 254) >> 7)))
+    full_lo = tl.minimum(tl.maximum(j + 1, lo), hi)  # full tiles
+    full_hi = tl.maximum(tl.maximum((p_sinks + p_window) >> 7, j + (p_window >> 7)), tl.where(p_sinks >= 128 * j + 128, (n + 127) >> 7, -268435456))
+    full_hi = tl.maximum(tl.where((j + 1) * 128 > n, full_lo, tl.minimum(tl.minimum(full_hi, hi), nq >> 7)), full_lo)
+    # heads of the group
+    for r in tl.range(0, 2):
+        h = g * 2 + r  # query head
+        turns = (tl.maximum(hi - lo, 0) + shares - 1) // shares  # of this part
+        first = lo + part * turns
+        last = tl.minimum(first + turns, hi)
+        # masked where the tile is not full
+        for i in tl.range(first, last):
+            masked = (i < full_lo) | (i >= full_hi)
+            q_tile = (b * HEADS + h) * q_tiles + i
+            touched_at = q_tile.to(tl.int64) * (1 + words) + 1 + number // 32
+            tl.atomic_or(Turns + touched_at, (1 << (number % 32)).to(tl.int32), sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["count", "sums_of_head"])
+def scaled(
+    Sums,  # [batch, heads, rows, width]
+    dQ,  # [batch, heads, nq, width]
+    count,  # eights of numbers of dQ of a head
+    sums_of_head,  # eights of numbers
+):
+    """dQ from its sums, which may have more rows."""
+    SIZE: tl.constexpr = 4096
+    HEADS: tl.constexpr = 4
+    head = tl.program_id(2).to(tl.int64) * HEADS + tl.program_id(1)
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    sums = tl.load(Sums + head * (sums_of_head * 8) + at, mask=at < count * 8)
+    tl.store(dQ + head * (count * 8) + at, (sums * 0.125).to(tl.bfloat16), mask=at < count * 8)
+
+
 @triton.jit(do_not_specialize=["nq", "n", "parts", "long_rows", "first_long"])
 def dkdv_combine(
     dK,  # [batch, groups, n, 64]
@@ -254,6 +323,57 @@ def dkdv_combine(
         dv_part = tl.load(Part_dv + dv_at, mask=there[:, None, None], other=0.0)  # [PARTS, BLOCK_K, VALUE_DIM]
         dk += tl.sum(dk_part, 0)
         dv += tl.sum(dv_part, 0)
+    dk_base = dK + b.to(tl.int64) * dk_stride_b + g.to(tl.int64) * dk_stride_h
+    dk_offsets = tl.arange(0, BLOCK_K)[:, None] * dk_stride_n + tl.arange(0, HEAD_DIM)[None, :]
+    dk_step = tl.full([], BLOCK_K, tl.int64) * dk_stride_n  # from tile to tile
+    dk = dk * 0.125
+    tl.store(dk_base + j * dk_step + dk_offsets, dk.to(tl.bfloat16), mask=(k_rows < n)[:, None])
+    dv_base = dV + b.to(tl.int64) * dv_stride_b + g.to(tl.int64) * dv_stride_h
+    dv_offsets = tl.arange(0, BLOCK_K)[:, None] * dv_stride_n + tl.arange(0, VALUE_DIM)[None, :]
+    dv_step = tl.full([], BLOCK_K, tl.int64) * dv_stride_n  # from tile to tile
+    tl.store(dv_base + j * dv_step + dv_offsets, dv.to(tl.bfloat16), mask=(k_rows < n)[:, None])
+
+
+@triton.jit(do_not_specialize=["nq", "n", "parts", "long_rows", "first_long"])
+def fused_combine(
+    dK,  # [batch, groups, n, 64]
+    dk_stride_b, dk_stride_h, dk_stride_n,
+    dV,  # [batch, groups, n, 64]
+    dv_stride_b, dv_stride_h, dv_stride_n,
+    nq,  # query rows
+    n,  # keys
+    parts,  # of each long row
+    long_rows,  # long rows of a head
+    first_long,  # the first of them
+    Part_dk,  # [items, BLOCK_K, HEAD_DIM]
+    Part_dv,  # [items, BLOCK_K, VALUE_DIM]
+):
+    """The parts of long rows added up: each program owns some rows of a tile."""
+    BLOCK_Q: tl.constexpr = 128
+    BLOCK_K: tl.constexpr = 16
+    HEAD_DIM: tl.constexpr = 64
+    VALUE_DIM: tl.constexpr = 64
+    HEADS: tl.constexpr = 4
+    row = tl.program_id(0) // 8  # long row, among those of all heads and sequences
+    piece = tl.program_id(0) % 8  # of its tile
+    first_item = row * parts
+    rows = long_rows
+    g = row % 2  # key head
+    b = row // 2 // rows  # sequence
+    row = row // 2 % rows
+    j = first_long + row
+    j = j * 8 + piece
+    k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
+    k = k_rows[:, None]  # positions, [BLOCK_K, 1]
+    dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
+    dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
+    # parts of the row, in order
+    for p in tl.range(0, parts):
+        item = (first_item + p) * 8 + piece
+        dk_part = tl.load(Part_dk + item.to(tl.int64) * (BLOCK_K * HEAD_DIM) + tl.arange(0, BLOCK_K)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :])  # [BLOCK_K, HEAD_DIM]
+        dv_part = tl.load(Part_dv + item.to(tl.int64) * (BLOCK_K * VALUE_DIM) + tl.arange(0, BLOCK_K)[:, None] * VALUE_DIM + tl.arange(0, VALUE_DIM)[None, :])  # [BLOCK_K, VALUE_DIM]
+        dk += dk_part
+        dv += dv_part
     dk_base = dK + b.to(tl.int64) * dk_stride_b + g.to(tl.int64) * dk_stride_h
     dk_offsets = tl.arange(0, BLOCK_K)[:, None] * dk_stride_n + tl.arange(0, HEAD_DIM)[None, :]
     dk_step = tl.full([], BLOCK_K, tl.int64) * dk_stride_n  # from tile to tile
