@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import pytest
 
@@ -13,58 +14,82 @@ from tests.library.bound import library
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here")
 
+NAMES = (
+    "full", "causal", "sliding_window", "streaming", "prefix_lm", "s2", "power", "log_sparse", "block_local", "strided",
+    "block_diffusion", "head_modes", "dilated", "bigbird", "longformer", "blockrank", "documents", "neighborhood_2d",
+    "neighborhood_3d",
+)  # fmt: skip
 SPILLS = {
-    "full": 4,
-    "causal": 4,
-    "sliding_window": 4,
-    "streaming": 8,
-    "prefix_lm": 4,
-    "s2": 4,
-    "power": 4,
-    "log_sparse": 16,
-    "block_local": 4,
-    "strided": 4,
-    "block_diffusion": 4,
-    "head_modes": 8,
-    "dilated": 4,
-    "bigbird": 8,
-    "longformer": 4,
     # These read tables inside the mask of a tile.
     "blockrank": 24,
     "documents": 24,
+    "neighborhood_3d": 8,
 }
-"""The most registers of a thread that may live in memory, by pattern."""
+"""The most registers of a thread that may live in memory, by pattern; others spill none."""
 
-QUICK = ("causal", "streaming", "documents", "power", "bigbird", "dilated")
+ORDERED = {"causal": 8, "streaming": 8, "bigbird": 8, "neighborhood_3d": 24}
+"""As `SPILLS`, where a warp adds in order."""
+
+NARROW = {"causal": 4, "streaming": 12, "bigbird": 8, "neighborhood_3d": 4, "documents": 48}
+"""As `SPILLS`, at head dim 64, where a tile has twice as many queries, and as many numbers of theirs."""
+
+QUICK = ("causal", "streaming", "documents", "bigbird", "dilated", "neighborhood_3d")
+QUICK_MORE = ("causal",)
 
 
-def planned(name: str, dtype: str = "bf16", shape: str = "square", heads: int = 8, groups: int = 8) -> Plan:
-    """A library pattern for Hopper at the head dim of the fused kernel."""
-    parameters: dict[str, dict[str, object]] = {"block_diffusion": {"half": 4096}}
-    pattern = library(name, heads=heads, groups=groups, head_dim=128, opened=True, **parameters.get(name, {}))
+PARAMETERS: dict[str, dict[str, object]] = {
+    "block_diffusion": {"half": 4096},
+    "neighborhood_2d": {"extents": (192, 192), "window": (25, 25)},
+    "neighborhood_3d": {"extents": (30, 48, 80), "window": (19, 25, 25)},
+}
+
+
+def planned(
+    name: str, dtype: str = "bf16", shape: str = "square", groups: int = 8, dims: tuple[int, int] = (128, 128)
+) -> Plan:
+    """A library pattern for Hopper."""
+    pattern = library(name, heads=8, groups=groups, head_dim=dims[0], opened=True, **PARAMETERS.get(name, {}))
     types = {"float": "float32", "int": "int32", "bool": "bool"}
     problem = Problem(
         pattern=pattern,
         dtype=dtype,  # type: ignore[arg-type]
-        value_dim=128,
+        value_dim=dims[1],
         shape=shape,  # type: ignore[arg-type]
         tables=tuple((each.name, types[each.dtype]) for each in pattern.tables),
     )
     return plan(problem, "sm_90")
 
 
-def built(made: Plan) -> Binary:
-    _, (binary,) = compile_kernels(made, "sm_90", ("fused",))
+def built(made: Plan, kind: str = "fused") -> Binary:
+    _, (binary,) = compile_kernels(made, "sm_90", (kind,))
     assert binary.binary[:4] == b"\x7fELF"
     assert binary.shared <= 227 * 1024
     return binary
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SPILLS]
-)  # fmt: skip
+def slow(names: Iterable[str], quick: tuple[str, ...]) -> list[object]:
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", slow(NAMES, QUICK))
 def test_spills(name: str) -> None:
-    assert built(planned(name)).spills <= SPILLS[name]
+    assert built(planned(name)).spills <= SPILLS.get(name, 0)
+
+
+@pytest.mark.parametrize("name", slow(ORDERED, QUICK_MORE))
+def test_spills_where_sums_have_an_order(name: str) -> None:
+    assert built(planned(name), "ordered").spills <= ORDERED[name]
+    assert not built(planned(name), "touched").spills
+
+
+@pytest.mark.parametrize("name", slow(NARROW, QUICK_MORE))
+def test_spills_of_narrow_heads(name: str) -> None:
+    assert built(planned(name, dims=(64, 64))).spills <= NARROW[name]
+
+
+@pytest.mark.parametrize("dims", [(72, 40), (16, 128)])
+def test_dims(dims: tuple[int, int]) -> None:
+    assert built(planned("sliding_window", dims=dims)).spills == 0
 
 
 @pytest.mark.parametrize(("dtype", "shape", "groups"), [("fp16", "offset", 2), ("bf16", "square", 1)])
@@ -83,3 +108,5 @@ def test_other_machines_and_sizes() -> None:
     assert plan(problem, "sm_90").fused is not None
     assert plan(problem, "sm_100").fused is None
     assert plan(problem, "cpu").fused is None
+    assert planned("causal", dims=(192, 128)).fused is None  # dK and dV do not fit the registers
+    assert planned("causal", dims=(100, 128)).fused is None  # nor rows the copy engine

@@ -110,7 +110,7 @@ def test_the_fused_backward(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> No
         call(chance, "streaming", values, square=number % 2 == 0, dim=128)
     found = {kernel: len(each) for kernel, each in asked.items() if kernel != "fused_combine"}
     assert found.pop("forward_combine", 1) <= 2
-    assert found == {"forward": 3, "delta": 2, "fused": 2}  # one for few queries
+    assert found == {"forward": 3, "delta": 2, "fused": 2, "scaled": 2}  # one for few queries
 
 
 def test_other_parameters_are_constants(asked: Asked) -> None:
