@@ -40,8 +40,8 @@ sm_90.
 
 *Kept* is the share of all pairs that a mask keeps. The other shares are the kept ones among the pairs that are
 computed: by spdsl's kernels at their default tiles, and by FlexAttention at its blocks of 128 × 128, of which it
-computes each that holds a kept pair. *dq* and *dkdv* run where gradients must repeat bitwise, where not all are wanted,
-and where there is no *fused* kernel, which does both. The last column says how many times fewer pairs the forward
+computes each that holds a kept pair. *dq* and *dkdv* run where not all gradients are wanted, and where there is
+no *fused* kernel, which does both. The last column says how many times fewer pairs the forward
 kernel, and in brackets the fused one, computes than FlexAttention does.
 
 | mask | kept | forward | dq | dkdv | fused | FlexAttention | fewer |

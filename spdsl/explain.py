@@ -148,7 +148,7 @@ class Report:
 
     @property
     def is_fused(self) -> bool:
-        """Whether one kernel computes all gradients, unless they have to repeat bitwise."""
+        """Whether one kernel computes all gradients."""
         return any(kernel.kind == "fused" for kernel in self.kernels)
 
     def as_dict(self) -> dict[str, object]:
@@ -171,7 +171,7 @@ class Report:
             lines.append(f"at run time: {given}; other values run the same kernels")
         lines += _constants(self.fixed)
         if self.is_fused:
-            lines.append("gradients come from `fused`; where they have to repeat bitwise, from `dq` and `dkdv`")
+            lines.append("gradients come from `fused`; where not all are wanted, from `dq` and `dkdv`")
         if self.sets:
             lines.append(f"{len(self.sets)} sets without common pairs, one after the other:")
         for part in dict.fromkeys(kernel.part for kernel in self.kernels):

@@ -180,7 +180,7 @@ class KernelPlan:
 class Plan:
     """Everything that is decided about a problem before text is written.
 
-    ``fused`` computes what ``dq`` and ``dkdv`` do in one walk, faster and with sums of dQ in no fixed order; None where
+    ``fused`` computes what ``dq`` and ``dkdv`` do in one walk, with sums of dQ in an order if one is asked for; None where
     there is no such kernel.  ``more`` are the plans of the other parts of a union (`spdsl.analysis.unions`), which have
     no pair in common with this one nor with each other; ``place`` is where a plan stands among them.  Kernels of a
     later place go on from the output and LSE that are there already, and add to the gradients.  ``together`` is the
