@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from spdsl.analysis.plans import Precision
-from spdsl.analysis.tiles import Reach, Shape, tiles_among
+from spdsl.analysis.tiles import Pairs, Reach, Shape, tiles_among
 from spdsl.diagnostics import Span
 from spdsl.semantics.nodes import Dtype, Expr, Side
 
@@ -585,7 +585,8 @@ class Corner:
     With ``classes`` rows are split into those of residue classes; with ``box`` they are those of a grid, of which a
     tile takes a box of these sizes, and ``heads`` is how many heads a descriptor joins with the batch, if it does.
     Where groups of warps have ``shared`` a tile, each has its part of the rows, or of the box along the axis ``split``;
-    with ``by_columns`` its part of the columns.
+    with ``by_columns`` its part of the columns.  ``tile`` is the number of the tile, in text, where it is not ``i`` or
+    ``j``.
     """
 
     tensor: str
@@ -597,6 +598,7 @@ class Corner:
     split: int | None = None
     shared: bool
     by_columns: bool = False
+    tile: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1185,7 +1187,7 @@ class Kernel:
     ``add`` another adds what they compute to memory.
     ``registers`` of a thread, before warps share them out, are fewer than there are where several programs are to share
     an SM.  With ``heads_first`` the first tiles of all heads start first.  With ``persistent`` the grid is flat, and
-    there may be fewer programs than tiles.
+    there may be fewer programs than tiles.  With ``pairs`` a program owns two tiles.
     """
 
     name: str
@@ -1205,9 +1207,12 @@ class Kernel:
     registers: int | None = None
     heads_first: bool = False
     persistent: bool = False
+    pairs: Pairs | None = None
 
     def programs(self, rows: int) -> int:
-        """How many tiles there are among ``rows`` rows."""
+        """How many tiles, or pairs of them, there are among ``rows`` rows."""
+        if self.pairs is not None:
+            return self.pairs.programs(-(-rows // self.block))
         if self.boxes is not None:
             return self.boxes + (0 if self.after is None else -(-max(0, rows - self.after) // self.block))
         return tiles_among(rows, self.block, self.classes or 1)

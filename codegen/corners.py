@@ -16,6 +16,8 @@ from spdsl.semantics.nodes import Side
 
 def corner(frame: Frame, tensor: str, side: Side, *, shared: bool, by_columns: bool = False) -> Corner:
     """Where a tile of ``tensor`` begins; with ``shared`` each group's rows do, with ``by_columns`` its columns."""
+    if shared and frame.kernel.pairs is not None and side == frame.own_side:
+        return Corner(tensor=tensor, side=side, head=head_of(side), shared=False)
     found = Corner(
         tensor=tensor, side=side, head=head_of(side), classes=frame.classes, shared=shared, by_columns=by_columns
     )

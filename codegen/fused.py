@@ -11,9 +11,9 @@ from functools import reduce
 from math import prod
 
 from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Plan
-from spdsl.analysis.tiles import depends_on_head
+from spdsl.analysis.tiles import Walk, depends_on_head
 from spdsl.codegen import split
-from spdsl.codegen.arith import add, choose, compare, either, index, mul, number, sub
+from spdsl.codegen.arith import add, choose, compare, either, index, maximum, mul, number, sub
 from spdsl.codegen.blocks import (
     AddBegin,
     AddInTurn,
@@ -42,7 +42,9 @@ from spdsl.codegen.blocks import (
 from spdsl.codegen.boxes import box_of, number_of
 from spdsl.codegen.corners import corner, described
 from spdsl.codegen.frame import COLUMNS, LOG2E, Frame, masked, positions, program
+from spdsl.codegen.pairing import FIRST, SECOND, for_both, own_pair
 from spdsl.codegen.results import dkdv_sums
+from spdsl.codegen.selected import GROUP
 from spdsl.codegen.walks import FLAGS, Mode, Walker, lower_walk, mode_of
 from spdsl.semantics.nodes import Expr, Extent
 
@@ -64,22 +66,22 @@ def lower_fused(plan: Plan) -> Kernel | None:
 
 def lower_ordered(plan: Plan) -> Kernel | None:
     """The kernel whose sums of dQ have one order: a warp of its own adds, and waits for its turn at every tile."""
-    return None if plan.fused is None else _lower(plan, plan.fused, ordered=True)
+    return _lower(plan, plan.fused, ordered=True) if plan.fused is not None and plan.fused.has_order else None
 
 
 def lower_touched(plan: Plan) -> Kernel | None:
     """The kernel that notes which rows of keys add to which tiles of dQ: it walks as the fused kernel does."""
     tiles = plan.fused
-    if tiles is None:
+    if tiles is None or not tiles.has_order:
         return None
     frame = Frame(plan=plan, kernel=tiles, by="key")
-    setup, loops = lower_walk(
-        tiles.walk, _walker(frame, tiles, lambda _: (*_numbered(frame), Touch(classes=frame.classes)))
-    )
+    pair, touch = _pair(frame), (*_numbered(frame), Touch(classes=frame.classes))
+    setup, loops = lower_walk(_walk(tiles), _walker(frame, tiles, lambda _: touch))
     by_head = depends_on_head(tiles.walk)
     body = (
         *_program(frame),
         RowNumber(splits=tiles.splits),
+        *pair,
         *frame.hoist.take(0),
         *(() if by_head else setup),
         *_for_each_head(frame, (*(setup if by_head else ()), *split.share(frame, loops))),
@@ -102,6 +104,7 @@ def lower_touched(plan: Plan) -> Kernel | None:
         stages=1,
         classes=frame.classes,
         boxes=frame.boxes,
+        pairs=tiles.pairs,
     )
 
 
@@ -169,6 +172,7 @@ def _lower(plan: Plan, tiles: KernelPlan, *, ordered: bool) -> Kernel:
         heads_first=True,
         classes=computing.classes,
         boxes=computing.boxes,
+        pairs=tiles.pairs,
     )
 
 
@@ -181,14 +185,17 @@ SIZE = 4096
 def _fetch(plan: Plan, tiles: KernelPlan) -> tuple[tuple[Block, ...], Mode]:
     """The blocks of the copying warp, and whether tiles are all masked, all full, or either."""
     frame = Frame(plan=plan, kernel=tiles, by="key")
-    only = mode_of(tiles.walk, _walker(Frame(plan=plan, kernel=tiles, by="key"), tiles, ()))
+    trial = Frame(plan=plan, kernel=tiles, by="key")
+    _pair(trial)
+    only = mode_of(_walk(tiles), _walker(trial, tiles, ()))
 
     def body(mode: Mode) -> tuple[Block, ...]:
         flag = FLAGS[mode] if only == "either" else None
         queries, outputs = (corner(frame, name, "q", shared=False) for name in ("Q", "dO"))
         return *_numbered(frame), FetchTile(masked=flag, queries=queries, outputs=outputs)
 
-    setup, loops = lower_walk(tiles.walk, _walker(frame, tiles, body))
+    pair = _pair(frame)
+    setup, loops = lower_walk(_walk(tiles), _walker(frame, tiles, body))
     by_head = depends_on_head(tiles.walk)
     inner: tuple[Block, ...] = (
         *(setup if by_head else ()),
@@ -197,9 +204,14 @@ def _fetch(plan: Plan, tiles: KernelPlan) -> tuple[tuple[Block, ...], Mode]:
         FetchEnd(),
     )
     heads = _for_each_head(frame, inner)
+    keys, values = (corner(frame, name, "k", shared=True) for name in ("K", "V"))
+    if pair:
+        halves = f"({SECOND.name} if group else {FIRST.name})"
+        keys, values = replace(keys, tile=halves), replace(values, tile=halves)
     return (
         *_program(frame),
-        FetchOwn(keys=corner(frame, "K", "k", shared=True), values=corner(frame, "V", "k", shared=True)),
+        *pair,
+        FetchOwn(keys=keys, values=values),
         *frame.hoist.take(0),
         *(() if by_head else setup),
         *heads,
@@ -243,8 +255,10 @@ def _compute(frame: Frame, mode: Mode, *, ordered: bool) -> tuple[Block, ...]:
     keys, values = (corner(frame, name, "k", shared=True) for name in ("dK", "dV"))
     last = FusedEnd(dtype=plan.problem.dtype, scale=plan.scale, keys=keys, values=values)
     end = split.end(frame, SUMS, (last,))
+    pairs = frame.kernel.pairs
     return (
         *program(frame, reverse=False),
+        *(() if pairs is None else own_pair(pairs, frame.hoist, GROUP)),
         *frame.hoist.take(0),
         positions(frame, "k", "own"),
         *frame.hoist.take(1),
@@ -257,6 +271,16 @@ def _compute(frame: Frame, mode: Mode, *, ordered: bool) -> tuple[Block, ...]:
 def _program(frame: Frame) -> tuple[Block, ...]:
     """What a program works on, for warps that need no places in a box."""
     return tuple(block for block in program(frame, reverse=False) if not isinstance(block, BoxLanes))
+
+
+def _pair(frame: Frame) -> tuple[Block, ...]:
+    """The tiles of keys that the program owns, where it has two."""
+    pairs = frame.kernel.pairs
+    return () if pairs is None else own_pair(pairs, frame.hoist)
+
+
+def _walk(tiles: KernelPlan) -> Walk:
+    return tiles.walk if tiles.pairs is None else for_both(tiles.walk)
 
 
 def _numbered(frame: Frame) -> tuple[Block, ...]:
@@ -325,7 +349,8 @@ def _ragged(frame: Frame) -> Expr | None:
             for at in boxes.ragged("k")
         ]
         return reduce(either, ends) if ends else None
-    end = mul(add(index("j"), number(1)), number(frame.kernel.block_k))
+    last = index("j") if frame.kernel.pairs is None else maximum(FIRST, SECOND)
+    end = mul(add(last, number(1)), number(frame.kernel.block_k))
     if frame.classes is not None:
         # The row after the last of its class.
         end = add(mul(end, number(frame.classes)), sub(index("k_class"), number(frame.classes - 1)))

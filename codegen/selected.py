@@ -37,6 +37,7 @@ def by_tiles(plan: Plan, kernel: KernelPlan) -> Expr:
 def tile_of(kernel: KernelPlan, side: Side) -> tuple[Expr, int]:
     """The number of the tile whose rows a group of warps has of a side, in tiles of so many rows."""
     rows, tile = (kernel.block_q, index("i")) if side == "q" else (kernel.block_k, index("j"))
-    if not kernel.specialised or (side == "q") != (kernel.by == "query") or kernel.groups == 1:
+    shared = (side == "q") == (kernel.by == "query") and kernel.pairs is None
+    if not kernel.specialised or not shared or kernel.groups == 1:
         return tile, rows
     return add(mul(tile, number(kernel.groups)), GROUP), GROUP_ROWS

@@ -196,8 +196,10 @@ class Call:
 
     def fuses(self, wanted: frozenset[str]) -> bool:
         """Whether one kernel computes all gradients that are wanted: it is only on a GPU, and for all three tensors."""
+        fused = self.plan.fused
         all_three = frozenset({"q", "k", "v"}) <= wanted
-        return self.plan.fused is not None and all_three and self.q.device.type != "cpu"
+        orders = fused is not None and (fused.has_order or not self.repeats)
+        return orders and all_three and self.q.device.type != "cpu"
 
     @property
     def repeats(self) -> bool:

@@ -13,8 +13,9 @@ from functools import lru_cache, partial, reduce
 from spdsl.analysis.distances import with_distances
 from spdsl.analysis.few import FEW, few_tiles, heads_together
 from spdsl.analysis.gradients import table_gradients
+from spdsl.analysis.pairing import find_pairs
 from spdsl.analysis.picking import picking, tiles_in, why_unpicked
-from spdsl.analysis.plans import KernelPlan, Kind, Plan, Problem, TableGradient, Tiles
+from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Kind, Plan, Problem, TableGradient, Tiles
 from spdsl.analysis.room import refuse_large_numbers
 from spdsl.analysis.specialising import copies_tiles, looks_up, may_persist, why_plain
 from spdsl.analysis.stages import Staged, covering_grid, extents_of, leading_grid, stage
@@ -129,7 +130,9 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
         dq=kernel("dq"),
         dkdv=dkdv,
         # What it adds to dQ is no result yet.
-        fused=_fused(kernel("fused"), dkdv) if place == 0 and _fuses(staged, problem, target) else None,
+        fused=_fused(_paired(kernel("fused"), staged, problem), dkdv)
+        if place == 0 and _fuses(staged, problem, target)
+        else None,
         place=place,
     )
     if target != "cpu":
@@ -149,6 +152,18 @@ def _fuses(staged: Staged, problem: Problem, target: str) -> bool:
 def _fused(kernel: KernelPlan, separate: KernelPlan) -> KernelPlan | None:
     """The fused kernel, where it has boxes if others do: those that the copy engine loads."""
     return kernel if kernel.specialised and (kernel.boxes is None) == (separate.boxes is None) else None
+
+
+def _paired(kernel: KernelPlan, staged: Staged, problem: Problem) -> KernelPlan:
+    """The fused kernel by pairs of tiles, where a lattice of tiles is longer than those beside."""
+    plain = kernel.boxes is None and kernel.residues is None and not kernel.splits
+    if not plain or kernel.block_k != 2 * GROUP_ROWS:
+        return kernel
+    relation = _relation(staged, problem, replace(kernel.tiles, block_k=GROUP_ROWS), None)
+    pairs = find_pairs(relation.by_key)
+    if pairs is None:
+        return kernel
+    return replace(kernel, block_k=GROUP_ROWS, walk=relation.by_key, notes=relation.notes, pairs=pairs)
 
 
 def _refuse_hidden(staged: Staged, wanted: frozenset[str]) -> None:

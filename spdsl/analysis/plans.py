@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from spdsl.analysis.tiles import Boxes, Cuts, Marked, Picks, Residues, Shape, SlotWalk, Walk
+from spdsl.analysis.tiles import Boxes, Cuts, ListWalk, Marked, Pairs, Picks, Residues, Shape, SlotWalk, Walk
 from spdsl.semantics.nodes import BoundPattern, Expr, Side, Table
 
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32"]
@@ -106,7 +106,8 @@ class KernelPlan:
     K, V and dO (TMA), else every thread its own part.  With ``splits`` rows that are much longer than the others
     are computed in parts, by several programs.  With ``specialised`` one warp of a program copies tiles while groups of
     four warps compute, each for `GROUP_ROWS` rows of the program's own (Gluon); ``stages`` is then the size of the ring
-    of tiles in between.  With ``persistent`` a program may do several tiles of its own one after the other.  With
+    of tiles in between.  With ``pairs`` a program owns two tiles that need not be neighbours, one for each group, and
+    walks what either touches.  With ``persistent`` a program may do several tiles of its own one after the other.  With
     ``packed`` a tile has so many rows for each of its ``block_q`` queries: those of the query heads of a group, and
     what is missing to a power of two.  With ``few`` it is the kernel for few queries, whose rows are all in parts.
     """
@@ -122,6 +123,7 @@ class KernelPlan:
     boxes: Boxes | None = None
     marked: Marked | None = None
     picks: Picks | None = None
+    pairs: Pairs | None = None
     descriptors: bool = False
     splits: bool = False
     specialised: bool = False
@@ -149,7 +151,14 @@ class KernelPlan:
     @property
     def groups(self) -> int:
         """How many groups of four warps compute, where warps are specialised."""
-        return (self.block_k if self.by == "key" else self.block_q) // GROUP_ROWS
+        own = self.block_k if self.by == "key" else self.block_q
+        return own // GROUP_ROWS if self.pairs is None else 2
+
+    @property
+    def has_order(self) -> bool:
+        """Whether programs that meet the same tiles start and go on in one order, so that each may wait for those
+        before: where tiles are listed they meet anywhere, and would wait most of the time."""
+        return not isinstance(self.walk, ListWalk)
 
     @property
     def classes(self) -> int:
@@ -180,12 +189,12 @@ class KernelPlan:
 class Plan:
     """Everything that is decided about a problem before text is written.
 
-    ``fused`` computes what ``dq`` and ``dkdv`` do in one walk, with sums of dQ in an order if one is asked for; None where
-    there is no such kernel.  ``more`` are the plans of the other parts of a union (`spdsl.analysis.unions`), which have
-    no pair in common with this one nor with each other; ``place`` is where a plan stands among them.  Kernels of a
-    later place go on from the output and LSE that are there already, and add to the gradients.  ``together`` is the
-    plan of the whole union as one set, where the values of a call decide which is better: whether marked rows stand
-    apart.
+    ``fused`` computes what ``dq`` and ``dkdv`` do in one walk, with sums of dQ in an order if that is asked for; None
+    where there is no such kernel. ``more`` are the plans of the other parts of a union (`spdsl.analysis.unions`),
+    which have no pair in common with this one nor with each other; ``place`` is where a plan stands among them.
+    Kernels of a later place go on from the output and LSE that are there already, and add to the gradients.
+    ``together`` is the plan of the whole union as one set, where the values of a call decide which is better: whether
+    marked rows stand apart.
     """
 
     problem: Problem

@@ -355,6 +355,22 @@ def tiles_among(rows: int, block: int, classes: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """Which two tiles a program owns, where every so many are much longer than the others: alike ones.
+
+    Tiles ``t`` with ``t % period == residue`` are long.  Of ``2 * period`` neighbouring tiles the two long ones are the
+    first pair, and the others follow in order.  ``residue`` depends on heads and sequences at most.
+    """
+
+    period: int
+    residue: Expr
+
+    def programs(self, tiles: int) -> int:
+        """How many pairs there are; the last may lie past the end."""
+        return -(-tiles // (2 * self.period)) * self.period
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TileRelation:
     """The touched and full tiles of a pattern for one pair of tile sizes, by query tile and by key tile.
 

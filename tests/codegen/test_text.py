@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from spdsl.analysis.pairing import find_pairs
 from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.analysis.tiles import SlotWalk, TileRelation
 from spdsl.analysis.worker import derive, find_residues
@@ -23,6 +24,7 @@ from spdsl.codegen.lower import lower
 from spdsl.runtime.calls import Call
 from spdsl.runtime.launch import call_values, tensor_values
 from spdsl.semantics.fold import fold
+from spdsl.semantics.nodes import Index
 from tests.analysis.brute import environment, mask_of
 from tests.analysis.build import Term
 from tests.analysis.programs import SHAPES, SMALL, WINDOW, Scale, parameters, predicates
@@ -166,11 +168,15 @@ def check_gluon(graph: BlockGraph, call: Call, at: tuple[int, int], expected: np
 def check_fused(keep: Term, shape: str, scale: Scale, seed: int) -> None:
     """The groups of the fused backward compute every kept pair once, and none of rows that do not exist."""
     dim = random.Random(seed).choice((64, 128))
-    made = planned(keep, (64 if dim == 128 else 128, 128), shape)
-    if made is None:
+    block_q = 64 if dim == 128 else 128
+    made, fine = planned(keep, (block_q, 128), shape), planned(keep, (block_q, 64), shape)
+    if made is None or fine is None:
         return
     forward = in_gluon(made, persistent=False)
     fused = replace(made.dkdv, kind="fused", specialised=True, descriptors=True)
+    pairs = None if fused.residues is not None else find_pairs(fine.dkdv.walk)
+    if pairs is not None:
+        fused = replace(fused, block_k=64, walk=fine.dkdv.walk, pairs=pairs)
     problem = replace(forward.problem, pattern=replace(forward.problem.pattern, head_dim=dim), value_dim=dim)
     graph = lower(replace(made, problem=problem, fused=fused))
     (kernel,) = (each for each in graph.gluon if each.name == "fused")
@@ -203,6 +209,19 @@ def check_fused(keep: Term, shape: str, scale: Scale, seed: int) -> None:
 @given(keep=predicates(), shape=SHAPES, seed=st.integers(0, 9999))
 def test_random_fused_programs(keep: Term, shape: str, seed: int) -> None:
     check_fused(Term(fold(keep.expr)), shape, SMALL, seed)
+
+
+@pytest.mark.parametrize("period", [2, 3, 4])
+@pytest.mark.parametrize("seed", range(4))
+def test_pairs_of_long_tiles(period: int, seed: int) -> None:
+    """Tiles of a lattice that moves from head to head, of which a program owns two."""
+    q, k, g = (Term(Index(name=name)) for name in "qkg")
+    blocks = k // 64
+    keep = (k <= q) & ((q // 64 - blocks < 2) | ((blocks + g + seed) % period).eq(0))
+    made = planned(keep, (64, 64), "square")
+    assert made is not None
+    assert find_pairs(made.dkdv.walk) is not None
+    check_fused(Term(fold(keep.expr)), "square", SMALL, seed)
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

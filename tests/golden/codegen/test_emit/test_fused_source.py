@@ -75,7 +75,7 @@ def fetch(
     row = row // 2 % rows
     other = row
     j = gl.where(is_part, first_long + row, other + gl.where(other >= first_long, long_rows, 0))  # tile of keys
-    mbarrier.expect(own_ready, 2 * BLOCK_K * HEAD_DIM * 2)
+    mbarrier.expect(own_ready, 2 * GROUPS * ROWS * HEAD_DIM * 2)
     for group in gl.static_range(2):
         tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K + group * ROWS, 0], own_ready, k_halves.index(group))
         tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K + group * ROWS, 0], own_ready, v_halves.index(group))
