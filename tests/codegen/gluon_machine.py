@@ -7,6 +7,7 @@ of computing warps runs on that.  Barriers and memory are not modelled; their or
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -65,6 +66,7 @@ class Machine(Language):
         self.groups: list[list[list[Turn]]] = []
         self.own: list[tuple[str, tuple[Int, ...]]] = []
         self.sent: list[Sent] = []
+        self.written: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         self._current = -1
 
     def constexpr(self, value: Any) -> Any:  # type: ignore[override]
@@ -99,6 +101,9 @@ class Machine(Language):
             self.own.append((tensor.name, place))
         else:
             self.sent[-1].places[tensor.name] = place
+
+    def async_copy_shared_to_global(self, tensor: Any, at: list[Any], memory: Any) -> None:
+        self.written[tensor.name].append(tuple(int(each) for each in at))
 
     def add_to_memory(self, tensor: Any, at: list[Any], memory: Any) -> None:
         """Sums do not count."""
@@ -161,6 +166,9 @@ def run(
     found = []
     count = len(machine.groups)
     places = [place for name, place in machine.own if name == own]
+    if kernel == "fused":
+        read = {name: [tuple(map(int, place)) for each, place in machine.own if each == name] for name in "KV"}
+        assert machine.written == {f"d{name}": place for name, place in read.items()}, "gradients of other rows"
     for group, items in enumerate(machine.groups):
         for item, turns in enumerate(items):
             place = places[(item if kernel == "forward" else 0) * count + group]

@@ -157,7 +157,7 @@ class Racing(Machine):
     bfloat16, float16 = "bfloat16", "float16"
 
     def __init__(self, program: tuple[int, int, int], grid: tuple[int, int, int], seed: int) -> None:
-        super().__init__(program, grid, 1)
+        super().__init__(program, grid, 1, ())
         self._chance = random.Random(seed)
         self._turn = threading.Condition()
         self._groups: list[Group] = []
