@@ -23,6 +23,9 @@ from spdsl.codegen.load import load
 from spdsl.codegen.lower import lower
 from spdsl.diagnostics import error
 
+FUSED = ("fused", "touched", "ordered", "scaled")
+"""The kernels of the fused backward, where there is one."""
+
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
@@ -52,8 +55,8 @@ class Binary:
 def compile_kernels(
     plan: Plan, target: str, kinds: tuple[str, ...] | None = None
 ) -> tuple[KernelSource, tuple[Binary, ...]]:
-    """The Triton source of ``plan`` and its kernels compiled for ``target``: those named in ``kinds``, or all that give
-    results which repeat, that is without the fused backward.
+    """The Triton source of ``plan`` and its kernels compiled for ``target``: those named in ``kinds``, or all but
+    those of the fused backward.
 
     Raises:
         SpatError: the target is not known, or kernels are being interpreted in this process (SP5xx).
@@ -61,11 +64,7 @@ def compile_kernels(
     graph = lower(plan)
     source = emit(graph)
     gpu = _gpu(target)
-    kernels = [
-        kernel
-        for kernel in graph.kernels
-        if (kernel.name in kinds if kinds else kernel.name not in ("fused", "ordered", "touched", "scaled"))
-    ]
+    kernels = [kernel for kernel in graph.kernels if (kernel.name in kinds if kinds else kernel.name not in FUSED)]
     return source, tuple(_compile(kernel, _source(graph, kernel, source), gpu, target) for kernel in kernels)
 
 

@@ -110,12 +110,12 @@ def _compile_part(
     plan: Plan, wish: Wish, variables: Mapping[str, int], files: dict[str, bytes]
 ) -> list[dict[str, Any]]:
     """As `_compile`, for one of the sets of a union."""
-    from spdsl.codegen.aot import compile_kernels
+    from spdsl.codegen.aot import FUSED, compile_kernels
     from spdsl.codegen.lower import lower
 
     source, binaries = compile_kernels(plan, wish.target)
     if plan.fused is not None:
-        binaries += compile_kernels(plan, wish.target, ("fused",))[1]
+        binaries += compile_kernels(plan, wish.target, FUSED)[1]
     for each in binaries:
         _refuse_too_large(each.name, each.shared, wish)
     source_file = f"{source.name}.{wish.shape}.py"

@@ -105,7 +105,7 @@ def test_view_over_the_tiles_of_a_kernel(
     ("words", "told"),
     [
         (("--kernel", "delta"), "`delta` is not one of"),
-        (("--kernel", "fused"), "has no kernel `fused`"),
+        (("--kernel", "fused", "--target", "sm_80"), "has no kernel `fused`"),
         (("--kernel", "dq", "--target", "sm_1"), "`sm_1` is not one of"),
     ],
 )

@@ -198,7 +198,7 @@ def test_a_budget_and_going_on(hopper: dict[Tiles, float]) -> None:
 
 
 def test_backward_kernels_are_measured_where_they_run(hopper: dict[Tiles, float]) -> None:
-    found = tune(key_of("sliding_window", window=1000), *tensors(dim=64), {})
+    found = tune(key_of("sliding_window", window=1000), *tensors(dim=256), {})
     assert {each.kind for each in found.measured} == {"forward", "dq", "dkdv"}
 
 
