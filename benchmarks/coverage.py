@@ -41,8 +41,9 @@ sm_90.
 *Kept* is the share of all pairs that a mask keeps. The other shares are the kept ones among the pairs that are
 computed: by spdsl's kernels at their default tiles, and by FlexAttention at its blocks of 128 × 128, of which it
 computes each that holds a kept pair. *dq* and *dkdv* run where not all gradients are wanted, and where there is
-no *fused* kernel, which does both. The last column says how many times fewer pairs the forward
-kernel, and in brackets the fused one, computes than FlexAttention does.
+no *fused* kernel, which does both. Where a program of it owns two tiles that are no neighbours (*s2_strided*),
+what each of them asks for is counted; the two walk what either does. The last column says how many times fewer pairs
+the forward kernel, and in brackets the fused one, computes than FlexAttention does.
 
 | mask | kept | forward | dq | dkdv | fused | FlexAttention | fewer |
 |---|---|---|---|---|---|---|---|

@@ -127,4 +127,4 @@ def test_the_stages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 def test_ahead_of_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     run("08_ahead_of_time.py", monkeypatch)
-    assert "taken over: 5 entries" in capsys.readouterr().out
+    assert "taken over: 10 entries" in capsys.readouterr().out
