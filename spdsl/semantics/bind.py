@@ -15,7 +15,17 @@ from spdsl.diagnostics import Span, SpatError, error
 from spdsl.semantics import nodes as ir
 from spdsl.semantics.bounds import Facts, interval
 from spdsl.semantics.fold import INT_HIGH, INT_LOW, fold
-from spdsl.semantics.graph import Attention, Select, Smooth, StageGraph, expressions, mapped
+from spdsl.semantics.graph import (
+    Attention,
+    Merge,
+    Select,
+    Smooth,
+    Stage,
+    StageGraph,
+    expressions,
+    mapped,
+    needed,
+)
 from spdsl.semantics.nesting import check_nested
 from spdsl.semantics.nodes import Attend, BoundPattern, CheckedPattern, Const, Expr, Extent, FreeParam, Parameter
 from spdsl.semantics.report import did_you_mean
@@ -345,6 +355,25 @@ def _at_least_one(expr: Expr, what: str, span: Span | None) -> None:
         )
 
 
+def _taken(graph: StageGraph) -> StageGraph:
+    """The graph without softmaxes that keep nothing, whatever the call: choices by layers and parameters."""
+
+    def keeps(name: str) -> bool:
+        match graph.stage(name):
+            case Attention(attend=attend):
+                return attend.keep != Const(value=False) or attend.sink_logit is not None
+            case _:
+                return True
+
+    def taken(stage: Stage) -> Stage:
+        if not isinstance(stage, Merge) or stage.over is not None or stage.by != "lse":
+            return stage
+        kept = tuple(name for name in stage.parts if keeps(name))
+        return replace(stage, parts=kept or stage.parts[:1])
+
+    return needed(replace(graph, stages=tuple(map(taken, graph.stages))))
+
+
 def _graph(graph: StageGraph, fix: Fix) -> StageGraph:
     fixed = mapped(graph, fix)
     for old, new in zip(graph.stages, fixed.stages, strict=True):
@@ -377,7 +406,7 @@ def _graph(graph: StageGraph, fix: Fix) -> StageGraph:
                 new.span,
                 help="pass 1, 3, 5, …",
             )
-    return fixed
+    return _taken(fixed)
 
 
 def _attend(attend: Attend, fix: Fix) -> Attend:

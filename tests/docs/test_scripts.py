@@ -34,8 +34,8 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, An
     return runpy.run_path(str(path), run_name="__main__")
 
 
-def test_there_are_eight() -> None:
-    assert [path.name[:2] for path in SCRIPTS] == [f"{number:02}" for number in range(1, 9)]
+def test_there_are_ten() -> None:
+    assert [path.name[:2] for path in SCRIPTS] == [f"{number:02}" for number in range(1, 11)]
     for path in SCRIPTS:
         text = path.read_text(encoding="utf-8")
         assert f"python examples/{path.name}" in text, "its first lines say how it is run"
@@ -128,3 +128,15 @@ def test_ahead_of_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     run("08_ahead_of_time.py", monkeypatch)
     assert "taken over: 10 entries" in capsys.readouterr().out
+
+
+def test_reuse_over_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("09_reuse_over_steps.py", monkeypatch)
+    assert "31% of the blocks, chosen once, are read in 8 of 10 steps" in capsys.readouterr().out
+
+
+def test_clusters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("10_clusters.py", monkeypatch, "--steps", "20")
+    found = re.search(r"after 20 steps: (\d\.\d\d), at first (\d\.\d\d)", capsys.readouterr().out)
+    assert found is not None
+    assert float(found[1]) < 0.8 * float(found[2])

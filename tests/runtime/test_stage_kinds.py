@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -184,3 +185,46 @@ def test_shares_of_merges_are_constants_where_it_is_said() -> None:
     for one, two in zip(found, wanted, strict=True):
         assert relative_error(one, two) <= 2e-5
     assert relative_error(other[0], wanted[0]) > 1e-3
+
+
+LAYERS = """pattern by_layer(block: int in 1.. = 4) {
+  axis blk = token by block
+  let coarse = attend(Q, mean(K, per = k.blk), mean(V, per = k.blk)) { keep k.blk.last <= q }
+  return if layer % 2 == 0 then coarse else attend { keep causal  softcap 5.0 }
+}
+"""
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_choice_by_layer_runs_one_branch(layer: int) -> None:
+    attn = spdsl.compile(spdsl.loads(LAYERS), layer=layer)
+    graph = attn.bind(4, 2, D).graph
+    assert graph is not None
+    (taken,) = graph.attentions
+    assert taken.columns == ("k.blk" if layer == 0 else "k")
+    q, k, v = tensors()
+    if layer == 0:
+        keys, values = (x[:, :, :20].unflatten(2, (5, 4)).mean(3).repeat_interleave(2, 1) for x in (k, v))
+        logits = q @ keys.mT / math.sqrt(D)
+        there = 4 * torch.arange(5) + 3 <= torch.arange(N)[:, None]
+    else:
+        keys, values = (x.repeat_interleave(2, 1) for x in (k, v))
+        logits = 5 * torch.tanh(q @ keys.mT / math.sqrt(D) / 5)
+        there = torch.ones(N, N).tril().bool()
+    wanted = torch.nan_to_num(logits.masked_fill(~there, -torch.inf).softmax(-1)) @ values
+    torch.testing.assert_close(attn(q, k, v), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_choice_by_request_visits_the_branch_of_each() -> None:
+    """A sequence that streams costs its window; one that does not, the triangle."""
+    q, k, v = torch.randn(3, 2, 1, 1024, D)
+    attn = spdsl.compile("flux", sinks=64, window=64)
+    counts = []
+    for full in (False, True):
+        text = attn.explain(q, k, v, full=torch.tensor([full, full]))
+        found = re.search(r"pairs kept: ([\d,]+) of .*?, ([\d,]+) touched", text, re.DOTALL)
+        assert found is not None
+        counts.append(tuple(int(each.replace(",", "")) for each in found.groups()))
+    streaming = sum(len({*range(max(0, t - 63), t + 1), *range(min(64, t + 1))}) for t in range(1024))
+    # Tiles of 64 × 64: two sequences, of 16 rows each.
+    assert counts == [(2 * streaming, 2 * (1 + 2 + 14 * 3)), (1024 * 1025, 2 * 16 * 17 // 2)]
