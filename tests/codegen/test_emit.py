@@ -98,6 +98,18 @@ def test_the_fused_kernel_is_for_logits_that_differ() -> None:
     assert plan(Problem(pattern=pattern, dtype="bf16", value_dim=128, shape="square"), "sm_90").fused is None
 
 
+@pytest.mark.parametrize(("dim", "copied"), [(8, False), (32, False), (64, True)])
+def test_narrow_rows_of_several_heads_are_loaded_by_address(dim: int, copied: bool) -> None:
+    pattern = library("nsa", heads=32, groups=2, head_dim=dim)
+    assert pattern.graph is not None
+    softmax = softmax_pattern(pattern, pattern.graph.attentions[1].name)
+    tables = tuple((table.name, "int32") for table in softmax.tables)
+    made = plan(Problem(pattern=softmax, dtype="bf16", value_dim=dim, shape="square", tables=tables), "sm_90")
+    text = emit(lower(made)).text
+    assert ("Q.load(" in text) == ("dO.load(" in text) == copied
+    assert "K.load(" in text
+
+
 @pytest.mark.parametrize("name", ["power", "bigbird"])
 def test_tiles_past_the_last_query_are_masked_where_they_are_copied_whole(name: str) -> None:
     """A listed tile may be full over the rows that exist."""
