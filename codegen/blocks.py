@@ -299,38 +299,22 @@ class StorePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadPart:
-    """Read what `StorePart` wrote for ``item``; names it ``{name}_part``.
-
-    With ``many`` that of so many items at a time, one beside the other, with nothing for those that are not ``there``.
-    """
+    """Read what `StorePart` wrote for ``item``; names it ``{name}_part``."""
 
     name: str
     shape: tuple[str, ...]
-    many: bool = False
-    nothing: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddPart:
-    """Add ``{name}_part``, or ``many`` of them, to the accumulator ``name``."""
+    """Add ``{name}_part`` to the accumulator ``name``."""
 
     name: str
-    many: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeSoftmax:
-    """Join ``m_part``, ``l_part`` and ``acc_part``, or ``many`` of them, with the softmax so far."""
-
-    many: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SomeItems:
-    """Name ``item``, the numbers of PARTS parts at a time, and whether they are ``there``: from the ``p * PARTS``-th
-    part of a row on, a piece of each."""
-
-    pieces: int
+    """Join ``m_part``, ``l_part`` and ``acc_part`` with the softmax so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1072,7 +1056,6 @@ Block: TypeAlias = (
     | StorePairs
     | StorePart
     | LoadPart
-    | SomeItems
     | AddPart
     | MergeSoftmax
     | Zeros

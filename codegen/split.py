@@ -6,11 +6,10 @@ a row in order, so that results repeat bitwise.  Which rows are long, and in how
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from spdsl.codegen.arith import add, compare, maximum, minimum, mul, number, sub
+from spdsl.codegen.arith import add, compare, index, maximum, minimum, mul, number, sub
 from spdsl.codegen.blocks import (
     AddPart,
     Argument,
@@ -21,7 +20,6 @@ from spdsl.codegen.blocks import (
     LoadPart,
     Loop,
     MergeSoftmax,
-    SomeItems,
     StorePart,
     WholeRow,
 )
@@ -30,12 +28,6 @@ from spdsl.semantics.nodes import Apply, Const, Expr, Param
 
 SLICE = 16
 """Rows of a tile that one program of a combining kernel adds up."""
-
-TOGETHER = 8
-"""Parts that one program adds up at a time, so that it does not wait for each."""
-
-_HELD = 1 << 14  # numbers of their tiles
-_NOTHING = float("-inf")
 
 SHARES = Param(name="shares", dtype="int")
 PART = Param(name="part", dtype="int")
@@ -178,24 +170,18 @@ def lower_combine(
         classes=frame.classes,
         packed=frame.packed,
     )
-    adds: tuple[Block, ...] = tuple(AddPart(name=each, many=True) for each, _ in sums.accumulators)
-    together = _together(cut, sums)
-    turns = Apply(
-        op="quotient", args=(add(Param(name="parts", dtype="int"), number(together - 1)), number(together)), dtype="int"
-    )
+    item = mul(add(Param(name="first_item", dtype="int"), index("p")), number(pieces))
+    adds: tuple[Block, ...] = tuple(AddPart(name=each) for each, _ in sums.accumulators)
     loop = Loop(
         variable="p",
         low=number(0),
-        high=turns,
+        high=Param(name="parts", dtype="int"),
         body=(
-            SomeItems(pieces=pieces),
-            *(
-                LoadPart(name=each, shape=shape, many=True, nothing=_NOTHING if sums.softmax and each == "m" else 0.0)
-                for each, shape in sums.accumulators
-            ),
-            *((MergeSoftmax(many=True),) if sums.softmax else adds),
+            Define(name="item", value=add(item, index("piece"))),
+            *(LoadPart(name=each, shape=shape) for each, shape in sums.accumulators),
+            *((MergeSoftmax(),) if sums.softmax else adds),
         ),
-        note=f"parts of the row, {together} at a time",
+        note="parts of the row, in order",
     )
     return Kernel(
         name=f"{name}_combine",
@@ -205,21 +191,13 @@ def lower_combine(
             *frame.lengths(),
             *(each for each in split_arguments(frame, sums) if each.name not in _UNREAD),
         ),
-        constants=(*cut.constants(), ("PARTS", together)),
+        constants=cut.constants(),
         body=(begin, positions(cut, frame.own_side, "own"), *start, loop, *last),
         block=cut.own_block,
         warps=4,
         stages=1,
         classes=frame.classes,
     )
-
-
-def _together(cut: Frame, sums: Sums) -> int:
-    """How many parts are on the way at a time: as many as registers hold."""
-    sizes = dict(cut.constants())
-    tiles = (math.prod(sizes[each] for each in shape) for _, shape in sums.accumulators if len(shape) > 1)
-    most = max(1, min(TOGETHER, _HELD // sum(tiles)))
-    return 1 << (most.bit_length() - 1)
 
 
 def sliced(frame: Frame) -> Frame:

@@ -298,7 +298,6 @@ def dkdv_combine(
     HEAD_DIM: tl.constexpr = 64
     VALUE_DIM: tl.constexpr = 64
     HEADS: tl.constexpr = 4
-    PARTS: tl.constexpr = 8
     row = tl.program_id(0) // 8  # long row, among those of all heads and sequences
     piece = tl.program_id(0) % 8  # of its tile
     first_item = row * parts
@@ -312,17 +311,13 @@ def dkdv_combine(
     k = k_rows[:, None]  # positions, [BLOCK_K, 1]
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
-    # parts of the row, 8 at a time
-    for p in tl.range(0, (parts + 7) >> 3):
-        next_part = p * PARTS + tl.arange(0, PARTS)
-        there = next_part < parts
-        item = (first_item + next_part) * 8 + piece
-        dk_at = item.to(tl.int64)[:, None, None] * (BLOCK_K * HEAD_DIM) + tl.arange(0, BLOCK_K)[None, :, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, None, :]
-        dk_part = tl.load(Part_dk + dk_at, mask=there[:, None, None], other=0.0)  # [PARTS, BLOCK_K, HEAD_DIM]
-        dv_at = item.to(tl.int64)[:, None, None] * (BLOCK_K * VALUE_DIM) + tl.arange(0, BLOCK_K)[None, :, None] * VALUE_DIM + tl.arange(0, VALUE_DIM)[None, None, :]
-        dv_part = tl.load(Part_dv + dv_at, mask=there[:, None, None], other=0.0)  # [PARTS, BLOCK_K, VALUE_DIM]
-        dk += tl.sum(dk_part, 0)
-        dv += tl.sum(dv_part, 0)
+    # parts of the row, in order
+    for p in tl.range(0, parts):
+        item = (first_item + p) * 8 + piece
+        dk_part = tl.load(Part_dk + item.to(tl.int64) * (BLOCK_K * HEAD_DIM) + tl.arange(0, BLOCK_K)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :])  # [BLOCK_K, HEAD_DIM]
+        dv_part = tl.load(Part_dv + item.to(tl.int64) * (BLOCK_K * VALUE_DIM) + tl.arange(0, BLOCK_K)[:, None] * VALUE_DIM + tl.arange(0, VALUE_DIM)[None, :])  # [BLOCK_K, VALUE_DIM]
+        dk += dk_part
+        dv += dv_part
     dk_base = dK + b.to(tl.int64) * dk_stride_b + g.to(tl.int64) * dk_stride_h
     dk_offsets = tl.arange(0, BLOCK_K)[:, None] * dk_stride_n + tl.arange(0, HEAD_DIM)[None, :]
     dk_step = tl.full([], BLOCK_K, tl.int64) * dk_stride_n  # from tile to tile
@@ -354,7 +349,6 @@ def fused_combine(
     HEAD_DIM: tl.constexpr = 64
     VALUE_DIM: tl.constexpr = 64
     HEADS: tl.constexpr = 4
-    PARTS: tl.constexpr = 8
     row = tl.program_id(0) // 8  # long row, among those of all heads and sequences
     piece = tl.program_id(0) % 8  # of its tile
     first_item = row * parts
@@ -368,17 +362,13 @@ def fused_combine(
     k = k_rows[:, None]  # positions, [BLOCK_K, 1]
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
-    # parts of the row, 8 at a time
-    for p in tl.range(0, (parts + 7) >> 3):
-        next_part = p * PARTS + tl.arange(0, PARTS)
-        there = next_part < parts
-        item = (first_item + next_part) * 8 + piece
-        dk_at = item.to(tl.int64)[:, None, None] * (BLOCK_K * HEAD_DIM) + tl.arange(0, BLOCK_K)[None, :, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, None, :]
-        dk_part = tl.load(Part_dk + dk_at, mask=there[:, None, None], other=0.0)  # [PARTS, BLOCK_K, HEAD_DIM]
-        dv_at = item.to(tl.int64)[:, None, None] * (BLOCK_K * VALUE_DIM) + tl.arange(0, BLOCK_K)[None, :, None] * VALUE_DIM + tl.arange(0, VALUE_DIM)[None, None, :]
-        dv_part = tl.load(Part_dv + dv_at, mask=there[:, None, None], other=0.0)  # [PARTS, BLOCK_K, VALUE_DIM]
-        dk += tl.sum(dk_part, 0)
-        dv += tl.sum(dv_part, 0)
+    # parts of the row, in order
+    for p in tl.range(0, parts):
+        item = (first_item + p) * 8 + piece
+        dk_part = tl.load(Part_dk + item.to(tl.int64) * (BLOCK_K * HEAD_DIM) + tl.arange(0, BLOCK_K)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :])  # [BLOCK_K, HEAD_DIM]
+        dv_part = tl.load(Part_dv + item.to(tl.int64) * (BLOCK_K * VALUE_DIM) + tl.arange(0, BLOCK_K)[:, None] * VALUE_DIM + tl.arange(0, VALUE_DIM)[None, :])  # [BLOCK_K, VALUE_DIM]
+        dk += dk_part
+        dv += dv_part
     dk_base = dK + b.to(tl.int64) * dk_stride_b + g.to(tl.int64) * dk_stride_h
     dk_offsets = tl.arange(0, BLOCK_K)[:, None] * dk_stride_n + tl.arange(0, HEAD_DIM)[None, :]
     dk_step = tl.full([], BLOCK_K, tl.int64) * dk_stride_n  # from tile to tile
