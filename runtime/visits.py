@@ -157,6 +157,8 @@ class _Rows:
             return (walks & (lo[..., None] <= tile) & (tile < hi[..., None])).sum(-1)
         walks = self._walks(slot, env, tile)
         before = torch.nn.functional.pad(walks.cumsum(-1), (1, 0))
+        # Bounds that are the same for all rows have no axis of rows.
+        lo, hi = torch.broadcast_tensors(torch.atleast_1d(lo), torch.atleast_1d(hi))
         shape = torch.broadcast_shapes(before.shape[:-1], lo.shape[:-1])
         lo, hi, before = (x.expand(*shape, -1) for x in (lo, hi, before))
         return before.gather(-1, hi) - before.gather(-1, lo)
