@@ -31,7 +31,7 @@ def states(kernel: dict[str, Any], walked: int) -> np.ndarray:
 def drawn(text: str, kind: str) -> list[list[int]]:
     """The marks of a kernel's picture, two columns wide."""
     lines = itertools.dropwhile(lambda line: not line.startswith(kind), text.splitlines())
-    rows = [line[7:] for line in lines if line[:6].strip().isdigit()]
+    rows = [line[7:] for line in itertools.takewhile(bool, lines) if line[:6].strip().isdigit()]
     marks = [mark for mark, _ in MARKS]
     return [[marks.index(row.ljust(2 * len(rows))[at]) for at in range(0, len(row), 2)] for row in rows]
 
@@ -51,9 +51,9 @@ def test_lists_are_those_of_the_mask(spdsl: Spdsl, pattern: str) -> None:
         block_q, block_k = kernel["block_q"], kernel["block_k"]
         tiles = mask.reshape(512 // block_q, block_q, 512 // block_k, block_k)
         expected = tiles.any((1, 3)).astype(int) + tiles.all((1, 3))
-        expected = expected.T if kernel["kinds"][0] == "dkdv" else expected
+        expected = expected.T if kernel["kinds"][0] in ("dkdv", "fused") else expected
         assert (states(kernel, expected.shape[1]) == expected).all()
-    assert [kind for kernel in found["kernels"] for kind in kernel["kinds"]] == ["forward", "dq", "dkdv"]
+    assert [kind for kernel in found["kernels"] for kind in kernel["kinds"]] == ["forward", "dq", "dkdv", "fused"]
 
 
 def spdsl_mask(pattern: str, n: int, inputs: dict[str, Any]) -> np.ndarray:
