@@ -53,8 +53,8 @@ def _over_heads(values: Values, stage: Pool, place: Place) -> Expr:
     depth = values.known(place).depth
     with program.loop(f"for {member} in range({count}):", depth, member):
         index: Expr = Index(name=member)
-        values.places.limits[member] = ratio - 1
         if stage.per == "g":
+            values.places.limits[member] = ratio - 1
             index = build.add(build.mul(place.at["g"], ratio), index)
         at = Place(at={**inner, over: tidy(index)})
         softmax = _filtered(values, stage)

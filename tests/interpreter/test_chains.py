@@ -170,3 +170,30 @@ def test_softmax_of_infinite_scores_and_of_nothing() -> None:
     (found,) = graphs.selections(pattern, call).values()
     (plain,) = graphs.selections(pattern, graphs.Inputs(q=q, k=k, v=v, tables=tables, q_start=0)).values()
     assert torch.equal(dense(found, 7), dense(plain, 7))
+
+
+@pytest.mark.parametrize("reduced", ["mean(over = h)", "softmax |> sum(over = h)", "max(per = g)"])
+def test_reductions_over_heads_of_several_groups(reduced: str) -> None:
+    """Each head meets the keys of its own group, also where a reduction goes over the heads of all."""
+    text = (
+        f"pattern some() {{\n  let s = score(Q, K) |> only(k <= q) |> {reduced}\n  keep s |> only(k <= q) |> top(3)\n}}"
+    )
+    pattern = spdsl.compile(spdsl.loads(text)).bind(6, 2, 16)
+    generator = torch.Generator().manual_seed(3)
+    q = torch.randint(-2, 3, (1, 6, 37, 16), generator=generator).half()
+    k = torch.randint(-2, 3, (1, 2, 37, 16), generator=generator).half()
+    sets = []
+    for kernels in (True, False):
+        call = graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=kernels)
+        assert not kernels or all(word.startswith("by kernels") for word in graphs.makers(pattern, call).values())
+        (found,) = graphs.selections(pattern, call).values()
+        sets.append(dense(found, 37))
+    assert torch.equal(*sets)
+
+
+def test_vectors_of_unequal_length_are_refused() -> None:
+    pattern = spdsl.compile(spdsl.loads("pattern some() {\n  keep score(Q, V) |> only(k <= q) |> top(3)\n}"))
+    q, k, v = torch.zeros(1, 2, 9, 16), torch.zeros(1, 2, 9, 16), torch.zeros(1, 2, 9, 32)
+    call = graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0, kernels=True)
+    with pytest.raises(spdsl.SpatError, match="vectors of 16 and of 32 numbers"):
+        graphs.selections(pattern.bind(2, 2, 16), call)
