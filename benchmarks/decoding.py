@@ -32,6 +32,9 @@ from benchmarks.chart import between
 inductor.compile_threads = 1  # or its processes start beside what is timed first
 
 ROUNDS = 3
+MOST_ERROR = 1e-2
+"""Of an output in bfloat16 against float64, relative to its norm."""
+
 Run = Callable[[], Tensor]
 
 
@@ -161,6 +164,8 @@ def measure(case: Case, rate: float, *, peers: bool, only_compile: bool) -> list
         return []
     row, read = _mask(case, lengths)
     errors = {name: _error(case, out, q, k, v, row) for name, out in outs.items()}
+    if not errors["spdsl"] < MOST_ERROR:
+        raise SystemExit(f"{case.name}: relative error {errors['spdsl']:.1e}, at most {MOST_ERROR} is right in bf16")
     size = read * case.groups * 2 * case.dim * k.element_size()
     found = []
     for name, run in runs.items():

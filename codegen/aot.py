@@ -106,7 +106,7 @@ def _compile(kernel: Kernel, text: KernelSource, gpu: Any, target: str) -> Binar
     }
     language = GluonASTSource if gluon else ASTSource
     source = language(fn=function, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = compile_kept(source, gpu, options_of(kernel, kernel.stages))
+    compiled = compile_kept(source, gpu, options_of(kernel.warps, kernel.stages, kernel.registers))
     extension = "hsaco" if target.startswith("gfx") else "cubin"
     binary = compiled.asm[extension]
     amd = extension == "hsaco"

@@ -34,7 +34,6 @@ from spdsl import __version__
 from spdsl.cache.entries import Entry, digest
 from spdsl.cache.store import store
 from spdsl.codegen import readiness
-from spdsl.codegen.blocks import Kernel
 
 _KEPT = ("cubin", "hsaco", "amdgcn", "json")
 """Endings of the files that are kept: the binary, what Triton knows of it, and the text that tells an AMD kernel's
@@ -65,15 +64,14 @@ def compile_kept(source: Any, target: Any, options: Mapping[str, Any]) -> Compil
         return KeptCompiler(compiler=triton.compile)(source, target=target, options=options)
 
 
-def options_of(kernel: Kernel, stages: int) -> dict[str, Any]:
+def options_of(warps: int = 4, stages: int = 3, registers: int | None = None) -> dict[str, Any]:
     """What Triton is told when it compiles a kernel, on the first launch or ahead of time.
 
-    A product and a sum become one instruction, which from Triton 3.10 on is no longer the default.
+    A product and a sum become one instruction, which from Triton 3.10 on is no longer the default.  ``registers`` is
+    the most that a thread may have; Triton for AMD knows no such option.
     """
-    found: dict[str, Any] = {"num_warps": kernel.warps, "num_stages": stages, "enable_fp_fusion": True}
-    if kernel.registers is not None:
-        found["maxnreg"] = kernel.registers
-    return found
+    found: dict[str, Any] = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    return found if registers is None else {**found, "maxnreg": registers}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

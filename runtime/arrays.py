@@ -154,16 +154,26 @@ class Arrays:
                 return prefix(self, stage, rows, memo)
             case Descend():
                 from spdsl.runtime.graphs import lists
-                from spdsl.runtime.narrowed import UncoveredError, descended
+                from spdsl.runtime.narrowed import NotNarrowedError, descended
 
                 try:
                     return descended(self, stage, rows, lists)
-                except UncoveredError as reason:
-                    raise error("SP405", f"`descend` of {reason} is not worked out yet", stage.span) from None
+                except NotNarrowedError as reason:
+                    raise error(
+                        "SP405",
+                        f"`descend` of {reason} is not worked out yet",
+                        stage.span,
+                        help="descend the score of each query itself",
+                    ) from None
             case Mark(value=value):
                 return self.full(value, stage.axes, rows, memo)
             case Attention() | Merge():
-                raise error("SP405", "a selection by the result of attention is not worked out yet", stage.span)
+                raise error(
+                    "SP405",
+                    "a selection by the result of attention is not worked out yet",
+                    stage.span,
+                    help="select by scores, or by a softmax of scores",
+                )
             case _:
                 assert_never(stage)
 
@@ -188,20 +198,12 @@ class Arrays:
         names = dict.fromkeys((*left[0], *right[0]))
         letters = {axis: chr(ord("a") + place) for place, axis in enumerate(names)}
         wanted = [each for axis in stage.axes for each in (("g", "r") if axis == "h" and "r" in names else (axis,))]
-        if "r" in names and "g" not in names:
-            raise AssertionError(stage)
         spelled = ["".join(letters[axis] for axis in axes) for axes in (left[0], right[0], ("b", *wanted))]
         batch = max(left[1].shape[0], right[1].shape[0])
         one, two = (x.expand(batch, *x.shape[1:]) if x.shape[0] != batch else x for x in (left[1], right[1]))
-        size = one.shape[left[0].index(stage.over)]
+        size, other = one.shape[left[0].index(stage.over)], two.shape[right[0].index(stage.over)]
+        refuse_unequal(stage, size, other)
         scale = 1 / math.sqrt(size) if stage.scale is None else float(self.evaluate(stage.scale, (), None, memo))
-        if one.shape[left[0].index(stage.over)] != two.shape[right[0].index(stage.over)]:
-            raise error(
-                "SP346",
-                f"vectors of {size} and of {two.shape[right[0].index(stage.over)]} numbers cannot be multiplied",
-                stage.span,
-                help=f"give both the same number of features along `{stage.over}`",
-            )
         product = torch.einsum(f"{spelled[0]},{spelled[1]}->{spelled[2]}", one, two)
         if scale != 1:
             product = product * scale
@@ -348,7 +350,7 @@ class Arrays:
 
     def reads_whole(self, node: Load) -> bool:
         """Whether a tensor, stage or input is read along its own axes, in order."""
-        declared: tuple[str, ...] | None = _TENSOR_AXES.get(node.table)
+        declared: tuple[str, ...] | None = TENSOR_AXES.get(node.table)
         if declared is None and node.table in self.stages:
             declared = self.stages[node.table].axes
         if declared is None:
@@ -380,7 +382,7 @@ class Arrays:
             labels = tuple(_at(axes, label) if side_of(label) == "q" else label for label in own)
         else:
             value = self.tensors[name]
-            declared = _TENSOR_AXES[name] if name in TENSORS else self.lines.labels(name)
+            declared = TENSOR_AXES[name] if name in TENSORS else self.lines.labels(name)
             if declared[:1] == ("b",):
                 declared = declared[1:]
             indices = node.indices[-len(declared) :] if declared else ()
@@ -461,7 +463,18 @@ class Arrays:
         return found
 
 
-_TENSOR_AXES = {"Q": ("h", "q", "d"), "K": ("g", "k", "d"), "V": ("g", "k", "d")}
+TENSOR_AXES = {"Q": ("h", "q", "d"), "K": ("g", "k", "d"), "V": ("g", "k", "d")}
+
+
+def refuse_unequal(stage: Score, one: int, other: int) -> None:
+    """Refuse a product of vectors of ``one`` and of ``other`` numbers."""
+    if one != other:
+        raise error(
+            "SP346",
+            f"vectors of {one} and of {other} numbers cannot be multiplied",
+            stage.span,
+            help=f"give both the same number of features along `{stage.over}`",
+        )
 
 
 def _is_feature(axis: str) -> bool:

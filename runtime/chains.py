@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from spdsl.codegen.binaries import keeping
+from spdsl.codegen.binaries import keeping, options_of
 from spdsl.codegen.chains.emit import emit_chain, emit_choose, table_arguments
 from spdsl.codegen.chains.lower import Chain, ChainKernel, below, lower_chain, uncovered
 from spdsl.codegen.chains.places import UncoveredError
 from spdsl.codegen.load import load
 from spdsl.diagnostics import error
-from spdsl.runtime.arrays import Arrays
+from spdsl.runtime.arrays import Arrays, refuse_unequal
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.operands import Operand, operand, terms_of
+from spdsl.runtime.ranking import FAR, joined
 from spdsl.runtime.split import multiprocessors
 from spdsl.semantics.graph import Mark, Score, Select, Softmax, Stage, on_side, parts
 from spdsl.semantics.nodes import Const
@@ -148,38 +149,26 @@ def loaded(arrays: Arrays, name: str) -> Loaded | None:
     return found
 
 
-def chosen_lists(arrays: Arrays, name: str) -> Tensor | None:
-    """The lists of a selection, int32 ``[batch or 1, …, rows, most]``, or None."""
+def chosen_lists(arrays: Arrays, name: str, width: int | None) -> Tensor | None:
+    """The lists of a selection, int32 ``[batch or 1, …, rows, most]``, or None; ``width`` is the most entries of a row
+    where that is known beforehand."""
     found = loaded(arrays, name)
     if found is None:
         return None
     run = _Run.of(arrays, found)
     stage = arrays.stages[name]
     rows = arrays.lines.size(found.chain.rows)
-    width = _width(arrays, stage)
     if not rows or not run.columns or width == 0:
         shape = (run.batch, *((run.heads,) if found.chain.heads else ()), rows, 1)
-        return torch.full(shape, 2**31 - 1, dtype=torch.int32, device=arrays.lines.device)
+        return torch.full(shape, FAR, dtype=torch.int32, device=arrays.lines.device)
     for kernel in found.chain.kernels[:-1]:
         run.sums[kernel.stage] = run.summed(kernel)
     pitch = -(-run.columns // 16) * 16
     step = max(1, min(rows, KEYS // (pitch * run.batch * run.heads)))
     step = max(1, step // 128 * 128) if step >= 128 else step
     made = [run.chosen(stage, first, min(step, rows - first), pitch, width) for first in range(0, rows, step)]
-    if len(made) > 1:
-        widest = max(part.shape[-1] for part in made)
-        made = [torch.nn.functional.pad(part, (0, widest - part.shape[-1]), value=2**31 - 1) for part in made]
-    lists = made[0] if len(made) == 1 else torch.cat(made, 2)
+    lists = made[0] if len(made) == 1 else joined(made, 2)
     return lists if found.chain.heads else lists[:, 0]
-
-
-def _width(arrays: Arrays, stage: Stage) -> int | None:
-    """The most entries of a row where that is known beforehand."""
-    match stage:
-        case Select(by="count", amount=Const(value=count), over=over):
-            return max(0, min(int(count), arrays.lines.size(over)))
-        case _:
-            return None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -202,11 +191,15 @@ class _Run:
         made: dict[object, Operand] = {}
         for name, vectors in sorted(by_name.items(), reverse=True):  # queries before keys
             query = operands.get(name.removesuffix("_k") + "_q")
-            dtype = query.tensor.dtype if query is not None and _is_short(query.tensor) else None
+            dtype = query.tensor.dtype if query is not None and query.is_short else None
             key = (vectors.expr, vectors.axes, vectors.terms, dtype)
             if key not in made:
                 made[key] = operand(arrays, vectors, dtype)
             operands[name] = made[key]
+        for stage in _read(arrays, chain.stage).scores:
+            ends = [operands[end].size(stage.over) for end in (f"{stage.name}_q", f"{stage.name}_k") if end in operands]
+            if len(ends) == 2:
+                refuse_unequal(stage, *ends)
         tables = {name for kernel in chain.kernels for name, _ in kernel.arguments.tables}
         batches = [each.batch for each in operands.values()]
         batches += [arrays.tensors[name].shape[0] for name in tables]
@@ -291,9 +284,7 @@ class _Run:
         values = self._values(kernel)
         while True:
             programs = grid(tiling)
-            options = {"num_warps": tiling.warps, "num_stages": tiling.stages}
-            # Triton for AMD knows no such option.
-            options |= {"maxnreg": tiling.registers} if tiling.registers and torch.version.hip is None else {}
+            options = options_of(tiling.warps, tiling.stages, None if torch.version.hip else tiling.registers)
             blocks = {"BLOCK_R": tiling.rows, "BLOCK_C": tiling.columns}
             try:
                 with keeping(function, device.index if device.type == "cuda" else None):
@@ -313,9 +304,9 @@ class _Run:
                 return tiling
 
     def _tiling(self, kernel: ChainKernel, rows: int) -> Tiling:
-        tensors = [self.operands[each.name].tensor for each in kernel.arguments.vectors]
+        operands = [self.operands[each.name] for each in kernel.arguments.vectors]
         few = rows * max(1, self.batch) < 2 * 128 * multiprocessors(self.arrays.lines.device)
-        return tiling_of(kernel, long=any(not _is_short(each) for each in tensors), few=few)
+        return tiling_of(kernel, long=not all(each.is_short for each in operands), few=few)
 
     def _values(self, kernel: ChainKernel) -> dict[str, Any]:
         """The arguments of a kernel that do not depend on which rows it computes."""
@@ -351,10 +342,6 @@ class _Run:
         return 1 / math.sqrt(self.operands[f"{name}_q"].size(stage.over))
 
 
-def _is_short(tensor: Tensor) -> bool:
-    return tensor.dtype in (torch.bfloat16, torch.float16)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
     """Rows of keys, int32 ``[chunks, rows, pitch]``, and how many of so many columns there are in each: ``ends``, int32
@@ -382,7 +369,7 @@ def choose(given: Keys, by: str, amounts: Tensor, width: int | None) -> Tensor:
     def run(lists: Tensor, *, find: bool, write: bool) -> None:
         settings = {**fixed, **shape, "lists": lists, "width": lists.shape[1], "FIND": find, "WRITE": write}
         with keeping(function, device.index if device.type == "cuda" else None):
-            function[(-(-rows // each),)](**settings, num_warps=warps)
+            function[(-(-rows // each),)](**settings, **options_of(warps))
 
     if width is not None:
         lists = torch.empty(rows, max(1, width), dtype=torch.int32, device=device)

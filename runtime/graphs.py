@@ -21,7 +21,7 @@ from spdsl.runtime.lines import Lines
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.narrowed import chosen_among
 from spdsl.runtime.operator import with_batch
-from spdsl.runtime.ranking import as_lists
+from spdsl.runtime.ranking import as_lists, joined
 from spdsl.semantics.graph import Attention, Export, Merge, Select, StageGraph, is_free, loads, on_side, side_of
 from spdsl.semantics.graph import parts as parts_of
 from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load, Table
@@ -129,7 +129,8 @@ def exports(pattern: BoundPattern, call: Inputs, *, compact: bool = False) -> di
 
     With ``compact`` sets of pairs are lists of keys.
     """
-    values, chosen = _arrays(pattern, call, grad=True), _arrays(pattern, call, grad=False)
+    values = _arrays(pattern, call, grad=True)
+    chosen = _arrays(pattern, call, grad=False) if compact else values
     return {
         each.name: _listed(chosen, each) if compact and _is_of_pairs(each) else _exported(values, each)
         for each in _graph(pattern).exports
@@ -157,7 +158,7 @@ def _listed(chosen: Arrays, exported: Export) -> Tensor:
             for some in rows.split(max(1, chosen.budget // max(1, width))):
                 part = _export_rows(chosen, exported, some)
                 parts.append(as_lists(part, max(1, int(part.sum(-1).max()) if part.numel() else 0)))
-            found = _joined(parts, 1 + exported.axes.index(axis))
+            found = joined(parts, 1 + exported.axes.index(axis))
     return found.expand(chosen.lines.batch, *found.shape[1:])
 
 
@@ -232,6 +233,9 @@ def _refuse_lists(pattern: BoundPattern) -> None:
 # ---------------------------------------------------------------- softmaxes
 
 
+_MOST = 512
+"""Softmaxes whose patterns are remembered."""
+
 _patterns: dict[tuple[int, str], tuple[BoundPattern, BoundPattern]] = {}
 
 
@@ -240,6 +244,8 @@ def _pattern_of(pattern: BoundPattern, name: str) -> BoundPattern:
     # By identity: hashing a pattern takes longer than a launch.  The entry keeps it alive.
     key = id(pattern), name
     if key not in _patterns:
+        if len(_patterns) >= _MOST:
+            _patterns.clear()
         _patterns[key] = pattern, softmax_pattern(pattern, name)
     return _patterns[key][1]
 
@@ -290,21 +296,21 @@ def _operands(pattern: BoundPattern, stage: Attention, call: Inputs, chosen: Arr
 def selections(pattern: BoundPattern, call: Inputs) -> dict[str, Tensor]:
     """All sets of pairs that the softmaxes of a pattern read, as `lists`, by the names of their stages."""
     chosen = _arrays(pattern, call, grad=False)
-    tables = [table for stage in _graph(pattern).attentions for table in _pattern_of(pattern, stage.name).tables]
     with torch.no_grad():
-        return {table.name: lists(chosen, table.name) for table in tables if table.listed}
+        return {name: lists(chosen, name) for name in _read_as_lists(pattern)}
+
+
+def _read_as_lists(pattern: BoundPattern) -> list[str]:
+    """The stages that softmaxes read as lists."""
+    tables = (table for stage in _graph(pattern).attentions for table in _pattern_of(pattern, stage.name).tables)
+    return list(dict.fromkeys(table.name for table in tables if table.listed))
 
 
 def makers(pattern: BoundPattern, call: Inputs) -> dict[str, str]:
     """How the `selections` of a call are made, in words."""
     chosen = _arrays(pattern, call, grad=False)
     found = {}
-    for name in dict.fromkeys(
-        table.name
-        for stage in _graph(pattern).attentions
-        for table in _pattern_of(pattern, stage.name).tables
-        if table.listed
-    ):
+    for name in _read_as_lists(pattern):
         found[name] = "by torch, some rows at a time"
         if chosen.kernels:
             from spdsl.runtime.chains import lowered
@@ -383,16 +389,15 @@ def lists(arrays: Arrays, name: str) -> Tensor:
 
 
 def _lists(arrays: Arrays, name: str) -> Tensor:
-    found = None
+    found, width = None, _width(arrays, name)
     if arrays.kernels:
         from spdsl.runtime.chains import chosen_lists
 
-        found = chosen_lists(arrays, name)
+        found = chosen_lists(arrays, name, width)
     found = chosen_among(arrays, name, lists) if found is None else found
     if found is not None:
         return found
     stage = arrays.stages[name]
-    width = _width(arrays, name)
     parts = []
     for rows in arrays.chunks(name):
         part = arrays.array(name, rows, Memo())
@@ -400,21 +405,14 @@ def _lists(arrays: Arrays, name: str) -> Tensor:
         parts.append(as_lists(part, max(1, most)))
     axis = on_side(stage.axes, "q")
     assert axis is not None
-    return _joined(parts, 1 + stage.axes.index(axis))
-
-
-def _joined(parts: list[Tensor], dim: int) -> Tensor:
-    """The lists of some rows after those of others."""
-    widest = max(part.shape[-1] for part in parts)
-    far = [torch.nn.functional.pad(part, (0, widest - part.shape[-1]), value=2**31 - 1) for part in parts]
-    return torch.cat(far, dim=dim)
+    return joined(parts, 1 + stage.axes.index(axis))
 
 
 def _width(arrays: Arrays, name: str) -> int | None:
     """The most elements of a row, where they are known without a look at the set."""
     match arrays.stages[name]:
         case Select(by="count", amount=Const(value=count), over=over, also=()) if side_of(over) == "k":
-            return min(int(count), arrays.lines.size(over))
+            return max(0, min(int(count), arrays.lines.size(over)))
         case _:
             return None
 

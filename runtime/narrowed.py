@@ -2,7 +2,7 @@
 
 From: a stage, rows of queries, and keys for each of them.  To: its values at these pairs, and lists of what is chosen
 among them.  Nothing of the size of all pairs is made: a row costs its candidates.  What is not covered here raises
-`UncoveredError`, and is computed whole.
+`NotNarrowedError`, and is computed whole.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from spdsl.semantics.rewrite import children, conjuncts, free_axes, walk
 Lists = Callable[[Arrays, str], Tensor]
 
 
-class UncoveredError(Exception):
+class NotNarrowedError(Exception):
     """Something that is computed for all pairs."""
 
 
@@ -66,7 +66,7 @@ def chosen_among(arrays: Arrays, name: str, lists: Lists) -> Tensor | None:
         return None
     try:
         return _chosen(arrays, stage, outer, row, key, heads[0] if heads else None, count, lists)
-    except UncoveredError:
+    except NotNarrowedError:
         return None
 
 
@@ -99,7 +99,7 @@ def _chosen(
         if len(above.axes) == 2:
             given = given.unsqueeze(1)
         elif head is None or (above.axes[0], head) == ("h", "g"):
-            raise UncoveredError("candidates of heads that choose together")
+            raise NotNarrowedError("candidates of heads that choose together")
         elif (above.axes[0], head) == ("g", "h"):
             given = given.repeat_interleave(lines.heads // lines.groups, 1)
         members = _children(arrays, coarse, key)
@@ -160,7 +160,7 @@ def descended(arrays: Arrays, stage: Descend, rows: Tensor | None, lists: Lists)
     row = on_side(stage.axes, "q")
     heads = [axis for axis in stage.axes if axis not in (row, stage.per)]
     if row is None or len(heads) > 1 or any(axis not in ("h", "g") for axis in heads):
-        raise UncoveredError("searches that are not of pairs, for each head")
+        raise NotNarrowedError("searches that are not of pairs, for each head")
     rows = arrays.lines.points_of_rows(row) if rows is None else rows
     keys = arrays.lines.points(stage.per).view(1, 1, 1, -1).expand(1, 1, len(rows), -1)
     head = heads[0] if heads else None
@@ -221,17 +221,17 @@ class _Values:
             case Load(table=name) if name in self.arrays.stages:
                 stage = self.arrays.stages[name]
                 if node.indices[-len(stage.axes) :] != tuple(map(index_of, stage.axes)):
-                    raise UncoveredError("arrays read elsewhere")
+                    raise NotNarrowedError("arrays read elsewhere")
                 return self.stage(stage)
             case _:
-                raise UncoveredError("inputs, and numbers of tensors")
+                raise NotNarrowedError("inputs, and numbers of tensors")
 
     def _on(self, axis: str) -> Tensor:
         """A coordinate of the rows or keys."""
         at, lines = self.at, self.arrays.lines
         own, here = (at.row, at.rows) if side_of(axis) == "q" else (at.key, at.keys)
         if axis != own and "." not in axis:
-            raise UncoveredError("positions inside of blocks")
+            raise NotNarrowedError("positions inside of blocks")
         points = self.arrays.points(own, here) if side_of(axis) == "q" else here
         found = points
         if axis != own:
@@ -244,7 +244,7 @@ class _Values:
         """A stage at the pairs, read along its own axes."""
         row, key = on_side(stage.axes, "q"), on_side(stage.axes, "k")
         if row is None or key is None:
-            raise UncoveredError("arrays of one side")
+            raise NotNarrowedError("arrays of one side")
         own = self._lifted(row, key)
         match stage:
             case Score():
@@ -260,7 +260,7 @@ class _Values:
             case Select():
                 return own.member(stage)
             case _:
-                raise UncoveredError("stages that look at whole rows")
+                raise NotNarrowedError("stages that look at whole rows")
 
     def _lifted(self, row: str, key: str) -> _Values:
         """The same pairs on coarser axes."""
@@ -269,7 +269,7 @@ class _Values:
             return self
         rows = self._on(row).view(-1) if row != at.row else at.rows
         if row == "q" != at.row:
-            raise UncoveredError("queries of blocks")
+            raise NotNarrowedError("queries of blocks")
         keys = self._on(key) if key != at.key else at.keys
         return _Values(self.arrays, Points(row=row, rows=rows, key=key, keys=keys, head=at.head), self.lists)
 
@@ -280,7 +280,7 @@ class _Values:
         if on_side(free_axes(left), "k") is not None:
             left, right = right, left
         if on_side(free_axes(left), "k") is not None or on_side(free_axes(right), "q") is not None:
-            raise UncoveredError("products of pairs")
+            raise NotNarrowedError("products of pairs")
         scale = stage.scale
         one = arrays.full(left, self._axes(left, at.row, stage.over), at.rows, Memo())
         two = arrays.full(right, self._axes(right, at.key, stage.over), None, Memo())
@@ -304,7 +304,7 @@ class _Values:
         if "h" not in read and "g" not in read:
             return value.unsqueeze(1)
         if "h" in read and self.at.head != "h":
-            raise UncoveredError("heads that choose together")
+            raise NotNarrowedError("heads that choose together")
         if "h" not in read and self.at.head == "h":
             return value.repeat_interleave(lines.heads // lines.groups, 1)
         return value
@@ -328,7 +328,7 @@ class _Values:
         """A reduction over the heads of a group, or over all of them, at the keys that these have in common."""
         at, lines = self.at, self.arrays.lines
         if at.head == "h" or (at.head == "g") != (stage.per == "g"):
-            raise UncoveredError("heads that choose together")
+            raise NotNarrowedError("heads that choose together")
         ratio = lines.heads // lines.groups
         keys = at.keys.repeat_interleave(ratio, 1) if at.keys.shape[1] > 1 else at.keys
         inner = Points(row=at.row, rows=at.rows, key=at.key, keys=keys, head="h")
@@ -346,7 +346,7 @@ class _Values:
             lists = lists.unsqueeze(1)
         elif self.at.head != stage.axes[0]:
             if (stage.axes[0], self.at.head) != ("g", "h"):
-                raise UncoveredError("heads that choose together")
+                raise NotNarrowedError("heads that choose together")
             lists = lists.repeat_interleave(self.arrays.lines.heads // self.arrays.lines.groups, 1)
         rows = lists[:, :, self.at.rows].unsqueeze(3)
         return in_lists(rows, self.at.keys)

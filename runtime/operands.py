@@ -13,14 +13,13 @@ from torch import Tensor
 
 from spdsl.codegen.chains.parts import Vectors
 from spdsl.codegen.chains.products import wrapped
-from spdsl.runtime.arrays import Arrays
+from spdsl.runtime.arrays import TENSOR_AXES, Arrays
 from spdsl.runtime.memo import Memo
 from spdsl.semantics.graph import TENSORS, Pool, Score, on_side
 from spdsl.semantics.nodes import Expr, Load
 from spdsl.semantics.rewrite import free_axes
 
 _SHORT = (torch.bfloat16, torch.float16)
-_AXES = {"Q": ("h", "q", "d"), "K": ("g", "k", "d"), "V": ("g", "k", "d")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +41,11 @@ class Operand:
     def size(self, axis: str) -> int:
         """The size of an axis."""
         return self.tensor.shape[self.tensor.dim() - len(self.axes) + self.axes.index(axis)]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether its numbers have 16 bits, which matrix units multiply."""
+        return self.tensor.dtype in _SHORT
 
     @property
     def batch(self) -> int:
@@ -103,7 +107,7 @@ def _made(arrays: Arrays, vectors: Vectors) -> Operand:
     axes = (*vectors.axes, vectors.rows, vectors.feature)
     match vectors.expr:
         case Load(table=name) if name in TENSORS and arrays.reads_whole(vectors.expr):
-            return Operand(tensor=arrays.tensors[name], axes=_AXES[name])
+            return Operand(tensor=arrays.tensors[name], axes=TENSOR_AXES[name])
         case Load(table=name) if name in arrays.stages:
             stage = arrays.stages[name]
             if set(stage.axes) == set(axes):

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spdsl.codegen.binaries import options_of
+
 LARGEST = 2048
 """Picks of a tile of queries that one program sorts."""
 
@@ -131,9 +133,12 @@ def write(  # type: ignore[no-untyped-def]
         tl.store(item_slots + item + part, tl.where(number > 1, slot + part, -1), mask=exist)
 
 
-def _run(kernel: Any, grid: tuple[int, ...], tensor: Tensor, *arguments: object, **options: object) -> None:
+def _run(
+    kernel: Any, grid: tuple[int, ...], tensor: Tensor, *arguments: object, warps: int = 4, **constants: object
+) -> None:
     if 0 in grid:
         return
+    options = {**constants, **options_of(warps)}
     if tensor.device.type == "cuda":
         with torch.cuda.device(tensor.device):
             kernel[grid](tensor, *arguments, **options)
@@ -160,7 +165,7 @@ def united(lists: Tensor, positions: int, blocks: int) -> tuple[Tensor, Tensor, 
     numbers = (found, bits, begin, end, queries, most, blocks, width)
     warps = max(1, min(8, positions * power // 128))
     grid = (tiles, batch * heads, 1)
-    _run(unite, grid, lists.contiguous(), *numbers, POSITIONS=positions, MOST=power, num_warps=warps)
+    _run(unite, grid, lists.contiguous(), *numbers, POSITIONS=positions, MOST=power, warps=warps)
     return begin, end, found, bits
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import Picks
 from spdsl.runtime.calls import Call, GatheredItems, PickedItems, TileList
+from spdsl.runtime.ranking import FAR
 from spdsl.runtime.recent import ByContent
 
 _passing: ByContent[TileList] = ByContent(size=6)
@@ -29,9 +30,6 @@ a large GPU.  It does not depend on the machine, so that sums repeat bitwise on 
 
 LEAST = 256
 """The least number of picks that is worth a part of its own."""
-
-FAR = 2**31 - 1
-"""No number of a block."""
 
 
 def picked_lists(call: Call, kernel: KernelPlan) -> TileList | PickedItems | GatheredItems:

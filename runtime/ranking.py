@@ -6,6 +6,8 @@ candidates, larger values, smaller indices; a NaN is absent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -93,6 +95,12 @@ def as_lists(chosen: Tensor, width: int) -> Tensor:
     room = torch.full((*chosen.shape[:-1], width + 1), FAR, dtype=torch.int32, device=chosen.device)
     numbers = torch.arange(chosen.shape[-1], dtype=torch.int32, device=chosen.device).expand(chosen.shape)
     return room.scatter_(-1, torch.where(chosen, place, width), numbers)[..., :width]
+
+
+def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """The lists of some rows after those of others, along ``dim``; all as wide as the widest."""
+    widest = max(part.shape[-1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, widest - part.shape[-1]), value=FAR) for part in parts], dim)
 
 
 FAR = 2**31 - 1

@@ -152,7 +152,7 @@ class Starter:
             known[grid](*arguments)
             return
         with keeping(self.function, device.index if device.type == "cuda" else None):
-            made = self.function[grid](**given, **options_of(self.kernel, stages))
+            made = self.function[grid](**given, **options_of(self.kernel.warps, stages, self.kernel.registers))
         # The interpreter gives back nothing.
         if key is not None and isinstance(made, CompiledKernel) and self.function.arg_names == list(self.names):
             if len(self.compiled) >= _MOST:

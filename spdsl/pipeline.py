@@ -166,5 +166,5 @@ def refuse_stages(key: str) -> None:
             "SP290",
             f"this command for `{pattern.name}`, whose stages depend on queries and keys, is not supported yet",
             pattern.span,
-            help="`spdsl explain` and `spdsl show` tell how its stages and softmaxes are computed",
+            help="`spdsl explain` and `spdsl show --emit plan` tell how it is computed; `spdsl.compile(…)` runs it",
         )

@@ -4,12 +4,8 @@ have in a kernel."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from spdsl.semantics.nodes import Expr
-
-Terms: TypeAlias = Literal[0, 1, 2, 3]
-"""Of how many numbers of 16 bits each number of keys is a sum; 0 for products of numbers of 32 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +22,7 @@ class Vectors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sums:
-    """What a softmax divides by, for each row: `stage` along ``axes``, its heads (if any) and rows."""
+    """What the softmax ``stage`` divides by, for each head (if any) and row."""
 
     name: str
     stage: str

@@ -1,7 +1,7 @@
 """Where an array of a stage is read: an index for each of its axes, as expressions of the names of a kernel.
 
 From: expressions written at a point of a stage's axes.  To: the same at a place, without coordinates.  Axes by tables,
-into parts, and of grids have no closed form here: `Uncovered` says so, and the stage is left to torch.
+into parts, and of grids have no closed form here: `UncoveredError` says so, and the stage is left to torch.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Place:
 class Members:
     """The entries of one axis for an entry of another: ``first`` and the ``most - 1`` after it.
 
-    ``last``, where given, is the last that counts.  ``begin`` and ``end`` tell what positions an entry of the first has
-    in common with that of the second, as a pair of expressions of an entry; None where entries count once.
+    ``last``, where given, is the last that counts.  ``weighed``: whether an entry counts once for each position that
+    both have in common, else once.
     """
 
     first: Expr

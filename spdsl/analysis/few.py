@@ -8,6 +8,7 @@ programs (`spdsl.runtime.split`).  Tensor cores want 16 rows at least; no more t
 from __future__ import annotations
 
 from spdsl.analysis.plans import Problem, Tiles
+from spdsl.analysis.tiles import lanes_of
 
 ROWS = (16, 64)
 """Rows of a tile: one kernel for decoding, one for several tokens at a time."""
@@ -26,7 +27,7 @@ def few_rows(shape: str, queries: int, heads: int, groups: int) -> int:
 
 def heads_together(heads: int, groups: int) -> int:
     """How many rows of a tile the query heads of a group take for each query: a power of two."""
-    return 1 << (heads // groups - 1).bit_length()
+    return lanes_of(heads // groups)
 
 
 def few_tiles(problem: Problem, together: int, target: str) -> Tiles:

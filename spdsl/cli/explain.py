@@ -103,6 +103,9 @@ def explain(
     key = key_of(loaded.checked, values, layer, None, False)
 
     if loaded.checked.graph is not None:
+        if over or plot:
+            message = f"no table over sizes is made of `{loaded.name}` yet, which selects by scores; vary `-n` instead"
+            raise typer.BadParameter(message, param_hint="--over" if over else "--plot")
         _stages(key, sizes, value_dim or head_dim, DTYPES[dtype], inputs, generated, target, seed, as_json)
         return
     q, k, v = shaped(sizes, value_dim or head_dim, DTYPES[dtype])

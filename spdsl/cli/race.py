@@ -66,6 +66,7 @@ def race(task: Race, watch: Watch | None = None) -> dict[str, Any]:
         raise error(
             "SP290",
             f"`{task.pattern.name}` selects by scores, and the pairs that it keeps are not counted yet",
+            task.pattern.checked.span,
             help="time calls of `spdsl.compile(…)` in Python",
         )
     file = {} if task.data is None else read_tensors(task.data)

@@ -45,8 +45,7 @@ triton.compiler.compile = triton.compiler.compiler.compile = count
 
 def run(self, kernel, grid, given, stages, device):
     function = self._function(kernel)
-    options = {"num_warps": kernel.warps, "num_stages": stages}
-    options |= {"maxnreg": kernel.registers} if kernel.registers else {}
+    options = binaries.options_of(kernel.warps, stages, kernel.registers)
     with binaries.keeping(function, 0):
         made = function.run(**given, grid=grid, warmup=True, **options)
     assert made.kernel[:4] == b"\\x7fELF" and made.metadata.shared > 0

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import spdsl
+from spdsl.codegen.binaries import options_of
 from spdsl.codegen.chains.emit import emit_chain, emit_choose
 from spdsl.codegen.chains.lower import Chain, ChainKernel, lower_chain
 from spdsl.codegen.load import load
@@ -79,8 +80,7 @@ def test_built(name: str, target: str) -> None:
         tiling = chains.tiling_of(kernel, long=name in LONG, few=False)
         while True:
             given = {**fixed, "BLOCK_R": tiling.rows, "BLOCK_C": tiling.columns}
-            options = {"num_warps": tiling.warps, "num_stages": tiling.stages}
-            options |= {"maxnreg": tiling.registers} if tiling.registers and target[0] == "s" else {}
+            options = options_of(tiling.warps, tiling.stages, tiling.registers if target[0] == "s" else None)
             made = built(getattr(module, kernel.name), target, given, types, options)
             # The run time takes a smaller tile where one does not fit, as here.
             if made.metadata.shared <= SHARED[target]:
@@ -109,5 +109,5 @@ def test_choosing_is_built(by: str, target: str) -> None:
         "lists": "*i32",
         "row_ends": "*i32",
     }
-    made = built(load(emit_choose()).choose, target, given, types, {"num_warps": 4})
+    made = built(load(emit_choose()).choose, target, given, types, options_of(4))
     assert made.metadata.shared <= SHARED[target]

@@ -114,3 +114,9 @@ def test_the_report_of_a_selection(spdsl: Spdsl) -> None:
     assert answer.status == 0, answer
     assert "whatever is chosen" in answer.out
     assert answer.out.count("proven") == 2
+
+
+def test_no_table_over_sizes_is_made_of_a_selection(spdsl: Spdsl) -> None:
+    answer = spdsl("explain", "moba", "--over", "n=1024,2048")
+    assert answer.status == 2
+    assert "moba" in answer.err

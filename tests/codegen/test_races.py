@@ -107,8 +107,9 @@ def launch(name: str, n: int = N, **parameters: object) -> None:
 @pytest.mark.parametrize("name", PATTERNS)
 def test_no_access_races(name: str, deterministic: bool, started: list[Launch]) -> None:
     launch(name, deterministic=deterministic)
-    backward = "ordered" if deterministic else "fused"
-    assert {"forward", backward} >= {each.kernel.name for each in started} >= {"forward"}
+    # Lists of tiles keep the separate kernels where sums have an order.
+    backward = {"fused"} if not deterministic else {"ordered"} - {"ordered" if name == "bigbird" else ""}
+    assert {each.kernel.name for each in started} == {"forward"} | backward
     for each, seed in itertools.product(started, range(2)):
         each.run(each.text, seed)
 

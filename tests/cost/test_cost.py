@@ -148,7 +148,7 @@ def test_measured_times_are_met() -> None:
         errors[case, "forward"] = abs(found.forward * 1e3 / now["forward_ms"] - 1)
         if made.plan.fused is not None and made.plan.fused.pairs is not None:
             # The run is of a backward whose programs owned neighbouring tiles.
-            assert found.backward * 1e3 < known["backward_ms"][case]
+            assert 0.4 < found.backward * 1e3 / known["backward_ms"][case] < 1
             continue
         backward = now.get("backward_ms", known["backward_ms"][case])
         errors[case, "backward"] = abs(found.backward * 1e3 / backward - 1)

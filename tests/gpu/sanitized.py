@@ -41,7 +41,6 @@ class Family:
     dim: int = 128
     dtype: torch.dtype = torch.bfloat16
     deterministic: bool = False
-    n: int = N
 
 
 def _documents() -> dict[str, Tensor]:
@@ -89,7 +88,7 @@ def main(name: str) -> None:
     attn = spdsl.compile(pattern, deterministic=family.deterministic, **family.parameters)
     batch, heads, groups = SIZE
     torch.manual_seed(0)
-    shapes = ((batch, heads, family.n, family.dim), *2 * ((batch, groups, family.n, family.dim),))
+    shapes = ((batch, heads, N, family.dim), *2 * ((batch, groups, N, family.dim),))
     leaves = [torch.randn(shape, device="cuda", dtype=family.dtype, requires_grad=True) for shape in shapes]
     inputs = family.inputs()
     trained = [value for value in inputs.values() if value.requires_grad]

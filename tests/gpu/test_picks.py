@@ -12,7 +12,7 @@ from torch import Tensor
 from spdsl import prepare
 from spdsl.pipeline import bound, key_of, opened, read, softmax_key
 from spdsl.runtime import operator
-from spdsl.runtime.picks import FAR
+from spdsl.runtime.ranking import FAR
 from tests.library.compare import TOLERANCE, relative_error
 
 pytestmark = pytest.mark.gpu

@@ -226,11 +226,6 @@ def dma(q: Array, k: Array, v: Array, given: Given) -> Array:
     return attended(q, k, v, seen, bias=delta)
 
 
-def _samples(queries: range, keys: range, step: int) -> bool:
-    """Whether a cell has a pair on its antidiagonal."""
-    return any((t + s) % step == step - 1 for t in queries for s in keys)
-
-
 def xattention(q: Array, k: Array, v: Array, given: Given) -> Array:
     size, step, mass = given["block"], given["stride"], given["mass"]
     heads, n, d = q.shape

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime import picks
-from spdsl.runtime.picks import FAR, as_they_are, by_key, gathered, part_size, transposed, unions
+from spdsl.runtime.picks import as_they_are, by_key, gathered, part_size, transposed, unions
+from spdsl.runtime.ranking import FAR
 
 
 def lists(shape: tuple[int, int, int, int], blocks: int, seed: int) -> Tensor:
