@@ -81,10 +81,7 @@ def test_the_table_of_the_page_is_that_of_the_results() -> None:
     rows = json.loads(RESULTS.read_text())
     page = (BENCHMARKS / "README.md").read_text()
     assert page == between(page, table(rows)), "run `python -m benchmarks chart` with --table"
-    assert (
-        "| swa1024 | 0.58 (466) | 0.85 (317) | 0.84 (324) | – | 0.39 | 1.67 (405) | 2.31 (292) | 2.32 (292) | – | 0.99 |"
-        in table(rows)
-    )
+    assert "| swa1024 | 0.58 (466) | 0.85 (317) | 0.84 (324) | – | 0.39 | 1.67 (405) | 2.31 (292)" in table(rows)
     with pytest.raises(ValueError, match="no place for the table"):
         between("nothing", "text")
     assert between(f"a\n{BEGIN}\nold\n{END}\nb", "new\n") == f"a\n{BEGIN}\n\nnew\n\n{END}\nb"
