@@ -2,9 +2,9 @@
 
 Every subject is planned with each of the candidates and its kernels are timed alone, captured in CUDA graphs, so that
 no host time counts.  ``--build`` plans, counts and compiles all that on the processors of the machine and leaves it in
-``--folder``; without it, what is there is measured, the most important first, by one process at a time, for as many
-seconds as are given.  The first line of the result is about the machine, the others are dense attention at one shape,
-or a kernel's work, as the model sees it, with its time.
+``--folder``; without it, what is there, and with ``--wait`` what comes there meanwhile, is measured, the most
+important first, by one process at a time, for as many seconds as are given.  The first line of the result is about the
+machine, the others are dense attention at one shape, or a kernel's work, as the model sees it, with its time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -48,8 +48,8 @@ GROUPS: tuple[tuple[Group, tuple[Kind, ...]], ...] = (
     ("other", ("forward",)),
     ("backward", ("dq", "dkdv")),
 )
-"""What is built and measured together, the most important first: the plan's own kernels with candidates in their
-language, then candidates in the other, then those of the backward kernels."""
+"""What is built and measured together: the plan's own kernels with candidates in their language, candidates in the
+other, and those of the backward kernels, which come last of all."""
 
 TARGET = "sm_90"
 
@@ -61,9 +61,14 @@ class Task:
     family: int
     group: Group
 
+    @property
+    def name(self) -> str:
+        """What ``--tasks`` calls it."""
+        return f"{self.group}-{self.family:03}"
+
     def file(self, folder: Path) -> Path:
         """What is known of it before anything runs."""
-        return folder / f"{self.group}-{self.family:03}.pickle"
+        return folder / f"{self.name}.pickle"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +99,12 @@ def families() -> list[list[Subject]]:
     return sorted(found.values(), key=len, reverse=True)
 
 
-def tasks(groups: Sequence[Group]) -> list[Task]:
-    """All tasks of some groups, the most important first."""
-    count = len(families())
-    return [Task(family=family, group=group) for group in groups for family in range(count)]
+def tasks() -> list[Task]:
+    """All tasks: of one family after the other the forward kernels, so that all candidates of a kernel are measured in
+    one run, and then the backward ones."""
+    numbers = range(len(families()))
+    forward = [Task(family=family, group=group) for family in numbers for group in ("main", "other")]
+    return forward + [Task(family=family, group="backward") for family in numbers]
 
 
 def plans_of(base: Plan, group: Group, most: int) -> Iterator[tuple[Plan, Kind]]:
@@ -149,10 +156,10 @@ def attention_of(subject: Subject) -> spdsl.Attention:
 def build(task: Task, folder: Path, until: float, most: int) -> int:
     """Plan, count and compile the kernels of a task, and run each once where there is a GPU; returns how many.
 
-    Whatever is not begun ``until`` then is left out.
+    A task that is not whole ``until`` then, or that is there, is left.
     """
     subjects = families()[task.family]
-    if time.time() > until or not _wanted(task, subjects):
+    if time.time() > until or not _wanted(task, subjects) or task.file(folder).exists():
         return 0
     calls = [call_of(subject, "cpu") for subject in subjects]
     kernels: list[Ready] = []
@@ -161,7 +168,7 @@ def build(task: Task, folder: Path, until: float, most: int) -> int:
         base = calls[members[0]].plan
         for plan, kind in plans_of(base, task.group, most):
             if time.time() > until:
-                break
+                return 0  # what is compiled is kept; a later run goes on
             names = (kind, f"{kind}_combine", f"{kind}_intervals", "delta", "intervals")
             try:
                 for part in plan.parts:
@@ -176,7 +183,9 @@ def build(task: Task, folder: Path, until: float, most: int) -> int:
     built = Built(kernels=tuple(kernels), variables=variables, causal=causal)
     if torch.cuda.is_available():
         built = replace(built, kernels=tuple(each for each in kernels if _runs(subjects, built, each)))
-    task.file(folder).write_bytes(pickle.dumps(built))
+    aside = task.file(folder).with_suffix(".part")
+    aside.write_bytes(pickle.dumps(built))
+    aside.rename(task.file(folder))  # it appears whole
     return len(built.kernels)
 
 
@@ -251,24 +260,32 @@ def work_through(mine: list[Task], folder: Path, pipe: Any) -> None:
     """
     groups = families()
     built: dict[Task, Built] = {}
+
+    def prepare(task: Task) -> None:
+        found = pickle.loads(task.file(folder).read_bytes())  # noqa: S301  # what `build` wrote
+        kernels = tuple(each for each in found.kernels if _runs(groups[task.family], found, each))
+        built[task] = replace(found, kernels=kernels)
+        if task.group == "main":
+            for subject in groups[task.family]:
+                dense_run(subject, causal=found.causal)()  # cuDNN plans for every shape, at the first call of it
+
     for task in mine:
         if task.file(folder).exists():
-            found = pickle.loads(task.file(folder).read_bytes())  # noqa: S301  # what `build` wrote
-            built[task] = replace(
-                found, kernels=tuple(each for each in found.kernels if _runs(groups[task.family], found, each))
-            )
-            if task.group == "main":
-                for subject in groups[task.family]:
-                    dense_run(subject, causal=found.causal)()  # cuDNN plans for every shape, at the first call of it
+            try:
+                prepare(task)
+            except Exception:
+                traceback.print_exc()
     torch.cuda.empty_cache()
     pipe.send(sum(len(each.kernels) for each in built.values()))
     while (asked := pipe.recv()) is not None:
         rows: list[Row] = []
         try:
             task, number, dense = asked
-            if dense and task in built:
+            if task not in built:
+                prepare(task)
+            if dense:
                 rows = [dense_times(groups[task.family][number], causal=built[task].causal)]
-            elif task in built:
+            else:
                 rows = list(_measure(groups[task.family][number], number, built[task]))
         except Exception:
             traceback.print_exc()
@@ -276,8 +293,8 @@ def work_through(mine: list[Task], folder: Path, pipe: Any) -> None:
         pipe.send(rows)
 
 
-def measure(todo: list[Task], folder: Path, out: Path, jobs: int, until: float) -> None:
-    """Measure what is built until time is over."""
+def measure(todo: list[Task], folder: Path, out: Path, jobs: int, until: float, *, wait: bool) -> None:
+    """Measure what is built, or with ``wait`` what comes, until time is over."""
     context, groups = get_context("spawn"), families()
     pipes, processes = [], []
     for number in range(jobs):
@@ -290,6 +307,7 @@ def measure(todo: list[Task], folder: Path, out: Path, jobs: int, until: float) 
     about = {"machine": machine(), "torch": torch.__version__, "spdsl": spdsl.__version__}
     print(f"{sum(counts)} kernels are ready, {until - time.time():.0f} s left", flush=True)
     lost: list[Any] = []
+    begin, left = time.time(), dict(enumerate(todo))
     with out.open("w") as file:
 
         def ask(pipe: Any, what: object) -> None:
@@ -303,18 +321,23 @@ def measure(todo: list[Task], folder: Path, out: Path, jobs: int, until: float) 
                 lost.append(pipe)
             file.flush()
 
-        begin = time.time()
         file.write(json.dumps(about) + "\n")
-        for place, task in enumerate(todo):
-            pipe = pipes[place % jobs]
-            print(f"{time.time() - begin:.1f} s: {task}", flush=True)
-            for number in range(len(groups[task.family])):
-                if time.time() > until:
-                    print(f"time is over at {task}", flush=True)
+        while left and time.time() < until:
+            ready = next((place for place, task in left.items() if task.file(folder).exists()), None)
+            if ready is None:
+                if not wait:
                     break
-                ask(pipe, (task, number, False))
-                if task.group == "main":
-                    ask(pipe, (task, number, True))
+                time.sleep(0.2)
+                continue
+            task = left.pop(ready)
+            whole = True
+            for number in range(len(groups[task.family])):
+                if whole := time.time() < until:
+                    ask(pipes[ready % jobs], (task, number, False))
+                    if task.group == "main":
+                        ask(pipes[ready % jobs], (task, number, True))
+            print(f"{time.time() - begin:.1f} s: {task.name} {'done' if whole else 'cut'}", flush=True)
+    print("left:", *(task.name for task in left.values()), flush=True)
     for pipe in pipes:
         if pipe not in lost:
             pipe.send(None)
@@ -326,18 +349,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("calibration.jsonl"))
     parser.add_argument("--folder", type=Path, default=Path("calibration"), help="what is built")
     parser.add_argument("--build", action="store_true", help="only plan and compile")
-    names = [name for name, _ in GROUPS]
-    parser.add_argument("--groups", nargs="+", choices=names, default=names, help="kernels, the first ones first")
+    parser.add_argument("--wait", action="store_true", help="also measure what another process builds meanwhile")
+    parser.add_argument("--tasks", nargs="+", help="these alone, as `left` named them")
     parser.add_argument("--most", type=int, default=12, help="candidates of a kernel in each language")
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=300.0, help="after which nothing more is begun")
     arguments = parser.parse_args()
     start, until = time.time(), time.time() + arguments.seconds
-    if not arguments.build:
-        measure(tasks(arguments.groups), arguments.folder, arguments.out, arguments.jobs, until)
-        return
+    todo = [task for task in tasks() if arguments.tasks is None or task.name in arguments.tasks]
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    todo = tasks(arguments.groups)
+    if not arguments.build:
+        measure(todo, arguments.folder, arguments.out, arguments.jobs, until, wait=arguments.wait)
+        return
     print(f"{len(todo)} tasks for {sum(map(len, families()))} subjects", flush=True)
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(build, task, arguments.folder, until, arguments.most): task for task in todo}

@@ -148,6 +148,10 @@ def _fitted() -> Iterator[Subject]:
                 yield Subject(name=f"second{span}", pattern=EVERY_SECOND, parameters=given, n=16384, heads=16, **base)
             yield Subject(name="power", pattern="power", n=16384, heads=16, **base)
             yield Subject(name="alibi", pattern="alibi", inputs=_slopes, n=8192, heads=16, **base)
+            given = {"extents": (96, 96), "window": (13, 13)}
+            yield Subject(name="grid2", pattern="neighborhood_2d", parameters=given, n=9216, heads=16, **base)
+            given = {"extents": (16, 24, 48), "window": (7, 9, 11)}
+            yield Subject(name="grid3", pattern="neighborhood_3d", parameters=given, n=18432, heads=16, **base)
 
 
 def _slopes(n: int) -> dict[str, Tensor]:
