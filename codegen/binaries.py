@@ -17,8 +17,8 @@ import sysconfig
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,7 +54,7 @@ def keeping(function: Any, device: int | None = None) -> Iterator[None]:
         if device is not None:
             function.device_caches[device]  # makes Triton load its driver, and set `compile`
             if not isinstance(function.compile, KeptCompiler):
-                function.compile = KeptCompiler(compiler=function.compile)
+                function.compile = KeptCompiler(compiler=function.compile, launches=True)
         yield
 
 
@@ -76,9 +76,10 @@ def options_of(warps: int = 4, stages: int = 3, registers: int | None = None) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptCompiler:
-    """Triton's ``compiler`` behind the cache; called as it is."""
+    """Triton's ``compiler`` behind the cache; called as it is.  ``launches`` says that kernels will run here."""
 
     compiler: Callable[..., CompiledKernel]
+    launches: bool = False
 
     def __call__(
         self, src: Any, target: Any = None, options: Mapping[str, Any] | None = None, **rest: Any
@@ -90,7 +91,8 @@ class KeptCompiler:
 
         def make() -> dict[str, bytes]:
             nonlocal made
-            made = self.compiler(src, target=target, options=options, **rest)
+            with _launcher_beside(src) if self.launches else nullcontext():
+                made = self.compiler(src, target=target, options=options, **rest)
             return _files_of(made)
 
         about = {
@@ -99,6 +101,41 @@ class KeptCompiler:
         }
         entry = here.made(key, make, kind="kernel", name=src.name, **about)
         return made if made is not None else CompiledKernel(src, _group(entry), key)
+
+
+@contextmanager
+def _launcher_beside(src: Any) -> Iterator[None]:
+    """While this lasts, the module that starts a kernel is built by a C compiler in a thread; where that fails, Triton
+    does it afterwards, and says why."""
+
+    def build() -> None:
+        with suppress(Exception):
+            triton.runtime.driver.active.launcher_cls(src, Foreseen.of(src))
+
+    thread = threading.Thread(target=copy_context().run, args=(build,), name="spdsl-launcher", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """What is known of a kernel before it is compiled, as the module that starts it needs it: nothing but that the copy
+    engine takes its descriptors, one for each argument of that type.  All else has no part in the module's text."""
+
+    tensordesc_meta: tuple[dict[str, Any], ...]
+
+    @staticmethod
+    def of(src: Any) -> Foreseen:
+        """For the source of a kernel, as Triton has it."""
+        types = [each for each in src.signature.values() if isinstance(each, str)]
+        return Foreseen(tensordesc_meta=tuple({} for each in types if each.startswith("tensordesc")))
+
+    def __getattr__(self, name: str) -> int:
+        """Sizes that are not known yet."""
+        return 0
 
 
 def _key(src: Any, backend: Any, options: Any) -> str:

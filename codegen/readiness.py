@@ -14,25 +14,32 @@ from typing import Literal, TypeAlias
 
 Need: TypeAlias = Literal["compiler", "templates"]
 
-_threads: dict[Need, threading.Thread] = {}
+_threads: dict[Need, list[threading.Thread]] = {}
 _starting = threading.Lock()
 
 
 def begin() -> None:
     """Make all ready in threads, once for each process."""
     with _starting:
-        if not _threads:
-            for need, make in (("templates", _templates), ("compiler", _compiler)):
-                thread = threading.Thread(target=_quietly, args=(make,), name=f"spdsl-{need}", daemon=True)
-                _threads[need] = thread  # type: ignore[index]  # one of both
-                thread.start()
+        if _threads:
+            return
+        needs: tuple[tuple[Need, Callable[[], None]], ...] = (
+            ("compiler", _language),
+            ("compiler", _driver),
+            ("compiler", _library),
+            ("templates", _templates),
+        )
+        for need, make in needs:
+            thread = threading.Thread(target=_quietly, args=(make,), name=f"spdsl{make.__name__}", daemon=True)
+            _threads.setdefault(need, []).append(thread)
+            thread.start()
 
 
 def wait(need: Need) -> None:
     """Let it come to its end, if it was begun: two threads would do the same work twice."""
-    thread = _threads.get(need)
-    if thread is not None and thread is not threading.current_thread():
-        thread.join()
+    for thread in _threads.get(need, ()):
+        if thread is not threading.current_thread():
+            thread.join()
 
 
 def _quietly(make: Callable[[], None]) -> None:
@@ -47,14 +54,21 @@ def _templates() -> None:
         environment().get_template(name)
 
 
-def _compiler() -> None:
+def _language() -> None:
     import triton.experimental.gluon.language.nvidia.hopper  # noqa: F401  # what all sources import
+
+
+def _driver() -> None:
     from triton.runtime import driver
-    from triton.runtime.cache import triton_key
 
     from spdsl.codegen.binaries import files_kept
 
     with files_kept():
         # The driver's own module is built, with a C compiler, when it is first asked for.
         driver.active.get_current_target()
-    triton_key()
+
+
+def _library() -> None:
+    from triton.runtime.cache import triton_key
+
+    triton_key()  # the hash of half a gigabyte

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spdsl.codegen.binaries import options_of
+from spdsl.codegen.binaries import keeping, options_of
 
 LARGEST = 2048
 """Picks of a tile of queries that one program sorts."""
@@ -140,7 +140,7 @@ def _run(
         return
     options = {**constants, **options_of(warps)}
     if tensor.device.type == "cuda":
-        with torch.cuda.device(tensor.device):
+        with torch.cuda.device(tensor.device), keeping(kernel, tensor.device.index):
             kernel[grid](tensor, *arguments, **options)
     else:  # the interpreter
         kernel[grid](tensor, *arguments, **options)

@@ -46,6 +46,7 @@ def kept_plan(problem: Problem, target: str, *, meanwhile: Callable[[], None] = 
         entry = store().get(key)
         if entry is not None:
             return _Reader(io.BytesIO(entry.path(_NAME).read_bytes())).load()  # type: ignore[no-any-return]
+    worker.begin()
     meanwhile()
     begin, losses = time.monotonic(), worker.losses()
     found = plan(problem, target)

@@ -28,6 +28,11 @@ SECONDS = 20.0
 """How long a derivation may take; its own budget ends it earlier unless a single call of isl hangs."""
 
 
+def begin() -> None:
+    """Start the worker, so that it loads isl while this process does something else."""
+    _worker()
+
+
 def derive(
     keep: Expr,
     *,
