@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.fit import Row, completed, fit, fit_dense, seconds, written
 from spdsl.analysis.cost import dense_seconds
 from spdsl.analysis.device import DeviceProfile, profile_for
+from spdsl.costs import verdict_of
 
 ROLES = ("fit", "check", "suite")
 
@@ -56,9 +57,18 @@ def regrets(rows: Sequence[Row], device: DeviceProfile) -> tuple[list[float], li
     return first, own
 
 
+NEAR = 0.10
+"""Measured times that differ by less than this are about the same."""
+
+
 def _verdicts(rows: Sequence[Row], device: DeviceProfile) -> dict[str, Any]:
-    """How often the model says rightly which is faster, dense attention or the kernels that run by default: of all, and
-    where measured times differ by more than 10 %; and how much time is lost at most by one who follows it."""
+    """What the model says of dense attention against the kernels that run by default, and what was measured.
+
+    ``right``: it says faster or slower of what is, or "about as fast" of times within `NEAR` of each other; else it is
+    ``wrong`` or ``undecided``.  ``which``: how often the shorter of two predicted times is that of the shorter of two
+    measured ones, of all cases and of those that differ by more than `NEAR`.  ``lost``: the most time that is lost by
+    one who follows it.
+    """
     dense = {row["subject"]: row for row in rows if "dense" in row}
     own: dict[str, dict[str, Row]] = defaultdict(dict)
     for row in rows:
@@ -74,16 +84,26 @@ def _verdicts(rows: Sequence[Row], device: DeviceProfile) -> dict[str, Any]:
                     seconds(kernels[kind], device) for kind in kinds
                 )
                 found.append((subject, direction, round(measured, 3), round(predicted, 3)))
-    wrong = [each for each in found if (each[2] > 1) != (each[3] > 1)]
-    apart, wrong_apart = ([each for each in some if not 0.9 < each[2] < 1.1] for some in (found, wrong))
+    said = [each for each in found if verdict_of(each[3]) != "about as fast"]
+    wrong = [each for each in said if (each[2] > 1) != (each[3] > 1)]
+    undecided = [each for each in found if each not in said and not _near(each[2])]
+    other = [each for each in found if (each[2] > 1) != (each[3] > 1)]
+    apart, other_apart = ([each for each in some if not _near(each[2])] for some in (found, other))
     return {
         "count": len(found),
-        "right": _share(found, wrong),
-        "apart": len(apart),
-        "right_apart": _share(apart, wrong_apart),
-        "lost": round(max((max(each[2], 1 / each[2]) - 1 for each in wrong), default=0.0), 3),
+        "right": _share(found, wrong + undecided),
+        "said": len(said),
         "wrong": wrong,
+        "undecided": undecided,
+        "which": _share(found, other),
+        "apart": len(apart),
+        "which_apart": _share(apart, other_apart),
+        "lost": round(max((max(each[2], 1 / each[2]) - 1 for each in other), default=0.0), 3),
     }
+
+
+def _near(times: float) -> bool:
+    return 1 / (1 + NEAR) < times < 1 + NEAR
 
 
 def _share(found: Sequence[object], wrong: Sequence[object]) -> float:

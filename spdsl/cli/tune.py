@@ -102,7 +102,7 @@ def tune(
     )
     start = time.monotonic()
     if gpus > 1:
-        _spread(wanted, gpus)
+        _spread(wanted, gpus, quiet=as_json)
         # What they measured is known now; what they left out, for lack of time, stays so.
         wanted = replace(wanted, budget=None if budget is None else budget - (time.monotonic() - start))
     _report(_measured(wanted, device, quiet=as_json), as_json=as_json)
@@ -170,10 +170,12 @@ def _measure_share(wanted: Wanted, number: int, count: int) -> None:
     _measured(wanted, f"cuda:{number}", share=(number, count), quiet=True)
 
 
-def _spread(wanted: Wanted, count: int) -> None:
-    """Measure a share of the candidates on each of so many GPUs, in a process for each."""
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        for done in [pool.submit(_measure_share, wanted, number, count) for number in range(count)]:
+def _spread(wanted: Wanted, count: int, *, quiet: bool) -> None:
+    """Measure a share of the candidates on each of so many GPUs: the first here, the others in a process for each."""
+    with ProcessPoolExecutor(count - 1, mp_context=get_context("spawn")) as pool:
+        others = [pool.submit(_measure_share, wanted, number, count) for number in range(1, count)]
+        _measured(wanted, "cuda:0", share=(0, count), quiet=quiet)
+        for done in others:
             done.result()
 
 

@@ -306,7 +306,7 @@ def test_the_command_spreads_over_gpus(
     monkeypatch.setattr(command, "_measured", on_a_gpu)
     words = ["tune", "sliding_window", "-n", "512", "--device", "cpu", "--heads", "2", "--gpus", "2", "--json"]
     assert run(words) == 0
-    assert shares == [("cuda:0", (0, 2)), ("cuda:1", (1, 2)), ("cpu", (0, 1))]
+    assert shares == [("cuda:1", (1, 2)), ("cuda:0", (0, 2)), ("cpu", (0, 1))]
     found = json.loads(capsys.readouterr().out)
     assert found["complete"]
     assert len(tuning.measured) == len(found["candidates"])  # type: ignore[attr-defined]  # none twice
