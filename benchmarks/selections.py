@@ -17,6 +17,7 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import spdsl
 from spdsl.runtime import graphs
@@ -27,7 +28,7 @@ Result = dict[str, object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A pattern of the library at one shape.
+    """A pattern of the library, or the text of one, at one shape.
 
     ``smooth`` neighbouring keys and queries share the larger part of their vectors, so that neighbouring queries
     choose alike, as those of a model do; 0 for independent numbers.  ``inputs`` makes those of the pattern.
@@ -75,8 +76,23 @@ def _bias(case: Case) -> Inputs:
 PEER = {"compress": 64, "stride": 64, "block": 64, "picks": 16}
 """What flash-linear-attention's kernel of native sparse attention fixes."""
 
+BY_BLOCK = """
+pattern infllm_by_block(compress: int in 1.. = 32, stride: int in 1.. = 16, block: int in 1.. = 64,
+                        picks: int in 0.. = 64, window: int in 0.. = 2048) {
+  axis win = token by compress step stride
+  axis blk = token by block
+  let share = score(mean(Q, per = q.blk), mean(K, per = k.win)) |> only(k.win.last <= q.blk.first) |> softmax
+              |> sum(per = g)
+  let chosen = share |> max(per = k.blk, windows = touching)
+               |> force(k.blk == 0 or 0 <= q.blk - k.blk < window // block) |> top(picks)
+  keep causal and chosen
+}
+"""
+"""As infllm_v2, with one selection for each block of queries, by their mean."""
+
 CASES = (
     Case(name="infllm_v2_131k", pattern="infllm_v2"),
+    Case(name="infllm_by_block_131k", pattern=BY_BLOCK),
     Case(name="moba_65k", pattern="moba", parameters={"block": 512, "picks": 6}, heads=16, groups=16, n=65536),
     Case(name="nsa_8k", pattern="nsa", parameters=dict(PEER), heads=64, groups=4, n=8192, smooth=0, inputs=_gates),
     Case(name="nsa_8k_alike", pattern="nsa", parameters=dict(PEER), heads=64, groups=4, n=8192, inputs=_gates),
@@ -142,27 +158,35 @@ def prepare(case: Case) -> None:
 def figures(case: Case, *, whole: bool = True, rounds: int = 5) -> Iterator[tuple[str, float]]:
     """Names and values of a case, one by one: milliseconds, and GiB beside tensors and results."""
     q, k, v, inputs = tensors(case)
-    attn = spdsl.compile(case.pattern, **case.parameters)  # type: ignore[arg-type]
+    pattern = spdsl.loads(case.pattern) if "{" in case.pattern else case.pattern
+    attn = spdsl.compile(pattern, **case.parameters)  # type: ignore[arg-type]
     with torch.no_grad():
         select = selection(attn, q, k, v, inputs)
-        yield "selection_gib", _peak(select)
-        yield "selection_ms", _time(select, rounds)
-        dense = lambda: torch.nn.functional.scaled_dot_product_attention(  # noqa: E731
-            q, k, v, is_causal=True, enable_gqa=case.heads != case.groups
-        )
-        yield "dense_forward_ms", _time(dense, rounds)
+        yield "selection_gib", peak(select)
+        yield "selection_ms", time(select, rounds)
+        dense = lambda: causal(q, k, v)  # noqa: E731
+        yield "dense_forward_ms", time(dense, rounds)
         if not whole:
             return
-        yield "forward_gib", _peak(lambda: attn(q, k, v, **inputs))
-        yield "forward_ms", _time(lambda: attn(q, k, v, **inputs), rounds)
+        yield "forward_gib", peak(lambda: attn(q, k, v, **inputs))
+        yield "forward_ms", time(lambda: attn(q, k, v, **inputs), rounds)
     if not case.backward:
         return
     leaves = [each.requires_grad_() for each in (q, k, v)]
     d_out = torch.randn_like(q)
     for name, run in (("backward_ms", lambda: attn(*leaves, **inputs)), ("dense_backward_ms", dense)):
         out = run()
-        yield name, _time(lambda out=out: torch.autograd.grad(out, leaves, d_out, retain_graph=True), rounds)
+        yield name, time(lambda out=out: torch.autograd.grad(out, leaves, d_out, retain_graph=True), rounds)
         del out
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Dense causal attention by cuDNN, or where it cannot by what torch takes."""
+    backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(backends, set_priority=True):
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+        )
 
 
 def tensors(case: Case) -> tuple[Tensor, Tensor, Tensor, Inputs]:
@@ -178,14 +202,16 @@ def tensors(case: Case) -> tuple[Tensor, Tensor, Tensor, Inputs]:
     return made[0], made[1], made[2], case.inputs(case)
 
 
-def selection(attn: spdsl.Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> Callable[[], object]:
+def selection(
+    attn: spdsl.Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs
+) -> Callable[[], dict[str, Tensor]]:
     """What computes all selections of a pattern, as lists."""
     pattern = attn.bind(q.shape[1], k.shape[1], q.shape[3])
     call = graphs.Inputs(q=q, k=k, v=v, tables=inputs, q_start=0)
     return lambda: graphs.selections(pattern, call)
 
 
-def _time(run: Callable[[], object], rounds: int) -> float:
+def time(run: Callable[[], object], rounds: int) -> float:
     """Milliseconds; the median of so many runs after one that does not count."""
     run()
     times = []
@@ -199,7 +225,7 @@ def _time(run: Callable[[], object], rounds: int) -> float:
     return round(median(times), 3)
 
 
-def _peak(run: Callable[[], object]) -> float:
+def peak(run: Callable[[], object]) -> float:
     """GiB that a run holds at its peak beyond what was held before and what it returns."""
     run()
     torch.cuda.synchronize()
