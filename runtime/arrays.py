@@ -56,7 +56,7 @@ class Arrays:
     ``tensors`` holds Q, K, V and the inputs, each with a leading batch axis of size 1 or batch; ``budget`` is how many
     numbers a chunk of rows may have.  ``kernels``: selections are made by generated kernels where these can.  ``known``
     keeps arrays that are made once, ``sums`` those up to each key,
-    ``listed`` sets of pairs as lists of keys.
+    ``listed`` sets of pairs as lists of keys, ``attended`` what softmaxes have returned, in the type of the call.
     """
 
     lines: Lines
@@ -67,6 +67,7 @@ class Arrays:
     known: dict[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
     listed: dict[str, Tensor] = field(default_factory=dict)
+    attended: dict[str, Tensor] = field(default_factory=dict)
 
     # ------------------------------------------------------------ arrays of stages
 
@@ -74,6 +75,8 @@ class Arrays:
         """The array of a stage for some rows, by default for all; of a stage without queries, whole."""
         stage = self.stages[name]
         own = on_side(stage.axes, "q")
+        if name in self.attended and name not in self.known:
+            self.known[name] = self.attended[name].float()
         if (own is None or ranks_queries(stage)) and name not in self.known:
             everything = None if own is None else self.lines.points_of_rows(own)
             self.known[name] = self._make(stage, everything, Memo())

@@ -71,9 +71,15 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
                 found[stage.name] = _merged(stage, [found[name] for name in parts])
             case _:
                 continue
-        values.known[stage.name] = found[stage.name][0].float()
+        values.attended[stage.name] = found[stage.name][0]
     if graph.returned is not None:
         return found[graph.returned]
+    if chosen.kernels:
+        from spdsl.runtime.returned import by_kernel
+
+        made = by_kernel(values, graph.result, call.q.dtype)
+        if made is not None:
+            return made, None
     result = torch.as_tensor(values.evaluate(graph.result, ("h", "q", "d"), None, Memo()))
     shape = (call.q.shape[0], call.q.shape[1], call.q.shape[2], result.shape[-1])
     if call.q_start < 0:

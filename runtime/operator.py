@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spdsl.analysis.few import few_rows
+from spdsl.analysis.few import few_keys, few_rows
 from spdsl.analysis.plans import Kind, Plan, Tiles
 from spdsl.analysis.tiles import Shape
 from spdsl.runtime import checks
@@ -34,8 +34,8 @@ class Request:
     """What a call asks for: a key, the types and sizes that kernels are specialised on, and the gradients wanted.
 
     ``lengths`` are those of queries and keys, rounded up to powers of two: kernels do not depend on them, but tiles may
-    have been chosen for them.  ``tiles`` are those that were.  ``few`` and ``page`` are those of `Problem`,
-    the first on any back end.
+    have been chosen for them.  ``tiles`` are those that were.  ``few``, ``few_keys`` and ``page`` are those of
+    `Problem`, the first two on any back end.
     """
 
     key: str
@@ -51,6 +51,7 @@ class Request:
     lengths: tuple[int, int] = (0, 0)
     tiles: tuple[tuple[Kind, Tiles], ...] = ()
     few: int = 0
+    few_keys: bool = False
     page: int = 0
 
 
@@ -126,6 +127,7 @@ def _request(
             gradients=gradients or (),
             lengths=(rounded_up(q.shape[2]), rounded_up(k.shape[2])),
             few=few_rows(shape, q.shape[2], q.shape[1], k.shape[1]) if gradients is None else 0,
+            few_keys=gradients is not None and few_keys(shape, q.shape[2], k.shape[2], k.shape[1]),
             page=k.shape[2] if paged else 0,
         ),
         tuple(values),

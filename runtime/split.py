@@ -1,9 +1,9 @@
 """Which rows of tiles a launch cuts into parts, and into how many.
 
 From: the plan of a kernel and the sizes of a call, or the lengths of listed rows.  To: a `Split`.  A row counts as long
-when one program would still be busy with it after the others have done their share; where a call has few queries, all
-rows do.  Nothing here changes results by
-more than the order in which sums are added, which depends on shapes and the device alone.
+when one program would still be busy with it after the others have done their share; where a call has few queries, or
+few keys, all rows do.  Nothing here changes results by more than the order in which sums are added, which depends on
+shapes and the device alone.
 """
 
 from __future__ import annotations
@@ -62,7 +62,13 @@ def split_of(call: Call, kernel: KernelPlan, programs: int, heads: int) -> Split
         parts = parts_for(order.long * each, order.most, TURNS, call.q.device)
         return Split(long=order.long, others=programs - order.long, parts=parts, order=order)
     assert isinstance(kernel.walk, SlotWalk)
-    lo, hi = (0, 0) if kernel.walk.long is None else _rows(kernel.walk.long, call)
+    if kernel.walk.long is None:
+        # Few keys: programs go through all heads of a group.
+        most = TileGrid.of(kernel).query_tiles(call.q.shape[2])
+        ratio = call.q.shape[1] // call.k.shape[1]
+        parts = parts_for(programs * each, most * ratio, TURNS, call.q.device)
+        return Split(long=programs, others=0, parts=min(parts, max(1, most)))
+    lo, hi = _rows(kernel.walk.long, call)
     first = min(max(lo * kernel.classes, 0), programs)
     long = min(max(hi * kernel.classes, first), programs) - first
     grid = TileGrid.of(kernel)

@@ -14,8 +14,10 @@ from spdsl import walks
 from spdsl.analysis.claims import decide
 from spdsl.analysis.cost import Estimate, delta_seconds, dense_seconds, estimate
 from spdsl.analysis.device import DeviceProfile, profile_for
+from spdsl.analysis.few import SCARCE
 from spdsl.analysis.pairs import Subject
 from spdsl.analysis.plans import KernelPlan, Kind
+from spdsl.analysis.tiles import SlotWalk
 from spdsl.analysis.work import Before, Work, work_of
 from spdsl.analysis.worker import bounded
 from spdsl.cache.store import store
@@ -187,7 +189,11 @@ def work(call: Call, kernel: KernelPlan) -> Work:
     owners = call.k.shape[1] if kernel.by == "key" else heads
     programs = _tiles(call, kernel) * owners * batch
     longest = visits.longest * (heads // owners)
-    if kernel.splits:
+    if kernel.splits and isinstance(kernel.walk, SlotWalk) and kernel.walk.long is None and not kernel.few:
+        # All rows are cut, into parts for all multiprocessors.
+        programs = max(programs, SCARCE)
+        longest = min(longest, visits.touched // programs + TURNS)
+    elif kernel.splits:
         # Rows much longer than the others are cut into parts.
         longest = min(longest, 2 * visits.touched // max(1, programs) + TURNS)
     return work_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spdsl.analysis.few import few_rows
+from spdsl.analysis.few import few_keys, few_rows
 from spdsl.analysis.plans import Problem
 from spdsl.analysis.tiles import Shape
 from spdsl.codegen.emit import emit
@@ -39,6 +39,7 @@ def plan_like(key: str, q: Tensor, k: Tensor, v: Tensor, target: str, *, q_start
             shape=shape,
             tables=tuple((table.name, element(table)) for table in pattern.tables),
             few=0 if target == "cpu" else few_rows(shape, q.shape[2], q.shape[1], k.shape[1]),
+            few_keys=target != "cpu" and few_keys(shape, q.shape[2], k.shape[2], k.shape[1]),
         )
 
     return choose(key, (q.shape[1], k.shape[1], q.shape[3]), problem, target)

@@ -45,7 +45,7 @@ def _with_tiles(request: Request, near: tuple[int, ...]) -> Request:
     device = request.device
     backend = choose_backend(json.loads(request.key)["backend"], device)
     if backend == "cpu":
-        request = replace(request, few=0)  # what is done for few queries is no matter of its plans
+        request = replace(request, few=0, few_keys=False)  # what is done for few rows is no matter of its plans
     if device.type != "cuda" or backend != "triton":
         return replace(request, lengths=(0, 0))
     situation = Situation(
@@ -89,6 +89,7 @@ def _planned(request: Request) -> Prepared:
         gradients=tuple(names[each] for each in request.gradients),
         tiles=request.tiles,
         few=request.few,
+        few_keys=request.few_keys,
         page=request.page,
     )
     target = target_of(backend, request.device)

@@ -62,7 +62,7 @@ def describe(kernel: KernelPlan, plan: Plan, call: Call | None = None) -> tuple[
             lines = tuple(_slot(slot, kernel) for slot in slots) or ("no tile is touched",)
             lines += () if cuts is None else _cuts(cuts)
             lines += _long(long, kernel) if kernel.splits and not kernel.few else ()
-            lines += (_few(kernel),) if kernel.few else ()
+            lines += (_few(kernel),) if kernel.few or (kernel.splits and long is None) else ()
             if kernel.marked is not None:
                 return (_marked(kernel.marked, plan), *lines)
             return lines if kernel.residues is None else (_residues(kernel.residues), *lines)

@@ -25,6 +25,16 @@ def few_rows(shape: str, queries: int, heads: int, groups: int) -> int:
     return next((most for most in ROWS if rows <= most), 0)
 
 
+SCARCE = 64
+"""Programs by key that leave most of a large GPU idle."""
+
+
+def few_keys(shape: str, queries: int, keys: int, groups: int) -> bool:
+    """Whether a call has so few keys beside its queries (pooled ones, those of another text) that a backward kernel by
+    key has few programs, all of them long."""
+    return shape == "offset" and 4 * keys <= queries and -(-keys // 128) * groups <= SCARCE
+
+
 def heads_together(heads: int, groups: int) -> int:
     """How many rows of a tile the query heads of a group take for each query: a power of two."""
     return lanes_of(heads // groups)

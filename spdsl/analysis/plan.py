@@ -112,7 +112,7 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
             return _few(staged, problem, target, residues)
         found = _kernel(kind, staged, problem, target, residues)
         found = replace(found, notes=(*found.notes, f"picks are looked up: {unpicked}")) if unpicked else found
-        splits = target != "cpu" and _splits(kind, found.walk, pattern, gradients)
+        splits = target != "cpu" and _splits(kind, found.walk, problem, gradients)
         return replace(found, splits=splits, persistent=not splits and may_persist(found, problem))
 
     dkdv = kernel("dkdv")
@@ -301,15 +301,16 @@ def _conjunction(clauses: Sequence[Expr]) -> Expr:
     return reduce(lambda a, b: Apply(op="and", args=(a, b), dtype="bool", span=a.span), clauses)
 
 
-def _splits(kind: Kind, walk: Walk, pattern: BoundPattern, gradients: tuple[TableGradient, ...]) -> bool:
-    """Whether some rows may be much longer than the others, and the kernel can cut them."""
+def _splits(kind: Kind, walk: Walk, problem: Problem, gradients: tuple[TableGradient, ...]) -> bool:
+    """Whether rows may be much longer than a program's share, and the kernel can cut them."""
+    pattern = problem.pattern
     if kind == "dkdv" and pattern.heads > pattern.groups and any(each.by == "key" for each in gradients):
         return False  # these sums belong to one head of a group, and a part to all of them
     match walk:
         case ListWalk():
             return True
         case SlotWalk(long=long):
-            return long is not None
+            return long is not None or (kind in ("dkdv", "fused") and problem.few_keys)
         case BoxWalk() | DistanceWalk() | PickWalk():
             return False
 

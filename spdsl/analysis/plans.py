@@ -37,8 +37,9 @@ class Problem:
 
     ``tiles`` are those of kernels for which somebody has chosen them (`spdsl.analysis.cost`, `spdsl tune`); the others
     take the default ones.  ``few`` is how many rows a tile of the forward kernel has where a call has few queries
-    (`spdsl.analysis.few`), else 0.  ``page`` is how many rows a page of keys has where sequences' keys lie in pages,
-    wherever their tables say; the shape is then ``batched``, and there are no gradients.
+    (`spdsl.analysis.few`), else 0.  ``few_keys``: backward kernels by key have few programs, all of them long.  ``page``
+    is how many rows a page of keys has where sequences' keys lie in pages, wherever their tables say; the shape is then
+    ``batched``, and there are no gradients.
     """
 
     pattern: BoundPattern
@@ -49,6 +50,7 @@ class Problem:
     gradients: tuple[str, ...] = ()  # the tables for which a gradient is wanted
     tiles: tuple[tuple[Kind, Tiles], ...] = ()
     few: int = 0
+    few_keys: bool = False
     page: int = 0
 
 
@@ -98,18 +100,18 @@ GROUP_ROWS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelPlan:
-    """Tile sizes, launch options and walk of one kernel; the walk is by query for ``forward`` and ``dq``, else by
-    key.  With ``residues`` rows are gathered by residue class, and every class has its own tiles.  With ``boxes`` tiles
-    are boxes of a grid, and the walk is over those.  With ``marked`` the rows of one side are gathered from wherever
-    they stand.  With ``picks`` a tile holds several heads of a few queries, and meets the keys that these have picked.
-    With ``descriptors`` the GPU's copy engine loads the tiles of Q,
-    K, V and dO (TMA), else every thread its own part.  With ``splits`` rows that are much longer than the others
-    are computed in parts, by several programs.  With ``specialised`` one warp of a program copies tiles while groups of
-    four warps compute, each for `GROUP_ROWS` rows of the program's own (Gluon); ``stages`` is then the size of the ring
-    of tiles in between.  With ``pairs`` a program owns two tiles that need not be neighbours, one for each group, and
-    walks what either touches.  With ``persistent`` a program may do several tiles of its own one after the other.  With
-    ``packed`` a tile has so many rows for each of its ``block_q`` queries: those of the query heads of a group, and
-    what is missing to a power of two.  With ``few`` it is the kernel for few queries, whose rows are all in parts.
+    """Tile sizes, launch options and walk of one kernel; the walk is by query for ``forward`` and ``dq``, else by key.
+    With ``residues`` rows are gathered by residue class, and every class has its own tiles.  With ``boxes`` tiles are
+    boxes of a grid, and the walk is over those.  With ``marked`` the rows of one side are gathered from wherever they
+    stand.  With ``picks`` a tile holds several heads of a few queries, and meets the keys that these have picked.  With
+    ``descriptors`` the GPU's copy engine loads the tiles of Q, K, V and dO (TMA), else every thread its own part.  With
+    ``splits`` rows that are much longer than the others are computed in parts, by several programs; all rows, where the
+    walk has no bounds of long ones.  With ``specialised`` one warp of a program copies tiles while groups of four warps
+    compute, each for `GROUP_ROWS` rows of the program's own (Gluon); ``stages`` is then the size of the ring of tiles
+    in between.  With ``pairs`` a program owns two tiles that need not be neighbours, one for each group, and walks what
+    either touches.  With ``persistent`` a program may do several tiles of its own one after the other.  With ``packed``
+    a tile has so many rows for each of its ``block_q`` queries: those of the query heads of a group, and what is
+    missing to a power of two.  With ``few`` it is the kernel for few queries, whose rows are all in parts.
     """
 
     kind: Kind

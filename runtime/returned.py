@@ -1,0 +1,188 @@
+"""The arithmetic on what softmaxes return, by a kernel of its own, and its gradients by another.
+
+From: the expression that a pattern returns, and the tensors that it reads.  To: the output in the type of the call, or
+None where torch computes it.  Nothing is kept for the gradients but what is read, which attention keeps anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spdsl.codegen.binaries import keeping, options_of
+from spdsl.codegen.load import load
+from spdsl.codegen.returned import ROWS, Read, Returned, emit_returned, returned
+from spdsl.runtime.arrays import Arrays
+from spdsl.runtime.transforms import second_derivative
+from spdsl.semantics.nodes import Expr
+
+_MOST = 512
+"""Results whose kernels are remembered."""
+
+_known: dict[int, tuple[Expr, Returned | str, Any]] = {}
+
+
+def by_kernel(arrays: Arrays, result: Expr, dtype: torch.dtype) -> Tensor | None:
+    """``result`` over heads, queries and features, after all softmaxes have run; None where torch has to compute it."""
+    plan, module = _plan(arrays, result)
+    if isinstance(plan, str) or arrays.lines.q_start < 0:
+        return None
+    every = {**arrays.tensors, **arrays.attended}
+    tables = tuple(dict.fromkeys(read.table for read in plan.reads))
+    if not all(name in every for name in tables):
+        return None
+    lines, tensors = arrays.lines, [every[name] for name in tables]
+    widths = {every[read.table].shape[1 + read.places.index("d")] for read in plan.reads if read.wide}
+    if len(widths) != 1:
+        return None
+    shape = lines.batch, lines.heads, lines.nq, widths.pop()
+    call = _Call(plan=plan, module=module, tables=tables, shape=shape, n=lines.n, q_start=lines.q_start, dtype=dtype)
+    return _Arithmetic.apply(call, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _plan(arrays: Arrays, result: Expr) -> tuple[Returned | str, Any]:
+    # By identity: hashing an expression takes longer than a launch.  The entry keeps it alive.
+    if id(result) not in _known:
+        if len(_known) >= _MOST:
+            _known.clear()
+        pattern = arrays.lines.pattern
+        labels = {table.name: arrays.lines.labels(table.name) for table in pattern.tables}
+        labels |= {name: stage.axes for name, stage in arrays.stages.items()}
+        plan = returned(result, labels)
+        module = None if isinstance(plan, str) else load(emit_returned(plan, pattern.name))
+        _known[id(result)] = result, plan, module
+    return _known[id(result)][1:]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """What kernels are told beside tensors: ``shape`` is that of the result."""
+
+    plan: Returned
+    module: Any
+    tables: tuple[str, ...]
+    shape: tuple[int, int, int, int]
+    n: int
+    q_start: int
+    dtype: torch.dtype
+
+    def view(self, read: Read, tensor: Tensor) -> Tensor:
+        """A table, which has an axis for the batch, as it is read: along ``read.along`` behind that axis."""
+        for dim in reversed(range(len(read.places))):
+            place = read.places[dim]
+            size = tensor.shape[1 + dim]
+            if isinstance(place, int):
+                tensor = tensor.select(1 + dim, min(max(place, 0), size - 1))
+            elif place == "q" and size != self.shape[2]:
+                tensor = tensor.narrow(1 + dim, self.q_start, self.shape[2])
+        return tensor
+
+    def strides(self, read: Read, view: Tensor) -> tuple[int, ...]:
+        """The strides of a view along batch, heads, queries and features: 0 where it has one for all."""
+        own = dict(zip(read.along, view.stride()[1:], strict=True))
+        return view.stride(0) if view.shape[0] > 1 else 0, *(own.get(axis, 0) for axis in ("h", "q", "d"))
+
+    @property
+    def floats(self) -> tuple[Read, ...]:
+        """What may have a gradient."""
+        return tuple(read for read in self.plan.reads if read.slope is not None)
+
+    def memory(self, name: str, tensor: Tensor) -> Tensor:
+        """A place for the gradient of a table, filled with zeros unless all of it is written."""
+        reads = [read for read in self.floats if read.table == name]
+        gradient = torch.empty_like(tensor)
+        target = self.target(reads[0], gradient)
+        whole = len(reads) == 1 and target.own and target.tensor.numel() == gradient.numel()
+        return gradient if whole else gradient.zero_()
+
+    def target(self, read: Read, gradient: Tensor) -> _Target:
+        """Where the kernel writes the gradient of what is read."""
+        view = self.view(read, gradient)
+        others = [each for each in self.floats if each.table == read.table and each != read]
+        apart = all(_fixed(each) != _fixed(read) for each in others)
+        if apart and {"h", "q"} <= set(read.along) and view.shape[0] == self.shape[0]:
+            return _Target(tensor=view, strides=self.strides(read, view), own=True)
+        # Several numbers of the result belong to one that is read.
+        whole = torch.empty(self.shape if read.wide else self.shape[:3], device=gradient.device)
+        strides = whole.stride()
+        return _Target(tensor=whole, strides=(*strides[:3], strides[3] if read.wide else 0), own=False)
+
+    def add(self, read: Read, whole: Tensor, gradient: Tensor) -> None:
+        """Add what belongs to each number of the result to the gradient of what is read."""
+        axes = ("h", "q", "d")[: whole.dim() - 1]
+        view = self.view(read, gradient)
+        if view.shape[0] < whole.shape[0]:
+            whole = whole.sum(0, keepdim=True)
+        gone = [1 + place for place, axis in enumerate(axes) if axis not in read.along]
+        left = [axis for axis in axes if axis in read.along]
+        whole = whole.sum(gone) if gone else whole
+        view.add_(whole.permute(0, *(1 + left.index(axis) for axis in read.along)))
+
+    def start(self, name: str, device: torch.device, *arguments: object, **constants: object) -> None:
+        """Launch one of the kernels."""
+        batch, heads, nq, width = self.shape
+        grid = (-(-nq // ROWS), heads, batch)
+        if 0 in (*grid, width):
+            return
+        function = getattr(self.module, name)
+        sizes = {"ROWS": ROWS, "WIDTH": 1 << (width - 1).bit_length(), **constants}
+        with keeping(function, device.index if device.type == "cuda" else None):
+            function[grid](*arguments, nq, self.n, self.q_start, width, **sizes, **options_of())
+
+    def given(self, tensors: Mapping[str, Tensor]) -> list[object]:
+        """What is read, with strides."""
+        found: list[object] = []
+        for read in self.plan.reads:
+            view = self.view(read, tensors[read.table])
+            found += [view, *self.strides(read, view)]
+        return found
+
+
+def _fixed(read: Read) -> tuple[int | None, ...]:
+    """The numbers at which a table is read."""
+    return tuple(place if isinstance(place, int) else None for place in read.places)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Target:
+    """Where a kernel writes a gradient; ``own``: its place in the gradient of the table itself."""
+
+    tensor: Tensor
+    strides: tuple[int, ...]
+    own: bool
+
+
+class _Arithmetic(torch.autograd.Function):
+    """The result, differentiable in every tensor that it reads."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Tensor:
+        ctx.call = call
+        ctx.save_for_backward(*tensors)
+        out = torch.empty(call.shape, dtype=call.dtype, device=tensors[0].device)
+        call.start("forward", out.device, out, *call.given(dict(zip(call.tables, tensors, strict=True))))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise second_derivative()
+        call: _Call = ctx.call
+        tensors = dict(zip(call.tables, ctx.saved_tensors, strict=True))
+        wanted = {name for name, needs in zip(call.tables, ctx.needs_input_grad[1:], strict=True) if needs}
+        found = {name: call.memory(name, tensors[name]) for name in wanted}
+        targets = {read.name: call.target(read, found[read.table]) for read in call.floats if read.table in wanted}
+        arguments = [d_out, *d_out.stride(), *call.given(tensors)]
+        for read in call.floats:
+            target = targets.get(read.name)
+            arguments += [d_out, 0, 0, 0, 0] if target is None else [target.tensor, *target.strides]
+        wants = {f"WANTS_{read.name.upper()}": read.name in targets for read in call.floats}
+        call.start("backward", d_out.device, *arguments, **wants)
+        for read in call.floats:
+            if read.name in targets and not targets[read.name].own:
+                call.add(read, targets[read.name].tensor, found[read.table])
+        return None, *(found.get(name) for name in call.tables)
