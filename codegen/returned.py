@@ -60,10 +60,6 @@ def returned(result: Expr, labels: Mapping[str, tuple[str, ...]]) -> Returned | 
     """The kernels of ``result``, or why there are none; ``labels`` are the axes of all tables that it reads."""
     loads = list(dict.fromkeys(node for node in walk(result) if isinstance(node, Load)))
     names = {load: Param(name=f"x{number}", dtype=load.dtype) for number, load in enumerate(loads)}
-    for node in walk(result):
-        inside = isinstance(node, Load | Apply | Const) or (isinstance(node, Extent) and node.name in ("n", "nq"))
-        if not inside and node not in (Index(name="h"), Index(name="q"), Index(name="d")):
-            return f"`{type(node).__name__.lower()}` beside softmaxes"
     reads = []
     for load in loads:
         places = _places(load, labels[load.table])
@@ -76,7 +72,12 @@ def returned(result: Expr, labels: Mapping[str, tuple[str, ...]]) -> Returned | 
             except SpatError:
                 return "an operation without a derivative"
         reads.append(Read(name=names[load].name, table=load.table, dtype=load.dtype, places=places, slope=slope))
-    return Returned(value=_named(result, names), reads=tuple(reads))
+    value = _named(result, names)
+    for node in walk(value):
+        known = isinstance(node, Param | Apply | Const) or (isinstance(node, Extent) and node.name in ("n", "nq"))
+        if not known and node not in (Index(name="h"), Index(name="q"), Index(name="d")):
+            return f"`{type(node).__name__.lower()}` beside softmaxes"
+    return Returned(value=value, reads=tuple(reads))
 
 
 def _places(load: Load, labels: tuple[str, ...]) -> tuple[Place, ...] | None:
