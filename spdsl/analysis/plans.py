@@ -37,9 +37,9 @@ class Problem:
 
     ``tiles`` are those of kernels for which somebody has chosen them (`spdsl.analysis.cost`, `spdsl tune`); the others
     take the default ones.  ``few`` is how many rows a tile of the forward kernel has where a call has few queries
-    (`spdsl.analysis.few`), else 0.  ``few_keys``: backward kernels by key have few programs, all of them long.  ``page``
-    is how many rows a page of keys has where sequences' keys lie in pages, wherever their tables say; the shape is then
-    ``batched``, and there are no gradients.
+    (`spdsl.analysis.few`), else 0.  ``few_keys``: backward kernels by key have few programs, all of them long.
+    ``page`` is how many rows a page of keys has where sequences' keys lie in pages, wherever their tables say; the
+    shape is then ``batched``, and there are no gradients.
     """
 
     pattern: BoundPattern
