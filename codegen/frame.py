@@ -362,7 +362,7 @@ class Frame:
         match self.plan.problem.shape:
             case "square":
                 return count, Argument(name="n", type="i32", note="keys")
-            case "offset":
+            case "origin" | "offset":
                 return (
                     count,
                     Argument(name="n", type="i32", note="keys"),

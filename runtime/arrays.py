@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import assert_never
 
 from spdsl.diagnostics import error
+from spdsl.runtime.block_means import block_means
 from spdsl.runtime.evaluate import Value, apply
 from spdsl.runtime.lines import Lines
 from spdsl.runtime.memo import Memo
@@ -77,6 +78,7 @@ class Arrays:
         own = on_side(stage.axes, "q")
         if name in self.attended and name not in self.known:
             self.known[name] = self.attended[name].float()
+        self._keep_means(name)
         if (own is None or ranks_queries(stage)) and name not in self.known:
             everything = None if own is None else self.lines.points_of_rows(own)
             self.known[name] = self._make(stage, everything, Memo())
@@ -90,11 +92,19 @@ class Arrays:
             memo.arrays[key] = self._make(stage, rows, memo)
         return memo.arrays[key]
 
+    def _keep_means(self, name: str) -> None:
+        """Make means of blocks of queries whole: they are few."""
+        if self.kernels and name not in self.known:
+            means = block_means(self, self.stages[name])
+            if means is not None:
+                self.known[name] = means
+
     def whole(self, name: str) -> Tensor:
         """The array of a stage for all rows, made chunk by chunk."""
         stage = self.stages[name]
         axis = on_side(stage.axes, "q")
-        if axis is None:
+        self._keep_means(name)
+        if axis is None or name in self.known:
             return self.array(name, None, Memo())
         parts = [self.array(name, rows, Memo()) for rows in self.chunks(name)]
         return torch.cat(parts, dim=1 + stage.axes.index(axis))

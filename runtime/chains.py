@@ -7,7 +7,7 @@ the lists, the sums of rows, and keys of as many rows as fit into a constant amo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from spdsl.codegen.chains.lower import Chain, ChainKernel, below, lower_chain, u
 from spdsl.codegen.chains.places import UncoveredError
 from spdsl.codegen.load import load
 from spdsl.diagnostics import error
+from spdsl.runtime.among import among_candidates
 from spdsl.runtime.arrays import Arrays, refuse_unequal
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.operands import Operand, operand, terms_of
@@ -149,18 +150,22 @@ def loaded(arrays: Arrays, name: str) -> Loaded | None:
     return found
 
 
-def chosen_lists(arrays: Arrays, name: str, width: int | None) -> Tensor | None:
+def chosen_lists(arrays: Arrays, name: str, width: int | None, lists: Callable[[str], Tensor]) -> Tensor | None:
     """The lists of a selection, int32 ``[batch or 1, …, rows, most]``, or None; ``width`` is the most entries of a row
-    where that is known beforehand."""
+    where that is known beforehand, ``lists`` gives those of earlier selections."""
     found = loaded(arrays, name)
-    if found is None:
+    if found is None or (found.chain.among is not None and found.chain.rows == "q" and arrays.lines.q_start):
         return None
-    run = _Run.of(arrays, found)
+    run = Run.of(arrays, found)
+    run.lists = lists
     stage = arrays.stages[name]
     rows = arrays.lines.size(found.chain.rows)
     if not rows or not run.columns or width == 0:
         shape = (run.batch, *((run.heads,) if found.chain.heads else ()), rows, 1)
         return torch.full(shape, FAR, dtype=torch.int32, device=arrays.lines.device)
+    if found.chain.among is not None:
+        made = among_candidates(run, stage, width)
+        return made if found.chain.heads else made[:, 0]
     for kernel in found.chain.kernels[:-1]:
         run.sums[kernel.stage] = run.summed(kernel)
     pitch = -(-run.columns // 16) * 16
@@ -172,7 +177,7 @@ def chosen_lists(arrays: Arrays, name: str, width: int | None) -> Tensor | None:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Run:
+class Run:
     """One selection of one call."""
 
     arrays: Arrays
@@ -182,9 +187,11 @@ class _Run:
     heads: int
     columns: int
     sums: dict[str, Tensor] = field(default_factory=dict)
+    lists: Callable[[str], Tensor] | None = None
 
     @staticmethod
-    def of(arrays: Arrays, found: Loaded) -> _Run:
+    def of(arrays: Arrays, found: Loaded) -> Run:
+        """The tensors that the kernels of a selection read in a call."""
         chain = found.chain
         by_name = {each.name: each for kernel in chain.kernels for each in kernel.arguments.vectors}
         operands: dict[str, Operand] = {}
@@ -205,7 +212,7 @@ class _Run:
         batches += [arrays.tensors[name].shape[0] for name in tables]
         if _read(arrays, chain.stage).by_batch:
             batches.append(arrays.lines.batch)
-        return _Run(
+        return Run(
             arrays=arrays,
             loaded=found,
             operands=operands,
@@ -228,7 +235,7 @@ class _Run:
         rows = arrays.lines.size(rows_axis)
         found = torch.empty(self.batch, heads, rows, 2, dtype=torch.float32, device=arrays.lines.device)
         given = {"sums": found, "chunk_rows": rows, "column_count": arrays.lines.size(stage.over), "heads": heads}
-        self._launch(kernel, given, lambda tiling: (-(-rows // tiling.rows), self.batch * heads), rows * heads)
+        self.launch(kernel, given, lambda tiling: (-(-rows // tiling.rows), self.batch * heads), rows * heads)
         return found
 
     def chosen(self, stage: Stage, first: int, rows: int, pitch: int, width: int | None) -> Tensor:
@@ -251,12 +258,12 @@ class _Run:
             given["row_ends"] = ends[0]
             return -(-self.columns // tiling.columns), -(-rows // tiling.rows), every
 
-        tiling = self._launch(kernel, given, grid, rows * every * -(-self.columns // 128))
+        tiling = self.launch(kernel, given, grid, rows * every * -(-self.columns // 128))
         rest = Keys(keys=keys, columns=self.columns, ends=ends[0], block=tiling.rows)
-        amounts = self._amounts(stage, first, rows)
+        amounts = self.amounts(stage, first, rows)
         return choose(rest, self.loaded.chain.by, amounts, width).view(self.batch, self.heads, rows, -1)
 
-    def _amounts(self, stage: Stage, first: int, rows: int) -> Tensor:
+    def amounts(self, stage: Stage, first: int, rows: int) -> Tensor:
         """How many to choose in each row, or one number for all."""
         device = self.arrays.lines.device
         if isinstance(stage, Mark):
@@ -276,9 +283,11 @@ class _Run:
 
     # ------------------------------------------------------------ launches
 
-    def _launch(self, kernel: ChainKernel, given: Mapping[str, Any], grid: Any, rows: int) -> Tiling:
-        """Run a kernel with as large a tile as the work and the device have room for, and say which."""
-        wanted = self._tiling(kernel, rows)
+    def launch(
+        self, kernel: ChainKernel, given: Mapping[str, Any], grid: Any, rows: int, tiling: Tiling | None = None
+    ) -> Tiling:
+        """Run a kernel with as large a tile as the work and the device have room for, or a given one, and say which."""
+        wanted = self._tiling(kernel, rows) if tiling is None else tiling
         tiling = self.loaded.tilings.get((kernel.name, wanted), wanted)
         function, device = self.loaded.functions[kernel.name], self.arrays.lines.device
         values = self._values(kernel)

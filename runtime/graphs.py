@@ -17,12 +17,23 @@ from spdsl.diagnostics import error
 from spdsl.runtime import operator
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.checks import check_inputs
+from spdsl.runtime.joined import Part, attend_jointly, joint
 from spdsl.runtime.lines import Lines
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.narrowed import chosen_among
 from spdsl.runtime.operator import with_batch
 from spdsl.runtime.ranking import as_lists, joined
-from spdsl.semantics.graph import Attention, Export, Merge, Select, StageGraph, is_free, loads, on_side, side_of
+from spdsl.semantics.graph import (
+    Attention,
+    Export,
+    Merge,
+    Select,
+    StageGraph,
+    is_free,
+    loads,
+    on_side,
+    side_of,
+)
 from spdsl.semantics.graph import parts as parts_of
 from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load, Table
 from spdsl.semantics.rewrite import free_axes
@@ -63,11 +74,22 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
     graph = _graph(pattern)
     chosen, values = _arrays(pattern, call, grad=False), _arrays(pattern, call, grad=True)
     found: dict[str, tuple[Tensor, Tensor]] = {}
+    together = joint(graph)
+    alone = {stage.name for stage in graph.attentions} - {name for parts in together.values() for name in parts}
+
+    def part(name: str) -> Part:
+        stage = graph.stage(name)
+        assert isinstance(stage, Attention)
+        given = _operands(pattern, stage, call, chosen, values)
+        return _part(given, given.tables, key_of(name))
+
     for stage in graph.stages:
         match stage:
-            case Attention():
-                found[stage.name] = _softmax(pattern, stage, call, chosen, values, key_of(stage.name))
-            case Merge(parts=parts):
+            case Attention(name=name) if name in alone:
+                found[name] = _softmax(pattern, stage, call, chosen, values, key_of(name))
+            case Merge(name=name) if name in together:
+                found[name] = attend_jointly([part(each) for each in together[name]])
+            case Merge(parts=parts) if all(name in found for name in parts):
                 found[stage.name] = _merged(stage, [found[name] for name in parts])
             case _:
                 continue
@@ -343,11 +365,17 @@ def _softmax(
 
 
 def _attended(given: Operands, made: Mapping[str, Tensor], key: str) -> tuple[Tensor, Tensor]:
-    q, k, v, tables, start = given.q, given.k, given.v, list(made.values()), given.q_start
-    shape = "square" if start == 0 and q.shape[2] == k.shape[2] else "offset"
-    operator.foresee_gradients(q, k, v, tables, key, shape, ())
-    out, lse = operator.attend(q, k, v, tables, None, key, shape, start, ())
+    part = _part(given, made, key)
+    q, k, v, tables = part.q, part.k, part.v, list(part.tables)
+    operator.foresee_gradients(q, k, v, tables, key, part.shape, ())
+    out, lse = operator.attend(q, k, v, tables, None, key, part.shape, part.q_start, ())
     return out, lse
+
+
+def _part(given: Operands, made: Mapping[str, Tensor], key: str) -> Part:
+    q, k, start = given.q, given.k, given.q_start
+    shape = ("square" if q.shape[2] == k.shape[2] else "origin") if start == 0 else "offset"
+    return Part(q=q, k=k, v=given.v, tables=tuple(made.values()), key=key, shape=shape, q_start=start)
 
 
 def of_member(given: Operands, axis: str, number: int) -> dict[str, Tensor]:
@@ -399,7 +427,7 @@ def _lists(arrays: Arrays, name: str) -> Tensor:
     if arrays.kernels:
         from spdsl.runtime.chains import chosen_lists
 
-        found = chosen_lists(arrays, name, width)
+        found = chosen_lists(arrays, name, width, lambda other: lists(arrays, other))
     found = chosen_among(arrays, name, lists) if found is None else found
     if found is not None:
         return found

@@ -71,7 +71,7 @@ def table_arguments(name: str, rank: int) -> tuple[str, ...]:
     return (f"t_{name}", *strides, *(f"size_{name}_{place}" for place in range(rank)))
 
 
-def _unspecialised(kernel: ChainKernel) -> str:
+def _unspecialised(kernel: ChainKernel, among: bool) -> str:
     """Lengths, which never make another kernel."""
     given = kernel.arguments
     names = ["n", "nq", "q_start", "first_row", "chunk_rows", "column_count"]
@@ -82,6 +82,8 @@ def _unspecialised(kernel: ChainKernel) -> str:
         names += [f"stride_{name}_{step}" for step in ("b", *range(rank - 1))]
         names += [f"size_{name}_{place}" for place in range(rank)]
     names += [name for name, _ in given.sizes]
+    if among:
+        names += ["list_b", "list_h", "list_r", "list_count", "total"]
     if kernel.name != "keys":
         names.remove("first_row")
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from spdsl.codegen.chains.affine import tidy
+from spdsl.codegen.chains.candidates import Candidates, candidates_of, outer_of
 from spdsl.codegen.chains.parts import Arguments
 from spdsl.codegen.chains.places import Place, UncoveredError
 from spdsl.codegen.chains.program import NOTHING, Known, Program
@@ -65,7 +66,8 @@ class ChainKernel:
 class Chain:
     """The kernels of one selection, in the order in which they run; the last one leaves keys.
 
-    ``heads`` is the axis of heads of the selection, ``rows`` and ``columns`` its axes of queries and keys.
+    ``heads`` is the axis of heads of the selection, ``rows`` and ``columns`` its axes of queries and keys.  With
+    ``among`` keys are those of candidates, in the order of the list that these are members of.
     """
 
     stage: str
@@ -74,11 +76,14 @@ class Chain:
     rows: str
     columns: str
     kernels: tuple[ChainKernel, ...]
+    among: Candidates | None = None
 
 
 def uncovered(stages: Mapping[str, Stage], name: str) -> str | None:
     """Why a selection is left to torch, as far as its stages alone tell; None if they do not."""
-    for each in below(dict(stages), name):
+    outer = outer_of(stages, stages[name])
+    stages = dict(stages) if outer is None else {**stages, name: outer[1]}
+    for each in below(stages, name):
         match stages[each]:
             case Select(also=(_, *_)):
                 return "selections over several axes"
@@ -111,13 +116,20 @@ def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, int], 
     if not isinstance(stage, Select | Mark):
         raise UncoveredError("sets that are neither chosen nor compared")
     heads, rows, columns = _axes(stage)
+    among, outer = None, outer_of(stages, stage)
+    if outer is not None:
+        stages[name] = stage = outer[1]
+        among = candidates_of(pattern, stages, outer[0], stage)
+        if softmaxes(stages, name):
+            raise UncoveredError("shares of candidates")
     kernels = [
         _softmax(Values(pattern=pattern, stages=stages, terms=dict(terms), program=Program()), stages[each])
         for each in softmaxes(stages, name)
     ]
-    kernels.append(_keys(Values(pattern=pattern, stages=stages, terms=dict(terms), program=Program()), stage))
+    values = Values(pattern=pattern, stages=stages, terms=dict(terms), program=Program())
+    kernels.append(_keys(values, stage, among))
     by: By = stage.by if isinstance(stage, Select) else "mark"
-    return Chain(stage=name, by=by, heads=heads, rows=rows, columns=columns, kernels=tuple(kernels))
+    return Chain(stage=name, by=by, heads=heads, rows=rows, columns=columns, kernels=tuple(kernels), among=among)
 
 
 def below(stages: dict[str, Stage], name: str) -> tuple[str, ...]:
@@ -173,14 +185,15 @@ def _may(values: Values, place: Place, condition: Expr) -> Expr:
     return tidy(intervals(values, ends).may(condition_at(values, condition, place)))
 
 
-def _keys(values: Values, stage: Select | Mark) -> ChainKernel:
+def _keys(values: Values, stage: Select | Mark, among: Candidates | None) -> ChainKernel:
     program = values.program
     place = _start(values, stage)
     program.declare("columns", Known(column=True))
-    for name in ("column_first", "column_last"):
+    for name in ("column_first", "column_last", "candidates", "there"):
         program.declare(name, NOTHING)
     where = build.disj(stage.only, stage.forced) if isinstance(stage, Select) else stage.value
-    may = _may(values, place, where)
+    # Candidates lie anywhere.
+    may = _may(values, place, where) if among is None else build.TRUE
     if may != build.TRUE:
         program.line("# No entry of the tile can be chosen.")
         program.line(f"if ~({program.text(may)}):")
@@ -194,6 +207,13 @@ def _keys(values: Values, stage: Select | Mark) -> ChainKernel:
             text = {"count": "count_key", "mass": "mass_key"}[stage.by]
             text = f"{text}({program.text(what)}, {given}, {program.text(values.at(forced, place))})"
     program.line(f"key = {text}")
+    if among is not None:
+        nothing = 0 if isinstance(stage, Select) and stage.by == "mass" else ABSENT
+        program.line(f"key = tl.where(there, key, {nothing})")
+        program.line(
+            "tl.store(keys + key_row * pitch + candidates, key, mask=(rows <= row_last) & (candidates < total))"
+        )
+        return _kernel(values, "keys", stage)
     program.line("leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)")
     return _kernel(values, "keys", stage)
 

@@ -37,7 +37,23 @@ class Known:
 
 NOTHING = Known()
 
-RESERVED = ("largest", "total", "logit", "key", "keys", "key_row", "sums", "at", "finite", "n", "nq", "heads", "pitch")
+RESERVED = (
+    "largest",
+    "total",
+    "logit",
+    "key",
+    "keys",
+    "key_row",
+    "sums",
+    "at",
+    "finite",
+    "n",
+    "nq",
+    "heads",
+    "pitch",
+    "outer",
+    "upper",
+)
 """Names that the templates of kernels use."""
 
 

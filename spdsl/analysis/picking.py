@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from spdsl.analysis.picks import Picked, picked
+from spdsl.analysis.picks import FINEST, Picked, picked
 from spdsl.analysis.plans import KernelPlan, Kind, Problem, TableGradient, Tiles
 from spdsl.analysis.specialising import copies_tiles, why_plain
 from spdsl.analysis.stages import Staged
 from spdsl.analysis.tiles import Interval, PickOrder, Picks, PickWalk, Slot, SlotWalk, TileRelation, Walk, lanes_of
-from spdsl.analysis.tiling import BITS, CROWD, FEW, KEPT, picked_tiles, positions_of
+from spdsl.analysis.tiling import BITS, CROWD, FEW, KEPT, TILE, picked_tiles, positions_of
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Load
 from spdsl.semantics.rewrite import free_indices
 from spdsl.semantics.rewrite import walk as nodes_of
@@ -27,7 +27,8 @@ def why_unpicked(kind: Kind, staged: Staged, problem: Problem, gradients: Sequen
     if chosen is None or problem.shape == "batched" or kind == "fused":
         return ""
     heads = 1 if chosen.by_head else pattern.heads // pattern.groups
-    if kind != "dkdv" and chosen.fine and positions_of(problem.dtype, heads) > CROWD:
+    alike = _order(kind, chosen, problem) == "alike"
+    if kind != "dkdv" and chosen.fine and not alike and positions_of(problem.dtype, heads) > CROWD:
         return f"{positions_of(problem.dtype, heads)} queries of a tile, each with keys of its own, meet most keys"
     if kind == "dkdv" and heads < pattern.heads // pattern.groups:
         return "heads that share keys have picked each for itself"
@@ -48,12 +49,26 @@ def _order(kind: Kind, chosen: Picked, problem: Problem) -> PickOrder:
     heads = 1 if chosen.by_head else pattern.heads // pattern.groups
     if kind == "dkdv":
         return "gathered"
-    if problem.shape == "square" and chosen.rows % positions_of(problem.dtype, heads) == 0:
+    if _alike(chosen, problem, heads):
         return "alike"
     if chosen.fine:
         return "union"
     kept = chosen.rows == 1 and chosen.most is not None and chosen.most <= KEPT
     return "gathered" if lanes_of(heads) <= FEW and kept else "union"
+
+
+def _alike(chosen: Picked, problem: Problem, heads: int) -> int:
+    """The most queries of a tile that have picked alike, where runs begin where tiles do and fill them; else 0.
+
+    A tile of a run that is shorter than others has fewer rows: one matrix instruction takes 16.
+    """
+    if problem.shape not in ("square", "origin"):
+        return 0
+    most = positions_of(problem.dtype, heads)
+    if chosen.rows % most == 0:
+        return most
+    short = chosen.rows > 1 and most % chosen.rows == 0 and chosen.rows * lanes_of(heads) >= FINEST
+    return chosen.rows if short else 0
 
 
 def picking(
@@ -68,28 +83,30 @@ def picking(
     assert chosen is not None
     heads = 1 if chosen.by_head else pattern.heads // pattern.groups
     order = _order(kind, chosen, problem)
+    alike = order == "alike"
+    # A tile of keys is filled by several blocks where one is too small for it, and no query needs bits for that.
+    fine = chosen.fine or (alike and chosen.block < TILE and TILE % chosen.block == 0)
     tiles = picked_tiles(
         kind,
         dtype=problem.dtype,
         head_dim=pattern.head_dim,
         value_dim=problem.value_dim,
+        positions=_alike(chosen, problem, heads) if alike else positions_of(problem.dtype, heads),
         heads=heads,
         block=chosen.block,
-        fine=chosen.fine,
+        fine=fine,
         target=target,
     )
     given = dict(problem.tiles).get(kind)
     lanes = lanes_of(heads)
-    apart = given is not None and (given.block_k % chosen.block if chosen.fine else chosen.block % given.block_k) == 0
+    apart = given is not None and (given.block_k % chosen.block if fine else chosen.block % given.block_k) == 0
     if given is not None and not given.specialised and apart:
         # Queries of a tile have a bit each where it matters which of them has picked a block.
         fits = given.block_q % lanes == 0 and (order == "gathered" or given.block_q // lanes <= BITS)
         tiles = given if fits else tiles
     positions = tiles.block_q // lanes
     gathered = order == "gathered"
-    grain = replace(
-        tiles, block_q=1 if gathered else positions, block_k=1 if chosen.fine and not gathered else tiles.block_k
-    )
+    grain = replace(tiles, block_q=1 if gathered else positions, block_k=1 if fine and not gathered else tiles.block_k)
     rest = relation(grain, keep=chosen.keep)
     return KernelPlan(
         kind=kind,
@@ -108,7 +125,7 @@ def picking(
             positions=positions,
             order=order,
             keep=chosen.keep,
-            fine=chosen.fine,
+            fine=fine,
         ),
         # Where both sides are needed and one is gathered, it has no neighbours that the copy engine could take.
         descriptors=kind != "dkdv" and copies_tiles(problem, target),

@@ -17,16 +17,17 @@ from typing import Literal, TypeAlias
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Side
 from spdsl.semantics.rewrite import free_indices
 
-Shape: TypeAlias = Literal["square", "offset", "batched"]
+Shape: TypeAlias = Literal["square", "origin", "offset", "batched"]
 
 FAR = 1 << 28
 """Stands for no bound; no tile index comes near it."""
 """How positions relate to rows of the tensors.
 
 ``square``: as many queries as keys, the first query at position 0.  ``offset``: the first query row is at the run-time
-position ``q_start``.  ``batched``: as ``offset``, with ``q_start`` and the existing keys given for each sequence of
-the batch (a kernel reads them once and goes on as in ``offset``).  ``q_start`` may be negative: rows at negative
-positions are padding, keep nothing, and give zeros.
+position ``q_start``.  ``origin``: as ``offset``, with a ``q_start`` of 0, so that tiles begin where runs of queries do.
+``batched``: as ``offset``, with ``q_start`` and the existing keys given for each sequence of the batch (a kernel reads
+them once and goes on as in ``offset``).  ``q_start`` may be negative: rows at negative positions are padding, keep
+nothing, and give zeros.
 """
 
 

@@ -124,6 +124,10 @@ _PICKED_ROWS = 64
 values bounds such kernels, so that rows of queries that have not picked a block cost nothing."""
 
 
+TILE = 64
+"""Keys of a tile at best: smaller blocks are gathered into it where all of its queries have picked them."""
+
+
 def positions_of(dtype: Precision, heads: int) -> int:
     """How many queries a tile holds, for ``heads`` rows of each."""
     return max(1, (32 if dtype == "fp32" else _PICKED_ROWS) // lanes_of(heads))
@@ -135,15 +139,16 @@ def picked_tiles(
     dtype: Precision,
     head_dim: int,
     value_dim: int,
+    positions: int,
     heads: int,
     block: int,
     fine: bool,
     target: str,
 ) -> Tiles:
-    """Tiles of a kernel that walks what queries have picked: blocks of ``block`` keys, once for ``heads`` heads;
-    with ``fine`` keys are gathered."""
+    """Tiles of a kernel that walks what queries have picked: blocks of ``block`` keys, once for ``heads`` heads of
+    ``positions`` queries; with ``fine`` keys are gathered."""
     width = max(head_dim, value_dim)
-    rows = positions_of(dtype, heads) * lanes_of(heads)
+    rows = positions * lanes_of(heads)
     small = dtype == "fp32" or target.startswith("gfx") or width > 128
     # Addresses and bits of queries that are gathered take registers.
     tight = kind == "dkdv" and lanes_of(heads) >= (_PICKED_ROWS if fine else 2 * _PICKED_ROWS)
@@ -153,7 +158,7 @@ def picked_tiles(
     wide = rows > _PICKED_ROWS or width > 128
     match kind:
         case "forward" | "dq" if fine and hopper:
-            return Tiles(block_q=rows, block_k=keys, warps=8 if wide or kind == "dq" else 4, stages=2)
+            return Tiles(block_q=rows, block_k=keys, warps=8 if wide or (kind == "dq" and rows > 16) else 4, stages=2)
         case "forward":
             return Tiles(block_q=rows, block_k=keys, warps=8 if wide else 4, stages=3 if hopper else 1)
         case "dq":

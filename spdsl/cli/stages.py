@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 
 Stage: TypeAlias = Literal["ast", "text", "checked", "bound", "tiles", "plan", "block", "triton", "gluon"]
-Shape: TypeAlias = Literal["square", "offset", "batched"]
+Shape: TypeAlias = Literal["square", "origin", "offset", "batched"]
 Choice: TypeAlias = "tuple[tuple[Kind, Tiles], ...]"
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942", "cpu")
 

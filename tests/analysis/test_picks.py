@@ -87,6 +87,25 @@ def test_sets_that_are_no_selection(keep: str) -> None:
     assert isinstance(made.forward.walk, PickWalk) == ("not" not in keep and " or " not in keep)
 
 
+@pytest.mark.parametrize(("block", "fine"), [(8, True), (16, True), (64, False), (128, False)])
+def test_runs_shorter_than_a_tile(block: int, fine: bool) -> None:
+    """A run of 16 queries of one head has a tile of its own, filled by several blocks of keys."""
+    text = (
+        f"pattern program() {{\n  axis blk = token by {block}\n  axis run = token by 16\n"
+        "  input s: float[h, q.run, k.blk]\n  keep s |> top(9)\n}"
+    )
+    key = key_of(read(text), {}, None, None, deterministic=False)
+    pattern = bound(opened(softmax_keys(key)[-1])[0], 4, 4, 64)
+    tables = tuple((table.name, "int32") for table in pattern.tables)
+    for shape, own in (("square", True), ("origin", True), ("offset", False)):
+        problem = Problem(pattern=pattern, dtype="bf16", value_dim=64, shape=shape, tables=tables)  # type: ignore[arg-type]
+        kernel = plan(problem, "sm_90").forward
+        assert isinstance(kernel.walk, PickWalk) == own
+        if own:
+            assert kernel.picks is not None
+            assert (kernel.picks.order, kernel.picks.fine, kernel.block_q) == ("alike", fine, 16)
+
+
 def test_fine_blocks_are_gathered() -> None:
     made = planned("causal and chosen", block=8)
     assert isinstance(made.forward.walk, PickWalk)

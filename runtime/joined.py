@@ -1,0 +1,132 @@
+"""One softmax over the keys of several: each computed by the operators, put together by their LSEs.
+
+From: the operands of several softmaxes of the same queries.  To: output and LSE of all of them.  Nothing is
+differentiated twice: with the output and the LSE of the whole, each operator's backward gives the gradients of its own
+keys, and those of the queries are added up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spdsl.runtime import operator
+from spdsl.semantics.graph import Merge, StageGraph, expressions, loads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A softmax: its tensors, and what the operators are given besides."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    tables: tuple[Tensor, ...]
+    key: str
+    shape: str
+    q_start: int
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors, in the order of the operators."""
+        return self.q, self.k, self.v, *self.tables
+
+
+def attend_jointly(parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
+    """Output ``[batch, heads, nq, dv]`` and LSE ``[batch, heads, nq]`` (fp32) of one softmax over the keys of all.
+
+    Raises:
+        SpatError: as the operators; a table is read in a way whose gradient cannot be summed.
+    """
+    for part in parts:
+        operator.foresee_gradients(part.q, part.k, part.v, part.tables, part.key, part.shape, ())
+    found: tuple[Tensor, Tensor] = _Joined.apply(tuple(parts), *(x for part in parts for x in part.tensors))  # type: ignore[no-untyped-call]
+    return found
+
+
+def joint(graph: StageGraph) -> dict[str, tuple[str, ...]]:
+    """Merges that are one softmax over the keys of several which nothing else reads, and the names of these."""
+    read = frozenset[str]().union(*map(loads, expressions(graph)))
+    softmaxes = {stage.name: stage for stage in graph.attentions}
+    found: dict[str, tuple[str, ...]] = {}
+    inner = set[str]()
+    for stage in graph.stages:
+        match stage:
+            case Merge(by="lse", over=None, stopped=False, parts=parts) if read.isdisjoint(parts):
+                flat = tuple(name for part in parts for name in found.get(part, (part,)))
+                if all(name in softmaxes and softmaxes[name].member is None for name in flat):
+                    found[stage.name] = flat
+                    inner |= set(parts)
+            case _:
+                pass
+    outer = {merge: parts for merge, parts in found.items() if merge not in inner}
+    # A softmax that several share is computed once, and has a gradient of its own.
+    times = Counter(name for parts in outer.values() for name in parts)
+    return {merge: parts for merge, parts in outer.items() if all(times[name] == 1 for name in parts)}
+
+
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parts: tuple[Part, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        given = _shared(parts, tensors)
+        pairs = [operator.attend(*each, None, part.key, part.shape, part.q_start, ()) for part, each in given]
+        out, lse = _put_together(pairs)
+        ctx.parts = parts
+        ctx.save_for_backward(*tensors, out, lse)
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        *tensors, out, lse = ctx.saved_tensors
+        needs, found = ctx.needs_input_grad[1:], list[Tensor | None]()
+        if d_out is None and d_lse is None:
+            return None, *[None] * len(needs)
+        d_out = torch.zeros_like(out) if d_out is None else d_out
+        for part, (q, k, v, tables) in _shared(ctx.parts, tensors):
+            count = 3 + len(tables)
+            wanted = [place for place, need in enumerate(needs[len(found) :][:count]) if need]
+            settings = (part.key, part.shape, part.q_start, ())
+            grads = (
+                operator.attend_backward(q, k, v, tables, None, out, lse, d_out, d_lse, *settings, wanted)
+                if wanted
+                else []
+            )
+            by_place = dict(zip(wanted, grads, strict=True))
+            found += [by_place.get(place) for place in range(count)]
+        return None, *found
+
+
+def _shared(
+    parts: Sequence[Part], tensors: Sequence[Tensor]
+) -> list[tuple[Part, tuple[Tensor, Tensor, Tensor, list[Tensor]]]]:
+    """The tensors of each part, out of those of all."""
+    found, at = [], 0
+    for part in parts:
+        q, k, v, *tables = tensors[at : at + 3 + len(part.tables)]
+        found.append((part, (q, k, v, tables)))
+        at += 3 + len(part.tables)
+    return found
+
+
+def _put_together(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    outs, lses = zip(*pairs, strict=True)
+    if outs[0].device.type == "cuda":
+        from spdsl.runtime.join_kernels import put_together
+
+        return put_together(outs, lses)
+    all_lses = torch.stack(lses)
+    largest = all_lses.amax(0)
+    largest = torch.where(torch.isfinite(largest), largest, 0.0)
+    weights = torch.exp(all_lses - largest)
+    total = weights.sum(0)
+    empty = total == 0
+    divisor = torch.where(empty, 1.0, total)
+    out = sum(each.float() * (weight / divisor)[..., None] for each, weight in zip(outs, weights, strict=True))
+    assert isinstance(out, Tensor)
+    return out.to(outs[0].dtype), torch.where(empty, -torch.inf, largest + torch.log(divisor))

@@ -1,0 +1,118 @@
+"""Kernels of means over blocks: the vectors of a block are read once, and the way back writes each once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spdsl.codegen.binaries import options_of
+
+SPAN = 64
+"""The most entries that a program reads at once."""
+
+
+@triton.jit(do_not_specialize=["count", "length", "heads"])  # type: ignore[untyped-decorator]
+def gather_means(  # type: ignore[no-untyped-def]
+    x,  # [batch, heads, entries, columns]
+    x_b,
+    x_h,
+    x_r,
+    x_d,
+    means,  # [batch, heads, blocks, columns], fp32
+    blocks,
+    length,  # positions that exist
+    heads,
+    columns,
+    SIZE: tl.constexpr,
+    EACH: tl.constexpr,
+    MEAN: tl.constexpr,
+    SPAN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """A block of SIZE entries; each counts as often as it has positions, of which there are EACH but at the end."""
+    block, owner = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    column = tl.arange(0, COLUMNS)[None, :]
+    total = tl.zeros([COLUMNS], tl.float32)
+    for first in range(0, SIZE, SPAN):
+        place = first + tl.arange(0, SPAN)
+        entry = block * SIZE + place
+        weight = tl.minimum(length - entry * EACH, EACH)
+        exist = (place < SIZE) & (weight > 0)
+        at = owner // heads * x_b + owner % heads * x_h + entry.to(tl.int64)[:, None] * x_r + column * x_d
+        value = tl.load(x + at, mask=exist[:, None] & (column < columns), other=0.0).to(tl.float32)
+        if EACH > 1:
+            value = value * tl.where(exist, weight, 0).to(tl.float32)[:, None]
+        total += tl.sum(value, 0)
+    if MEAN:
+        total = total / tl.maximum(tl.minimum(length - block * SIZE * EACH, SIZE * EACH), 1).to(tl.float32)
+    to = means + (owner * blocks + block) * columns + tl.arange(0, COLUMNS)
+    tl.store(to, total, mask=tl.arange(0, COLUMNS) < columns)
+
+
+@triton.jit(do_not_specialize=["entries", "blocks", "length"])  # type: ignore[untyped-decorator]
+def spread_means(  # type: ignore[no-untyped-def]
+    d_means,  # [batch, heads, blocks, columns], fp32
+    d_x,  # [batch, heads, entries, columns]
+    entries,
+    blocks,
+    length,
+    columns,
+    SIZE: tl.constexpr,
+    EACH: tl.constexpr,
+    MEAN: tl.constexpr,
+    SPAN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The gradients of SPAN entries, each from that of its block."""
+    owner = tl.program_id(1).to(tl.int64)
+    column = tl.arange(0, COLUMNS)[None, :]
+    entry = tl.program_id(0) * SPAN + tl.arange(0, SPAN)
+    block = entry // SIZE
+    exist = (entry < entries)[:, None] & (column < columns)
+    value = tl.load(d_means + (owner * blocks + block)[:, None] * columns + column, mask=exist, other=0.0)
+    weight = tl.minimum(length - entry * EACH, EACH).to(tl.float32)
+    if MEAN:
+        weight = weight / tl.maximum(tl.minimum(length - block * SIZE * EACH, SIZE * EACH), 1).to(tl.float32)
+    to = d_x + (owner * entries + entry)[:, None] * columns + column
+    tl.store(to, (value * weight[:, None]).to(d_x.dtype.element_ty), mask=exist)
+
+
+def of_blocks(x: Tensor, size: int, each: int, length: int, mean: bool) -> Tensor:
+    """Means or sums over runs of ``size`` entries, fp32; an entry is ``each`` of the ``length`` positions."""
+    found: Tensor = _Blocks.apply(x, size, each, length, mean)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Blocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int, each: int, length: int, mean: bool) -> Tensor:
+        batch, heads, entries, columns = x.shape
+        blocks = -(-entries // size)
+        means = torch.empty(batch, heads, blocks, columns, dtype=torch.float32, device=x.device)
+        ctx.settings, ctx.shape, ctx.dtype = (size, each, length, mean), x.shape, x.dtype
+        if means.numel():
+            constants = _constants(size, each, mean, min(SPAN, triton.next_power_of_2(size)), columns)
+            gather_means[(blocks, batch * heads)](
+                x, *x.stride(), means, blocks, length, heads, columns, **constants, **options_of(4 if size > 16 else 1)
+            )
+        return means
+
+    @staticmethod
+    def backward(ctx: Any, d_means: Tensor) -> tuple[Tensor | None, ...]:
+        size, each, length, mean = ctx.settings
+        batch, heads, entries, columns = ctx.shape
+        d_x = torch.empty(ctx.shape, dtype=ctx.dtype, device=d_means.device)
+        if d_x.numel():
+            constants = _constants(size, each, mean, SPAN, columns)
+            spread_means[(-(-entries // SPAN), batch * heads)](
+                d_means.contiguous(), d_x, entries, d_means.shape[2], length, columns, **constants, **options_of(4)
+            )
+        return d_x, None, None, None, None
+
+
+def _constants(size: int, each: int, mean: bool, span: int, columns: int) -> dict[str, int | bool]:
+    return {"SIZE": size, "EACH": each, "MEAN": mean, "SPAN": span, "COLUMNS": triton.next_power_of_2(columns)}
