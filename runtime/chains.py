@@ -164,16 +164,16 @@ def chosen_lists(arrays: Arrays, name: str, width: int | None, lists: Callable[[
         shape = (run.batch, *((run.heads,) if found.chain.heads else ()), rows, 1)
         return torch.full(shape, FAR, dtype=torch.int32, device=arrays.lines.device)
     if found.chain.among is not None:
-        made = among_candidates(run, stage, width)
-        return made if found.chain.heads else made[:, 0]
+        among = among_candidates(run, stage, width)
+        return among if found.chain.heads else among[:, 0]
     for kernel in found.chain.kernels[:-1]:
         run.sums[kernel.stage] = run.summed(kernel)
     pitch = -(-run.columns // 16) * 16
     step = max(1, min(rows, KEYS // (pitch * run.batch * run.heads)))
     step = max(1, step // 128 * 128) if step >= 128 else step
     made = [run.chosen(stage, first, min(step, rows - first), pitch, width) for first in range(0, rows, step)]
-    lists = made[0] if len(made) == 1 else joined(made, 2)
-    return lists if found.chain.heads else lists[:, 0]
+    whole = made[0] if len(made) == 1 else joined(made, 2)
+    return whole if found.chain.heads else whole[:, 0]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -402,7 +402,8 @@ def _tensor(values: Arrays, expr: Expr, heads: str, rows: str, given: Tensor) ->
 def _table(table: Table, call: Inputs, chosen: Arrays, values: Arrays) -> Tensor:
     if table.name in (POSITIONS, MEMBER):
         number = call.k.shape[2] if table.name == POSITIONS else 0
-        return torch.tensor([number], dtype=torch.int32, device=call.q.device)
+        # Made on the device: a number of the host would be waited for.
+        return torch.full((1,), number, dtype=torch.int32, device=call.q.device)
     if table.name not in values.stages:
         return call.tables[table.name]
     if table.listed:
