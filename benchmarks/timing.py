@@ -18,7 +18,7 @@ from benchmarks.subjects import Subject
 from spdsl.analysis.plans import Kind
 from spdsl.runtime.calls import Call
 from spdsl.runtime.lists import lists_for
-from spdsl.runtime.tape import Recorder
+from spdsl.runtime.recorder import Recorder
 from spdsl.runtime.triton_engine import TritonEngine
 
 WANTED = {"dq": frozenset("q"), "dkdv": frozenset("kv"), "fused": frozenset("qkv")}

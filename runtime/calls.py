@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spdsl.analysis.plans import Plan
-from spdsl.runtime.tape import Recorder
+from spdsl.runtime.recorder import Recorder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +142,15 @@ PLACES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """What a recorded call leaves open: how many keys there are, and the strides of ``K`` and ``V`` by the names that
+    kernels give them."""
+
+    keys: int
+    strides: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """The tensors and run-time numbers of one call.
 
@@ -153,7 +162,8 @@ class Call:
     what is picked, of a `PickWalk`.
     ``marks`` are the rows that the plan's kernels gather.
     ``parameters`` are the values of the pattern's free parameters by the names of their variables.  ``deterministic``
-    asks for gradients that repeat bitwise.  What the call does on the device goes through its ``recorder``.
+    asks for gradients that repeat bitwise.  What the call does on the device goes through its ``recorder``; with
+    ``open`` it does so for other lengths, too (`spdsl.runtime.growing`).
 
     Where keys lie in pages, ``k`` and ``v`` are ``[pages, groups, page, d]``, and the rest of each row of ``places``
     are the numbers of a sequence's pages.
@@ -171,10 +181,13 @@ class Call:
     marks: Marks | None = None
     deterministic: bool = False
     recorder: Recorder = field(default_factory=Recorder, compare=False)
+    open: Open | None = None
 
     @property
     def keys(self) -> int:
         """How many rows of keys a sequence has, with those that are not in use."""
+        if self.open is not None:
+            return self.open.keys
         if not self.plan.problem.page:
             return self.k.shape[2]
         assert self.places is not None
@@ -182,7 +195,7 @@ class Call:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Memory on the device of the call that a kernel fills."""
-        return self.recorder.run(partial(torch.empty, shape, dtype=dtype, device=self.q.device))
+        return self.recorder.empty(shape, dtype, self.q.device)
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Memory that kernels add to, or do not fill."""

@@ -7,7 +7,7 @@ The first call of each kind is carried out in full and recorded; later ones play
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from spdsl.analysis.few import ROWS
 from spdsl.runtime import operator
 from spdsl.runtime.checks import captured, check_earlier
+from spdsl.runtime.growing import Growing
 from spdsl.runtime.recent import Recent, identity, weakly
-from spdsl.runtime.tape import Recorder, Tape
+from spdsl.runtime.recorder import Recorder
+from spdsl.runtime.tape import Tape
+from spdsl.runtime.traced import Trace
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 Tapes: TypeAlias = "Recent[Tape]"
@@ -34,11 +38,16 @@ _ANY = "any values"
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
+_any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled  # noqa: SLF001  # torch has no public name for it
+
 
 def _plain(tensors: Sequence[Tensor]) -> bool:
     """Whether the tensors are numbers in memory, at which nothing but autograd looks: no mode, no `torch.func`, no
     forward derivatives."""
-    if any(type(each) not in _PLAIN for each in tensors) or tensors[0].is_meta:
+    for each in tensors:
+        if type(each) not in _PLAIN:
+            return False
+    if tensors[0].is_meta:
         return False
     # torch has no public names for these.
     return not (
@@ -61,12 +70,13 @@ class Kind:
 
     Tensors come in one order: q, k, v, ``tables`` inputs, and places if there are any.  ``settings`` is what the
     operators are given besides: key, shape class, position of the first query, values of free parameters.  ``trained``
-    says whether any tensor wants a gradient.
+    says whether any tensor wants a gradient.  Tapes that hold for other lengths of keys, too, go to ``growing``.
     """
 
     settings: tuple[str, str, int, tuple[int, ...]]
     tables: int
     trained: bool
+    growing: Growing | None = None
     outputs: Tapes = field(default_factory=lambda: Recent(size=_VALUES))
     gradients: dict[Hashable, Tapes] = field(default_factory=dict)
     checked: Recent[bool] = field(default_factory=lambda: Recent(size=_KINDS))
@@ -85,9 +95,13 @@ class Kind:
             self._check(tensors, same)
             out, lse = tape.play(tensors)
             return out, lse
-        recorder, given = Recorder(), self._parts(tensors)
+        recorder, given = Recorder(trace=None if self.growing is None else Trace()), self._parts(tensors)
         found = operator.forward(*given, *self.settings, recorder)
-        self._keep(self.outputs, recorder.tape(found, tensors[0].device), tensors, same)
+        tape = recorder.tape(found, tensors[0].device)
+        if tape is not None and tape.numbers is not None and self.growing is not None:
+            self.growing.keep(tape)
+        else:
+            self._keep(self.outputs, tape, tensors, same)
         return found
 
     def backward(
@@ -145,6 +159,7 @@ class Direct:
     def __init__(self, key: str, values: tuple[int, ...], names: tuple[str, ...]) -> None:
         self._key, self._values, self._names = key, values, names
         self._kinds: dict[Hashable, Kind] = {}
+        self._growing: dict[Hashable, Growing] = {}
 
     @property
     def is_new(self) -> bool:
@@ -177,9 +192,18 @@ class Direct:
             tensors += tuple(inputs[name] for name in names)
         if places is not None:
             tensors += (places,)
-        if not _plain(tensors) or torch.is_autocast_enabled(q.device.type):
+        if not _plain(tensors) or (_any_autocast() and torch.is_autocast_enabled(q.device.type)):
             return None
-        kind = self._kinds.get(_place(tensors, k.shape[-2] - q.shape[-2] if start is None else start))
+        first = k.shape[-2] - q.shape[-2] if start is None else start
+        if self._growing:
+            growing = self._growing.get(_growing_place(tensors))
+            if growing is not None:
+                check_earlier()
+                found = growing.play(tensors, first)
+                if found is not None:
+                    out, lse = found
+                    return out, lse
+        kind = self._kinds.get(_place(tensors, first))
         return None if kind is None else kind(tensors)
 
     def attend(
@@ -195,15 +219,44 @@ class Direct:
             if len(self._kinds) >= _KINDS:
                 self._kinds.clear()
             trained = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
-            kind = Kind(settings=(self._key, shape, start, self._values), tables=len(tables), trained=trained)
+            growing = None if tables else self._grows(tensors)
+            settings = (self._key, shape, start, self._values)
+            kind = Kind(settings=settings, tables=len(tables), trained=trained, growing=growing)
             self._kinds[place] = kind
         return kind(tensors)
+
+    def _grows(self, tensors: tuple[Tensor, ...]) -> Growing | None:
+        """Where tapes of calls with longer keys are kept, for calls that may have one."""
+        place = _growing_place(tensors)
+        if place is None:
+            return None
+        if place not in self._growing and len(self._growing) >= _KINDS:
+            self._growing.clear()
+        return self._growing.setdefault(place, Growing())
 
 
 def _place(tensors: tuple[Tensor, ...], start: int) -> Hashable:
     """What tells kinds apart; places come last, so that their presence shows in the number of tensors."""
     trained = tuple(each.requires_grad for each in tensors) if torch.is_grad_enabled() else None
     return start, trained, *map(kind_of, tensors)
+
+
+def _growing_place(tensors: tuple[Tensor, ...]) -> Hashable | None:
+    """What tells calls of few queries apart besides the number of keys and their strides; None for other calls."""
+    q, k, v, *rest = tensors
+    if q.dim() != 4 or k.dim() != 4 or v.dim() != 4 or q.shape[2] > ROWS[-1] or k.shape[2] != v.shape[2]:
+        return None
+    if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
+        return None
+    return kind_of(q), _fixed(k), _fixed(v), *map(kind_of, rest)
+
+
+def _fixed(tensor: Tensor) -> Hashable:
+    """As `kind_of`, for a tensor whose rows may become more."""
+    batch, heads, _, width = tensor.shape
+    keys = torch._C._dispatch_keys(tensor).raw_repr()  # noqa: SLF001
+    last, address = tensor.stride(3), tensor.data_ptr()
+    return batch, heads, width, last, tensor.dtype, tensor.device, keys, address & 15
 
 
 class _Attend(torch.autograd.Function):

@@ -25,6 +25,7 @@ from spdsl.runtime.evenness import programs_for
 from spdsl.runtime.interval_kernels import interval_values
 from spdsl.runtime.split import Split, split_of
 from spdsl.runtime.starter import Starter
+from spdsl.runtime.traced import concrete
 
 _MOST = 256
 """Sizes of calls that are remembered."""
@@ -138,12 +139,14 @@ class Loaded:
         read = {name: values[name] for name in starter.names}
         given = starter.given(read)
         stages = _stages.get((id(self.plan), kernel.name), kernel.stages)
+        told = {name: concrete(value) for name, value in given.items()}
+        x, y, z = (concrete(size) for size in grid)
         # Triton launches on the current device, which need not be that of the tensors.
         if device.type != "cuda" or device.index == torch.cuda.current_device():
-            self._run(kernel, grid, given, stages, device)
+            self._run(kernel, (x, y, z), told, stages, device)
         else:
             with torch.cuda.device(device):
-                self._run(kernel, grid, given, stages, device)
+                self._run(kernel, (x, y, z), told, stages, device)
         stages = _stages.get((id(self.plan), kernel.name), kernel.stages)
         call.recorder.started(starter, grid, read, given, stages, device)
 

@@ -22,8 +22,8 @@ from spdsl.runtime.calls import Call, Gradients
 from spdsl.runtime.engines import engine_for
 from spdsl.runtime.lists import lists_for
 from spdsl.runtime.parts import kinds_of, settled
+from spdsl.runtime.recorder import Recorder
 from spdsl.runtime.stages import materialise
-from spdsl.runtime.tape import Recorder
 from spdsl.runtime.transforms import refuse_paged, second_derivative
 from spdsl.semantics.free import LARGEST
 from spdsl.semantics.nodes import Table

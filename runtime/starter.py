@@ -21,7 +21,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from spdsl.codegen.binaries import keeping, options_of
 from spdsl.codegen.blocks import Argument, Kernel
 from spdsl.codegen.gluon import layout_of
-from spdsl.runtime.tape import STREAM, Entry, Grid, Mapped
+from spdsl.runtime.notes import STREAM, Entry, Grid, Mapped
+from spdsl.runtime.traced import Traced
 
 _MOST = 64
 """Binaries that a starter remembers."""
@@ -255,7 +256,7 @@ def launch_key(arguments: tuple[Any, ...], fixed: tuple[bool, ...]) -> Hashable 
     for value, specialised in zip(arguments, fixed, strict=True):
         if isinstance(value, Tensor):
             parts.append((value.dtype, value.data_ptr() % 16 == 0))
-        elif type(value) is int:
+        elif type(value) is int or type(value) is Traced:
             if not -_INT <= value < _INT:
                 return None
             parts.append((value == 1, value % 16 == 0) if specialised else None)

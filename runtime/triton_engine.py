@@ -13,6 +13,7 @@ from torch import Tensor
 from spdsl.analysis.tiles import Boxes, tiles_among
 from spdsl.codegen.results import partial_pointer
 from spdsl.runtime.calls import Call, Gradients
+from spdsl.runtime.growing import opened
 from spdsl.runtime.launch import Loaded, Value, call_values, lined, loaded, tensor_values
 from spdsl.runtime.parts import kinds_of, parts_of
 from spdsl.runtime.table_gradients import partial_shape, table_gradients
@@ -27,11 +28,12 @@ class TritonEngine:
     @torch.no_grad()
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
         """Output ``[batch, heads, nq, dv]`` in the type of ``q`` and LSE ``[batch, heads, nq]`` in fp32."""
-        call = _lined(call)
+        call = opened(_lined(call))
         batch, heads, nq, _ = call.q.shape
         out = call.empty((batch, heads, nq, call.v.shape[3]), call.q.dtype)
         lse = call.empty((batch, heads, nq))
         values = tensor_values(Q=call.q, K=call.k, V=call.v, O=out) | {"LSE": lse}
+        values |= {} if call.open is None else call.open.strides
         for part in parts_of(call, lambda _: ("forward",)):
             loaded(part.plan).launch_split("forward", part, values)
         return out, lse

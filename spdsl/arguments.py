@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -114,10 +114,7 @@ def place(
     """
     nq, n = q.shape[2], k.shape[2]
     if any(isinstance(each, Tensor) for each in (q_start, k_start, k_len)):
-        starts = _column(k_start, 0, q)
-        lengths = n - starts if k_len is None else _column(k_len, 0, q)
-        firsts = lengths - nq if q_start is None else _column(q_start, 0, q)
-        return k, v, torch.stack((firsts, starts, lengths), dim=1), "batched", 0
+        return k, v, _places(q, n, q_start, k_start, k_len), "batched", 0
     start = 0 if k_start is None else whole("k_start", k_start)
     length = n - start if k_len is None else whole("k_len", k_len)
     if (start, length) != (0, n):
@@ -157,10 +154,8 @@ def place_pages(
         raise refuse_paged("sequences that begin at `k_start`")
     if torch.is_grad_enabled() and any(each.requires_grad for each in (q, k, v)):
         raise refuse_paged("gradients")
-    lengths = _column(pages.shape[1] * k.shape[1] if k_len is None else k_len, 0, q)
-    firsts = lengths - q.shape[2] if q_start is None else _column(q_start, 0, q)
     table = pages.to(device=q.device, dtype=torch.int32)
-    head = torch.stack((firsts, torch.zeros_like(lengths), lengths), dim=1)
+    head = _places(q, pages.shape[1] * k.shape[1], q_start, None, k_len)
     return k.transpose(1, 2), v.transpose(1, 2), torch.cat((head, table), dim=1)
 
 
@@ -218,7 +213,54 @@ def whole(name: str, value: object) -> int:
     return int(value)
 
 
-def _column(value: int | Tensor | None, default: int, q: Tensor) -> Tensor:
+Weights: TypeAlias = tuple[int, int, int]
+
+
+def _places(
+    q: Tensor, n: int, q_start: int | Tensor | None, k_start: int | Tensor | None, k_len: int | Tensor | None
+) -> Tensor:
+    """int32 ``[batch, 3]``: first query, first key, and number of keys of each sequence."""
+    if torch.compiler.is_compiling():
+        starts = _column(0 if k_start is None else k_start, q)
+        lengths = n - starts if k_len is None else _column(k_len, q)
+        firsts = lengths - q.shape[2] if q_start is None else _column(q_start, q)
+        return torch.stack((firsts, starts, lengths), dim=1)
+    # All three are sums of what is given, each with a weight.  One launch for each keeps steps of decoding short, in
+    # which the host has more to do than the device.
+    length: Weights = (1, 0, 1) if q_start is None else (0, 0, 1)
+    start: Weights = (0, 1, 0) if k_len is not None else (-length[0], 1, -1)
+    last = (q_start, (1, 0, 0)) if q_start is not None else (-q.shape[2], (1, 0, 0))
+    numbers: list[tuple[int | Tensor, Weights]] = [last, (n if k_len is None else k_len, length)]
+    numbers += [] if k_start is None else [(k_start, start)]
+    found: Tensor | None = None
+    for value, weights in sorted(numbers, key=lambda each: isinstance(each[0], Tensor)):
+        vector = _vector(weights, q.device)
+        if isinstance(value, Tensor):
+            column = _column(value, q)[:, None]
+            found = column * vector if found is None else torch.addcmul(found, column, vector)
+        else:
+            number = whole("q_start, k_start or k_len", value)
+            found = vector * number if found is None else torch.add(found, vector, alpha=number)
+    assert found is not None
+    return found if found.dim() == 2 else found.expand(q.shape[0], 3).contiguous()
+
+
+_vectors: dict[tuple[Weights, torch.device], Tensor] = {}
+
+
+def _vector(weights: Weights, device: torch.device) -> Tensor:
+    """Weights on a device, which are never given back: captured graphs read them."""
+    found = _vectors.get((weights, device))
+    if found is None:
+        # What is made in inference mode could not be used outside of it, and what is captured is not there yet.
+        with torch.inference_mode(False):
+            found = torch.stack([torch.full((), weight, dtype=torch.int32, device=device) for weight in weights])
+        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+            _vectors[weights, device] = found
+    return found
+
+
+def _column(value: int | Tensor, q: Tensor) -> Tensor:
     batch = q.shape[0]
     if isinstance(value, Tensor):
         if value.shape != (batch,):
@@ -231,5 +273,5 @@ def _column(value: int | Tensor | None, default: int, q: Tensor) -> Tensor:
             found = str(value.dtype).removeprefix("torch.")
             raise error("SP303", f"q_start, k_start and k_len are ints, not {found}", help="convert with `.int()`")
         return value.to(device=q.device, dtype=torch.int32)
-    number = default if value is None else whole("q_start, k_start or k_len", value)
+    number = whole("q_start, k_start or k_len", value)
     return torch.full((batch,), number, dtype=torch.int32, device=q.device)

@@ -23,7 +23,7 @@ from spdsl.diagnostics import error
 from spdsl.library import text_of
 from spdsl.pipeline import key_of, read
 from spdsl.runtime.calls import Call
-from spdsl.runtime.tape import Recorder
+from spdsl.runtime.recorder import Recorder
 from spdsl.tuning import situation_of
 
 PROBES: tuple[tuple[str, dict[str, bool | int | float | tuple[bool | int | float, ...]]], ...] = (

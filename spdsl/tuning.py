@@ -34,7 +34,7 @@ from spdsl.runtime.checks import check_call
 from spdsl.runtime.lists import lists_for
 from spdsl.runtime.operator import rounded_up, with_batch
 from spdsl.runtime.parts import settled
-from spdsl.runtime.tape import Recorder
+from spdsl.runtime.recorder import Recorder
 
 if TYPE_CHECKING:
     from spdsl.runtime.calls import Engine

@@ -11,9 +11,10 @@ from torch import Tensor
 
 import spdsl
 from benchmarks import host
-from spdsl.runtime.tape import Tape
+from spdsl.runtime import operator, split
+from spdsl.runtime.tape import Arena, Launch, Operation, Start, Tape
 
-Launch = tuple[object, ...]
+Launched = tuple[object, ...]
 
 
 class Filled:
@@ -28,7 +29,7 @@ class Filled:
     __hash__ = None  # type: ignore[assignment]
 
 
-LAUNCHES: list[Launch] = []
+LAUNCHES: list[Launched] = []
 """For all tests, because binaries are kept with the launchers that they were given."""
 
 
@@ -37,7 +38,7 @@ def launch(*arguments: object) -> None:
 
 
 @pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launched]]:
     """What Triton's functions in C are called with; tensors count as their addresses, as they do there."""
     LAUNCHES.clear()
     monkeypatch.setattr(host._Utils, "fill_tma_descriptor", lambda self, *settings: Filled(*settings))
@@ -53,29 +54,30 @@ def kinds_of(name: str) -> tuple[spdsl.Attention, list[Tensor], dict[str, Tensor
     return attn, leaves, given
 
 
-def both(tape: Tape, tensors: list[Tensor], launches: list[Launch]) -> None:
+def both(tape: Tape, tensors: list[Tensor], launches: list[Launched]) -> None:
     assert tape.flat is not tape.plain
-    launches.clear()
     numbers, cells = tape.tensors.copy(), tape.cells.copy()
     numbers[: tape.inputs] = tensors
     cells[: tape.inputs] = [each.data_ptr() for each in tensors]
     cells[tape.stream] = 0
-    seen = 0
-    for flat, plain in zip(tape.flat, tape.plain, strict=True):
+    for step in tape.plain:
+        if isinstance(step, Operation):
+            step(numbers, cells)
+    launches.clear()
+    flats = [step for step in tape.flat if isinstance(step, Launch)]
+    plains = [step for step in tape.plain if isinstance(step, Start)]
+    assert 0 < len(flats) < len(tape.flat)
+    for flat, plain in zip(flats, plains, strict=True):
         flat(numbers, cells)
-        if flat is plain:
-            continue
         plain(numbers, cells)
         by_flat, by_name = launches[-2:]
         # Hooks and what they are told stand before the arguments; without hooks both mean nothing.
         assert by_flat[:10] + by_flat[13:] == by_name[:10] + by_name[13:]
         assert by_flat[10:13] == (None, None, None)
-        seen += 1
-    assert 0 < seen < len(tape.flat)
 
 
 @pytest.mark.parametrize("name", ["streaming", "documents"])
-def test_both_ways_of_a_launch(name: str, launches: list[Launch]) -> None:
+def test_both_ways_of_a_launch(name: str, launches: list[Launched]) -> None:
     attn, leaves, given = kinds_of(name)
     out = attn(*leaves, **given)
     d_out = torch.randn_like(out)  # type: ignore[arg-type]
@@ -89,7 +91,7 @@ def test_both_ways_of_a_launch(name: str, launches: list[Launch]) -> None:
     both(backward, [*inputs, torch.randn_like(d_out), torch.randn(1, 2, 300), d_out], launches)
 
 
-def test_hooks_see_launches_by_name(launches: list[Launch]) -> None:
+def test_hooks_see_launches_by_name(launches: list[Launched]) -> None:
     from triton import knobs
 
     attn, leaves, given = kinds_of("streaming")
@@ -112,3 +114,78 @@ def test_hooks_see_launches_by_name(launches: list[Launch]) -> None:
     attn(q, k, v)
     (arguments,) = launches
     assert arguments[11] is None
+
+
+def test_memory_that_only_launches_see_is_taken_at_once(launches: list[Launched]) -> None:
+    attn, leaves, given = kinds_of("streaming")
+    out = attn(*leaves, **given)
+    torch.autograd.grad(out, leaves, torch.randn_like(out))  # type: ignore[arg-type]
+    (kind,) = attn._direct._kinds.values()
+    ((backward, _),) = next(iter(kind.gradients.values())).entries.values()
+    arena, *others = backward.flat
+    assert isinstance(arena, Arena)
+    assert not any(isinstance(step, Arena) for step in others)
+    taken = (step for step in backward.plain if isinstance(step, Operation) and not step.arguments)
+    sizes = {step.result: step.function().nbytes for step in taken}
+    ends = [offset + sizes[at] for at, offset in arena.parts]
+    starts = [offset for _, offset in arena.parts]
+    assert len(ends) >= 2
+    assert all(end <= start for end, start in zip(ends, [*starts[1:], arena.take().nbytes], strict=True))
+    assert all(start % 256 == 0 for start in starts)
+    assert not {at for at, _ in arena.parts} & set(backward.results)
+
+
+# ---------------------------------------------------------------- growing caches
+
+PATTERNS: dict[str, dict[str, object]] = {
+    "causal": {},
+    "streaming": {"window": 600, "sinks": 5},
+    "strided": {"local": 32, "stride": 64},
+    "dilated": {"span": 256, "dilation": 4},
+}
+
+
+def step(attn: spdsl.Attention, n: int, launches: list[Launched], **places: Tensor) -> list[Launched]:
+    """The launches of one query after ``n - 1`` tokens, without addresses and hooks."""
+    q, k, v = (torch.empty(8, heads, rows, 128, dtype=torch.bfloat16) for heads, rows in ((16, 1), (8, n), (8, n)))
+    launches.clear()
+    attn(q, k, v, **places)
+    return [
+        (*each[:4], *(value for value in each[13:] if isinstance(value, int) and value < 1 << 31)) for each in launches
+    ]
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_growing_cache_is_recorded_once(name: str, launches: list[Launched], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches for another length are those of an attention that has seen no other, and nothing is worked out anew but
+    where the number of parts or of digits changes."""
+    monkeypatch.setattr(split, "INTERPRETER", 132)
+    forward, recorded = operator.forward, []
+    monkeypatch.setattr(operator, "forward", lambda *given: (recorded.append(given[1].shape[2]), forward(*given))[1])
+    attn = spdsl.compile(name, backend="triton", **PATTERNS[name])
+    lengths = [*range(515, 530), 1000, 1023, 1024, *range(1025, 2049, 93), 2048, 2047, 1030]
+    anew = 0
+    for n in lengths:
+        expected = step(spdsl.compile(name, backend="triton", **PATTERNS[name]), n, launches)
+        before = len(recorded)
+        assert step(attn, n, launches) == expected
+        anew += len(recorded) - before
+    assert 2 <= anew <= 5
+    recorded.clear()
+    for n in range(2049, 4097, 17):
+        step(attn, n, launches)
+    assert 1 <= len(recorded) <= 3
+
+
+def test_a_growing_cache_with_padding_is_recorded_once(
+    launches: list[Launched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split, "INTERPRETER", 132)
+    forward, recorded = operator.forward, []
+    monkeypatch.setattr(operator, "forward", lambda *given: (recorded.append(given[1].shape[2]), forward(*given))[1])
+    attn, padding = spdsl.compile("causal", backend="triton"), torch.arange(8, dtype=torch.int32)
+    for n in range(2049, 2080):
+        before = len(recorded)
+        found = step(attn, n, launches, k_start=padding)
+        assert len(recorded) - before == (n == 2049)
+        assert found == step(spdsl.compile("causal", backend="triton"), n, launches, k_start=padding)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import spdsl
+from spdsl.runtime import operator
 from tests.library.cases import CASES, Case, Sizes
 from tests.library.compare import relative_error, sizes_for
 
@@ -84,3 +85,21 @@ def test_places_outside_of_the_cache_stay_in_bounds() -> None:
     table = torch.full((3, 10), 1 << 20, dtype=torch.int32, device="cuda")
     assert torch.isfinite(attn(q, pages, pages, pages=table, k_len=lengths.clamp(0, 640))).all()  # type: ignore[arg-type]
     torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize(("name", "parameters"), [("streaming", {"window": 700, "sinks": 40}), ("strided", {})])
+def test_a_growing_cache(name: str, parameters: dict[str, int], padding: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps with one more key each, as from an attention that has seen no other length, and hardly ever planned."""
+    forward, recorded = operator.forward, []
+    monkeypatch.setattr(operator, "forward", lambda *given: (recorded.append(given[1].shape[2]), forward(*given))[1])
+    q, k, v = tensors(32, 8, 1, 3072, batch=8)
+    more = {"k_start": torch.arange(8, dtype=torch.int32, device="cuda")} if padding else {}
+    attn = spdsl.compile(name, **parameters)
+    for n in range(2049, 2100):
+        out = attn(q, k[:, :, :n].contiguous(), v[:, :, :n], **more)
+        fresh = spdsl.compile(name, **parameters)(q, k[:, :, :n], v[:, :, :n], **more)
+        assert torch.equal(out, fresh)  # type: ignore[arg-type]
+    assert len(recorded) == 52  # all of the others, and one
+    expected = attn.reference(q, k[:, :, :n], v[:, :, :n], **more)
+    assert relative_error(out, expected) <= TOLERANCE  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -46,9 +47,9 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     found: list[Tape] = []
     play = Tape.play
 
-    def told(self: Tape, inputs: list[Tensor]) -> list[Tensor]:
+    def told(self: Tape, *given: Any) -> list[Tensor]:
         found.append(self)
-        return play(self, inputs)
+        return play(self, *given)
 
     monkeypatch.setattr(Tape, "play", told)
     monkeypatch.setattr(recent, "counts", lambda tensor: True)
@@ -150,3 +151,27 @@ def test_other_kinds_are_carried_out(change: str, played: list[Tape]) -> None:
     expected = attn.reference(*leaves)
     assert relative_error(found[0], expected) < (2e-3 if change == "type" else 1e-5)
     assert not played
+
+
+GROWING: dict[str, dict[str, object]] = {
+    "streaming": {"window": 20, "sinks": 3},
+    "dilated": {"span": 40, "dilation": 3},
+    "strided": {"local": 8, "stride": 16},
+}
+
+
+@pytest.mark.parametrize(("name", "padding"), [*((name, False) for name in GROWING), ("streaming", True)])
+def test_a_growing_cache(name: str, padding: bool, played: list[Tape]) -> None:
+    """One query after more and more tokens: as an attention computes it that has seen no other length."""
+    attn = spdsl.compile(name, backend="triton", **GROWING[name])
+    q, k, v = (each.detach() for each in tensors(0, 180))
+    more = {"k_start": torch.tensor([0, 9], dtype=torch.int32)} if padding else {}
+    lengths = (135, 136, 160)
+    for n in lengths:
+        given = q[:, :, n - 1 : n], k[:, :, :n].contiguous(), v[:, :, :n]
+        found = attn(*given, return_lse=True, **more)
+        before = len(played)
+        expected = spdsl.compile(name, backend="triton", **GROWING[name])(*given, return_lse=True, **more)
+        assert len(played) == before
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert len(played) == len(lengths) - 1

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import spdsl
 from spdsl.runtime import direct, recent
 from spdsl.runtime.recent import identity, weakly
-from spdsl.runtime.tape import Recorder
+from spdsl.runtime.recorder import Recorder
 
 
 def tensors(n: int = 40, *, requires_grad: bool = True) -> list[Tensor]:

@@ -1,0 +1,107 @@
+"""What a recorded call does on the device: memory it takes, operations of torch, starts of kernels.
+
+Each note has the tensors that it reads and writes; all else in it is constant, or an open number
+(`spdsl.runtime.traced`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+Grid: TypeAlias = tuple[int, int, int]
+
+
+class Map(Protocol):
+    """Makes what a launcher takes in the place of a tensor that the copy engine reads."""
+
+    def of(self, tensor: Tensor) -> object:
+        """The descriptor of a tensor laid out like the one that was recorded."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A compiled kernel as a function of flat arguments, of which ``STREAM``, tensors and `Mapped` are filled in."""
+
+    launch: Callable[..., object]
+    arguments: tuple[object, ...]
+
+
+class Stream:
+    """Stands for the stream among the arguments of an `Entry`."""
+
+
+STREAM = Stream()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mapped:
+    """Stands for the descriptor of a tensor among the arguments of an `Entry`."""
+
+    tensor: Tensor
+    map: Map
+
+
+class Startable(Protocol):
+    """What starts a kernel: `spdsl.runtime.starter.Starter`."""
+
+    def given(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What Triton's launcher is given."""
+        ...
+
+    def start(self, grid: Grid, given: Mapping[str, Any], stages: int, device: torch.device) -> None:
+        """Launch on the current device."""
+        ...
+
+    def entry(
+        self, grid: Grid, values: Mapping[str, Any], given: Mapping[str, Any], stages: int, device: torch.device
+    ) -> Entry | None:
+        """The launch that `start` did, if it can be done again by its flat arguments."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """Memory that was taken, as it was noted."""
+
+    result: Tensor
+
+    @property
+    def again(self) -> Callable[[], Tensor]:
+        """Takes as much."""
+        shape, dtype, device = tuple(self.result.shape), self.result.dtype, self.result.device
+        if device.type == "cuda":
+            # What torch's compiled programs call: there are no arguments to be told apart.
+            taken = torch._C._dynamo.guards._empty_strided_cuda  # type: ignore[attr-defined]  # noqa: SLF001
+            return partial(taken, shape, self.result.stride(), dtype)
+        return partial(torch.empty, shape, dtype=dtype, device=device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """An operation of torch, as it was noted."""
+
+    function: Callable[..., Tensor]
+    arguments: tuple[Tensor, ...]
+    result: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A launch, as it was noted."""
+
+    starter: Startable
+    grid: Grid
+    values: Mapping[str, Any]
+    given: Mapping[str, Any]
+    stages: int
+    device: torch.device
+
+
+Note: TypeAlias = "Taken | Done | Started"
