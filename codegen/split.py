@@ -58,7 +58,7 @@ def share(frame: Frame, loops: tuple[Block, ...]) -> tuple[Block, ...]:
             chains[-1].append(loop)
         else:
             chains.append([loop])
-    suffixes = [f"_{position}" for position in range(len(chains))] if len(chains) > 1 else [""]
+    suffixes = [""] if len(chains) == 1 else [f"_{position}" for position in range(len(chains))]
     return tuple(block for chain, suffix in zip(chains, suffixes, strict=True) for block in _shared(chain, suffix))
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from spdsl.analysis.few import ROWS
 from spdsl.diagnostics import error
 from spdsl.pipeline import Value
 from spdsl.runtime.transforms import refuse_paged
@@ -236,11 +237,16 @@ def _places(
     for value, weights in sorted(numbers, key=lambda each: isinstance(each[0], Tensor)):
         vector = _vector(weights, q.device)
         if isinstance(value, Tensor):
-            column = _column(value, q)[:, None]
-            found = column * vector if found is None else torch.addcmul(found, column, vector)
+            column = _column(value, q)
+            found = torch.outer(column, vector) if found is None else torch.addr(found, column, vector)
         else:
             number = whole("q_start, k_start or k_len", value)
-            found = vector * number if found is None else torch.add(found, vector, alpha=number)
+            if found is None:
+                a, b, c = (number * weight for weight in weights)
+                # The numbers of queries in a step are few enough to be kept.
+                found = _vector((a, b, c), q.device) if abs(number) <= ROWS[-1] else vector * number
+            else:
+                found = torch.add(found, vector, alpha=number)
     assert found is not None
     return found if found.dim() == 2 else found.expand(q.shape[0], 3).contiguous()
 
