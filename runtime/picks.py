@@ -262,7 +262,7 @@ def part_size(picks: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickedVisits:
-    """Tiles that a kernel by query walks over heads and sequences, the most of one program, and bytes of its lists."""
+    """Tiles that a kernel walks over heads and sequences, the most of one program, and bytes of its lists."""
 
     touched: int
     longest: int
@@ -270,7 +270,7 @@ class PickedVisits:
 
 
 def picked_visits(call: Call, kernel: KernelPlan) -> PickedVisits:
-    """What a kernel by query walks in a call."""
+    """What a kernel walks in a call."""
     picks = kernel.picks
     assert picks is not None
     lists = picked_lists(call, kernel)
@@ -278,7 +278,11 @@ def picked_visits(call: Call, kernel: KernelPlan) -> PickedVisits:
     if isinstance(lists, GatheredItems):
         used = int((lists.last > lists.first).sum())
         return PickedVisits(touched=used * tiles, longest=tiles, metadata=lists.nbytes)
-    assert isinstance(lists, TileList)
+    if isinstance(lists, PickedItems):
+        queries = (lists.last - lists.first).long() * picks.rows
+        count = -(-queries // picks.positions) * tiles
+        longest = int(count.max()) if count.numel() else 0
+        return PickedVisits(touched=int(count.sum()), longest=longest, metadata=lists.nbytes)
     count = (lists.end - lists.begin).long()
     if picks.order == "alike":
         every = -(-call.q.shape[2] // picks.positions)

@@ -1,8 +1,9 @@
 """The pairs that a call keeps, counted exactly.
 
 The number of kept pairs is the number of touched tiles of one query and one key, so a closed form of these is summed
-over the queries.  Without one, full tiles count by their area, and masked ones are looked at pair by pair; where all
-rows walk the same distances, one tile is looked at for all that are alike.
+over the queries.  Selections are counted from their lists (`spdsl.pick_counts`).  Without either, full tiles count by
+their area, and masked ones are looked at pair by pair; where all rows walk the same distances, one tile is looked at
+for all that are alike.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spdsl.analysis.picks import picked
 from spdsl.analysis.plan import grid_length
 from spdsl.analysis.tiles import DistanceWalk, SlotWalk
 from spdsl.analysis.worker import derive
+from spdsl.pick_counts import count_picks
 from spdsl.runtime.box_visits import pairs_on_grid
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.distance_lists import Rows
@@ -32,6 +35,9 @@ def count_pairs(call: Call) -> int:
     if on_grid is not None:
         return on_grid
     problem = call.plan.problem
+    selection = picked(call.plan.keep, call.plan.tables)
+    if selection is not None:
+        return count_picks(call, selection)
     relation = derive(
         call.plan.keep,
         block_q=1,

@@ -99,8 +99,7 @@ def visits(call: Call, kernel: KernelPlan) -> Visits:
         case ListWalk():
             return list_visits(listed(call, kernel), call.q.shape[0], call.q.shape[1])
         case PickWalk():
-            # By key as many pairs are computed, but for what fills up the last tile of each block.
-            found = picked_visits(call, call.plan.forward if kernel.by == "key" else kernel)
+            found = picked_visits(call, kernel)
             return Visits(touched=found.touched, full=0, longest=found.longest, metadata=found.metadata)
         case _:
             assert_never(kernel.walk)
@@ -212,10 +211,15 @@ def _picks(picks: Picks) -> tuple[str, ...]:
 
 
 def _picked(slot: Slot, kernel: KernelPlan) -> str:
+    """Where a pick alone decides, and where the rest of the set is tested."""
+    assert kernel.picks is not None
     if slot.full is None:
-        return "every tile is masked by the rest of the set"
-    own, walked = ("key", "queries") if kernel.by == "key" else ("query", "key tiles")
-    return f"for {own} tile {own_name(kernel)} the {walked} {_interval(slot.full)} need no mask for the rest of the set"
+        return "whatever was picked is tested by the rest of the set, pair by pair"
+    where = _interval(slot.full)
+    if kernel.picks.order == "gathered":
+        return f"queries in {where} keep all that they picked of key tile j; those of others are tested pair by pair"
+    walked = "keys" if kernel.picks.fine else "key tiles"
+    return f"query tile i keeps all that it picked in {walked} {where}; in others it is tested pair by pair"
 
 
 def _residues(residues: Residues) -> str:
