@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ from spdsl.runtime.transforms import refuse_paged, refuse_transforms
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 from spdsl.semantics.softmaxes import static_part
 
+if TYPE_CHECKING:
+    from spdsl.explain import Report
+    from spdsl.selecting import GraphReport
+
 __all__ = ["Attention", "Pattern", "SpatError", "compile", "load", "loads", "names", "raise_pending"]
 
 
@@ -59,6 +63,11 @@ class Pattern:
     def inputs(self) -> tuple[str, ...]:
         """The names of the tensors that a call must give."""
         return tuple(each.name for each in self.checked.tables)
+
+    @property
+    def exports(self) -> tuple[str, ...]:
+        """The names of what `Attention.exports` returns."""
+        return () if self.checked.graph is None else tuple(each.name for each in self.checked.graph.exports)
 
     def to_spat(self) -> str:
         """The canonical text, imports inlined."""
@@ -426,14 +435,25 @@ class Attention:
         Raises:
             SpatError: as a call with these tensors would.
         """
+        return self.report(q, k, v, **inputs).text()
+
+    def report(self, /, q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> Report | GraphReport:
+        """What `explain` tells, in numbers.
+
+        Raises:
+            SpatError: as a call with these tensors would.
+        """
         given = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
+        lists = given_as_lists(self.pattern.checked.tables, given)
+        if set(lists) - set(self._lists):
+            return self._of_lists(lists).report(q, k, v, **inputs)
         if self.pattern.checked.graph is not None:
             from spdsl.selecting import explain_stages
 
-            return explain_stages(self._key, q, k, v, given).text()
+            return explain_stages(self._key, q, k, v, given)
         from spdsl.explain import explain
 
-        return explain(self._key, q, k, v, given).text()
+        return explain(self._key, q, k, v, given)
 
 
 def loads(text: str, *, name: str | None = None) -> Pattern:

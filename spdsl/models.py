@@ -9,6 +9,7 @@ Interface" in the documentation of transformers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def use(
 
     The pattern takes the place of the model's own mask, its sliding windows too, and is used in training, prefill and
     generation with a cache.  Padding on either side is told by ``attention_mask`` as usual.  Inputs of the pattern are
-    keyword arguments of the model: ``model(ids, doc=doc)``.
+    keyword arguments of the model: ``model(ids, doc=doc)``.  An input that is named like an export of a layer before
+    it comes from the nearest such layer, so that layers read what others have chosen; sets travel as lists.
 
     Args:
         model: any model whose attention goes through transformers' `AttentionInterface`.
@@ -77,8 +79,43 @@ def use(
     if model.config._attn_implementation != NAME:  # noqa: SLF001  # transformers warns, and has no other answer
         found = f"{type(model).__name__} does not take attention functions"
         raise error("SP642", found, help="transformers lists what does under `AttentionInterface`")
+    relay = Relay.between(chosen)
     for number, module in modules:
         module.spdsl_attention = chosen[number]
+        module.spdsl_relay = relay
+
+
+@dataclass(slots=True, kw_only=True)
+class Relay:
+    """What the layers of a model hand on.
+
+    Args:
+        sources: for each layer the inputs that it reads from earlier ones, and which these are.
+        held: what those have exported in the latest call, by layer.  It stays until the next one, so that layers that
+            are run again for their gradients find it.
+    """
+
+    sources: dict[int, dict[str, int]]
+    held: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def between(cls, attentions: Sequence[Attention]) -> Relay:
+        """Inputs are read from the nearest earlier layer that exports something of their name."""
+        exporters: dict[str, int] = {}
+        sources = {}
+        for layer, attention in enumerate(attentions):
+            pattern = attention.pattern
+            sources[layer] = {name: exporters[name] for name in pattern.inputs if name in exporters}
+            exporters |= dict.fromkeys(pattern.exports, layer)
+        return cls(sources=sources)
+
+    def inputs(self, layer: int) -> dict[str, Tensor]:
+        """What a layer reads from earlier ones, by name."""
+        return {name: self.held[source][name] for name, source in self.sources[layer].items()}
+
+    def is_read(self, layer: int) -> bool:
+        """Whether a later layer reads what this one exports."""
+        return any(layer in sources.values() for sources in self.sources.values())
 
 
 def _layers(model: Any) -> Iterator[tuple[int, Any]]:
@@ -170,7 +207,8 @@ def attend(
     if softcap is not None and attention.pattern.checked.attend.softcap is None:
         help = f"add `softcap {softcap:g}` to the pattern"
         raise error("SP642", f"the model caps its logits at {softcap:g}, the pattern does not", help=help)
-    inputs = {name: given[name] for name in attention.pattern.inputs if name in given}
+    relay, layer = module.spdsl_relay, module.layer_idx
+    inputs = relay.inputs(layer) | {name: given[name] for name in attention.pattern.inputs if name in given}
     if scaling is not None and attention.pattern.checked.attend.scale is None:
         own = query.shape[-1] ** -0.5
         query = query if abs(scaling - own) <= 1e-6 * own else query * (scaling / own)
@@ -179,10 +217,16 @@ def attend(
             # What `places` sees otherwise: several texts behind one another.
             torch._assert_async((position_ids.diff(dim=-1) == 1).all(), _PACKED)  # noqa: SLF001
         out = attention(query, key, value, **inputs)
+        if relay.is_read(layer):
+            with torch.no_grad():
+                relay.held[layer] = attention.exports(query, key, value, compact=True, **inputs)
     else:
         if attention_mask.dtype != torch.int32:
             found = f"a mask of pairs, {list(attention_mask.shape)}, beside a pattern"
             raise error("SP642", found, help="put the mask into the pattern; padding is `[batch, tokens]`")
+        if relay.sources[layer] or relay.is_read(layer):
+            found = "layers that read what others have chosen, beside padding or a cache with room"
+            raise error("SP642", found, help="give texts of one length, and `past_key_values=DynamicCache()`")
         first, start, length = attention_mask[:, 0, 0].unbind(1)
         out = attention(query, key, value, q_start=first, k_start=start, k_len=length, **inputs)
     assert isinstance(out, Tensor), "no LSE was asked for"

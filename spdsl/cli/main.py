@@ -17,7 +17,23 @@ from typing import Any
 import typer
 
 from spdsl import __version__
-from spdsl.cli import bench, cache, check, compile_, doctor, explain, fmt, library, lsp, prove, run_, show, tune, view
+from spdsl.cli import (
+    bench,
+    cache,
+    check,
+    compile_,
+    doctor,
+    explain,
+    fmt,
+    library,
+    lsp,
+    prove,
+    reuse,
+    run_,
+    show,
+    tune,
+    view,
+)
 from spdsl.cli.output import help_of, print_json, show_error, show_fault, show_warning
 from spdsl.diagnostics import SpatError, error
 
@@ -62,6 +78,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("bench", bench.bench),
     ("compile", compile_.compile_),
     ("tune", tune.tune),
+    ("reuse", reuse.reuse),
     ("doctor", doctor.doctor),
     ("lsp", lsp.lsp),
 )

@@ -27,6 +27,7 @@ COMMANDS = (
     "run",
     "compile",
     "tune",
+    "reuse",
     "doctor",
     "lsp",
 )
