@@ -51,7 +51,7 @@ def layers(draw: st.DrawFn) -> list[Reader]:
     ]
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(layers())
 def test_plans_against_all_plans(readers: list[Reader]) -> None:
     """For each number of full layers no choice of layers is estimated to lose less, nor as little and misses less."""
