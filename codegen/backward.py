@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from spdsl.analysis.plans import Plan, TableGradient
 from spdsl.analysis.tiles import ListWalk, depends_on_head
 from spdsl.codegen import split
+from spdsl.codegen.arguments import length_arguments, list_arguments, parameter_arguments, table_arguments
 from spdsl.codegen.arith import add, index, mul, number
 from spdsl.codegen.blocks import (
     Argument,
@@ -34,9 +35,10 @@ from spdsl.codegen.blocks import (
     Zeros,
 )
 from spdsl.codegen.expressions import truncated
-from spdsl.codegen.frame import Frame, masked, positions, program
+from spdsl.codegen.frame import Frame
 from spdsl.codegen.gathered import dq_entries, entry_arguments, entry_sizes, is_gathered
 from spdsl.codegen.picked_parts import picked_arguments, picked_end, picked_sizes
+from spdsl.codegen.programs import masked, positions, program
 from spdsl.codegen.results import (
     Partial,
     dkdv_end,
@@ -47,6 +49,7 @@ from spdsl.codegen.results import (
     result_arguments,
     zeros,
 )
+from spdsl.codegen.tensors import addresses, load_tile, plain_tensor, read_tensor
 from spdsl.codegen.walks import Mode, Walker, lower_walk
 from spdsl.semantics.nodes import Expr, Side
 
@@ -97,15 +100,15 @@ def lower_delta(plan: Plan) -> Kernel | None:
         name="delta",
         doc="Delta: the row sums of dO * O minus dLSE.",
         arguments=(
-            *frame.tensor("O", "q", problem.value_dim),
-            *frame.tensor("dO", "q", problem.value_dim),
+            *plain_tensor(frame, "O", "q", problem.value_dim),
+            *plain_tensor(frame, "dO", "q", problem.value_dim),
             Argument(name="LSE", type="*fp32", note="[batch, heads, nq], natural logarithm"),
             Argument(name="dLSE", type="*fp32", note="[batch, heads, nq]"),
             *STATISTICS,
             *arguments,
-            *frame.lengths(),
-            *frame.parameters(body),
-            *frame.table_arguments(body),
+            *length_arguments(frame),
+            *parameter_arguments(frame, body),
+            *table_arguments(frame, body),
         ),
         constants=frame.constants(),
         body=body,
@@ -127,8 +130,8 @@ def lower_dq(plan: Plan) -> Kernel:
         needed = guarded or step.uses_positions or bool(step.sums)
         return (
             *((positions(frame, "k", "walked"),) if needed else ()),
-            frame.load("K", "k", "HEAD_DIM", guarded=guarded),
-            frame.load("V", "k", "VALUE_DIM", guarded=guarded),
+            load_tile(frame, "K", "k", "HEAD_DIM", guarded=guarded),
+            load_tile(frame, "V", "k", "VALUE_DIM", guarded=guarded),
             step.dot("scores", "q_tile", "k_tile", transpose=True),
             step.dot("dp", "do_tile", "v_tile", transpose=True),
             *step.weights(mode, "own"),
@@ -148,8 +151,8 @@ def lower_dq(plan: Plan) -> Kernel:
         *_tile(frame, "dO", "q", "VALUE_DIM"),
         frame.row_base(),
         Statistics(part="own"),
-        *frame.addresses("K", "k", "HEAD_DIM"),
-        *frame.addresses("V", "k", "VALUE_DIM"),
+        *addresses(frame, "K", "k", "HEAD_DIM"),
+        *addresses(frame, "V", "k", "VALUE_DIM"),
         Zeros(name="dq", shape=("BLOCK_Q", "HEAD_DIM")),
         *zeros(rows),
         *setup,
@@ -177,8 +180,8 @@ def lower_dkdv(plan: Plan) -> Kernel:
         )
         return (
             positions(frame, "q", "walked"),
-            frame.load("Q", "q", "HEAD_DIM", guarded=guarded),
-            frame.load("dO", "q", "VALUE_DIM", guarded=guarded),
+            load_tile(frame, "Q", "q", "HEAD_DIM", guarded=guarded),
+            load_tile(frame, "dO", "q", "VALUE_DIM", guarded=guarded),
             Statistics(part="walked"),
             step.dot("scores", "k_tile", "q_tile", transpose=True),
             *step.weights(mode, "walked"),
@@ -194,8 +197,8 @@ def lower_dkdv(plan: Plan) -> Kernel:
     last = () if frame.loops_over_heads else by_head
     head: tuple[Block, ...] = (
         *(frame.hoist.take(2) if frame.loops_over_heads else ()),
-        *frame.addresses("Q", "q", "HEAD_DIM"),
-        *frame.addresses("dO", "q", "VALUE_DIM"),
+        *addresses(frame, "Q", "q", "HEAD_DIM"),
+        *addresses(frame, "dO", "q", "VALUE_DIM"),
         frame.row_base(),
         *zeros(step.sums),
         *(setup if own_bounds else ()),
@@ -350,21 +353,21 @@ class Step:
             name=name,
             doc=doc,
             arguments=(
-                *frame.source("Q", "q", "HEAD_DIM"),
-                *frame.source("K", "k", "HEAD_DIM"),
-                *frame.source("V", "k", "VALUE_DIM"),
-                *frame.source("dO", "q", "VALUE_DIM"),
+                *read_tensor(frame, "Q", "q", "HEAD_DIM"),
+                *read_tensor(frame, "K", "k", "HEAD_DIM"),
+                *read_tensor(frame, "V", "k", "VALUE_DIM"),
+                *read_tensor(frame, "dO", "q", "VALUE_DIM"),
                 *STATISTICS,
                 *(entry_arguments(frame) if gathered else result_arguments(frame, results, self.sums)),
-                *frame.lengths(),
-                *frame.parameters(body),
-                *frame.lists(),
+                *length_arguments(frame),
+                *parameter_arguments(frame, body),
+                *list_arguments(frame),
                 *(
                     picked_arguments(picks, sums)
                     if picks is not None and packed
                     else split.split_arguments(frame, sums)
                 ),
-                *frame.table_arguments(body),
+                *table_arguments(frame, body),
             ),
             constants=frame.constants(),
             body=body,
@@ -379,4 +382,4 @@ class Step:
 
 
 def _tile(frame: Frame, tensor: str, side: Side, columns: str) -> tuple[Block, ...]:
-    return (*frame.addresses(tensor, side, columns), frame.load(tensor, side, columns, guarded=True))
+    return (*addresses(frame, tensor, side, columns), load_tile(frame, tensor, side, columns, guarded=True))

@@ -11,6 +11,7 @@ from spdsl.analysis.plans import GROUP_ROWS
 from spdsl.analysis.tiles import Boxes
 from spdsl.codegen.blocks import Argument, Corner
 from spdsl.codegen.frame import Frame, head_of
+from spdsl.codegen.tensors import joined_heads, plain_tensor
 from spdsl.semantics.nodes import Side
 
 
@@ -25,13 +26,13 @@ def corner(frame: Frame, tensor: str, side: Side, *, shared: bool, by_columns: b
     if boxes is None:
         return found
     along = _split_axis(boxes, side, frame.kernel.groups) if shared else None
-    return replace(found, box=boxes.box(side), heads=frame.joined_heads(side), split=along)
+    return replace(found, box=boxes.box(side), heads=joined_heads(frame, side), split=along)
 
 
 def described(frame: Frame, name: str, side: Side, dim: int, *, shared: bool, columns: int | None = None) -> Argument:
     """A tensor that the copy engine reads or writes: what a group has of a tile where that is ``shared``, or all of it;
     all columns, or so many."""
-    (argument, *_) = frame.tensor(name, side, dim)
+    (argument, *_) = plain_tensor(frame, name, side, dim)
     tiles, boxes = frame.kernel, frame.kernel.boxes
     width = columns or frame.width(dim)
     if boxes is None:
@@ -42,7 +43,7 @@ def described(frame: Frame, name: str, side: Side, dim: int, *, shared: bool, co
     along = _split_axis(boxes, side, tiles.groups) if shared else None
     if along is not None:
         box[along] //= tiles.groups
-    lead = (1,) if frame.joined_heads(side) else (1, 1)
+    lead = (1,) if joined_heads(frame, side) else (1, 1)
     return replace(argument, block=(*lead, *box, width), extents=boxes.extents)
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from spdsl.analysis.cuts import tables_in
 from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.analysis.tiles import FAR_ROW, Cut, Cuts
+from spdsl.codegen.arguments import length_arguments, parameter_arguments
 from spdsl.codegen.arith import number
 from spdsl.codegen.blocks import (
     Argument,
@@ -26,8 +27,9 @@ from spdsl.codegen.blocks import (
     SearchStep,
     StoreIntervals,
 )
+from spdsl.codegen.contents import every
 from spdsl.codegen.expressions import truncated
-from spdsl.codegen.frame import Frame, every
+from spdsl.codegen.frame import Frame
 from spdsl.codegen.hoist import Hoist
 from spdsl.codegen.tables import INTERVALS, Tables
 from spdsl.semantics.nodes import Expr, Load, Param, Side
@@ -70,7 +72,13 @@ def _lower(plan: Plan, kernel: KernelPlan, cuts: Cuts, name: str) -> Kernel:
     return Kernel(
         name=name,
         doc=f"Which rows the tiles of {cuts.block} {'queries' if own == 'q' else 'keys'} have to walk.",
-        arguments=(result, ROWS, *frame.lengths(), *frame.parameters(body), *Tables(plan).arguments(gathers)),
+        arguments=(
+            result,
+            ROWS,
+            *length_arguments(frame),
+            *parameter_arguments(frame, body),
+            *Tables(plan).arguments(gathers),
+        ),
         constants=(("TILES", TILES), ("BLOCK_Q" if own == "q" else "BLOCK_K", cuts.block)),
         body=body,
         block=TILES,

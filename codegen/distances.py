@@ -26,8 +26,9 @@ from spdsl.codegen.blocks import (
     SumDiagonals,
     Zeros,
 )
-from spdsl.codegen.frame import Frame, pointers
+from spdsl.codegen.frame import Frame
 from spdsl.codegen.results import KEY_ROWS, partials
+from spdsl.codegen.tensors import pointers
 from spdsl.semantics.nodes import Param, Side
 
 BLOCK = 32

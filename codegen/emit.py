@@ -17,8 +17,9 @@ import jinja2
 
 from spdsl.codegen import readiness
 from spdsl.codegen.blocks import Block, BlockGraph, Gather, If, Kernel, Logits, Loop, SearchBegin, Searches
+from spdsl.codegen.contents import every, expressions_in
 from spdsl.codegen.expressions import helpers_of, literal, text_of
-from spdsl.codegen.frame import LN2, LOG2E, every, expressions_in
+from spdsl.codegen.frame import LN2, LOG2E
 from spdsl.codegen.kept_templates import KeptTemplates
 from spdsl.diagnostics import Span
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from spdsl.analysis.plans import Plan
 from spdsl.codegen import split
+from spdsl.codegen.arguments import length_arguments, list_arguments, parameter_arguments, table_arguments
 from spdsl.codegen.blocks import (
     Argument,
     Block,
@@ -20,8 +21,10 @@ from spdsl.codegen.blocks import (
     StoreRows,
 )
 from spdsl.codegen.expressions import truncated
-from spdsl.codegen.frame import Frame, masked, pointers, positions, program
+from spdsl.codegen.frame import Frame
 from spdsl.codegen.gathered import entry_arguments, entry_sizes, forward_entries, is_gathered
+from spdsl.codegen.programs import masked, positions, program
+from spdsl.codegen.tensors import addresses, load_tile, page_of, plain_tensor, pointers, read_tensor, store_tile
 from spdsl.codegen.walks import Mode, Walker, lower_walk
 from spdsl.semantics.nodes import Expr
 
@@ -48,8 +51,8 @@ def lower_forward(plan: Plan) -> Kernel:
         guarded = mode != "full"
         return (
             *((positions(frame, "k", "walked"),) if guarded or bias is not None or problem.page else ()),
-            *frame.page_of(),
-            frame.load("K", "k", "HEAD_DIM", guarded=guarded),
+            *page_of(frame),
+            load_tile(frame, "K", "k", "HEAD_DIM", guarded=guarded),
             Dot(
                 name="scores", left="q_tile", right="k_tile", transpose=True, exact=exact, shape=("BLOCK_Q", "BLOCK_K")
             ),
@@ -57,7 +60,7 @@ def lower_forward(plan: Plan) -> Kernel:
             *(() if frame.folded else (logits,)),
             *masked(mode, keep_blocks, mask),
             OnlineSoftmax(factor=frame.factor, guarded=guarded or bias is not None),
-            frame.load("V", "k", "VALUE_DIM", guarded=guarded),
+            load_tile(frame, "V", "k", "VALUE_DIM", guarded=guarded),
             Dot(
                 name="acc",
                 left="p",
@@ -86,10 +89,10 @@ def lower_forward(plan: Plan) -> Kernel:
         positions(frame, "q", "own"),
         *frame.hoist.take(0),
         *frame.hoist.take(1),
-        *frame.addresses("Q", "q", "HEAD_DIM"),
-        frame.load("Q", "q", "HEAD_DIM", guarded=True),
-        *frame.addresses("K", "k", "HEAD_DIM"),
-        *frame.addresses("V", "k", "VALUE_DIM"),
+        *addresses(frame, "Q", "q", "HEAD_DIM"),
+        load_tile(frame, "Q", "q", "HEAD_DIM", guarded=True),
+        *addresses(frame, "K", "k", "HEAD_DIM"),
+        *addresses(frame, "V", "k", "VALUE_DIM"),
         *((SoftmaxState(sink=None),) if gathered else softmax_state(frame, sink)),
         *setup,
         *split.share(frame, loops),
@@ -99,15 +102,15 @@ def lower_forward(plan: Plan) -> Kernel:
         name="forward",
         doc="Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch.",
         arguments=(
-            *frame.source("Q", "q", "HEAD_DIM"),
-            *frame.source("K", "k", "HEAD_DIM"),
-            *frame.source("V", "k", "VALUE_DIM"),
+            *read_tensor(frame, "Q", "q", "HEAD_DIM"),
+            *read_tensor(frame, "K", "k", "HEAD_DIM"),
+            *read_tensor(frame, "V", "k", "VALUE_DIM"),
             *(entry_arguments(frame) if gathered else forward_results(frame)),
-            *frame.lengths(),
-            *frame.parameters(blocks),
-            *frame.lists(),
+            *length_arguments(frame),
+            *parameter_arguments(frame, blocks),
+            *list_arguments(frame),
             *split.split_arguments(frame, SUMS),
-            *frame.table_arguments(blocks),
+            *table_arguments(frame, blocks),
         ),
         constants=frame.constants(),
         body=blocks,
@@ -127,7 +130,7 @@ def softmax_state(frame: Frame, sink: Expr | None) -> tuple[Block, ...]:
         return (SoftmaxState(sink=split.once(frame, sink)),)
     return (
         pointers(frame, "O", "q", "VALUE_DIM"),
-        replace(frame.load("O", "q", "VALUE_DIM", guarded=True), descriptor=False, heads=None),
+        replace(load_tile(frame, "O", "q", "VALUE_DIM", guarded=True), descriptor=False, heads=None),
         frame.row_base(),
         SoftmaxResumed(first=split.first(frame)),
     )
@@ -136,7 +139,7 @@ def softmax_state(frame: Frame, sink: Expr | None) -> tuple[Block, ...]:
 def forward_results(frame: Frame) -> tuple[Argument, ...]:
     """The arguments for what the kernel writes."""
     return (
-        *frame.tensor("O", "q", frame.plan.problem.value_dim),
+        *plain_tensor(frame, "O", "q", frame.plan.problem.value_dim),
         Argument(name="LSE", type="*fp32", note="[batch, heads, nq], natural logarithm"),
     )
 
@@ -146,7 +149,7 @@ def forward_end(frame: Frame) -> tuple[Block, ...]:
     return (
         SoftmaxEnd(),
         pointers(frame, "O", "q", "VALUE_DIM"),
-        frame.store("acc", "O", "q", "VALUE_DIM"),
+        store_tile(frame, "acc", "O", "q", "VALUE_DIM"),
         frame.row_base(),
         StoreRows(value="lse", pointer="LSE", side="q"),
     )

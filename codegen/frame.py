@@ -1,51 +1,27 @@
-"""What the kernels of a plan share: scopes, positions, the predicate with the bounds of the tensors, arguments."""
+"""What the kernels of a plan share: scopes, the predicate with the bounds of the tensors, sizes of tiles."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.analysis.tiles import DistanceWalk, ListWalk, PickWalk
-from spdsl.codegen.arith import add, both, compare, index, mod, number, sub
+from spdsl.analysis.tiles import ListWalk
+from spdsl.codegen.arith import both, compare, index, number
 from spdsl.codegen.blocks import (
-    Argument,
     Block,
-    BoxPositions,
     By,
-    Define,
-    EachItem,
-    FetchedTiles,
-    Gather,
-    GatheredKeys,
-    If,
-    ListedPositions,
-    LoadTile,
-    Loop,
-    Mask,
-    PackedPositions,
-    PageOf,
-    Part,
-    Pointers,
-    Positions,
-    Program,
     RowBase,
     RowBits,
-    StoreTile,
-    Stream,
-    ToldTiles,
-    WorkItem,
 )
-from spdsl.codegen.boxes import flag_of, own_box, programs
+from spdsl.codegen.boxes import programs
 from spdsl.codegen.edges import with_edges
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.hoist import Hoist
-from spdsl.codegen.picks import PICKED, has_bits, packed_keep, packed_program
+from spdsl.codegen.picks import PICKED, has_bits, packed_keep
 from spdsl.codegen.selected import GROUP, by_tiles
 from spdsl.codegen.tables import Tables
-from spdsl.codegen.walks import MASKED, Mode
-from spdsl.semantics.nodes import Const, Expr, Extent, Load, Node, Side
+from spdsl.semantics.nodes import Const, Expr, Extent, Load, Side
 from spdsl.semantics.rewrite import free_indices, walk
 
 LOG2E = 1.4426950408889634
@@ -253,41 +229,6 @@ class Frame:
             dim = max(COLUMNS, self.plan.problem.pattern.head_dim, self.plan.problem.value_dim)
         return padded(dim)
 
-    def tensor(self, name: str, side: str, width: int, element: str | None = None) -> tuple[Argument, ...]:
-        """A tensor of four dimensions with its strides."""
-        heads, rows = ("heads", "nq") if side == "q" else ("groups", "n")
-        prefix = prefix_of(name)
-        return (
-            Argument(
-                name=name, type=f"*{element or self.plan.problem.dtype}", note=f"[batch, {heads}, {rows}, {width}]"
-            ),
-            *(Argument(name=f"{prefix}_stride_{axis}", type="i32", fixed=True) for axis in ("b", "h", "n")),
-        )
-
-    def source(self, name: str, side: Side, columns: str) -> tuple[Argument, ...]:
-        """A tensor whose tiles are loaded: its descriptor, or its address with strides."""
-        problem = self.plan.problem
-        width = problem.pattern.head_dim if columns == "HEAD_DIM" else problem.value_dim
-        plain = self.tensor(name, side, width)
-        if not self.is_copied(side):
-            return plain
-        boxes = self.kernel.boxes
-        if boxes is None:
-            picks = self.kernel.picks
-            rows = self.kernel.block_q if side == "q" else self.kernel.block_k
-            heads, rows = (picks.lanes, picks.positions) if picks is not None and side == "q" else (1, rows)
-            block = (1, heads, rows, padded(width))
-            return (replace(plain[0], block=block),)
-        lead = (1,) if self.joined_heads(side) else (1, 1)
-        return (replace(plain[0], block=(*lead, *boxes.box(side), padded(width)), extents=boxes.extents),)
-
-    def joined_heads(self, side: Side) -> int | None:
-        """How many heads are joined with the batch, so that descriptors of a grid have five dimensions at most."""
-        pattern, boxes = self.plan.problem.pattern, self.kernel.boxes
-        if boxes is None or len(boxes.extents) <= 2:
-            return None
-        return pattern.heads if side == "q" else pattern.groups
-
     def separate(self, most: int) -> int:
         """How many loops may stand side by side: one flat loop is as fast where the copy engine loads the tiles, and
         takes fewer registers, unless the mask reads a table for every pair; where rows are parted among programs, it
@@ -305,173 +246,6 @@ class Frame:
         """Where numbers of the rows of queries begin."""
         return RowBase(packed=self.is_packed("q"))
 
-    def addresses(self, tensor: str, side: Side, columns: str) -> tuple[Block, ...]:
-        """What has to be named before tiles of ``tensor`` are loaded."""
-        return () if self.is_copied(side) else (pointers(self, tensor, side, columns),)
-
-    def load(self, tensor: str, side: Side, columns: str, *, guarded: bool) -> LoadTile:
-        """Load the tile of ``tensor`` that the kernel's ``i`` or ``j`` names."""
-        prefix = prefix_of(tensor)
-        return LoadTile(
-            name=f"{prefix}_tile",
-            tensor=tensor,
-            prefix=prefix,
-            side=side,
-            columns=columns,
-            head=head_of(side),
-            guarded=guarded and not self.is_whole(side),
-            padded=self.is_padded(columns),
-            descriptor=self.is_copied(side),
-            box=() if self.kernel.boxes is None else self.kernel.boxes.box(side),
-            heads=self.joined_heads(side) if self.is_copied(side) else None,
-            scattered=self.is_scattered(side),
-            packed=self.kernel.picks.positions if self.kernel.picks is not None and side == "q" else None,
-            paged=side == "k" and self.plan.problem.page > 0,
-        )
-
-    def page_of(self) -> tuple[Block, ...]:
-        """Where the keys of a tile lie, if they lie in pages."""
-        page = self.plan.problem.page
-        return (PageOf(page=page, block=self.kernel.block_k, classes=self.classes),) if page else ()
-
-    def store(
-        self, value: str, tensor: str, side: Side, columns: str, factor: float | None = None, *, added: bool = False
-    ) -> StoreTile:
-        """Store ``value`` as the tile of ``tensor`` that the kernel's ``i`` or ``j`` names; ``added`` where it is a
-        sum over pairs, to which every part of a union adds."""
-        return StoreTile(
-            value=value,
-            prefix=prefix_of(tensor),
-            side=side,
-            columns=columns,
-            padded=self.is_padded(columns),
-            dtype=self.plan.problem.dtype,
-            factor=factor,
-            boxes=self.boxes is not None,
-            scattered=self.is_scattered(side),
-            packed=self.is_packed(side),
-            added=added and self.plan.place > 0,
-        )
-
-    def lengths(self) -> tuple[Argument, ...]:
-        """Run-time lengths and positions, and which rows are marked."""
-        return (*self._lengths(), *(() if self.kernel.marked is None else MARKS))
-
-    def _lengths(self) -> tuple[Argument, ...]:
-        count = Argument(name="nq", type="i32", note="query rows")
-        match self.plan.problem.shape:
-            case "square":
-                return count, Argument(name="n", type="i32", note="keys")
-            case "origin" | "offset":
-                return (
-                    count,
-                    Argument(name="n", type="i32", note="keys"),
-                    Argument(name="q_start", type="i32", note="position of the first query row"),
-                )
-            case "batched":
-                paged = self.plan.problem.page > 0
-                note = f"[batch, places_stride]: q_start, k_start, k_len{', pages' if paged else ''}"
-                return count, Argument(name="places", type="*i32", note=note), *PLACES, *(PAGES if paged else ())
-
-    def lists(self) -> tuple[Argument, ...]:
-        """Tile lists, where the walk is one, or lists of distances."""
-        if isinstance(self.kernel.walk, PickWalk):
-            return self._picked_lists()
-        if not isinstance(self.kernel.walk, ListWalk | DistanceWalk):
-            return ()
-        rows = "rows" if isinstance(self.kernel.walk, ListWalk) else "kinds of rows"
-        batched = self.plan.problem.shape == "batched"
-        reach = Argument(name="list_reach", type="i32", note="distances further back are not listed")
-        names = ("list_begin", "list_middle", "list_end")
-        bounds = (Argument(name=name, type="*i32", note=f"[batch or 1, heads or 1, {rows}]") for name in names)
-        return (
-            *bounds,
-            Argument(name="list_tiles", type="*i32"),
-            Argument(name="list_stride_b", type="i32"),
-            Argument(name="list_stride_h", type="i32"),
-            *(() if isinstance(self.kernel.walk, ListWalk) or not batched else (reach,)),
-        )
-
-    def _picked_lists(self) -> tuple[Argument, ...]:
-        """The blocks that queries have picked; a kernel by key is given its lists by `spdsl.codegen.picked_parts`."""
-        picks = self.kernel.picks
-        assert picks is not None
-        if self.by == "key":
-            return ()
-        if picks.order == "gathered":
-            return GATHERED
-        bounds = ("list_begin", "list_end")
-        return (
-            *(Argument(name=name, type="*i32", note="[batch or 1, lists of heads or 1, rows]") for name in bounds),
-            Argument(name="list_tiles", type="*i32"),
-            *(
-                (Argument(name="list_bits", type="*i32", note="queries of each block"),)
-                if picks.order == "union"
-                else ()
-            ),
-            Argument(name="list_stride_b", type="i32"),
-            Argument(name="list_stride_h", type="i32"),
-        )
-
-    def parameters(self, body: Iterable[Block]) -> tuple[Argument, ...]:
-        """The free parameters of the pattern that ``body`` reads."""
-        read = {node for block in every(body) for expr in expressions_in(block) for node in walk(expr)}
-        return tuple(
-            Argument(name=each.variable, type="i32", note=f"parameter {each.name}")
-            for each in self.plan.problem.pattern.free
-            if each in read
-        )
-
-    def table_arguments(self, body: Iterable[Block]) -> tuple[Argument, ...]:
-        """The arguments of the tables that ``body`` reads."""
-        return self.tables.arguments(block for block in every(body) if isinstance(block, Gather))
-
-
-GATHERED = (
-    Argument(name="item_rows", type="*i32", note="[items], blocks of keys over heads and sequences"),
-    Argument(name="item_first", type="*i32", note="[items], where its queries begin"),
-    Argument(name="item_last", type="*i32", note="[items], and end"),
-    Argument(name="list_tiles", type="*i32", note="queries by the blocks that they have picked"),
-    Argument(name="blocks", type="i32", note="blocks of keys of a head"),
-)
-
-PLACES = (
-    Argument(name="places_stride", type="i32"),
-    Argument(name="cache_rows", type="i32", note="rows of keys of a sequence, with those that are not in use"),
-)
-
-PAGES = (Argument(name="page_count", type="i32", note="pages of all sequences"),)
-
-MARKS = (
-    Argument(name="marks", type="*i32", note="[batch or 1, marked rows], ascending"),
-    Argument(name="marks_stride_b", type="i32"),
-    Argument(name="marked_rows", type="i32", note="how many there are"),
-)
-
-
-def every(body: Iterable[Block]) -> Iterator[Block]:
-    """All blocks, those inside loops and conditions included."""
-    for block in body:
-        yield block
-        if isinstance(block, EachItem | FetchedTiles | ToldTiles | Loop | If | Stream):
-            yield from every(block.body)
-        if isinstance(block, If):
-            yield from every(block.otherwise)
-
-
-def expressions_in(block: Block) -> list[Expr]:
-    """The expressions that a block holds, not those of the blocks inside it."""
-    found: list[Expr] = []
-    for each in fields(block):
-        value: Any = getattr(block, each.name)
-        if isinstance(value, Node):
-            found.append(value)  # type: ignore[arg-type]  # the only nodes in blocks are expressions
-        elif each.name == "indices":
-            found += [index.value for index in value]
-        elif each.name == "searches":
-            found += [expr for search in value for expr in (search.low, search.high, search.least)]
-    return found
-
 
 def padded(dim: int) -> int:
     """The least power of two, at least 16, that holds ``dim``."""
@@ -486,115 +260,3 @@ def prefix_of(tensor: str) -> str:
 def head_of(side: Side) -> Literal["h", "g"]:
     """The name of the head that a side's tensors are indexed by."""
     return "h" if side == "q" else "g"
-
-
-def masked(mode: Mode, definitions: tuple[Block, ...], mask: Mask) -> tuple[Block, ...]:
-    """The mask of a tile: none for full ones, behind the flag where a loop has both kinds."""
-    match mode:
-        case _ if mask.keep == Const(value=True):
-            return ()
-        case "full":
-            return ()
-        case "masked":
-            return (*definitions, mask)
-        case _:
-            return (If(condition=MASKED, body=(*definitions, mask)),)
-
-
-def program(frame: Frame, *, reverse: bool) -> tuple[Block, ...]:
-    """What a program works on."""
-    shape = frame.plan.problem.shape
-    if frame.kernel.picks is not None:
-        return packed_program(frame.kernel, frame.plan.problem.pattern, reverse=reverse, shape=shape)
-    begin: Block = Program(
-        by=frame.by,
-        ratio=frame.ratio,
-        reverse=reverse,
-        shape=shape,
-        classes=frame.classes,
-        counted=frame.kernel.persistent,
-    )
-    if frame.kernel.splits:
-        begin = WorkItem(
-            by=frame.by,
-            ratio=frame.ratio,
-            heads=frame.own_heads,
-            reverse=reverse,
-            shape=shape,
-            listed=frame.listed,
-            heads_first=frame.heads_first,
-            classes=frame.classes,
-            packed=frame.packed,
-        )
-    if frame.kernel.boxes is not None:
-        return (begin, *own_box(frame.kernel.boxes, frame.kernel, frame.by))
-    return (begin, *_other_class(frame))
-
-
-def _other_class(frame: Frame) -> tuple[Block, ...]:
-    """The residue class of the walked rows, which follows from that of the program's own."""
-    residues = frame.kernel.residues
-    if residues is None:
-        return ()
-    start = number(0) if frame.plan.problem.shape == "square" else Extent(name="q_start")
-    shift, modulus = residues.shift, number(residues.modulus)
-    if frame.by == "query":
-        other = mod(add(add(index("q_class"), start), number(-shift % residues.modulus)), modulus)
-    else:
-        other = mod(sub(add(index("k_class"), number(shift)), start), modulus)
-    if start == number(0) and shift == 0:
-        other = index("q_class" if frame.by == "query" else "k_class")
-    name, note = ("k_class", "keys") if frame.by == "query" else ("q_class", "queries")
-    return (Define(name=name, value=truncated(other), note=f"residue class of the {note} that these rows meet"),)
-
-
-def positions(
-    frame: Frame, side: Side, part: Part
-) -> Positions | BoxPositions | PackedPositions | ListedPositions | GatheredKeys:
-    """The positions of a side."""
-    picks = frame.kernel.picks
-    if picks is not None and side == "q":
-        if picks.order == "gathered":
-            return ListedPositions(shape=frame.plan.problem.shape, part=part)
-        return PackedPositions(
-            shape=frame.plan.problem.shape,
-            positions=picks.positions,
-            heads=picks.heads,
-            padded=picks.lanes != picks.heads,
-        )
-    if frame.gathers_keys:
-        return GatheredKeys()
-    boxes = frame.kernel.boxes
-    if boxes is not None:
-        return BoxPositions(
-            side=side,
-            part=part,
-            sizes=boxes.box(side),
-            extents=boxes.extents,
-            steps=boxes.steps,
-            ragged=boxes.ragged(side),
-            flag=flag_of(part) if boxes.tail else None,
-        )
-    shape, marked = frame.plan.problem.shape, frame.kernel.gathers(side)
-    packed = frame.packed if side == "q" else None
-    ratio = frame.ratio if packed else 0
-    return Positions(
-        side=side, part=part, shape=shape, classes=frame.classes, marked=marked, packed=packed, ratio=ratio
-    )
-
-
-def pointers(frame: Frame, tensor: str, side: Side, columns: str) -> Pointers:
-    """The addresses of a tensor's tiles."""
-    return Pointers(
-        tensor=tensor,
-        prefix=prefix_of(tensor),
-        side=side,
-        columns=columns,
-        head=head_of(side),
-        shape=frame.plan.problem.shape,
-        classes=frame.classes,
-        boxes=frame.boxes is not None,
-        scattered=frame.is_scattered(side),
-        packed=frame.is_packed(side),
-        paged=side == "k" and frame.plan.problem.page > 0,
-    )

@@ -13,6 +13,7 @@ from math import prod
 from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Plan
 from spdsl.analysis.tiles import Walk, depends_on_head
 from spdsl.codegen import split
+from spdsl.codegen.arguments import length_arguments, list_arguments, parameter_arguments, table_arguments
 from spdsl.codegen.arith import add, choose, compare, either, index, maximum, mul, number, sub
 from spdsl.codegen.blocks import (
     AddBegin,
@@ -41,8 +42,9 @@ from spdsl.codegen.blocks import (
 )
 from spdsl.codegen.boxes import box_of, number_of
 from spdsl.codegen.corners import corner, described
-from spdsl.codegen.frame import COLUMNS, LOG2E, Frame, masked, positions, program
+from spdsl.codegen.frame import COLUMNS, LOG2E, Frame
 from spdsl.codegen.pairing import FIRST, SECOND, for_both, own_pair
+from spdsl.codegen.programs import masked, positions, program
 from spdsl.codegen.results import dkdv_sums
 from spdsl.codegen.selected import GROUP
 from spdsl.codegen.walks import FLAGS, Mode, Walker, lower_walk, mode_of
@@ -91,11 +93,11 @@ def lower_touched(plan: Plan) -> Kernel | None:
         doc="Which rows of keys add to which tiles of dQ.",
         arguments=(
             *TURNS,
-            *frame.lengths(),
-            *frame.lists(),
+            *length_arguments(frame),
+            *list_arguments(frame),
             *split.split_arguments(frame, split.NO_SUMS),
-            *frame.parameters(body),
-            *frame.table_arguments(body),
+            *parameter_arguments(frame, body),
+            *table_arguments(frame, body),
         ),
         constants=frame.constants(),
         body=body,
@@ -148,11 +150,11 @@ def _lower(plan: Plan, tiles: KernelPlan, *, ordered: bool) -> Kernel:
             described(computing, "dK", "k", dim, shared=True),
             described(computing, "dV", "k", value_dim, shared=True),
             *(TURNS if ordered else ()),
-            *computing.lengths(),
-            *computing.lists(),
+            *length_arguments(computing),
+            *list_arguments(computing),
             *split.split_arguments(computing, SUMS),
-            *computing.parameters((*fetch, *compute)),
-            *computing.table_arguments((*fetch, *compute)),
+            *parameter_arguments(computing, (*fetch, *compute)),
+            *table_arguments(computing, (*fetch, *compute)),
         ),
         constants=(
             *computing.constants(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from spdsl.analysis.plans import KernelPlan, Plan
+from spdsl.codegen.arguments import length_arguments, parameter_arguments, table_arguments
 from spdsl.codegen.blocks import (
     AddPart,
     Argument,
@@ -23,7 +24,8 @@ from spdsl.codegen.blocks import (
     StoreEntries,
     Zeros,
 )
-from spdsl.codegen.frame import LOG2E, Frame, positions, program
+from spdsl.codegen.frame import LOG2E, Frame
+from spdsl.codegen.programs import positions, program
 from spdsl.semantics.nodes import Apply, Const, Param
 
 ROWS = 64
@@ -129,11 +131,11 @@ def lower_together(
         doc="What belongs to each of the picks of a query, put together.",
         arguments=(
             *results,
-            *frame.lengths(),
-            *frame.parameters(blocks),
+            *length_arguments(frame),
+            *parameter_arguments(frame, blocks),
             *ENTRIES,
             *kept,
-            *frame.table_arguments(blocks),
+            *table_arguments(frame, blocks),
         ),
         constants=frame.constants(),
         body=blocks,

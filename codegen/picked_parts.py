@@ -7,10 +7,12 @@ Which blocks are cut, and where, is told by lists that the run time makes on the
 from __future__ import annotations
 
 from spdsl.analysis.tiles import Picks
+from spdsl.codegen.arguments import length_arguments
 from spdsl.codegen.arith import add, compare, index, mul, number
 from spdsl.codegen.blocks import AddPart, Argument, Block, Define, If, Kernel, LoadPart, Loop, PickedRow, StorePart
-from spdsl.codegen.frame import Frame, positions
+from spdsl.codegen.frame import Frame
 from spdsl.codegen.picks import tiles_of_block
+from spdsl.codegen.programs import positions
 from spdsl.codegen.split import Sums, sliced
 from spdsl.semantics.nodes import Param
 
@@ -98,7 +100,7 @@ def lower_picked_combine(
     return Kernel(
         name=f"{frame.kernel.kind}_combine",
         doc="The parts of blocks that many queries have picked, added up: each program owns some keys.",
-        arguments=(*results, *frame.lengths(), *ROWS, BLOCKS, *_memory(sums)),
+        arguments=(*results, *length_arguments(frame), *ROWS, BLOCKS, *_memory(sums)),
         constants=cut.constants(),
         body=(begin, positions(cut, frame.own_side, "own"), several),
         block=cut.own_block,

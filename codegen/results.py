@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from spdsl.analysis.plans import TableGradient
 from spdsl.codegen.blocks import Argument, Block, StoreRows, Zeros
-from spdsl.codegen.frame import Frame, pointers
+from spdsl.codegen.frame import Frame
 from spdsl.codegen.split import Sums
+from spdsl.codegen.tensors import plain_tensor, pointers, store_tile
 from spdsl.semantics.nodes import Expr, Side
 
 KEY_ROWS = Argument(name="key_rows", type="i32", note="rows of K")
@@ -101,7 +102,7 @@ def result_arguments(frame: Frame, names: tuple[str, ...], sums: tuple[Partial, 
     dim, value_dim = problem.pattern.head_dim, problem.value_dim
     widths = {"dQ": ("q", dim), "dK": ("k", dim), "dV": ("k", value_dim)}
     return (
-        *(argument for name in names for argument in frame.tensor(name, *widths[name])),
+        *(argument for name in names for argument in plain_tensor(frame, name, *widths[name])),
         *(each.argument for each in sums),
         *((KEY_ROWS,) if any(each.gradient.by in ("key", "pair") for each in sums) else ()),
     )
@@ -110,5 +111,5 @@ def result_arguments(frame: Frame, names: tuple[str, ...], sums: tuple[Partial, 
 def _store(frame: Frame, tensor: str, side: Side, columns: str, factor: float | None) -> tuple[Block, ...]:
     return (
         pointers(frame, tensor, side, columns),
-        frame.store(tensor.lower(), tensor, side, columns, factor, added=True),
+        store_tile(frame, tensor.lower(), tensor, side, columns, factor, added=True),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from spdsl.codegen.arguments import length_arguments
 from spdsl.codegen.arith import add, compare, index, maximum, minimum, mul, number, sub
 from spdsl.codegen.blocks import (
     AddPart,
@@ -23,7 +24,8 @@ from spdsl.codegen.blocks import (
     StorePart,
     WholeRow,
 )
-from spdsl.codegen.frame import Frame, positions
+from spdsl.codegen.frame import Frame
+from spdsl.codegen.programs import positions
 from spdsl.semantics.nodes import Apply, Const, Expr, Param
 
 SLICE = 16
@@ -188,7 +190,7 @@ def lower_combine(
         doc="The parts of long rows added up: each program owns some rows of a tile.",
         arguments=(
             *results,
-            *frame.lengths(),
+            *length_arguments(frame),
             *(each for each in split_arguments(frame, sums) if each.name not in _UNREAD),
         ),
         constants=cut.constants(),

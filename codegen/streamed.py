@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Plan
 from spdsl.codegen import split
+from spdsl.codegen.arguments import length_arguments, list_arguments, parameter_arguments, table_arguments
 from spdsl.codegen.blocks import (
     Argument,
     Block,
@@ -30,7 +31,9 @@ from spdsl.codegen.blocks import (
 from spdsl.codegen.corners import corner, described
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.forward import SUMS
-from spdsl.codegen.frame import Frame, masked, positions, program
+from spdsl.codegen.frame import Frame
+from spdsl.codegen.programs import masked, positions, program
+from spdsl.codegen.tensors import plain_tensor
 from spdsl.codegen.walks import FLAGS, Mode, Walker, lower_walk, mode_of
 from spdsl.semantics.nodes import Const, Expr
 
@@ -56,7 +59,11 @@ def lower_streamed(plan: Plan) -> Kernel:
     body = (*fetch, *compute)
     dim, value_dim = plan.problem.pattern.head_dim, plan.problem.value_dim
     by_address = _by_address(frame)
-    out = frame.tensor("O", "q", value_dim) if by_address else (described(frame, "O", "q", value_dim, shared=True),)
+    out = (
+        plain_tensor(frame, "O", "q", value_dim)
+        if by_address
+        else (described(frame, "O", "q", value_dim, shared=True),)
+    )
     return Kernel(
         name="forward",
         doc="Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch.",
@@ -66,12 +73,12 @@ def lower_streamed(plan: Plan) -> Kernel:
             described(frame, "V", "k", value_dim, shared=False),
             *out,
             Argument(name="LSE", type="*fp32", note="[batch, heads, nq], natural logarithm"),
-            *frame.lengths(),
-            *frame.parameters(body),
-            *frame.lists(),
+            *length_arguments(frame),
+            *parameter_arguments(frame, body),
+            *list_arguments(frame),
             *split.split_arguments(frame, SUMS),
             *(ITEMS if tiles.persistent else ()),
-            *frame.table_arguments(body),
+            *table_arguments(frame, body),
         ),
         constants=(
             *frame.constants(),
