@@ -208,9 +208,7 @@ def _listed(tiles: Tiles, pairs: Pairs, grid: TileGrid, rows: int) -> TileList:
     step = _rows_at_once(tiles) if some else 1
     starts = range(0, tiles.rows, step) if some else range(0)
     parts = [_part(tiles, pairs, grid, slice(start, min(start + step, tiles.rows))) for start in starts]
-    full, masked = _padded([p.full for p in parts], rows, pairs), _padded([p.masked for p in parts], rows, pairs)
-    flat = torch.cat([p.tiles for p in parts]) if parts else torch.zeros(0, dtype=torch.int32, device=pairs.device)
-    return _ordered(full, masked, flat, [p.full.shape[-1] for p in parts])
+    return _ordered(parts, rows, pairs.device)
 
 
 def _rows_at_once(tiles: Tiles) -> int:
@@ -244,22 +242,30 @@ def _not_whole(pairs: Pairs, grid: TileGrid, rows: slice, columns: slice) -> tup
 # ---------------------------------------------------------------- layout
 
 
-def _padded(counts: Sequence[Tensor], rows: int, pairs: Pairs) -> Tensor:
-    """Counts of all rows, ``[batch or 1, heads or 1, rows]``; rows past the existing ones have no tiles."""
-    if not counts:
-        return torch.zeros(1, 1, rows, dtype=torch.int64, device=pairs.device)
-    joined = torch.cat(list(counts), dim=-1)
-    return torch.nn.functional.pad(joined, (0, rows - joined.shape[-1]))
+def _ordered(parts: Sequence[_Part], rows: int, device: torch.device) -> TileList:
+    """Rows index the tiles in the order in which they were made: chunk of rows, batch, head, row.
 
+    Sequences or heads that one chunk tells apart share the tiles of a chunk that does not.  Rows past the existing ones
+    have no tiles.
+    """
+    if not parts:
+        nothing = torch.zeros(1, 1, rows, dtype=torch.int32, device=device)
+        return TileList(
+            begin=nothing, middle=nothing, end=nothing, tiles=torch.zeros(0, dtype=torch.int32, device=device)
+        )
+    outer = torch.broadcast_shapes(*(part.full.shape[:2] for part in parts))
+    ends: list[tuple[Tensor, Tensor, Tensor]] = []
+    done = 0
+    for part in parts:
+        counts = part.full + part.masked
+        end = counts.flatten().cumsum(0).view(counts.shape) + done
+        begin = end - counts
+        ends.append((begin, begin + part.full, end))
+        done += len(part.tiles)
 
-def _ordered(full: Tensor, masked: Tensor, tiles: Tensor, sizes: list[int]) -> TileList:
-    """Rows index ``tiles`` in the order in which they were made: chunk of rows, batch, head, row."""
-    counts = full + masked
-    begin = torch.zeros_like(counts)
-    start, done = 0, 0
-    for size in sizes:
-        part = counts[..., start : start + size]
-        ends = part.flatten().cumsum(0).view(part.shape)
-        begin[..., start : start + size] = ends - part + done
-        start, done = start + size, done + int(part.sum())
-    return TileList(begin=begin.int(), middle=(begin + full).int(), end=(begin + counts).int(), tiles=tiles)
+    def joined_rows(each: Sequence[Tensor]) -> Tensor:
+        whole = torch.cat([x.expand(*outer, -1) for x in each], dim=-1)
+        return torch.nn.functional.pad(whole, (0, rows - whole.shape[-1])).int()
+
+    begin, middle, end = (joined_rows(each) for each in zip(*ends, strict=True))
+    return TileList(begin=begin, middle=middle, end=end, tiles=torch.cat([part.tiles for part in parts]))

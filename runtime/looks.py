@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spdsl.runtime.evaluate import evaluate
+from spdsl.runtime.evaluate import depends_on, evaluate
 from spdsl.runtime.intervals import TileBounds
 from spdsl.runtime.ranges import Truth, truth_shape
 
@@ -39,23 +39,35 @@ class Looked:
         return self.bounds.columns
 
     def of(self, rows: slice, columns: slice) -> Truth:
-        """Which tiles are touched and full, in ``[batch or 1, heads or 1, rows, columns]``."""
+        """Which tiles are touched and full, in ``[batch or 1, heads or 1, rows, columns]``.
+
+        Bounds may be the same for all heads where the pairs are not: what is looked at is looked at for each of them.
+        """
         truth = self.bounds.of(rows, columns)
         shape = truth_shape(truth, rows, columns)
         may, must = truth.may.expand(shape), truth.must.expand(shape)
         if self.exact is False:
             return Truth(may=may, must=must)
-        doubt = (may & ~must).nonzero()
+        wide = torch.Size((*self._outer(shape), *shape[2:]))
+        doubt = (may & ~must).expand(wide).nonzero()
         many = len(doubt) > _DOUBT * (shape[-2] + shape[-1])
-        if not len(doubt) or (many and self.exact is None):
+        if self.exact is None and (many or not len(doubt)):
             return Truth(may=may, must=must)
         offset = torch.tensor([0, 0, rows.start, columns.start], device=doubt.device)
         step = max(1, _CHUNK_PAIRS // (self.bounds.query_tiles.shape[1] * self.bounds.key_tiles.shape[1]))
-        looks = [_look(self.bounds, chunk + offset) for chunk in doubt.split(step)]
-        may, must = may.clone(), must.clone()
-        may[tuple(doubt.T)] = torch.cat([look.may for look in looks])
-        must[tuple(doubt.T)] = torch.cat([look.must for look in looks])
+        may, must = may.expand(wide).clone(), must.expand(wide).clone()
+        if len(doubt):
+            looks = [_look(self.bounds, chunk + offset) for chunk in doubt.split(step)]
+            may[tuple(doubt.T)] = torch.cat([look.may for look in looks])
+            must[tuple(doubt.T)] = torch.cat([look.must for look in looks])
         return Truth(may=may, must=must)
+
+    def _outer(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Sequences and heads whose pairs may differ; those of ``shape`` where there are more."""
+        names, pairs = depends_on(self.bounds.expr, self.bounds.tables), self.bounds.pairs
+        batches = len(pairs.batches) if "b" in names else 1
+        heads = pairs.heads if names & {"h", "g"} else 1
+        return max(shape[0], batches), max(shape[1], heads)
 
 
 def _look(bounds: TileBounds, tiles: Tensor) -> Truth:

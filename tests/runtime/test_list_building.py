@@ -204,3 +204,52 @@ def test_heads_of_a_group_share_their_tiles() -> None:
                 ours, theirs = (x.tiles[x.begin[0, head, row] : x.end[0, head, row]] for x in (shared, apart))
                 assert torch.equal(ours, theirs)
                 assert (shared.middle - shared.begin)[0, head, row] == (apart.middle - apart.begin)[0, head, row]
+
+
+@pytest.mark.parametrize("chunk", [1 << 20, 40])
+@pytest.mark.parametrize("axis", ["h", "g"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_bounds_cannot_tell_apart_is_looked_at_for_each_head_and_sequence(
+    monkeypatch: pytest.MonkeyPatch, axis: str, batch: int, chunk: int
+) -> None:
+    """A table of pairs has the same bounds everywhere; the first head of the first sequence keeps nearly nothing."""
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    monkeypatch.setattr(module, "_recent", ByContent(size=64))
+    n, block, heads, groups = 150, 16, 6, 3
+    generator = torch.Generator().manual_seed(batch)
+    pairs = torch.rand(batch, heads if axis == "h" else groups, n, n, generator=generator) < 0.01
+    pairs[0, 0] = False
+    pairs[0, 0, 100, 3] = True
+    keep = every(CAUSAL, load("pairs", Index(name=axis), Q, K, dtype="bool"))
+    made = plan(keep, tables=(table("pairs", "bool", axis, "q", "token"),), heads=heads, groups=groups)
+    q, k = torch.zeros(batch, heads, n, 8), torch.zeros(batch, groups, n, 8)
+    call = Call(plan=made, q=q, k=k, v=k, tables={"pairs": pairs})
+    kept = (pairs.repeat_interleave(heads // pairs.shape[1], 1) & torch.ones(n, n, dtype=torch.bool).tril()).float()
+    tiles = -(-n // block)
+    room = torch.zeros(batch, heads, tiles * block, tiles * block)
+    room[..., :n, :n] = kept
+    touched = room.unflatten(-1, (tiles, block)).unflatten(-3, (tiles, block)).amax((-1, -3)) > 0
+    for by, wanted in (("query", touched), ("key", touched.mT)):
+        lists = tile_lists(call, by=by, block_q=block, block_k=block, exact=True)  # type: ignore[arg-type]
+        for place in np.ndindex(batch, heads, tiles):
+            b, h, row = place
+            at = (min(b, len(lists.begin) - 1), h, row)
+            found = lists.tiles[lists.begin[at] : lists.end[at]].sort().values
+            assert torch.equal(found.long(), wanted[b, h, row].nonzero().flatten()), place
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one for all", "one a sequence"])
+@pytest.mark.parametrize("axes", ["g, q, token", "h, q, token", "q, token"])
+@pytest.mark.parametrize("n", [65, 130, 300])
+def test_tables_of_pairs(axes: str, n: int, apart: bool) -> None:
+    """Chosen keys of other layers: rows and tiles that only some heads or sequences keep."""
+    text = f"pattern given() {{ input chosen: bool[{axes}]  keep causal and chosen[{axes.replace('token', 'k')}] }}"
+    attn = spdsl.compile(spdsl.loads(text), backend="cpu")
+    generator = torch.Generator().manual_seed(n)
+    q = torch.randn(2, 4, n, 8, generator=generator)
+    k, v = torch.randn(2, 2, 2, n, 8, generator=generator)
+    sizes = {"h": 4, "g": 2, "q": n, "token": n}
+    shape = [sizes[axis] for axis in axes.split(", ")]
+    chosen = torch.rand([2, *shape] if apart else shape, generator=generator) < 0.01
+    out, wanted = attn(q, k, v, chosen=chosen), attn.reference(q, k, v, chosen=chosen)
+    torch.testing.assert_close(out, wanted.float(), atol=1e-5, rtol=1e-5)
