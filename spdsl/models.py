@@ -1,4 +1,5 @@
-"""Patterns in models of Hugging Face's transformers: `spdsl.models.use(model, "streaming", window=256, sinks=4)`.
+"""Patterns in models of Hugging Face's transformers: `spdsl.models.use(model, "streaming", window=256, sinks=4)`;
+those of diffusers are told apart and go to `spdsl.diffusion`.
 
 transformers asks an *attention function* for every layer, and, once for each call of a model, a *mask function* what
 its 2-d padding mask and cache mean.  Ours says where queries and keys stand (`places`), so that no mask of pairs is
@@ -8,7 +9,7 @@ Interface" in the documentation of transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spdsl import diffusion
 from spdsl.api import Attention, Pattern, compile, load
 from spdsl.diagnostics import SpatError, error
 from spdsl.grammar import nodes
 from spdsl.grammar.parse import parse
 
-__all__ = ["use"]
+__all__ = ["restore", "use"]
 
 NAME = "spdsl"
 """What transformers calls our functions; ``model.set_attn_implementation("sdpa")`` goes back to its own."""
@@ -34,9 +36,10 @@ def use(
     *,
     backend: str | None = None,
     deterministic: bool | None = None,
+    layers: Callable[[str, Any], bool] | None = None,
     **parameters: Any,
 ) -> None:
-    """Let a pattern be the attention of a transformers model, in place; weights stay as they are.
+    """Let a pattern be the attention of a model of transformers or diffusers, in place; weights stay as they are.
 
     The pattern takes the place of the model's own mask, its sliding windows too, and is used in training, prefill and
     generation with a cache.  Padding on either side is told by ``attention_mask`` as usual.  Inputs of the pattern are
@@ -44,17 +47,29 @@ def use(
     it comes from the nearest such layer, so that layers read what others have chosen; sets travel as lists.
 
     Args:
-        model: any model whose attention goes through transformers' `AttentionInterface`.
+        model: any model whose attention goes through transformers' `AttentionInterface`, or a model of diffusers, whose
+            self-attention is exchanged.
         pattern: as for `spdsl.compile`, or a sequence with one for each layer.  A pattern that names `layer` is given
             the number of each.
         backend: as for `spdsl.compile`.
         deterministic: as for `spdsl.compile`.
+        layers: of a diffusers model, which attention modules, by name and module: ``lambda name, _: "down" in name``.
         parameters: the pattern's parameters by name; none where `Attention`s are given.
 
     Raises:
         SpatError: no transformers (SP641), a model that does not take attention functions or has another number of
             layers (SP642), and what `spdsl.compile` raises.
     """
+    settings = {"backend": backend, "deterministic": deterministic, **parameters}
+    if next(diffusion.modules(model), None) is not None:
+        if isinstance(pattern, Attention) or (isinstance(pattern, Sequence) and not isinstance(pattern, str)):
+            help = "give a pattern and its parameters; `layers` chooses among layers"
+            raise error("SP642", "a diffusers model takes one pattern, of which each level has its own grid", help=help)
+        diffusion.use(model, pattern if isinstance(pattern, Pattern) else load(pattern), settings, layers)
+        return
+    if layers is not None:
+        found = "`layers` is for models of diffusers"
+        raise error("SP642", found, help="give a sequence with a pattern for each layer")
     try:
         from transformers import AttentionInterface, AttentionMaskInterface
     except ImportError:
@@ -65,7 +80,6 @@ def use(
     if not hasattr(model, "set_attn_implementation") or not count:
         found = f"{type(model).__name__} has no layers whose attention transformers would ask for"
         raise error("SP642", found, help="give a `PreTrainedModel`; `spdsl.nn.SelfAttention` is a module to build with")
-    settings = {"backend": backend, "deterministic": deterministic, **parameters}
     several = pattern if isinstance(pattern, Sequence) and not isinstance(pattern, str) else [pattern] * count
     if len(several) != count:
         found = f"{len(several)} patterns for the {count} layers of {type(model).__name__}"
@@ -75,6 +89,7 @@ def use(
     chosen = [_attention(each, number, settings, made) for number, each in enumerate(several)]
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, places)
+    before = model.config._attn_implementation  # noqa: SLF001  # transformers has no public name for it
     model.set_attn_implementation(NAME)
     if model.config._attn_implementation != NAME:  # noqa: SLF001  # transformers warns, and has no other answer
         found = f"{type(model).__name__} does not take attention functions"
@@ -83,6 +98,18 @@ def use(
     for number, module in modules:
         module.spdsl_attention = chosen[number]
         module.spdsl_relay = relay
+    if before != NAME:
+        model.spdsl_before = before
+
+
+def restore(model: Any) -> None:
+    """Give a model the attention back that it had before `use`."""
+    diffusion.restore(model)
+    if hasattr(model, "spdsl_before"):
+        model.set_attn_implementation(model.spdsl_before)
+        del model.spdsl_before
+        for _, module in _layers(model):
+            del module.spdsl_attention, module.spdsl_relay
 
 
 @dataclass(slots=True, kw_only=True)

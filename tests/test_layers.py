@@ -55,6 +55,7 @@ LAYERS = (
         "spdsl.language",
         "spdsl.decorator",
         "spdsl.nn",
+        "spdsl.diffusion",
         "spdsl.models",
         "spdsl.reuse_search",
         "spdsl.flex",

@@ -238,3 +238,15 @@ def test_packed_texts_are_seen_in_a_compiled_graph(model: Any) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad(), pytest.raises(RuntimeError, match="several texts in one row"):
         compiled(IDS, position_ids=torch.arange(N)[None] % 7, use_cache=False)
+
+
+def test_back_to_what_it_was() -> None:
+    model = tiny()
+    before, expected = model.config._attn_implementation, model(IDS).logits
+    models.use(model, "streaming", window=WINDOW, sinks=SINKS)
+    models.use(model, "sliding_window", window=3)
+    assert not torch.allclose(model(IDS).logits, expected, atol=1e-3)
+    for _ in range(2):
+        models.restore(model)
+        assert model.config._attn_implementation == before
+        assert torch.equal(model(IDS).logits, expected)
