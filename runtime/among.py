@@ -1,4 +1,4 @@
-"""Selections among the members of what an earlier one has chosen, by kernels: keys of candidates, and their names.
+"""Selections among the members of what an earlier one has chosen, and those by searches: keys of candidates.
 
 From: a selection of a call whose chain is of candidates.  To: its lists.  What is held besides lists is keys of as many
 rows as fit into a constant amount of memory.
@@ -6,7 +6,8 @@ rows as fit into a constant amount of memory.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -18,7 +19,12 @@ from spdsl.runtime.ranking import FAR, joined
 from spdsl.semantics.graph import Stage
 
 if TYPE_CHECKING:
+    from spdsl.codegen.chains.candidates import Candidates
     from spdsl.runtime.chains import Run
+
+
+SCORED, SEARCHED = (64, 4), (64, 4)
+"""Candidates of a tile that are scored, or searched, and the warps of its program."""
 
 
 @triton.jit(do_not_specialize=["total", "rows", "chunk_rows", "first_row", "width", "outer_b", "outer_h", "outer_r"])  # type: ignore[untyped-decorator]
@@ -56,60 +62,73 @@ def among_candidates(run: Run, stage: Stage, width: int | None) -> Tensor:
     """The lists of a selection, int32 ``[batch, heads, rows, most]``."""
     from spdsl.runtime.chains import KEYS, Keys, Tiling, choose
 
-    chain, arrays, kernel = run.loaded.chain, run.arrays, run.loaded.chain.kernels[-1]
-    among, lines = chain.among, run.arrays.lines
-    assert among is not None
-    assert run.lists is not None
-    outer = run.lists(among.outer)
-    outer = outer if outer.dim() == 4 else outer.unsqueeze(1)
-    batch, heads = max(run.batch, outer.shape[0]), run.heads
-    rows, total, every = lines.size(chain.rows), outer.shape[-1] * among.each, batch * heads
-    strides = [outer.stride(0) if outer.shape[0] > 1 else 0, outer.stride(1) if among.sharing else 0, outer.stride(2)]
-    device, pitch = lines.device, -(-total // 16) * 16
-    step = max(1, KEYS // (pitch * every) // among.rows) * among.rows
-    block = max(16, min(64, 1 << (among.rows - 1).bit_length()))
-    tiling = Tiling(rows=block, columns=64, warps=4, stages=2)
-    coarse = lines.size(_coarse(run, among.outer))
+    chain, kernel, lines = run.loaded.chain, run.loaded.chain.kernels[-1], run.arrays.lines
+    device, outer = lines.device, _Outer.of(run)
+    batch, heads = max(run.batch, 1 if outer is None else outer.lists.shape[0]), run.heads
+    of = 1 if chain.among is None else chain.among.rows
+    rows, every = lines.size(chain.rows), batch * heads
+    total = run.columns if outer is None else outer.total
+    pitch = -(-total // 16) * 16
+    step = max(1, KEYS // (pitch * every) // of) * of
+    # The rows of a tile are those of one run, or the queries of one row.
+    block = max(16, min(64 if not chain.queries else 128, 1 << (max(of, chain.queries) - 1).bit_length()))
+    columns, warps = SEARCHED if chain.queries else SCORED
+    tiling = Tiling(rows=block, columns=columns, warps=warps, stages=2)
     made = []
     for first in range(0, rows, step):
         some = min(step, rows - first)
         keys = torch.empty(every, some, pitch, dtype=torch.int32, device=device)
-        given = {"keys": keys, "lists": outer, "list_b": strides[0], "list_h": strides[1], "list_r": strides[2]}
-        given |= {"list_count": coarse, "first_row": first, "chunk_rows": some, "column_count": run.columns}
-        given |= {"pitch": pitch, "heads": heads, "total": total}
+        given = {"keys": keys, "first_row": first, "chunk_rows": some, "column_count": run.columns}
+        given |= {"pitch": pitch, "heads": heads, "total": total, **({} if outer is None else outer.given)}
 
         def grid(tiling: Tiling, some: int = some) -> tuple[int, ...]:
-            tiles = -(-some // among.rows) * -(-among.rows // tiling.rows)
+            tiles = some if chain.queries else -(-some // of) * -(-of // tiling.rows)
             return -(-total // tiling.columns), tiles, every
 
         run.launch(kernel, given, grid, some * every, tiling)
         ends = torch.full((every, 1), total, dtype=torch.int32, device=device)
-        found = choose(
-            Keys(keys=keys, columns=total, ends=ends, block=some), chain.by, run.amounts(stage, first, some), width
-        )
-        count = found.shape[-1]
-        name_candidates[(triton.cdiv(every * some * count, 1024),)](
-            found,
-            outer,
-            *strides,
-            total,
-            every * some,
-            some,
-            first,
-            count,
-            heads,
-            OF=among.rows,
-            EACH=among.each,
-            SHARING=among.sharing,
-            SIZE=1024,
-            **options_of(4),
-        )
-        made.append(found.view(batch, heads, some, count))
+        held = Keys(keys=keys, columns=total, ends=ends, block=some)
+        found = choose(held, chain.by, run.amounts(stage, first, some), width)
+        if outer is not None:
+            outer.name(found, every * some, some, first, heads)
+        made.append(found.view(batch, heads, some, -1))
     if not made:
-        return torch.full((batch, heads, rows, 1), FAR, dtype=torch.int32, device=arrays.lines.device)
+        return torch.full((batch, heads, rows, 1), FAR, dtype=torch.int32, device=device)
     return made[0] if len(made) == 1 else joined(made, 2)
 
 
-def _coarse(run: Run, outer: str) -> str:
-    """The axis of keys of the earlier selection."""
-    return next(axis for axis in run.arrays.stages[outer].axes if axis.startswith("k"))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outer:
+    """The lists whose entries have the candidates as members, and how kernels are given them."""
+
+    lists: Tensor
+    among: Candidates
+    total: int
+    given: dict[str, Any]
+
+    @staticmethod
+    def of(run: Run) -> _Outer | None:
+        """Those of a selection; None where every column is a candidate."""
+        among = run.loaded.chain.among
+        if among is None:
+            return None
+        assert run.lists is not None
+        lists = run.lists(among.outer)
+        lists = lists if lists.dim() == 4 else lists.unsqueeze(1)
+        coarse = next(axis for axis in run.arrays.stages[among.outer].axes if axis.startswith("k"))
+        given = {
+            "lists": lists,
+            "list_b": lists.stride(0) if lists.shape[0] > 1 else 0,
+            "list_h": lists.stride(1) if among.sharing else 0,
+            "list_r": lists.stride(2),
+            "list_count": run.arrays.lines.size(coarse),
+        }
+        return _Outer(lists=lists, among=among, total=lists.shape[-1] * among.each, given=given)
+
+    def name(self, found: Tensor, rows: int, chunk_rows: int, first: int, heads: int) -> None:
+        """Turn numbers of candidates into those of entries."""
+        width, (batch, head, row) = found.shape[-1], (self.given[f"list_{axis}"] for axis in "bhr")
+        strides = (self.lists, batch, head, row, self.total)
+        sizes = {"OF": self.among.rows, "EACH": self.among.each, "SHARING": self.among.sharing, "SIZE": 1024}
+        programs = (triton.cdiv(rows * width, 1024),)
+        name_candidates[programs](found, *strides, rows, chunk_rows, first, width, heads, **sizes, **options_of(4))

@@ -78,7 +78,7 @@ class Arrays:
         own = on_side(stage.axes, "q")
         if name in self.attended and name not in self.known:
             self.known[name] = self.attended[name].float()
-        self._keep_means(name)
+        self._keep_rows(name)
         if (own is None or ranks_queries(stage)) and name not in self.known:
             everything = None if own is None else self.lines.points_of_rows(own)
             self.known[name] = self._make(stage, everything, Memo())
@@ -92,18 +92,23 @@ class Arrays:
             memo.arrays[key] = self._make(stage, rows, memo)
         return memo.arrays[key]
 
-    def _keep_means(self, name: str) -> None:
-        """Make means of blocks of queries whole: they are few."""
-        if self.kernels and name not in self.known:
-            means = block_means(self, self.stages[name])
-            if means is not None:
-                self.known[name] = means
+    def _keep_rows(self, name: str) -> None:
+        """Make what kernels leave for each row of queries whole: means of blocks, and reductions over all keys."""
+        if not self.kernels or name in self.known:
+            return
+        found = block_means(self, self.stages[name])
+        if found is None and not any(each.requires_grad for each in self.tensors.values()):
+            from spdsl.runtime.chains import reduced_rows
+
+            found = reduced_rows(self, name)
+        if found is not None:
+            self.known[name] = found
 
     def whole(self, name: str) -> Tensor:
         """The array of a stage for all rows, made chunk by chunk."""
         stage = self.stages[name]
         axis = on_side(stage.axes, "q")
-        self._keep_means(name)
+        self._keep_rows(name)
         if axis is None or name in self.known:
             return self.array(name, None, Memo())
         parts = [self.array(name, rows, Memo()) for rows in self.chunks(name)]

@@ -16,9 +16,10 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from spdsl.codegen.binaries import keeping, options_of
-from spdsl.codegen.chains.emit import emit_chain, emit_choose, table_arguments
+from spdsl.codegen.chains.emit import array_arguments, emit_chain, emit_choose, table_arguments
 from spdsl.codegen.chains.lower import Chain, ChainKernel, below, lower_chain, uncovered
 from spdsl.codegen.chains.places import UncoveredError
+from spdsl.codegen.chains.rows import is_of_rows
 from spdsl.codegen.load import load
 from spdsl.diagnostics import error
 from spdsl.runtime.among import among_candidates
@@ -163,7 +164,7 @@ def chosen_lists(arrays: Arrays, name: str, width: int | None, lists: Callable[[
     if not rows or not run.columns or width == 0:
         shape = (run.batch, *((run.heads,) if found.chain.heads else ()), rows, 1)
         return torch.full(shape, FAR, dtype=torch.int32, device=arrays.lines.device)
-    if found.chain.among is not None:
+    if found.chain.among is not None or found.chain.queries:
         among = among_candidates(run, stage, width)
         return among if found.chain.heads else among[:, 0]
     for kernel in found.chain.kernels[:-1]:
@@ -174,6 +175,22 @@ def chosen_lists(arrays: Arrays, name: str, width: int | None, lists: Callable[[
     made = [run.chosen(stage, first, min(step, rows - first), pitch, width) for first in range(0, rows, step)]
     whole = made[0] if len(made) == 1 else joined(made, 2)
     return whole if found.chain.heads else whole[:, 0]
+
+
+def reduced_rows(arrays: Arrays, name: str) -> Tensor | None:
+    """A reduction over all keys that leaves a value for each row of queries, ``[batch or 1, …, rows]``, or None."""
+    if not is_of_rows(arrays.stages, name):
+        return None
+    found = loaded(arrays, name)
+    if found is None:
+        return None
+    run = Run.of(arrays, found)
+    if not arrays.lines.size(found.chain.rows) or not run.columns:
+        return None
+    for kernel in found.chain.kernels[:-1]:
+        run.sums[kernel.stage] = run.summed(kernel)
+    values = run.reduced(found.chain.kernels[-1])
+    return values if found.chain.heads else values[:, 0]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -222,6 +239,17 @@ class Run:
         )
 
     # ------------------------------------------------------------ each kernel
+
+    def reduced(self, kernel: ChainKernel) -> Tensor:
+        """What a reduction over all keys leaves, ``[batch, heads, rows]``."""
+        arrays, chain = self.arrays, self.loaded.chain
+        rows = arrays.lines.size(chain.rows)
+        dtype = torch.float32 if arrays.stages[chain.stage].dtype == "float" else torch.uint8
+        found = torch.empty(self.batch, self.heads, rows, dtype=dtype, device=arrays.lines.device)
+        every = self.batch * self.heads
+        given = {"left_here": found, "chunk_rows": rows, "column_count": self.columns, "heads": self.heads}
+        self.launch(kernel, given, lambda tiling: (-(-rows // tiling.rows), every), rows * every)
+        return found if dtype == torch.float32 else found.view(torch.bool)
 
     def summed(self, kernel: ChainKernel) -> Tensor:
         """The sums of a softmax, fp32 ``[batch, heads, rows, 2]``."""
@@ -340,6 +368,10 @@ class Run:
             tensor = arrays.tensors[name]
             strides = [tensor.stride(0) if tensor.shape[0] > 1 else 0, *tensor.stride()[1:]]
             values |= dict(zip(table_arguments(name, rank), (tensor, *strides, *tensor.shape[1:]), strict=True))
+        for name, axes in kernel.arguments.arrays:
+            tensor = arrays.whole(name)
+            steps = (tensor.stride(0) if tensor.shape[0] > 1 else 0, *tensor.stride()[1:], tensor.shape[-1])
+            values |= dict(zip(array_arguments(name, axes), (tensor, *steps), strict=True))
         values |= {name: lines.size(axis) for name, axis in kernel.arguments.sizes}
         return values | {name: self._factor(stage) for name, stage in kernel.arguments.factors}
 

@@ -13,28 +13,52 @@ from torch import Tensor
 
 from spdsl.runtime.memo import Memo
 from spdsl.semantics.build import TRUE
-from spdsl.semantics.graph import DISTANCE, Pool, Stage
-from spdsl.semantics.nodes import Load
+from spdsl.semantics.graph import DISTANCE, Pool, Stage, index_of, side_of
+from spdsl.semantics.nodes import Apply, Const, Expr, Load
+from spdsl.semantics.rewrite import children
 
 if TYPE_CHECKING:
     from spdsl.runtime.arrays import Arrays
 
 
-def distances_of(stages: dict[str, Stage], stage: Pool) -> str | None:
-    """The set of distances of which a stage is ``any`` per pair of blocks; None if it is something else."""
+def distances_of(stages: dict[str, Stage], stage: Pool) -> Expr | None:
+    """The set of distances of which a stage is ``any`` per pair of blocks; None if it is something else.
+
+    It is made of sets of distances, and of what belongs to heads.
+    """
     match stage:
         case Pool(kind="any", over="k", per=str(), windows=None, only=only, value=Load(table=name)) if only == TRUE:
             inner = stages.get(name)
         case _:
             return None
     match inner:
-        case Pool(kind="any", over="q", per=str(), windows=None, only=only, value=Load(table=source)) if only == TRUE:
-            return source if source in stages and DISTANCE in stages[source].axes else None
+        case Pool(kind="any", over="q", per=str(), windows=None, only=only, value=value) if only == TRUE:
+            return value if _is_of_distances(stages, value) else None
         case _:
             return None
 
 
-def seen_from_blocks(arrays: Arrays, stage: Pool, source: str, rows: Tensor) -> Tensor | None:
+def _is_of_distances(stages: dict[str, Stage], value: Expr) -> bool:
+    """Whether a value reads sets of distances, along their own axes, and besides what belongs to heads."""
+    seen = False
+
+    def fits(node: Expr) -> bool:
+        nonlocal seen
+        match node:
+            case Load(table=name, indices=indices) if name in stages:
+                axes = stages[name].axes
+                seen = seen or DISTANCE in axes
+                own = indices[len(indices) - len(axes) :] == tuple(map(index_of, axes))
+                return own and all(side_of(axis) is None for axis in axes)
+            case Const() | Apply():
+                return all(map(fits, children(node)))
+            case _:
+                return False
+
+    return fits(value) and seen
+
+
+def seen_from_blocks(arrays: Arrays, stage: Pool, source: Expr, rows: Tensor) -> Tensor | None:
     """The set of pairs of blocks, ``[batch or 1, …, rows, blocks of keys]``; None if blocks are not neighbours."""
     lines = arrays.lines
     names = [axis.partition(".")[2] for axis in stage.axes if "." in axis]
@@ -45,7 +69,8 @@ def seen_from_blocks(arrays: Arrays, stage: Pool, source: str, rows: Tensor) -> 
     k0, k1 = (lines.edge(names[1], column, last=last) for last in (False, True))
     q0, q1 = q0.clamp(min=max(lines.q_start, 0)), q1.clamp(max=lines.q_start + lines.nq - 1)
     k1 = k1.clamp(max=lines.n - 1)
-    chosen = arrays.array(source, None, Memo()).movedim(1 + arrays.stages[source].axes.index(DISTANCE), -1)
+    heads = tuple(axis for axis in stage.axes if "." not in axis)
+    chosen = arrays.full(source, (*heads, DISTANCE), None, Memo())
     before = torch.nn.functional.pad(chosen.int().cumsum(-1), (1, 0))
     last = before.shape[-1] - 1
     low = (q0 - k1 - lines.first_distance).clamp(0, last)

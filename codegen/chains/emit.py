@@ -59,6 +59,9 @@ def _signature(kernel: ChainKernel) -> str:
         lines.append(f"    {sums.name},  # [batch, heads, rows, 2]: log2 of the sum and of the largest share")
         lines.append(f"    {sums.name}_b, {sums.name}_h, {sums.name}_rows,")
     lines += [f"    {', '.join(table_arguments(name, rank))}," for name, rank in given.tables]
+    for array, along in given.arrays:
+        lines.append(f"    {array},  # [{', '.join(('batch', *along))}]")
+        lines.append(f"    {', '.join(array_arguments(array, along)[1:])},")
     lines += [f"    {name},  # entries of {axis}" for name, axis in given.sizes]
     lines += [f"    {name}," for name, _ in given.factors]
     lines += [f"    {each.name.upper()}: tl.constexpr," for each in given.vectors]
@@ -71,7 +74,12 @@ def table_arguments(name: str, rank: int) -> tuple[str, ...]:
     return (f"t_{name}", *strides, *(f"size_{name}_{place}" for place in range(rank)))
 
 
-def _unspecialised(kernel: ChainKernel, among: bool) -> str:
+def array_arguments(name: str, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """An array of an earlier stage, its strides and how many rows it has, as kernels name them."""
+    return (name, f"{name}_b", *(f"{name}_{axis[:1]}" for axis in axes), f"{name}_rows")
+
+
+def _unspecialised(kernel: ChainKernel, chain: Chain) -> str:
     """Lengths, which never make another kernel."""
     given = kernel.arguments
     names = ["n", "nq", "q_start", "first_row", "chunk_rows", "column_count"]
@@ -82,8 +90,9 @@ def _unspecialised(kernel: ChainKernel, among: bool) -> str:
         names += [f"stride_{name}_{step}" for step in ("b", *range(rank - 1))]
         names += [f"size_{name}_{place}" for place in range(rank)]
     names += [name for name, _ in given.sizes]
-    if among:
-        names += ["list_b", "list_h", "list_r", "list_count", "total"]
+    names += [each for name, axes in given.arrays for each in array_arguments(name, axes)[1:] if each[-2:] != "_q"]
+    if kernel.role == "keys" and (chain.among is not None or chain.queries):
+        names += ["total", *(("list_b", "list_h", "list_r", "list_count") if chain.among is not None else ())]
     if kernel.name != "keys":
         names.remove("first_row")
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"

@@ -13,9 +13,11 @@ from typing import Literal, TypeAlias
 
 from spdsl.codegen.chains.affine import tidy
 from spdsl.codegen.chains.candidates import Candidates, candidates_of, outer_of
+from spdsl.codegen.chains.descents import Descent, descent_of, write_descent
 from spdsl.codegen.chains.parts import Arguments
 from spdsl.codegen.chains.places import Place, UncoveredError
 from spdsl.codegen.chains.program import NOTHING, Known, Program
+from spdsl.codegen.chains.rows import belongs_to_rows, is_of_rows, write_reduction
 from spdsl.codegen.chains.touched import condition as condition_at
 from spdsl.codegen.chains.touched import intervals
 from spdsl.codegen.chains.values import Values
@@ -23,6 +25,7 @@ from spdsl.semantics import build
 from spdsl.semantics.graph import (
     Descend,
     Mark,
+    Pool,
     Prefix,
     Score,
     Select,
@@ -49,7 +52,8 @@ ABSENT, FORCED = -(1 << 31), (1 << 31) - 1
 class ChainKernel:
     """A kernel: what it computes (a `Softmax`, or the last stage), its lines, and what it takes besides lengths.
 
-    ``sums``: whether it goes through the columns of its rows; ``loops``: how deep loops are nested otherwise.
+    ``sums``: whether it goes through the columns of its rows; ``loops``: how deep loops are nested otherwise.  Its
+    ``role``: to leave keys, the sums of a softmax, or a value for each row.
     """
 
     name: str
@@ -60,6 +64,7 @@ class ChainKernel:
     helpers: tuple[str, ...]
     sums: bool
     loops: int
+    role: Literal["keys", "sums", "values"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +72,8 @@ class Chain:
     """The kernels of one selection, in the order in which they run; the last one leaves keys.
 
     ``heads`` is the axis of heads of the selection, ``rows`` and ``columns`` its axes of queries and keys.  With
-    ``among`` keys are those of candidates, in the order of the list that these are members of.
+    ``among`` keys are those of candidates, in the order of the list that these are members of; with ``queries``
+    candidates are searched, and a tile holds so many queries of one row.
     """
 
     stage: str
@@ -77,10 +83,13 @@ class Chain:
     columns: str
     kernels: tuple[ChainKernel, ...]
     among: Candidates | None = None
+    queries: int = 0
 
 
 def uncovered(stages: Mapping[str, Stage], name: str) -> str | None:
     """Why a selection is left to torch, as far as its stages alone tell; None if they do not."""
+    if descent_of(stages, stages[name]) is not None:
+        return None
     outer = outer_of(stages, stages[name])
     stages = dict(stages) if outer is None else {**stages, name: outer[1]}
     for each in below(stages, name):
@@ -113,9 +122,14 @@ def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, int], 
     assert pattern.graph is not None
     stages = {stage.name: stage for stage in pattern.graph.stages}
     stage = stages[name]
+    if isinstance(stage, Pool) and is_of_rows(stages, name):
+        return _of_rows(pattern, stages, stage, dict(terms))
     if not isinstance(stage, Select | Mark):
         raise UncoveredError("sets that are neither chosen nor compared")
     heads, rows, columns = _axes(stage)
+    descent = descent_of(stages, stage)
+    if descent is not None:
+        return _searched(pattern, stages, stage, descent, dict(terms))
     among, outer = None, outer_of(stages, stage)
     if outer is not None:
         stages[name] = stage = outer[1]
@@ -133,11 +147,13 @@ def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, int], 
 
 
 def below(stages: dict[str, Stage], name: str) -> tuple[str, ...]:
-    """The stages of which a stage is made, itself last; those of keys alone are arrays that are made beforehand."""
+    """The stages of which a stage is made, itself last; those of keys alone, and reductions that leave a value for each
+    row of queries, are arrays that are made beforehand."""
     found: dict[str, None] = {}
 
     def visit(each: str) -> None:
-        if each not in found and on_side(stages[each].axes, "q") is not None:
+        beforehand = on_side(stages[each].axes, "q") is None or (each != name and belongs_to_rows(stages[each]))
+        if each not in found and not beforehand:
             for part in parts(stages[each]):
                 for other in sorted(loads(part) & set(stages)):
                     visit(other)
@@ -161,10 +177,58 @@ def _axes(stage: Stage) -> tuple[str | None, str, str]:
     return others[0] if others else None, rows, columns
 
 
-def _start(values: Values, stage: Stage) -> Place:
+def _searched(
+    pattern: BoundPattern, stages: dict[str, Stage], stage: Stage, found: Descent, terms: dict[str, int]
+) -> Chain:
+    """The kernel of a selection by searches."""
+    assert isinstance(stage, Select)
+    heads, rows, columns = _axes(stage)
+    among = None if found.outer is None else candidates_of(pattern, stages, found.outer, stage)
+    if among is not None and among.rows != 1:
+        raise UncoveredError("searches for fewer queries than candidates are chosen for")
+    values = Values(pattern=pattern, stages=stages, terms=terms, program=Program())
+    program = values.program
+    _start(values, heads, rows, columns)
+    program.declare("columns", Known(column=True))
+    for name in ("candidates", "there"):
+        program.declare(name, NOTHING)
+    queries = write_descent(values, found, heads, rows, columns)
+    program.line("key = count_key(best, best > float('-inf'), False)")
+    program.line(f"key = tl.where(there, key, {ABSENT})")
+    program.line("tl.store(keys + key_row * pitch + candidates, key, mask=candidates < total)")
+    kernel = _kernel(values, "keys", stage, "keys")
+    return Chain(
+        stage=stage.name,
+        by="count",
+        heads=heads,
+        rows=rows,
+        columns=columns,
+        kernels=(kernel,),
+        among=among,
+        queries=queries,
+    )
+
+
+def _of_rows(pattern: BoundPattern, stages: dict[str, Stage], stage: Pool, terms: dict[str, int]) -> Chain:
+    """The kernels of a reduction over all keys."""
+    heads = next((axis for axis in stage.axes if side_of(axis) is None), None)
+    rows = on_side(stage.axes, "q")
+    assert rows is not None
+    kernels = [
+        _softmax(Values(pattern=pattern, stages=stages, terms=terms, program=Program()), stages[each])
+        for each in softmaxes(stages, stage.name)
+    ]
+    values = Values(pattern=pattern, stages=stages, terms=terms, program=Program())
+    place = _start(values, heads, rows, stage.over)
+    _ends(values, place, stage.only)
+    write_reduction(values, stage, place)
+    kernels.append(_kernel(values, "values", stage, "values"))
+    return Chain(stage=stage.name, by="mark", heads=heads, rows=rows, columns=stage.over, kernels=tuple(kernels))
+
+
+def _start(values: Values, heads: str | None, rows: str, columns: str) -> Place:
     """The names that every kernel has, and the place of its tile."""
     program = values.program
-    heads, rows, columns = _axes(stage)
     for name in ("b", "head", "row_first", "row_last"):
         program.declare(name, NOTHING)
     row: Expr = program.declare("rows", Known(row=True))
@@ -187,9 +251,9 @@ def _may(values: Values, place: Place, condition: Expr) -> Expr:
 
 def _keys(values: Values, stage: Select | Mark, among: Candidates | None) -> ChainKernel:
     program = values.program
-    place = _start(values, stage)
+    place = _start(values, *_axes(stage))
     program.declare("columns", Known(column=True))
-    for name in ("column_first", "column_last", "candidates", "there"):
+    for name in ("column_first", "column_last") if among is None else ("candidates", "there"):
         program.declare(name, NOTHING)
     where = build.disj(stage.only, stage.forced) if isinstance(stage, Select) else stage.value
     # Candidates lie anywhere.
@@ -213,18 +277,33 @@ def _keys(values: Values, stage: Select | Mark, among: Candidates | None) -> Cha
         program.line(
             "tl.store(keys + key_row * pitch + candidates, key, mask=(rows <= row_last) & (candidates < total))"
         )
-        return _kernel(values, "keys", stage)
+        return _kernel(values, "keys", stage, "keys")
     program.line("leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)")
-    return _kernel(values, "keys", stage)
+    return _kernel(values, "keys", stage, "keys")
 
 
 def _softmax(values: Values, stage: Stage) -> ChainKernel:
     assert isinstance(stage, Softmax)
     program = values.program
-    place = _start(values, stage)
+    place = _start(values, *_axes(stage))
+    _ends(values, place, stage.only)
+    program.line("largest = tl.full([BLOCK_R], float('-inf'), tl.float32)")
+    program.line("total = tl.zeros([BLOCK_R], tl.float32)")
+    with program.loop("for tile in range(tile_begin, tile_end):", 0, "tile"):
+        program.known["columns"] = Known(depth=1, column=True)
+        program.line("columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]")
+        logit = program.text(values.logit(stage, place))
+        program.line(f"logit = tl.where(columns < column_count, {logit}, float('-inf'))")
+        program.line("largest, total = add_up(tl.broadcast_to(logit, BLOCK_R, BLOCK_C), largest, total)")
+    return _kernel(values, f"sums_{stage.name}", stage, "sums")
+
+
+def _ends(values: Values, place: Place, condition: Expr) -> None:
+    """The tiles of columns from the first to the last that a condition touches, as ``tile_begin`` and ``tile_end``."""
+    program = values.program
     for name in ("tile_begin", "tile_end", "tiles", "column_count"):
         program.declare(name, NOTHING)
-    may = _may(values, place, stage.only)
+    may = _may(values, place, condition)
     if may == build.TRUE:
         program.line("tile_begin, tile_end = 0, tiles")
     else:
@@ -237,18 +316,9 @@ def _softmax(values: Values, stage: Stage) -> ChainKernel:
             program.line(f"touched = {program.text(may)}")
             program.line("tile_begin = tl.where(touched, tl.minimum(tile_begin, scan), tile_begin)")
             program.line("tile_end = tl.where(touched, scan + 1, tile_end)")
-    program.line("largest = tl.full([BLOCK_R], float('-inf'), tl.float32)")
-    program.line("total = tl.zeros([BLOCK_R], tl.float32)")
-    with program.loop("for tile in range(tile_begin, tile_end):", 0, "tile"):
-        program.known["columns"] = Known(depth=1, column=True)
-        program.line("columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]")
-        logit = program.text(values.logit(stage, place))
-        program.line(f"logit = tl.where(columns < column_count, {logit}, float('-inf'))")
-        program.line("largest, total = add_up(tl.broadcast_to(logit, BLOCK_R, BLOCK_C), largest, total)")
-    return _kernel(values, f"sums_{stage.name}", stage)
 
 
-def _kernel(values: Values, name: str, stage: Stage) -> ChainKernel:
+def _kernel(values: Values, name: str, stage: Stage, role: Literal["keys", "sums", "values"]) -> ChainKernel:
     program = values.program
     assert len(program.stack) == 1
     return ChainKernel(
@@ -256,8 +326,9 @@ def _kernel(values: Values, name: str, stage: Stage) -> ChainKernel:
         stage=stage.name,
         notes=tuple(stage_text(values.stages[each]) for each in below(dict(values.stages), stage.name)),
         lines=tuple(program.stack[0].lines(1)),
-        sums=isinstance(stage, Softmax),
+        sums=role != "keys",
         loops=program.stack[0].depth,
+        role=role,
         arguments=values.arguments(),
         helpers=tuple(sorted(program.helpers)),
     )

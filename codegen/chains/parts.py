@@ -31,10 +31,11 @@ class Sums:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
     """Everything that a kernel takes: ``sizes`` of axes and ``factors`` of scores by the names of the arguments, and
-    ``tables`` with the number of their axes."""
+    ``tables`` with the number of their axes; ``arrays`` of earlier stages, one value for each row, with their axes."""
 
     vectors: tuple[Vectors, ...]
     sums: tuple[Sums, ...]
     tables: tuple[tuple[str, int], ...]
     sizes: tuple[tuple[str, str], ...]
     factors: tuple[tuple[str, str], ...]
+    arrays: tuple[tuple[str, tuple[str, ...]], ...] = ()

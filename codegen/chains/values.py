@@ -15,6 +15,7 @@ from spdsl.codegen.chains.places import Place, Places, UncoveredError
 from spdsl.codegen.chains.products import product, scale, score
 from spdsl.codegen.chains.program import NOTHING, Known, Program
 from spdsl.codegen.chains.reductions import pooled
+from spdsl.codegen.chains.rows import belongs_to_rows
 from spdsl.codegen.frame import LOG2E
 from spdsl.semantics import build
 from spdsl.semantics.graph import (
@@ -59,6 +60,7 @@ class Values:
     tables: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, str] = field(default_factory=dict)
     factors: dict[str, str] = field(default_factory=dict)
+    arrays: dict[str, tuple[str, ...]] = field(default_factory=dict)
     done: dict[tuple[object, ...], tuple[Expr, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -72,6 +74,7 @@ class Values:
             tables=tuple(self.tables.items()),
             sizes=tuple(self.sizes.items()),
             factors=tuple(self.factors.items()),
+            arrays=tuple(self.arrays.items()),
         )
 
     # ------------------------------------------------------------ expressions
@@ -129,6 +132,8 @@ class Values:
                 return value
         depth = self.known(place).depth
         match stage:
+            case Pool() if belongs_to_rows(stage):
+                value = self._made(stage, place)
             case Score():
                 value = score(self, stage, place)
             case Pool():
@@ -143,6 +148,23 @@ class Values:
                 raise UncoveredError("selections by the result of attention")
         self.done[key] = value, self.program.stack[depth]
         return value
+
+    def _made(self, stage: Stage, place: Place) -> Expr:
+        """What was made beforehand for a row; of rows past the ends, what the nearest has."""
+        program, name = self.program, stage.name
+        self.arrays[name] = stage.axes
+        what, offsets = NOTHING, [f"tl.cast(b, tl.int64) * {name}_b"]
+        for axis in stage.axes:
+            entry = self.at(index_of(axis), place)
+            entry = build.sub(entry, Extent(name="q_start")) if axis == "q" else entry
+            what = what | program.of(entry)
+            text = program.atom(entry, "entry")
+            if side_of(axis) is not None:
+                text = f"tl.minimum(tl.maximum({text}, 0), {name}_rows - 1)"
+            offsets.append(f"tl.cast({text}, tl.int64) * {name}_{axis[:1]}")
+        text = f"tl.load({name} + {' + '.join(offsets)})"
+        text += " != 0" if stage.dtype == "bool" else ".to(tl.float32)"
+        return program.let("value_of", text, what, stage.dtype)
 
     def known(self, place: Place) -> Known:
         """What is known of the indices of a place."""

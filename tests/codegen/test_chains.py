@@ -23,10 +23,10 @@ from spdsl.semantics.ops import OPS
 
 
 def chain(name: str, **parameters: object) -> Chain:
-    """The kernels of the selection of a library pattern, for 16 heads of two groups in 16 bits."""
+    """The kernels of the last selection of a library pattern, for 16 heads of two groups in 16 bits."""
     pattern = spdsl.compile(name, **parameters).bind(16, 2, 64)  # type: ignore[arg-type]
     assert pattern.graph is not None
-    (chosen,) = (stage.name for stage in pattern.graph.stages if isinstance(stage, Select | Mark))
+    *_, chosen = (stage.name for stage in pattern.graph.stages if isinstance(stage, Select | Mark))
     terms = tuple((stage.name, 2) for stage in pattern.graph.stages if isinstance(stage, Score))
     return lower_chain(pattern, chosen, terms)
 
@@ -39,6 +39,9 @@ GOLDEN: dict[str, dict[str, object]] = {
     "dsa": {},
     "dma": {},
     "xattention": {"stride": 4},
+    "llsa": {},
+    "hip": {},
+    "flashprefill": {},
 }
 
 

@@ -1,0 +1,97 @@
+"""What the selection stage_10 of the pattern `flashprefill` is made of, written by spdsl.
+
+stage_1[h, q, k.blk] = score(Q[b, h, q, d], stage_0[g, k.blk, d], over = d)
+stage_6[h, q.blk, k.blk] = sum(exp(stage_1[h, q, k.blk] - stage_4[h, q.blk]) |> only(k.blk * 128 + 127 <= q and stage_5[q.blk]), q, per = q.blk)
+stage_7[q.blk, k.blk] = any(k.blk * 128 + 127 <= q and stage_5[q.blk], q, per = q.blk)
+stage_10[h, q.blk, k.blk] = stage_7[q.blk, k.blk] and stage_9[q.blk] and stage_6[h, q.blk, k.blk] >= 0.12 * stage_8[h, q.blk]
+"""
+
+import triton
+import triton.language as tl
+
+
+
+@triton.jit
+def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
+    """Store the keys of a tile."""
+    tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
+    tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
+
+
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_1_q_rows", "stage_1_k_rows", "stage_5_b", "stage_5_rows", "stage_9_b", "stage_9_rows", "stage_4_b", "stage_4_h", "stage_4_rows", "stage_8_b", "stage_8_h", "stage_8_rows"])
+def keys(
+    keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
+    row_ends,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
+    stage_1_q,  # [batch, h, q, d]
+    stage_1_q_b, stage_1_q_h, stage_1_q_r, stage_1_q_f, stage_1_q_rows, stage_1_q_size,
+    stage_1_k,  # [batch, g, k.blk, d], each a sum of 2
+    stage_1_k_b, stage_1_k_g, stage_1_k_r, stage_1_k_f, stage_1_k_t, stage_1_k_rows, stage_1_k_size,
+    stage_5,  # [batch, q.blk]
+    stage_5_b, stage_5_q, stage_5_rows,
+    stage_9,  # [batch, q.blk]
+    stage_9_b, stage_9_q, stage_9_rows,
+    stage_4,  # [batch, h, q.blk]
+    stage_4_b, stage_4_h, stage_4_q, stage_4_rows,
+    stage_8,  # [batch, h, q.blk]
+    stage_8_b, stage_8_h, stage_8_q, stage_8_rows,
+    stage_1_scale,
+    STAGE_1_Q: tl.constexpr,
+    STAGE_1_K: tl.constexpr,
+    n, nq, q_start, first_row, chunk_rows, column_count, pitch, heads,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The keys of a tile of q.blk and k.blk."""
+    b = tl.program_id(2) // heads
+    head = tl.program_id(2) % heads
+    row_first = first_row + tl.program_id(1) * BLOCK_R
+    row_last = tl.minimum(row_first + BLOCK_R, first_row + chunk_rows) - 1
+    column_first = tl.program_id(0) * BLOCK_C
+    column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
+    rows = row_first + tl.arange(0, BLOCK_R)[:, None]
+    columns = column_first + tl.arange(0, BLOCK_C)[None, :]
+    key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
+    # No entry of the tile can be chosen.
+    if ~((column_first * 128 - row_last * 128 <= 0) & ((row_last * 128 - tl.maximum(q_start, 0) + 127 >= 0) & (row_first * 128 - q_start - nq + 1 <= 0)) & ((row_last * 128 - tl.maximum(q_start, 0) + 127 >= 0) & (row_first * 128 - q_start - nq + 1 <= 0))):
+        return
+    found = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
+    x_1 = rows * 128
+    x_2 = columns * 128 + 127
+    for member in range(128):
+        x = member >> 7
+        entry = x + rows
+        value_of = tl.load(stage_5 + tl.cast(b, tl.int64) * stage_5_b + tl.cast(tl.minimum(tl.maximum(entry, 0), stage_5_rows - 1), tl.int64) * stage_5_q) != 0
+        only = (x_1 + member >= tl.maximum(q_start, 0)) & (x_1 + member <= q_start + nq - 1)
+        x_3 = x_1 + member
+        x_4 = (x_2 <= x_3) & value_of
+        found = found | (x_4 & only)
+    value_of_1 = tl.load(stage_9 + tl.cast(b, tl.int64) * stage_9_b + tl.cast(tl.minimum(tl.maximum(rows, 0), stage_9_rows - 1), tl.int64) * stage_9_q) != 0
+    total_1 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
+    feature = tl.arange(0, STAGE_1_Q)[None, :]
+    start = stage_1_q + tl.cast(b, tl.int64) * stage_1_q_b + tl.cast(head, tl.int64) * stage_1_q_h
+    x_6 = head >> 3
+    feature_1 = tl.arange(0, STAGE_1_K)[:, None]
+    start_1 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(x_6, tl.int64) * stage_1_k_g + 1 * stage_1_k_t
+    there_1 = (columns >= 0) & (columns < stage_1_k_rows)
+    key_1 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+    start_2 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(x_6, tl.int64) * stage_1_k_g
+    key_2 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+    for member_1 in range(128):
+        x_5 = member_1 >> 7
+        entry_1 = x_5 + rows
+        value_of_2 = tl.load(stage_5 + tl.cast(b, tl.int64) * stage_5_b + tl.cast(tl.minimum(tl.maximum(entry_1, 0), stage_5_rows - 1), tl.int64) * stage_5_q) != 0
+        entry_2 = x_1 + member_1 - q_start
+        there = (entry_2 >= 0) & (entry_2 < stage_1_q_rows)
+        query = tl.load(start + tl.cast(entry_2, tl.int64) * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
+        product = tl.dot(query, key_1)
+        product_1 = tl.dot(query, key_2, product)
+        score = product_1 * stage_1_scale
+        value_of_3 = tl.load(stage_4 + tl.cast(b, tl.int64) * stage_4_b + tl.cast(head, tl.int64) * stage_4_h + tl.cast(tl.minimum(tl.maximum(entry_1, 0), stage_4_rows - 1), tl.int64) * stage_4_q).to(tl.float32)
+        x_7 = x_1 + member_1
+        holds = (x_1 + member_1 >= tl.maximum(q_start, 0)) & (x_1 + member_1 <= q_start + nq - 1)
+        only_1 = (x_2 <= x_7) & value_of_2 & holds
+        total_1 += tl.where(only_1, tl.exp(tl.cast(score - value_of_3, tl.float32)), 0)
+    value_of_4 = tl.load(stage_8 + tl.cast(b, tl.int64) * stage_8_b + tl.cast(head, tl.int64) * stage_8_h + tl.cast(tl.minimum(tl.maximum(rows, 0), stage_8_rows - 1), tl.int64) * stage_8_q).to(tl.float32)
+    x_8 = 0.12 * value_of_4
+    key = tl.where(found & value_of_1 & (total_1 >= x_8), 1, -2147483648)
+    leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)

@@ -1,0 +1,124 @@
+"""What the selection stage_8 of the pattern `hip` is made of, written by spdsl.
+
+stage_0[h, q, k] = score(Q[b, h, q, d], K[b, g, k, d], over = d)
+stage_1[h, q.row, k] = max(stage_0[h, q, k] |> only(q % 4 == 0 and 256 <= k and q - k >= 1024), q, per = q.row)
+stage_2[q.row, k] = any(q % 4 == 0 and 256 <= k and q - k >= 1024, q, per = q.row)
+stage_3[h, q.row, k.big] = descend(stage_1[h, q.row, k] |> only(stage_2[q.row, k]), per = k.big)
+stage_4[h, q.row, k.big] = stage_3[h, q.row, k.big] |> only(stage_3[h, q.row, k.big] == stage_3[h, q.row, k.big]) |> top(128, over = k.big)
+stage_5[h, q.row, k.mid] = descend(stage_1[h, q.row, k] |> only(stage_2[q.row, k] and stage_4[h, q.row, k.big]), per = k.mid)
+stage_6[h, q.row, k.mid] = stage_5[h, q.row, k.mid] |> only(stage_5[h, q.row, k.mid] == stage_5[h, q.row, k.mid]) |> top(256, over = k.mid)
+stage_7[h, q.row, k.small] = descend(stage_1[h, q.row, k] |> only(stage_2[q.row, k] and stage_6[h, q.row, k.mid]), per = k.small)
+stage_8[h, q.row, k.small] = stage_7[h, q.row, k.small] |> only(stage_7[h, q.row, k.small] == stage_7[h, q.row, k.small]) |> top(256, over = k.small)
+"""
+
+import triton
+import triton.language as tl
+
+
+
+@triton.jit
+def sortable(value):
+    """Numbers as int32 of the same order; 0.0 and -0.0 are one number."""
+    if value.dtype.is_int():
+        return tl.minimum(tl.maximum(value, -2147483646), 2147483646).to(tl.int32)
+    bits = (value.to(tl.float32) + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def count_key(value, only, forced):
+    """Forced entries first, then larger values; a NaN is absent."""
+    key = tl.where(only & (value == value), sortable(value), -2147483648)
+    return tl.where(forced, 2147483647, key)
+
+
+@triton.jit
+def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
+    """Store the keys of a tile."""
+    tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
+    tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
+
+
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_0_q_rows", "stage_0_k_rows", "total", "list_b", "list_h", "list_r", "list_count"])
+def keys(
+    keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which candidates are chosen
+    lists, list_b, list_h, list_r, list_count,  # [batch, heads, rows, width]: of what there are members
+    stage_0_q,  # [batch, h, q, d]
+    stage_0_q_b, stage_0_q_h, stage_0_q_r, stage_0_q_f, stage_0_q_rows, stage_0_q_size,
+    stage_0_k,  # [batch, g, k, d], each a sum of 2
+    stage_0_k_b, stage_0_k_g, stage_0_k_r, stage_0_k_f, stage_0_k_t, stage_0_k_rows, stage_0_k_size,
+    stage_0_scale,
+    STAGE_0_Q: tl.constexpr,
+    STAGE_0_K: tl.constexpr,
+    n, nq, q_start, first_row, chunk_rows, column_count, pitch, heads, total,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The keys of a tile of q.row and of candidates among k.small."""
+    b = tl.program_id(2) // heads
+    head = tl.program_id(2) % heads
+    row_first = first_row + tl.program_id(1)  # the row whose queries are the rows of the tile
+    upper = row_first
+    key_row = tl.program_id(2).to(tl.int64) * chunk_rows + tl.program_id(1)
+    candidates = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    list_at = b.to(tl.int64) * list_b + head * list_h + upper * list_r
+    outer = tl.load(lists + list_at + candidates // 4, mask=candidates < total, other=list_count)
+    columns = outer * 4 + candidates % 4
+    there = (outer < list_count) & (columns < column_count)
+    columns = tl.where(there, columns, 0)
+    members = row_first * 64 + tl.arange(0, BLOCK_R)[:, None] * 4
+    exist = (tl.arange(0, BLOCK_R)[:, None] < 16) & (members >= tl.maximum(q_start, 0))
+    exist = exist & (members < q_start + nq)
+    first = columns * 8
+    size = tl.minimum(n - first, 8)
+    key_first = tl.min(tl.where(there, first, 2147483647), 1)
+    key_last = tl.max(tl.where(there, first + size - 1, -1), 1)
+    key_first, key_last = tl.min(key_first, 0), tl.max(key_last, 0)
+    # Nothing of the tile can be met.
+    there = there & ((-key_last + 256 <= 0) & (row_first * 64 - key_first - 964 >= 0))
+    size = tl.where(there, size, 0)
+    best = tl.full([1, BLOCK_C], float('-inf'), tl.float32)
+    levels = 3 * tl.max(tl.max(there.to(tl.int32), 1), 0)
+    entry = members - q_start
+    feature = tl.arange(0, STAGE_0_Q)[None, :]
+    start = stage_0_q + tl.cast(b, tl.int64) * stage_0_q_b + tl.cast(head, tl.int64) * stage_0_q_h
+    there_1 = (entry >= 0) & (entry < stage_0_q_rows)
+    query = tl.load(start + tl.cast(entry, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_1 & (feature < stage_0_q_size), other=0.0)
+    x = head >> 3
+    feature_1 = tl.arange(0, STAGE_0_K)[:, None]
+    start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(x, tl.int64) * stage_0_k_g + 1 * stage_0_k_t
+    start_2 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(x, tl.int64) * stage_0_k_g
+    holds = (members & 3) == 0
+    for level in range(levels):
+        half = (size + 1) // 2
+        middle_0 = tl.minimum((2 * first + half) // 2, n - 1)
+        there_2 = (middle_0 >= 0) & (middle_0 < stage_0_k_rows)
+        key_1 = tl.load(start_1 + tl.cast(middle_0, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_2 & (feature_1 < stage_0_k_size), other=0.0)
+        product = tl.dot(query, key_1)
+        key_2 = tl.load(start_2 + tl.cast(middle_0, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_2 & (feature_1 < stage_0_k_size), other=0.0)
+        product_1 = tl.dot(query, key_2, product)
+        score = product_1 * stage_0_scale
+        holds_1 = 256 <= middle_0
+        met = tl.where(score == score, score, -3.4028234663852886e38)
+        met = tl.max(tl.where(exist & (holds & holds_1 & (members - middle_0 >= 1024)), met, float('-inf')), 0)[None, :]
+        met = tl.where(met == -3.4028234663852886e38, 0.0, met)
+        seen_0 = tl.where((half > 0) & there, met, float('-inf'))
+        middle_1 = tl.minimum((2 * (first + half) + (size - half)) // 2, n - 1)
+        there_3 = (middle_1 >= 0) & (middle_1 < stage_0_k_rows)
+        key_3 = tl.load(start_1 + tl.cast(middle_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
+        product_2 = tl.dot(query, key_3)
+        key_4 = tl.load(start_2 + tl.cast(middle_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
+        product_3 = tl.dot(query, key_4, product_2)
+        score_1 = product_3 * stage_0_scale
+        holds_2 = 256 <= middle_1
+        met = tl.where(score_1 == score_1, score_1, -3.4028234663852886e38)
+        met = tl.max(tl.where(exist & (holds & holds_2 & (members - middle_1 >= 1024)), met, float('-inf')), 0)[None, :]
+        met = tl.where(met == -3.4028234663852886e38, 0.0, met)
+        seen_1 = tl.where(((size - half) > 0) & there & (size > 1), met, float('-inf'))
+        best = tl.maximum(best, tl.maximum(seen_0, seen_1))
+        better = seen_1 > seen_0
+        first = tl.where(better, first + half, first)
+        size = tl.where(better, size - half, half)
+    key = count_key(best, best > float('-inf'), False)
+    key = tl.where(there, key, -2147483648)
+    tl.store(keys + key_row * pitch + candidates, key, mask=candidates < total)
