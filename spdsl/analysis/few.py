@@ -32,7 +32,7 @@ SCARCE = 64
 def few_keys(shape: str, queries: int, keys: int, groups: int) -> bool:
     """Whether a call has so few keys beside its queries (pooled ones, those of another text) that a backward kernel by
     key has few programs, all of them long."""
-    return shape == "offset" and 4 * keys <= queries and -(-keys // 128) * groups <= SCARCE
+    return shape in ("origin", "offset") and 4 * keys <= queries and -(-keys // 128) * groups <= SCARCE
 
 
 def heads_together(heads: int, groups: int) -> int:
