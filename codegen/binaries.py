@@ -182,17 +182,20 @@ def _group(entry: Entry) -> dict[str, str]:
 
 
 class _Scratch:
-    """A folder that is there from its first use on; most launches compile nothing."""
+    """A folder that is there from its first use on; most launches compile nothing.  Threads of one compilation share
+    it."""
 
     def __init__(self) -> None:
         self._made: tempfile.TemporaryDirectory[str] | None = None
+        self._making = threading.Lock()
 
     @property
     def folder(self) -> Path:
         """The folder."""
-        if self._made is None:
-            self._made = tempfile.TemporaryDirectory(prefix="spdsl-")
-        return Path(self._made.name)
+        with self._making:
+            if self._made is None:
+                self._made = tempfile.TemporaryDirectory(prefix="spdsl-")
+            return Path(self._made.name)
 
     def remove(self) -> None:
         """Delete it."""

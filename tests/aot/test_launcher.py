@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,3 +84,20 @@ def test_both_are_made_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     )
     made = binaries.KeptCompiler(compiler=compiler, launches=True)(source, target=GPUTarget("cuda", 90, 32))
     assert made.metadata_group == {}
+
+
+def test_threads_of_a_compilation_share_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where both want it for the first time at once: the folder of either would go with its last mention."""
+    made = tempfile.TemporaryDirectory
+
+    def slowly(*given: Any, **named: Any) -> Any:
+        time.sleep(0.05)
+        return made(*given, **named)
+
+    monkeypatch.setattr(binaries.tempfile, "TemporaryDirectory", slowly)
+    scratch = binaries._Scratch()
+    with ThreadPoolExecutor(4) as pool:
+        folders = set(pool.map(lambda _: scratch.folder, range(4)))
+    assert len(folders) == 1
+    assert folders.pop().is_dir()
+    scratch.remove()
