@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -39,8 +38,6 @@ from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load, Table
 from spdsl.semantics.rewrite import free_axes
 from spdsl.semantics.softmaxes import MEMBER, POSITIONS, softmax_pattern
 
-T = TypeVar("T")
-
 _BUDGET = {"cpu": 1 << 22, "cuda": 1 << 27}
 """Numbers that a chunk of rows may have."""
 
@@ -58,12 +55,6 @@ class Inputs:
     tables: Mapping[str, Tensor]
     q_start: int
     kernels: bool | None = None
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def untraced(function: Callable[[], T]) -> T:
-    """The result of a function that no compiler looks into: what is chosen is not known while a graph is traced."""
-    return function()
 
 
 def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) -> tuple[Tensor, Tensor | None]:
