@@ -7,7 +7,7 @@ Selections are constants; pooled tensors, gates and merges are differentiated by
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,9 +63,13 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
     ``key_of`` gives the key of the operators for a softmax of the pattern.
     """
     graph = _graph(pattern)
-    chosen, values = _arrays(pattern, call, grad=False), _arrays(pattern, call, grad=True)
+    known = joint(graph)
+    together = known.merges
+    chosen = _arrays(pattern, call, grad=False)
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v, *call.tables.values()))
+    # What selections are made of is made once, where nothing is differentiated.
+    values = _arrays(pattern, call, grad=True) if trained or known.read else replace(chosen, attended={})
     found: dict[str, tuple[Tensor, Tensor]] = {}
-    together = joint(graph)
     alone = {stage.name for stage in graph.attentions} - {name for parts in together.values() for name in parts}
 
     def part(name: str) -> Part:
