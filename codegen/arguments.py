@@ -54,8 +54,8 @@ def _lengths(frame: Frame) -> tuple[Argument, ...]:
             return count, Argument(name="places", type="*i32", note=note), *PLACES, *(PAGES if paged else ())
 
 
-def list_arguments(frame: Frame) -> tuple[Argument, ...]:
-    """Tile lists, where the walk is one, or lists of distances."""
+def list_arguments(frame: Frame, *, turns: bool = False) -> tuple[Argument, ...]:
+    """Tile lists, where the walk is one, with the order of ``turns`` in them, or lists of distances."""
     if isinstance(frame.kernel.walk, PickWalk):
         return _picked_lists(frame)
     if not isinstance(frame.kernel.walk, ListWalk | DistanceWalk):
@@ -68,6 +68,11 @@ def list_arguments(frame: Frame) -> tuple[Argument, ...]:
     return (
         *bounds,
         Argument(name="list_tiles", type="*i32"),
+        *(
+            (Argument(name="list_turns", type="*i32", note="places among tiles"),)
+            if turns and isinstance(frame.kernel.walk, ListWalk)
+            else ()
+        ),
         Argument(name="list_stride_b", type="i32"),
         Argument(name="list_stride_h", type="i32"),
         *(() if isinstance(frame.kernel.walk, ListWalk) or not batched else (reach,)),

@@ -127,7 +127,10 @@ def _by_query(walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
 
 
 def _by_key(walker: Walker) -> Loop:
-    at = choose(compare("lt", _TURN, _COUNT), add(_FULL_LO, _TURN), add(_LO, sub(_TURN, _COUNT)))
+    full, edge = add(_FULL_LO, _TURN), add(_LO, sub(_TURN, _COUNT))
+    if walker.down:
+        full, edge = sub(sub(_FULL_HI, number(1)), _TURN), sub(sub(_HI, number(1)), sub(_TURN, _COUNT))
+    at = choose(compare("lt", _TURN, _COUNT), full, edge)
     # A full tile may hold rows past the last query, which a kernel that copies whole tiles must not count.
     masked = either(compare("ge", _TURN, _COUNT), compare("ge", index("i"), walker.whole))
     if walker.shape != "square":

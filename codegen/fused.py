@@ -11,7 +11,7 @@ from functools import reduce
 from math import prod
 
 from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Plan
-from spdsl.analysis.tiles import Walk, depends_on_head
+from spdsl.analysis.tiles import BoxWalk, SlotWalk, Walk, depends_on_head
 from spdsl.codegen import split
 from spdsl.codegen.arguments import length_arguments, list_arguments, parameter_arguments, table_arguments
 from spdsl.codegen.arith import add, choose, compare, either, index, maximum, mul, number, sub
@@ -47,7 +47,7 @@ from spdsl.codegen.pairing import FIRST, SECOND, for_both, own_pair
 from spdsl.codegen.programs import masked, positions, program
 from spdsl.codegen.results import dkdv_sums
 from spdsl.codegen.selected import GROUP
-from spdsl.codegen.walks import FLAGS, Mode, Walker, lower_walk, mode_of
+from spdsl.codegen.walks import FLAGS, Mode, Walker, downwards, lower_walk, mode_of
 from spdsl.semantics.nodes import Expr, Extent
 
 SUMS = dkdv_sums(())
@@ -68,13 +68,13 @@ def lower_fused(plan: Plan) -> Kernel | None:
 
 def lower_ordered(plan: Plan) -> Kernel | None:
     """The kernel whose sums of dQ have one order: a warp of its own adds, and waits for its turn at every tile."""
-    return _lower(plan, plan.fused, ordered=True) if plan.fused is not None and plan.fused.has_order else None
+    return None if plan.fused is None else _lower(plan, plan.fused, ordered=True)
 
 
 def lower_touched(plan: Plan) -> Kernel | None:
     """The kernel that notes which rows of keys add to which tiles of dQ: it walks as the fused kernel does."""
     tiles = plan.fused
-    if tiles is None or not tiles.has_order:
+    if tiles is None:
         return None
     frame = Frame(plan=plan, kernel=tiles, by="key")
     pair, touch = _pair(frame), (*_numbered(frame), Touch(classes=frame.classes))
@@ -133,7 +133,7 @@ def lower_scaled(plan: Plan) -> Kernel | None:
 
 def _lower(plan: Plan, tiles: KernelPlan, *, ordered: bool) -> Kernel:
     computing = Frame(plan=plan, kernel=tiles, by="key")
-    fetch, mode = _fetch(plan, tiles)
+    fetch, mode = _fetch(plan, tiles, ordered=ordered)
     compute = _compute(computing, mode, ordered=ordered)
     add = _add(Frame(plan=plan, kernel=tiles, by="key")) if ordered else None
     dim, value_dim = plan.problem.pattern.head_dim, plan.problem.value_dim
@@ -151,7 +151,7 @@ def _lower(plan: Plan, tiles: KernelPlan, *, ordered: bool) -> Kernel:
             described(computing, "dV", "k", value_dim, shared=True),
             *(TURNS if ordered else ()),
             *length_arguments(computing),
-            *list_arguments(computing),
+            *list_arguments(computing, turns=ordered),
             *split.split_arguments(computing, SUMS),
             *parameter_arguments(computing, (*fetch, *compute)),
             *table_arguments(computing, (*fetch, *compute)),
@@ -184,7 +184,7 @@ SIZE = 4096
 """Numbers of dQ that a program scales."""
 
 
-def _fetch(plan: Plan, tiles: KernelPlan) -> tuple[tuple[Block, ...], Mode]:
+def _fetch(plan: Plan, tiles: KernelPlan, *, ordered: bool) -> tuple[tuple[Block, ...], Mode]:
     """The blocks of the copying warp, and whether tiles are all masked, all full, or either."""
     frame = Frame(plan=plan, kernel=tiles, by="key")
     trial = Frame(plan=plan, kernel=tiles, by="key")
@@ -197,12 +197,14 @@ def _fetch(plan: Plan, tiles: KernelPlan) -> tuple[tuple[Block, ...], Mode]:
         return *_numbered(frame), FetchTile(masked=flag, queries=queries, outputs=outputs)
 
     pair = _pair(frame)
-    setup, loops = lower_walk(_walk(tiles), _walker(frame, tiles, body))
+    walker = replace(_walker(frame, tiles, body), down=ordered)
+    setup, loops = lower_walk(_walk(tiles), walker)
+    loops = split.share(frame, loops)
     by_head = depends_on_head(tiles.walk)
     inner: tuple[Block, ...] = (
         *(setup if by_head else ()),
         RowBase(copied=True, classes=frame.classes, boxes=_boxes_of_queries(frame)),
-        *split.share(frame, loops),
+        *(downwards(loops) if ordered and isinstance(tiles.walk, SlotWalk | BoxWalk) else loops),
         FetchEnd(),
     )
     heads = _for_each_head(frame, inner)

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeAlias
 
 from spdsl.codegen.blocks import (
     Argument,
@@ -44,6 +44,11 @@ NAMES: dict[bool, Mapping[str, str]] = {
 }
 """Names of Gluon by whether Triton is 3.7 or newer."""
 
+OWN = ("blocks", "forward_blocks", "fused_blocks")
+"""Templates of blocks that are written in another way in Gluon, or only there."""
+
+Macros: TypeAlias = tuple[Any, ...]
+
 _SWIZZLED = "gl.NVMMASharedLayout(swizzle_byte_width={}, element_bitwidth=16, rank=2)"
 
 
@@ -52,6 +57,7 @@ def emit_gluon(graph: BlockGraph, kernel: Kernel, version: str | None = None) ->
     assert kernel.fetch is not None
     names = NAMES[_is_modern(version or _installed())]
     sizes = dict(kernel.constants)
+    macros = _macros(names)
     text = (
         environment()
         .get_template(f"gluon/{'fused' if _is_fused(kernel) else kernel.name}.jinja")
@@ -70,9 +76,9 @@ def emit_gluon(graph: BlockGraph, kernel: Kernel, version: str | None = None) ->
                 _in_gluon(environment().get_template(f"helpers/{helper}.jinja").render())
                 for helper in helpers_in((kernel,))
             ],
-            fetch="\n".join(_lines(kernel.fetch, 1, names)),
-            compute="\n".join(_lines(kernel.body, 1, names)),
-            add="\n".join(_lines(kernel.add or (), 1, names)),
+            fetch="\n".join(_lines(kernel.fetch, 1, macros)),
+            compute="\n".join(_lines(kernel.body, 1, macros)),
+            add="\n".join(_lines(kernel.add or (), 1, macros)),
         )
     )
     text = re.sub(r"[ \t]+\n", "\n", text).rstrip("\n") + "\n"
@@ -148,26 +154,30 @@ def described(argument: Argument) -> str:
     )
 
 
-def _lines(blocks: tuple[Block, ...], depth: int, names: Mapping[str, str]) -> list[str]:
+def _lines(blocks: tuple[Block, ...], depth: int, macros: Macros) -> list[str]:
     found: list[str] = []
     for block in blocks:
-        for line in _text(block, names).splitlines():
+        for line in _text(block, macros).splitlines():
             if line.strip() == "@body" and isinstance(block, Stream | FetchedTiles | ToldTiles):
-                found += _lines(block.body, depth + (len(line) - len(line.lstrip())) // 4, names)
+                found += _lines(block.body, depth + (len(line) - len(line.lstrip())) // 4, macros)
             elif line.strip():
                 found.append("    " * depth + line)
         if isinstance(block, EachItem | Loop | If):
-            found += _lines(block.body, depth + 1, names)
+            found += _lines(block.body, depth + 1, macros)
         if isinstance(block, If) and block.otherwise:
-            found += ["    " * depth + "else:", *_lines(block.otherwise, depth + 1, names)]
+            found += ["    " * depth + "else:", *_lines(block.otherwise, depth + 1, macros)]
     return found
 
 
-def _text(block: Block, names: Mapping[str, str]) -> str:
-    macro = macro_name(block)
-    own = environment().get_template("gluon/blocks.jinja").make_module({"names": names})
-    written = own if hasattr(own, macro) else environment().get_template("blocks.jinja").module
-    return _in_gluon(str(getattr(written, macro)(block)))
+def _macros(names: Mapping[str, str]) -> Macros:
+    """What writes blocks, those of Gluon alone before those that both languages have."""
+    own = (environment().get_template(f"gluon/{each}.jinja").make_module({"names": names}) for each in OWN)
+    return (*own, environment().get_template("blocks.jinja").module)
+
+
+def _text(block: Block, macros: Macros) -> str:
+    name = macro_name(block)
+    return _in_gluon(str(next(getattr(each, name) for each in macros if hasattr(each, name))(block)))
 
 
 def _in_gluon(text: str) -> str:

@@ -5,28 +5,42 @@ From `Pairs` to the definitions of both tiles, and from a walk for one tile to o
 
 from __future__ import annotations
 
+from spdsl.analysis.plans import GROUP_ROWS
 from spdsl.analysis.tiles import Interval, Pairs, Slot, SlotWalk, Walk
-from spdsl.codegen.arith import add, choose, compare, floordiv, index, maximum, minimum, mod, mul, number, sub
+from spdsl.codegen.arith import add, ceildiv, choose, compare, floordiv, index, maximum, minimum, mod, mul, number, sub
 from spdsl.codegen.blocks import Block, Define
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.hoist import Hoist
-from spdsl.semantics.nodes import Expr, Param
+from spdsl.semantics.nodes import Expr, Extent, Param
 from spdsl.semantics.rewrite import transform
 
 FIRST, SECOND = Param(name="j_first", dtype="int"), Param(name="j_second", dtype="int")
-_PAIR, _RESIDUE, _BEGIN = (Param(name=name, dtype="int") for name in ("pair", "residue", "begin"))
+_LONG, _PAIR, _RESIDUE, _BEGIN = (Param(name=name, dtype="int") for name in ("long", "pair", "residue", "begin"))
 
 
 def own_pair(pairs: Pairs, hoist: Hoist, own: Expr | None = None) -> tuple[Block, ...]:
     """From the number of the program to its tiles: ``j_first`` and ``j_second``, or for a group the one that is its
-    ``own`` (0 or 1) as ``j``."""
-    for name in (_PAIR, _RESIDUE, _BEGIN, FIRST, SECOND):
+    ``own`` (0 or 1) as ``j``.
+
+    Two periods have as many pairs as a period has tiles, of which one is long.  The long ones of all come first, so
+    that none is left when the others are done, nor others wait for them where sums have an order.
+    """
+    for name in (_LONG, _PAIR, _RESIDUE, _BEGIN, FIRST, SECOND):
         hoist.known(name.name, 0)
-    period = number(pairs.period)
+    two, others = number(2 * pairs.period), number(pairs.period - 1)
+    after = sub(index("j"), _LONG)
+    is_long = compare("lt", index("j"), _LONG)
+    pair = choose(is_long, number(0), add(mod(after, others), number(1)))
+    run = choose(is_long, index("j"), floordiv(after, others))
     begin: tuple[Block, ...] = (
-        Define(name=_PAIR.name, value=truncated(mod(index("j"), period)), note="of the long tiles, or of others"),
+        Define(
+            name=_LONG.name,
+            value=truncated(ceildiv(Extent(name="n"), 2 * pairs.period * GROUP_ROWS)),
+            note="pairs of long tiles",
+        ),
+        Define(name=_PAIR.name, value=truncated(pair), note="of the long tiles, or of others"),
         Define(name=_RESIDUE.name, value=truncated(pairs.residue), note="of the long tiles"),
-        Define(name=_BEGIN.name, value=truncated(mul(floordiv(index("j"), period), number(2 * pairs.period)))),
+        Define(name=_BEGIN.name, value=truncated(mul(run, two))),
     )
     if own is not None:
         return (*begin, Define(name="j", value=_tile(pairs, own), note="tile of keys"))

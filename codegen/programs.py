@@ -49,7 +49,8 @@ def program(frame: Frame, *, reverse: bool) -> tuple[Block, ...]:
         reverse=reverse,
         shape=shape,
         classes=frame.classes,
-        counted=frame.kernel.persistent,
+        counted=frame.kernel.counted,
+        looped=frame.kernel.persistent,
     )
     if frame.kernel.splits:
         begin = WorkItem(

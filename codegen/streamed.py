@@ -44,10 +44,11 @@ REGISTERS = 1 << 16
 """Of an SM."""
 
 
-ITEMS = (
+COUNTED = (
     Argument(name="tiles", type="i32", note="tiles of queries of a head"),
-    Argument(name="all_tiles", type="i32", note="of all heads and sequences"),
+    Argument(name="together", type="i32", note="heads that take turns, tile by tile"),
 )
+ROUNDS = (Argument(name="all_tiles", type="i32", note="of all heads and sequences"),)
 
 
 def lower_streamed(plan: Plan) -> Kernel:
@@ -77,7 +78,8 @@ def lower_streamed(plan: Plan) -> Kernel:
             *parameter_arguments(frame, body),
             *list_arguments(frame),
             *split.split_arguments(frame, SUMS),
-            *(ITEMS if tiles.persistent else ()),
+            *(COUNTED if tiles.counted else ()),
+            *(ROUNDS if tiles.persistent else ()),
             *table_arguments(frame, body),
         ),
         constants=(
@@ -90,6 +92,7 @@ def lower_streamed(plan: Plan) -> Kernel:
         body=(EachItem(body=compute),) if tiles.persistent else compute,
         fetch=(EachItem(body=fetch),) if tiles.persistent else fetch,
         persistent=tiles.persistent,
+        counted=tiles.counted,
         block=tiles.block_q,
         warps=tiles.warps,
         stages=tiles.stages,

@@ -50,7 +50,8 @@ class Walker:
     ``place`` names the loads of a bound, ``place_tile`` those of a condition inside the loop (it returns the
     definitions too).  ``body`` gives the blocks of one tile.  ``separate`` is the largest number of loops that stand
     side by side.  Where ``ragged`` holds, the program's own tile has rows past the end that must not count, so that no
-    tile goes without its mask.
+    tile goes without its mask.  With ``down`` lists are gone through in the order of turns, and distances from the
+    largest to the least; what are loops over tiles are turned by `downwards`.
     """
 
     by: By
@@ -63,6 +64,7 @@ class Walker:
     boxes: Boxes | None = None
     picks: Picks | None = None
     ragged: Expr | None = None
+    down: bool = False
 
     @property
     def tile(self) -> str:
@@ -110,6 +112,18 @@ def lower_walk(walk: Walk, walker: Walker) -> tuple[tuple[Block, ...], tuple[Blo
                 more, loops = _flat(parts, walker)
                 setup += more
             return setup, loops
+
+
+def downwards(loops: tuple[Block, ...]) -> tuple[Block, ...]:
+    """The loops from their last turn to the first."""
+    turned: list[Block] = []
+    for block in reversed(loops):
+        match block:
+            case Loop(low=low, high=high):
+                turned.append(replace(block, low=sub(high, number(1)), high=sub(low, number(1)), step=-1))
+            case _:
+                turned.insert(0, block)
+    return tuple(turned)
 
 
 FLAGS: dict[Mode, Expr] = {"full": Const(value=0), "masked": Const(value=1), "either": MASKED}
@@ -321,20 +335,24 @@ def _when(test: Expr | None, body: tuple[Block, ...]) -> tuple[Block, ...]:
 
 def _lists(walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     """Full tiles of the list, then masked ones; a ragged last tile is among the masked."""
-    tile = ListedTile(variable=walker.tile, at=index("t"))
+    at = index("at") if walker.down else index("t")
+    tile: tuple[Block, ...] = (ListedTile(variable=walker.tile, at=at),)
+    if walker.down:
+        tile = (ListedTile(variable="at", at=index("t"), of="turns"), *tile)
     begin, middle, end = _named("begin"), _named("middle"), _named("end")
     bounds = (ListBounds(row="i" if walker.by == "query" else "j"),)
     if not walker.separate:
         # A full tile may hold rows past the last query, which a kernel that copies whole tiles must not count.
-        masked = either(compare("ge", index("t"), middle), compare("ge", index(walker.tile), walker.whole))
+        masked = either(compare("ge", at, middle), compare("ge", index(walker.tile), walker.whole))
         masked = masked if walker.ragged is None else either(masked, walker.ragged)
-        body = (tile, Define(name="masked", value=masked), *walker.body("either"))
-        return bounds, (Loop(variable="t", low=begin, high=end, body=body, note="listed tiles, the full ones first"),)
+        body = (*tile, Define(name="masked", value=masked), *walker.body("either"))
+        note = "listed tiles, " + ("in the order of turns" if walker.down else "the full ones first")
+        return bounds, (Loop(variable="t", low=begin, high=end, body=body, note=note),)
     full = Loop(
-        variable="t", low=begin, high=middle, body=(tile, *walker.body("full")), note="listed tiles that are full"
+        variable="t", low=begin, high=middle, body=(*tile, *walker.body("full")), note="listed tiles that are full"
     )
     edges = Loop(
-        variable="t", low=middle, high=end, body=(tile, *walker.body("masked")), note="listed tiles with an edge"
+        variable="t", low=middle, high=end, body=(*tile, *walker.body("masked")), note="listed tiles with an edge"
     )
     return bounds, (full, edges)
 

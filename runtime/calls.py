@@ -32,7 +32,8 @@ class TileList:
     ``begin``, ``middle`` and ``end`` are int32 of that shape and index ``tiles`` (int32, flat): tiles from ``begin`` to
     ``middle`` are full, from ``middle`` to ``end`` masked, ascending in each part.  ``order`` is there
     for kernels that split long rows.  Lists of distances hold none further back than ``reach`` tiles.  ``bits`` has for
-    each of the tiles a bit of every query that has picked it, where queries pick (`spdsl.runtime.picks`).
+    each of the tiles a bit of every query that has picked it, where queries pick (`spdsl.runtime.picks`).  ``turns``
+    (int32, flat) are the places of a row in another order, for kernels whose sums have one (`spdsl.runtime.turns`).
     """
 
     begin: Tensor
@@ -42,19 +43,20 @@ class TileList:
     order: RowOrder | None = None
     reach: int = 0
     bits: Tensor | None = None
+    turns: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """The size of the tensors."""
-        bits = () if self.bits is None else (self.bits,)
-        return sum(each.nbytes for each in (self.begin, self.middle, self.end, self.tiles, *bits))
+        more = (each for each in (self.bits, self.turns) if each is not None)
+        return sum(each.nbytes for each in (self.begin, self.middle, self.end, self.tiles, *more))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All that kernels read."""
-        order = () if self.order is None else (self.order.rows,)
-        bits = () if self.bits is None else (self.bits,)
-        return self.begin, self.middle, self.end, self.tiles, *order, *bits
+        order = None if self.order is None else self.order.rows
+        more = (each for each in (order, self.bits, self.turns) if each is not None)
+        return self.begin, self.middle, self.end, self.tiles, *more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,8 +213,7 @@ class Call:
         """Whether one kernel computes all gradients that are wanted: it is only on a GPU, and for all three tensors."""
         fused = self.plan.fused
         all_three = frozenset({"q", "k", "v"}) <= wanted
-        orders = fused is not None and (fused.has_order or not self.repeats)
-        return orders and all_three and self.q.device.type != "cpu"
+        return fused is not None and all_three and self.q.device.type != "cpu"
 
     @property
     def repeats(self) -> bool:

@@ -27,12 +27,10 @@ class Cells:
     @classmethod
     def of(cls, lists: TileList) -> Cells:
         """The tiles of lists."""
-        begin, middle, end = (each.flatten().long() for each in (lists.begin, lists.middle, lists.end))
         batch, heads, rows = lists.begin.shape
-        count = end - begin
-        row = torch.repeat_interleave(torch.arange(len(begin), device=begin.device), count)
-        place = torch.arange(len(row), device=begin.device) + (begin - count.cumsum(0) + count)[row]
-        return cls(shape=(batch, heads, rows), row=row, tile=lists.tiles[place].long(), masked=place >= middle[row])
+        row, place = places(lists)
+        masked = place >= lists.middle.flatten().long()[row]
+        return cls(shape=(batch, heads, rows), row=row, tile=lists.tiles[place].long(), masked=masked)
 
     def lists(self) -> TileList:
         """The tiles in the order of rows, full ones first, ascending."""
@@ -53,6 +51,14 @@ class Cells:
             end=end.int().contiguous(),
             tiles=(keys % width + low).int(),
         )
+
+
+def places(lists: TileList) -> tuple[Tensor, Tensor]:
+    """Of each tile, row by row, the number of its row and where it stands in `TileList.tiles`."""
+    begin, end = (each.flatten().long() for each in (lists.begin, lists.end))
+    count = end - begin
+    row = torch.repeat_interleave(torch.arange(len(begin), device=begin.device), count)
+    return row, torch.arange(len(row), device=begin.device) + (begin - count.cumsum(0) + count)[row]
 
 
 def transposed(lists: TileList, rows: int) -> TileList:

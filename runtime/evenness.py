@@ -22,12 +22,27 @@ LONGEST = 64
 
 SAMPLES = 64
 
+CACHE = 16 << 20
+"""Bytes that a GPU keeps of keys and values that are read by many programs at a time."""
+
 
 def programs_for(call: Call, kernel: KernelPlan, tiles: int) -> int:
     """How many programs to start for ``tiles`` tiles of a head; there are as many for each head and sequence."""
     total = tiles * call.q.shape[1] * call.q.shape[0]
     at_once = multiprocessors(call.q.device)
     return at_once if total > 2 * at_once and is_even(call, kernel) else total
+
+
+def heads_together(call: Call) -> int:
+    """How many heads, of all sequences, take turns tile by tile: as many as have their keys and values in the cache, so
+    that the long rows of all of them come first.  Where long rows may stand anywhere, all: none is the last alone."""
+    batch, heads = call.q.shape[:2]
+    if call.plan.forward.cuts is not None:
+        return batch * heads
+    groups = call.k.shape[1]
+    size = call.keys * (call.k.shape[-1] + call.v.shape[-1]) * call.k.element_size()
+    most = max(1, min(batch * groups, CACHE // max(size, 1)))
+    return heads // groups * max(each for each in range(1, most + 1) if batch * groups % each == 0)
 
 
 def is_even(call: Call, kernel: KernelPlan) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -21,7 +21,7 @@ from spdsl.codegen.lower import lower
 from spdsl.codegen.tables import INTERVALS
 from spdsl.diagnostics import error
 from spdsl.runtime.calls import DTYPES, Call, GatheredItems, PickedItems, TileList
-from spdsl.runtime.evenness import programs_for
+from spdsl.runtime.evenness import heads_together, programs_for
 from spdsl.runtime.interval_kernels import interval_values
 from spdsl.runtime.split import Split, split_of
 from spdsl.runtime.starter import Starter
@@ -36,7 +36,7 @@ Value: TypeAlias = "Tensor | int"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
     """The kernels of a plan: what they do, their text, the functions of the imported file, and what starts them, by
-    name; ``flat`` remembers how many programs calls of some sizes start."""
+    name; ``flat`` remembers how many programs calls of some sizes start, and how many heads take turns."""
 
     plan: Plan
     graph: BlockGraph
@@ -44,7 +44,7 @@ class Loaded:
     functions: dict[str, Any]
     kernels: dict[str, Kernel]
     starters: dict[str, Starter]
-    flat: dict[tuple[object, ...], int]
+    flat: dict[tuple[object, ...], tuple[int, int]]
 
     def launch(self, name: str, call: Call, rows: int, heads: int, batch: int, values: Mapping[str, Value]) -> None:
         """Run a kernel of a call on ``rows`` rows of its own side for every head and sequence."""
@@ -78,19 +78,17 @@ class Loaded:
             heads //= tiles.picks.heads
         if INTERVALS not in values:
             values.update(self.intervals(call, kind, values))
-        if kernel.persistent:
+        if kernel.counted:
             self._start(call, kernel, self._flat_grid(kernel, call, tiles, values), values)
             return
         if not tiles.splits:
             self.launch(kernel.name, call, rows, heads, batch, values)
             return
         split = split_of(call, tiles, kernel.programs(rows), heads)
-        if not kernel.parts:
-            split = replace(split, parts=1)
         long = split.long * heads * batch
         items = long * split.parts
         # Rows that are not cut leave their results themselves.
-        held = items if split.parts > 1 else 0
+        held = items if split.parts > 1 and kernel.parts else 0
         values.update(split_values(split, items))
         values.update({name: call.empty((max(1, held * size),)) for name, size in kernel.parts})
         self._start(call, kernel, (items + split.others * heads * batch, 1, 1), values)
@@ -122,15 +120,19 @@ class Loaded:
     def _flat_grid(
         self, kernel: Kernel, call: Call, tiles: KernelPlan, values: dict[str, Value]
     ) -> tuple[int, int, int]:
-        """The grid of a kernel whose programs may do several tiles each; adds to ``values`` how many there are."""
+        """The grid of a kernel that counts its tiles through, and may do several of them in one program; adds to
+        ``values`` how many there are, and how many heads take turns."""
         count = kernel.programs(call.q.shape[2])
-        values["tiles"], values["all_tiles"] = count, count * call.q.shape[1] * call.q.shape[0]
+        total = values["all_tiles"] = count * call.q.shape[1] * call.q.shape[0]
         key = (kernel.name, *call.q.shape[:3], call.keys, call.q_start, *call.parameters.values())
         if key not in self.flat:
             if len(self.flat) >= _MOST:
                 self.flat.clear()
-            self.flat[key] = programs_for(call, tiles, count)
-        return self.flat[key], 1, 1
+            programs = programs_for(call, tiles, count) if kernel.persistent else total
+            self.flat[key] = programs, heads_together(call) if programs == total else 1
+        programs, together = self.flat[key]
+        values |= {"tiles": count, "together": together}
+        return programs, 1, 1
 
     def _start(self, call: Call, kernel: Kernel, grid: tuple[int, int, int], values: Mapping[str, Value]) -> None:
         if 0 in grid:
@@ -300,6 +302,7 @@ def _list_values(lists: TileList | PickedItems | GatheredItems) -> dict[str, Val
         "list_end": end,
         "list_tiles": lists.tiles,
         **({} if lists.bits is None else {"list_bits": lists.bits}),
+        **({} if lists.turns is None else {"list_turns": lists.turns}),
         "list_reach": lists.reach,
         "list_stride_b": heads * rows if batch > 1 else 0,
         "list_stride_h": rows if heads > 1 else 0,

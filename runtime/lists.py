@@ -30,6 +30,7 @@ from spdsl.runtime.recent import ByContent
 from spdsl.runtime.slots import slot_lists
 from spdsl.runtime.split import order_of
 from spdsl.runtime.tile_grid import By, TileGrid
+from spdsl.runtime.turns import with_turns
 from spdsl.semantics.nodes import Load
 from spdsl.semantics.rewrite import walk as parts_of
 
@@ -83,7 +84,12 @@ def lists_for(call: Call, kinds: Sequence[Kind]) -> Call:
                 by: By = kernel.by
                 heads = call.k.shape[1] if by == "key" else call.q.shape[1]
                 lists[kind] = tile_lists(
-                    call, by=by, block_q=kernel.block_q, block_k=kernel.block_k, split=heads if kernel.splits else None
+                    call,
+                    by=by,
+                    block_q=kernel.block_q,
+                    block_k=kernel.block_k,
+                    split=heads if kernel.splits else None,
+                    turns=kind == "fused" and call.repeats,
                 )
             case DistanceWalk():
                 lists[kind] = distance_lists(call, kernel)
@@ -112,13 +118,20 @@ def listed(call: Call, kernel: KernelPlan) -> TileList:
 
 
 def tile_lists(
-    call: Call, *, by: By, block_q: int, block_k: int, exact: bool | None = None, split: int | None = None
+    call: Call,
+    *,
+    by: By,
+    block_q: int,
+    block_k: int,
+    exact: bool | None = None,
+    split: int | None = None,
+    turns: bool = False,
 ) -> TileList:
     """The tiles of every query tile (or, ``by="key"``, of every key tile) for the set of a call.
 
     A tile is full when every existing pair of it is kept, and then never one with keys past the end or queries at
     negative positions; those are masked.  ``exact`` looks at all tiles in doubt (True) or at none (False); by default
-    at few.  ``split`` is the number of heads of programs that split long rows.
+    at few.  ``split`` is the number of heads of programs that split long rows.  With ``turns`` sums have an order.
     """
     lists = _decided(call, block_q, block_k, exact)
     kept = _passing if _selects(call) else _recent
@@ -131,6 +144,8 @@ def tile_lists(
     if split is not None:
         numbers = (split, call.q.shape[0])
         lists = _derived(kept, lists, "in order", numbers, partial(_in_order, call=call, heads=split))
+    if turns:
+        lists = _derived(kept, lists, "in turns", (), with_turns)
     return lists
 
 

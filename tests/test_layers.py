@@ -44,7 +44,6 @@ LAYERS = (
         "spdsl.explain",
         "spdsl.merging",
         "spdsl.selecting",
-        "spdsl.staged",
         "spdsl.reuse",
         "spdsl.reuse_plan",
         "spdsl.prove",

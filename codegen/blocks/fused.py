@@ -75,7 +75,8 @@ class AddBegin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddInTurn:
-    """Add tile ``i`` to dQ when all rows of a lower ``number`` that touch it have done so."""
+    """Add tile ``i`` to dQ when all rows of a lower ``number`` that touch it have done so, if it is one of those of
+    this warp, which are every second."""
 
     sums: Corner
     classes: int | None = None

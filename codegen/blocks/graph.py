@@ -129,13 +129,14 @@ class EachItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """``variable`` from ``low`` to ``high``, half open."""
+    """``variable`` from ``low`` to ``high``, half open, one by one or by ``step``."""
 
     variable: str
     low: Expr
     high: Expr
     body: tuple[Block, ...]
     note: str = ""
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,8 +278,8 @@ class Kernel:
     With ``fetch`` a kernel of specialised warps: one runs these blocks, and loads what the others compute on; with
     ``add`` another adds what they compute to memory.
     ``registers`` of a thread, before warps share them out, are fewer than there are where several programs are to share
-    an SM.  With ``heads_first`` the first tiles of all heads start first.  With ``persistent`` the grid is flat, and
-    there may be fewer programs than tiles.  With ``pairs`` a program owns two tiles.
+    an SM.  With ``heads_first`` the first tiles of all heads start first.  With ``counted`` the grid is flat, and
+    with ``persistent`` there may be fewer programs than tiles.  With ``pairs`` a program owns two tiles.
     """
 
     name: str
@@ -298,6 +299,7 @@ class Kernel:
     registers: int | None = None
     heads_first: bool = False
     persistent: bool = False
+    counted: bool = False
     pairs: Pairs | None = None
 
     def programs(self, rows: int) -> int:

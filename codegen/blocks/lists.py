@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from spdsl.semantics.nodes import Expr
 
@@ -39,9 +40,10 @@ class Searches:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedTile:
     """Read the walked tile's number from the lists, at ``at``, where ``where`` holds; it counts from the tile named
-    ``first``."""
+    ``first``.  Of ``turns``: the place among the lists that is gone to in turn ``at``."""
 
     variable: str
     at: Expr
+    of: Literal["tiles", "turns"] = "tiles"
     first: str = ""
     where: Expr | None = None

@@ -19,7 +19,7 @@ class Program:
     ``ratio`` query heads share a key head.  A kernel by key starts from ``g`` and loops over the heads of the group.
     ``reverse`` starts with the last tile, which under causal patterns has the longest row.  With ``classes`` a program
     owns a tile of one residue class of the rows, ``q_class`` or ``k_class``.  With ``counted`` the tiles of all heads
-    and sequences are counted through, and ``item`` is the number of this one.
+    and sequences are counted through, and ``item`` is the number of this one, with ``looped`` of those of the program.
     """
 
     by: By
@@ -28,6 +28,7 @@ class Program:
     shape: Shape
     classes: int | None = None
     counted: bool = False
+    looped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

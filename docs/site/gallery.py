@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from scenes import SCENES, WORKS, Scene
 
 import spdsl
 from benchmarks.cases import CASES
-from benchmarks.selections import CASES as SELECTIONS
 from spdsl.explain import explain
 from spdsl.library import text_of
 from spdsl.pipeline import key_of
@@ -30,7 +29,6 @@ GPU = "NVIDIA H200"
 SELECTED = Sizes(batch=1, heads=4, groups=1, nq=2048, n=2048, head_dim=64)
 SLOW = ("dsa", "superlinear")
 """Patterns whose scores take the CPU some seconds."""
-DATE = re.compile(r"\d{4}-\d\d-\d\d")
 HEADING = re.compile(r"^### (\w+(?:, \w+)*)$", re.MULTILINE)
 
 
@@ -80,7 +78,6 @@ def speed(name: str) -> Iterator[str]:
     """What the model predicts for an H200, and what was measured on one; of selections, what they compute."""
     if name not in WORKS:
         yield from selected(name)
-        yield from chosen(selections().get(name, ()))
         return
     predicted, measured = cost(name), measurements().get(name)
     sizes = f"{predicted['tokens']:,} tokens, {predicted['heads']} heads of 128"
@@ -109,38 +106,6 @@ def selected(name: str) -> Iterator[str]:
     share = f"scores are {found.share:.1%} of the multiply-adds of the forward pass"
     yield f"With its defaults, {call}: {share}; pairs kept: {kept}."
     yield ""
-
-
-def chosen(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """What was measured of a pattern that selects: selecting alone, the whole call, and dense attention."""
-    titles = ("selecting", "forward", "backward", "dense causal forward", "backward")
-    names = ("selection_ms", "forward_ms", "backward_ms", "dense_forward_ms", "dense_backward_ms")
-    lines = [row for row in rows if "forward_ms" in row]
-    if not lines:
-        return
-    yield "Measured, milliseconds in bf16:"
-    yield ""
-    yield f"| call | {' | '.join(titles)} |"
-    yield f"|---|{'---|' * len(titles)}"
-    for row in lines:
-        heads, tokens, dim = row["shape"].split("x")[1:]
-        more = "".join(f", {key}={value}" for key, value in row["parameters"].items())
-        call = f"{int(tokens):,} tokens, heads {heads.replace('/', ' on ')} of {dim}{more}; {row['gpu']}, {row['date']}"
-        yield f"| {call} | {' | '.join(_ms(row[name]) if name in row else '–' for name in names)} |"
-    yield ""
-
-
-def selections(folder: Path = ROOT / "benchmarks" / "results") -> dict[str, list[dict[str, Any]]]:
-    """Rows of `benchmarks.selections` by pattern of the library, of each case the last."""
-    patterns = {case.name: case.pattern for case in SELECTIONS if case.pattern in spdsl.names()}
-    rows: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("*-selections*.json"), key=lambda path: (DATE.findall(path.name), path.name)):
-        rows |= {row["case"]: row for row in json.loads(path.read_text(encoding="utf-8")) if "forward_ms" in row}
-    found: dict[str, list[dict[str, Any]]] = {}
-    for case in SELECTIONS:
-        if case.name in rows and case.name in patterns:
-            found.setdefault(patterns[case.name], []).append(rows[case.name])
-    return found
 
 
 def _ms(value: float) -> str:

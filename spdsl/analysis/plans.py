@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from spdsl.analysis.tiles import Boxes, Cuts, ListWalk, Marked, Pairs, Picks, Residues, Shape, SlotWalk, Walk
+from spdsl.analysis.tiles import Boxes, Cuts, Marked, Pairs, Picks, Residues, Shape, SlotWalk, Walk
 from spdsl.semantics.nodes import BoundPattern, Expr, Side, Table
 
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32"]
@@ -157,10 +157,9 @@ class KernelPlan:
         return own // GROUP_ROWS if self.pairs is None else 2
 
     @property
-    def has_order(self) -> bool:
-        """Whether programs that meet the same tiles start and go on in one order, so that each may wait for those
-        before: where tiles are listed they meet anywhere, and would wait most of the time."""
-        return not isinstance(self.walk, ListWalk)
+    def counted(self) -> bool:
+        """Whether the tiles of all heads and sequences are counted through, so that heads may take turns."""
+        return self.kind == "forward" and self.specialised and not self.splits
 
     @property
     def classes(self) -> int:

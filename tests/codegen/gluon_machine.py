@@ -1,7 +1,8 @@
 """Run the text of a kernel with specialised warps in plain Python, as `tests.codegen.machine` does those in Triton.
 
 The copying warp runs first, to its end: what it tells and where it copies from is kept, tile by tile.  Then each group
-of computing warps runs on that.  Barriers and memory are not modelled; their order is for the GPU to show.
+of computing warps runs on that, but none that adds.  Barriers and memory are not modelled; their order is for the GPU
+to show.
 """
 
 from __future__ import annotations
@@ -86,9 +87,10 @@ class Machine(Language):
 
     def warp_specialize(self, parts: list[Any], warps: list[int], registers: list[int]) -> None:
         assert len(warps) == len(registers) == len(parts) - 1
-        *compute, (fetch, arguments) = parts
+        called = {function.__name__: (function, given) for function, given in parts}
+        fetch, arguments = called["fetch"]
         fetch(*arguments)
-        for function, given in compute:
+        for function, given in (each for each in parts if each[0].__name__ == "compute"):
             self.items, self._current = [[]], -1
             function(*given)
             assert self._current == len(self.sent) - 1, "tiles that nobody takes"
@@ -166,7 +168,7 @@ def run(
     found = []
     count = len(machine.groups)
     places = [place for name, place in machine.own if name == own]
-    if kernel == "fused":
+    if kernel != "forward":
         read = {name: [tuple(map(int, place)) for each, place in machine.own if each == name] for name in "KV"}
         assert machine.written == {f"d{name}": place for name, place in read.items()}, "gradients of other rows"
     for group, items in enumerate(machine.groups):

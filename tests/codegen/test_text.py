@@ -148,11 +148,15 @@ def check_gluon(graph: BlockGraph, call: Call, at: tuple[int, int], expected: np
     (kernel,) = graph.gluon
     text = emit_gluon(graph, kernel, "3.6.0").text
     tiles = kernel.programs(call.q.shape[2])
-    programs = [(number, *at) for number in range(tiles)]
-    grid = (tiles, HEADS, 2)
-    given_arguments = arguments_of(kernel, call)
+    together = (1, 2, HEADS * 2)[tiles % 3]
+    numbers = {"tiles": tiles, "all_tiles": tiles * HEADS * 2, "together": together}
+    named = {argument.name for argument in kernel.arguments}
+    given_arguments = arguments_of(kernel, call) | {each: Int(numbers[each]) for each in named & set(numbers)}
+    # The items of this head, which takes turns with others.
+    place = at[1] * HEADS + at[0]
+    items = [(place // together * tiles + turn) * together + place % together for turn in range(tiles)]
+    programs, grid = [(item, 0, 0) for item in items], (numbers["all_tiles"], 1, 1)
     if kernel.persistent:
-        given_arguments |= {"tiles": Int(tiles), "all_tiles": Int(tiles * HEADS * 2)}
         programs, grid = [(number, 0, 0) for number in range(5)], (5, 1, 1)
     found = np.zeros(expected.shape, int)
     for program in programs:
@@ -179,9 +183,10 @@ def check_fused(keep: Term, shape: str, scale: Scale, seed: int) -> None:
         fused = replace(fused, block_k=64, walk=fine.dkdv.walk, pairs=pairs)
     problem = replace(forward.problem, pattern=replace(forward.problem.pattern, head_dim=dim), value_dim=dim)
     graph = lower(replace(made, problem=problem, fused=fused))
-    (kernel,) = (each for each in graph.gluon if each.name == "fused")
-    text = emit_gluon(graph, kernel, "3.6.0").text
     chance = random.Random(seed)
+    name = chance.choice(("fused", "ordered"))
+    (kernel,) = (each for each in graph.gluon if each.name == name)
+    text = emit_gluon(graph, kernel, "3.6.0").text
     length, rows, start = chance.randint(1, 500), chance.randint(1, 500), chance.randint(-70, 200)
     values = parameters(chance, scale)
     env = environment(shape, length, rows, start, **values)
@@ -196,7 +201,7 @@ def check_fused(keep: Term, shape: str, scale: Scale, seed: int) -> None:
     found = np.zeros((env["nq"], env["n"]), int)
     for number in range(tiles):
         at, grid = (group, number, batch), (GROUPS, tiles, 2)
-        for turns in gluon_machine.run(text, "fused", arguments_of(kernel, call), at, grid, kernel.classes or 1):
+        for turns in gluon_machine.run(text, name, arguments_of(kernel, call), at, grid, kernel.classes or 1):
             add_program(found, turns[2], by_query=False)
             for turn in turns[2][1:]:
                 exist = (turns[2][0].rows["K"] < env["n"])[:, None] & (turn.rows["Q"] < env["nq"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import subprocess
@@ -77,19 +76,3 @@ def test_mistakes_have_examples(site: Path) -> None:
     page = (site / "errors.html").read_text(encoding="utf-8")
     assert "SP203_" in page
     assert page.count("error[SP") > 30
-
-
-def test_the_last_times_of_selections_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
-    import gallery
-
-    row = {"case": "moba_65k", "parameters": {"block": 512}, "shape": "1x16/16x65536x128", "gpu": "GPU", "date": "D"}
-    older, newer = row | {"forward_ms": 7.0}, row | {"selection_ms": 1.25, "forward_ms": 5.4, "dense_forward_ms": 28.1}
-    unfinished = row | {"case": "quest_32k", "selection_ms": 1.0}
-    (tmp_path / "h100-2026-11-30-selections.json").write_text(json.dumps([newer, unfinished]))
-    (tmp_path / "h200-2026-11-29-selections.json").write_text(json.dumps([older]))
-    found = gallery.selections(tmp_path)
-    assert found == {"moba": [newer]}
-    *_, line, _ = gallery.chosen(found["moba"])
-    assert line == "| 65,536 tokens, heads 16 on 16 of 128, block=512; GPU, D | 1.25 | 5.4 | – | 28.1 | – |"
-    assert not list(gallery.chosen([unfinished]))

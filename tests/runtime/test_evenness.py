@@ -10,7 +10,7 @@ import torch
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Problem
 from spdsl.runtime.calls import Call
-from spdsl.runtime.evenness import programs_for
+from spdsl.runtime.evenness import CACHE, heads_together, programs_for
 from spdsl.runtime.split import INTERPRETER
 from tests.library.bound import library
 
@@ -58,3 +58,17 @@ def test_tables_keep_a_kernel_from_it() -> None:
     problem = Problem(pattern=pattern, dtype="bf16", value_dim=64, shape="square", tables=tables)
     assert not plan(problem, "sm_90").forward.persistent
     assert not plan(replace(problem, value_dim=256), "sm_90").forward.persistent
+
+
+@pytest.mark.parametrize(("batch", "heads", "groups"), [(1, 4, 4), (2, 6, 3), (3, 8, 1), (1, 7, 7)])
+@pytest.mark.parametrize("n", [1000, 8192, 32768, 1 << 20])
+def test_heads_that_take_turns(batch: int, heads: int, groups: int, n: int) -> None:
+    """They are equal parts of all, and what they read stays in the cache, unless it is that of one."""
+    pattern = library("causal", heads=heads, groups=groups, head_dim=128, opened=True)
+    made = plan(Problem(pattern=pattern, dtype="bf16", value_dim=128, shape="square"), "sm_90")
+    q, k = (torch.empty(batch, each, n, 128, dtype=torch.bfloat16, device="meta") for each in (heads, groups))
+    together = heads_together(Call(plan=made, q=q, k=k, v=k))
+    assert batch * heads % together == 0
+    groups_together = together * groups // heads
+    assert groups_together == 1 or groups_together * n * 512 <= CACHE
+    assert together == batch * heads or n > 2000

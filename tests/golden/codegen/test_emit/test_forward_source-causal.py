@@ -48,16 +48,18 @@ def told(numbers, at, layout: gl.constexpr = SAME):
 @gluon.jit
 def fetch(
     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n, tiles, all_tiles,
+    Q, K, V, O, LSE, nq, n, tiles, together, all_tiles,
 ):
     """Load the program's queries, then tile after tile of the keys that they meet."""
     rounds = gl.program_id(0) * 0  # tiles of queries so far
     sent = gl.program_id(0) * 0  # tiles of keys so far
     values_sent = gl.program_id(0) * 0
     for item in range(gl.program_id(0), all_tiles, gl.num_programs(0)):
-        i = tiles - 1 - item % tiles  # tile of its own, the last first: their rows are the longest
-        h = item // tiles % HEADS
-        b = item // tiles // HEADS  # sequence
+        step = item % (tiles * together)
+        i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
+        head = item // (tiles * together) * together + step % together  # of all sequences
+        h = head % HEADS
+        b = head // HEADS  # sequence
         g = h // 2  # key head
         mbarrier.wait(q_freed, rounds & 1 ^ 1)
         rounds += 1
@@ -94,7 +96,7 @@ def fetch(
 @gluon.jit
 def compute(
     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n, tiles, all_tiles,
+    Q, K, V, O, LSE, nq, n, tiles, together, all_tiles,
     group: gl.constexpr,
 ):
     """The rows of a group: the online softmax over the tiles that are sent, the products of one running beside the next."""
@@ -104,9 +106,11 @@ def compute(
     taken = gl.program_id(0) * 0  # tiles of keys so far
     met = gl.program_id(0) * 0  # tiles of values so far
     for item in range(gl.program_id(0), all_tiles, gl.num_programs(0)):
-        i = tiles - 1 - item % tiles  # tile of its own, the last first: their rows are the longest
-        h = item // tiles % HEADS
-        b = item // tiles // HEADS  # sequence
+        step = item % (tiles * together)
+        i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
+        head = item // (tiles * together) * together + step % together  # of all sequences
+        h = head % HEADS
+        b = head // HEADS  # sequence
         g = h // 2  # key head
         q_rows = i * BLOCK_Q + q_places
         q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
@@ -200,7 +204,7 @@ def compute(
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["nq", "n", "tiles", "all_tiles"])
+@gluon.jit(do_not_specialize=["nq", "n", "tiles", "together", "all_tiles"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     K,  # [batch, groups, n, 64]
@@ -210,6 +214,7 @@ def forward(
     nq,  # query rows
     n,  # keys
     tiles,  # tiles of queries of a head
+    together,  # heads that take turns, tile by tile
     all_tiles,  # of all heads and sequences
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
@@ -238,21 +243,21 @@ def forward(
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, tiles, all_tiles, 0,
+                    Q, K, V, O, LSE, nq, n, tiles, together, all_tiles, 0,
                 ),
             ),
             (
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, tiles, all_tiles, 1,
+                    Q, K, V, O, LSE, nq, n, tiles, together, all_tiles, 1,
                 ),
             ),
             (
                 fetch,
                 (
                     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, tiles, all_tiles,
+                    Q, K, V, O, LSE, nq, n, tiles, together, all_tiles,
                 ),
             ),
         ],

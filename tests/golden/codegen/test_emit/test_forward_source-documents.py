@@ -48,16 +48,19 @@ def told(numbers, at, layout: gl.constexpr = SAME):
 @gluon.jit
 def fetch(
     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0,
+    Q, K, V, O, LSE, nq, n, tiles, together, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0,
 ):
     """Load the program's queries, then tile after tile of the keys that they meet."""
     rounds = gl.program_id(0) * 0  # tiles of queries so far
     sent = gl.program_id(0) * 0  # tiles of keys so far
     values_sent = gl.program_id(0) * 0
-    i = gl.num_programs(0) - 1 - gl.program_id(0)  # tile of queries, the last first: their rows are the longest
-    h = gl.program_id(1)  # query head
+    item = gl.program_id(0)
+    step = item % (tiles * together)
+    i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
+    head = item // (tiles * together) * together + step % together  # of all sequences
+    h = head % HEADS
+    b = head // HEADS  # sequence
     g = h // 2  # key head
-    b = gl.program_id(2)  # sequence
     rounds += 1
     mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
     for group in gl.static_range(GROUPS):
@@ -97,7 +100,7 @@ def fetch(
 @gluon.jit
 def compute(
     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0,
+    Q, K, V, O, LSE, nq, n, tiles, together, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0,
     group: gl.constexpr,
 ):
     """The rows of a group: the online softmax over the tiles that are sent, the products of one running beside the next."""
@@ -106,10 +109,13 @@ def compute(
     rounds = gl.program_id(0) * 0  # tiles of queries so far
     taken = gl.program_id(0) * 0  # tiles of keys so far
     met = gl.program_id(0) * 0  # tiles of values so far
-    i = gl.num_programs(0) - 1 - gl.program_id(0)  # tile of queries, the last first: their rows are the longest
-    h = gl.program_id(1)  # query head
+    item = gl.program_id(0)
+    step = item % (tiles * together)
+    i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
+    head = item // (tiles * together) * together + step % together  # of all sequences
+    h = head % HEADS
+    b = head // HEADS  # sequence
     g = h // 2  # key head
-    b = gl.program_id(2)  # sequence
     q_rows = i * BLOCK_Q + q_places
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
     q_part = gl.minimum(q + 1, n)
@@ -194,7 +200,7 @@ def compute(
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["nq", "n", "intervals_stride_b", "stride_doc_b", "size_doc_0"])
+@gluon.jit(do_not_specialize=["nq", "n", "tiles", "together", "intervals_stride_b", "stride_doc_b", "size_doc_0"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     K,  # [batch, groups, n, 64]
@@ -203,6 +209,8 @@ def forward(
     LSE,  # [batch, heads, nq], natural logarithm
     nq,  # query rows
     n,  # keys
+    tiles,  # tiles of queries of a head
+    together,  # heads that take turns, tile by tile
     intervals,  # [batch or 1, tiles, 4], ends of the rows to walk
     intervals_stride_b,
     t_doc,  # table doc[token]
@@ -234,21 +242,21 @@ def forward(
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0, 0,
+                    Q, K, V, O, LSE, nq, n, tiles, together, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0, 0,
                 ),
             ),
             (
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0, 1,
+                    Q, K, V, O, LSE, nq, n, tiles, together, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0, 1,
                 ),
             ),
             (
                 fetch,
                 (
                     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0,
+                    Q, K, V, O, LSE, nq, n, tiles, together, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0,
                 ),
             ),
         ],

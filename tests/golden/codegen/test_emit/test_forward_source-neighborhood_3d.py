@@ -48,16 +48,19 @@ def told(numbers, at, layout: gl.constexpr = SAME):
 @gluon.jit
 def fetch(
     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n,
+    Q, K, V, O, LSE, nq, n, tiles, together,
 ):
     """Load the program's queries, then tile after tile of the keys that they meet."""
     rounds = gl.program_id(0) * 0  # tiles of queries so far
     sent = gl.program_id(0) * 0  # tiles of keys so far
     values_sent = gl.program_id(0) * 0
-    i = gl.num_programs(0) - 1 - gl.program_id(0)  # tile of queries, the last first: their rows are the longest
-    h = gl.program_id(1)  # query head
+    item = gl.program_id(0)
+    step = item % (tiles * together)
+    i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
+    head = item // (tiles * together) * together + step % together  # of all sequences
+    h = head % HEADS
+    b = head // HEADS  # sequence
     g = h // 2  # key head
-    b = gl.program_id(2)  # sequence
     i0 = i // 60  # box of 2 × 16 × 4 of the grid 30 × 48 × 79
     i1 = i // 20 % 3
     i2 = i % 20
@@ -107,7 +110,7 @@ def fetch(
 @gluon.jit
 def compute(
     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n,
+    Q, K, V, O, LSE, nq, n, tiles, together,
     group: gl.constexpr,
 ):
     """The rows of a group: the online softmax over the tiles that are sent, the products of one running beside the next."""
@@ -116,10 +119,13 @@ def compute(
     rounds = gl.program_id(0) * 0  # tiles of queries so far
     taken = gl.program_id(0) * 0  # tiles of keys so far
     met = gl.program_id(0) * 0  # tiles of values so far
-    i = gl.num_programs(0) - 1 - gl.program_id(0)  # tile of queries, the last first: their rows are the longest
-    h = gl.program_id(1)  # query head
+    item = gl.program_id(0)
+    step = item % (tiles * together)
+    i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
+    head = item // (tiles * together) * together + step % together  # of all sequences
+    h = head % HEADS
+    b = head // HEADS  # sequence
     g = h // 2  # key head
-    b = gl.program_id(2)  # sequence
     i0 = i // 60  # box of 2 × 16 × 4 of the grid 30 × 48 × 79
     i1 = i // 20 % 3
     i2 = i % 20
@@ -232,7 +238,7 @@ def compute(
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["nq", "n"])
+@gluon.jit(do_not_specialize=["nq", "n", "tiles", "together"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     K,  # [batch, groups, n, 64]
@@ -241,6 +247,8 @@ def forward(
     LSE,  # [batch, heads, nq], natural logarithm
     nq,  # query rows
     n,  # keys
+    tiles,  # tiles of queries of a head
+    together,  # heads that take turns, tile by tile
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
     q_groups = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, 1, 1, 16, 4, 64], Q.layout)
@@ -268,21 +276,21 @@ def forward(
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, 0,
+                    Q, K, V, O, LSE, nq, n, tiles, together, 0,
                 ),
             ),
             (
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, 1,
+                    Q, K, V, O, LSE, nq, n, tiles, together, 1,
                 ),
             ),
             (
                 fetch,
                 (
                     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n,
+                    Q, K, V, O, LSE, nq, n, tiles, together,
                 ),
             ),
         ],

@@ -62,16 +62,19 @@ def told(numbers, at, layout: gl.constexpr = SAME):
 @gluon.jit
 def fetch(
     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h,
+    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, tiles, together,
 ):
     """Load the program's queries, then tile after tile of the keys that they meet."""
     rounds = gl.program_id(0) * 0  # tiles of queries so far
     sent = gl.program_id(0) * 0  # tiles of keys so far
     values_sent = gl.program_id(0) * 0
-    i = gl.num_programs(0) - 1 - gl.program_id(0)  # tile of queries, the last first: their rows are the longest
-    h = gl.program_id(1)  # query head
+    item = gl.program_id(0)
+    step = item % (tiles * together)
+    i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
+    head = item // (tiles * together) * together + step % together  # of all sequences
+    h = head % HEADS
+    b = head // HEADS  # sequence
     g = h // 2  # key head
-    b = gl.program_id(2)  # sequence
     rounds += 1
     mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
     for group in gl.static_range(GROUPS):
@@ -138,7 +141,7 @@ def fetch(
 @gluon.jit
 def compute(
     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h,
+    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, tiles, together,
     group: gl.constexpr,
 ):
     """The rows of a group: the online softmax over the tiles that are sent, the products of one running beside the next."""
@@ -147,10 +150,13 @@ def compute(
     rounds = gl.program_id(0) * 0  # tiles of queries so far
     taken = gl.program_id(0) * 0  # tiles of keys so far
     met = gl.program_id(0) * 0  # tiles of values so far
-    i = gl.num_programs(0) - 1 - gl.program_id(0)  # tile of queries, the last first: their rows are the longest
-    h = gl.program_id(1)  # query head
+    item = gl.program_id(0)
+    step = item % (tiles * together)
+    i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
+    head = item // (tiles * together) * together + step % together  # of all sequences
+    h = head % HEADS
+    b = head // HEADS  # sequence
     g = h // 2  # key head
-    b = gl.program_id(2)  # sequence
     q_rows = i * BLOCK_Q + q_places
     q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
     i_part = i * 2 + group
@@ -235,7 +241,7 @@ def compute(
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["nq", "n", "p_local_blocks", "list_stride_b", "list_stride_h"])
+@gluon.jit(do_not_specialize=["nq", "n", "p_local_blocks", "list_stride_b", "list_stride_h", "tiles", "together"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     K,  # [batch, groups, n, 64]
@@ -249,6 +255,8 @@ def forward(
     list_middle,  # [batch or 1, heads or 1, kinds of rows]
     list_end,  # [batch or 1, heads or 1, kinds of rows]
     list_tiles, list_stride_b, list_stride_h,
+    tiles,  # tiles of queries of a head
+    together,  # heads that take turns, tile by tile
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
     q_groups = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, 1, 1, 64, 64], Q.layout)
@@ -276,21 +284,21 @@ def forward(
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, 0,
+                    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, tiles, together, 0,
                 ),
             ),
             (
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, 1,
+                    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, tiles, together, 1,
                 ),
             ),
             (
                 fetch,
                 (
                     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h,
+                    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, tiles, together,
                 ),
             ),
         ],
