@@ -57,7 +57,8 @@ class Arrays:
     ``tensors`` holds Q, K, V and the inputs, each with a leading batch axis of size 1 or batch; ``budget`` is how many
     numbers a chunk of rows may have.  ``kernels``: selections are made by generated kernels where these can.  ``known``
     keeps arrays that are made once, ``sums`` those up to each key,
-    ``listed`` sets of pairs as lists of keys, ``attended`` what softmaxes have returned, in the type of the call.
+    ``listed`` sets of pairs as lists of keys, ``attended`` what softmaxes have returned, in the type of the call;
+    ``tried`` are those whose rows kernels need not be asked for again.
     """
 
     lines: Lines
@@ -69,6 +70,7 @@ class Arrays:
     sums: dict[str, Tensor] = field(default_factory=dict)
     listed: dict[str, Tensor] = field(default_factory=dict)
     attended: dict[str, Tensor] = field(default_factory=dict)
+    tried: set[str] = field(default_factory=set)
 
     # ------------------------------------------------------------ arrays of stages
 
@@ -94,8 +96,9 @@ class Arrays:
 
     def _keep_rows(self, name: str) -> None:
         """Make what kernels leave for each row of queries whole: means of blocks, and reductions over all keys."""
-        if not self.kernels or name in self.known:
+        if not self.kernels or name in self.known or name in self.tried:
             return
+        self.tried.add(name)
         found = block_means(self, self.stages[name])
         if found is None and not any(each.requires_grad for each in self.tensors.values()):
             from spdsl.runtime.chains import reduced_rows

@@ -41,7 +41,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled  # noqa: SLF001  # torch has no public name for it
 
 
-def _plain(tensors: Sequence[Tensor]) -> bool:
+def plain(tensors: Sequence[Tensor]) -> bool:
     """Whether the tensors are numbers in memory, at which nothing but autograd looks: no mode, no `torch.func`, no
     forward derivatives."""
     for each in tensors:
@@ -192,7 +192,7 @@ class Direct:
             tensors += tuple(inputs[name] for name in names)
         if places is not None:
             tensors += (places,)
-        if not _plain(tensors) or (_any_autocast() and torch.is_autocast_enabled(q.device.type)):
+        if not plain(tensors) or (_any_autocast() and torch.is_autocast_enabled(q.device.type)):
             return None
         first = k.shape[-2] - q.shape[-2] if start is None else start
         if self._growing:
@@ -211,7 +211,7 @@ class Direct:
     ) -> Pair:
         """As the operator of this name, for tensors that have been checked."""
         tensors = (q, k, v, *tables, *(() if places is None else (places,)))
-        if not _plain(tensors):
+        if not plain(tensors):
             return operator.attend(q, k, v, tables, places, self._key, shape, start, self._values)  # type: ignore[no-any-return]
         place = _place(tensors, start)
         kind = self._kinds.get(place)
@@ -290,7 +290,7 @@ def _gradients(
     kind: Kind, tensors: Sequence[Tensor], results: Pair, d_out: Tensor, d_lse: Tensor | None, wanted: tuple[int, ...]
 ) -> list[Tensor]:
     incoming = (d_out,) if d_lse is None else (d_out, d_lse)
-    if torch.is_grad_enabled() or not _plain((*tensors, *incoming)):
+    if torch.is_grad_enabled() or not plain((*tensors, *incoming)):
         # A graph of the gradients: the operator refuses to be differentiated again.
         q, k, v, *rest = tensors
         tables, places = rest[: kind.tables], rest[kind.tables] if len(rest) > kind.tables else None

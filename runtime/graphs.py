@@ -7,8 +7,7 @@ Selections are constants; pooled tensors, gates and merges are differentiated by
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,8 +38,6 @@ from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load, Table
 from spdsl.semantics.rewrite import free_axes
 from spdsl.semantics.softmaxes import MEMBER, POSITIONS, softmax_pattern
 
-T = TypeVar("T")
-
 _BUDGET = {"cpu": 1 << 22, "cuda": 1 << 27}
 """Numbers that a chunk of rows may have."""
 
@@ -60,21 +57,19 @@ class Inputs:
     kernels: bool | None = None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def untraced(function: Callable[[], T]) -> T:
-    """The result of a function that no compiler looks into: what is chosen is not known while a graph is traced."""
-    return function()
-
-
 def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) -> tuple[Tensor, Tensor | None]:
     """Output ``[batch, heads, nq, dv]``, and LSE ``[batch, heads, nq]`` unless arithmetic follows the softmax.
 
     ``key_of`` gives the key of the operators for a softmax of the pattern.
     """
     graph = _graph(pattern)
-    chosen, values = _arrays(pattern, call, grad=False), _arrays(pattern, call, grad=True)
+    known = joint(graph)
+    together = known.merges
+    chosen = _arrays(pattern, call, grad=False)
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v, *call.tables.values()))
+    # What selections are made of is made once, where nothing is differentiated.
+    values = _arrays(pattern, call, grad=True) if trained or known.read else replace(chosen, attended={})
     found: dict[str, tuple[Tensor, Tensor]] = {}
-    together = joint(graph)
     alone = {stage.name for stage in graph.attentions} - {name for parts in together.values() for name in parts}
 
     def part(name: str) -> Part:

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime import operator
-from spdsl.semantics.graph import Merge, StageGraph, expressions, loads
+from spdsl.runtime.direct import plain
+from spdsl.runtime.recorder import Recorder
+from spdsl.semantics.graph import Attention, Merge, StageGraph, expressions, loads
+from spdsl.semantics.graph import parts as parts_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +52,33 @@ def attend_jointly(parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
     return found
 
 
-def joint(graph: StageGraph) -> dict[str, tuple[str, ...]]:
-    """Merges that are one softmax over the keys of several which nothing else reads, and the names of these."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joint:
+    """The merges of a graph that are one softmax over the keys of several which nothing else reads, by name, and the
+    names of these; and whether a selection or a reduction reads what a softmax returns."""
+
+    merges: dict[str, tuple[str, ...]]
+    read: bool
+
+
+_MOST = 512
+"""Graphs that are remembered."""
+
+_joint: dict[int, tuple[StageGraph, Joint]] = {}
+
+
+def joint(graph: StageGraph) -> Joint:
+    """What is known of the softmaxes of a graph."""
+    # By identity: hashing a graph takes longer than a launch.  The entry keeps it alive.
+    key = id(graph)
+    if key not in _joint:
+        if len(_joint) >= _MOST:
+            _joint.clear()
+        _joint[key] = graph, _joint_of(graph)
+    return _joint[key][1]
+
+
+def _joint_of(graph: StageGraph) -> Joint:
     read = frozenset[str]().union(*map(loads, expressions(graph)))
     softmaxes = {stage.name: stage for stage in graph.attentions}
     found: dict[str, tuple[str, ...]] = {}
@@ -67,14 +95,18 @@ def joint(graph: StageGraph) -> dict[str, tuple[str, ...]]:
     outer = {merge: parts for merge, parts in found.items() if merge not in inner}
     # A softmax that several share is computed once, and has a gradient of its own.
     times = Counter(name for parts in outer.values() for name in parts)
-    return {merge: parts for merge, parts in outer.items() if all(times[name] == 1 for name in parts)}
+    merges = {merge: parts for merge, parts in outer.items() if all(times[name] == 1 for name in parts)}
+    returned = {stage.name for stage in graph.stages if isinstance(stage, Attention | Merge)}
+    others = (part for stage in graph.stages if stage.name not in returned for part in parts_of(stage))
+    return Joint(merges=merges, read=any(loads(part) & returned for part in others))
 
 
 class _Joined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parts: tuple[Part, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         given = _shared(parts, tensors)
-        pairs = [operator.attend(*each, None, part.key, part.shape, part.q_start, ()) for part, each in given]
+        direct = plain(tensors)
+        pairs = [_forward(part, each, direct=direct) for part, each in given]
         out, lse = _put_together(pairs)
         ctx.parts = parts
         ctx.save_for_backward(*tensors, out, lse)
@@ -88,18 +120,31 @@ class _Joined(torch.autograd.Function):
         if d_out is None and d_lse is None:
             return None, *[None] * len(needs)
         d_out = torch.zeros_like(out) if d_out is None else d_out
+        # A graph of the gradients: the operator refuses to be differentiated again.
+        direct = not torch.is_grad_enabled() and plain((*tensors, d_out))
         for part, (q, k, v, tables) in _shared(ctx.parts, tensors):
             count = 3 + len(tables)
             wanted = [place for place, need in enumerate(needs[len(found) :][:count]) if need]
             settings = (part.key, part.shape, part.q_start, ())
-            grads = (
-                operator.attend_backward(q, k, v, tables, None, out, lse, d_out, d_lse, *settings, wanted)
-                if wanted
-                else []
-            )
+            given = (q, k, v, tables, None, out, lse, d_out, d_lse, *settings, wanted)
+            if not wanted:
+                grads = []
+            elif direct:
+                grads = operator.backward(*given, Recorder())
+            else:
+                grads = operator.attend_backward(*given)
             by_place = dict(zip(wanted, grads, strict=True))
             found += [by_place.get(place) for place in range(count)]
         return None, *found
+
+
+def _forward(part: Part, given: tuple[Tensor, Tensor, Tensor, list[Tensor]], *, direct: bool) -> tuple[Tensor, Tensor]:
+    """A softmax by the operator, or ``direct`` without the dispatcher, which takes longer than the rest of the host."""
+    q, k, v, tables = given
+    if direct:
+        return operator.forward(q, k, v, tables, None, part.key, part.shape, part.q_start, (), Recorder())
+    found: tuple[Tensor, Tensor] = operator.attend(q, k, v, tables, None, part.key, part.shape, part.q_start, ())
+    return found
 
 
 def _shared(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spdsl import prepare as _prepare  # installs the planner of the operators
-from spdsl import reference
+from spdsl import reference, staged
 from spdsl.arguments import (
     autocast,
     first_query,
@@ -27,7 +26,7 @@ from spdsl.arguments import (
 from spdsl.choices import mode
 from spdsl.diagnostics import SpatError, error
 from spdsl.library import names, read_file, resolver, text_of
-from spdsl.pipeline import Value, bound, key_of, listed_key, opened, read, softmax_key
+from spdsl.pipeline import Value, bound, key_of, listed_key, opened, read
 from spdsl.reuse import as_bools, given_as_lists
 from spdsl.runtime import operator
 from spdsl.runtime.checks import check_tensors, raise_pending
@@ -149,6 +148,7 @@ class Attention:
         # Inputs that are given as lists, and the same pattern for calls that do so.
         self._lists = lists
         self._listed: dict[tuple[str, ...], Attention] = {}
+        self._merged: set[tuple[int, int, int]] = set()
 
     def __repr__(self) -> str:
         settings = {"layer": self.layer, "backend": self.backend}
@@ -224,11 +224,7 @@ class Attention:
         k, v, places, shape, start = place(q, k, v, q_start, k_start, k_len)
         given = shortened(self.pattern.checked.tables, given, rows, k.shape[2])
         if self.pattern.checked.graph is not None:
-            from spdsl.runtime import graphs  # loads torch's compiler, in a second or two
-
-            staged = partial(self._staged, q, k, v, given, places, start, return_lse=return_lse)
-            found: Tensor | tuple[Tensor, Tensor] = graphs.untraced(staged)
-            return found
+            return self._staged(q, k, v, given, places, start, return_lse=return_lse)
         tables = list(given.values())
         operator.foresee_gradients(q, k, v, tables, self._open_key, shape, self._values)
         if traced:
@@ -322,15 +318,17 @@ class Attention:
         return_lse: bool,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """A call of a pattern with stages."""
-        from spdsl.runtime import graphs
-
-        made = self.bind(q.shape[1], k.shape[1], q.shape[3])
         if return_lse:
-            reference.refuse_no_lse(made)
-        kernels = _prepare.choose_backend(self.backend, q.device) == "triton"
-        keys = partial(softmax_key, self._open_key)
-        found = graphs.attend_anywhere(made, q, k, v, given, places, start, keys, kernels)
-        return found if return_lse else found[0]  # type: ignore[return-value]  # with an LSE, as was asked for
+            reference.refuse_no_lse(self.pattern.checked)
+        if torch.compiler.is_compiling():
+            out, lse = staged.attend_staged(q, k, v, list(given.values()), places, self._open_key, start)
+        else:
+            sizes = q.shape[1], k.shape[1], q.shape[3]
+            if sizes not in self._merged:
+                self.bind(*sizes)  # refuses what must not be merged
+                self._merged.add(sizes)
+            out, lse = staged.attend(q, k, v, given, places, self._open_key, start)
+        return (out, lse) if return_lse else out
 
     def reference(
         self,

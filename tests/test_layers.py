@@ -44,6 +44,7 @@ LAYERS = (
         "spdsl.explain",
         "spdsl.merging",
         "spdsl.selecting",
+        "spdsl.staged",
         "spdsl.reuse",
         "spdsl.reuse_plan",
         "spdsl.prove",

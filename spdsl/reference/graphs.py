@@ -11,7 +11,7 @@ from spdsl.diagnostics import error
 from spdsl.reference import attention, stages
 from spdsl.reference.worlds import World
 from spdsl.semantics.graph import Attention, Merge, is_free
-from spdsl.semantics.nodes import BoundPattern
+from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 from spdsl.semantics.softmaxes import MEMBER, POSITIONS, softmax_pattern
 
 
@@ -125,7 +125,7 @@ def _merged(stage: Merge, parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, T
     return out / divisor[..., None], torch.where(empty, -torch.inf, largest + torch.log(divisor))
 
 
-def refuse_no_lse(pattern: BoundPattern) -> None:
+def refuse_no_lse(pattern: BoundPattern | CheckedPattern) -> None:
     """Refuse to return an LSE that there is not.  Raises `SpatError` (SP306)."""
     if pattern.graph is not None and pattern.graph.returned is None:
         raise error(
