@@ -71,12 +71,15 @@ class Kind:
     Tensors come in one order: q, k, v, ``tables`` inputs, and places if there are any.  ``settings`` is what the
     operators are given besides: key, shape class, position of the first query, values of free parameters.  ``trained``
     says whether any tensor wants a gradient.  Tapes that hold for other lengths of keys, too, go to ``growing``.
+    ``made``: tables are made anew for every call, so that a tape which holds what was made of their values would never
+    be played again.
     """
 
     settings: tuple[str, str, int, tuple[int, ...]]
     tables: int
     trained: bool
     growing: Growing | None = None
+    made: bool = False
     outputs: Tapes = field(default_factory=lambda: Recent(size=_VALUES))
     gradients: dict[Hashable, Tapes] = field(default_factory=dict)
     checked: Recent[bool] = field(default_factory=lambda: Recent(size=_KINDS))
@@ -144,7 +147,7 @@ class Kind:
             self.checked.get(same, weakly(*tensors[3:]), lambda: True)
 
     def _keep(self, tapes: Tapes, tape: Tape | None, tensors: Sequence[Tensor], same: Hashable | None) -> None:
-        if tape is not None:
+        if tape is not None and not (self.made and tape.constant):
             tapes.get(same if tape.constant else _ANY, weakly(*tensors[3:]), lambda: tape)
 
 
@@ -154,10 +157,11 @@ def _known(tapes: Tapes, same: Hashable | None) -> Tape | None:
 
 
 class Direct:
-    """The kinds of calls of one `Attention`: ``key`` and ``values`` as the operators take them, ``names`` of inputs."""
+    """The kinds of calls of one `Attention`: ``key`` and ``values`` as the operators take them, ``names`` of inputs;
+    ``made`` as `Kind` has it."""
 
-    def __init__(self, key: str, values: tuple[int, ...], names: tuple[str, ...]) -> None:
-        self._key, self._values, self._names = key, values, names
+    def __init__(self, key: str, values: tuple[int, ...], names: tuple[str, ...], *, made: bool = False) -> None:
+        self._key, self._values, self._names, self._made = key, values, names, made
         self._kinds: dict[Hashable, Kind] = {}
         self._growing: dict[Hashable, Growing] = {}
 
@@ -221,7 +225,7 @@ class Direct:
             trained = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
             growing = None if tables else self._grows(tensors)
             settings = (self._key, shape, start, self._values)
-            kind = Kind(settings=settings, tables=len(tables), trained=trained, growing=growing)
+            kind = Kind(settings=settings, tables=len(tables), trained=trained, growing=growing, made=self._made)
             self._kinds[place] = kind
         return kind(tensors)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from spdsl.diagnostics import error
 from spdsl.runtime import operator
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.checks import check_inputs
+from spdsl.runtime.direct import Direct
 from spdsl.runtime.joined import Part, attend_jointly, joint
 from spdsl.runtime.lines import Lines
 from spdsl.runtime.memo import Memo
@@ -363,8 +365,13 @@ def _attended(given: Operands, made: Mapping[str, Tensor], key: str) -> tuple[Te
     part = _part(given, made, key)
     q, k, v, tables = part.q, part.k, part.v, list(part.tables)
     operator.foresee_gradients(q, k, v, tables, key, part.shape, ())
-    out, lse = operator.attend(q, k, v, tables, None, key, part.shape, part.q_start, ())
-    return out, lse
+    return _direct(key).attend(q, k, v, tables, None, part.shape, part.q_start)
+
+
+@lru_cache(maxsize=_MOST)
+def _direct(key: str) -> Direct:
+    """The calls of a softmax."""
+    return Direct(key, (), (), made=True)
 
 
 def _part(given: Operands, made: Mapping[str, Tensor], key: str) -> Part:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spdsl.diagnostics import error
 from spdsl.runtime.evaluate import Tables, evaluate
+from spdsl.runtime.recent import Recent
 from spdsl.runtime.shares import Line, Shares, by_member, shares
 from spdsl.semantics import axes as axis_rules
 from spdsl.semantics.expand import expand
@@ -19,6 +20,9 @@ from spdsl.semantics.nodes import Axis, BoundPattern, Const, Coord, Expr, Index,
 _counts: dict[tuple[int, str, str, int, int, int], tuple[BoundPattern, int]] = {}
 _MOST = 4096
 """Sizes of axes that are remembered."""
+
+_shared: Recent[Shares] = Recent(size=64)
+"""What is made of lengths alone, and would make the host wait for the device at every call."""
 
 
 def sizes_of_keys(pattern: BoundPattern, tables: Mapping[str, Tensor], q: Tensor, k: Tensor) -> dict[str, int]:
@@ -214,10 +218,20 @@ class Lines:
         """How the entries of an axis are shared out among those of another of the same side."""
         key = "shares", over, per, windows
         if key not in self.known:
-            self.known[key] = shares(self._line(over), None if per is None else self._line(per), windows)
+            self.known[key] = self._shares(over, per, windows)
         found = self.known[key]
         assert isinstance(found, Shares)
         return found
+
+    def _shares(self, over: str, per: str | None, windows: Windows | None) -> Shares:
+        def make() -> Shares:
+            return shares(self._line(over), None if per is None else self._line(per), windows)
+
+        if any(axis.table is not None for axis in self.pattern.axes):
+            return make()
+        # By identity: hashing a pattern takes longer than a launch.  The entry keeps it alive.
+        key = (id(self.pattern), over, per, windows, self.n, self.nq, self.q_start, self.device)
+        return _shared.get(key, self.pattern, make)
 
     def _line(self, axis: str) -> Line:
         name, side = axis.partition(".")[2], axis[0]

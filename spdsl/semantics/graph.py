@@ -307,9 +307,23 @@ def expressions(graph: StageGraph) -> Iterator[Expr]:
         yield from (export.value, export.only)
 
 
+_MOST = 8192
+"""Expressions whose loads are remembered."""
+
+_loads: dict[int, tuple[Expr, frozenset[str]]] = {}
+
+
 def loads(expr: Expr) -> frozenset[str]:
     """The names of the tables, tensors and stages that an expression reads."""
-    return frozenset(node.table for node in walk(expr) if isinstance(node, Load))
+    # By identity: every call of a pattern asks, and hashing an expression takes as long as going through it.  The entry
+    # keeps it alive.
+    found = _loads.get(id(expr))
+    if found is None:
+        if len(_loads) >= _MOST:
+            _loads.clear()
+        names = frozenset(node.table for node in walk(expr) if isinstance(node, Load))
+        found = _loads[id(expr)] = expr, names
+    return found[1]
 
 
 def index_of(axis: str) -> Expr:
