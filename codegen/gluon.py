@@ -21,9 +21,11 @@ from spdsl.codegen.blocks import (
     If,
     Kernel,
     Loop,
+    PicksEnd,
     Stream,
     ToldTiles,
 )
+from spdsl.codegen.contents import every
 from spdsl.codegen.emit import KernelSource, environment, helpers_in, macro_name
 
 NAMES: dict[bool, Mapping[str, str]] = {
@@ -44,7 +46,7 @@ NAMES: dict[bool, Mapping[str, str]] = {
 }
 """Names of Gluon by whether Triton is 3.7 or newer."""
 
-OWN = ("blocks", "forward_blocks", "fused_blocks")
+OWN = ("blocks", "forward_blocks", "fused_blocks", "dkdv_blocks")
 """Templates of blocks that are written in another way in Gluon, or only there."""
 
 Macros: TypeAlias = tuple[Any, ...]
@@ -66,7 +68,7 @@ def emit_gluon(graph: BlockGraph, kernel: Kernel, version: str | None = None) ->
             kernel=kernel,
             dtype=graph.dtype,
             names=names,
-            adds=_is_fused(kernel),
+            adds=_is_fused(kernel) or any(isinstance(block, PicksEnd) and block.added for block in every(kernel.body)),
             sizes=sizes,
             products=_products(kernel, sizes),
             layouts=_layouts(kernel, sizes),
@@ -105,6 +107,8 @@ def _layouts(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, str]:
         "SAME": "gl.BlockedLayout([1], [32], [4], [0])",
         "NUMBER": "gl.SwizzledSharedLayout(1, 1, 1, [0])",
     }
+    if kernel.name == "dkdv":
+        found["TILE"] = _SWIZZLED.format(128)
     if _is_fused(kernel):
         found["SWIZZLED"] = _SWIZZLED.format(128)
     if all(a.block is None for a in kernel.arguments if a.name == "O"):

@@ -17,6 +17,7 @@ from spdsl.codegen.cuts import lower_intervals
 from spdsl.codegen.distances import lower_distances
 from spdsl.codegen.forward import lower_forward
 from spdsl.codegen.fused import lower_fused, lower_ordered, lower_scaled, lower_touched
+from spdsl.codegen.picked_stream import lower_picked_stream
 from spdsl.codegen.streamed import lower_streamed
 
 
@@ -24,11 +25,15 @@ def _forward(plan: Plan) -> Kernel:
     return lower_streamed(plan) if plan.forward.specialised else lower_forward(plan)
 
 
+def _dkdv(plan: Plan) -> Kernel:
+    return lower_picked_stream(plan) if plan.dkdv.specialised else lower_dkdv(plan)
+
+
 LOWERINGS = (
     _forward,
     lower_delta,
     lower_dq,
-    lower_dkdv,
+    _dkdv,
     lower_fused,
     lower_touched,
     lower_ordered,

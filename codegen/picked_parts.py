@@ -19,7 +19,7 @@ from spdsl.semantics.nodes import Param
 
 def picked_end(sums: Sums, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
     """The end of a program by key: ``blocks``, or for one of several parts of a block its sums as they are."""
-    stores = tuple(StorePart(name=name, shape=shape) for name, shape in sums.accumulators)
+    stores = tuple(StorePart(name=name, shape=shape, waits=False) for name, shape in sums.accumulators)
     slot = Param(name="slot", dtype="int")
     whole = If(condition=compare("eq", slot, number(-1)), body=blocks)
     return (If(condition=compare("ge", slot, number(0)), body=stores, otherwise=(whole,)),)

@@ -67,6 +67,15 @@ from spdsl.codegen.blocks.picks import (
     RowBits,
     StoreEntries,
 )
+from spdsl.codegen.blocks.sent import (
+    FetchPicks,
+    PicksBegin,
+    PicksEnd,
+    PicksGradients,
+    PicksScores,
+    SentRows,
+    ToldQueries,
+)
 from spdsl.codegen.blocks.streamed import CopyOut, FetchQueries, SendEnd, SendTile, StreamBegin, StreamEnd, WriteOut
 from spdsl.codegen.blocks.tiles import (
     AddPart,
@@ -239,6 +248,13 @@ Block: TypeAlias = (
     | GatheredTurns
     | StoreEntries
     | EntryAt
+    | FetchPicks
+    | PicksBegin
+    | PicksEnd
+    | PicksGradients
+    | PicksScores
+    | SentRows
+    | ToldQueries
     | LoadEntries
 )
 

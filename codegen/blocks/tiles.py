@@ -128,10 +128,14 @@ class StorePairs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorePart:
-    """Write the accumulator ``name`` of ``item`` into its own memory, ``[items, *shape]`` in fp32."""
+    """Write the accumulator ``name`` of ``item`` into its own memory, ``[items, *shape]`` in fp32.
+
+    ``waits``: where warps are specialised, the copy engine may still be reading shared memory.
+    """
 
     name: str
     shape: tuple[str, ...]
+    waits: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from spdsl.analysis.specialising import copies_tiles, why_plain
 from spdsl.analysis.stages import Staged
 from spdsl.analysis.tiles import Interval, PickOrder, Picks, PickWalk, Slot, SlotWalk, TileRelation, Walk, lanes_of
 from spdsl.analysis.tiling import BITS, CROWD, FEW, KEPT, TILE, picked_tiles, positions_of
-from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Load
+from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Load
 from spdsl.semantics.rewrite import free_indices
 from spdsl.semantics.rewrite import walk as nodes_of
 
@@ -97,13 +97,15 @@ def picking(
         fine=fine,
         target=target,
     )
+    streamed = kind == "dkdv" and _is_streamed(chosen, problem, target, heads)
+    tiles = STREAMED if streamed else tiles
     given = dict(problem.tiles).get(kind)
     lanes = lanes_of(heads)
     apart = given is not None and (given.block_k % chosen.block if fine else chosen.block % given.block_k) == 0
     if given is not None and not given.specialised and apart:
         # Queries of a tile have a bit each where it matters which of them has picked a block.
         fits = given.block_q % lanes == 0 and (order == "gathered" or given.block_q // lanes <= BITS)
-        tiles = given if fits else tiles
+        tiles, streamed = (given, False) if fits else (tiles, streamed)
     positions = tiles.block_q // lanes
     gathered = order == "gathered"
     grain = replace(tiles, block_q=1 if gathered else positions, block_k=1 if fine and not gathered else tiles.block_k)
@@ -127,9 +129,31 @@ def picking(
             keep=chosen.keep,
             fine=fine,
         ),
+        specialised=streamed,
         # Where both sides are needed and one is gathered, it has no neighbours that the copy engine could take.
         descriptors=kind != "dkdv" and copies_tiles(problem, target),
     )
+
+
+STREAMED = Tiles(block_q=64, block_k=64, warps=4, stages=2, specialised=True)
+"""Tiles of a kernel by key for which a warp copies queries: two programs of this size share an SM of Hopper."""
+
+_LEAST = 8
+"""Heads of a list, at least, so that the copy engine has enough to move at once."""
+
+
+def _is_streamed(chosen: Picked, problem: Problem, target: str, heads: int) -> bool:
+    """Whether one warp copies the queries of a kernel by key, where its four others hold all sums: plain logits, and a
+    rest of the set that reads no table and is the same for all heads."""
+    pattern = problem.pattern
+    dims = {pattern.head_dim, problem.value_dim}
+    scale = pattern.attend.scale
+    plain = scale is None or (isinstance(scale, Const) and scale.value != 0)
+    plain = plain and pattern.attend.bias is None and pattern.attend.softcap is None
+    reads = any(isinstance(node, Load) or node == Index(name="h") for node in nodes_of(chosen.keep))
+    fits = heads == lanes_of(heads) and _LEAST <= heads <= STREAMED.block_q and chosen.block % STREAMED.block_k == 0
+    fits = fits and dims in ({64}, {128}) and problem.shape != "batched" and not chosen.fine
+    return target == "sm_90" and copies_tiles(problem, target) and plain and not reads and fits
 
 
 def _one_slot(walk: Walk, gathered: bool, tiles: Tiles) -> Slot:

@@ -135,3 +135,23 @@ def test_the_static_part_of_a_union_is_walked_in_closed_form() -> None:
     assert chosen.forward.picks is not None
     assert isinstance(chosen.dkdv.walk, PickWalk)
     assert isinstance(planned("causal and (chosen or q - k < 300)", target="cpu").forward.walk, ListWalk)
+
+
+def test_a_warp_copies_queries_by_key() -> None:
+    """On Hopper, for plain logits, where the copy engine has several heads of a query to move at once."""
+    assert planned("causal and chosen").dkdv.specialised
+    assert planned("causal and chosen", of="g, q.run", heads=8, block=128).dkdv.specialised
+    assert planned("causal and (q - k < 70 or chosen)", heads=32, groups=2).parts[-1].dkdv.specialised
+    for plain in (
+        planned("causal and chosen", heads=4),
+        planned("causal and chosen", heads=12),
+        planned("causal and chosen", heads=128),
+        planned("causal and chosen", block=32),
+        planned("causal and chosen", dtype="fp32"),
+        planned("causal and chosen", target="sm_100"),
+        planned("causal and chosen  bias 0.5 * (k - q)"),
+        planned("causal and chosen  softcap 5.0"),
+        planned("causal and chosen and q - k < 90 * (h + 1)"),
+    ):
+        assert isinstance(plain.dkdv.walk, PickWalk)
+        assert not plain.dkdv.specialised

@@ -23,6 +23,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,7 @@ class Group:
     written: list[Access] = field(default_factory=list)
     products: list[tuple[str, str]] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
+    numbers: list[str] = field(default_factory=list)
     may_go: Callable[[], bool] | None = None
     done: bool = False
 
@@ -247,7 +249,7 @@ class Racing(Machine):
         if self._failure is not None:
             raise self._failure
         for group in self._groups:
-            if group.products or group.copies:
+            if group.products or group.copies or group.numbers:
                 raise RaceError(
                     f"{group.name} ends while {len(group.products)} products and {len(group.copies)} copies run"
                 )
@@ -364,6 +366,21 @@ class Racing(Machine):
             return Int((1 << 31) - 1)  # other programs have had their turn
         return Int(0)
 
+    # Copies of numbers, each of which a thread asks for; a barrier is told of them by every thread of the warp.
+
+    def copy_numbers(self, memory: View, pointer: Any, mask: Any = None) -> None:
+        group = self._group()
+        # Threads copy different elements: what is in order for all of them counts.
+        known = {who: min(time, group.others.get(who, 0)) for who, time in group.speaker.items()}
+        group.numbers.append(self._asynchronous(memory, known, writes=True, kind="copy"))
+
+    def arrive_with_numbers(self, view: View, increment_count: bool) -> None:
+        assert not increment_count
+        group, barrier = self._group(), self._barrier(view)
+        barrier.released[-1].update(dict.fromkeys(group.numbers, 1))
+        group.numbers.clear()
+        self.arrive(view, 32)
+
     # Products of matrices.
 
     def warpgroup_mma(self, left: Any, right: Any, acc: Any, **more: Any) -> Opaque:
@@ -409,6 +426,8 @@ def run(text: str, kernel: str, arguments: Mapping[str, Any], at: tuple[Any, Any
     """
     machine = Racing(*at, seed)
     names: dict[str, Any] = {"gl": machine, "tma": machine, "mbarrier": machine, "gluon": Decorator()}
+    numbers = {"async_copy_global_to_shared": machine.copy_numbers, "mbarrier_arrive": machine.arrive_with_numbers}
+    names["async_copy"] = SimpleNamespace(**numbers)
     names |= {"range": machine.range, "builtin": lambda function: machine.add_to_memory}
     for name in ("warpgroup_mma", "warpgroup_mma_wait", "fence_async_shared"):
         names[name] = getattr(machine, name)

@@ -76,8 +76,9 @@ def test_source_of_picks(golden: Callable[..., None]) -> None:
     assert pattern.graph is not None
     softmax = softmax_pattern(pattern, pattern.graph.attentions[1].name)
     tables = tuple((table.name, "int32") for table in softmax.tables)
-    made = plan(Problem(pattern=softmax, dtype="bf16", value_dim=128, shape="square", tables=tables), "sm_90")
-    golden(emit(lower(made)).text, ending="py")
+    graph = lower(plan(Problem(pattern=softmax, dtype="bf16", value_dim=128, shape="square", tables=tables), "sm_90"))
+    golden(emit(graph).text, ending="py")
+    golden(gluon_text(graph, "dkdv"), "dkdv.py")
 
 
 @pytest.mark.parametrize("scale", [0.5, -0.5])

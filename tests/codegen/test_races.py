@@ -16,8 +16,10 @@ import spdsl
 from spdsl import prepare
 from spdsl.codegen.blocks import Kernel
 from spdsl.codegen.gluon import emit_gluon
+from spdsl.runtime import picks
 from spdsl.runtime.calls import Call
 from spdsl.runtime.launch import Loaded
+from spdsl.runtime.ranking import FAR
 from tests.codegen.machine import Int, Pointer
 from tests.codegen.race_machine import run, without
 
@@ -113,6 +115,37 @@ def test_no_access_races(name: str, deterministic: bool, started: list[Launch]) 
         each.run(each.text, seed)
 
 
+PICKS = """
+pattern picks() {
+  axis blk = token by 64
+  input chosen: bool[g, q, k.blk]
+  keep causal and chosen
+}
+"""
+
+
+def launch_picks(n: int = N) -> None:
+    """Forward and backward of blocks that queries have picked, those of the own block and of the first."""
+    q = torch.zeros(1, 16, n, DIM, dtype=torch.bfloat16, requires_grad=True)
+    k, v = torch.zeros(2, 1, 1, n, DIM, dtype=torch.bfloat16).requires_grad_()
+    own = torch.arange(n, dtype=torch.int32) // 64
+    lists = torch.stack([torch.zeros_like(own), own.clamp(min=1)], -1)[None]
+    lists[:, :64, 1] = FAR
+    out = spdsl.compile(spdsl.loads(PICKS))(q, k, v, chosen=lists)
+    torch.autograd.grad(out.sum(), (q, k))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_no_access_to_picks_races(parts: bool, started: list[Launch], monkeypatch: pytest.MonkeyPatch) -> None:
+    if parts:
+        monkeypatch.setattr(picks, "LEAST", 16)
+    launch_picks()
+    (dkdv,) = started
+    assert dkdv.kernel.name == "dkdv"
+    for seed in range(3):
+        dkdv.run(dkdv.text, seed)
+
+
 # Lines without which the text is wrong: a machine that misses one of them would miss a wrong template too.
 NEEDED = (
     r"mbarrier\.(wait|arrive)\(.*|gl\.thread_barrier\(\)( *#.*)?|fence_async_shared\(\)|tma\.store_wait\(0\)( *#.*)?"
@@ -121,13 +154,18 @@ NEEDED = (
 # Barriers that what comes with them makes superfluous: keys are overwritten after the values of the tile before were
 # given back, behind a barrier of their own; a turn of the fused kernel ends with one.  Two of the warp that
 # adds are for threads that this machine takes for one: the one that starts copies, and those that tell of their end.
-SPARED = {"forward": 1, "fused": 1, "ordered": 3}
+SPARED = {"forward": 1, "fused": 1, "ordered": 3, "dkdv": 0}
 
 
-@pytest.mark.parametrize("kernel", SPARED)
+@pytest.mark.parametrize(
+    "kernel", [pytest.param(name, marks=pytest.mark.slow if name == "dkdv" else ()) for name in SPARED]
+)
 def test_every_line_that_keeps_order_matters(kernel: str, started: list[Launch]) -> None:
     """In long rows, which go round the rings, and programs that do several tiles."""
-    launch("sliding_window", 1300, window=420, deterministic=kernel == "ordered")
+    if kernel == "dkdv":
+        launch_picks()
+    else:
+        launch("sliding_window", 1300, window=420, deterministic=kernel == "ordered")
     (whole,) = (each for each in started if each.kernel.name == kernel)
     if whole.kernel.persistent:
         whole = replace(whole, grid=(3, 1, 1))
@@ -141,6 +179,6 @@ def test_every_line_that_keeps_order_matters(kernel: str, started: list[Launch])
             noticed += 1
         else:
             unnoticed += [line] * any(reached)
-    assert noticed >= 15
+    assert noticed >= (6 if kernel == "dkdv" else 15)
     assert len(unnoticed) == SPARED[kernel], "\n".join(unnoticed)
     assert all("thread_barrier" in line for line in unnoticed), "\n".join(unnoticed)

@@ -33,6 +33,7 @@ class Case:
     by_head: bool = False
     window: int = 0
     batch: int = 1
+    dim: int = 128
     dtype: torch.dtype = torch.bfloat16
 
     @property
@@ -56,6 +57,11 @@ CASES = {
     "single keys": Case(heads=64, groups=1, n=600, block=1, picks=90),
     "single keys, 128 heads": Case(heads=128, groups=1, n=300, block=1, picks=70),
     "few keys and a window": Case(heads=32, groups=2, n=500, block=4, picks=20, window=50, batch=2),
+    "8 heads, long blocks": Case(heads=16, groups=2, n=1100, block=128, picks=3, batch=2),
+    "16 heads, narrow": Case(heads=32, groups=2, n=700, dim=64, dtype=torch.float16),
+    "runs of 16 heads": Case(heads=32, groups=2, n=1000, rows=64),
+    "short runs of 16 heads and a window": Case(heads=32, groups=2, n=900, rows=32, window=100),
+    "a block that all have picked": Case(heads=64, groups=4, n=3000, picks=2),
     "single": Case(heads=8, groups=1, n=400, dtype=torch.float32),
 }
 
@@ -99,11 +105,11 @@ def test_random_blocks(name: str) -> None:
     checked = read(text)
     assert checked.graph is not None
     key, _ = opened(softmax_key(key_of(checked, {}, None, None, deterministic=False), checked.graph.attentions[0].name))
-    (table,) = bound(key, case.heads, case.groups, 128).tables
+    (table,) = bound(key, case.heads, case.groups, case.dim).tables
     assert table.listed
     generator = torch.Generator().manual_seed(0)
-    q, d_out = torch.randn(2, case.batch, case.heads, case.n, 128, generator=generator)
-    k, v = torch.randn(2, case.batch, case.groups, case.n, 128, generator=generator)
+    q, d_out = torch.randn(2, case.batch, case.heads, case.n, case.dim, generator=generator)
+    k, v = torch.randn(2, case.batch, case.groups, case.n, case.dim, generator=generator)
     leaves = [x.to("cuda", case.dtype).requires_grad_() for x in (q, k, v)]
     lists, d_out = lists_of(case).cuda(), d_out.to("cuda", case.dtype)
     d_lse = torch.randn(d_out.shape[:3], generator=generator).cuda()

@@ -3,7 +3,7 @@
 bf16, 32 query heads on 2 key heads, shape square.
 forward: tiles of 64 queries and 64 keys, those picked, 16 heads of 4 queries to a tile.
 dq: tiles of 64 queries and 64 keys, those picked, 16 heads of 4 queries to a tile.
-dkdv: tiles of 32 queries and 64 keys, queries gathered by what they have picked, 16 heads of each to a tile.
+dkdv: tiles of 64 queries and 64 keys, queries gathered by what they have picked, 16 heads of each to a tile.
 """
 
 import triton
@@ -196,112 +196,6 @@ def dq(
 
 
 @triton.jit(do_not_specialize=["nq", "n", "blocks"])
-def dkdv(
-    Q,  # [batch, heads, nq, 128]
-    q_stride_b, q_stride_h, q_stride_n,
-    K,  # [batch, groups, n, 128]
-    k_stride_b, k_stride_h, k_stride_n,
-    V,  # [batch, groups, n, 128]
-    v_stride_b, v_stride_h, v_stride_n,
-    dO,  # [batch, heads, nq, 128]
-    do_stride_b, do_stride_h, do_stride_n,
-    LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
-    Delta,  # [batch, heads, nq]
-    dK,  # [batch, groups, n, 128]
-    dk_stride_b, dk_stride_h, dk_stride_n,
-    dV,  # [batch, groups, n, 128]
-    dv_stride_b, dv_stride_h, dv_stride_n,
-    nq,  # query rows
-    n,  # keys
-    item_rows,  # [items], blocks of keys over heads and sequences
-    item_first,  # [items], where its queries begin
-    item_last,  # [items], and end
-    item_slots,  # [items], where parts are kept; -1: alone, -2: none
-    list_tiles,  # runs of queries by the blocks that they have picked
-    blocks,  # blocks of keys of a head
-    Part_dk,  # [parts, BLOCK_K, HEAD_DIM]
-    Part_dv,  # [parts, BLOCK_K, VALUE_DIM]
-):
-    """dK and dV: each program owns a tile of keys and walks the tiles of queries, for every query head of its group."""
-    BLOCK_Q: tl.constexpr = 32
-    BLOCK_K: tl.constexpr = 64
-    HEAD_DIM: tl.constexpr = 128
-    VALUE_DIM: tl.constexpr = 128
-    HEADS: tl.constexpr = 32
-    turn = tl.program_id(0)
-    row = tl.load(item_rows + turn)  # block of keys, among those of all heads and sequences
-    first = tl.load(item_first + turn)  # its queries, or those of a part
-    last = tl.load(item_last + turn)
-    slot = tl.load(item_slots + turn)
-    owner = row // blocks % 2
-    b = row // blocks // 2  # sequence
-    first_head = owner * 16
-    g = owner  # key head
-    j = row % blocks  # tile of keys
-    item = slot
-    q_places = tl.arange(0, BLOCK_Q) % 2  # queries of a tile, head by head
-    h_rows = first_head + tl.arange(0, BLOCK_Q) // 2
-    h = h_rows[None, :]  # query heads
-    k_rows = j * BLOCK_K + tl.arange(0, BLOCK_K)
-    k = k_rows[:, None]  # positions, [BLOCK_K, 1]
-    k_base = K + b.to(tl.int64) * k_stride_b + g.to(tl.int64) * k_stride_h
-    k_offsets = tl.arange(0, BLOCK_K)[:, None] * k_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-    k_step = tl.full([], BLOCK_K, tl.int64) * k_stride_n  # from tile to tile
-    k_tile = tl.load(k_base + j * k_step + k_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, HEAD_DIM]
-    v_base = V + b.to(tl.int64) * v_stride_b + g.to(tl.int64) * v_stride_h
-    v_offsets = tl.arange(0, BLOCK_K)[:, None] * v_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-    v_step = tl.full([], BLOCK_K, tl.int64) * v_stride_n  # from tile to tile
-    v_tile = tl.load(v_base + j * v_step + v_offsets, mask=(k_rows < n)[:, None], other=0.0)  # [BLOCK_K, VALUE_DIM]
-    dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
-    dv = tl.zeros([BLOCK_K, VALUE_DIM], tl.float32)
-    lo = 64 * j  # touched tiles
-    hi = n
-    full_lo = tl.minimum(tl.maximum(64 * j + 63, lo), hi)  # full tiles
-    full_hi = tl.maximum(tl.minimum(tl.minimum(n, hi), nq), full_lo)
-    turns = tl.where(lo < hi, (last - first + 1) >> 1, 0)
-    q_base = Q + b.to(tl.int64) * q_stride_b + h_rows.to(tl.int64)[:, None] * q_stride_h
-    do_base = dO + b.to(tl.int64) * do_stride_b + h_rows.to(tl.int64)[:, None] * do_stride_h
-    row_base = (b * HEADS + h_rows).to(tl.int64) * nq
-    # queries that have picked the block
-    for t in tl.range(0, turns):
-        entry = first + t * 2 + q_places
-        listed = entry < last
-        q_listed = tl.load(list_tiles + entry, mask=listed, other=0)
-        q_listed = tl.where(listed, q_listed, nq)
-        nearest = tl.load(list_tiles + first + t * 2)
-        farthest = tl.load(list_tiles + tl.minimum(first + t * 2 + 1, last - 1))
-        masked = (nearest < full_lo) | (farthest >= full_hi)
-        q_rows = q_listed
-        q = q_rows[None, :]  # positions, [1, BLOCK_Q]
-        q_tile = tl.load(q_base + q_rows.to(tl.int64)[:, None] * q_stride_n + tl.arange(0, HEAD_DIM)[None, :], mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, HEAD_DIM]
-        do_tile = tl.load(do_base + q_rows.to(tl.int64)[:, None] * do_stride_n + tl.arange(0, VALUE_DIM)[None, :], mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
-        lse = tl.load(LSE2 + row_base + q_rows, mask=q_rows < nq, other=float("inf"))[None, :]
-        delta = tl.load(Delta + row_base + q_rows, mask=q_rows < nq, other=0.0)[None, :]
-        scores = tl.dot(k_tile, tl.trans(q_tile))  # [BLOCK_K, BLOCK_Q]
-        p = tl.exp2(scores * 0.12751743082459868 - lse)
-        if masked:
-            p = tl.where(q >= k, p, 0.0)  # nsa.spat:14
-        dv = tl.dot(p.to(tl.bfloat16), do_tile, dv)  # [BLOCK_K, VALUE_DIM]
-        dp = tl.dot(v_tile, tl.trans(do_tile))  # [BLOCK_K, BLOCK_Q]
-        ds = p * (dp - delta)  # gradient of the logits
-        dk = tl.dot(ds.to(tl.bfloat16), q_tile, dk)  # [BLOCK_K, HEAD_DIM]
-    if slot >= 0:
-        tl.store(Part_dk + item.to(tl.int64) * (BLOCK_K * HEAD_DIM) + tl.arange(0, BLOCK_K)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :], dk)
-        tl.store(Part_dv + item.to(tl.int64) * (BLOCK_K * VALUE_DIM) + tl.arange(0, BLOCK_K)[:, None] * VALUE_DIM + tl.arange(0, VALUE_DIM)[None, :], dv)
-    else:
-        if slot == -1:
-            dk_base = dK + b.to(tl.int64) * dk_stride_b + g.to(tl.int64) * dk_stride_h
-            dk_offsets = tl.arange(0, BLOCK_K)[:, None] * dk_stride_n + tl.arange(0, HEAD_DIM)[None, :]
-            dk_step = tl.full([], BLOCK_K, tl.int64) * dk_stride_n  # from tile to tile
-            dk = dk * 0.08838834764831843
-            tl.store(dk_base + j * dk_step + dk_offsets, dk.to(tl.bfloat16), mask=(k_rows < n)[:, None])
-            dv_base = dV + b.to(tl.int64) * dv_stride_b + g.to(tl.int64) * dv_stride_h
-            dv_offsets = tl.arange(0, BLOCK_K)[:, None] * dv_stride_n + tl.arange(0, VALUE_DIM)[None, :]
-            dv_step = tl.full([], BLOCK_K, tl.int64) * dv_stride_n  # from tile to tile
-            tl.store(dv_base + j * dv_step + dv_offsets, dv.to(tl.bfloat16), mask=(k_rows < n)[:, None])
-
-
-@triton.jit(do_not_specialize=["nq", "n", "blocks"])
 def dkdv_combine(
     dK,  # [batch, groups, n, 128]
     dk_stride_b, dk_stride_h, dk_stride_n,
@@ -316,7 +210,7 @@ def dkdv_combine(
     Part_dv,  # [parts, BLOCK_K, VALUE_DIM]
 ):
     """The parts of blocks that many queries have picked, added up: each program owns some keys."""
-    BLOCK_Q: tl.constexpr = 32
+    BLOCK_Q: tl.constexpr = 64
     BLOCK_K: tl.constexpr = 16
     HEAD_DIM: tl.constexpr = 128
     VALUE_DIM: tl.constexpr = 128
