@@ -6,10 +6,13 @@ Run with ``TRITON_INTERPRET=1``.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import DrawFn, booleans, composite, integers, sampled_from
 
 import spdsl
 from spdsl.runtime import picks
@@ -97,11 +100,58 @@ PROGRAMS = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def many_parts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(picks, "LEAST", 16)  # blocks are cut
+        yield
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_program(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picks, "LEAST", 16)  # blocks are cut
-    program = PROGRAMS[name]
-    generator = torch.Generator().manual_seed(len(name))
+def test_program(name: str) -> None:
+    check(PROGRAMS[name], seed=len(name))
+
+
+@composite
+def programs(draw: DrawFn) -> Program:
+    """A program of some shape; blocks, runs and lengths fit each other or do not."""
+    by = draw(sampled_from(("g, q", "h, q", "g, q.run", "h, q.run")))
+    groups = draw(integers(1, 2))
+    n = draw(integers(20, 140))
+    clauses = ("causal and chosen", "chosen", "causal and (q - k < 11 or chosen)", "causal and q - k < 33 and chosen")
+    trained = draw(booleans())
+    return Program(
+        keep=draw(sampled_from((*clauses, "causal and (k.blk == q.blk or chosen)", "causal and (k < 3 or chosen)"))),
+        more="sink_logit rest[h]" if trained else draw(sampled_from(("", "softcap 6.0", "bias 0.05 * (k - q)"))),
+        of=by,
+        block=draw(sampled_from((1, 4, 8, 16, 32, 48, 64))),
+        picks=draw(integers(1, 6)),
+        heads=groups * draw(sampled_from((1, 2, 3, 4, 8, 16))),
+        groups=groups,
+        nq=draw(integers(1, n)),
+        n=n,
+        batch=draw(integers(1, 2)),
+        trained=(("rest", "h"),) if trained else (),
+        dtype=draw(sampled_from((torch.float16, torch.float32))),
+    )
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(programs())
+def test_random_program(program: Program) -> None:
+    check(program, seed=1)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(programs())
+def test_many_random_programs(program: Program) -> None:
+    check(program, seed=2)
+
+
+def check(program: Program, seed: int) -> None:
+    """Compare output, LSE and all gradients with the reference."""
+    generator = torch.Generator().manual_seed(seed)
     attn = spdsl.compile(spdsl.loads(program.text), backend="triton")
     q = torch.randn(program.batch, program.heads, program.nq, 8, generator=generator)
     k, v = torch.randn(2, program.batch, program.groups, program.n, 8, generator=generator)
