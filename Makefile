@@ -39,7 +39,7 @@ test: $(VENV)/.spdsl-test
 
 # The names of Gluon change from one version to the next.  What is found first on the path shadows the other Triton.
 test-newer: $(VENV)/newer/$(NEWER)
-	PYTHONPATH=$(abspath $(VENV)/newer) $(RUN) -m pytest -n $(JOBS) -m "not gpu and not slow" tests/aot/test_streamed.py tests/aot/test_fused.py
+	PYTHONPATH=$(abspath $(VENV)/newer) $(RUN) -m pytest -n $(JOBS) -m "not gpu and not slow" tests/aot/test_streamed.py tests/aot/test_fused.py tests/aot/test_picked_stream.py
 
 test-all: $(VENV)/.spdsl-test
 	$(RUN) -m pytest -n $(JOBS) --ignore tests/interpreter --ignore tests/aot

@@ -35,6 +35,7 @@ NAMES: dict[bool, Mapping[str, str]] = {
         "barrier": "thread_barrier",
         "add": "add_to_memory",
         "view": "_reinterpret",
+        "number": "async_copy.async_copy_global_to_shared",
     },
     True: {
         "load": "async_load",
@@ -42,6 +43,7 @@ NAMES: dict[bool, Mapping[str, str]] = {
         "barrier": "barrier",
         "add": "tma.async_atomic_add",
         "view": "reinterpret",
+        "number": "async_copy.async_load",
     },
 }
 """Names of Gluon by whether Triton is 3.7 or newer."""

@@ -8,6 +8,7 @@ import pytest
 
 from spdsl.codegen.aot import compile_kernels
 from tests.analysis.test_picks import planned
+from tests.aot.test_fused import SPARE
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here")
 
@@ -28,4 +29,4 @@ def test_two_programs_share_an_sm(name: str) -> None:
     assert binary.binary[:4] == b"\x7fELF"
     assert binary.shared <= 113 * 1024
     assert binary.registers <= 128
-    assert binary.spills <= 4
+    assert binary.spills <= 4 + SPARE
