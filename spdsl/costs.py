@@ -74,6 +74,14 @@ class Prediction:
         """The least time of a forward pass: the pairs kept at the rate of matrix products, or memory read once."""
         return sum(each.estimate.floor for each in self.kernels if each.kind == "forward")
 
+    @property
+    def verdict(self) -> dict[str, Verdict]:
+        """What the model says of the kernels beside dense attention."""
+        return {
+            "forward": verdict_of(self.dense_forward / self.forward),
+            "backward": verdict_of(self.dense_backward / self.backward),
+        }
+
     def as_dict(self) -> dict[str, Any]:
         """The prediction for `--json`; times in seconds."""
         return {
@@ -86,10 +94,7 @@ class Prediction:
                 "mask": self.against,
                 "forward": self.dense_forward,
                 "backward": self.dense_backward,
-                "verdict": {
-                    "forward": verdict_of(self.dense_forward / self.forward),
-                    "backward": verdict_of(self.dense_backward / self.backward),
-                },
+                "verdict": self.verdict,
             },
             "kernels": [
                 {

@@ -170,6 +170,7 @@ def as_dict(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "backward": row.prediction.backward,
             "dense_forward": row.prediction.dense_forward,
             "dense_backward": row.prediction.dense_backward,
+            "verdict": row.prediction.verdict,
         }
         for row in rows
     ]

@@ -130,14 +130,10 @@ def explain(
     if over or plot:
         if target == "cpu":
             raise typer.BadParameter("times are predicted for GPUs; name another target", param_hint="--over")
-        _what_if(
-            call_with,
-            _parsed(over or ["n=4096,8192,16384,32768,65536"]),
-            device_for(target, gpu),
-            plot,
-            loaded.name,
-            as_json,
-        )
+        values_of = _parsed(over or ["n=4096,8192,16384,32768,65536"])
+        same = {"n": f"{n:,} tokens", "heads": f"{heads} heads", "head_dim": f"head dim {head_dim}"}
+        fixed = ", ".join(words for name, words in same.items() if name not in values_of)
+        _what_if(call_with, values_of, device_for(target, gpu), plot, loaded.name, f"{fixed}, {dtype}", as_json)
         return
     if every:
         if target == "cpu":
@@ -234,6 +230,7 @@ def _what_if(
     device: DeviceProfile,
     plot: Path | None,
     name: str,
+    fixed: str,
     as_json: bool,
 ) -> None:
     from spdsl.whatif import as_dict, table
@@ -241,13 +238,15 @@ def _what_if(
 
     rows = table(make, over, device)
     if plot is not None:
-        draw(rows, plot, f"{name}, predicted for {device.name}")
+        draw(rows, plot, f"{name}: {fixed}, predicted for {device.name}")
     if as_json:
         print_json({"ok": True, "device": device.name, "origin": device.origin, "rows": as_dict(rows)})
         return
     heads = (*over, "forward", "backward", "dense forward", "dense backward", "faster by")
     print_table(heads, [_cells(row, over) for row in rows])
-    typer.echo(f"milliseconds, predicted for {device.name}" + (f"; drawn into {plot}" if plot is not None else ""))
+    typer.echo(
+        f"milliseconds for {fixed}, predicted for {device.name}" + (f"; drawn into {plot}" if plot is not None else "")
+    )
 
 
 def _cells(row: Row, over: Mapping[str, Sequence[int]]) -> tuple[str, ...]:

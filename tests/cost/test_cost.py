@@ -246,7 +246,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run([*words, "--json", "--plot", str(tmp_path / "t.png")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [(row["n"], row["window"]) for row in found["rows"]] == [(2048, 64), (2048, 128), (4096, 64), (4096, 128)]
+    assert all(row["verdict"]["forward"] in ("faster", "about as fast", "slower") for row in found["rows"])
     assert (tmp_path / "t.png").read_bytes()[:4] == b"\x89PNG"
+    assert run(["explain", "causal", "--over", "heads=4,8", "-n", "2048", "--head-dim", "128"]) == 0
+    assert "milliseconds for 2,048 tokens, head dim 128, bf16, predicted for" in capsys.readouterr().out
     assert run(["explain", "causal", "--json"]) == 0
     cost = json.loads(capsys.readouterr().out)["cost"]
     assert cost["forward"] == pytest.approx(sum(k["seconds"] for k in cost["kernels"] if k["kind"] == "forward"))
