@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 import spdsl
-from benchmarks.subjects import Subject, checked, fitted, suite
+from benchmarks.subjects import Subject, checked, fitted, suite, tuned
 from benchmarks.timing import dense_run, dense_times, machine, seconds_of, started, union_times
 from spdsl.analysis.candidates import candidates
 from spdsl.analysis.plan import plan as make_plan
@@ -94,7 +94,7 @@ class Built:
 def families() -> list[list[Subject]]:
     """All subjects, those together that share kernels; the families with the most first."""
     found: dict[tuple[object, ...], list[Subject]] = defaultdict(list)
-    for subject in (*fitted(), *checked(), *suite()):
+    for subject in (*fitted(), *checked(), *suite(), *tuned()):
         found[subject.family].append(subject)
     return sorted(found.values(), key=len, reverse=True)
 
@@ -233,6 +233,8 @@ def _measure(subject: Subject, number: int, built: Built) -> Iterator[Row]:
     about = {"subject": subject.name, "role": subject.role, "shape": [str(each) for each in subject.shape]}
     about |= {"against": "causal" if built.causal else "full"}
     kernels = [each for each in built.kernels if number in each.works]
+    if subject.role == "tune":
+        kernels = [each for each in kernels if each.kind == "forward"]  # others have no candidates
     if not kernels:
         return
     torch.manual_seed(0)
@@ -254,6 +256,11 @@ def _measure(subject: Subject, number: int, built: Built) -> Iterator[Row]:
         yield about | {"kind": ready.kind, "default": ready.default, "works": works, "seconds": seconds}
 
 
+def _beside_dense(subjects: list[Subject]) -> list[Subject]:
+    """Those that are compared with dense attention."""
+    return [subject for subject in subjects if subject.role != "tune"]
+
+
 def work_through(mine: list[Task], folder: Path, pipe: Any) -> None:
     """A process that measures some tasks when it is told to: it takes a task, the number of one of its subjects
     and whether dense attention of this shape is meant, and answers with rows.  What it can do before, it does before.
@@ -266,7 +273,7 @@ def work_through(mine: list[Task], folder: Path, pipe: Any) -> None:
         kernels = tuple(each for each in found.kernels if _runs(groups[task.family], found, each))
         built[task] = replace(found, kernels=kernels)
         if task.group == "main":
-            for subject in groups[task.family]:
+            for subject in _beside_dense(groups[task.family]):
                 dense_run(subject, causal=found.causal)()  # cuDNN plans for every shape, at the first call of it
 
     for task in mine:
@@ -331,10 +338,10 @@ def measure(todo: list[Task], folder: Path, out: Path, jobs: int, until: float, 
                 continue
             task = left.pop(ready)
             whole = True
-            for number in range(len(groups[task.family])):
+            for number, subject in enumerate(groups[task.family]):
                 if whole := time.time() < until:
                     ask(pipes[ready % jobs], (task, number, False))
-                    if task.group == "main":
+                    if task.group == "main" and _beside_dense([subject]):
                         ask(pipes[ready % jobs], (task, number, True))
             print(f"{time.time() - begin:.1f} s: {task.name} {'done' if whole else 'cut'}", flush=True)
     print("left:", *(task.name for task in left.values()), flush=True)

@@ -16,13 +16,11 @@ from typing import Any
 import torch
 
 from spdsl.analysis.cost import delta_seconds, dense_seconds, estimate, held, program_share
-from spdsl.analysis.device import Dense, DeviceProfile, Rate
+from spdsl.analysis.device import COSTS, Dense, DeviceProfile, Rate
 from spdsl.analysis.plans import Tiles
 from spdsl.analysis.work import Before, Work
 
 Row = dict[str, Any]
-COSTS = ("program", "full", "masked", "operation", "load", "extra", "listed")
-"""What is fitted; here ``masked`` is what masking adds to a full tile."""
 
 
 def works_of(row: Row) -> list[Work]:
@@ -102,15 +100,16 @@ def _dense_rates(row: Row, heads: int, n: int, dim: int, device: DeviceProfile) 
     return forward, backward
 
 
-def _features(row: Row, device: DeviceProfile) -> list[float]:
+def _features(row: Row, device: DeviceProfile, alone: float) -> list[float]:
     [work] = works_of(row)
     share = work.masked / work.touched if work.touched else 0.0
     long = work.longest or work.touched / work.programs
     per = device.multiprocessors
-    full, masked = held(work, work.full, long * (1 - share), per), held(work, work.masked, long * share, per)
+    full = held(work, work.full, long * (1 - share), per, alone)
+    masked = held(work, work.masked, long * share, per, alone)
     every = full + masked
     return [
-        held(work, work.programs, 1, per) * program_share(work, per),
+        held(work, work.programs, 1, per, alone) * program_share(work, per),
         full + masked,
         masked,
         masked * work.operations,
@@ -121,8 +120,18 @@ def _features(row: Row, device: DeviceProfile) -> list[float]:
 
 
 def _costs(rows: Sequence[Row], device: DeviceProfile) -> dict[str, float]:
-    """Costs by name."""
-    matrix = torch.tensor([_features(row, device) for row in rows], dtype=torch.float64)
+    """Costs by name: those that fit best, with the best of some factors for programs that are alone."""
+    tried = [(*_fitted(rows, device, alone), alone) for alone in ALONE]
+    found, _, alone = min(tried, key=lambda each: each[1])
+    return found | {"alone": alone}
+
+
+ALONE = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+
+
+def _fitted(rows: Sequence[Row], device: DeviceProfile, alone: float) -> tuple[dict[str, float], float]:
+    """Costs by name, and how far they are from the times."""
+    matrix = torch.tensor([_features(row, device, alone) for row in rows], dtype=torch.float64)
     fixed = [seconds(row, replace(device, rates=(_free(row),))) for row in rows]
     times = torch.tensor([row["seconds"] - start for row, start in zip(rows, fixed, strict=True)], dtype=torch.float64)
     scale = torch.tensor([row["seconds"] for row in rows], dtype=torch.float64)
@@ -134,7 +143,7 @@ def _costs(rows: Sequence[Row], device: DeviceProfile) -> dict[str, float]:
         errors = ((matrix @ solution - times) / scale).abs()
         weights = 1 / (scale * errors.clamp(min=0.02).sqrt())
     found = dict(zip(COSTS, solution.tolist(), strict=True))
-    return found | {"masked": found["full"] + found["masked"]}
+    return found | {"masked": found["full"] + found["masked"]}, float(errors.sum())
 
 
 PRIOR = 0.1

@@ -58,11 +58,12 @@ pattern capped(window: int in 1.. = 1024) {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A mask at a shape; ``pattern`` is a library name or a text.  ``role``: the model is fitted on it, or checked."""
+    """A mask at a shape; ``pattern`` is a library name or a text.  ``role``: the model is fitted on it, or checked, or
+    its candidates are measured for the tables that ship."""
 
     name: str
     pattern: str
-    role: Literal["fit", "check", "suite"]
+    role: Literal["fit", "check", "suite", "tune"]
     n: int
     heads: int
     dim: int
@@ -107,14 +108,14 @@ def _prefix(size: int) -> Inputs:
 def fitted() -> Iterator[Subject]:
     """Those on which the model is fitted."""
     for subject in _fitted():
-        yield replace(subject, name=f"{subject.name}_d{subject.dim}")
+        yield replace(subject, name=f"fit_{subject.name}_d{subject.dim}")
 
 
 def _fitted() -> Iterator[Subject]:
     for dim in (128, 64):
         base: dict[str, Any] = {"role": "fit", "dim": dim}
         yield Subject(name="causal", pattern="causal", n=16384, heads=16, **base)
-        yield Subject(name="causal", pattern="causal", n=4096, heads=16, **base)
+        yield Subject(name="causal_4096", pattern="causal", n=4096, heads=16, **base)
         if dim == 128:
             yield Subject(name="full", pattern="full", n=8192, heads=16, **base)
         for window in (128, 512, 2048):
@@ -178,6 +179,24 @@ def suite() -> Iterator[Subject]:
 
 def _of_case(case: Case) -> Inputs:
     return lambda n: case.inputs(torch.device("cpu"))
+
+
+def tuned() -> Iterator[Subject]:
+    """Calls of which the best tiles ship with the package."""
+    for heads, groups, dim in ((16, None, 128), (16, None, 64), (32, 8, 128)):
+        shape: dict[str, Any] = {"role": "tune", "heads": heads, "groups": groups, "dim": dim}
+        end = f"{heads}of{groups or heads}x{dim}"
+        for n in (2048, 4096, 8192, 16384, 32768):
+            yield Subject(name=f"tune_causal_{n}_{end}", pattern="causal", n=n, **shape)
+            for window in (128, 256, 512, 1024, 2048, 4096):
+                if window < n:
+                    given = {"window": window}
+                    name = f"tune_swa{window}_{n}_{end}"
+                    yield Subject(name=name, pattern="sliding_window", parameters=given, n=n, **shape)
+            for window in (1024, 4096) if groups is None else ():
+                given = {"window": window, "sinks": 4}
+                name = f"tune_streaming{window}_{n}_{end}"
+                yield Subject(name=name, pattern="streaming", parameters=given, n=n, **shape)
 
 
 def checked(count: int = 100) -> Iterator[Subject]:

@@ -30,7 +30,7 @@ heads start first, little is left of them in the end; where heads come one after
 EVEN = 0.7
 """What is left of a program's own time where it begins while the one before it ends."""
 
-PROBE = 1e-6
+PROBE = 4e-7
 """Seconds of one step of a search in a sorted table: two reads that wait for each other."""
 
 
@@ -79,7 +79,9 @@ def estimate(work: Work, device: DeviceProfile, *, pairs: int | None = None, siz
     rate, near = rate_for(work, device)
     terms = terms_of(work, rate, device.multiprocessors)
     spread = sum(each.count * each.cost for each in terms) / device.multiprocessors
-    busiest = sum(held(work, each.count, each.longest, device.multiprocessors) * each.cost for each in terms)
+    busiest = sum(
+        held(work, each.count, each.longest, device.multiprocessors, rate.alone) * each.cost for each in terms
+    )
     end = busiest - spread
     start = device.launch + _before(work, device)
     useful = work.flops if pairs is None else work.flops * pairs / max(1, _area(work) * work.touched)
@@ -125,20 +127,23 @@ def formula(found: Estimate) -> sympy.Expr:
     return total
 
 
-def held(work: Work, count: float, longest: float, multiprocessors: int) -> float:
-    """How much of a ``count`` the busiest multiprocessor does, of which the longest program does ``longest``."""
-    return _busiest(work.programs, count, longest, multiprocessors, alike=work.even, tail=TAIL[work.kind])
+def held(work: Work, count: float, longest: float, multiprocessors: int, alone: float) -> float:
+    """How much of a ``count`` the busiest multiprocessor does, of which the longest program does ``longest``; what is
+    done by one program ``alone`` counts so many times."""
+    return _busiest(work.programs, count, longest, multiprocessors, alike=work.even, tail=TAIL[work.kind], alone=alone)
 
 
-def _busiest(programs: int, count: float, longest: float, multiprocessors: int, *, alike: bool, tail: float) -> float:
+def _busiest(
+    programs: int, count: float, longest: float, multiprocessors: int, *, alike: bool, tail: float, alone: float = 1.0
+) -> float:
     """Programs that are alike go round in whole turns, some of them with long ones alone.  Others fill what is left by
     those before them, but for the last."""
     turns = programs / multiprocessors
     if alike:
         return longest * math.ceil(turns)
     if turns <= 1:
-        return longest
-    return count / multiprocessors + tail * longest
+        return longest * alone
+    return max(longest * alone, count / multiprocessors + tail * longest)
 
 
 def program_share(work: Work, multiprocessors: int) -> float:
@@ -239,17 +244,19 @@ DENSE_ROWS = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pass:
-    """A pass of dense attention: kernels that start beside it, what a program takes in tiles, and how much of the
-    longest is not hidden; fitted to cuDNN on an H200."""
+    """A pass of dense attention: kernels that start beside it, what a program takes in tiles, how much of the longest
+    is not hidden, and how many times as long it takes where no mask is given and tiles reach beyond the last position;
+    fitted to cuDNN on an H200."""
 
     products: float
     starts: int
     program: float
     tail: float
+    ragged: float
 
 
-_FORWARD = _Pass(products=1.0, starts=3, program=2.0, tail=0.7)
-_BACKWARD = _Pass(products=2.5, starts=10, program=3.0, tail=0.5)
+_FORWARD = _Pass(products=1.0, starts=4, program=1.0, tail=0.7, ragged=1.12)
+_BACKWARD = _Pass(products=2.5, starts=6, program=2.0, tail=0.7, ragged=1.03)
 
 
 def dense_seconds(
@@ -270,7 +277,8 @@ def dense_seconds(
         programs = heads * own
         count, longest = heads * walked + programs * work.program, other + work.program
         busiest = _busiest(programs, count, longest, device.multiprocessors, alike=not causal, tail=work.tail)
-        return work.starts * device.launch + busiest * work.products * one / rate
+        ragged = work.ragged if not causal and (nq % DENSE_ROWS or n % DENSE_ROWS) else 1.0
+        return work.starts * device.launch + busiest * work.products * one * ragged / rate
 
     return (
         seconds(tiles[0], tiles[1], nearest.forward, _FORWARD),

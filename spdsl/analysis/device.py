@@ -25,7 +25,8 @@ class Rate:
 
     ``program`` is what a program takes beside its tiles, ``full`` and ``masked`` a tile of either kind; ``operation``
     and ``load`` what each of a mask's adds to a masked tile, ``extra`` what each of a bias adds to any tile, ``listed``
-    what finding a tile in memory does.
+    what finding a tile in memory does.  ``alone`` says how many times its cost a tile takes where a program has a
+    multiprocessor to itself: costs are those of one among others that hide its waiting.
     """
 
     kind: Kind
@@ -39,6 +40,11 @@ class Rate:
     load: float
     extra: float
     listed: float
+    alone: float = 1.0
+
+
+COSTS = ("program", "full", "masked", "operation", "load", "extra", "listed")
+"""The costs of a rate that grow with the work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +90,7 @@ class DeviceProfile:
 
     def scaled(self, factor: float, **changes: Any) -> DeviceProfile:
         """The profile with every cost multiplied."""
-        costs = ("program", "full", "masked", "operation", "load", "extra", "listed")
-        rates = tuple(replace(each, **{name: getattr(each, name) * factor for name in costs}) for each in self.rates)
+        rates = tuple(replace(each, **{name: getattr(each, name) * factor for name in COSTS}) for each in self.rates)
         dense = tuple(
             replace(each, forward=each.forward / factor, backward=each.backward / factor) for each in self.dense
         )

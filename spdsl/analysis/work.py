@@ -9,6 +9,9 @@ from spdsl.analysis.tiles import DistanceWalk, ListWalk, PickWalk
 from spdsl.semantics.nodes import Apply, Expr, Load
 from spdsl.semantics.rewrite import free_indices, walk
 
+SOFTCAP = 16
+"""Operations that a soft cap takes: an exponential and a quotient are worth several."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Before:
@@ -93,7 +96,7 @@ def work_of(
         longest=longest,
         operations=_of_pairs(plan.keep, Apply),
         loads=_of_pairs(plan.keep, Load),
-        extra=sum(_of_pairs(each, Apply | Load) for each in logits) + (4 if plan.softcap is not None else 0),
+        extra=sum(_of_pairs(each, Apply | Load) for each in logits) + (SOFTCAP if plan.softcap is not None else 0),
         listed=isinstance(kernel.walk, ListWalk | DistanceWalk | PickWalk),
         rows=rows,
         even=even,

@@ -97,8 +97,8 @@ def test_candidates_are_planned_and_fit(kind: Kind, dim: int) -> None:
 
 
 def test_small_tiles_share_a_multiprocessor() -> None:
-    """With warps of their own for copies: four stages of them are too much beside another program at head dim 128."""
-    for dim, stages in ((64, {3, 4}), (128, {3})):
+    """With warps of their own for copies: three stages of them are too much beside another program at head dim 256."""
+    for dim, stages in ((64, {3}), (128, {3}), (256, set())):
         default = plan(situation("causal").problem(), "sm_90").forward
         found = candidates("forward", dtype="bf16", head_dim=dim, value_dim=dim, target="sm_90", default=default)
         assert {each.stages for each in found if each.specialised and each.block_q == 64} == stages
