@@ -34,6 +34,10 @@ PROBE = 4e-7
 """Seconds of one step of a search in a sorted table: two reads that wait for each other."""
 
 
+COPY, SUMS = 4, 5
+"""Starts that a copy of rows takes, and clearing and scaling the sums of dQ: small kernels that wait for each other."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
     """One kind of work: how much there is of it (``count``), its ``cost`` in seconds of a multiprocessor, and how much
@@ -230,11 +234,11 @@ def _before(work: Work, device: DeviceProfile) -> float:
     """What runs ahead of the kernel itself, and beside it: the fused backward clears its sums of dQ and scales them in
     the end."""
     before = work.before
-    found = before.copies * device.launch + before.bytes / device.copy_rate
+    found = COPY * before.copies * device.launch + before.bytes / device.copy_rate
     if before.searched:
         found += device.launch + PROBE * math.log2(before.searched + 1)
     if work.kind == "fused":
-        found += 2 * device.launch + work.rows * work.head_dim * (4 + 4 + 2) / device.copy_rate
+        found += SUMS * device.launch + work.rows * work.head_dim * (4 + 4 + 2) / device.copy_rate
     return found
 
 

@@ -12,7 +12,7 @@ import sympy
 import torch
 
 import spdsl
-from spdsl.analysis.cost import PROBE, TAIL, estimate, rate_for
+from spdsl.analysis.cost import COPY, PROBE, TAIL, estimate, rate_for
 from spdsl.analysis.device import DATA_SHEETS, DeviceProfile, profile_for, shipped
 from spdsl.analysis.plans import Tiles
 from spdsl.analysis.work import Before, Work
@@ -181,12 +181,28 @@ def test_programs_that_are_alike_go_round_in_turns() -> None:
     assert estimate(few, H200).seconds == pytest.approx(H200.launch + rate.program + 50 * rate.full)
 
 
+def test_a_program_that_is_alone_waits_for_itself() -> None:
+    """Where costs are shares of several programs: in a turn that is not full, and where the longest is all that is left;
+    not where there is work for all."""
+    rates = tuple(replace(each, alone=2.0) for each in H200.rates)
+    device, shared = replace(H200, rates=rates), replace(H200, rates=tuple(replace(r, alone=1.0) for r in rates))
+    few = some_work(programs=20, full=100, masked=0, longest=50)
+    rate = rate_for(few, shared)[0]
+    assert estimate(few, device).seconds == pytest.approx(H200.launch + 2 * (rate.program + 50 * rate.full))
+    long = some_work(programs=1000, full=5000, masked=0, longest=500)
+    assert estimate(long, device).seconds == pytest.approx(
+        H200.launch + 2 * (500 * rate.full) + rate.program * 1000 / 132 + 0.5 * rate.program, rel=1e-6
+    )
+    many = some_work(programs=100_000, full=500_000, masked=0, longest=40)
+    assert estimate(many, device) == estimate(many, shared)
+
+
 def test_what_runs_before_a_kernel_counts() -> None:
     base = estimate(some_work(), H200)
     searched = estimate(some_work(before=Before(searched=1 << 13)), H200)
     assert searched.seconds > base.seconds + 10 * PROBE
     copied = estimate(some_work(before=Before(copies=3, bytes=1 << 30)), H200)
-    assert copied.start == pytest.approx(base.start + 3 * H200.launch + (1 << 30) / H200.copy_rate)
+    assert copied.start == pytest.approx(base.start + 3 * COPY * H200.launch + (1 << 30) / H200.copy_rate)
     whole, short = (call("dilated", n=n) for n in (4096, 4093))
     assert work(whole, whole.plan.forward).before == Before()
     assert work(short, short.plan.forward).before == Before(copies=3, bytes=3 * 2 * 2 * 2 * 4093 * 128)
