@@ -384,6 +384,7 @@ def _tiles(kind: Kind, problem: Problem, walk: Walk | None, target: str, descrip
         descriptors=descriptors,
         specialised=specialised,
         target=target,
+        capped=problem.pattern.attend.softcap is not None,
     )
 
 

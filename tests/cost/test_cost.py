@@ -182,8 +182,8 @@ def test_programs_that_are_alike_go_round_in_turns() -> None:
 
 
 def test_a_program_that_is_alone_waits_for_itself() -> None:
-    """Where costs are shares of several programs: in a turn that is not full, and where the longest is all that is left;
-    not where there is work for all."""
+    """Where costs are shares of several programs: in a turn that is not full, and where the longest is all that is
+    left; not where there is work for all."""
     rates = tuple(replace(each, alone=2.0) for each in H200.rates)
     device, shared = replace(H200, rates=rates), replace(H200, rates=tuple(replace(r, alone=1.0) for r in rates))
     few = some_work(programs=20, full=100, masked=0, longest=50)
