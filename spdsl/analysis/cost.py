@@ -140,11 +140,12 @@ def held(work: Work, count: float, longest: float, multiprocessors: int, alone: 
 def _busiest(
     programs: int, count: float, longest: float, multiprocessors: int, *, alike: bool, tail: float, alone: float = 1.0
 ) -> float:
-    """Programs that are alike go round in whole turns, some of them with long ones alone.  Others fill what is left by
-    those before them, but for the last."""
+    """Programs that are alike go round in whole turns, the last with the longest.  Others fill what is left by those
+    before them, but for the last."""
     turns = programs / multiprocessors
     if alike:
-        return longest * math.ceil(turns)
+        mean = count / programs if programs else 0.0
+        return mean * math.ceil(turns) + max(0.0, longest - mean)
     if turns <= 1:
         return longest * alone
     return max(longest * alone, count / multiprocessors + tail * longest)
