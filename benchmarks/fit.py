@@ -121,12 +121,16 @@ def _features(row: Row, device: DeviceProfile, alone: float) -> list[float]:
 
 def _costs(rows: Sequence[Row], device: DeviceProfile) -> dict[str, float]:
     """Costs by name: those that fit best, with the best of some factors for programs that are alone."""
-    tried = [(*_fitted(rows, device, alone), alone) for alone in ALONE]
+    tried = [(*_fitted(rows, device, alone), alone) for alone in (ALONE if len(rows) >= LEAST else ALONE[:1])]
     found, _, alone = min(tried, key=lambda each: each[1])
     return found | {"alone": alone}
 
 
 ALONE = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+
+
+LEAST = 8
+"""Times from which on it can be told whether a program that is alone takes longer."""
 
 
 def _fitted(rows: Sequence[Row], device: DeviceProfile, alone: float) -> tuple[dict[str, float], float]:

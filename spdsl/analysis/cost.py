@@ -146,9 +146,8 @@ def _busiest(
     if alike:
         mean = count / programs if programs else 0.0
         return mean * math.ceil(turns) + max(0.0, longest - mean)
-    if turns <= 1:
-        return longest * alone
-    return max(longest * alone, count / multiprocessors + tail * longest)
+    own = longest * alone
+    return own if turns <= 1 else max(own, count / multiprocessors + tail * own)
 
 
 def program_share(work: Work, multiprocessors: int) -> float:

@@ -170,31 +170,31 @@ def test_dense_attention_beside_it() -> None:
 
 
 def test_programs_that_are_alike_go_round_in_turns() -> None:
-    """One more than a turn of them takes a turn more; of others the longest decides at least."""
+    """One more than a turn of them takes a turn more; where some are shorter, the last turn has the longest; of others
+    the longest decides at least."""
     alike = some_work(even=True, programs=132, full=132 * 10, masked=0, longest=10)
     more = replace(alike, programs=133, full=133 * 10)
     rate = rate_for(alike, H200)[0]
     turn = rate.program + 10 * rate.full
     assert estimate(alike, H200).seconds == pytest.approx(H200.launch + turn)
     assert estimate(more, H200).seconds == pytest.approx(H200.launch + 2 * turn)
-    few = some_work(programs=20, full=100, masked=0, longest=50)
-    assert estimate(few, H200).seconds == pytest.approx(H200.launch + rate.program + 50 * rate.full)
+    shorter = replace(more, full=133 * 8)
+    turns = 2 * (rate.program + 8 * rate.full) + 2 * rate.full
+    assert estimate(shorter, H200).seconds == pytest.approx(H200.launch + turns)
 
 
 def test_a_program_that_is_alone_waits_for_itself() -> None:
     """Where costs are shares of several programs: in a turn that is not full, and where the longest is all that is
-    left; not where there is work for all."""
-    rates = tuple(replace(each, alone=2.0) for each in H200.rates)
-    device, shared = replace(H200, rates=rates), replace(H200, rates=tuple(replace(r, alone=1.0) for r in rates))
+    left."""
+    alone, shared = (replace(H200, rates=tuple(replace(each, alone=times) for each in H200.rates)) for times in (2, 1))
     few = some_work(programs=20, full=100, masked=0, longest=50)
     rate = rate_for(few, shared)[0]
-    assert estimate(few, device).seconds == pytest.approx(H200.launch + 2 * (rate.program + 50 * rate.full))
-    long = some_work(programs=1000, full=5000, masked=0, longest=500)
-    assert estimate(long, device).seconds == pytest.approx(
-        H200.launch + 2 * (500 * rate.full) + rate.program * 1000 / 132 + 0.5 * rate.program, rel=1e-6
-    )
-    many = some_work(programs=100_000, full=500_000, masked=0, longest=40)
-    assert estimate(many, device) == estimate(many, shared)
+    assert estimate(few, alone).seconds == pytest.approx(H200.launch + 2 * (rate.program + 50 * rate.full))
+    many = some_work(programs=1000, full=5000, masked=0, longest=20)
+    spread = (1000 * rate.program + 5000 * rate.full) / 132
+    end = TAIL["forward"] * (rate.program + 20 * rate.full)
+    assert estimate(many, shared).seconds == pytest.approx(H200.launch + spread + end)
+    assert estimate(many, alone).seconds == pytest.approx(H200.launch + spread + 2 * end)
 
 
 def test_what_runs_before_a_kernel_counts() -> None:
