@@ -48,9 +48,12 @@ def _quietly(make: Callable[[], None]) -> None:
 
 
 def _templates() -> None:
+    from spdsl.codegen import kept_templates
     from spdsl.codegen.emit import environment
 
-    for name in ("blocks.jinja", "module.jinja", "gluon/blocks.jinja", "gluon/forward.jinja"):
+    if not kept_templates.all_kept(environment(), kept_templates.FIRST):
+        kept_templates.compile_aside()
+    for name in kept_templates.FIRST:
         environment().get_template(name)
 
 
