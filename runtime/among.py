@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from spdsl.runtime.chains import Run
 
 
-SCORED, SEARCHED = (64, 4), (64, 4)
+SCORED, SEARCHED = (64, 4), (32, 4)
 """Candidates of a tile that are scored, or searched, and the warps of its program."""
 
 

@@ -19,9 +19,12 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reaso
 
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 PARAMETERS: dict[str, dict[str, object]] = {"vsa": {"frames": 8, "height": 32, "width": 32}}
-NAMES = ("moba", "nsa", "infllm_v2", "seer_attention", "vsa", "quest", "dsa", "xattention", "dma")
-QUICK = (("infllm_v2", "sm_90"), ("quest", "gfx942"), ("dma", "sm_100"))
-LONG = ("vsa", "seer_attention")
+NAMES = (
+    "moba", "nsa", "infllm_v2", "seer_attention", "vsa", "quest", "dsa", "xattention", "dma", "llsa", "hip",
+    "flashprefill",
+)  # fmt: skip
+QUICK = (("infllm_v2", "sm_90"), ("quest", "gfx942"), ("dma", "sm_100"), ("hip", "sm_90"))
+LONG = ("vsa", "seer_attention", "llsa")
 """Patterns whose queries are means or gates, of 32 bits."""
 
 
@@ -29,7 +32,7 @@ def chain_of(name: str) -> Chain:
     """The kernels of a library pattern, 16 heads of two groups, head dim 128."""
     pattern = spdsl.compile(name, **PARAMETERS.get(name, {})).bind(16, 2, 128)  # type: ignore[arg-type]
     assert pattern.graph is not None
-    (chosen,) = (stage.name for stage in pattern.graph.stages if isinstance(stage, Select | Mark))
+    *_, chosen = (stage.name for stage in pattern.graph.stages if isinstance(stage, Select | Mark))
     count = 0 if name in LONG else 2
     return lower_chain(pattern, chosen, tuple((s.name, count) for s in pattern.graph.stages if isinstance(s, Score)))
 
@@ -53,6 +56,7 @@ def types_of(kernel: ChainKernel) -> tuple[dict[str, str], dict[str, Any]]:
     given = kernel.arguments
     types = {"keys": "*i32", "row_ends": "*i32", "sums": "*fp32"} | {name: "fp32" for name, _ in given.factors}
     types |= {sums.name: "*fp32" for sums in given.sums} | {f"t_{name}": "*fp32" for name, _ in given.tables}
+    types |= {"lists": "*i32"} | {name: "*fp32" for name, _ in given.arrays}
     fixed: dict[str, Any] = {}
     for each in given.vectors:
         types[each.name] = "*bf16"
@@ -69,7 +73,7 @@ def types_of(kernel: ChainKernel) -> tuple[dict[str, str], dict[str, Any]]:
     ],
 )
 def test_built(name: str, target: str) -> None:
-    from spdsl.runtime import chains
+    from spdsl.runtime import among, chains
 
     chain = chain_of(name)
     module = load(emit_chain(chain, name))
@@ -78,6 +82,9 @@ def test_built(name: str, target: str) -> None:
         if name in LONG:
             types |= {each.name: "*fp32" for each in kernel.arguments.vectors}
         tiling = chains.tiling_of(kernel, long=name in LONG, few=False)
+        if chain.among is not None or chain.queries:
+            columns, warps = among.SEARCHED if chain.queries else among.SCORED
+            tiling = chains.Tiling(rows=16, columns=columns, warps=warps, stages=2)
         while True:
             given = {**fixed, "BLOCK_R": tiling.rows, "BLOCK_C": tiling.columns}
             options = options_of(tiling.warps, tiling.stages, tiling.registers if target[0] == "s" else None)

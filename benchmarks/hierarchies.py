@@ -1,0 +1,241 @@
+"""Hierarchies and the patterns of prompts beside dense attention: ``python -m benchmarks.hierarchies --out f.json``.
+
+For each case the times of the selections, of the whole forward, in a CUDA graph too, and of forward and backward, and
+those of cuDNN on the same tensors.  ``--extract FILE`` keeps queries, keys and values of SmolLM2-135M-Instruct as they
+are before rotation: of layers 10 and 18 the first key head with its three query heads, 8,192 tokens of Python's help.
+``--real FILE`` repeats these up to the length wanted, and rotates them by their positions there.  ``--growth`` measures
+from 32,768 to 524,288 tokens, and ``--plot`` draws what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+import spdsl
+from benchmarks.selections import _peak, _time, selection
+
+Row = dict[str, Any]
+Tensors = tuple[Tensor, Tensor, Tensor]
+
+LENGTHS = tuple(32768 << step for step in range(5))
+LAYERS = (10, 18)
+BASE = 100_000.0
+"""What the rotation of SmolLM2 begins with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A pattern at one shape; of ``real`` ones the tensors come from a file."""
+
+    pattern: str
+    n: int
+    heads: int = 6
+    groups: int = 2
+    dim: int = 64
+    parameters: dict[str, object] = field(default_factory=dict)
+    causal: bool = True
+    backward: bool = False
+    real: bool = False
+
+
+CASES = (
+    Case(pattern="llsa", n=65536, heads=16, groups=16, causal=False, backward=True),
+    Case(pattern="hip", n=131072, heads=16, groups=4, dim=128),
+    Case(pattern="hip", n=131072, heads=16, groups=4, dim=128, parameters={"rows": 128, "every": 8}),
+    Case(pattern="minference_blocks", n=131072, real=True),
+    *(
+        Case(pattern="flashprefill", n=131072, real=True, parameters={"alpha": alpha})
+        for alpha in (0.12, 0.01, 0.001, 0.0001)
+    ),
+)
+
+
+def main() -> None:
+    """Measure, keep or draw what the words of the command ask for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hierarchies", description=__doc__)
+    parser.add_argument("cases", nargs="*", help="names of patterns")
+    parser.add_argument("--out", type=Path, default=Path("hierarchies.json"), help="the JSON file to write")
+    parser.add_argument("--real", type=Path, help="what `--extract` wrote")
+    parser.add_argument("--extract", type=Path, help="keep tensors of SmolLM2 here, and do nothing else")
+    parser.add_argument("--growth", action="store_true", help="measure llsa and hip at all lengths")
+    parser.add_argument("--plot", type=Path, help="draw the growth in the JSON file into this PNG file")
+    given = parser.parse_args()
+    if given.extract is not None:
+        torch.save(extracted(), given.extract)
+        return
+    if given.plot is not None:
+        plot(json.loads(given.out.read_text(encoding="utf-8")), given.plot)
+        return
+    rows: list[Row] = []
+    for case in growing() if given.growth else CASES:
+        if (given.cases and case.pattern not in given.cases) or (case.real and given.real is None):
+            continue
+        torch.cuda.empty_cache()
+        rows.append(measured(case, given.real, beside=not given.growth))
+        print(json.dumps(rows[-1]), flush=True)
+        given.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def growing() -> tuple[Case, ...]:
+    """The hierarchies at all lengths."""
+    pyramids = (Case(pattern="llsa", n=n, heads=16, groups=16, causal=False) for n in LENGTHS)
+    return *pyramids, *(Case(pattern="hip", n=n, heads=8, groups=2, dim=128) for n in LENGTHS)
+
+
+def measured(case: Case, real: Path | None, *, beside: bool) -> Row:
+    """Milliseconds, and GiB beside the tensors; of causal cases also what is kept of the mass and of the pairs."""
+    torch.manual_seed(0)
+    q, k, v = rotated(real, case.n) if case.real and real is not None else alike(case)
+    attn = spdsl.compile(case.pattern, **case.parameters)  # type: ignore[arg-type]
+    row: Row = {
+        "pattern": case.pattern,
+        "parameters": case.parameters,
+        "n": case.n,
+        "shape": f"1x{case.heads}/{case.groups}x{case.n}x{case.dim}",
+        "tensors": "SmolLM2" if case.real else "alike in runs of 64",
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+    }
+    select = selection(attn, q, k, v, {})
+    with torch.no_grad():
+        row |= {"selection_ms": _time(select, 5), "forward_ms": _time(lambda: attn(q, k, v), 5)}
+        row |= {"graph_ms": graphed(lambda: attn(q, k, v)), "forward_gib": _peak(lambda: attn(q, k, v))}
+        if beside:
+            dense = lambda: scaled_dot_product_attention(  # noqa: E731
+                q, k, v, is_causal=case.causal, enable_gqa=case.heads != case.groups
+            )
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                row["dense_ms"] = _time(dense, 3)
+        if case.causal and beside:
+            row["mass"] = kept_mass(attn, q, k, v)
+    if case.backward:
+        row |= both_ways(attn, case, q, k, v)
+    return row
+
+
+def both_ways(attn: spdsl.Attention, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Row:
+    """Forward and backward together, with the selection."""
+    leaves = [each.requires_grad_() for each in (q, k, v)]
+    d_out = torch.randn_like(q)
+    run = lambda: torch.autograd.grad(attn(*leaves), leaves, d_out)  # type: ignore[arg-type]  # noqa: E731
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        dense = _time(
+            lambda: torch.autograd.grad(scaled_dot_product_attention(*leaves, is_causal=case.causal), leaves, d_out), 3
+        )
+    return {"both_ms": _time(run, 5), "both_graph_ms": graphed(run), "dense_both_ms": dense, "both_gib": _peak(run)}
+
+
+def graphed(run: Callable[[], object]) -> float | None:
+    """Milliseconds of a replay of a captured graph; None where a call cannot be captured."""
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            kept = run()
+    except RuntimeError:
+        return None
+    found = _time(graph.replay, 5)
+    del kept
+    return found
+
+
+def kept_mass(attn: spdsl.Attention, q: Tensor, k: Tensor, v: Tensor) -> list[float]:
+    """Of each head, the mean over queries of what the kept keys have of the whole softmax."""
+    (_, some), (_, all_) = (each(q, k, v, return_lse=True) for each in (attn, spdsl.compile("causal")))
+    return [round(each, 4) for each in torch.exp(some - all_).double().mean((0, 2)).tolist()]
+
+
+# ---------------------------------------------------------------- tensors
+
+
+def alike(case: Case) -> Tensors:
+    """Random tensors whose rows have the larger part in common with 63 neighbours."""
+    made = []
+    for heads in (case.heads, case.groups, case.groups):
+        own, shared = (
+            torch.randn(1, heads, -(-case.n // size), case.dim, device="cuda", dtype=torch.bfloat16) for size in (1, 64)
+        )
+        made.append(own * 0.5 + shared.repeat_interleave(64, 2)[:, :, : case.n])
+    return made[0], made[1], made[2]
+
+
+def rotated(path: Path, n: int) -> Tensors:
+    """The tensors of a file, repeated up to ``n`` tokens, queries and keys rotated by their positions."""
+    given = torch.load(path, map_location="cuda")
+    repeats = -(-n // given["q"].shape[1])
+    q, k, v = (given[name].float().repeat(1, repeats, 1)[:, :n] for name in "qkv")
+    half = q.shape[-1] // 2
+    angle = torch.arange(n, device="cuda")[:, None] / BASE ** (torch.arange(half, device="cuda") / half)
+    cos, sin = angle.cos().repeat(1, 2), angle.sin().repeat(1, 2)
+    turn = lambda x: x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin  # noqa: E731
+    made = [each.bfloat16()[None].contiguous() for each in (turn(q), turn(k), v)]
+    return made[0], made[1], made[2]
+
+
+def extracted() -> dict[str, Tensor]:
+    """Queries ``[6, 8192, 64]``, keys and values ``[2, 8192, 64]``, before rotation, in bf16."""
+    model_of = import_module("examples.05_language_model")
+    tokenizer, model = model_of.load(torch.device("cpu"), torch.float32)
+    tokens = tokenizer(model_of.text(), return_tensors="pt").input_ids[:, :8192]
+    model.set_attn_implementation("sdpa")
+    seen: dict[tuple[str, int], Tensor] = {}
+    for layer in LAYERS:
+        for name in "qkv":
+            projection = getattr(model.model.layers[layer].self_attn, f"{name}_proj")
+            projection.register_forward_hook(lambda _m, _i, out, at=(name, layer): seen.__setitem__(at, out[0]))
+    with torch.no_grad():
+        model.model(input_ids=tokens, use_cache=False)
+    heads = {"q": 3, "k": 1, "v": 1}
+    return {
+        name: torch.cat([seen[name, layer].unflatten(-1, (-1, 64))[:, :count].transpose(0, 1) for layer in LAYERS])
+        .bfloat16()
+        .contiguous()
+        for name, count in heads.items()
+    }
+
+
+# ---------------------------------------------------------------- growth
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Time and memory by length, beside a line that follows N log N through the first measured point."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, colour in (("llsa", "#1f5fa8"), ("hip", "#b5651d")):
+        here = sorted((row for row in rows if row["pattern"] == name and row["n"] in LENGTHS), key=lambda row: row["n"])
+        lengths = [row["n"] for row in here]
+        times = [row["graph_ms"] or row["forward_ms"] for row in here]
+        left.plot(lengths, times, "o-", color=colour, label=name)
+        left.plot(lengths, [row["selection_ms"] for row in here], "o:", color=colour, label=f"{name}, selection")
+        law = [times[0] * n * math.log(n) / (lengths[0] * math.log(lengths[0])) for n in lengths]
+        left.plot(lengths, law, "--", color="#888888", linewidth=0.8, label="N log N" if name == "llsa" else None)
+        right.plot(lengths, [row["forward_gib"] for row in here], "o-", color=colour, label=name)
+    for axis, title in ((left, "milliseconds"), (right, "GiB beside the tensors")):
+        axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel=title)
+        axis.set_xticks(LENGTHS, [f"{n // 1024}k" for n in LENGTHS])
+        axis.minorticks_off()
+        axis.legend(frameon=False, fontsize=8)
+    figure.suptitle(rows[0]["gpu"])
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
