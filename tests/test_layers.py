@@ -59,6 +59,7 @@ LAYERS = (
         "spdsl.diffusion",
         "spdsl.models",
         "spdsl.reuse_search",
+        "spdsl.layouts",
         "spdsl.flex",
         "spdsl.showing",
     ),
