@@ -45,6 +45,7 @@ SETTINGS = (
     Setting(name="causal"),
     *(Setting(name="streaming", parameters={"window": size - 4}) for size in (256, 512, 1024)),
     *(Setting(name="quest", parameters={"page": 16, "budget": size}) for size in (128, 256, 512, 1024)),
+    *(Setting(name="minference_blocks", parameters={"block": 64, "picks": size}) for size in (4, 8, 16)),
     *(Setting(name="xattention", parameters={"block": 64, "mass": mass}) for mass in (0.7, 0.9)),
     *(Setting(name="vertical_slash", parameters={"columns": size, "diagonals": 4 * size}) for size in (64, 256)),
 )
@@ -109,7 +110,9 @@ def main() -> None:
     """Measure all settings, print a table, and draw it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--only", nargs="*", help="patterns to measure")
+    parser.add_argument(
+        "--only", nargs="*", help="how the titles of what is measured begin: `quest`, `streaming(window=252`"
+    )
     parser.add_argument("--json", type=Path, help="results, read and added to")
     parser.add_argument("--plot", type=Path, help="where to draw the table")
     options = parser.parse_args()
@@ -121,7 +124,7 @@ def main() -> None:
     tokens = tokenizer(smollm2.text(), return_tensors="pt").input_ids[:, : options.tokens].to(device)
     for setting in SETTINGS:
         known = any(row["title"] == setting.title for row in rows)
-        if known or (options.only and setting.name not in options.only):
+        if known or (options.only and not setting.title.startswith(tuple(options.only))):
             continue
         rows.append(measure(setting, model, tokens))
         print(f"| {setting.title} | {rows[-1]['kept']:.1%} | {rows[-1]['perplexity']:.2f} |", flush=True)

@@ -37,7 +37,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ spdsl (.*?)\n(.*?)(?=^\$ |\Z)", re.MULTILINE | re.DOTALL)
 
-LONG = ("bench", "tune", "compile", "run", "lsp", "cache")
+LONG = ("bench", "tune", "reuse", "compile", "run", "lsp", "cache")
 """Commands whose words are read alone: they take minutes, a GPU or a terminal, or would change the cache."""
 STATUSES = (0, 1, 4)
 """What a command that is shown may end with: its text says what is wrong, or refuted."""

