@@ -1,7 +1,7 @@
-"""Means and sums of vectors over blocks of neighbours, by one kernel that reads them once.
+"""Means and sums of vectors over blocks of neighbours, by one kernel that reads them where they lie.
 
-From: a reduction of a tensor, or of means of it, per an axis of blocks of one size.  To: its whole array; None where it
-is of another kind.  It is differentiated by a kernel, too.
+From: a reduction of a tensor, or of means of it, per an axis of blocks or windows of one size.  To: its whole array;
+None where it is of another kind.  It is differentiated by a kernel, too.
 """
 
 from __future__ import annotations
@@ -31,12 +31,15 @@ def block_means(arrays: Arrays, stage: Stage) -> Tensor | None:
     if not arrays.kernels or source is None or side is None or (side == "q" and arrays.lines.q_start != 0):
         return None
     axes = {axis.name: axis for axis in arrays.lines.pattern.axes}
-    size, each = _positions(axes, per.partition(".")[2]), _positions(axes, over.partition(".")[2])
-    if size is None or each is None or size % each or size == each:
+    each = _positions(axes, over.partition(".")[2])
+    size, step = _window(axes, per.partition(".")[2])
+    if size is None or each is None or size % each or size == each or step % each:
         return None
     from spdsl.runtime.mean_kernels import of_blocks
 
-    return of_blocks(source, size // each, each, arrays.lines.size(side), stage.kind == "mean")
+    entries, length = source.shape[2], arrays.lines.size(side)
+    blocks = arrays.lines.size(per) if step != size else -(-entries // (size // each))
+    return of_blocks(source, size // each, step // each, blocks, each, length, stage.kind == "mean")
 
 
 def _source(arrays: Arrays, stage: Pool) -> Tensor | None:
@@ -54,6 +57,22 @@ def _source(arrays: Arrays, stage: Pool) -> Tensor | None:
         return None
     found = arrays.array(name, None, Memo())
     return found if found.dim() == 4 and found.is_floating_point() else None
+
+
+def _window(axes: dict[str, Axis], name: str) -> tuple[int | None, int]:
+    """How many positions a member has, and how many there are from one to the next."""
+    match axes.get(name):
+        case Axis(
+            of=(Index(name="k"),),
+            size=(Const(value=int() as size),),
+            step=Const(value=int() as step),
+            table=None,
+            into=None,
+        ):
+            return size, step
+        case _:
+            found = _positions(axes, name)
+            return found, found or 0
 
 
 def _positions(axes: dict[str, Axis], name: str) -> int | None:

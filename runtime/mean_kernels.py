@@ -1,4 +1,4 @@
-"""Kernels of means over blocks: the vectors of a block are read once, and the way back writes each once."""
+"""Kernels of means over blocks and windows: vectors are read where they lie, and the way back writes each once."""
 
 from __future__ import annotations
 
@@ -28,18 +28,20 @@ def gather_means(  # type: ignore[no-untyped-def]
     heads,
     columns,
     SIZE: tl.constexpr,
+    STEP: tl.constexpr,
     EACH: tl.constexpr,
     MEAN: tl.constexpr,
     SPAN: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """A block of SIZE entries; each counts as often as it has positions, of which there are EACH but at the end."""
+    """A block of SIZE entries, STEP after the one before; each counts as often as it has positions, of which there are
+    EACH but at the end."""
     block, owner = tl.program_id(0), tl.program_id(1).to(tl.int64)
     column = tl.arange(0, COLUMNS)[None, :]
     total = tl.zeros([COLUMNS], tl.float32)
     for first in range(0, SIZE, SPAN):
         place = first + tl.arange(0, SPAN)
-        entry = block * SIZE + place
+        entry = block * STEP + place
         weight = tl.minimum(length - entry * EACH, EACH)
         exist = (place < SIZE) & (weight > 0)
         at = owner // heads * x_b + owner % heads * x_h + entry.to(tl.int64)[:, None] * x_r + column * x_d
@@ -48,7 +50,7 @@ def gather_means(  # type: ignore[no-untyped-def]
             value = value * tl.where(exist, weight, 0).to(tl.float32)[:, None]
         total += tl.sum(value, 0)
     if MEAN:
-        total = total / tl.maximum(tl.minimum(length - block * SIZE * EACH, SIZE * EACH), 1).to(tl.float32)
+        total = total / tl.maximum(tl.minimum(length - block * STEP * EACH, SIZE * EACH), 1).to(tl.float32)
     to = means + (owner * blocks + block) * columns + tl.arange(0, COLUMNS)
     tl.store(to, total, mask=tl.arange(0, COLUMNS) < columns)
 
@@ -62,40 +64,46 @@ def spread_means(  # type: ignore[no-untyped-def]
     length,
     columns,
     SIZE: tl.constexpr,
+    STEP: tl.constexpr,
     EACH: tl.constexpr,
     MEAN: tl.constexpr,
     SPAN: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The gradients of SPAN entries, each from that of its block."""
+    """The gradients of SPAN entries, each from those of the blocks in which it lies."""
     owner = tl.program_id(1).to(tl.int64)
     column = tl.arange(0, COLUMNS)[None, :]
     entry = tl.program_id(0) * SPAN + tl.arange(0, SPAN)
-    block = entry // SIZE
     exist = (entry < entries)[:, None] & (column < columns)
-    value = tl.load(d_means + (owner * blocks + block)[:, None] * columns + column, mask=exist, other=0.0)
-    weight = tl.minimum(length - entry * EACH, EACH).to(tl.float32)
-    if MEAN:
-        weight = weight / tl.maximum(tl.minimum(length - block * SIZE * EACH, SIZE * EACH), 1).to(tl.float32)
+    total = tl.zeros([SPAN, COLUMNS], tl.float32)
+    for back in tl.static_range((SIZE + STEP - 1) // STEP):
+        block = entry // STEP - back
+        inside = (block >= 0) & (block < blocks) & (entry - block * STEP < SIZE)
+        at = d_means + (owner * blocks + block)[:, None] * columns + column
+        value = tl.load(at, mask=exist & inside[:, None], other=0.0)
+        weight = tl.minimum(length - entry * EACH, EACH).to(tl.float32)
+        if MEAN:
+            weight = weight / tl.maximum(tl.minimum(length - block * STEP * EACH, SIZE * EACH), 1).to(tl.float32)
+        total += value * weight[:, None]
     to = d_x + (owner * entries + entry)[:, None] * columns + column
-    tl.store(to, (value * weight[:, None]).to(d_x.dtype.element_ty), mask=exist)
+    tl.store(to, total.to(d_x.dtype.element_ty), mask=exist)
 
 
-def of_blocks(x: Tensor, size: int, each: int, length: int, mean: bool) -> Tensor:
-    """Means or sums over runs of ``size`` entries, fp32; an entry is ``each`` of the ``length`` positions."""
-    found: Tensor = _Blocks.apply(x, size, each, length, mean)  # type: ignore[no-untyped-call]
+def of_blocks(x: Tensor, size: int, step: int, blocks: int, each: int, length: int, mean: bool) -> Tensor:
+    """Means or sums over ``blocks`` runs of ``size`` entries, ``step`` apart, fp32; an entry is ``each`` of the
+    ``length`` positions."""
+    found: Tensor = _Blocks.apply(x, size, step, blocks, each, length, mean)  # type: ignore[no-untyped-call]
     return found
 
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, size: int, each: int, length: int, mean: bool) -> Tensor:
-        batch, heads, entries, columns = x.shape
-        blocks = -(-entries // size)
+    def forward(ctx: Any, x: Tensor, size: int, step: int, blocks: int, each: int, length: int, mean: bool) -> Tensor:
+        batch, heads, _, columns = x.shape
         means = torch.empty(batch, heads, blocks, columns, dtype=torch.float32, device=x.device)
-        ctx.settings, ctx.shape, ctx.dtype = (size, each, length, mean), x.shape, x.dtype
+        ctx.settings, ctx.shape, ctx.dtype = (size, step, each, length, mean), x.shape, x.dtype
         if means.numel():
-            constants = _constants(size, each, mean, min(SPAN, triton.next_power_of_2(size)), columns)
+            constants = _constants(size, step, each, mean, min(SPAN, triton.next_power_of_2(size)), columns)
             gather_means[(blocks, batch * heads)](
                 x, *x.stride(), means, blocks, length, heads, columns, **constants, **options_of(4 if size > 16 else 1)
             )
@@ -103,16 +111,17 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_means: Tensor) -> tuple[Tensor | None, ...]:
-        size, each, length, mean = ctx.settings
+        size, step, each, length, mean = ctx.settings
         batch, heads, entries, columns = ctx.shape
         d_x = torch.empty(ctx.shape, dtype=ctx.dtype, device=d_means.device)
         if d_x.numel():
-            constants = _constants(size, each, mean, SPAN, columns)
+            constants = _constants(size, step, each, mean, SPAN, columns)
             spread_means[(-(-entries // SPAN), batch * heads)](
                 d_means.contiguous(), d_x, entries, d_means.shape[2], length, columns, **constants, **options_of(4)
             )
-        return d_x, None, None, None, None
+        return d_x, None, None, None, None, None, None
 
 
-def _constants(size: int, each: int, mean: bool, span: int, columns: int) -> dict[str, int | bool]:
-    return {"SIZE": size, "EACH": each, "MEAN": mean, "SPAN": span, "COLUMNS": triton.next_power_of_2(columns)}
+def _constants(size: int, step: int, each: int, mean: bool, span: int, columns: int) -> dict[str, int | bool]:
+    wide = triton.next_power_of_2(columns)
+    return {"SIZE": size, "STEP": step, "EACH": each, "MEAN": mean, "SPAN": span, "COLUMNS": wide}

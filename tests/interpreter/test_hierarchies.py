@@ -77,19 +77,22 @@ def test_candidates_with_queries_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("mean", [True, False])
-@pytest.mark.parametrize(("size", "each", "n"), [(4, 1, 30), (100, 1, 250), (4, 16, 333), (1, 1, 5)])
-def test_means_of_blocks(size: int, each: int, n: int, mean: bool) -> None:
-    """Weighted by the positions that exist, with gradients."""
+@pytest.mark.parametrize(
+    ("size", "step", "each", "n"),
+    [(4, 4, 1, 30), (100, 100, 1, 250), (4, 4, 16, 333), (1, 1, 1, 5), (32, 16, 1, 250), (7, 3, 1, 40), (3, 5, 1, 90)],
+)
+def test_means_of_blocks(size: int, step: int, each: int, n: int, mean: bool) -> None:
+    """And of windows, weighted by the positions that exist, with gradients."""
     entries = -(-n // each)
     x = torch.randn(2, 3, entries, 10, dtype=torch.float32, requires_grad=True)
-    found = of_blocks(x.transpose(1, 2).contiguous().transpose(1, 2), size, each, n, mean)
+    blocks = -(-entries // step)
+    found = of_blocks(x.transpose(1, 2).contiguous().transpose(1, 2), size, step, blocks, each, n, mean)
     weights = (n - torch.arange(entries) * each).clamp(max=each).double()
-    blocks = -(-entries // size)
-    member = torch.arange(entries) // size
-    total = torch.zeros(2, 3, blocks, 10, dtype=torch.float64)
-    total = total.index_add(2, member, x.double() * weights[:, None])
+    apart = torch.arange(entries) - torch.arange(blocks)[:, None] * step
+    inside = torch.where((apart >= 0) & (apart < size), weights, 0.0)
+    total = inside @ x.double()
     if mean:
-        total = total / torch.zeros(blocks, dtype=torch.float64).index_add(0, member, weights)[:, None]
+        total = total / inside.sum(-1, keepdim=True)
     torch.testing.assert_close(found.double(), total, rtol=1e-5, atol=1e-5)
     weight = torch.randn(total.shape, dtype=torch.float64)
     (one,) = torch.autograd.grad((found * weight.float()).sum(), x, retain_graph=True)
