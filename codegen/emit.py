@@ -1,6 +1,6 @@
 """From the block graph to the text of a Python file with Triton kernels.
 
-Every kind of block has a macro of the same name in ``templates/blocks.jinja``; here is only the nesting.  The text
+Every kind of block has a macro of the same name in ``templates/blocks``; here is only the nesting.  The text
 depends on the graph alone.  Nothing is compiled.
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import jinja2
 
@@ -20,7 +21,7 @@ from spdsl.codegen.blocks import Block, BlockGraph, Gather, If, Kernel, Logits, 
 from spdsl.codegen.contents import every, expressions_in
 from spdsl.codegen.expressions import helpers_of, literal, text_of
 from spdsl.codegen.frame import LN2, LOG2E
-from spdsl.codegen.kept_templates import KeptTemplates
+from spdsl.codegen.kept_templates import BLOCKS, KeptTemplates
 from spdsl.diagnostics import Span
 
 HELPERS = (
@@ -65,7 +66,7 @@ def emit(graph: BlockGraph) -> KernelSource:
 def _lines(blocks: tuple[Block, ...], depth: int) -> list[str]:
     found: list[str] = []
     for block in blocks:
-        text = str(getattr(environment().get_template("blocks.jinja").module, macro_name(block))(block))
+        text = str(macro_of(block, modules())(block))
         found += ["    " * depth + line if line else "" for line in text.splitlines() if line.strip()]
         if isinstance(block, Loop | If):
             found += _lines(block.body, depth + 1)
@@ -74,10 +75,17 @@ def _lines(blocks: tuple[Block, ...], depth: int) -> list[str]:
     return found
 
 
-def macro_name(block: Block) -> str:
-    """The name of the macro that writes a kind of block."""
+def modules() -> tuple[Any, ...]:
+    """The templates of blocks."""
+    return tuple(environment().get_template(f"blocks/{each}.jinja").module for each in BLOCKS)
+
+
+def macro_of(block: Block, modules: tuple[Any, ...]) -> Callable[[Block], object]:
+    """What writes a kind of block, in the first template that has it; each macro has the name of its block."""
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(block).__name__).lower()
-    return {"if": "condition"}.get(name, name)
+    name = {"if": "condition"}.get(name, name)
+    found: Callable[[Block], object] = next(getattr(each, name) for each in modules if hasattr(each, name))
+    return found
 
 
 def helpers_in(kernels: Iterable[Kernel]) -> tuple[str, ...]:

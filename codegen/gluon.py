@@ -26,7 +26,7 @@ from spdsl.codegen.blocks import (
     ToldTiles,
 )
 from spdsl.codegen.contents import every
-from spdsl.codegen.emit import KernelSource, environment, helpers_in, macro_name
+from spdsl.codegen.emit import KernelSource, environment, helpers_in, macro_of, modules
 
 NAMES: dict[bool, Mapping[str, str]] = {
     False: {
@@ -178,12 +178,11 @@ def _lines(blocks: tuple[Block, ...], depth: int, macros: Macros) -> list[str]:
 def _macros(names: Mapping[str, str]) -> Macros:
     """What writes blocks, those of Gluon alone before those that both languages have."""
     own = (environment().get_template(f"gluon/{each}.jinja").make_module({"names": names}) for each in OWN)
-    return (*own, environment().get_template("blocks.jinja").module)
+    return (*own, *modules())
 
 
 def _text(block: Block, macros: Macros) -> str:
-    name = macro_name(block)
-    return _in_gluon(str(next(getattr(each, name) for each in macros if hasattr(each, name))(block)))
+    return _in_gluon(str(macro_of(block, macros)(block)))
 
 
 def _in_gluon(text: str) -> str:

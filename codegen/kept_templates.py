@@ -21,8 +21,11 @@ from spdsl.diagnostics import SpatError
 
 _NAME = "template.bin"
 
+BLOCKS = ("naming", "walks", "tiles", "arithmetic", "parts", "picks", "intervals", "distances")
+"""Templates of blocks."""
+
 FIRST = (
-    "blocks.jinja",
+    *(f"blocks/{each}.jinja" for each in BLOCKS),
     "module.jinja",
     "gluon/blocks.jinja",
     "gluon/forward_blocks.jinja",
