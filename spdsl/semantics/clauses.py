@@ -170,8 +170,13 @@ def finish(ev: Evaluator, clauses: Clauses, span: Span | None, what: str) -> Val
 
 
 def choose_branch(ev: Evaluator, condition: Scalar, yes: Branch, no: Branch, node: syntax.Choose) -> Value:
-    """``if c then attend { … } else attend { … }`` as one softmax: every query has one side or the other."""
+    """``if c then attend { … } else attend { … }`` as one softmax: every query has one side or the other.
+
+    By key there is no such choice between softmaxes, but there is one between sets, which patterns are that only keep.
+    """
     keys = sorted(name for name in condition.axes if name.partition(".")[0] == "k")
+    if keys and all(_is_set(branch, side) for branch, side in ((yes, node.yes), (no, node.no))):
+        return _chosen(ev, condition, yes, no, node)
     if keys:
         return ev.error(
             "SP213",
@@ -196,7 +201,24 @@ def choose_branch(ev: Evaluator, condition: Scalar, yes: Branch, no: Branch, nod
             )
         else:
             return _either(ev, condition, yes, no, node)
-    kept = ev.operate(
+    kept = _chosen(ev, condition, yes, no, node)
+    if not isinstance(kept, Scalar):
+        return POISON
+    attend = Attend(keep=kept.expr, span=node.span, **merged)
+    return Branch(attend=attend, axes=kept.axes, size=kept.size)
+
+
+def _is_set(branch: Branch, side: syntax.Expr) -> bool:
+    """Whether a side of a choice stands for its set: a pattern whose clauses are all `keep`, and no `attend { … }`."""
+    plain = branch.sources is None and not branch.streams
+    return (
+        plain and not isinstance(side, syntax.Body) and all(getattr(branch.attend, word) is None for word in SETTINGS)
+    )
+
+
+def _chosen(ev: Evaluator, condition: Scalar, yes: Branch, no: Branch, node: syntax.Choose) -> Value:
+    """The pairs of one side where the condition holds, and of the other elsewhere."""
+    return ev.operate(
         "where",
         (
             Arg(value=condition, node=node.condition),
@@ -206,10 +228,6 @@ def choose_branch(ev: Evaluator, condition: Scalar, yes: Branch, no: Branch, nod
         node.span,
         "`if`",
     )
-    if not isinstance(kept, Scalar):
-        return POISON
-    attend = Attend(keep=kept.expr, span=node.span, **merged)
-    return Branch(attend=attend, axes=kept.axes, size=kept.size)
 
 
 def _either(ev: Evaluator, condition: Scalar, yes: Branch, no: Branch, node: syntax.Choose) -> Value:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+import spdsl
 from spdsl.diagnostics import SpatError
 from spdsl.grammar.parse import parse
 from spdsl.semantics.bind import bind
@@ -162,3 +164,32 @@ def test_nothing_heavy_is_imported() -> None:
         "sys.exit(', '.join({'torch', 'sympy', 'networkx', 'islpy', 'numpy'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+CHOSEN = """
+pattern near(w: int) { keep causal and q - k < w }
+pattern capped(w: int) { keep causal and q - k < w  softcap 30 }
+"""
+
+
+@pytest.mark.parametrize("sides", ["near(3) else near(9)", "first else second"])
+def test_a_choice_by_key_between_patterns_is_one_between_sets(sides: str) -> None:
+    lets = "  let first = near(3)\n  let second = near(9)\n" if "first" in sides else ""
+    text = f"{CHOSEN}pattern mine() {{\n{lets}  keep if k % 2 == 0 then {sides}\n}}"
+    found = spdsl.loads(text).mask(20, 20)[0].numpy()
+    q, k = np.arange(20)[:, None], np.arange(20)[None]
+    assert (found == ((k <= q) & (q - k < np.where(k % 2 == 0, 3, 9)))).all()
+
+
+@pytest.mark.parametrize(
+    ("statement", "code"),
+    [
+        ("keep if k % 2 == 0 then capped(3) else near(9)", "SP213"),
+        ("return if k % 2 == 0 then near(3) else near(9)", "SP214"),
+        ("return if k % 2 == 0 then attend { keep causal } else near(9)", "SP213"),
+    ],
+)
+def test_no_choice_by_key_between_softmaxes(statement: str, code: str) -> None:
+    with pytest.raises(spdsl.SpatError) as caught:
+        spdsl.loads(f"{CHOSEN}pattern mine() {{ {statement} }}")
+    assert caught.value.code == code
