@@ -397,7 +397,11 @@ def _tensor(values: Arrays, expr: Expr, heads: str, rows: str, given: Tensor) ->
     if isinstance(expr, Load) and expr.table in ("Q", "K", "V"):
         return values.tensors[expr.table]
     feature = next(axis for axis in sorted(free_axes(expr)) if is_free(axis))
-    found = values.full(expr, (heads, rows, feature), None, Memo())
+    axes = (heads, rows, feature)
+    if isinstance(expr, Load) and expr.table in values.stages and values.stages[expr.table].axes == axes:
+        found = values.whole(expr.table) if values.reads_whole(expr) else values.full(expr, axes, None, Memo())
+    else:
+        found = values.full(expr, axes, None, Memo())
     return found.expand(given.shape[0], *found.shape[1:]).to(given.dtype).contiguous()
 
 
