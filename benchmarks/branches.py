@@ -39,6 +39,14 @@ pattern given(compress: int in 1.. = 64, stride: int in 1.. = 64, block: int in 
 }
 """
 
+ALONE = """
+pattern alone(block: int in 1.. = 64) {
+  axis blk = token by block
+  input chosen: bool[g, q, k.blk]
+  keep causal and chosen
+}
+"""
+
 MADE = """
 pattern made(compress: int in 1.. = 64, stride: int in 1.. = 64, block: int in 1.. = 64, picks: int in 0.. = 16) {
   input gate: float[2, h, q]
@@ -57,15 +65,26 @@ pattern made(compress: int in 1.. = 64, stride: int in 1.. = 64, block: int in 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """``shared``: how many of the picks all queries of a run of 64 have in common; None where scores decide."""
+    """``shared``: how many of the picks all queries of a run of 64 have in common; None where scores decide.  With
+    ``compress`` 0 there is no compressed branch."""
 
     name: str
     compress: int
     stride: int
     shared: int | None
 
+    @property
+    def attention(self) -> spdsl.Attention:
+        """The pattern."""
+        if not self.compress:
+            return spdsl.compile(spdsl.loads(ALONE))
+        text = MADE if self.shared is None else GIVEN
+        return spdsl.compile(spdsl.loads(text), compress=self.compress, stride=self.stride)
+
 
 CASES = (
+    Case(name="selected branch alone, random blocks", compress=0, stride=0, shared=0),
+    Case(name="selected branch alone, three quarters shared", compress=0, stride=0, shared=12),
     Case(name="random blocks given", compress=64, stride=64, shared=0),
     Case(name="three quarters shared", compress=64, stride=64, shared=12),
     Case(name="blocks chosen by scores", compress=64, stride=64, shared=None),
@@ -116,14 +135,12 @@ def measured(case: Case, n: int, rounds: int) -> dict[str, float]:
     q, d_out = torch.randn(2, 1, HEADS, n, DIM, **make)  # type: ignore[call-overload]
     k, v = torch.randn(2, 1, GROUPS, n, DIM, **make)  # type: ignore[call-overload]
     gate = torch.rand(2, HEADS, n, device="cuda")
-    leaves = [each.requires_grad_() for each in (q, k, v, gate)]
-    attn = spdsl.compile(
-        spdsl.loads(GIVEN if case.shared is not None else MADE), compress=case.compress, stride=case.stride
-    )
-    inputs = {"gate": gate}
+    inputs = {"gate": gate} if case.compress else {}
+    leaves = [each.requires_grad_() for each in (q, k, v, *inputs.values())]
+    attn = case.attention
     found: dict[str, float] = {}
     if case.shared is not None:
-        lists = inputs["chosen"] = random_blocks(n, case.shared)
+        lists = random_blocks(n, case.shared)
     else:
         with torch.no_grad():
             select = selection(attn, q, k, v, inputs)
@@ -131,7 +148,9 @@ def measured(case: Case, n: int, rounds: int) -> dict[str, float]:
             found["selection_ms"] = time(select, rounds)
 
     def run() -> Tensor:
-        result = attn(q, k, v, **inputs)  # type: ignore[arg-type]  # no other argument has these names
+        # Lists that are new in every call, as those of a training step are.
+        given = inputs if case.shared is None else {**inputs, "chosen": lists.clone()}
+        result = attn(q, k, v, **given)  # type: ignore[arg-type]  # no other argument has these names
         assert isinstance(result, Tensor)
         return result
 
@@ -176,37 +195,36 @@ def errors(
     """
     ratio, n = HEADS // GROUPS, out.shape[2]
     heads = slice(HEADS - ratio, HEADS)
-    d_q, d_k, d_v, d_gate = found
-    q, k, v, gate = leaves
-    own = [x.detach().double().requires_grad_() for x in (q[0, heads], k[0, -1], v[0, -1], gate[:, heads])]
+    q, k, v, *gate = leaves
+    own = [
+        x.detach().double().requires_grad_() for x in (q[0, heads], k[0, -1], v[0, -1], *(x[:, heads] for x in gate))
+    ]
     at, blocks = torch.arange(n, device="cuda"), -(-n // BLOCK)
     chosen = torch.zeros(n, blocks + 1, dtype=torch.bool, device="cuda")
     chosen = chosen.scatter_(-1, lists[-1].clamp(max=blocks).long(), value=True)
     fine = chosen[:, at // BLOCK] & (at <= at[:, None])
-    last = torch.arange(case.compress - 1, n, case.stride, device="cuda")
-    sums: list[Tensor | None] = [None] * 4
+    last = torch.arange(case.compress - 1, n, max(1, case.stride), device="cuda")
+    sums: list[Tensor | None] = [None] * len(own)
     outs = []
     for head in range(ratio):
-        one, keys, values, gates = own[0][head], own[1], own[2], own[3][:, head, :, None]
-        pooled = [x.unfold(0, case.compress, case.stride).mean(-1) for x in (keys, values)]
-        coarse = dense(one, pooled[0], pooled[1], last <= at[:, None])
-        result = gates[0] * coarse + gates[1] * dense(one, keys, values, fine)
+        one, keys, values = own[0][head], own[1], own[2]
+        result = dense(one, keys, values, fine)
+        if case.compress:
+            pooled = [x.unfold(0, case.compress, case.stride).mean(-1) for x in (keys, values)]
+            gates = own[3][:, head, :, None]
+            result = gates[0] * dense(one, pooled[0], pooled[1], last <= at[:, None]) + gates[1] * result
         outs.append(result.detach())
         parts = torch.autograd.grad(result, own, d_out[0, HEADS - ratio + head].double())
         sums = [part if total is None else total + part for total, part in zip(sums, parts, strict=True)]
-    pairs = {
-        "out": (out[0, heads], torch.stack(outs)),
-        "dq": (d_q[0, heads], sums[0]),
-        "dk": (d_k[0, -1], sums[1]),
-        "dv": (d_v[0, -1], sums[2]),
-        "dgate": (d_gate[:, heads], sums[3]),
-    }
+    ours = [found[0][0, heads], found[1][0, -1], found[2][0, -1], *(x[:, heads] for x in found[3:])]
+    names = ("dq", "dk", "dv", "dgate")[: len(ours)]
+    pairs = {"out": (out[0, heads], torch.stack(outs)), **dict(zip(names, zip(ours, sums, strict=True), strict=True))}
     differences = {}
     for name, (one, other) in pairs.items():
         assert other is not None
         differences[f"error_{name}"] = float((one.double() - other).norm() / other.norm())
         if not differences[f"error_{name}"] <= (1e-2 if name == "out" else 2e-2):
-            raise RuntimeError(f"{case.name}: {name} differs by {result[f'error_{name}']}")
+            raise RuntimeError(f"{case.name}: {name} differs by {differences[f'error_{name}']}")
     return differences
 
 
