@@ -22,6 +22,7 @@ from spdsl.api import Pattern
 from spdsl.diagnostics import Source, Span, SpatError, error
 from spdsl.grammar import nodes, python
 from spdsl.grammar.parse import parse
+from spdsl.grammar.python_expressions import literal, place
 from spdsl.language import Word
 from spdsl.library import resolver
 from spdsl.semantics.check import check
@@ -187,7 +188,7 @@ class _Signature:
         self.parameters, self.inputs, self.given = tuple(parameters), tuple(inputs), frozenset(given)
 
     def _place(self, node: ast.arg | ast.stmt) -> Span:
-        span = python.place(node, self.source, lambda number: self.lines[number - 1])
+        span = place(node, self.source, lambda number: self.lines[number - 1])
         return span if isinstance(node, ast.arg) else replace(span, end_line=span.line, end_column=span.column + 3)
 
     def _error(self, arg: ast.arg, message: str, help: str) -> SpatError:
@@ -221,7 +222,7 @@ class _Signature:
             raise self._error(arg, found, help)
         default = None
         if arg.arg in defaults:
-            default = python.literal(plain(defaults[arg.arg]), span)
+            default = literal(plain(defaults[arg.arg]), span)
             if default is None:
                 found = f"the default of `{arg.arg}` is {defaults[arg.arg]!r:.80}"
                 raise self._error(arg, found, "defaults are numbers, bools and tuples of these")
@@ -336,7 +337,7 @@ class _Names:
         self.values: dict[str, object] = {**function.__globals__, **{name: _content(cell) for name, cell in cells}}
 
     def value(self, name: str, span: Span) -> nodes.Expr | None:
-        """As `python.Outside` says."""
+        """As `Outside` says."""
         value = plain(self.values.get(name, MISSING))
         if isinstance(value, Word):
             return nodes.Name(id=value.name, span=span)
@@ -351,7 +352,7 @@ class _Names:
             return None
         if value is MISSING:
             return None
-        made = python.literal(value, span)
+        made = literal(value, span)
         if made is not None:
             return made
         match value:
@@ -371,12 +372,12 @@ class _Names:
         raise error("SP110", f"`{name}` is a {type(value).__name__}, which is not in the language", span, help=help)
 
     def is_function(self, name: str) -> bool:
-        """As `python.Outside` says."""
+        """As `Outside` says."""
         value = self.values.get(name)
         return name in FUNCTIONS or name in UNSUPPORTED or isinstance(value, Word | types.FunctionType | Pattern)
 
     def is_softmax(self, name: str) -> bool:
-        """As `python.Outside` says."""
+        """As `Outside` says."""
         called = self.outside.items.get(name)
         return isinstance(called, nodes.Pattern) and any(
             isinstance(each, nodes.Setting | nodes.Return) for each in called.statements

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from spdsl.diagnostics import error
-from spdsl.grammar.python import BODIES, STATEMENTS
+from spdsl.grammar.python_expressions import BODIES, STATEMENTS
 from spdsl.semantics.functions import FUNCTIONS
 from spdsl.semantics.scope import BUILTINS
 from spdsl.semantics.unsupported import UNSUPPORTED

@@ -52,6 +52,7 @@ LAYERS = (
         "spdsl.samples",
     ),
     (
+        "spdsl.loading",
         "spdsl.api",
         "spdsl.language",
         "spdsl.decorator",
@@ -70,7 +71,7 @@ LAYERS = (
 # The meaning of a pattern must not depend on how it is made fast, nor the fast paths on it.
 REFERENCE = "spdsl.reference"
 REFERENCE_MAY_IMPORT = ("spdsl.diagnostics", "spdsl.grammar", "spdsl.semantics", "spdsl.analysis", REFERENCE)
-MAY_IMPORT_REFERENCE = ("spdsl.api", "spdsl.cli", REFERENCE)
+MAY_IMPORT_REFERENCE = ("spdsl.loading", "spdsl.api", "spdsl.cli", REFERENCE)
 
 HEAVY = ("torch", "triton", "sympy", "networkx", "numpy", "matplotlib", "lark", "jinja2", "islpy")
 
