@@ -51,3 +51,11 @@ def golden(request: pytest.FixtureRequest) -> Callable[..., None]:
 def golden_at(request: pytest.FixtureRequest) -> Callable[[str, Path], None]:
     """``golden_at(text, path)``: the same for a file that stands elsewhere."""
     return lambda text, path: compare(text, path, request.config.getoption("--update-golden"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a cache of the test's own, which is not there yet."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("SPDSL_CACHE_DIR", str(folder))
+    return folder

@@ -22,9 +22,7 @@ from spdsl.semantics.nodes import Expr
 TEXT = "pattern p(window: int) {\n  keep causal and q - k < window\n}\n"
 
 
-@pytest.fixture(autouse=True)
-def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def problem(text: str = TEXT, *, heads: int = 2, **parameters: int) -> Problem:

@@ -11,10 +11,7 @@ from spdsl.cache.entries import digest, folder_of
 from spdsl.cache.store import store
 from spdsl.cli.main import run
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def out(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> str:

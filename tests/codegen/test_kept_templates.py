@@ -10,10 +10,7 @@ import pytest
 from spdsl.cache.store import store
 from spdsl.codegen.kept_templates import KeptTemplates
 
-
-@pytest.fixture(autouse=True)
-def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def environment(text: str) -> jinja2.Environment:

@@ -12,6 +12,7 @@ import spdsl
 from spdsl import reference
 from spdsl.runtime import graphs, narrowed
 from spdsl.runtime.ranking import as_lists
+from tests.runtime.memory import Largest
 
 
 def arrays_of(attn: spdsl.Attention, tensors: list[Tensor]) -> graphs.Arrays:
@@ -77,16 +78,6 @@ def test_hierarchies(program: tuple[str, tuple[int, int, int, int, int]], seed: 
 
 def test_only_candidates_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     """4,096 tokens in 512 blocks: no array of all pairs of blocks is made below the top level."""
-    largest = 0
-
-    class Watch(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            nonlocal largest
-            found = func(*args, **(kwargs or {}))
-            if isinstance(found, Tensor):
-                largest = max(largest, found.untyped_storage().nbytes())
-            return found
-
     monkeypatch.setitem(graphs._BUDGET, "cpu", 1 << 15)
     q, k, v = torch.randn(3, 1, 1, 4096, 4)
     attn = spdsl.compile("llsa", block=8, picks=(2, 2))
@@ -94,10 +85,10 @@ def test_only_candidates_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stage_0", "stage_2", "stage_7"):
         # What pools all tokens, and the top level, are made before.
         graphs.lists(arrays, name) if name == "stage_7" else arrays.whole(name)
-    with Watch():
+    with Largest() as largest:
         lists = graphs.lists(arrays, "stage_9")
     assert lists.shape == (1, 1, 512, 2)
-    assert largest <= 8 * (1 << 15) < 4 * 512 * 512
+    assert largest.nbytes <= 8 * (1 << 15) < 4 * 512 * 512
     monkeypatch.setattr(graphs, "chosen_among", lambda *_: None)
     assert torch.equal(graphs.lists(arrays_of(attn, [q, k, v]), "stage_9"), lists)
 

@@ -16,6 +16,7 @@ from spdsl.diagnostics import SpatError
 from spdsl.runtime import graphs, pooled
 from spdsl.semantics.graph import Select
 from tests.library.compare import relative_error
+from tests.runtime.memory import Largest
 
 KEYS = ("token", "token by 4", "token by 8", "token by 6 step 3", "token into 5")
 ROWS = ("token", "token by 4", "token by 16")
@@ -204,26 +205,16 @@ def test_no_lse_of_gates() -> None:
 
 def test_memory_is_that_of_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """While 4,096 queries choose among 1,024 pages, no array of all of them is made."""
-    largest = 0
-
-    class Watch(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            nonlocal largest
-            found = func(*args, **(kwargs or {}))
-            if isinstance(found, Tensor):
-                largest = max(largest, found.untyped_storage().nbytes())
-            return found
-
     monkeypatch.setitem(graphs._BUDGET, "cpu", 1 << 18)
     q, k, v = torch.randn(3, 1, 1, 4096, 8)
     pattern = spdsl.compile("quest", page=4, budget=64).bind(1, 1, 8)
     assert pattern.graph is not None
     chosen = next(stage for stage in pattern.graph.stages if isinstance(stage, Select))
-    with Watch():
+    with Largest() as largest:
         arrays = graphs._arrays(pattern, graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0), grad=False)
         lists = graphs.lists(arrays, chosen.name)
     assert lists.shape == (1, 1, 4096, 16)
-    assert largest <= 8 * (1 << 18) < 4096 * 1024
+    assert largest.nbytes <= 8 * (1 << 18) < 4096 * 1024
 
 
 POOLED = """pattern pooled() {
