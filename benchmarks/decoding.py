@@ -162,8 +162,9 @@ def measure(case: Case, rate: float, *, peers: bool, only_compile: bool) -> list
     outs = {name: run() for name, run in runs.items()}
     if only_compile:
         return []
-    row, read = _mask(case, lengths)
-    errors = {name: _error(case, out, q, k, v, row) for name, out in outs.items()}
+    masks = [_mask(case, int(length)) for length in lengths]
+    read = sum(int(mask.any(0).sum()) for mask in masks)
+    errors = {name: _error(out, q, k, v, masks) for name, out in outs.items()}
     if not errors["spdsl"] < MOST_ERROR:
         raise SystemExit(f"{case.name}: relative error {errors['spdsl']:.1e}, at most {MOST_ERROR} is right in bf16")
     size = read * case.groups * 2 * case.dim * k.element_size()
@@ -269,26 +270,24 @@ def _kept(case: Case, q: Tensor, k: Tensor) -> Tensor:
     return found
 
 
-def _mask(case: Case, lengths: Tensor) -> tuple[Tensor, int]:
-    """Which pairs the last sequence keeps, ``[nq, n]``, and how many keys all sequences read."""
+def _mask(case: Case, length: int) -> Tensor:
+    """Which pairs a sequence of this length keeps, ``[nq, n]``."""
     at, keys = torch.arange(case.nq, device="cuda")[:, None], torch.arange(case.n, device="cuda")
-    total, mask = 0, torch.empty(0)
-    for length in lengths:
-        mask = _kept(case, at + length - case.nq, keys) & (keys < length)
-        total += int(mask.any(0).sum())
-    return mask, total
+    return _kept(case, at + length - case.nq, keys) & (keys < length)
 
 
-def _error(case: Case, out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> float:
-    """The relative error of the last sequence against float64."""
+def _error(out: Tensor, q: Tensor, k: Tensor, v: Tensor, masks: Sequence[Tensor]) -> float:
+    """The largest relative error of a head of a sequence against float64."""
     worst = 0.0
-    for head in range(case.heads):
-        group = head // (case.heads // case.groups)
-        keys, values = k[-1, group].double(), v[-1, group].double()
-        logits = q[-1, head].double() @ keys.T / math.sqrt(case.dim)
-        expected = torch.softmax(logits.masked_fill(~mask, -math.inf), -1) @ values
-        error = (out[-1, head].double() - expected).norm() / expected.norm()
-        worst = max(worst, float(error.nan_to_num(math.inf)))
+    members = q.shape[1] // k.shape[1]
+    for row, mask in enumerate(masks):
+        for group in range(k.shape[1]):
+            heads = slice(group * members, (group + 1) * members)
+            keys, values = k[row, group].double(), v[row, group].double()
+            logits = q[row, heads].double() @ keys.T / math.sqrt(q.shape[3])
+            expected = torch.softmax(logits.masked_fill(~mask, -math.inf), -1) @ values
+            errors = (out[row, heads].double() - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+            worst = max(worst, float(errors.nan_to_num(math.inf).max()))
     return worst
 
 
