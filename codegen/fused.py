@@ -197,14 +197,15 @@ def _fetch(plan: Plan, tiles: KernelPlan, *, ordered: bool) -> tuple[tuple[Block
         return *_numbered(frame), FetchTile(masked=flag, queries=queries, outputs=outputs)
 
     pair = _pair(frame)
-    walker = replace(_walker(frame, tiles, body), down=ordered)
+    down = _walks_down(tiles, ordered=ordered)
+    walker = replace(_walker(frame, tiles, body), down=down)
     setup, loops = lower_walk(_walk(tiles), walker)
     loops = split.share(frame, loops)
     by_head = depends_on_head(tiles.walk)
     inner: tuple[Block, ...] = (
         *(setup if by_head else ()),
         RowBase(copied=True, classes=frame.classes, boxes=_boxes_of_queries(frame)),
-        *(downwards(loops) if ordered and isinstance(tiles.walk, SlotWalk | BoxWalk) else loops),
+        *(downwards(loops) if down and isinstance(tiles.walk, SlotWalk | BoxWalk) else loops),
         FetchEnd(),
     )
     heads = _for_each_head(frame, inner)
@@ -220,6 +221,16 @@ def _fetch(plan: Plan, tiles: KernelPlan, *, ordered: bool) -> tuple[tuple[Block
         *(() if by_head else setup),
         *heads,
     ), only
+
+
+def _walks_down(tiles: KernelPlan, *, ordered: bool) -> bool:
+    """Whether programs walk from the last tile of queries to the first.
+
+    Where sums have an order those that start later then come to a tile later.  Windows walked upwards find more of
+    what they read in the cache: rows of residue classes, of which few programs share tiles, are.  Pairs of long tiles,
+    which start together, read the same tiles at a time if they begin with the last.
+    """
+    return tiles.pairs is not None or (ordered and tiles.residues is None)
 
 
 def _add(frame: Frame) -> tuple[Block, ...]:

@@ -22,6 +22,9 @@ LONGEST = 64
 
 SAMPLES = 64
 
+ROUNDS = 16
+"""Tiles for each multiprocessor above which what is left at the end no longer counts."""
+
 CACHE = 16 << 20
 """Bytes that a GPU keeps of keys and values that are read by many programs at a time."""
 
@@ -33,12 +36,15 @@ def programs_for(call: Call, kernel: KernelPlan, tiles: int) -> int:
     return at_once if total > 2 * at_once and is_even(call, kernel) else total
 
 
-def heads_together(call: Call) -> int:
-    """How many heads, of all sequences, take turns tile by tile: as many as have their keys and values in the cache, so
-    that the long rows of all of them come first.  Where long rows may stand anywhere, all: none is the last alone."""
+def heads_together(call: Call, programs: int) -> int:
+    """How many heads, of all sequences, take turns tile by tile in a kernel of so many ``programs``: where these are
+    few, as many as have their keys and values in the cache, so that the long rows of all of them come first.  Where
+    long rows may stand anywhere, all: none is the last alone."""
     batch, heads = call.q.shape[:2]
     if call.plan.forward.cuts is not None:
         return batch * heads
+    if programs > ROUNDS * multiprocessors(call.q.device):
+        return 1
     groups = call.k.shape[1]
     size = call.keys * (call.k.shape[-1] + call.v.shape[-1]) * call.k.element_size()
     most = max(1, min(batch * groups, CACHE // max(size, 1)))

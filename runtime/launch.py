@@ -129,7 +129,7 @@ class Loaded:
             if len(self.flat) >= _MOST:
                 self.flat.clear()
             programs = programs_for(call, tiles, count) if kernel.persistent else total
-            self.flat[key] = programs, heads_together(call) if programs == total else 1
+            self.flat[key] = programs, heads_together(call, total) if programs == total else 1
         programs, together = self.flat[key]
         values |= {"tiles": count, "together": together}
         return programs, 1, 1
