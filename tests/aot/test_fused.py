@@ -28,8 +28,8 @@ SPILLS = {
 }
 """The most registers of a thread that may live in memory, by pattern; others spill none."""
 
-ORDERED = {"causal": 8, "streaming": 8, "bigbird": 8, "neighborhood_3d": 24}
-"""As `SPILLS`, where a warp adds in order."""
+ORDERED = {"causal": 8, "streaming": 12, "bigbird": 8, "neighborhood_3d": 24}
+"""As `SPILLS`, where warps add in order."""
 
 NARROW = {"causal": 4, "streaming": 12, "bigbird": 8, "neighborhood_3d": 4, "documents": 48}
 """As `SPILLS`, at head dim 64, where a tile has twice as many queries, and as many numbers of theirs."""
