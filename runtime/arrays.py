@@ -21,7 +21,7 @@ from spdsl.runtime.evaluate import Value, apply
 from spdsl.runtime.lines import Lines
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.philox import uniform
-from spdsl.runtime.pooled import pooled
+from spdsl.runtime.pooled import pooled, rows_in_blocks
 from spdsl.runtime.prefixes import prefix, smoothed
 from spdsl.runtime.ranking import best, heaviest, in_order
 from spdsl.semantics.graph import (
@@ -80,7 +80,7 @@ class Arrays:
         own = on_side(stage.axes, "q")
         if name in self.attended and name not in self.known:
             self.known[name] = self.attended[name].float()
-        self._keep_rows(name)
+        self.keep_rows(name)
         if (own is None or ranks_queries(stage)) and name not in self.known:
             everything = None if own is None else self.lines.points_of_rows(own)
             self.known[name] = self._make(stage, everything, Memo())
@@ -94,7 +94,7 @@ class Arrays:
             memo.arrays[key] = self._make(stage, rows, memo)
         return memo.arrays[key]
 
-    def _keep_rows(self, name: str) -> None:
+    def keep_rows(self, name: str) -> None:
         """Make what kernels leave for each row of queries whole: means of blocks, and reductions over all keys."""
         if not self.kernels or name in self.known or name in self.tried:
             return
@@ -104,6 +104,7 @@ class Arrays:
             from spdsl.runtime.chains import reduced_rows
 
             found = reduced_rows(self, name)
+            found = rows_in_blocks(self, self.stages[name]) if found is None else found
         if found is not None:
             self.known[name] = found
 
@@ -111,7 +112,7 @@ class Arrays:
         """The array of a stage for all rows, made chunk by chunk."""
         stage = self.stages[name]
         axis = on_side(stage.axes, "q")
-        self._keep_rows(name)
+        self.keep_rows(name)
         if axis is None or name in self.known:
             return self.array(name, None, Memo())
         parts = [self.array(name, rows, Memo()) for rows in self.chunks(name)]

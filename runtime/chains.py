@@ -57,8 +57,9 @@ _LARGE = Tiling(rows=128, columns=128, warps=8, stages=2)
 _OF_SUMS = Tiling(rows=128, columns=64, warps=8, stages=2, registers=128)
 _OF_LOOP = Tiling(rows=64, columns=128, warps=4, stages=3)
 _SMALL = Tiling(rows=64, columns=64, warps=4, stages=2)
+_OF_FEW = Tiling(rows=32, columns=64, warps=4, stages=2)
 _LEAST = Tiling(rows=32, columns=32, warps=4, stages=1)
-SMALLER = {_LARGE: _SMALL, _OF_SUMS: _SMALL, _OF_LOOP: _SMALL, _SMALL: _LEAST}
+SMALLER = {_LARGE: _SMALL, _OF_SUMS: _SMALL, _OF_LOOP: _SMALL, _SMALL: _LEAST, _OF_FEW: _LEAST}
 """The tile to take where one does not fit the device."""
 
 
@@ -67,10 +68,13 @@ def tiling_of(kernel: ChainKernel, *, long: bool, few: bool) -> Tiling:
 
     A kernel of sums has many rows, so that each tile of keys meets as many as it can, and leaves room for a second
     program; reductions keep one more tile in registers for each loop.  Products of 32 bits (``long``), which no
-    matrix unit makes, take the least, and where there are ``few`` rows, tiles are small enough for all multiprocessors.
+    matrix unit makes, take the least, and where there are ``few`` rows, tiles are small enough for all multiprocessors,
+    the more so where a program goes through all columns of what loops add up.
     """
     if long:
         return _LEAST
+    if kernel.role == "values" and kernel.loops > 1:
+        return _OF_FEW if few else _SMALL
     if few or not kernel.arguments.vectors:
         return _SMALL
     if kernel.sums:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from spdsl.codegen.chains.rows import belongs_to_rows
 from spdsl.runtime.diagonals import distances_of, seen_from_blocks
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.sums import over_rows
 from spdsl.semantics.build import TRUE
-from spdsl.semantics.graph import DISTANCE, TENSORS, Pool, side_of
+from spdsl.semantics.graph import DISTANCE, TENSORS, Pool, Stage, loads, side_of
 from spdsl.semantics.nodes import Const, Index, Load
 
 if TYPE_CHECKING:
@@ -121,6 +122,37 @@ def _pool_rows(arrays: Arrays, stage: Pool, inner: tuple[str, ...], dim: int, ro
     only = only.unflatten(dim, size) if only.shape[dim] > 1 else only.unsqueeze(dim)
     weights = shares.weights[rows].view(*size, *[1] * (value.dim() - 2 - dim))
     return reduced(stage.kind, value, only, weights, dim + 1)
+
+
+def rows_in_blocks(arrays: Arrays, stage: Stage) -> Tensor | None:
+    """The whole array of a reduction of one value for each query, by blocks of one size that begin at position 0.
+
+    None where it is something else.  Nothing is looked up: queries lie in rows of blocks.
+    """
+    lines = arrays.lines
+    match stage:
+        case Pool(over="q", per=str() as per, windows=None) if belongs_to_rows(stage):
+            name = per.partition(".")[2]
+        case _:
+            return None
+    axis = next((each for each in lines.pattern.axes if each.name == name), None)
+    if axis is None or not lines.is_even(name) or lines.q_start != 0 or not lines.nq:
+        return None
+    (size,) = axis.size or (None,)
+    if not isinstance(size, Const):
+        return None
+    for read in (loads(stage.value) | loads(stage.only)) & set(arrays.stages):
+        arrays.keep_rows(read)
+        if read not in arrays.known:
+            return None  # a chunk of rows at a time
+    inner = _inner(stage)
+    dim, count = 1 + inner.index("q"), -(-lines.nq // int(size.value))
+    value = arrays.full(stage.value, inner, None, Memo())
+    only = arrays.filter(stage.only, inner, None, Memo())
+    only = only.expand(*only.shape[:dim], value.shape[dim], *only.shape[dim + 1 :])
+    value, only = (_in_blocks(each, int(size.value), count, dim) for each in (value, only))
+    # Rows past the end are there for none.
+    return reduced(stage.kind, value, only, None, dim + 1)
 
 
 def _inner(stage: Pool) -> tuple[str, ...]:
