@@ -162,7 +162,13 @@ def fewest_full(plans: Sequence[ReusePlan], within: float) -> ReusePlan:
     """The first of some plans whose perplexity is estimated to grow by no more than a share ``within``.
 
     Plans are those of `best_plans`, the last of which loses nothing.
+
+    Raises:
+        SpatError: a share below 0, which no plan is known to reach (SP647).
     """
+    if not within >= 0:
+        found = f"perplexity that may grow by {within:g}"
+        raise error("SP647", found, help="give a share of at least 0: 0.01 is one percent")
     return next(plan for plan in plans if plan.estimated <= math.log1p(within))
 
 

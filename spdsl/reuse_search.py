@@ -77,7 +77,8 @@ def find(
         keep: is given what was measured, after each layer.
 
     Raises:
-        SpatError: patterns that do not belong together (SP645), and what `spdsl.models.use` raises.
+        SpatError: patterns that do not belong together (SP645), a limit that no plan can keep (SP647), and what
+            `spdsl.models.use` raises.
     """
     measured = measure(model, tokens, chooses, reads, known=known, tell=tell, keep=keep)
     plans = best_plans(measured.readers)

@@ -51,7 +51,7 @@ def layers(draw: st.DrawFn) -> list[Reader]:
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(layers())
 def test_plans_against_all_plans(readers: list[Reader]) -> None:
     """For each number of full layers no choice of layers is estimated to lose less, nor as little and misses less."""
@@ -93,6 +93,9 @@ def test_a_plan_by_hand() -> None:
     assert fewest_full(best_plans(readers), 0.01) == two
     assert fewest_full(best_plans(readers), 0.0) == every
     assert two.patterns("full", "read") == ["full", "read", "full", "read"]
+    with pytest.raises(SpatError) as caught:
+        fewest_full(best_plans(readers), -0.01)
+    assert caught.value.code == "SP647"
 
 
 @pytest.mark.parametrize(
