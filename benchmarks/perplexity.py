@@ -87,6 +87,12 @@ def measure(setting: Setting, model: Any, tokens: Tensor) -> dict[str, object]:
     return {"name": setting.name, "title": setting.title, "kept": share, "perplexity": perplexity}
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown, as they stand in docs/perplexity.md."""
+    lines = (f"| `{row['title']}` | {row['kept']:.1%} | {row['perplexity']:.2f} |" for row in rows)
+    return "\n".join(("| pattern | pairs kept | perplexity |", "|---|---|---|", *lines))
+
+
 def draw(rows: list[dict[str, Any]], path: Path, tokens: int) -> None:
     """A line for each pattern, and the dense model as a level."""
     from matplotlib.figure import Figure

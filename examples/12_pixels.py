@@ -1,7 +1,7 @@
 """Train a transformer on pixels: every pixel is a token, and `llsa` searches a pyramid of them for those that matter.
 
     python examples/12_pixels.py                                # a minute on a free processor
-    python examples/12_pixels.py --side 64 --steps 300          # 4,096 tokens: with a GPU
+    python examples/12_pixels.py --side 64 --steps 200          # 4,096 tokens: half a minute on a GPU
     python examples/12_pixels.py --steps 5                      # a look
 
 Cells of an image carry one of four textures, under noise.  The network tells what is under the noise, as a step of

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import perplexity
 from benchmarks.cases import CASES, DOCUMENT_LENGTHS, SUITE, documents
 from benchmarks.chart import BEGIN, END, between, chart, table
 from benchmarks.coverage import coverage
@@ -102,3 +103,12 @@ def test_the_chart_has_a_bar_for_each_rate() -> None:
     for axis, direction in ((above, "fwd"), (below, "bwd")):
         heights = sorted(bar.get_height() for bar in axis.patches)
         assert heights == sorted(row["tflops_useful"] for row in rows if row["direction"] == direction)
+
+
+def test_the_table_of_perplexities() -> None:
+    rows = json.loads((BENCHMARKS / "results" / "perplexity-2048.json").read_text(encoding="utf-8"))
+    assert perplexity.table(rows) in (BENCHMARKS.parent / "docs" / "perplexity.md").read_text(encoding="utf-8")
+    found = {row["title"]: row for row in rows}
+    few, window = found["quest(page=16, budget=256)"], found["streaming(window=252)"]
+    assert few["kept"] < window["kept"]
+    assert few["perplexity"] < window["perplexity"]
