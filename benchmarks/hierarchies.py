@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import spdsl
-from benchmarks.selections import _peak, _time, selection
+from benchmarks.selections import peak, selection, time
 
 Row = dict[str, Any]
 Tensors = tuple[Tensor, Tensor, Tensor]
@@ -110,14 +110,14 @@ def measured(case: Case, real: Path | None, *, beside: bool) -> Row:
     }
     select = selection(attn, q, k, v, {})
     with torch.no_grad():
-        row |= {"selection_ms": _time(select, 5), "forward_ms": _time(lambda: attn(q, k, v), 5)}
-        row |= {"graph_ms": graphed(lambda: attn(q, k, v)), "forward_gib": _peak(lambda: attn(q, k, v))}
+        row |= {"selection_ms": time(select, 5), "forward_ms": time(lambda: attn(q, k, v), 5)}
+        row |= {"graph_ms": graphed(lambda: attn(q, k, v)), "forward_gib": peak(lambda: attn(q, k, v))}
         if beside:
             dense = lambda: scaled_dot_product_attention(  # noqa: E731
                 q, k, v, is_causal=case.causal, enable_gqa=case.heads != case.groups
             )
             with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-                row["dense_ms"] = _time(dense, 3)
+                row["dense_ms"] = time(dense, 3)
         if case.causal and beside:
             row["mass"] = kept_mass(attn, q, k, v)
     if case.backward:
@@ -131,10 +131,10 @@ def both_ways(attn: spdsl.Attention, case: Case, q: Tensor, k: Tensor, v: Tensor
     d_out = torch.randn_like(q)
     run = lambda: torch.autograd.grad(attn(*leaves), leaves, d_out)  # type: ignore[arg-type]  # noqa: E731
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        dense = _time(
+        dense = time(
             lambda: torch.autograd.grad(scaled_dot_product_attention(*leaves, is_causal=case.causal), leaves, d_out), 3
         )
-    return {"both_ms": _time(run, 5), "both_graph_ms": graphed(run), "dense_both_ms": dense, "both_gib": _peak(run)}
+    return {"both_ms": time(run, 5), "both_graph_ms": graphed(run), "dense_both_ms": dense, "both_gib": peak(run)}
 
 
 def graphed(run: Callable[[], object]) -> float | None:
@@ -150,7 +150,7 @@ def graphed(run: Callable[[], object]) -> float | None:
             kept = run()
     except RuntimeError:
         return None
-    found = _time(graph.replay, 5)
+    found = time(graph.replay, 5)
     del kept
     return found
 
