@@ -69,12 +69,32 @@ def look(
     if checked.graph is None:
         mask = pattern.mask(n, n, layer=layer, **given, **inputs)
         return Sight(mask=mask[0] if mask.ndim == 3 else mask[0, 0], made_up=made_up)
+    q, k, _ = drawn(sizes, n, torch.float64, seed)
+    return Sight(mask=chosen(pattern, given, q, k, inputs, layer=layer)[0], made_up=(*made_up, "q", "k"))
+
+
+def chosen(
+    pattern: Pattern,
+    parameters: Mapping[str, Any],
+    q: Tensor,
+    k: Tensor,
+    inputs: Mapping[str, Any],
+    *,
+    layer: int | None = None,
+) -> Tensor:
+    """Which keys weigh something for each query, bool ``[heads, nq, n]``.
+
+    ``q`` is ``[1, heads, nq, d]`` and ``k`` ``[1, groups, n, d]``.
+
+    Raises:
+        SpatError: as a call with them would.
+    """
     from spdsl.api import compile
 
-    q, k, _ = drawn(sizes, n, torch.float64, seed)
-    weights = compile(pattern, layer=layer, **given).reference(q, k, torch.eye(n).double()[None, None], **inputs)
+    values = torch.eye(k.shape[2], dtype=torch.float64).expand(1, k.shape[1], -1, -1)
+    weights = compile(pattern, layer=layer, **parameters).reference(q.double(), k.double(), values, **inputs)
     assert isinstance(weights, Tensor), "no LSE was asked for"
-    return Sight(mask=weights[0, 0] != 0, made_up=(*made_up, "q", "k"))
+    return weights[0] != 0
 
 
 def _length(pattern: Pattern, parameters: Mapping[str, Any], layer: int | None) -> int:

@@ -95,6 +95,26 @@ def make_inputs(
     return tables, tuple(name for name in tables if name not in read)
 
 
+def queries_and_keys(path: Path) -> tuple[Tensor, Tensor]:
+    """``q`` and ``k`` of a file, ``[1, heads, tokens, dim]``; there they may lack the first axis.
+
+    Raises:
+        SpatError: there are no such tensors (SP612), or they have other axes (SP340).
+    """
+    found = read_tensors(path)
+    made = []
+    for name in ("q", "k"):
+        if name not in found:
+            there = ", ".join(f"`{each}`" for each in found if each) or "one tensor without a name"
+            raise error("SP612", f"`{path}` holds {there}, not `{name}`", help="Save `q` and `k` under these names.")
+        each = found[name] if found[name].dim() == 4 else found[name][None]
+        if each.dim() != 4 or each.shape[0] != 1 or not each.is_floating_point():
+            shape = f"`{name}` of `{path}` is {found[name].dtype} {list(found[name].shape)}"
+            raise error("SP340", shape, help="Save floats [heads, tokens, dim] of one sequence.")
+        made.append(each)
+    return made[0], made[1]
+
+
 def length_of(pattern: Pattern, parameters: Mapping[str, Value], n: int | None, default: int, layer: int | None) -> int:
     """How many keys there are: ``n``, else as many as an unnamed grid of the pattern has places, else ``default``.
 

@@ -24,7 +24,7 @@ from spdsl.cli.options import (
     parse_call,
     parse_parameters,
 )
-from spdsl.cli.output import print_json
+from spdsl.cli.output import note, print_json
 from spdsl.cli.progress import progress
 from spdsl.cli.stages import TARGETS
 
@@ -62,6 +62,14 @@ def view(
         list[str] | None, typer.Option("--input", metavar="NAME=FILE", help="An input, from an .npz, .npy or .pt file.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed for inputs that are not given.")] = 0,
+    real: Annotated[
+        Path | None,
+        typer.Option(
+            "--qk",
+            metavar="FILE",
+            help="A file with `q` and `k`, [heads, tokens, dim]: draw what is chosen for them.",
+        ),
+    ] = None,
     beside: Annotated[
         str | None,
         typer.Option(metavar="OTHER", help="In a page, a second pattern, with its parameters in brackets."),
@@ -78,9 +86,18 @@ def view(
       spdsl view streaming -p window=128 -n 1024 -o mask.png
       spdsl view local.spat --tile 128 --heads 8 --head 3
       spdsl view documents --input doc=ids.npz
+      spdsl view moba -p block=64 --qk layer3.pt --head 2 -o chosen.png
       spdsl view dilated --kernel dkdv --head-dim 128
       spdsl view streaming -o mask.html --beside "sliding_window(window=256)"
     """
+    if real is not None:
+        from spdsl.cli.tensors import queries_and_keys
+
+        tensors = queries_and_keys(real)
+        (heads, rows, head_dim), (groups, columns, _) = (each.shape[1:] for each in tensors)
+        if n not in (None, columns) or nq not in (None, rows):
+            raise typer.BadParameter(f"`{real}` has {rows} queries and {columns} keys", param_hint="-n")
+        n, nq = columns, rows
     heads, groups = head_counts(heads, groups)
     if head >= heads:
         last = f"the last head is {heads - 1}; `--heads` says how many there are"
@@ -101,6 +118,11 @@ def view(
     from spdsl.pipeline import key_of
     from spdsl.samples import Sizes
 
+    if real is not None and loaded.checked.graph is None:
+        help = f"`{loaded.name}` does not look at queries and keys: leave `--qk` out"
+        raise typer.BadParameter(help, param_hint="--qk")
+    if real is None and loaded.checked.graph is not None and not as_json:
+        note("what stages choose counts as everything; give queries and keys with `--qk FILE` to see it")
     n = length_of(loaded, values, n, LENGTH, layer)
     sizes = Sizes(batch=1, heads=heads, groups=groups, nq=nq or n, n=n, head_dim=head_dim)
     inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
@@ -118,6 +140,7 @@ def view(
             tile=tile,
             given=tuple(given or ()),
             seed=seed,
+            real=None if real is None else tensors,
         )
         with progress("planning kernels and drawing", quiet=as_json):
             told = write_page(output, [(loaded, values), *([] if beside is None else [_other(beside)])], look)
@@ -128,7 +151,12 @@ def view(
             typer.echo(f"wrote {output} ({output.stat().st_size / 1024:,.0f} kB): {moves}; open it in a browser")
         return
     settings: dict[str, Any] = {**values, **inputs}
-    mask = loaded.mask(sizes.nq, n, heads, groups, layer, **settings)
+    if real is not None:
+        from spdsl.showing import chosen
+
+        mask = chosen(loaded, values, *tensors, inputs, layer=layer)
+    else:
+        mask = loaded.mask(sizes.nq, n, heads, groups, layer, **settings)
     mask = mask[0] if mask.ndim == 4 else mask
     shown = [f"{name}={value}" for name, value in {**loaded.parameters, **values}.items()]
     shown += [f"head={head}"] * (heads > 1) + [f"layer={layer}"] * (layer is not None)

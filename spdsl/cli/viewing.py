@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import BoxWalk
 from spdsl.cli.drawing import drawing
@@ -18,6 +20,7 @@ from spdsl.page.content import Kernel, Shown, is_worked_out, page
 from spdsl.runtime.calls import Call
 from spdsl.samples import Sizes
 from spdsl.semantics.bind import bind
+from spdsl.showing import chosen
 
 if TYPE_CHECKING:
     from spdsl.api import Pattern
@@ -35,6 +38,7 @@ class Look:
     tile: int
     given: tuple[str, ...]
     seed: int
+    real: tuple[Tensor, Tensor] | None = None
 
 
 def write_page(path: Path, patterns: Sequence[tuple[Pattern, dict[str, Value]]], look: Look) -> dict[str, Any]:
@@ -74,7 +78,9 @@ def _shown(pattern: Pattern, values: dict[str, Value], look: Look) -> Shown:
         seed=look.seed,
     )
     mask = None
-    if not is_worked_out(checked):
+    if look.real is not None and checked.graph is not None:
+        mask = chosen(pattern, values, *look.real, inputs, layer=look.layer).numpy()
+    elif not is_worked_out(checked):
         settings: dict[str, Any] = {**values, **inputs}
         found = pattern.mask(sizes.nq, sizes.n, sizes.heads, sizes.groups, look.layer, **settings)
         mask = (found[0] if found.ndim == 4 else found).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -113,3 +114,47 @@ def test_kernels_that_are_none(spdsl: Callable[..., Answer], words: tuple[str, .
     answer = spdsl("view", "causal", "-n", "64", *words)
     assert answer.status != 0
     assert told in answer.err
+
+
+def test_what_is_chosen_for_real_queries_and_keys(spdsl: Callable[..., Answer], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(4, 48, 8)), rng.normal(size=(2, 48, 8))
+    np.savez(tmp_path / "layer.npz", q=q, k=k)
+    # Of the whole blocks before its own, a query of head 3 takes the one whose mean key suits it best.
+    means = k[1].reshape(6, 8, 8).mean(1)
+    expected = np.zeros((48, 48), bool)
+    for row in range(48):
+        own = row // 8
+        expected[row, own * 8 : row + 1] = True
+        if own:
+            best = int((means[:own] @ q[3, row]).argmax())
+            expected[row, best * 8 : best * 8 + 8] = True
+    words = ("view", "moba", "-p", "block=8", "-p", "picks=2", "--qk", "layer.npz", "--head", 3, "--tile", 8)
+    answer = spdsl(*words, "--json")
+    assert answer.status == 0, answer.err
+    assert json.loads(answer.out)["kept_pairs"] == expected.mean()
+    answer = spdsl(*words, "-o", "chosen.html")
+    assert answer.status == 0, answer.err
+    assert "its mask is that of these values" in answer.out
+    assert "counts as everything" not in answer.err
+    assert "counts as everything" in spdsl("view", "moba", "-p", "block=64", "-n", 256).err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("streaming", "--qk", "layer.npz"), "does not look at queries and keys"),
+        (("moba", "--qk", "other.npz"), "not `k`"),
+        (("moba", "--qk", "layer.npz", "-n", 50), "has 48 queries and 48 keys"),
+        (("moba", "--qk", "flat.npz"), "floats [heads, tokens, dim]"),
+    ],
+)
+def test_queries_and_keys_that_do_not_fit(
+    spdsl: Callable[..., Answer], tmp_path: Path, words: tuple[object, ...], told: str
+) -> None:
+    np.savez(tmp_path / "layer.npz", q=np.zeros((4, 48, 8)), k=np.zeros((2, 48, 8)))
+    np.savez(tmp_path / "other.npz", q=np.zeros((4, 48, 8)))
+    np.savez(tmp_path / "flat.npz", q=np.zeros(4), k=np.zeros(4))
+    answer = spdsl("view", *words)
+    assert answer.status in (1, 2)
+    assert told in " ".join(answer.err.split())

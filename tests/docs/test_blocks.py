@@ -79,6 +79,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         text = (ROOT / "patterns" / "streaming.spat").read_text(encoding="utf-8")
         (tmp_path / f"{name}.spat").write_text(text.replace("pattern streaming", f"pattern {name}"), encoding="utf-8")
     torch.save({"doc": torch.arange(1024) // 100}, tmp_path / "ids.pt")
+    torch.save({"q": torch.randn(2, 256, 8), "k": torch.randn(1, 256, 8)}, tmp_path / "layer3.pt")
     yield tmp_path
     torch.set_num_threads(threads)
 
