@@ -175,13 +175,13 @@ def alike(case: Case) -> Tensors:
     return made[0], made[1], made[2]
 
 
-def rotated(path: Path, n: int) -> Tensors:
+def rotated(path: Path, n: int, device: str = "cuda") -> Tensors:
     """The tensors of a file, repeated up to ``n`` tokens, queries and keys rotated by their positions."""
-    given = torch.load(path, map_location="cuda")
+    given = torch.load(path, map_location=device)
     repeats = -(-n // given["q"].shape[1])
     q, k, v = (given[name].float().repeat(1, repeats, 1)[:, :n] for name in "qkv")
     half = q.shape[-1] // 2
-    angle = torch.arange(n, device="cuda")[:, None] / BASE ** (torch.arange(half, device="cuda") / half)
+    angle = torch.arange(n, device=device)[:, None] / BASE ** (torch.arange(half, device=device) / half)
     cos, sin = angle.cos().repeat(1, 2), angle.sin().repeat(1, 2)
     turn = lambda x: x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin  # noqa: E731
     made = [each.bfloat16()[None].contiguous() for each in (turn(q), turn(k), v)]

@@ -112,3 +112,29 @@ def test_the_table_of_perplexities() -> None:
     few, window = found["quest(page=16, budget=256)"], found["streaming(window=252)"]
     assert few["kept"] < window["kept"]
     assert few["perplexity"] < window["perplexity"]
+
+
+def test_growth_of_hierarchies_is_drawn(tmp_path: Path) -> None:
+    """The page's picture is made of the results beside it, which tell what the benchmark tells."""
+    from benchmarks import hierarchies
+
+    rows = json.loads((RESULTS.parent / "h200-2026-11-28-hierarchies-growth.json").read_text(encoding="utf-8"))
+    assert {(row["pattern"], row["n"]) for row in rows} == {(case.pattern, case.n) for case in hierarchies.growing()}
+    hierarchies.plot(rows, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+def test_tensors_of_a_file_are_repeated_and_rotated(tmp_path: Path) -> None:
+    """Products of rotated rows depend on how far they are apart, also across the seam."""
+    from benchmarks import hierarchies
+
+    generator = torch.Generator().manual_seed(0)
+    made = {name: torch.randn(1, 32, 64, generator=generator).bfloat16() for name in "qkv"}
+    torch.save(made, tmp_path / "real.pt")
+    q, k, v = hierarchies.rotated(tmp_path / "real.pt", 80, "cpu")
+    assert q.shape == k.shape == v.shape == (1, 1, 80, 64)
+    assert torch.equal(v[0, :, 32:64], made["v"])
+    near, far = (float(q[0, 0, at + 5].float() @ k[0, 0, at].float()) for at in (7, 39))
+    assert abs(near - far) <= 0.05 * float(q[0, 0, 12].float().norm() * k[0, 0, 7].float().norm())
+    plain = float(made["q"][0, 7].float() @ made["k"][0, 7].float())
+    assert abs(float(q[0, 0, 7].float() @ k[0, 0, 7].float()) - plain) <= 0.5
