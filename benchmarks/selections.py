@@ -1,8 +1,10 @@
 """What selecting costs beside attending: ``python -m benchmarks.selections --out f.json``, or some cases by name.
 
 For every case the time of the selections alone (scores, ranking, lists), of the whole forward, of the backward, and of
-dense causal SDPA on the same tensors in the same run; beside them the memory that each takes at its peak.  Results are
-written after every figure, so that a run that is cut short keeps what it measured.  ``--prepare`` compiles beforehand.
+dense causal SDPA on the same tensors in the same run; beside them the memory that each takes at its peak, and the
+host's time for a selection.  Before anything is timed, rows of its lists and of its output are compared with what does
+not share its kernels (`benchmarks.sampled`); a wrong one ends the run.  Results are written after every figure, so that
+a run that is cut short keeps what it measured.  ``--prepare`` compiles beforehand.
 """
 
 from __future__ import annotations
@@ -14,13 +16,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import spdsl
+from benchmarks import sampled
 from spdsl.runtime import graphs
+from spdsl.semantics.nodes import BoundPattern
 
 Inputs = dict[str, Tensor]
 Result = dict[str, object]
@@ -127,6 +132,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("selections.json"), help="the JSON file to write")
     parser.add_argument("--prepare", action="store_true", help="run each case once on few tokens, and time nothing")
     parser.add_argument("--selection", action="store_true", help="time the selection and SDPA alone")
+    parser.add_argument("--unchecked", action="store_true", help="compare nothing with the reference")
     given = parser.parse_args()
     results: list[Result] = []
     for case in CASES:
@@ -145,7 +151,7 @@ def main() -> None:
             "date": dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
         }
         results.append(result)
-        for name, value in figures(case, whole=not given.selection):
+        for name, value in figures(case, whole=not given.selection, checked=not given.unchecked):
             result[name] = value
             given.out.write_text(json.dumps(results, indent=1) + "\n")
         print(json.dumps(result), flush=True)
@@ -154,18 +160,30 @@ def main() -> None:
 def prepare(case: Case) -> None:
     """Compile what `figures` runs, by a call with fewer tokens."""
     short = case if case.pattern == "vsa" else replace(case, n=min(case.n, 16384))
-    for _ in figures(short, rounds=1):
+    for _ in figures(short, rounds=1, checked=False):
         pass
 
 
-def figures(case: Case, *, whole: bool = True, rounds: int = 5) -> Iterator[tuple[str, float]]:
-    """Names and values of a case, one by one: milliseconds, and GiB beside tensors and results."""
+def figures(
+    case: Case, *, whole: bool = True, rounds: int = 5, checked: bool = True
+) -> Iterator[tuple[str, float | dict[str, float]]]:
+    """Names and values of a case, one by one: milliseconds, and GiB beside tensors and results.
+
+    Raises:
+        AssertionError: rows that were looked at are wrong.
+    """
     q, k, v, inputs = tensors(case)
     pattern = spdsl.loads(case.pattern) if "{" in case.pattern else case.pattern
     attn = spdsl.compile(pattern, **case.parameters)  # type: ignore[arg-type]
     with torch.no_grad():
         select = selection(attn, q, k, v, inputs)
+        if checked:
+            yield "near_ties_exchanged", sampled.lists_are_right(*call_of(attn, q, k, v, inputs))
+            if whole:
+                yield "output_error", sampled.output_is_right(attn, q, k, v, inputs)
         yield "selection_gib", peak(select)
+        yield "lists_gib", round(sum(each.nbytes for each in select().values()) / 2**30, 3)
+        yield "selection_host_ms", host(select)
         yield "selection_ms", time(select, rounds)
         dense = lambda: causal(q, k, v)  # noqa: E731
         if case.n <= DENSE:
@@ -215,9 +233,28 @@ def selection(
     attn: spdsl.Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs
 ) -> Callable[[], dict[str, Tensor]]:
     """What computes all selections of a pattern, as lists."""
-    pattern = attn.bind(q.shape[1], k.shape[1], q.shape[3])
-    call = graphs.Inputs(q=q, k=k, v=v, tables=inputs, q_start=0)
+    pattern, call = call_of(attn, q, k, v, inputs)
     return lambda: graphs.selections(pattern, call)
+
+
+def call_of(
+    attn: spdsl.Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs
+) -> tuple[BoundPattern, graphs.Inputs]:
+    """What `graphs.selections` takes."""
+    pattern = attn.bind(q.shape[1], k.shape[1], q.shape[3])
+    return pattern, graphs.Inputs(q=q, k=k, v=v, tables=inputs, q_start=0)
+
+
+def host(run: Callable[[], object], rounds: int = 10) -> float:
+    """Milliseconds until the host goes on, the device being idle before; the least of some runs."""
+    run()
+    times = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        begin = perf_counter()
+        run()
+        times.append(perf_counter() - begin)
+    return round(min(times) * 1e3, 4)
 
 
 def time(run: Callable[[], object], rounds: int) -> float:

@@ -15,6 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.codegen.binaries import options_of
+from spdsl.runtime.choosing import Keys, Room, choose
+from spdsl.runtime.notes import Grid
+from spdsl.runtime.plain import Launch, start
 from spdsl.runtime.ranking import FAR, joined
 from spdsl.semantics.graph import Stage
 
@@ -60,7 +63,7 @@ def name_candidates(  # type: ignore[no-untyped-def]
 
 def among_candidates(run: Run, stage: Stage, width: int | None) -> Tensor:
     """The lists of a selection, int32 ``[batch, heads, rows, most]``."""
-    from spdsl.runtime.chains import KEYS, Keys, Tiling, choose
+    from spdsl.runtime.chains import KEYS, Tiling
 
     chain, kernel, lines = run.loaded.chain, run.loaded.chain.kernels[-1], run.arrays.lines
     device, outer = lines.device, _Outer.of(run)
@@ -81,14 +84,17 @@ def among_candidates(run: Run, stage: Stage, width: int | None) -> Tensor:
         given = {"keys": keys, "first_row": first, "chunk_rows": some, "column_count": run.columns}
         given |= {"pitch": pitch, "heads": heads, "total": total, **({} if outer is None else outer.given)}
 
-        def grid(tiling: Tiling, some: int = some) -> tuple[int, ...]:
+        def grid(tiling: Tiling, some: int = some) -> Grid:
             tiles = some if chain.queries else -(-some // of) * -(-of // tiling.rows)
             return -(-total // tiling.columns), tiles, every
 
-        run.launch(kernel, given, grid, some * every, tiling)
+        run.launch(kernel, given, grid, some * every, ("keys",), tiling)
         ends = torch.full((every, 1), total, dtype=torch.int32, device=device)
-        held = Keys(keys=keys, columns=total, ends=ends, block=some)
-        found = choose(held, chain.by, run.amounts(stage, first, some), width)
+        held = Keys(keys=keys, chunks=every, rows=some, pitch=pitch, columns=total, ends=ends, block=some)
+        room = None
+        if width is not None:
+            room = Room(lists=torch.empty(every, some, max(1, width), dtype=torch.int32, device=device))
+        found = choose(held, chain.by, run.amounts(stage, first, some), room)
         if outer is not None:
             outer.name(found, every * some, some, first, heads)
         made.append(found.view(batch, heads, some, -1))
@@ -128,7 +134,16 @@ class _Outer:
     def name(self, found: Tensor, rows: int, chunk_rows: int, first: int, heads: int) -> None:
         """Turn numbers of candidates into those of entries."""
         width, (batch, head, row) = found.shape[-1], (self.given[f"list_{axis}"] for axis in "bhr")
-        strides = (self.lists, batch, head, row, self.total)
-        sizes = {"OF": self.among.rows, "EACH": self.among.each, "SHARING": self.among.sharing, "SIZE": 1024}
-        programs = (triton.cdiv(rows * width, 1024),)
-        name_candidates[programs](found, *strides, rows, chunk_rows, first, width, heads, **sizes, **options_of(4))
+        values = {"lists": found, "outer": self.lists, "outer_b": batch, "outer_h": head, "outer_r": row}
+        values |= {"total": self.total, "rows": rows, "chunk_rows": chunk_rows, "first_row": first, "width": width}
+        values |= {"OF": self.among.rows, "EACH": self.among.each, "SHARING": self.among.sharing, "SIZE": 1024}
+        start(
+            Launch(
+                function=name_candidates,
+                grid=(triton.cdiv(rows * width, 1024), 1, 1),
+                values={**values, "heads": heads},
+                options=options_of(4),
+                writes=("lists",),
+                device=found.device,
+            )
+        )

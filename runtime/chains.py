@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from spdsl.codegen.binaries import keeping, options_of
-from spdsl.codegen.chains.emit import array_arguments, emit_chain, emit_choose, table_arguments
+from spdsl.codegen.binaries import options_of
+from spdsl.codegen.chains.emit import array_arguments, emit_chain, table_arguments
 from spdsl.codegen.chains.lower import Chain, ChainKernel, below, lower_chain, uncovered
 from spdsl.codegen.chains.places import UncoveredError
 from spdsl.codegen.chains.rows import is_of_rows
@@ -24,8 +24,11 @@ from spdsl.codegen.load import load
 from spdsl.diagnostics import error
 from spdsl.runtime.among import among_candidates
 from spdsl.runtime.arrays import Arrays, refuse_unequal
+from spdsl.runtime.choosing import Keys, Room, choose
 from spdsl.runtime.memo import Memo
+from spdsl.runtime.notes import Grid
 from spdsl.runtime.operands import Operand, operand, terms_of
+from spdsl.runtime.plain import Launch, start
 from spdsl.runtime.ranking import FAR, joined
 from spdsl.runtime.split import multiprocessors
 from spdsl.semantics.graph import Mark, Score, Select, Softmax, Stage, on_side, parts
@@ -34,12 +37,6 @@ from spdsl.semantics.rewrite import free_axes
 
 KEYS = 1 << 25
 """Keys that are held at once, of four bytes each."""
-
-WIDEST = 1 << 15
-"""Keys of a row that are looked at in one step while entries are chosen; longer rows are gone through in such steps."""
-
-OF_WARP = 2048
-"""Keys that a warp holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +53,18 @@ class Tiling:
 _LARGE = Tiling(rows=128, columns=128, warps=8, stages=2)
 _OF_SUMS = Tiling(rows=128, columns=64, warps=8, stages=2, registers=128)
 _OF_LOOP = Tiling(rows=64, columns=128, warps=4, stages=3)
+_FOLDED = Tiling(rows=64, columns=128, warps=4, stages=2)
 _SMALL = Tiling(rows=64, columns=64, warps=4, stages=2)
 _OF_FEW = Tiling(rows=32, columns=64, warps=4, stages=2)
 _LEAST = Tiling(rows=32, columns=32, warps=4, stages=1)
-SMALLER = {_LARGE: _SMALL, _OF_SUMS: _SMALL, _OF_LOOP: _SMALL, _SMALL: _LEAST, _OF_FEW: _LEAST}
+SMALLER = {
+    _LARGE: _SMALL,
+    _OF_SUMS: _SMALL,
+    _OF_LOOP: _SMALL,
+    _FOLDED: _SMALL,
+    _SMALL: _LEAST,
+    _OF_FEW: _LEAST,
+}
 """The tile to take where one does not fit the device."""
 
 
@@ -79,6 +84,8 @@ def tiling_of(kernel: ChainKernel, *, long: bool, few: bool) -> Tiling:
         return _SMALL
     if kernel.sums:
         return _OF_SUMS
+    if kernel.fold is not None:
+        return _FOLDED
     return (_LARGE, _OF_LOOP)[kernel.loops] if kernel.loops < 2 else _SMALL
 
 
@@ -176,8 +183,18 @@ def chosen_lists(arrays: Arrays, name: str, width: int | None, lists: Callable[[
     pitch = -(-run.columns // 16) * 16
     step = max(1, min(rows, KEYS // (pitch * run.batch * run.heads)))
     step = max(1, step // 128 * 128) if step >= 128 else step
-    made = [run.chosen(stage, first, min(step, rows - first), pitch, width) for first in range(0, rows, step)]
-    whole = made[0] if len(made) == 1 else joined(made, 2)
+    device, every = arrays.lines.device, run.batch * run.heads
+    chunks = [(first, min(step, rows - first)) for first in range(0, rows, step)]
+    run.keys = torch.empty(every, step, pitch, dtype=torch.int32, device=device)
+    run.ends = torch.zeros(len(chunks), every, -(-step // _LEAST.rows), dtype=torch.int32, device=device)
+    if width is None:
+        made = [run.chosen(stage, first, size, None).unflatten(0, (run.batch, -1)) for first, size in chunks]
+        whole = made[0] if len(made) == 1 else joined(made, 2)
+    else:
+        flat = torch.empty(every, rows, width, dtype=torch.int32, device=device)
+        for first, size in chunks:
+            run.chosen(stage, first, size, Room(lists=flat, first=first))
+        whole = flat.view(run.batch, run.heads, rows, width)
     return whole if found.chain.heads else whole[:, 0]
 
 
@@ -199,7 +216,11 @@ def reduced_rows(arrays: Arrays, name: str) -> Tensor | None:
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """One selection of one call."""
+    """One selection of one call.
+
+    ``keys`` has room for those of some rows, int32 ``[batch * heads, rows, pitch]``; ``ends`` says where rows end,
+    int32 ``[chunks of rows, batch * heads, tiles of rows]``.
+    """
 
     arrays: Arrays
     loaded: Loaded
@@ -207,6 +228,8 @@ class Run:
     batch: int
     heads: int
     columns: int
+    keys: Tensor = field(init=False)
+    ends: Tensor = field(init=False)
     sums: dict[str, Tensor] = field(default_factory=dict)
     lists: Callable[[str], Tensor] | None = None
 
@@ -252,7 +275,7 @@ class Run:
         found = torch.empty(self.batch, self.heads, rows, dtype=dtype, device=arrays.lines.device)
         every = self.batch * self.heads
         given = {"left_here": found, "chunk_rows": rows, "column_count": self.columns, "heads": self.heads}
-        self.launch(kernel, given, lambda tiling: (-(-rows // tiling.rows), every), rows * every)
+        self.launch(kernel, given, lambda tiling: (-(-rows // tiling.rows), every, 1), rows * every, ("left_here",))
         return found if dtype == torch.float32 else found.view(torch.bool)
 
     def summed(self, kernel: ChainKernel) -> Tensor:
@@ -267,33 +290,44 @@ class Run:
         rows = arrays.lines.size(rows_axis)
         found = torch.empty(self.batch, heads, rows, 2, dtype=torch.float32, device=arrays.lines.device)
         given = {"sums": found, "chunk_rows": rows, "column_count": arrays.lines.size(stage.over), "heads": heads}
-        self.launch(kernel, given, lambda tiling: (-(-rows // tiling.rows), self.batch * heads), rows * heads)
+        self.launch(
+            kernel, given, lambda tiling: (-(-rows // tiling.rows), self.batch * heads, 1), rows * heads, ("sums",)
+        )
         return found
 
-    def chosen(self, stage: Stage, first: int, rows: int, pitch: int, width: int | None) -> Tensor:
-        """The lists of some rows."""
-        arrays, kernel = self.arrays, self.loaded.chain.kernels[-1]
-        every, device = self.batch * self.heads, arrays.lines.device
-        keys = torch.empty(every, rows, pitch, dtype=torch.int32, device=device)
+    def chosen(self, stage: Stage, first: int, rows: int, lists: Room | None) -> Tensor:
+        """The lists of some rows, as many as `keys` has room for, or the last ones."""
+        kernel = self.loaded.chain.kernels[-1]
+        every, step, pitch = self.keys.shape
+        ends_first = first // step * every * self.ends.shape[-1]
         given = {
-            "keys": keys,
+            "keys": self.keys,
+            "row_ends": self.ends,
+            "ends_first": ends_first,
             "first_row": first,
             "chunk_rows": rows,
             "column_count": self.columns,
             "pitch": pitch,
             "heads": self.heads,
         }
-        ends: list[Tensor] = []
 
-        def grid(tiling: Tiling) -> tuple[int, ...]:
-            ends[:] = [torch.zeros(every, -(-rows // tiling.rows), dtype=torch.int32, device=device)]
-            given["row_ends"] = ends[0]
-            return -(-self.columns // tiling.columns), -(-rows // tiling.rows), every
+        def grid(tiling: Tiling) -> Grid:
+            columns = columns_of(kernel, tiling)
+            columns -= bool(kernel.fold and kernel.fold.more)
+            return -(-self.columns // columns), -(-rows // tiling.rows), every
 
-        tiling = self.launch(kernel, given, grid, rows * every * -(-self.columns // 128))
-        rest = Keys(keys=keys, columns=self.columns, ends=ends[0], block=tiling.rows)
-        amounts = self.amounts(stage, first, rows)
-        return choose(rest, self.loaded.chain.by, amounts, width).view(self.batch, self.heads, rows, -1)
+        tiling = self.launch(kernel, given, grid, rows * every * -(-self.columns // 128), ("keys", "row_ends"))
+        rest = Keys(
+            keys=self.keys,
+            chunks=every,
+            rows=rows,
+            pitch=pitch,
+            columns=self.columns,
+            ends=self.ends,
+            block=tiling.rows,
+            ends_first=ends_first,
+        )
+        return choose(rest, self.loaded.chain.by, self.amounts(stage, first, rows), lists)
 
     def amounts(self, stage: Stage, first: int, rows: int) -> Tensor:
         """How many to choose in each row, or one number for all."""
@@ -316,9 +350,16 @@ class Run:
     # ------------------------------------------------------------ launches
 
     def launch(
-        self, kernel: ChainKernel, given: Mapping[str, Any], grid: Any, rows: int, tiling: Tiling | None = None
+        self,
+        kernel: ChainKernel,
+        given: Mapping[str, Any],
+        grid: Callable[[Tiling], Grid],
+        rows: int,
+        writes: tuple[str, ...],
+        tiling: Tiling | None = None,
     ) -> Tiling:
-        """Run a kernel with as large a tile as the work and the device have room for, or a given one, and say which."""
+        """Run a kernel, which ``writes`` some of its tensors, with as large a tile as the work and the device have room
+        for, or a given one, and say which."""
         wanted = self._tiling(kernel, rows) if tiling is None else tiling
         tiling = self.loaded.tilings.get((kernel.name, wanted), wanted)
         function, device = self.loaded.functions[kernel.name], self.arrays.lines.device
@@ -326,10 +367,17 @@ class Run:
         while True:
             programs = grid(tiling)
             options = options_of(tiling.warps, tiling.stages, None if torch.version.hip else tiling.registers)
-            blocks = {"BLOCK_R": tiling.rows, "BLOCK_C": tiling.columns}
+            blocks = {"BLOCK_R": tiling.rows, "BLOCK_C": columns_of(kernel, tiling)}
+            launch = Launch(
+                function=function,
+                grid=programs,
+                values={**values, **given, **blocks},
+                options=options,
+                writes=writes,
+                device=device,
+            )
             try:
-                with keeping(function, device.index if device.type == "cuda" else None):
-                    function[programs](**values, **given, **blocks, **options)
+                start(launch)
             except OutOfResources as short:
                 if tiling not in SMALLER:
                     pattern = self.arrays.lines.pattern.name
@@ -387,41 +435,6 @@ class Run:
         return 1 / math.sqrt(self.operands[f"{name}_q"].size(stage.over))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Keys:
-    """Rows of keys, int32 ``[chunks, rows, pitch]``, and how many of so many columns there are in each: ``ends``, int32
-    ``[chunks, tiles]``, for tiles of ``block`` rows."""
-
-    keys: Tensor
-    columns: int
-    ends: Tensor
-    block: int
-
-
-def choose(given: Keys, by: str, amounts: Tensor, width: int | None) -> Tensor:
-    """The lists of rows of keys, int32 ``[rows, width]``; without ``width`` as wide as need be."""
-    chunks, chunk_rows, pitch = given.keys.shape
-    rows, device = chunks * chunk_rows, given.keys.device
-    wide = min(WIDEST, max(64, 1 << (given.columns - 1).bit_length()))
-    # A row is held by as few warps as have room for it: within a warp, sums take no shared memory.
-    each, warps = max(1, 1024 // wide), max(1, min(16, wide // OF_WARP))
-    shape = {"ROWS": each, "WIDTH": wide, "ONE": given.columns <= wide, "BY": by, "BLOCK_R": given.block}
-    cuts = torch.empty(rows, 3, dtype=torch.int32, device=device)
-    function = load(emit_choose()).choose
-    fixed = {"keys": given.keys, "row_ends": given.ends, "cuts": cuts, "rows": rows, "pitch": pitch}
-    fixed |= {"amounts": amounts, "amount_stride": int(amounts.numel() > 1), "chunk_rows": chunk_rows}
-
-    def run(lists: Tensor, *, find: bool, write: bool) -> None:
-        settings = {**fixed, **shape, "lists": lists, "width": lists.shape[1], "FIND": find, "WRITE": write}
-        with keeping(function, device.index if device.type == "cuda" else None):
-            function[(-(-rows // each),)](**settings, **options_of(warps))
-
-    if width is not None:
-        lists = torch.empty(rows, max(1, width), dtype=torch.int32, device=device)
-        run(lists, find=True, write=True)
-        return lists
-    run(torch.empty(1, 1, dtype=torch.int32, device=device), find=True, write=False)
-    most = max(1, int(cuts[:, 2].max()))
-    lists = torch.empty(rows, most, dtype=torch.int32, device=device)
-    run(lists, find=False, write=True)
-    return lists
+def columns_of(kernel: ChainKernel, tiling: Tiling) -> int:
+    """The columns of a tile: those of the matrix products, or fewer if several are made into one."""
+    return tiling.columns if kernel.fold is None else max(2, tiling.columns // kernel.fold.size)

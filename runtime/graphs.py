@@ -6,9 +6,10 @@ Selections are constants; pooled tensors, gates and merges are differentiated by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from spdsl.runtime.memo import Memo
 from spdsl.runtime.narrowed import chosen_among
 from spdsl.runtime.operator import with_batch
 from spdsl.runtime.ranking import as_lists, joined
+from spdsl.runtime.repeated import repeated
 from spdsl.semantics.graph import (
     Attention,
     Export,
@@ -425,7 +427,8 @@ def _table(table: Table, call: Inputs, chosen: Arrays, values: Arrays) -> Tensor
 def lists(arrays: Arrays, name: str) -> Tensor:
     """The pairs of a set as lists of keys, int32 ``[batch or 1, …, rows, most]``: see `Table.listed`."""
     if name not in arrays.listed:
-        arrays.listed[name] = _lists(arrays, name)
+        make = partial(_lists, arrays, name)
+        arrays.listed[name] = repeated(arrays, name, make) if arrays.kernels else make()
     return arrays.listed[name]
 
 
@@ -449,13 +452,21 @@ def _lists(arrays: Arrays, name: str) -> Tensor:
     return joined(parts, 1 + stage.axes.index(axis))
 
 
+_SMALL = 1 << 23
+"""Entries of all pairs of a set up to which its lists have room for every key, so that the host need not wait for the
+longest."""
+
+
 def _width(arrays: Arrays, name: str) -> int | None:
-    """The most elements of a row, where they are known without a look at the set."""
-    match arrays.stages[name]:
+    """The most elements of a row, where they are known without a look at the set, or room for all is little."""
+    stage, lines = arrays.stages[name], arrays.lines
+    match stage:
         case Select(by="count", amount=Const(value=count), over=over, also=()) if side_of(over) == "k":
-            return max(0, min(int(count), arrays.lines.size(over)))
+            return max(0, min(int(count), lines.size(over)))
         case _:
-            return None
+            keys = on_side(stage.axes, "k")
+            pairs = lines.batch * math.prod(lines.size(axis) for axis in stage.axes)
+            return lines.size(keys) if keys is not None and arrays.kernels and pairs <= _SMALL else None
 
 
 def _merged(stage: Merge, parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

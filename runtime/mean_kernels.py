@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.codegen.binaries import options_of
+from spdsl.runtime.plain import Launch, start
 
 SPAN = 64
 """The most entries that a program reads at once."""
@@ -104,8 +105,17 @@ class _Blocks(torch.autograd.Function):
         ctx.settings, ctx.shape, ctx.dtype = (size, step, each, length, mean), x.shape, x.dtype
         if means.numel():
             constants = _constants(size, step, each, mean, min(SPAN, triton.next_power_of_2(size)), columns)
-            gather_means[(blocks, batch * heads)](
-                x, *x.stride(), means, blocks, length, heads, columns, **constants, **options_of(4 if size > 16 else 1)
+            strides = dict(zip(("x_b", "x_h", "x_r", "x_d"), x.stride(), strict=True))
+            lengths = {"blocks": blocks, "length": length, "heads": heads, "columns": columns}
+            start(
+                Launch(
+                    function=gather_means,
+                    grid=(blocks, batch * heads, 1),
+                    values={"x": x, **strides, "means": means, **lengths, **constants},
+                    options=options_of(4 if size > 16 else 1),
+                    writes=("means",),
+                    device=x.device,
+                )
             )
         return means
 

@@ -15,6 +15,7 @@ from spdsl.codegen.chains.parts import Vectors
 from spdsl.codegen.chains.products import wrapped
 from spdsl.runtime.arrays import TENSOR_AXES, Arrays
 from spdsl.runtime.memo import Memo
+from spdsl.runtime.term_kernels import split
 from spdsl.semantics.graph import TENSORS, Pool, Score, on_side
 from spdsl.semantics.nodes import Expr, Load
 from spdsl.semantics.rewrite import free_axes
@@ -124,6 +125,9 @@ def _made(arrays: Arrays, vectors: Vectors) -> Operand:
 def _terms(values: Tensor, dtype: torch.dtype, count: int) -> Tensor:
     """``[count, …]`` of 16 bits, the larger ones first, whose sum is the values; what is not finite is in the first."""
     found = torch.empty((count, *values.shape), dtype=dtype, device=values.device)
+    if values.is_cuda and values.numel():
+        split(values.contiguous(), found)
+        return found
     for place in range(count):
         found[place] = values
         if place + 1 < count:

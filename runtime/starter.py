@@ -175,29 +175,38 @@ class Starter:
         copied = any(given[name].base.data_ptr() != values[name].data_ptr() for name, _ in self.described)
         if known is None or copied:
             return None
-        launcher, metadata = known.run, getattr(known.metadata, "tensordesc_meta", None) or ()
-        launch = _function_of(launcher)
-        if launch is None or len(metadata) != len(self.described):
+        metadata = getattr(known.metadata, "tensordesc_meta", None) or ()
+        if len(metadata) != len(self.described):
             return None
         flat = _flattened(given, {name: (values[name], how) for name, how in self.described}, metadata)
-        return Entry(
-            launch=launch,
-            arguments=(
-                *grid,
-                STREAM,
-                known.function,
-                launcher.launch_cooperative_grid,
-                launcher.launch_pdl,
-                *(None, None),  # memory of the launcher's own, which `_function_of` refuses
-                known.packed_metadata,
-                *(None, None, None),  # what hooks are told, and the hooks: with these, launches go by name
-                *flat,
-            ),
-        )
+        return flat_launch(known, grid, flat)
+
+
+def flat_launch(known: Any, grid: Grid, arguments: Iterable[object]) -> Entry | None:
+    """A compiled kernel as a call of Triton's function in C, with these arguments of its own; None where that function
+    is not what it is in the versions of Triton known here."""
+    launcher = known.run
+    launch = _function_of(launcher)
+    if launch is None:
+        return None
+    return Entry(
+        launch=launch,
+        arguments=(
+            *grid,
+            STREAM,
+            known.function,
+            launcher.launch_cooperative_grid,
+            launcher.launch_pdl,
+            *(None, None),  # memory of the launcher's own, which `_function_of` refuses
+            known.packed_metadata,
+            *(None, None, None),  # what hooks are told, and the hooks: with these, launches go by name
+            *arguments,
+        ),
+    )
 
 
 _FORMAT = "iiiKKppOOOOOO"
-"""What Triton's function takes before the arguments of the kernel; see `Starter.entry`."""
+"""What Triton's function takes before the arguments of the kernel; see `flat_launch`."""
 
 
 def _function_of(launcher: Any) -> Callable[..., object] | None:
@@ -260,6 +269,8 @@ def launch_key(arguments: tuple[Any, ...], fixed: tuple[bool, ...]) -> Hashable 
             if not -_INT <= value < _INT:
                 return None
             parts.append((value == 1, value % 16 == 0) if specialised else None)
+        elif type(value) is float:
+            parts.append(None)  # always passed in 32 bits
         elif hasattr(value, "block_shape"):
             # Blocks and layouts belong to the argument.
             parts.append(value.base.dtype)

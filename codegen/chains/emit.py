@@ -12,6 +12,9 @@ from spdsl.codegen.emit import HELPERS, NEEDED, KernelSource, environment
 OWN = {"count": ("sortable", "count_key"), "mass": ("mass_key",), "mark": ()}
 """The functions that make keys, by how entries are chosen."""
 
+NEAR = 3
+"""Keys from which on the cut of a row is sought key by key."""
+
 
 def emit_chain(chain: Chain, name: str) -> KernelSource:
     """The source of the kernels of a chain; ``name`` is that of the pattern."""
@@ -36,7 +39,7 @@ def emit_chain(chain: Chain, name: str) -> KernelSource:
 @lru_cache(maxsize=1)
 def emit_choose() -> KernelSource:
     """The source of the kernels that choose among keys."""
-    return _source("choose", "chains/choose.jinja", absent=ABSENT, forced=FORCED)
+    return _source("choose", "chains/choose.jinja", absent=ABSENT, forced=FORCED, near=NEAR)
 
 
 def _source(file: str, template: str, **values: object) -> KernelSource:
@@ -82,7 +85,7 @@ def array_arguments(name: str, axes: tuple[str, ...]) -> tuple[str, ...]:
 def _unspecialised(kernel: ChainKernel, chain: Chain) -> str:
     """Lengths, which never make another kernel."""
     given = kernel.arguments
-    names = ["n", "nq", "q_start", "first_row", "chunk_rows", "column_count"]
+    names = ["n", "nq", "q_start", "chunk_rows", "column_count"]
     names += [f"{each.name}_rows" for each in given.vectors]
     names += [f"{sums.name}_{step}" for sums in given.sums for step in ("b", "h", "rows")]
     for name, rank in given.tables:
@@ -91,8 +94,9 @@ def _unspecialised(kernel: ChainKernel, chain: Chain) -> str:
         names += [f"size_{name}_{place}" for place in range(rank)]
     names += [name for name, _ in given.sizes]
     names += [each for name, axes in given.arrays for each in array_arguments(name, axes)[1:] if each[-2:] != "_q"]
-    if kernel.role == "keys" and (chain.among is not None or chain.queries):
+    candidates = chain.among is not None or chain.queries > 0
+    if kernel.role == "keys":
+        names += ["first_row", *(() if candidates else ("ends_first",))]
+    if kernel.role == "keys" and candidates:
         names += ["total", *(("list_b", "list_h", "list_r", "list_count") if chain.among is not None else ())]
-    if kernel.name != "keys":
-        names.remove("first_row")
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"

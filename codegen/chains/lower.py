@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 from spdsl.codegen.chains.affine import tidy
 from spdsl.codegen.chains.candidates import Candidates, candidates_of, outer_of
 from spdsl.codegen.chains.descents import Descent, descent_of, write_descent
-from spdsl.codegen.chains.parts import Arguments
+from spdsl.codegen.chains.parts import Arguments, Fold
 from spdsl.codegen.chains.places import Place, UncoveredError
 from spdsl.codegen.chains.program import NOTHING, Known, Program
 from spdsl.codegen.chains.rows import belongs_to_rows, is_of_rows, write_reduction
@@ -48,12 +48,17 @@ ABSENT, FORCED = -(1 << 31), (1 << 31) - 1
 """The keys of entries that are absent, and of those that come before all others."""
 
 
+SCANNED = 128
+"""Tiles of which a kernel of sums asks at once whether its condition touches them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainKernel:
     """A kernel: what it computes (a `Softmax`, or the last stage), its lines, and what it takes besides lengths.
 
-    ``sums``: whether it goes through the columns of its rows; ``loops``: how deep loops are nested otherwise.  Its
-    ``role``: to leave keys, the sums of a softmax, or a value for each row.
+    ``sums``: whether it goes through the columns of its rows; ``loops``: how deep loops are nested otherwise; ``fold``:
+    whether a column is made of finer ones.  Its ``role``: to leave keys, the sums of a softmax, or a value for each
+    row.
     """
 
     name: str
@@ -65,6 +70,7 @@ class ChainKernel:
     sums: bool
     loops: int
     role: Literal["keys", "sums", "values"]
+    fold: Fold | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,13 +246,21 @@ def _start(values: Values, heads: str | None, rows: str, columns: str) -> Place:
     return Place(at=at)
 
 
+_ENDS = {
+    "rows": (Index(name="row_first"), Index(name="row_last")),
+    "columns": (Index(name="column_first"), Index(name="column_last")),
+}
+"""The ends of a tile."""
+
+
 def _may(values: Values, place: Place, condition: Expr) -> Expr:
     """Whether a condition may hold somewhere in the tile, as a scalar."""
-    ends = {
-        "rows": (Index(name="row_first"), Index(name="row_last")),
-        "columns": (Index(name="column_first"), Index(name="column_last")),
-    }
-    return tidy(intervals(values, ends).may(condition_at(values, condition, place)))
+    return tidy(intervals(values, _ENDS).may(condition_at(values, condition, place)))
+
+
+def _must(values: Values, place: Place, condition: Expr) -> Expr:
+    """Whether a condition holds everywhere in the tile, as far as its ends tell, as a scalar."""
+    return tidy(intervals(values, _ENDS).must(condition_at(values, condition, place)))
 
 
 def _keys(values: Values, stage: Select | Mark, among: Candidates | None) -> ChainKernel:
@@ -286,11 +300,14 @@ def _softmax(values: Values, stage: Stage) -> ChainKernel:
     assert isinstance(stage, Softmax)
     program = values.program
     place = _start(values, *_axes(stage))
-    _ends(values, place, stage.only)
+    has_full = _ends(values, place, stage.only)
     program.line("largest = tl.full([BLOCK_R], float('-inf'), tl.float32)")
     program.line("total = tl.zeros([BLOCK_R], tl.float32)")
-    with program.loop("for tile in range(tile_begin, tile_end):", 0, "tile"):
+    if has_full:
+        _add_full(values, stage, place)
+    with program.loop("for rest in range(tile_begin, tile_end - (full_end - full_begin)):", 0, "rest"):
         program.known["columns"] = Known(depth=1, column=True)
+        program.line("tile = tl.where(rest < full_begin, rest, rest + full_end - full_begin)")
         program.line("columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]")
         logit = program.text(values.logit(stage, place))
         program.line(f"logit = tl.where(columns < column_count, {logit}, float('-inf'))")
@@ -298,24 +315,48 @@ def _softmax(values: Values, stage: Stage) -> ChainKernel:
     return _kernel(values, f"sums_{stage.name}", stage, "sums")
 
 
-def _ends(values: Values, place: Place, condition: Expr) -> None:
-    """The tiles of columns from the first to the last that a condition touches, as ``tile_begin`` and ``tile_end``."""
+def _add_full(values: Values, stage: Softmax, place: Place) -> None:
+    """The tiles whose entries are all present, as long as none is infinite or NaN: there is little to do for each."""
     program = values.program
-    for name in ("tile_begin", "tile_end", "tiles", "column_count"):
+    with program.loop("for full in range(full_begin, full_end):", 0, "full"):
+        program.known["columns"] = Known(depth=1, column=True)
+        program.line("columns = full * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]")
+        exponent = program.text(values.exponent(stage, place))
+        program.line(f"largest, total = add_plain(tl.broadcast_to({exponent}, BLOCK_R, BLOCK_C), largest, total)")
+    program.line("# A sum that is no number says that one was: then these tiles are gone through like others.")
+    program.line("ordinary = tl.sum((total != total).to(tl.int32), 0) == 0")
+    program.line("largest = tl.where(ordinary, largest, float('-inf'))")
+    program.line("total = tl.where(ordinary, total, 0.0)")
+    program.line("full_end = tl.where(ordinary, full_end, full_begin)")
+
+
+def _ends(values: Values, place: Place, condition: Expr) -> bool:
+    """The tiles from the first to the last that the condition touches, and among them the first run of those in which
+    it holds everywhere; whether there can be any."""
+    program = values.program
+    for name in ("tile_begin", "tile_end", "full_begin", "full_end", "tiles", "column_count"):
         program.declare(name, NOTHING)
-    may = _may(values, place, condition)
-    if may == build.TRUE:
+    may, must = _may(values, place, condition), _must(values, place, condition)
+    if may == build.TRUE and must in (build.TRUE, build.FALSE):
         program.line("tile_begin, tile_end = 0, tiles")
-    else:
-        program.line("# The first and the last tile that the condition touches.")
-        program.line("tile_begin, tile_end = tiles, 0")
-        with program.loop("for scan in range(tiles):", 0, "scan"):
-            program.known |= {name: Known(depth=1) for name in ("column_first", "column_last")}
-            program.line("column_first = scan * BLOCK_C")
-            program.line("column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1")
-            program.line(f"touched = {program.text(may)}")
-            program.line("tile_begin = tl.where(touched, tl.minimum(tile_begin, scan), tile_begin)")
-            program.line("tile_end = tl.where(touched, scan + 1, tile_end)")
+        program.line(f"full_begin, full_end = 0, {'column_count // BLOCK_C' if must == build.TRUE else 0}")
+        return must == build.TRUE
+    program.line(
+        "# The first and the last tile that the condition touches, and the first run of those that it leaves whole."
+    )
+    program.line("tile_begin, tile_end, full_begin, full_end = tiles, 0, tiles, tiles")
+    with program.loop(f"for scan in range(0, tiles, {SCANNED}):", 0, "scan"):
+        program.known |= {name: Known(depth=1) for name in ("column_first", "column_last")}
+        program.line(f"each = scan + tl.arange(0, {SCANNED})")
+        program.line("column_first = each * BLOCK_C")
+        program.line("column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1")
+        program.line(f"touched = ({program.text(may)}) & (each < tiles)")
+        program.line("tile_begin = tl.minimum(tile_begin, tl.min(tl.where(touched, each, tiles), 0))")
+        program.line("tile_end = tl.maximum(tile_end, tl.max(tl.where(touched, each + 1, 0), 0))")
+        program.line(f"whole = ({program.text(must)}) & (column_first + BLOCK_C <= column_count)")
+        program.line("full_begin = tl.minimum(full_begin, tl.min(tl.where(whole, each, tiles), 0))")
+        program.line("full_end = tl.minimum(full_end, tl.min(tl.where(whole | (each < full_begin), tiles, each), 0))")
+    return must != build.FALSE
 
 
 def _kernel(values: Values, name: str, stage: Stage, role: Literal["keys", "sums", "values"]) -> ChainKernel:
@@ -329,6 +370,7 @@ def _kernel(values: Values, name: str, stage: Stage, role: Literal["keys", "sums
         sums=role != "keys",
         loops=program.stack[0].depth,
         role=role,
+        fold=values.fold,
         arguments=values.arguments(),
         helpers=tuple(sorted(program.helpers)),
     )

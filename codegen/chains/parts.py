@@ -29,6 +29,14 @@ class Sums:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """A kernel computes ``size`` finer entries for each of its columns, and of the next column's the first ``more``."""
+
+    size: int
+    more: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
     """Everything that a kernel takes: ``sizes`` of axes and ``factors`` of scores by the names of the arguments, and
     ``tables`` with the number of their axes; ``arrays`` of earlier stages, one value for each row, with their axes."""

@@ -45,7 +45,7 @@ def product(values: Values, stage: Score, place: Place) -> Expr:
     rows = _vectors(values, f"{stage.name}_q", query, stage.over, "q")
     columns = _vectors(values, f"{stage.name}_k", key, stage.over, "k")
     columns = values.vectors[columns.name] = replace(columns, terms=max(1, terms))
-    left = _tile(values, rows, place, query, terms, 0)
+    left = _tile(values, _first_alike(values, rows), place, query, terms, 0)
     found: Expr | None = None
     # The smallest terms first, so that none is lost beside the larger ones.
     for term in reversed(range(columns.terms)):
@@ -68,6 +68,12 @@ def _vectors(values: Values, name: str, expr: Expr, over: str, side: str) -> Vec
     found = Vectors(name=name, expr=base, axes=tuple(axes), rows=rows, feature=over)
     values.vectors.setdefault(name, found)
     return found
+
+
+def _first_alike(values: Values, vectors: Vectors) -> Vectors:
+    """The first of the vectors that are the same, so that those that two scores read are loaded once."""
+    same = (each for each in values.vectors.values() if replace(each, name=vectors.name) == vectors)
+    return next(same, vectors)
 
 
 def _tile(values: Values, vectors: Vectors, place: Place, expr: Expr, terms: int, term: int) -> Expr:

@@ -20,39 +20,36 @@ from spdsl.semantics.rewrite import children, rebuild, transform, walk
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What is known of a value: the depth of its loop, and whether it differs by rows and by columns of the tile."""
+    """What is known of a value: the depth of its loop, and whether it differs by rows and by columns of the tile.
+
+    ``fine``: its columns are the entries that are folded into the tile's.
+    """
 
     depth: int = 0
     row: bool = False
     column: bool = False
+    fine: bool = False
 
     def __or__(self, other: Known) -> Known:
-        return Known(depth=max(self.depth, other.depth), row=self.row or other.row, column=self.column or other.column)
+        return Known(
+            depth=max(self.depth, other.depth),
+            row=self.row or other.row,
+            column=self.column or other.column,
+            fine=self.fine or other.fine,
+        )
 
     @property
     def shape(self) -> str:
         """The shape of the value as a tensor."""
-        return f"[{'BLOCK_R' if self.row else 1}, {'BLOCK_C' if self.column else 1}]"
+        columns = "BLOCK_F" if self.fine else "BLOCK_C"
+        return f"[{'BLOCK_R' if self.row else 1}, {columns if self.column else 1}]"
 
 
 NOTHING = Known()
 
 RESERVED = (
-    "largest",
-    "total",
-    "logit",
-    "key",
-    "keys",
-    "key_row",
-    "sums",
-    "at",
-    "finite",
-    "n",
-    "nq",
-    "heads",
-    "pitch",
-    "outer",
-    "upper",
+    *("largest", "total", "logit", "key", "keys", "key_row", "sums", "at", "finite", "n", "nq", "heads", "pitch"),
+    *("outer", "upper", "ordinary", "full", "rest", "tile", "scan", "each", "fine"),
 )
 """Names that the templates of kernels use."""
 
@@ -68,7 +65,8 @@ class Scope:
     @property
     def depth(self) -> int:
         """How deep loops are nested inside."""
-        return max((1 + item.depth for item in self.items if isinstance(item, Scope)), default=0)
+        inner = (item for item in self.items if isinstance(item, Scope))
+        return max((item.header.startswith("for") + item.depth for item in inner), default=0)
 
     def lines(self, depth: int) -> list[str]:
         """The text, indented."""

@@ -1,19 +1,22 @@
-"""Reductions as loops around a tile: over heads, free axes, and the entries of an axis that belong to a coarser one.
+"""Reductions over the entries of an axis that belong to a coarser one, as loops around a tile.
 
 From: a reduction and a place.  To: lines with a loop that adds tiles to a tile; where conditions count modulo
-something, members of positions are written out, so that those which never count are left out.
+something, members of positions are written out, so that those which never count are left out.  The largest share among
+neighbours is found in a tile of all of them, which is folded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spdsl.codegen.chains.affine import tidy
+from spdsl.codegen.chains.affine import sum_of, tidy
+from spdsl.codegen.chains.heads import over_heads
+from spdsl.codegen.chains.parts import Fold
 from spdsl.codegen.chains.places import Members, Place, UncoveredError
 from spdsl.codegen.chains.program import NOTHING, Known
+from spdsl.codegen.chains.totals import Total, is_share
 from spdsl.semantics import build
-from spdsl.semantics.graph import Pool, Softmax, is_free, side_of
+from spdsl.semantics.graph import Pool, side_of
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Load, Param
 from spdsl.semantics.rewrite import walk
 
@@ -23,73 +26,14 @@ if TYPE_CHECKING:
 UNROLLED = 16
 """The most members of a loop that is written out, so that conditions on their numbers are decided beforehand."""
 
-TYPES = {"float": "tl.float32", "int": "tl.int32", "bool": "tl.int1"}
-
 
 def pooled(values: Values, stage: Pool, place: Place) -> Expr:
     """The value of a reduction at a place."""
     if side_of(stage.over) is None and stage.over != "q-k":
-        return _over_heads(values, stage, place)
+        return over_heads(values, stage, place)
     if stage.per is None or side_of(stage.per) is None:
         raise UncoveredError("reductions over all queries or keys, and per distance")
     return _over_members(values, stage, place)
-
-
-def _over_heads(values: Values, stage: Pool, place: Place) -> Expr:
-    """A reduction over heads, or over a free axis."""
-    program, over = values.program, stage.over
-    inner = {axis: entry for axis, entry in place.at.items() if axis != stage.per}
-    ratio = values.pattern.heads // values.pattern.groups
-    if over == "h" and stage.per == "g":
-        count: str = str(ratio)
-    elif over in ("h", "g"):
-        count = str(values.pattern.heads if over == "h" else values.pattern.groups)
-    else:
-        values.sizes[f"size_{over}"] = over
-        count = f"size_{over}"
-    total = _Total(stage=stage, values=values, what=values.known(place))
-    total.begin()
-    member = program.fresh("member" if not is_free(over) else f"each_{over}")
-    depth = values.known(place).depth
-    with program.loop(f"for {member} in range({count}):", depth, member):
-        index: Expr = Index(name=member)
-        if stage.per == "g":
-            values.places.limits[member] = ratio - 1
-            index = build.add(build.mul(place.at["g"], ratio), index)
-        at = Place(at={**inner, over: tidy(index)})
-        softmax = _filtered(values, stage)
-        if softmax is None:
-            total.add(values.at(stage.value, at), values.at(stage.only, at), None)
-            only = None
-        else:
-            only = values.at(stage.only, at)
-            late = program.of(only).depth <= depth
-            total.add(values.share(softmax, at, masked=not late), build.TRUE, None)
-            only = only if late and only != build.TRUE else None
-    found = total.end()
-    if only is None:
-        return found
-    # The condition is the same for all members: it is asked once, after the sum.
-    text = f"tl.where({program.text(only)}, {program.atom(found)}, 0.0)"
-    return program.let("total", text, program.of(found) | program.of(only), "float")
-
-
-def _filtered(values: Values, stage: Pool) -> Softmax | None:
-    """The softmax of which a reduction is the sum, where both have the same condition."""
-    match stage:
-        case Pool(kind="sum", value=Load(table=name)):
-            inner = values.stages.get(name)
-            return inner if isinstance(inner, Softmax) and inner.only == stage.only else None
-        case _:
-            return None
-
-
-def is_share(values: Values, expr: Expr) -> bool:
-    """Whether a value is one of a softmax, or a sum, mean or maximum of such: at least 0, and no NaN."""
-    stage = values.stages.get(expr.table) if isinstance(expr, Load) else None
-    if isinstance(stage, Pool):
-        return stage.kind in ("sum", "mean", "max") and is_share(values, stage.value)
-    return isinstance(stage, Softmax)
 
 
 def _over_members(values: Values, stage: Pool, place: Place) -> Expr:
@@ -97,7 +41,10 @@ def _over_members(values: Values, stage: Pool, place: Place) -> Expr:
     program, over = values.program, stage.over
     assert stage.per is not None
     members = values.places.members(over, stage.per, place.at[stage.per], stage.windows)
-    total = _Total(stage=stage, values=values, what=values.known(place))
+    fold = _fold_of(values, stage, place, members)
+    if fold is not None:
+        return _folded(values, stage, place, fold)
+    total = Total(stage=stage, values=values, what=values.known(place))
     total.begin()
     depth = values.known(place).depth
     if members.most == 1 or (members.most <= UNROLLED and _counts_modulo(values, stage)):
@@ -111,7 +58,53 @@ def _over_members(values: Values, stage: Pool, place: Place) -> Expr:
     return total.end()
 
 
-def _add_member(values: Values, stage: Pool, place: Place, members: Members, number: Expr, total: _Total) -> None:
+def _fold_of(values: Values, stage: Pool, place: Place, members: Members) -> tuple[Fold, int] | None:
+    """How the largest share of members is found by a tile of consecutive members, and the first of them for column 0.
+
+    Each member is then computed once, where neighbouring columns have some in common.
+    """
+    program, columns = values.program, Index(name="columns")
+    assert stage.per is not None
+    whole = sum_of(members.first)
+    own = program.known.get(columns.name)
+    if (
+        own is None
+        or own.depth > 0
+        or "column_first" not in program.known
+        or place.at[stage.per] != columns
+        or stage.kind != "max"
+    ):
+        return None
+    if members.last is not None or members.weighed or len(whole.terms) != 1 or not is_share(values, stage.value):
+        return None
+    ((term, size),) = whole.terms
+    more = members.most - size
+    if term != columns or size < 2 or size & (size - 1) or not 0 <= more <= size:
+        return None
+    fold = Fold(size=size, more=more)
+    return (fold, whole.constant) if values.fold in (None, fold) else None
+
+
+def _folded(values: Values, stage: Pool, place: Place, given: tuple[Fold, int]) -> Expr:
+    program, (fold, first) = values.program, given
+    assert stage.per is not None
+    if values.fold is None:
+        values.fold = fold
+        program.line(f"fine = column_first * {fold.size} + {first} + tl.arange(0, BLOCK_F)[None, :]")
+        program.known["fine"] = Known(column=True, fine=True)
+    fine = Param(name="fine", dtype="int")
+    at = Place(at={**{axis: entry for axis, entry in place.at.items() if axis != stage.per}, stage.over: fine})
+    begin, end = positions(stage.over)
+    last = end if stage.over in ("q", "k") else build.sub(count(values, stage.over), 1)
+    there = build.conj(build.apply("ge", fine, begin), build.apply("le", fine, last))
+    value = values.at(stage.value, at)
+    only = tidy(build.conj(values.at(stage.only, at), there))
+    text = f"tl.where({program.text(only)}, {program.atom(value)}, 0.0)"
+    text = f"fold_max({text}, BLOCK_R, BLOCK_C, {fold.size}, {fold.more})"
+    return program.let("most", text, Known(depth=program.of(value).depth, row=True, column=True), "float")
+
+
+def _add_member(values: Values, stage: Pool, place: Place, members: Members, number: Expr, total: Total) -> None:
     at, there, weight = member(values, stage, place, members, number)
     only = build.conj(values.at(stage.only, at), there)
     if tidy(only) == build.FALSE:
@@ -175,100 +168,3 @@ def _counts_modulo(values: Values, stage: Pool) -> bool:
                 if isinstance(inner, Pool):
                     stack += [inner.only, inner.value]
     return False
-
-
-# ---------------------------------------------------------------- sums so far
-
-
-@dataclass(slots=True, kw_only=True)
-class _Total:
-    """A reduction while its members are added: tiles by name."""
-
-    stage: Pool
-    values: Values
-    what: Known
-    value: str = ""
-    count: str = ""
-    shares: bool = False
-
-    def begin(self) -> None:
-        """Nothing yet."""
-        program, kind = self.values.program, self.stage.kind
-        self.value = program.fresh(_NAMES[kind])
-        # Shares are at least 0, and so is the largest of none.
-        self.shares = kind == "max" and is_share(self.values, self.stage.value)
-        empty = {
-            "max": "0" if self.shares else "float('-inf')",
-            "min": "float('inf')",
-            "all": "True",
-            "any": "False",
-        }.get(kind, "0")
-        if kind in ("max", "min") and self.stage.dtype == "int":
-            empty = str(-(1 << 31) if kind == "max" else (1 << 31) - 1)
-        self._line(f"{self.value} = tl.full({self.what.shape}, {empty}, {TYPES[self.stage.dtype]})")
-        if kind in ("max", "min") and not self.shares:
-            self.count = program.fresh("some")
-            self._line(f"{self.count} = tl.full({self.what.shape}, False, tl.int1)")
-        elif kind == "mean":
-            self.count = program.fresh("count")
-            self._line(f"{self.count} = tl.full({self.what.shape}, 0, tl.int32)")
-
-    def _line(self, text: str, depth: int | None = None) -> None:
-        self.values.program.line(text, self.what.depth if depth is None else depth)
-
-    def add(self, value: Expr, only: Expr, weight: Expr | None) -> None:
-        """One member more."""
-        program, kind = self.values.program, self.stage.kind
-        deep = len(program.stack) - 1
-        only = program.name("only", only)
-        match kind:
-            case "any" | "all":
-                sign, text = ("|", "({0} & {1})") if kind == "any" else ("&", "({0} | ~{1})")
-                if only == build.TRUE:
-                    text = "{0}"
-                elif value == build.TRUE and kind == "any":
-                    text = "{1}"
-                joined = text.format(program.atom(value), program.atom(only))
-                self._line(f"{self.value} = {self.value} {sign} {joined}", deep)
-            case "sum" | "mean":
-                if weight is not None:
-                    value = build.mul(value, weight)
-                added = program.text(value)
-                if only != build.TRUE:
-                    added = f"tl.where({program.text(only)}, {added}, 0)"
-                self._line(f"{self.value} += {added}", deep)
-                if kind == "mean":
-                    times = "1" if weight is None else program.text(weight)
-                    times = times if only == build.TRUE else f"tl.where({program.text(only)}, {times}, 0)"
-                    self._line(f"{self.count} += {times}", deep)
-            case "max" if self.shares:
-                at = program.text(value)
-                at = at if only == build.TRUE else f"tl.where({program.text(only)}, {at}, 0.0)"
-                self._line(f"{self.value} = tl.maximum({self.value}, {at})", deep)
-            case _:
-                at = program.atom(value, "value")
-                there = program.text(only) if only != build.TRUE else ""
-                if value.dtype == "float":
-                    there = f"({there}) & ({at} == {at})" if there else f"{at} == {at}"
-                there = program.atom(
-                    program.let("counts", there or "True", program.of(only) | program.of(value), "bool")
-                )
-                better = "tl.maximum" if kind == "max" else "tl.minimum"
-                self._line(f"{self.value} = tl.where({there}, {better}({self.value}, {at}), {self.value})", deep)
-                self._line(f"{self.count} = {self.count} | {there}", deep)
-
-    def end(self) -> Expr:
-        """The reduction."""
-        program, stage = self.values.program, self.stage
-        program.known[self.value] = self.what
-        if self.count:
-            program.known[self.count] = self.what
-        if stage.kind == "mean":
-            text = f"{self.value} / tl.maximum({self.count}, 1)"
-            return program.let("mean", text, self.what, stage.dtype)
-        if stage.kind in ("max", "min") and not self.shares:
-            return program.let("value", f"tl.where({self.count}, {self.value}, 0)", self.what, stage.dtype)
-        return Param(name=self.value, dtype=stage.dtype)
-
-
-_NAMES = {"sum": "total", "mean": "total", "max": "most", "min": "least", "any": "found", "all": "every"}

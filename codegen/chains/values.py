@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from spdsl.codegen.chains.affine import tidy
-from spdsl.codegen.chains.parts import Arguments, Sums, Vectors
+from spdsl.codegen.chains.parts import Arguments, Fold, Sums, Vectors
 from spdsl.codegen.chains.places import Place, Places, UncoveredError
 from spdsl.codegen.chains.products import product, scale, score
 from spdsl.codegen.chains.program import NOTHING, Known, Program
@@ -62,6 +62,7 @@ class Values:
     factors: dict[str, str] = field(default_factory=dict)
     arrays: dict[str, tuple[str, ...]] = field(default_factory=dict)
     done: dict[tuple[object, ...], tuple[Expr, object]] = field(default_factory=dict)
+    fold: Fold | None = None
 
     def __post_init__(self) -> None:
         self.places = Places(pattern=self.pattern)
@@ -173,10 +174,11 @@ class Values:
             found = found | self.program.of(entry)
         return found
 
-    def share(self, stage: Softmax, place: Place, *, masked: bool = True) -> Expr:
+    def share(self, stage: Softmax, place: Place, *, masked: bool = True, plain: bool = False) -> Expr:
         """The share of an entry in its row, of which an earlier kernel has found the sum; 0 where it is absent.
 
-        Not ``masked`` it is anything where the entry is absent.
+        Not ``masked`` it is anything where the entry is absent.  ``plain`` it is NaN or infinite where the entry's
+        score is NaN, or infinite and the largest.
         """
         program = self.program
         if side_of(stage.over) != "k":
@@ -198,11 +200,13 @@ class Values:
                 at.append(f"{text} * {sums.name}_h")
         place_of = program.atom(program.let("row_of", " + ".join(at), what, "int"))
         log = program.let("log_sum", f"tl.load({sums.name} + {place_of} * 2)", what, "float")
-        most = program.let("most_of", f"tl.load({sums.name} + {place_of} * 2 + 1)", what, "float")
-        value = self._exponent(stage, place)
+        value = self.exponent(stage, place)
         whole = program.of(value) | what | self.known(place)
-        # What is infinite gets the share that the sums allow.
-        text = f"tl.minimum(number({program.text(value)} - {program.atom(log)}), {program.atom(most)})"
+        text = f"{program.text(value)} - {program.atom(log)}"
+        if not plain:
+            # What is infinite gets the share that the sums allow.
+            most = program.let("most_of", f"tl.load({sums.name} + {place_of} * 2 + 1)", what, "float")
+            text = f"tl.minimum(number({text}), {program.atom(most)})"
         if not masked:
             return program.let("share", f"tl.exp2({text})", whole, "float")
         text = self._only(stage, place, f"tl.exp2({text})", "0.0")
@@ -211,12 +215,12 @@ class Values:
     def logit(self, stage: Softmax, place: Place) -> Expr:
         """What a softmax takes as an exponent of 2: −inf where an entry is absent."""
         program = self.program
-        value = self._exponent(stage, place)
+        value = self.exponent(stage, place)
         what = program.of(value) | program.of(self.at(stage.only, place)) | self.known(place)
         text = f"number({program.text(value)})"
         return program.let("logit", self._only(stage, place, text, "float('-inf')"), what, "float")
 
-    def _exponent(self, stage: Softmax, place: Place) -> Expr:
+    def exponent(self, stage: Softmax, place: Place) -> Expr:
         """The value of a softmax as an exponent of 2; a score's scale takes the factor."""
         program, inner = self.program, stage.value
         given = self.stages.get(inner.table) if isinstance(inner, Load) else None

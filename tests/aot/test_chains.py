@@ -44,7 +44,11 @@ def built(function: Any, target: str, given: dict[str, Any], types: dict[str, st
 
     names = list(function.arg_names)
     signature = {name: "constexpr" if name in given else types.get(name, "i32") for name in names}
-    wide = [n for n, kind in signature.items() if kind.startswith("*") or n.endswith(("_r", "_h", "_g", "pitch"))]
+    wide = [
+        n
+        for n, kind in signature.items()
+        if kind.startswith("*") or n.endswith(("_b", "_r", "_h", "_g", "_t", "_size", "pitch"))
+    ]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in wide if name not in given}
     gpu = GPUTarget("hip", target, 64) if target[0] == "g" else GPUTarget("cuda", int(target[3:]), 32)
     source = ASTSource(fn=function, signature=signature, constexprs=given, attrs=attributes)
@@ -86,7 +90,7 @@ def test_built(name: str, target: str) -> None:
             columns, warps = among.SEARCHED if chain.queries else among.SCORED
             tiling = chains.Tiling(rows=16, columns=columns, warps=warps, stages=2)
         while True:
-            given = {**fixed, "BLOCK_R": tiling.rows, "BLOCK_C": tiling.columns}
+            given = {**fixed, "BLOCK_R": tiling.rows, "BLOCK_C": chains.columns_of(kernel, tiling)}
             options = options_of(tiling.warps, tiling.stages, tiling.registers if target[0] == "s" else None)
             made = built(getattr(module, kernel.name), target, given, types, options)
             # The run time takes a smaller tile where one does not fit, as here.

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 import spdsl
-from spdsl.runtime import graphs
+from spdsl.runtime import choosing, graphs, repeated
 from spdsl.runtime.memo import Memo
-from spdsl.runtime.ranking import FAR
+from spdsl.runtime.ranking import FAR, as_lists
+from spdsl.runtime.recent import Recent
 from spdsl.semantics.graph import Select
 from spdsl.semantics.nodes import BoundPattern
 from tests.library.cases import Case, Sizes
@@ -104,3 +105,91 @@ def near(value: Tensor, one: set[int], two: set[int]) -> bool:
     """Whether what only one of two selections has is worth the same, but for roundings."""
     worth = value[torch.tensor(sorted(one ^ two), device=value.device)]
     return float(worth.max() - worth.min()) <= 1e-5 * float(worth.abs().max())
+
+
+REPEATED = [case for case in COVERED if case.name in ("moba", "nsa", "infllm_v2", "quest", "dsa", "dma")]
+"""Those whose number of picks is known beforehand, so that the host need not wait for it."""
+
+
+def call_of(case: Case, seed: int) -> tuple[BoundPattern, graphs.Inputs]:
+    shape = Sizes(batch=2, heads=6, groups=2, nq=301, n=301)
+    _, tensors, inputs = made(case, shape, seed=seed)
+    q, k, v = (x.to("cuda", torch.bfloat16) for x in tensors)
+    tables = {name: table.cuda() for name, table in inputs.items()}
+    pattern = spdsl.compile(case.name, **case.parameters).bind(6, 2, 8)  # type: ignore[arg-type]
+    return pattern, graphs.Inputs(q=q, k=k, v=v, tables=tables, q_start=0)
+
+
+@pytest.mark.parametrize("case", REPEATED, ids=lambda case: case.name)
+def test_steps_are_repeated(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern, call = call_of(case, 0)
+    monkeypatch.setattr(repeated, "_steps", Recent(size=repeated._KINDS))
+    (first,) = graphs.selections(pattern, call).values()
+    # The first call may compile, and the launcher is known from the second on.
+    ((steps, _),) = repeated._steps.entries.values()
+    assert steps is not None
+    assert steps.flat is not steps.named
+    _, other = call_of(case, 1)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        (second,) = graphs.selections(pattern, other).values()
+    torch.cuda.synchronize()
+    monkeypatch.setattr(repeated, "_steps", Recent(size=repeated._KINDS))
+    (anew,) = graphs.selections(pattern, other).values()
+    assert torch.equal(second, anew)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("case", REPEATED[:2], ids=lambda case: case.name)
+def test_steps_in_a_captured_graph(case: Case) -> None:
+    pattern, call = call_of(case, 0)
+    graphs.selections(pattern, call)
+    _, other = call_of(case, 1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        (lists,) = graphs.selections(pattern, call).values()
+    for mine, theirs in zip((call.q, call.k, call.v), (other.q, other.k, other.v), strict=True):
+        mine.copy_(theirs)
+    graph.replay()
+    torch.cuda.synchronize()
+    (wanted,) = graphs.selections(pattern, other).values()
+    assert torch.equal(lists, wanted)
+
+
+def test_scores_that_are_no_numbers() -> None:
+    """NaN is absent, and infinite scores share the mass of their softmax; the host does not look for them."""
+    torch.manual_seed(2)
+    pattern = spdsl.compile("infllm_v2", picks=9, window=128, dense=0).bind(8, 2, 64)
+    q, k, v = torch.randn(3, 1, 8, 2000, 64, device="cuda", dtype=torch.bfloat16)
+    k, v = k[:, :2].clone(), v[:, :2]
+    k[0, 0, 500, 3], k[0, 0, 900, 2], k[0, 1, 700, 1] = float("nan"), float("inf"), float("-inf")
+    q[0, 1, 1500, 7] = float("inf")
+    ((_, (found, wanted)),) = both(pattern, q, k, v, {})
+    differ = (found != wanted).any(-1)
+    assert int(differ.sum()) <= differ.numel() // 500
+
+
+@pytest.mark.parametrize("picks", [0, 1, 7, 5000])
+@pytest.mark.parametrize("columns", [1, 60, 130, 1000, 2049, 40_000])
+def test_keys_of_every_kind(columns: int, picks: int) -> None:
+    """Few different keys, many, absent and forced ones: the first `picks` of a stable sort."""
+    generator = torch.Generator(device="cuda").manual_seed(columns)
+    kinds = [
+        torch.randint(-2, 3, (8, columns), generator=generator, device="cuda"),
+        torch.randint(-(2**31), 2**31, (8, columns), generator=generator, device="cuda"),
+        torch.randint(0, 2, (8, columns), generator=generator, device="cuda") * (2**32 - 1) - 2**31,
+        torch.full((8, columns), -(2**31), device="cuda"),
+    ]
+    keys = torch.cat(kinds).int()
+    keys[::3, :: max(1, columns // 5)] = 2**31 - 1
+    pitch = -(-columns // 16) * 16
+    room = torch.full((1, len(keys), pitch), 2**31 - 1, dtype=torch.int32, device="cuda")
+    room[0, :, :columns] = keys
+    ends = torch.full((1, len(keys)), columns, dtype=torch.int32, device="cuda")
+    width = max(1, min(picks, columns))
+    lists = choosing.Room(lists=torch.full((1, len(keys), width), -7, dtype=torch.int32, device="cuda"))
+    amounts = torch.tensor([picks], dtype=torch.int32, device="cuda")
+    given = choosing.Keys(keys=room, chunks=1, rows=len(keys), pitch=pitch, columns=columns, ends=ends, block=1)
+    found = choosing.choose(given, "count", amounts, lists)
+    order = keys.long().argsort(dim=1, descending=True, stable=True)[:, :picks]
+    chosen = torch.zeros_like(keys, dtype=torch.bool).scatter_(1, order, True) & (keys != -(2**31))
+    assert torch.equal(found[0], as_lists(chosen, width))

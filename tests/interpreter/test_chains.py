@@ -17,7 +17,7 @@ from torch import Tensor
 import spdsl
 from spdsl import reference
 from spdsl.runtime import graphs
-from spdsl.runtime.chains import Keys
+from spdsl.runtime.choosing import Keys, Room
 from spdsl.runtime.ranking import FAR, best, heaviest
 from spdsl.semantics.graph import Select
 from tests.runtime.test_stage_programs import BY_INPUT, Program, programs, tensors
@@ -61,13 +61,15 @@ def keys_of(value: Tensor, only: Tensor, forced: Tensor, by: str) -> Tensor:
 
 def rows_of(keys: Tensor, columns: int) -> Keys:
     """Keys of one chunk and one tile."""
-    return Keys(keys=keys[None], columns=columns, ends=torch.tensor([[columns]], dtype=torch.int32), block=len(keys))
+    rows, pitch = keys.shape
+    ends = torch.tensor([[columns]], dtype=torch.int32)
+    return Keys(keys=keys, chunks=1, rows=rows, pitch=pitch, columns=columns, ends=ends, block=rows)
 
 
 @pytest.mark.parametrize("by", ["count", "mass"])
 @pytest.mark.parametrize("columns", [1, 40, 150])
 def test_choosing(by: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spdsl.runtime import chains
+    from spdsl.runtime import choosing
 
     generator = torch.Generator().manual_seed(columns)
     kinds = torch.tensor(CORNERS if by == "count" else [0.0, 1.0, 1.0, 2.0, 4.0, -3.0, float("nan")])
@@ -78,22 +80,23 @@ def test_choosing(by: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> Non
     only[4] = False
     keys = keys_of(value, only, forced, by)
     # Keys in one step, and in several.
-    for widest in (chains.WIDEST, 64):
-        monkeypatch.setattr(chains, "WIDEST", widest)
+    for widest in (choosing.WIDEST, 64):
+        monkeypatch.setattr(choosing, "WIDEST", widest)
         for amount in (0, 3, 10_000) if by == "count" else (0.0, 0.5, 1.0):
             wanted = best(value, only, forced, int(amount)) if by == "count" else heaviest(value, only, forced, amount)
             dtype = torch.int32 if by == "count" else torch.float64
             width = min(int(amount), columns) if by == "count" else None
-            found = chains.choose(rows_of(keys, columns), by, torch.tensor([amount], dtype=dtype), width)
+            room = None if width is None else Room(lists=torch.empty(1, 9, max(1, width), dtype=torch.int32))
+            (found,) = choosing.choose(rows_of(keys, columns), by, torch.tensor([amount], dtype=dtype), room)
             assert torch.equal(dense(found, columns), wanted), amount
 
 
 def test_counts_that_vary() -> None:
-    from spdsl.runtime import chains
+    from spdsl.runtime import choosing
 
     value, amounts = torch.randint(0, 4, (19, 40)).float(), torch.arange(19, dtype=torch.int32)
     only = torch.ones(19, 40, dtype=torch.bool)
-    found = chains.choose(rows_of(keys_of(value, only, ~only, "count"), 40), "count", amounts, None)
+    (found,) = choosing.choose(rows_of(keys_of(value, only, ~only, "count"), 40), "count", amounts, None)
     assert torch.equal(dense(found, 40), best(value, only, ~only, amounts[:, None]))
 
 
@@ -197,3 +200,27 @@ def test_vectors_of_unequal_length_are_refused() -> None:
     call = graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0, kernels=True)
     with pytest.raises(spdsl.SpatError, match="vectors of 16 and of 32 numbers"):
         graphs.selections(pattern.bind(2, 2, 16), call)
+
+
+@pytest.mark.parametrize(("heads", "groups", "picks"), [(16, 1, 3), (3, 3, 0), (6, 2, 100)])
+@pytest.mark.parametrize("name", ["infllm_v2", "quest"])
+def test_members_of_heads_that_are_no_numbers(name: str, heads: int, groups: int, picks: int) -> None:
+    """Groups of every size, a ragged end, no picks and more than there are, without and with NaN and infinities."""
+    chosen = {"quest": {"page": 8, "budget": 8 * picks}}.get(
+        name, {"compress": 8, "stride": 4, "block": 16, "picks": picks, "window": 16, "dense": 0}
+    )
+    pattern = spdsl.compile(name, **chosen).bind(heads, groups, 16)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(heads)
+    q = torch.randint(-2, 3, (1, heads, 75, 16), generator=generator).half()
+    k = torch.randint(-2, 3, (1, groups, 75, 16), generator=generator).half()
+    for spoiled in (False, True):
+        if spoiled:
+            k[0, 0, 20, 3], k[0, 0, 41, 1], k[0, -1, 50, 2] = float("inf"), float("nan"), float("-inf")
+            q[0, -1, 60, 4], q[0, 0, 70, 5] = float("inf"), float("nan")
+        sets = []
+        for kernels in (True, False):
+            call = graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=kernels)
+            assert not kernels or all(word.startswith("by kernels") for word in graphs.makers(pattern, call).values())
+            (found,) = graphs.selections(pattern, call).values()
+            sets.append(dense(found, 10))
+        assert torch.equal(*sets)

@@ -12,52 +12,105 @@ def key_tile(keys, row, first, ends, pitch, nothing, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def count_cut(keys, row, ends, pitch, wanted, ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE: tl.constexpr):
-    """The key of the entry that is the last to be chosen, how many entries have it that are, and how many there are.
-
-    The largest key of which at least `wanted` entries are not smaller is found two bits at a time, from the highest.
-    """
-    cut = tl.full([ROWS], -2147483648, tl.int32)
-    held = key_tile(keys, row, 0, ends, pitch, -2147483648, WIDTH)
-    have = tl.full([ROWS], 2147483647, tl.int32)
-    shift = 30
-    open = 1
-    while (shift >= 0) & (open > 0):
-        low = cut ^ (1 << shift)
-        middle = cut ^ (2 << shift)
-        high = cut ^ (3 << shift)
-        of_low = tl.zeros([ROWS], tl.int32)
-        of_middle = tl.zeros([ROWS], tl.int32)
-        of_high = tl.zeros([ROWS], tl.int32)
-        if ONE:
-            of_low += tl.sum((held >= low[:, None]).to(tl.int32), 1)
-            of_middle += tl.sum((held >= middle[:, None]).to(tl.int32), 1)
-            of_high += tl.sum((held >= high[:, None]).to(tl.int32), 1)
-        else:
-            for first in range(0, tl.max(ends, 0), WIDTH):
-                key = key_tile(keys, row, first, ends, pitch, -2147483648, WIDTH)
-                of_low += tl.sum((key >= low[:, None]).to(tl.int32), 1)
-                of_middle += tl.sum((key >= middle[:, None]).to(tl.int32), 1)
-                of_high += tl.sum((key >= high[:, None]).to(tl.int32), 1)
-        have = tl.where(of_low >= wanted, of_low, have)
-        cut = tl.where(of_low >= wanted, low, cut)
-        have = tl.where(of_middle >= wanted, of_middle, have)
-        cut = tl.where(of_middle >= wanted, middle, cut)
-        have = tl.where(of_high >= wanted, of_high, have)
-        cut = tl.where(of_high >= wanted, high, cut)
-        # A row is done when exactly so many entries are left.
-        open = tl.sum((have != wanted).to(tl.int32), 0)
-        shift -= 2
-    above = tl.zeros([ROWS], tl.int32)
-    equal = tl.zeros([ROWS], tl.int32)
+def at_least(held, keys, row, ends, pitch, least, ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE: tl.constexpr):
+    """How many keys of each row are not smaller than `least`."""
+    if ONE:
+        return tl.sum((held >= least[:, None]).to(tl.int32), 1)
+    found = tl.zeros([ROWS], tl.int32)
     for first in range(0, tl.max(ends, 0), WIDTH):
+        key = key_tile(keys, row, first, ends, pitch, -2147483648, WIDTH)
+        found += tl.sum((key >= least[:, None]).to(tl.int32), 1)
+    return found
+
+
+@triton.jit
+def neighbour(held, keys, row, ends, pitch, low, high, ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE: tl.constexpr):
+    """The smallest key of each row that is not below `low`, and the largest that is below `high`."""
+    least = tl.full([ROWS], 2147483647, tl.int32)
+    most = tl.full([ROWS], -2147483648, tl.int32)
+    for first in range(0, WIDTH if ONE else tl.max(ends, 0), WIDTH):
         key = held
         if not ONE:
             key = key_tile(keys, row, first, ends, pitch, -2147483648, WIDTH)
-        above += tl.sum((key > cut[:, None]).to(tl.int32), 1)
-        equal += tl.sum(((key == cut[:, None]) & (key != -2147483648)).to(tl.int32), 1)
-    ties = tl.maximum(tl.minimum(wanted - above, equal), 0)
-    return cut, ties, above + ties
+        least = tl.minimum(least, tl.min(tl.where(key < low[:, None], 2147483647, key), 1))
+        most = tl.maximum(most, tl.max(tl.where(key < high[:, None], key, -2147483648), 1))
+    return least, most
+
+
+@triton.jit
+def number_of(key):
+    """The float of which a key is the order."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def between(low, high, of_low, of_high, wanted, turn, WIDTH: tl.constexpr):
+    """A key between two, so many turns after the first: the middle of them, or of the numbers that they stand for.
+
+    Where rows are long, there is a guess beside: as if the logarithm of how many keys there are fell evenly.
+    """
+    middle = (low & high) + ((low ^ high) >> 1)
+    half = 0.5 * number_of(low) + 0.5 * number_of(high)
+    bits = half.to(tl.int32, bitcast=True)
+    at = tl.where(turn % 2 == 0, bits ^ ((bits >> 31) & 0x7FFFFFFF), middle)
+    if WIDTH >= 1024:
+        above = tl.log2(of_low.to(tl.float32) + 0.5)
+        part = (above - tl.log2(wanted.to(tl.float32) + 0.5)) / (above - tl.log2(of_high.to(tl.float32) + 0.5))
+        step = part * (high.to(tl.float32) - low.to(tl.float32))
+        guess = (low.to(tl.int64) + step.to(tl.int64)).to(tl.int32)
+        at = tl.where(turn % 3 == 0, guess, at)
+    return tl.minimum(tl.maximum(at, low + 1), high - 1)
+
+
+@triton.jit
+def count_cut(keys, row, ends, pitch, wanted, ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE: tl.constexpr):
+    """The key of the entry that is the last to be chosen, how many entries have it that are, and how many there are.
+
+    It lies between `low`, which at least `wanted` keys reach, and `high`, which fewer do.  Where few keys are between it
+    and one of the two, that one goes from key to key.
+    """
+    held = key_tile(keys, row, 0, ends, pitch, -2147483648, WIDTH)
+    present = tl.zeros([ROWS], tl.int32)
+    forced = tl.zeros([ROWS], tl.int32)
+    for first in range(0, WIDTH if ONE else tl.max(ends, 0), WIDTH):
+        key = held
+        if not ONE:
+            key = key_tile(keys, row, first, ends, pitch, -2147483648, WIDTH)
+        present += tl.sum((key != -2147483648).to(tl.int32), 1)
+        forced += tl.sum((key == 2147483647).to(tl.int32), 1)
+    low = tl.full([ROWS], -2147483647, tl.int32)
+    high = tl.full([ROWS], 2147483647, tl.int32)
+    low, high = neighbour(held, keys, row, ends, pitch, low, high, ROWS, WIDTH, ONE)
+    high += 1
+    of_low = present
+    of_high = forced
+    # With as many as are wanted or fewer all are chosen; forced ones alone may be enough.
+    done = (present <= wanted) | (forced >= wanted)
+    turn = 0
+    while tl.sum((~done).to(tl.int32), 0) > 0:
+        look = between(low, high, of_low, of_high, wanted, turn, WIDTH)
+        from_high = wanted - of_high <= 3
+        from_low = ~from_high & (of_low - wanted <= 3)
+        if tl.sum((~done & (from_high | from_low)).to(tl.int32), 0) > 0:
+            least, most = neighbour(held, keys, row, ends, pitch, low, high, ROWS, WIDTH, ONE)
+            low = tl.where(from_low, least, low)
+            look = tl.where(from_high, most, tl.where(from_low, least + 1, look))
+        found = at_least(held, keys, row, ends, pitch, look, ROWS, WIDTH, ONE)
+        enough = found >= wanted
+        of_low = tl.where(~done & enough, found, of_low)
+        low = tl.where(~done & enough, look, low)
+        of_high = tl.where(~done & ~enough, found, of_high)
+        high = tl.where(~done & ~enough, look, high)
+        # Between the largest key below `high` and `high` there is none.
+        done = done | (of_low == wanted) | (enough & from_high) | (low + 1 >= high)
+        turn += 1
+    # All keys of `low` are chosen where just as many are wanted as reach it, else those that are left.
+    ties = tl.where(of_low == wanted, 2147483647, wanted - of_high)
+    all = present <= wanted
+    enough_forced = ~all & (forced >= wanted)
+    cut = tl.where(all, -2147483648, tl.where(enough_forced, 2147483647, low))
+    ties = tl.where(all, 0, tl.where(enough_forced, tl.maximum(wanted, 0), ties))
+    return cut, ties, tl.minimum(present, tl.maximum(wanted, 0))
 
 
 @triton.jit
@@ -103,14 +156,14 @@ def mass_cut(keys, row, ends, pitch, share, ROWS: tl.constexpr, WIDTH: tl.conste
     return cut, ties, above + ties
 
 
-@triton.jit(do_not_specialize=["rows", "width", "chunk_rows"])
+@triton.jit(do_not_specialize=["rows", "width", "chunk_rows", "ends_first", "list_rows", "list_first"])
 def choose(
     keys,  # [rows, pitch], int32
     amounts, amount_stride,  # [rows] or one number: how many entries to choose, or the share of the sum
     cuts,  # [rows, 3], int32: the last key that is chosen, how many entries with it, how many in all
-    lists,  # [rows, width], int32: the numbers of the chosen entries, ascending
-    row_ends,  # [chunks, tiles], int32: how many keys there are in the rows of each tile of BLOCK_R
-    rows, pitch, width, chunk_rows,
+    lists,  # [chunks, list_rows, width], int32: the numbers of the chosen entries, ascending, from row list_first on
+    row_ends, ends_first,  # [chunks, tiles], int32: how many keys there are in the rows of each tile of BLOCK_R
+    rows, pitch, width, chunk_rows, list_rows, list_first,
     BY: tl.constexpr,
     FIND: tl.constexpr,
     WRITE: tl.constexpr,
@@ -123,7 +176,7 @@ def choose(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     tile = row // chunk_rows * tl.cdiv(chunk_rows, BLOCK_R) + row % chunk_rows // BLOCK_R
-    ends = tl.load(row_ends + tile, mask=inside, other=0)
+    ends = tl.load(row_ends + ends_first + tile, mask=inside, other=0)
     if FIND:
         if BY == "count":
             wanted = tl.load(amounts + row * amount_stride, mask=inside, other=0)
@@ -138,14 +191,19 @@ def choose(
             for first in range(0, tl.max(ends, 0), WIDTH):
                 key = key_tile(keys, row, first, ends, pitch, -2147483648, WIDTH)
                 count += tl.sum((key != -2147483648).to(tl.int32), 1)
-        tl.store(cuts + row * 3, cut, mask=inside)
-        tl.store(cuts + row * 3 + 1, ties, mask=inside)
-        tl.store(cuts + row * 3 + 2, count, mask=inside)
+        if not WRITE:
+            tl.store(cuts + row * 3, cut, mask=inside)
+            tl.store(cuts + row * 3 + 1, ties, mask=inside)
+            tl.store(cuts + row * 3 + 2, count, mask=inside)
     else:
         cut = tl.load(cuts + row * 3, mask=inside, other=2147483647)
         ties = tl.load(cuts + row * 3 + 1, mask=inside, other=0)
         count = tl.load(cuts + row * 3 + 2, mask=inside, other=0)
     if WRITE:
+        list_row = row // chunk_rows * list_rows + list_first + row % chunk_rows
+        list_start = lists + list_row.to(tl.int64)[:, None] * width
+        # Of equal keys the first ones are chosen, unless all are, or none.
+        some_tied = tl.sum(((ties > 0) & (ties < 2147483647)).to(tl.int32), 0) > 0
         done = tl.zeros([ROWS], tl.int32)
         tied = tl.zeros([ROWS], tl.int32)
         for first in range(0, tl.max(ends, 0), WIDTH):
@@ -156,15 +214,16 @@ def choose(
             if BY == "mass":
                 equal = equal & (key > 0)
                 chosen = (chosen | (key < 0)) & (at < ends[:, None])
-            turn = tl.cumsum(equal.to(tl.int32), 1) + tied[:, None]
-            chosen = chosen | (equal & (turn <= ties[:, None]))
+            if some_tied:
+                turn = tl.cumsum(equal.to(tl.int32), 1) + tied[:, None]
+                chosen = chosen | (equal & (turn <= ties[:, None]))
+            else:
+                chosen = chosen | (equal & (ties > 0)[:, None])
             place = tl.cumsum(chosen.to(tl.int32), 1) + done[:, None] - 1
-            to = lists + row.to(tl.int64)[:, None] * width + place
-            tl.store(to, at + tl.zeros_like(place), mask=chosen & inside[:, None] & (place < width))
+            tl.store(list_start + place, at + tl.zeros_like(place), mask=chosen & inside[:, None] & (place < width))
             done += tl.sum(chosen.to(tl.int32), 1)
             tied += tl.sum(equal.to(tl.int32), 1)
         # What is left of a list stands behind every entry.
         for first in range(0, width, WIDTH):
             at = first + tl.arange(0, WIDTH)[None, :]
-            to = lists + row.to(tl.int64)[:, None] * width + at
-            tl.store(to, at * 0 + 2147483647, mask=(at >= done[:, None]) & (at < width) & inside[:, None])
+            tl.store(list_start + at, at * 0 + 2147483647, mask=(at >= done[:, None]) & (at < width) & inside[:, None])

@@ -31,10 +31,10 @@ def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_l
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stride_delta_b", "stride_delta_0", "size_delta_0", "size_delta_1"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "chunk_rows", "column_count", "stride_delta_b", "stride_delta_0", "size_delta_0", "size_delta_1", "first_row", "ends_first"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
-    row_ends,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
+    row_ends, ends_first,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
     t_delta, stride_delta_b, stride_delta_0, stride_delta_1, size_delta_0, size_delta_1,
     n, nq, q_start, first_row, chunk_rows, column_count, pitch, heads,
     BLOCK_R: tl.constexpr,
@@ -50,6 +50,7 @@ def keys(
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
     columns = column_first + tl.arange(0, BLOCK_C)[None, :]
     key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
+    row_ends += ends_first
     # No entry of the tile can be chosen.
     if ~(column_first - row_last - q_start <= 0):
         return

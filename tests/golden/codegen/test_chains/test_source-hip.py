@@ -39,7 +39,7 @@ def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_l
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_0_q_rows", "stage_0_k_rows", "total", "list_b", "list_h", "list_r", "list_count"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "chunk_rows", "column_count", "stage_0_q_rows", "stage_0_k_rows", "first_row", "total", "list_b", "list_h", "list_r", "list_count"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which candidates are chosen
     lists, list_b, list_h, list_r, list_count,  # [batch, heads, rows, width]: of what there are members

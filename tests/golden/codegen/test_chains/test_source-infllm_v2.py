@@ -30,6 +30,19 @@ def count_key(value, only, forced):
 
 
 @triton.jit
+def fold_max(value, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, MORE: tl.constexpr):
+    """The largest of SIZE neighbours, and of the MORE after them; at the last column of these there is none."""
+    parts = tl.reshape(value, [ROWS, COLUMNS, SIZE])
+    most = tl.max(parts, 2)
+    if MORE > 0:
+        place = tl.arange(0, SIZE)[None, None, :]
+        first = tl.max(tl.where(place < MORE, parts, 0.0), 2)
+        next = tl.minimum(tl.arange(0, COLUMNS) + 1, COLUMNS - 1)[None, :]
+        most = tl.maximum(most, tl.gather(first, tl.broadcast_to(next, [ROWS, COLUMNS]), 1))
+    return most
+
+
+@triton.jit
 def number(x):
     """-inf in place of a NaN; in Triton's interpreter a maximum would leave it."""
     return tl.where(x == x, x, float("-inf"))
@@ -45,6 +58,13 @@ def add_up(logit, largest, total):
     more = tl.maximum(largest, tl.max(logit, 1))
     beside = tl.where(more == float("-inf"), 0.0, more)
     return more, total * tl.exp2(largest - beside) + tl.sum(tl.exp2(logit - beside[:, None]), 1)
+
+
+@triton.jit
+def add_plain(logit, largest, total):
+    """As `add_up`; what is infinite or NaN leaves sums that are NaN."""
+    more = tl.maximum(largest, tl.max(logit, 1))
+    return more, total * tl.exp2(largest - more) + tl.sum(tl.exp2(logit - more[:, None]), 1)
 
 
 @triton.jit
@@ -76,14 +96,18 @@ def sums_stage_2(
     row_last = tl.minimum(row_first + BLOCK_R, chunk_rows) - 1
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
     tiles = tl.cdiv(column_count, BLOCK_C)
-    # The first and the last tile that the condition touches.
-    tile_begin, tile_end = tiles, 0
-    for scan in range(tiles):
-        column_first = scan * BLOCK_C
+    # The first and the last tile that the condition touches, and the first run of those that it leaves whole.
+    tile_begin, tile_end, full_begin, full_end = tiles, 0, tiles, tiles
+    for scan in range(0, tiles, 128):
+        each = scan + tl.arange(0, 128)
+        column_first = each * BLOCK_C
         column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
-        touched = column_first * 16 - row_last - q_start + 31 <= 0
-        tile_begin = tl.where(touched, tl.minimum(tile_begin, scan), tile_begin)
-        tile_end = tl.where(touched, scan + 1, tile_end)
+        touched = (column_first * 16 - row_last - q_start + 31 <= 0) & (each < tiles)
+        tile_begin = tl.minimum(tile_begin, tl.min(tl.where(touched, each, tiles), 0))
+        tile_end = tl.maximum(tile_end, tl.max(tl.where(touched, each + 1, 0), 0))
+        whole = (column_last * 16 - row_first - q_start + 31 <= 0) & (column_first + BLOCK_C <= column_count)
+        full_begin = tl.minimum(full_begin, tl.min(tl.where(whole, each, tiles), 0))
+        full_end = tl.minimum(full_end, tl.min(tl.where(whole | (each < full_begin), tiles, each), 0))
     largest = tl.full([BLOCK_R], float('-inf'), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     factor = stage_1_scale * 1.4426950408889634
@@ -95,17 +119,31 @@ def sums_stage_2(
     feature_1 = tl.arange(0, STAGE_1_K)[:, None]
     start_1 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(x, tl.int64) * stage_1_k_g + 1 * stage_1_k_t
     start_2 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(x, tl.int64) * stage_1_k_g
-    x_2 = rows + q_start
-    for tile in range(tile_begin, tile_end):
-        columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    for full in range(full_begin, full_end):
+        columns = full * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
         there_1 = (columns >= 0) & (columns < stage_1_k_rows)
         key_1 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
         product = tl.dot(query, key_1)
         key_2 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
         product_1 = tl.dot(query, key_2, product)
+        largest, total = add_plain(tl.broadcast_to(product_1 * factor, BLOCK_R, BLOCK_C), largest, total)
+    # A sum that is no number says that one was: then these tiles are gone through like others.
+    ordinary = tl.sum((total != total).to(tl.int32), 0) == 0
+    largest = tl.where(ordinary, largest, float('-inf'))
+    total = tl.where(ordinary, total, 0.0)
+    full_end = tl.where(ordinary, full_end, full_begin)
+    x_2 = rows + q_start
+    for rest in range(tile_begin, tile_end - (full_end - full_begin)):
+        tile = tl.where(rest < full_begin, rest, rest + full_end - full_begin)
+        columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+        there_2 = (columns >= 0) & (columns < stage_1_k_rows)
+        key_3 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_2 & (feature_1 < stage_1_k_size), other=0.0)
+        product_2 = tl.dot(query, key_3)
+        key_4 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_2 & (feature_1 < stage_1_k_size), other=0.0)
+        product_3 = tl.dot(query, key_4, product_2)
         x_1 = columns * 16 + 31
         only = x_1 <= x_2
-        logit_1 = tl.where(only, number(product_1 * factor), float('-inf'))
+        logit_1 = tl.where(only, number(product_3 * factor), float('-inf'))
         logit = tl.where(columns < column_count, logit_1, float('-inf'))
         largest, total = add_up(tl.broadcast_to(logit, BLOCK_R, BLOCK_C), largest, total)
     at = sums + (tl.program_id(1).to(tl.int64) * chunk_rows + row_first + tl.arange(0, BLOCK_R)) * 2
@@ -116,10 +154,10 @@ def sums_stage_2(
     tl.store(at + 1, tl.where(finite, float("inf"), -tl.log2(total)), mask=in_rows)
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_1_q_rows", "stage_1_k_rows", "stage_2_sums_b", "stage_2_sums_h", "stage_2_sums_rows"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "chunk_rows", "column_count", "stage_1_q_rows", "stage_1_k_rows", "stage_2_sums_b", "stage_2_sums_h", "stage_2_sums_rows", "first_row", "ends_first"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
-    row_ends,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
+    row_ends, ends_first,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
     stage_1_q,  # [batch, h, q, d]
     stage_1_q_b, stage_1_q_h, stage_1_q_r, stage_1_q_f, stage_1_q_rows, stage_1_q_size,
     stage_1_k,  # [batch, g, k.win, d], each a sum of 2
@@ -138,56 +176,68 @@ def keys(
     head = tl.program_id(2) % heads
     row_first = first_row + tl.program_id(1) * BLOCK_R
     row_last = tl.minimum(row_first + BLOCK_R, first_row + chunk_rows) - 1
-    column_first = tl.program_id(0) * BLOCK_C
-    column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
+    BLOCK_F: tl.constexpr = BLOCK_C * 4
+    # Of the last column some entries are missing: it is the first one of the next tile.
+    column_first = tl.program_id(0) * (BLOCK_C - 1)
+    column_last = tl.minimum(column_first + BLOCK_C - 1, column_count) - 1
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
     columns = column_first + tl.arange(0, BLOCK_C)[None, :]
     key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
+    row_ends += ends_first
     # No entry of the tile can be chosen.
     if ~((column_first * 64 - row_last - q_start + 15 <= 0) & (column_first * 4 - ((n + 15) >> 4) - 1 < 0) | ((column_first <= 0) | (-((row_last + q_start) >> 6) + column_first <= 0) & (((row_first + q_start) >> 6) - column_last - 32 < 0))):
         return
-    most = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
+    fine = column_first * 4 + -1 + tl.arange(0, BLOCK_F)[None, :]
+    total_1 = tl.full([BLOCK_R, BLOCK_F], 0, tl.float32)
     x = head * 8
     factor = stage_1_scale * 1.4426950408889634
     feature = tl.arange(0, STAGE_1_Q)[None, :]
     there = (rows >= 0) & (rows < stage_1_q_rows)
-    x_1 = columns * 4
     feature_1 = tl.arange(0, STAGE_1_K)[:, None]
     start_1 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(head, tl.int64) * stage_1_k_g + 1 * stage_1_k_t
+    there_1 = (fine >= 0) & (fine < stage_1_k_rows)
+    key_1 = tl.load(start_1 + tl.cast(fine, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
     start_2 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(head, tl.int64) * stage_1_k_g
-    x_2 = columns * 64
-    x_5 = rows + q_start
-    for member in range(5):
-        total_1 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
-        entry_1 = x_1 + member - 1
-        there_1 = (entry_1 >= 0) & (entry_1 < stage_1_k_rows)
-        key_1 = tl.load(start_1 + tl.cast(entry_1, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
-        key_2 = tl.load(start_2 + tl.cast(entry_1, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+    key_2 = tl.load(start_2 + tl.cast(fine, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
+    for member in range(8):
+        entry = x + member
+        row_of = tl.cast(b, tl.int64) * stage_2_sums_b + entry * stage_2_sums_h + tl.minimum(tl.maximum(rows, 0), stage_2_sums_rows - 1)
+        log_sum = tl.load(stage_2_sums + row_of * 2)
+        start = stage_1_q + tl.cast(b, tl.int64) * stage_1_q_b + tl.cast(entry, tl.int64) * stage_1_q_h
+        query = tl.load(start + tl.cast(rows, tl.int64) * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
+        product = tl.dot(query, key_1)
+        product_1 = tl.dot(query, key_2, product)
+        share = tl.exp2(product_1 * factor - log_sum)
+        total_1 += share
+    # Shares are up to 1, unless scores are NaN or infinite: then they are found with more care.
+    x_1 = fine * 16 + 31
+    x_2 = rows + q_start
+    if tl.sum(tl.sum(((x_1 <= x_2) & (~(total_1 <= 3.0e38))).to(tl.int32), 1), 0) > 0:
+        total_1 = tl.full([BLOCK_R, BLOCK_F], 0, tl.float32)
         for member_1 in range(8):
-            entry = x + member_1
-            row_of = tl.cast(b, tl.int64) * stage_2_sums_b + entry * stage_2_sums_h + tl.minimum(tl.maximum(rows, 0), stage_2_sums_rows - 1)
-            log_sum = tl.load(stage_2_sums + row_of * 2)
-            most_of = tl.load(stage_2_sums + row_of * 2 + 1)
-            start = stage_1_q + tl.cast(b, tl.int64) * stage_1_q_b + tl.cast(entry, tl.int64) * stage_1_q_h
-            query = tl.load(start + tl.cast(rows, tl.int64) * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
-            product = tl.dot(query, key_1)
-            product_1 = tl.dot(query, key_2, product)
-            share = tl.exp2(tl.minimum(number(product_1 * factor - log_sum), most_of))
-            total_1 += share
-        x_3 = member * 16
-        x_4 = x_2 + x_3 + 15
-        total_2 = tl.where(x_4 <= x_5, total_1, 0.0)
-        holds = (x_1 + member - 1 >= 0) & (x_1 + member - 1 < ((n + 15) >> 4))
-        only = (x_4 <= x_5) & holds
-        most = tl.maximum(most, tl.where(only, total_2, 0.0))
+            entry_1 = x + member_1
+            row_of_1 = tl.cast(b, tl.int64) * stage_2_sums_b + entry_1 * stage_2_sums_h + tl.minimum(tl.maximum(rows, 0), stage_2_sums_rows - 1)
+            log_sum_1 = tl.load(stage_2_sums + row_of_1 * 2)
+            start_3 = stage_1_q + tl.cast(b, tl.int64) * stage_1_q_b + tl.cast(entry_1, tl.int64) * stage_1_q_h
+            query_1 = tl.load(start_3 + tl.cast(rows, tl.int64) * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
+            product_2 = tl.dot(query_1, key_1)
+            product_3 = tl.dot(query_1, key_2, product_2)
+            most_of = tl.load(stage_2_sums + row_of_1 * 2 + 1)
+            share_1 = tl.exp2(tl.minimum(number(product_3 * factor - log_sum_1), most_of))
+            total_1 += share_1
+    total_2 = tl.where(x_1 <= x_2, total_1, 0.0)
+    holds = (fine >= 0) & (fine <= ((n + 15) >> 4) - 1)
+    most = fold_max(tl.where((x_1 <= x_2) & holds, total_2, 0.0), BLOCK_R, BLOCK_C, 4, 1)
     found = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
+    x_3 = columns * 4
+    x_4 = columns * 64
     for member_2 in range(5):
-        only_1 = (x_1 + member_2 - 1 >= 0) & (x_1 + member_2 - 1 < ((n + 15) >> 4))
-        x_6 = member_2 * 16
-        x_7 = x_2 + x_6 + 15
-        x_8 = x_7 <= x_5
-        found = found | (x_8 & only_1)
+        only = (x_3 + member_2 - 1 >= 0) & (x_3 + member_2 - 1 < ((n + 15) >> 4))
+        x_5 = member_2 * 16
+        x_6 = x_4 + x_5 + 15
+        x_7 = x_6 <= x_2
+        found = found | (x_7 & only)
     holds_1 = columns == 0
-    x_9 = (rows + q_start) >> 6
-    key = count_key(most, found, holds_1 | (0 <= x_9 - columns) & (x_9 - columns < 32))
+    x_8 = (rows + q_start) >> 6
+    key = count_key(most, found, holds_1 | (0 <= x_8 - columns) & (x_8 - columns < 32))
     leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)

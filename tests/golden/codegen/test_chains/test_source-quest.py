@@ -34,10 +34,10 @@ def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_l
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_1_q_rows", "stage_1_k_rows", "stage_3_q_rows", "stage_3_k_rows"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "chunk_rows", "column_count", "stage_1_q_rows", "stage_1_k_rows", "stage_3_q_rows", "stage_3_k_rows", "first_row", "ends_first"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
-    row_ends,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
+    row_ends, ends_first,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
     stage_1_q,  # [batch, h, q, d]
     stage_1_q_b, stage_1_q_h, stage_1_q_r, stage_1_q_f, stage_1_q_rows, stage_1_q_size,
     stage_1_k,  # [batch, g, k.pg, d], each a sum of 2
@@ -66,11 +66,11 @@ def keys(
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
     columns = column_first + tl.arange(0, BLOCK_C)[None, :]
     key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
+    row_ends += ends_first
     # No entry of the tile can be chosen.
     if ~((column_first * 16 - row_last - q_start <= 0) | (column_first - ((row_last + q_start) >> 4) <= 0) & (column_last - ((row_first + q_start) >> 4) >= 0)):
         return
     most = tl.full([BLOCK_R, BLOCK_C], float('-inf'), tl.float32)
-    some = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
     x = head * 8
     feature = tl.arange(0, STAGE_1_Q)[None, :]
     there = (rows >= 0) & (rows < stage_1_q_rows)
@@ -80,16 +80,12 @@ def keys(
     key_1 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
     start_2 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(head, tl.int64) * stage_1_k_g
     key_2 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
-    feature_2 = tl.arange(0, STAGE_3_Q)[None, :]
-    there_2 = (rows >= 0) & (rows < stage_3_q_rows)
-    feature_3 = tl.arange(0, STAGE_3_K)[:, None]
-    start_4 = stage_3_k + tl.cast(b, tl.int64) * stage_3_k_b + tl.cast(head, tl.int64) * stage_3_k_g + 1 * stage_3_k_t
-    there_3 = (columns >= 0) & (columns < stage_3_k_rows)
-    key_3 = tl.load(start_4 + tl.cast(columns, tl.int64) * stage_3_k_r + feature_3 * stage_3_k_f, mask=there_3 & (feature_3 < stage_3_k_size), other=0.0)
-    start_5 = stage_3_k + tl.cast(b, tl.int64) * stage_3_k_b + tl.cast(head, tl.int64) * stage_3_k_g
-    key_4 = tl.load(start_5 + tl.cast(columns, tl.int64) * stage_3_k_r + feature_3 * stage_3_k_f, mask=there_3 & (feature_3 < stage_3_k_size), other=0.0)
-    x_2 = columns * 16
-    x_3 = rows + q_start
+    feature_2 = tl.arange(0, STAGE_3_K)[:, None]
+    start_3 = stage_3_k + tl.cast(b, tl.int64) * stage_3_k_b + tl.cast(head, tl.int64) * stage_3_k_g + 1 * stage_3_k_t
+    there_2 = (columns >= 0) & (columns < stage_3_k_rows)
+    key_3 = tl.load(start_3 + tl.cast(columns, tl.int64) * stage_3_k_r + feature_2 * stage_3_k_f, mask=there_2 & (feature_2 < stage_3_k_size), other=0.0)
+    start_4 = stage_3_k + tl.cast(b, tl.int64) * stage_3_k_b + tl.cast(head, tl.int64) * stage_3_k_g
+    key_4 = tl.load(start_4 + tl.cast(columns, tl.int64) * stage_3_k_r + feature_2 * stage_3_k_f, mask=there_2 & (feature_2 < stage_3_k_size), other=0.0)
     for member in range(8):
         x_1 = x + member
         start = stage_1_q + tl.cast(b, tl.int64) * stage_1_q_b + tl.cast(x_1, tl.int64) * stage_1_q_h
@@ -98,18 +94,35 @@ def keys(
         product = tl.dot(query_1, key_1)
         product_1 = tl.dot(query_1, key_2, product)
         score = product_1 * stage_1_scale
-        start_3 = stage_3_q + tl.cast(b, tl.int64) * stage_3_q_b + tl.cast(x_1, tl.int64) * stage_3_q_h
-        query_2 = tl.load(start_3 + tl.cast(rows, tl.int64) * stage_3_q_r + feature_2 * stage_3_q_f, mask=there_2 & (feature_2 < stage_3_q_size), other=0.0)
-        query_3 = (tl.where(-query_2 < 0.0, 0.0, -query_2)).to(query_2.dtype)
-        product_2 = tl.dot(query_3, key_3)
-        product_3 = tl.dot(query_3, key_4, product_2)
+        query_2 = (tl.where(-query < 0.0, 0.0, -query)).to(query.dtype)
+        product_2 = tl.dot(query_2, key_3)
+        product_3 = tl.dot(query_2, key_4, product_2)
         score_1 = product_3 * stage_3_scale
-        only = x_2 <= x_3
-        value = score - score_1
-        counts = (only) & (value == value)
-        most = tl.where(counts, tl.maximum(most, value), most)
-        some = some | counts
-    value_1 = tl.where(some, most, 0)
-    x_4 = (rows + q_start) >> 4
-    key = count_key(value_1, x_2 <= x_3, columns == x_4)
+        most = tl.maximum(most, score - score_1, propagate_nan=tl.PropagateNan.ALL)
+    # A NaN is absent: where there is one, the others are looked at one by one.
+    x_2 = columns * 16
+    x_3 = rows + q_start
+    if tl.sum(tl.sum(((x_2 <= x_3) & (most != most)).to(tl.int32), 1), 0) > 0:
+        most_1 = tl.full([BLOCK_R, BLOCK_C], float('-inf'), tl.float32)
+        some = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
+        for member_1 in range(8):
+            x_4 = x + member_1
+            start_5 = stage_1_q + tl.cast(b, tl.int64) * stage_1_q_b + tl.cast(x_4, tl.int64) * stage_1_q_h
+            query_3 = tl.load(start_5 + tl.cast(rows, tl.int64) * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
+            query_4 = (tl.where(query_3 < 0.0, 0.0, query_3)).to(query_3.dtype)
+            product_4 = tl.dot(query_4, key_1)
+            product_5 = tl.dot(query_4, key_2, product_4)
+            score_2 = product_5 * stage_1_scale
+            query_5 = (tl.where(-query_3 < 0.0, 0.0, -query_3)).to(query_3.dtype)
+            product_6 = tl.dot(query_5, key_3)
+            product_7 = tl.dot(query_5, key_4, product_6)
+            score_3 = product_7 * stage_3_scale
+            value = score_2 - score_3
+            counts = value == value
+            most_1 = tl.where(counts, tl.maximum(most_1, value), most_1)
+            some = some | counts
+        most = tl.where(some, most_1, 0)
+    total_1 = tl.where(x_2 <= x_3, most, 0.0)
+    x_5 = (rows + q_start) >> 4
+    key = count_key(total_1, x_2 <= x_3, columns == x_5)
     leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)

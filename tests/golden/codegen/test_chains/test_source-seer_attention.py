@@ -29,6 +29,13 @@ def add_up(logit, largest, total):
 
 
 @triton.jit
+def add_plain(logit, largest, total):
+    """As `add_up`; what is infinite or NaN leaves sums that are NaN."""
+    more = tl.maximum(largest, tl.max(logit, 1))
+    return more, total * tl.exp2(largest - more) + tl.sum(tl.exp2(logit - more[:, None]), 1)
+
+
+@triton.jit
 def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
     """Store the keys of a tile."""
     tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
@@ -57,14 +64,18 @@ def sums_stage_1(
     row_last = tl.minimum(row_first + BLOCK_R, chunk_rows) - 1
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
     tiles = tl.cdiv(column_count, BLOCK_C)
-    # The first and the last tile that the condition touches.
-    tile_begin, tile_end = tiles, 0
-    for scan in range(tiles):
-        column_first = scan * BLOCK_C
+    # The first and the last tile that the condition touches, and the first run of those that it leaves whole.
+    tile_begin, tile_end, full_begin, full_end = tiles, 0, tiles, tiles
+    for scan in range(0, tiles, 128):
+        each = scan + tl.arange(0, 128)
+        column_first = each * BLOCK_C
         column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
-        touched = column_first - row_last <= 0
-        tile_begin = tl.where(touched, tl.minimum(tile_begin, scan), tile_begin)
-        tile_end = tl.where(touched, scan + 1, tile_end)
+        touched = (column_first - row_last <= 0) & (each < tiles)
+        tile_begin = tl.minimum(tile_begin, tl.min(tl.where(touched, each, tiles), 0))
+        tile_end = tl.maximum(tile_end, tl.max(tl.where(touched, each + 1, 0), 0))
+        whole = (column_last - row_first <= 0) & (column_first + BLOCK_C <= column_count)
+        full_begin = tl.minimum(full_begin, tl.min(tl.where(whole, each, tiles), 0))
+        full_end = tl.minimum(full_end, tl.min(tl.where(whole | (each < full_begin), tiles, each), 0))
     largest = tl.full([BLOCK_R], float('-inf'), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     factor = stage_0_scale * 1.4426950408889634
@@ -75,15 +86,29 @@ def sums_stage_1(
     feature_1 = tl.arange(0, STAGE_0_K)[:, None]
     start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(head, tl.int64) * stage_0_k_h + 1 * stage_0_k_t
     start_2 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(head, tl.int64) * stage_0_k_h
-    for tile in range(tile_begin, tile_end):
-        columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    for full in range(full_begin, full_end):
+        columns = full * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
         there_1 = (columns >= 0) & (columns < stage_0_k_rows)
         key_1 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
         product = tl.dot(query, key_1)
         key_2 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
         product_1 = tl.dot(query, key_2, product)
+        largest, total = add_plain(tl.broadcast_to(product_1 * factor, BLOCK_R, BLOCK_C), largest, total)
+    # A sum that is no number says that one was: then these tiles are gone through like others.
+    ordinary = tl.sum((total != total).to(tl.int32), 0) == 0
+    largest = tl.where(ordinary, largest, float('-inf'))
+    total = tl.where(ordinary, total, 0.0)
+    full_end = tl.where(ordinary, full_end, full_begin)
+    for rest in range(tile_begin, tile_end - (full_end - full_begin)):
+        tile = tl.where(rest < full_begin, rest, rest + full_end - full_begin)
+        columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+        there_2 = (columns >= 0) & (columns < stage_0_k_rows)
+        key_3 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_2 & (feature_1 < stage_0_k_size), other=0.0)
+        product_2 = tl.dot(query, key_3)
+        key_4 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_2 & (feature_1 < stage_0_k_size), other=0.0)
+        product_3 = tl.dot(query, key_4, product_2)
         only = columns <= rows
-        logit_1 = tl.where(only, number(product_1 * factor), float('-inf'))
+        logit_1 = tl.where(only, number(product_3 * factor), float('-inf'))
         logit = tl.where(columns < column_count, logit_1, float('-inf'))
         largest, total = add_up(tl.broadcast_to(logit, BLOCK_R, BLOCK_C), largest, total)
     at = sums + (tl.program_id(1).to(tl.int64) * chunk_rows + row_first + tl.arange(0, BLOCK_R)) * 2
@@ -94,10 +119,10 @@ def sums_stage_1(
     tl.store(at + 1, tl.where(finite, float("inf"), -tl.log2(total)), mask=in_rows)
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_0_q_rows", "stage_0_k_rows", "stage_1_sums_b", "stage_1_sums_h", "stage_1_sums_rows"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "chunk_rows", "column_count", "stage_0_q_rows", "stage_0_k_rows", "stage_1_sums_b", "stage_1_sums_h", "stage_1_sums_rows", "first_row", "ends_first"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
-    row_ends,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
+    row_ends, ends_first,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
     stage_0_q,  # [batch, h, q.blk, e]
     stage_0_q_b, stage_0_q_h, stage_0_q_r, stage_0_q_f, stage_0_q_rows, stage_0_q_size,
     stage_0_k,  # [batch, h, k.blk, e], each a sum of 2
@@ -121,12 +146,12 @@ def keys(
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
     columns = column_first + tl.arange(0, BLOCK_C)[None, :]
     key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
+    row_ends += ends_first
     # No entry of the tile can be chosen.
     if ~(column_first - row_last <= 0):
         return
     row_of = tl.cast(b, tl.int64) * stage_1_sums_b + head * stage_1_sums_h + tl.minimum(tl.maximum(rows, 0), stage_1_sums_rows - 1)
     log_sum = tl.load(stage_1_sums + row_of * 2)
-    most_of = tl.load(stage_1_sums + row_of * 2 + 1)
     factor = stage_0_scale * 1.4426950408889634
     feature = tl.arange(0, STAGE_0_Q)[None, :]
     start = stage_0_q + tl.cast(b, tl.int64) * stage_0_q_b + tl.cast(head, tl.int64) * stage_0_q_h
@@ -140,6 +165,7 @@ def keys(
     start_2 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(head, tl.int64) * stage_0_k_h
     key_2 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
     product_1 = tl.dot(query, key_2, product)
+    most_of = tl.load(stage_1_sums + row_of * 2 + 1)
     only = columns <= rows
     share = tl.where(only, tl.exp2(tl.minimum(number(product_1 * factor - log_sum), most_of)), 0.0)
     key = tl.where((columns <= rows) & (share > 0.002), 1, -2147483648)

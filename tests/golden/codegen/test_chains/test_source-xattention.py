@@ -45,6 +45,13 @@ def add_up(logit, largest, total):
 
 
 @triton.jit
+def add_plain(logit, largest, total):
+    """As `add_up`; what is infinite or NaN leaves sums that are NaN."""
+    more = tl.maximum(largest, tl.max(logit, 1))
+    return more, total * tl.exp2(largest - more) + tl.sum(tl.exp2(logit - more[:, None]), 1)
+
+
+@triton.jit
 def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
     """Store the keys of a tile."""
     tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
@@ -73,15 +80,19 @@ def sums_stage_5(
     row_last = tl.minimum(row_first + BLOCK_R, chunk_rows) - 1
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
     tiles = tl.cdiv(column_count, BLOCK_C)
-    # The first and the last tile that the condition touches.
-    tile_begin, tile_end = tiles, 0
+    # The first and the last tile that the condition touches, and the first run of those that it leaves whole.
+    tile_begin, tile_end, full_begin, full_end = tiles, 0, tiles, tiles
     holds = (row_last * 4 - tl.maximum(q_start, 0) + 3 >= 0) & (row_first * 4 - q_start - nq + 1 <= 0)
-    for scan in range(tiles):
-        column_first = scan * BLOCK_C
+    for scan in range(0, tiles, 128):
+        each = scan + tl.arange(0, 128)
+        column_first = each * BLOCK_C
         column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
-        touched = holds & (column_first * 4 - n + 1 <= 0) & (column_first - row_last <= 0)
-        tile_begin = tl.where(touched, tl.minimum(tile_begin, scan), tile_begin)
-        tile_end = tl.where(touched, scan + 1, tile_end)
+        touched = (holds & (column_first * 4 - n + 1 <= 0) & (column_first - row_last <= 0)) & (each < tiles)
+        tile_begin = tl.minimum(tile_begin, tl.min(tl.where(touched, each, tiles), 0))
+        tile_end = tl.maximum(tile_end, tl.max(tl.where(touched, each + 1, 0), 0))
+        whole = (False) & (column_first + BLOCK_C <= column_count)
+        full_begin = tl.minimum(full_begin, tl.min(tl.where(whole, each, tiles), 0))
+        full_end = tl.minimum(full_end, tl.min(tl.where(whole | (each < full_begin), tiles, each), 0))
     largest = tl.full([BLOCK_R], float('-inf'), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     only = (rows * 4 + 3 >= tl.maximum(q_start, 0)) & (rows * 4 + 3 <= q_start + nq - 1)
@@ -106,7 +117,8 @@ def sums_stage_5(
     entry_6 = rows * 4 - q_start
     there_6 = (entry_6 >= 0) & (entry_6 < stage_0_q_rows)
     query_3 = tl.load(start + tl.cast(entry_6, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_6 & (feature < stage_0_q_size), other=0.0)
-    for tile in range(tile_begin, tile_end):
+    for rest in range(tile_begin, tile_end - (full_end - full_begin)):
+        tile = tl.where(rest < full_begin, rest, rest + full_end - full_begin)
         columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
         total_1 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
         found = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
@@ -182,10 +194,10 @@ def sums_stage_5(
     tl.store(at + 1, tl.where(finite, float("inf"), -tl.log2(total)), mask=in_rows)
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "first_row", "chunk_rows", "column_count", "stage_0_q_rows", "stage_0_k_rows", "stage_5_sums_b", "stage_5_sums_h", "stage_5_sums_rows", "count_cell"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "chunk_rows", "column_count", "stage_0_q_rows", "stage_0_k_rows", "stage_5_sums_b", "stage_5_sums_h", "stage_5_sums_rows", "count_cell", "first_row", "ends_first"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
-    row_ends,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
+    row_ends, ends_first,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
     stage_0_q,  # [batch, h, q, d]
     stage_0_q_b, stage_0_q_h, stage_0_q_r, stage_0_q_f, stage_0_q_rows, stage_0_q_size,
     stage_0_k,  # [batch, g, k, d], each a sum of 2
@@ -210,6 +222,7 @@ def keys(
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
     columns = column_first + tl.arange(0, BLOCK_C)[None, :]
     key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
+    row_ends += ends_first
     # No entry of the tile can be chosen.
     if ~((row_last * 128 - tl.maximum(q_start, 0) + 127 >= 0) & (row_first * 128 - q_start - nq + 1 <= 0) & (column_first * 128 - n + 1 <= 0) & (column_first * 32 - row_last * 32 - 31 <= 0) & ((row_first * 32 - count_cell < 0) & (tl.maximum(tl.minimum(tl.minimum(row_last * 128 + 127, row_last * 128 + 127), q_start + nq - 1) - tl.maximum(tl.maximum(row_first * 128, row_first * 128), tl.maximum(q_start, 0)) + 1, 0) > 0)) & ((column_first * 32 - ((n + 3) >> 2) < 0) & (tl.maximum(tl.minimum(tl.minimum(column_last * 128 + 127, column_last * 128 + 127), n - 1) - tl.maximum(tl.maximum(column_first * 128, column_first * 128), 0) + 1, 0) > 0)) | ((column_first <= 0) | (column_first - row_last <= 0) & (column_last - row_first >= 0))):
         return
@@ -296,7 +309,6 @@ def keys(
             entry = x_4 + member_2
             row_of = tl.cast(b, tl.int64) * stage_5_sums_b + head * stage_5_sums_h + tl.minimum(tl.maximum(entry, 0), stage_5_sums_rows - 1)
             log_sum = tl.load(stage_5_sums + row_of * 2)
-            most_of = tl.load(stage_5_sums + row_of * 2 + 1)
             total_3 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
             total_4 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
             entry_1 = x + x_10 - q_start + 3
@@ -338,6 +350,7 @@ def keys(
             total_7 += tl.where(only_12, score_3, 0)
             only_16 = found_10 & only_7
             total_3 += tl.where(only_16, total_7, 0)
+            most_of = tl.load(stage_5_sums + row_of * 2 + 1)
             only_17 = found_6 & (x_7 <= entry)
             share = tl.where(only_17, tl.exp2(tl.minimum(number(total_3 * 1.4426950408889634 - log_sum), most_of)), 0.0)
             holds = (x_4 + member_2 < count_cell) & (tl.maximum(tl.minimum(tl.minimum(x + x_10 + 3, x_5), q_start + nq - 1) - tl.maximum(tl.maximum(x + x_10, x), tl.maximum(q_start, 0)) + 1, 0) > 0)

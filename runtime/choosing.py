@@ -1,0 +1,93 @@
+"""Which entries of rows of keys are chosen, as lists: one kernel for all selections.
+
+From: keys, int32 in the order in which entries are chosen (`spdsl.codegen.chains.lower`), and how many to choose, or
+what share.  To: the numbers of the chosen entries, ascending.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spdsl.codegen.binaries import options_of
+from spdsl.codegen.chains.emit import emit_choose
+from spdsl.codegen.load import load
+from spdsl.runtime.plain import Launch, start
+
+WIDEST = 1 << 15
+"""Keys of a row that are looked at in one step while entries are chosen; longer rows are gone through in such steps."""
+
+OF_WARP = 512
+"""Keys that a warp holds, where there are enough warps."""
+
+
+AT_ONCE = 256
+"""Keys of short rows that one program looks at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """Rows of keys, int32 ``[chunks, rows, pitch]`` at the start of ``keys``, of which so many columns exist.
+
+    How many there are in each row says ``ends``, int32 ``[chunks, tiles]`` from its element ``ends_first`` on, for
+    tiles of ``block`` rows.
+    """
+
+    keys: Tensor
+    chunks: int
+    rows: int
+    pitch: int
+    columns: int
+    ends: Tensor
+    block: int
+    ends_first: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Where lists are written: those of the rows from ``first`` on, int32 ``[chunks, rows, width]``."""
+
+    lists: Tensor
+    first: int = 0
+
+
+def choose(given: Keys, by: str, amounts: Tensor, room: Room | None) -> Tensor:
+    """The lists of rows of keys, int32 ``[chunks, rows, width]``, in ``room``, or as wide as need be.
+
+    ``amounts`` is one number, or one for each row: int32 where they are counts, float64 where they are shares.  Without
+    room the host waits for the most that are chosen in a row.
+    """
+    rows, device = given.chunks * given.rows, given.keys.device
+    wide = min(WIDEST, max(64, 1 << (given.columns - 1).bit_length()))
+    # A row is held by as few warps as have room for it: within a warp, sums take no shared memory.
+    each, warps = max(1, AT_ONCE // wide), max(1, min(16, wide // OF_WARP))
+    shape = {"ROWS": each, "WIDTH": wide, "ONE": given.columns <= wide, "BY": by, "BLOCK_R": given.block}
+    fixed = {"keys": given.keys, "row_ends": given.ends, "ends_first": given.ends_first, "rows": rows}
+    fixed |= {"amounts": amounts, "amount_stride": int(amounts.numel() > 1)}
+    fixed |= {"pitch": given.pitch, "chunk_rows": given.rows}
+
+    def run(room: Room, cuts: Tensor, *, find: bool, write: bool) -> None:
+        values = {**fixed, **shape, "lists": room.lists, "width": room.lists.shape[-1], "FIND": find, "WRITE": write}
+        values |= {"list_rows": room.lists.shape[1], "list_first": room.first}
+        start(
+            Launch(
+                function=load(emit_choose()).choose,
+                grid=(-(-rows // each), 1, 1),
+                values={**values, "cuts": cuts},
+                options=options_of(warps),
+                writes=("cuts", "lists"),
+                device=device,
+            )
+        )
+
+    if room is not None:
+        run(room, room.lists, find=True, write=True)  # no cuts are kept
+        return room.lists
+    cuts = torch.empty(rows, 3, dtype=torch.int32, device=device)
+    run(Room(lists=torch.empty(1, 1, 1, dtype=torch.int32, device=device)), cuts, find=True, write=False)
+    most = max(1, int(cuts[:, 2].max()))
+    room = Room(lists=torch.empty(given.chunks, given.rows, most, dtype=torch.int32, device=device))
+    run(room, cuts, find=False, write=True)
+    return room.lists

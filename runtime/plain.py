@@ -1,0 +1,122 @@
+"""Starts of kernels that are written by hand or for selections, with a notice of each for whoever watches.
+
+From: a function of Triton, a grid, and arguments by name.  To: a launch.  The binary that Triton chose is remembered,
+as in `spdsl.runtime.starter`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+from triton.compiler import CompiledKernel
+
+from spdsl.codegen.binaries import keeping
+from spdsl.runtime.notes import Entry, Grid
+from spdsl.runtime.starter import flat_launch, launch_key
+
+_MOST = 64
+"""Binaries that are remembered for one function."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A launch: ``values`` by the names of arguments, constants among them, ``options`` for Triton's compiler, and the
+    names of the tensors that the kernel writes."""
+
+    function: Any
+    grid: Grid
+    values: Mapping[str, Any]
+    options: Mapping[str, Any]
+    writes: tuple[str, ...]
+    device: torch.device
+
+    def entry(self) -> Entry | None:
+        """The launch by flat arguments, where it has been done before and Triton allows it."""
+        known = _binaries(self.function).get(_place(self))
+        if known is None or getattr(self.function, "pre_run_hooks", None):
+            return None
+        return flat_launch(known, self.grid, [self.values[name] for name in self.function.arg_names])
+
+
+@dataclass(slots=True)
+class _Binaries:
+    """Binaries by what decides which one runs; ``function`` is kept, so that its address stays its own."""
+
+    function: Any
+    found: dict[Hashable, Any] = field(default_factory=dict)
+
+
+_known: dict[int, _Binaries] = {}
+
+_watcher: ContextVar[Callable[[Launch], None] | None] = ContextVar("_watcher", default=None)
+
+
+@contextmanager
+def watched(notice: Callable[[Launch], None]) -> Any:
+    """While this lasts, ``notice`` is told of every launch of this thread."""
+    token = _watcher.set(notice)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def is_watched() -> bool:
+    """Whether somebody is told of launches."""
+    return _watcher.get() is not None
+
+
+def start(launch: Launch) -> None:
+    """Launch on the device of the tensors.
+
+    Raises:
+        OutOfResources: the kernel needs more of something than the device has.
+    """
+    # What the launcher itself does with tensors is no part of what is computed.
+    with _disable_current_modes():
+        _start(launch)
+    notice = _watcher.get()
+    if notice is not None:
+        notice(launch)
+
+
+def _start(launch: Launch) -> None:
+    function, place, binaries = launch.function, _place(launch), _binaries(launch.function)
+    known = None if place is None or getattr(function, "pre_run_hooks", None) else binaries.get(place)
+    if known is not None:
+        known[launch.grid](*(launch.values[name] for name in function.arg_names))
+        return
+    with keeping(function, launch.device.index if launch.device.type == "cuda" else None):
+        made = function[launch.grid](**launch.values, **launch.options)
+    # The interpreter gives back nothing.
+    if place is not None and isinstance(made, CompiledKernel):
+        if len(binaries) >= _MOST:
+            binaries.clear()
+        binaries[place] = made
+
+
+def _binaries(function: Any) -> dict[Hashable, Any]:
+    found = _known.get(id(function))
+    if found is None:
+        found = _known[id(function)] = _Binaries(function)
+    return found.found
+
+
+def _place(launch: Launch) -> Hashable | None:
+    """What decides which binary runs; None if that is not known."""
+    parameters = getattr(launch.function, "params", None)
+    if parameters is None or any(isinstance(value, Tensor) and not value.is_cuda for value in launch.values.values()):
+        return None
+    fixed = [launch.values[each.name] for each in parameters if each.is_constexpr]
+    free = [each for each in parameters if not each.is_constexpr]
+    key = launch_key(
+        tuple(launch.values[each.name] for each in free), tuple(not each.do_not_specialize for each in free)
+    )
+    return None if key is None else (key, tuple(fixed), tuple(launch.options.items()), launch.device)

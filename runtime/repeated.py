@@ -1,0 +1,38 @@
+"""Selections of calls that are like earlier ones: their steps are repeated, and nothing is decided again.
+
+From: the arrays of a call, and the name of a selection.  To: its lists.  What decides is remembered under the kinds of
+all tensors, as in `spdsl.runtime.direct`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+from spdsl.runtime.arrays import Arrays
+from spdsl.runtime.direct import kind_of, plain
+from spdsl.runtime.plain import is_watched
+from spdsl.runtime.recent import Recent
+from spdsl.runtime.watched import Steps, watch
+
+_KINDS = 256
+"""Kinds of selections that are remembered."""
+
+_steps: Recent[Steps | None] = Recent(size=_KINDS)
+
+
+def repeated(arrays: Arrays, name: str, make: Callable[[], Tensor]) -> Tensor:
+    """The lists of a selection, which ``make`` makes of the tensors of ``arrays``."""
+    tensors = list(arrays.tensors.values())
+    lines = arrays.lines
+    if is_watched() or arrays.known or not plain(tensors) or torch.is_autocast_enabled(lines.device.type):
+        return make()
+    key: Hashable = (id(lines.pattern), name, lines.q_start, *map(kind_of, tensors))
+    if key not in _steps.entries:
+        found, steps = watch(make, tensors)
+        _steps.get(key, lines.pattern, lambda: steps)
+        return found
+    steps = _steps.get(key, None, lambda: None)
+    return make() if steps is None else steps.play(tensors)

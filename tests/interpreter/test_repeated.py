@@ -1,0 +1,129 @@
+"""Selections of calls that are like earlier ones, in Triton's interpreter: steps that are repeated make the same lists.
+
+Run with ``TRITON_INTERPRET=1``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import spdsl
+from spdsl.runtime import graphs, repeated
+from spdsl.runtime.recent import Recent
+from spdsl.runtime.watched import watch
+from spdsl.semantics.nodes import BoundPattern
+from tests.library.cases import Case, Sizes
+from tests.library.selections import SELECTIONS
+from tests.library.test_selections import made
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+
+REPEATED = [case for case in SELECTIONS if case.name in ("nsa", "quest")]
+"""Two of those whose number of picks is known beforehand, so that the host need not wait for it; on a GPU, all."""
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeated, "_steps", Recent(size=repeated._KINDS))
+
+
+class Counted(TorchDispatchMode):
+    """Notes the names of operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def lists(pattern: BoundPattern, case: Case, seed: int, *, kernels: bool = True) -> list[Tensor]:
+    shape = Sizes(batch=1, heads=4, groups=2, nq=77, n=77)
+    _, (q, k, v), inputs = made(case, shape, seed=seed)
+    call = graphs.Inputs(q=q.half(), k=k.half(), v=v.half(), tables=inputs, q_start=0, kernels=kernels)
+    return list(graphs.selections(pattern, call).values())
+
+
+@pytest.mark.parametrize("case", REPEATED, ids=lambda case: case.name)
+def test_other_tensors_of_the_same_kind(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern = spdsl.compile(case.name, **case.parameters).bind(4, 2, 8)  # type: ignore[arg-type]
+    first = lists(pattern, case, 0)
+    assert all(steps is not None for steps, _ in repeated._steps.entries.values())
+    monkeypatch.setattr(graphs, "_lists", lambda *_: pytest.fail("decided again"))
+    second = lists(pattern, case, 1)
+    monkeypatch.undo()
+    plain = lists(pattern, case, 1, kernels=False)
+    assert all(torch.equal(*pair) for pair in zip(second, plain, strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+    # What an earlier call has returned is not written again.
+    assert all(one.data_ptr() != two.data_ptr() for one, two in zip(first, second, strict=True))
+
+
+def test_another_shape_is_another_kind() -> None:
+    pattern = spdsl.compile("moba", block=16, picks=3).bind(2, 2, 8)
+    for n in (61, 70):
+        for _ in range(2):
+            q, k, v = torch.randn(3, 1, 2, n, 8).half()
+            sets = []
+            for kernels in (True, False):
+                call = graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0, kernels=kernels)
+                sets += graphs.selections(pattern, call).values()
+            assert torch.equal(*sets)
+    assert len(repeated._steps.entries) == 2
+
+
+def test_no_steps_where_the_host_reads_a_number() -> None:
+    x = torch.randn(9)
+    for make in (lambda: x * float(x.sum()), lambda: x[: int(x.argmax())] * 2, lambda: x[x > 0], lambda: x.nonzero()):
+        result, steps = watch(make, [x])
+        assert steps is None
+        assert torch.equal(result, make())
+
+
+def test_no_steps_by_chance() -> None:
+    x = torch.randn(9)
+    assert watch(lambda: x + torch.rand(9), [x])[1] is None
+    assert watch(lambda: torch.bernoulli(x.sigmoid()), [x])[1] is None
+
+
+def test_what_does_not_depend_on_tensors_is_done_once() -> None:
+    x = torch.randn(4)
+
+    def make() -> Tensor:
+        line = torch.arange(4).flip(0)
+        room = torch.zeros(4)
+        room[line] = x  # written: made anew each time
+        return torch.cat([room.view(2, 2), torch.stack([x[:2], x[2:]])]).sort(-1).values
+
+    result, steps = watch(make, [x])
+    assert steps is not None
+    first = result.clone()
+    other = torch.randn(4)
+    found = steps.play([other])
+    x_first, x = x, other
+    assert torch.equal(found, make())
+    assert torch.equal(result, first)
+    assert torch.equal(steps.play([x_first]), first)
+    with Counted() as counted:
+        steps.play([other])
+    assert not {"arange", "flip"} & counted.names
+    assert "zeros" in counted.names
+
+
+def test_too_much_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    from spdsl.runtime import watched
+
+    x = torch.randn(1000)
+    assert watch(lambda: (x * 2) + 1, [x])[1] is not None
+    monkeypatch.setattr(watched, "ROOM", 0)
+    result, steps = watch(lambda: (x * 2) + 1, [x])
+    assert steps is None
+    assert torch.equal(result, x * 2 + 1)
