@@ -66,7 +66,7 @@ def ls(as_json: JsonOption = False) -> None:
 
 @app.command("verify")
 def verify(as_json: JsonOption = False) -> None:
-    """Check every byte against its hash.  What is damaged is dropped and will be made again; then the status is 1."""
+    """Check every byte against its hash. What is damaged is dropped and will be made again; then the status is 1."""
     from spdsl.cache.store import store
 
     with progress("checking every byte", quiet=as_json):
