@@ -92,7 +92,8 @@ def explain(
     from spdsl.costs import device_for
     from spdsl.explain import call_like
     from spdsl.explain import explain as count
-    from spdsl.pipeline import key_of
+    from spdsl.pipeline import key_of, listed_key
+    from spdsl.reuse import given_as_lists
     from spdsl.samples import Sizes, shaped
     from spdsl.whatif import growth
 
@@ -101,6 +102,8 @@ def explain(
     ratio, square = heads // groups, nq is None
     inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
     key = key_of(loaded.checked, values, layer, None, False)
+    lists = given_as_lists(loaded.checked.tables, inputs)
+    key = listed_key(key, lists) if lists else key
 
     if loaded.checked.graph is not None:
         if over or plot:
@@ -125,6 +128,7 @@ def explain(
         )
         made, _ = make_inputs(loaded, given_values, given, other, layer=layer, seed=seed)
         other_key = key_of(loaded.checked, given_values, layer, None, False)
+        other_key = listed_key(other_key, lists) if lists else other_key
         return call_like(other_key, *shaped(other, value_dim or other.head_dim, DTYPES[dtype]), made, target)
 
     if over or plot:

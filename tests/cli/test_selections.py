@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.conftest import Answer
 
@@ -120,3 +122,17 @@ def test_no_table_over_sizes_is_made_of_a_selection(spdsl: Spdsl) -> None:
     answer = spdsl("explain", "moba", "--over", "n=1024,2048")
     assert answer.status == 2
     assert "moba" in answer.err
+
+
+def test_inputs_that_are_lists(spdsl: Spdsl) -> None:
+    """What another call has chosen counts the same as lists and as bools."""
+    Path("reads.spat").write_text("pattern reads() { axis pg = token by 8 input chosen: bool[g, q, k.pg] keep chosen }")
+    chosen = torch.rand(2, 64, 8, generator=torch.Generator().manual_seed(0)) < 0.3
+    lists = torch.where(chosen, torch.arange(8), 2**31 - 1).sort(-1).values.int()
+    kept = []
+    for name, tensor in (("bools", chosen), ("lists", lists)):
+        torch.save({"chosen": tensor}, f"{name}.pt")
+        answer = spdsl("explain", "reads.spat", "-n", "64", *SMALL, "--input", f"chosen={name}.pt", "--json")
+        assert answer.status == 0, answer
+        kept.append(answer.json["pairs"])
+    assert kept == [2 * 8 * int(chosen.sum())] * 2
