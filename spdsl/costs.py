@@ -35,7 +35,7 @@ Against: TypeAlias = Literal["causal", "full"]
 
 Verdict: TypeAlias = Literal["faster", "about as fast", "slower"]
 
-CLOSE = 0.05
+CLOSE = 0.1
 """Differences of predicted times below which the model does not say which is faster: its own errors are as large."""
 
 _SECONDS = 2.0

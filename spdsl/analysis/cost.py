@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
 Bound: TypeAlias = Literal["start of a kernel", "longest row", "matrix products", "masking", "memory", "programs"]
 
-TAIL: dict[Kind, float] = {"forward": 0.5, "dq": 0.5, "dkdv": 0.5, "fused": 0.25}
+TAIL: dict[Kind, float] = {"forward": 0.5, "dq": 0.5, "dkdv": 0.5, "fused": 0.15}
 """The share of the longest program that is not hidden behind others, on average.  Where the longest programs of all
 heads start first, little is left of them in the end; where heads come one after the other, half."""
+
+TURNS = 0.1
+"""The same for forward kernels whose warps are specialised, in which heads take turns."""
 
 EVEN = 0.7
 """What is left of a program's own time where it begins while the one before it ends."""
@@ -134,7 +137,11 @@ def formula(found: Estimate) -> sympy.Expr:
 def held(work: Work, count: float, longest: float, multiprocessors: int, alone: float) -> float:
     """How much of a ``count`` the busiest multiprocessor does, of which the longest program does ``longest``; what is
     done by one program ``alone`` counts so many times."""
-    return _busiest(work.programs, count, longest, multiprocessors, alike=work.even, tail=TAIL[work.kind], alone=alone)
+    return _busiest(work.programs, count, longest, multiprocessors, alike=work.even, tail=_tail(work), alone=alone)
+
+
+def _tail(work: Work) -> float:
+    return TURNS if work.kind == "forward" and work.tiles.specialised else TAIL[work.kind]
 
 
 def _busiest(

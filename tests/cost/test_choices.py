@@ -361,3 +361,18 @@ def test_tables_that_ship_can_be_planned() -> None:
         for kind, tiles in chosen:
             assert kind in choices.KINDS
             assert tiles.block_q * tiles.block_k <= 128 * 128
+
+
+@pytest.mark.parametrize("gpu", ["NVIDIA H200", "NVIDIA H100 80GB HBM3"])
+def test_calls_find_what_ships(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the version of Triton with which it was measured; a plan can be made of it."""
+    monkeypatch.setattr(choices, "_version_of_triton", lambda: "3.6.0")
+    key, q = key_of("sliding_window", window=120), tensors(8000, heads=16)
+    found = choices.changed(situation_of(key, *q), gpu=gpu, target="sm_90")
+    chosen = dict(tiles_for(found))
+    assert chosen == {"forward": Tiles(block_q=64, block_k=64, warps=4, stages=3, specialised=True)}
+    made = plan(choices.changed(found.problem(), tiles=tuple(chosen.items())), "sm_90")
+    assert made.forward.tiles == chosen["forward"]
+    assert made.forward.tiles != plan(found.problem(), "sm_90").forward.tiles
+    monkeypatch.setattr(choices, "_version_of_triton", lambda: "3.7.0")
+    assert tiles_for(found) == ()

@@ -12,6 +12,7 @@ import sympy
 import torch
 
 import spdsl
+from benchmarks.study import read
 from spdsl.analysis.cost import COPY, PROBE, TAIL, estimate, rate_for
 from spdsl.analysis.device import DATA_SHEETS, DeviceProfile, profile_for, shipped
 from spdsl.analysis.plans import Tiles
@@ -133,27 +134,24 @@ def test_an_unknown_gpu_is_refused() -> None:
 
 
 def test_measured_times_are_met() -> None:
-    """On an H200, at 16 heads, 32,768 tokens and head dim 128; what the fit has seen and what not."""
-    known = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "h200-2026-11-28-cost.json").read_text())
+    """On an H200, at 16 heads, 32,768 tokens and head dim 128, at which nothing was fitted: what is counted now, by the
+    shipped costs, against what was measured."""
+    rows = read(Path(__file__).parents[2] / "benchmarks" / "results" / "h200-2026-11-28-model.jsonl")["rows"]
     errors = {}
     for case, pattern, parameters in (
         ("causal", "causal", {}),
         ("swa1024", "sliding_window", {"window": 1024}),
-        ("s2_strided", "s2", {}),
+        ("sink64_window1024", "streaming", {"window": 1024, "sinks": 64}),
         ("dilated4096x4", "dilated", {}),
+        ("power128", "power", {}),
     ):
         made = call(pattern, n=32768, heads=16, **parameters)
         found = predict(made, H200)
-        now = known["now"].get(case, {})
-        errors[case, "forward"] = abs(found.forward * 1e3 / now["forward_ms"] - 1)
-        if made.plan.fused is not None and made.plan.fused.pairs is not None:
-            # The run is of a backward whose programs owned neighbouring tiles.
-            assert 0.4 < found.backward * 1e3 / known["backward_ms"][case] < 1
-            continue
-        backward = now.get("backward_ms", known["backward_ms"][case])
-        errors[case, "backward"] = abs(found.backward * 1e3 / backward - 1)
-    assert median(errors.values()) < 0.05, errors
-    assert max(errors.values()) < 0.15, errors
+        for kind, seconds in (("forward", found.forward), ("fused", found.backward)):
+            [row] = [row for row in rows if (row["subject"], row.get("kind"), row.get("default")) == (case, kind, True)]
+            errors[case, kind] = abs(seconds / row["seconds"] - 1)
+    assert median(errors.values()) < 0.06, errors
+    assert max(errors.values()) < 0.12, errors
 
 
 def test_dense_attention_beside_it() -> None:
@@ -161,10 +159,11 @@ def test_dense_attention_beside_it() -> None:
     assert causal.against == "causal"
     # cuDNN took 0.50 ms for this on an H200.
     assert causal.dense_forward == pytest.approx(0.5005e-3, rel=0.05)
-    assert 0.8 < causal.dense_forward / causal.forward < 1.2
+    # Measured: 0.480 and 0.414 ms.
+    assert causal.dense_forward / causal.forward == pytest.approx(0.480 / 0.414, rel=0.08)
     window = predict(call("sliding_window", n=8192, heads=16, window=256), H200)
     assert window.dense_forward / window.forward > 4
-    assert "a causal mask is expected to be about as fast forward and backward" in "\n".join(causal.lines())
+    assert causal.verdict == {"forward": "faster", "backward": "faster"}
     assert is_causal(call("streaming").plan.problem.pattern)
     assert not is_causal(call("full").plan.problem.pattern)
 
@@ -209,7 +208,7 @@ def test_what_runs_before_a_kernel_counts() -> None:
 
 
 def test_the_verdict_names_what_is_close() -> None:
-    assert [verdict_of(times) for times in (2.0, 1.06, 1.04, 0.96, 0.94)] == [
+    assert [verdict_of(times) for times in (2.0, 1.12, 1.08, 0.92, 0.88)] == [
         "faster",
         "faster",
         "about as fast",
