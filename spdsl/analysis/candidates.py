@@ -15,8 +15,8 @@ SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942":
 """What one program may have: NVIDIA's limits for compute capability 8.0, 9.0 and 10.0, and AMD's LDS."""
 
 # block_q, block_k, warps, stages; in the order in which they were seen to be good on Hopper.  Of fourteen forward
-# candidates that were measured for 186 masks and shapes where copies have warps of their own, those that were the best
-# of any by more than 4 % are left; a wide tile in Triton never was, or takes up to ten times as long (64 by 128).
+# candidates that were measured for 186 masks and shapes where copies have warps of their own, those that were ever the
+# best by more than 1 % are left, but for 64 by 128 in Triton, which takes up to eleven times as long over lists.
 _SPECIALISED = ((128, 128, 4, 2), (64, 64, 4, 3), (128, 128, 4, 4))
 _BESIDE = ((64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3))
 _FORWARD = (
