@@ -27,8 +27,8 @@ from spdsl.semantics.rewrite import free_indices, walk
 LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
 
-WIDE = 64
-"""The least head dim at which the copy engine loads rows of several heads as one tile: 128 bytes of 16-bit types."""
+WIDE = 128
+"""The least head dim at which the copy engine loads rows of several heads as one tile: 256 bytes of 16-bit types."""
 
 COLUMNS = 64
 """The fewest columns of tiles of the fused backward kernel, and those of dQ that a group of its warps sums."""
@@ -122,7 +122,7 @@ class Frame:
 
     def is_copied(self, side: Side) -> bool:
         """Whether the copy engine loads the tiles of a side: not where their rows are gathered, nor those of several
-        heads where they are narrow, which came out wrong on an H200 (rows of 32 bytes)."""
+        heads where they are narrow, which came out wrong on an H200 (rows of 32 and of 128 bytes)."""
         picks = self.kernel.picks
         scattered = picks is not None and (picks.order == "gathered" if side == "q" else self.gathers_keys)
         dims = self.plan.problem.pattern.head_dim, self.plan.problem.value_dim

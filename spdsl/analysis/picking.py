@@ -152,7 +152,7 @@ def _is_streamed(chosen: Picked, problem: Problem, target: str, heads: int) -> b
     plain = plain and pattern.attend.bias is None and pattern.attend.softcap is None
     reads = any(isinstance(node, Load) or node == Index(name="h") for node in nodes_of(chosen.keep))
     fits = heads == lanes_of(heads) and _LEAST <= heads <= STREAMED.block_q and chosen.block % STREAMED.block_k == 0
-    fits = fits and dims in ({64}, {128}) and problem.shape != "batched" and not chosen.fine
+    fits = fits and dims == {128} and problem.shape != "batched" and not chosen.fine
     return target == "sm_90" and copies_tiles(problem, target) and plain and not reads and fits
 
 
