@@ -121,12 +121,13 @@ class Frame:
         return self.by == "query" and self.kernel.picks is not None and self.kernel.picks.fine
 
     def is_copied(self, side: Side) -> bool:
-        """Whether the copy engine loads the tiles of a side: not where their rows are gathered, nor those of several
-        heads where they are narrow, which came out wrong on an H200 (rows of 32 and of 128 bytes)."""
+        """Whether the copy engine loads the tiles of a side: not where their rows are gathered, nor those of picks
+        where they are narrow; of several heads these came out wrong on an H200 (rows of 32 and of 128 bytes)."""
         picks = self.kernel.picks
         scattered = picks is not None and (picks.order == "gathered" if side == "q" else self.gathers_keys)
         dims = self.plan.problem.pattern.head_dim, self.plan.problem.value_dim
-        narrow = picks is not None and side == "q" and min(padded(dim) for dim in dims) < WIDE
+        least = WIDE if picks is not None and picks.lanes > 1 else WIDE // 2
+        narrow = picks is not None and side == "q" and min(padded(dim) for dim in dims) < least
         return self.kernel.descriptors and not scattered and not narrow
 
     def is_packed(self, side: Side) -> bool:

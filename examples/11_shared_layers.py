@@ -49,7 +49,9 @@ def compare(model: Any, tokens: Tensor, plan: ReusePlan) -> tuple[float, float]:
 def main() -> None:
     """Plan, load, compare."""
     words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    words.add_argument("--reading", type=int, default=15, help="how many layers read (15)")
+    words.add_argument(
+        "--reading", type=int, default=15, choices=range(30), metavar="N", help="how many layers read (15)"
+    )
     words.add_argument("--tokens", type=int, default=1024)
     words.add_argument(
         "--skip", type=int, default=0, help="tokens of the text to leave out first: plans are of 0 … 1,023"

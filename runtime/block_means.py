@@ -60,8 +60,9 @@ def block_means(arrays: Arrays, stage: Stage) -> Tensor | None:
         return None
     from spdsl.runtime.mean_kernels import of_blocks
 
-    blocks = lines.size(found.per) if found.step != found.size else -(-given.shape[2] // found.size)
-    return of_blocks(given, found.size, found.step, blocks, found.each, lines.size(found.side), found.mean)
+    return of_blocks(
+        given, found.size, found.step, lines.size(found.per), found.each, lines.size(found.side), found.mean
+    )
 
 
 def _blocks_of(pattern: BoundPattern, stages: dict[str, Stage], stage: Stage) -> Blocks | None:

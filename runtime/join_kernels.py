@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.codegen.binaries import options_of
+from spdsl.runtime.plain import on
 
 MOST = 4
 """Softmaxes that one launch puts together."""
@@ -80,5 +81,6 @@ def put_together(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor
     if rows and columns:
         filled = [[*each, *each[:1] * (MOST - len(each))] for each in (outs, lses)]
         sizes = {"COUNT": len(outs), "ROWS": ROWS, "COLUMNS": triton.next_power_of_2(columns)}
-        join[(triton.cdiv(rows, ROWS),)](out, lse, *filled[0], *filled[1], rows, columns, **sizes, **options_of(4))
+        with on(out.device):
+            join[(triton.cdiv(rows, ROWS),)](out, lse, *filled[0], *filled[1], rows, columns, **sizes, **options_of(4))
     return out, lse

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from spdsl.diagnostics import error
-from spdsl.runtime.evaluate import Tables, evaluate
+from spdsl.runtime.evaluate import Tables, evaluate, value_of
+from spdsl.runtime.notices import is_watched
 from spdsl.runtime.recent import Recent
 from spdsl.runtime.shares import Line, Shares, by_member, shares
 from spdsl.semantics import axes as axis_rules
@@ -23,6 +24,9 @@ _MOST = 4096
 
 _shared: Recent[Shares] = Recent(size=64)
 """What is made of lengths alone, and would make the host wait for the device at every call."""
+
+_captured: dict[Hashable, tuple[Shares, BoundPattern]] = {}
+"""Those that CUDA graphs were captured with, which read them for as long as the process runs."""
 
 
 def sizes_of_keys(pattern: BoundPattern, tables: Mapping[str, Tensor], q: Tensor, k: Tensor) -> dict[str, int]:
@@ -141,7 +145,8 @@ class Lines:
         return found
 
     def _number(self, expr: Expr) -> int:
-        return int(evaluate(expand(self.pattern, expr), self.extents, self._tables()))
+        # As a plain number where it is one: as a tensor the host would wait for it.
+        return int(value_of(expand(self.pattern, expr), self.extents, self._tables()))
 
     def _tables(self) -> Tables:
         return Tables(values=self.tables)
@@ -231,6 +236,14 @@ class Lines:
             return make()
         # By identity: hashing a pattern takes longer than a launch.  The entry keeps it alive.
         key = (id(self.pattern), over, per, windows, self.n, self.nq, self.q_start, self.device)
+        # Who watches has to see what is made.
+        if is_watched():
+            return make()
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            if key not in _shared.entries:
+                return make()
+            _captured[key] = _shared.get(key, self.pattern, make), self.pattern
+            return _captured[key][0]
         return _shared.get(key, self.pattern, make)
 
     def _line(self, axis: str) -> Line:

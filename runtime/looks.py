@@ -53,13 +53,15 @@ class Looked:
         many = len(doubt) > _DOUBT * (shape[-2] + shape[-1])
         if self.exact is None and (many or not len(doubt)):
             return Truth(may=may, must=must)
+        may, must = may.expand(wide), must.expand(wide)
+        if not len(doubt):
+            return Truth(may=may, must=must)
         offset = torch.tensor([0, 0, rows.start, columns.start], device=doubt.device)
         step = max(1, _CHUNK_PAIRS // (self.bounds.query_tiles.shape[1] * self.bounds.key_tiles.shape[1]))
-        may, must = may.expand(wide).clone(), must.expand(wide).clone()
-        if len(doubt):
-            looks = [_look(self.bounds, chunk + offset) for chunk in doubt.split(step)]
-            may[tuple(doubt.T)] = torch.cat([look.may for look in looks])
-            must[tuple(doubt.T)] = torch.cat([look.must for look in looks])
+        looks = [_look(self.bounds, chunk + offset) for chunk in doubt.split(step)]
+        may, must = may.clone(), must.clone()
+        may[tuple(doubt.T)] = torch.cat([look.may for look in looks])
+        must[tuple(doubt.T)] = torch.cat([look.must for look in looks])
         return Truth(may=may, must=must)
 
     def _outer(self, shape: tuple[int, ...]) -> tuple[int, int]:

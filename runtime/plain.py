@@ -6,9 +6,8 @@ as in `spdsl.runtime.starter`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from triton.compiler import CompiledKernel
 
 from spdsl.codegen.binaries import keeping
 from spdsl.runtime.notes import Entry, Grid
+from spdsl.runtime.notices import tell
 from spdsl.runtime.starter import flat_launch, launch_key
 
 _MOST = 64
@@ -55,23 +55,6 @@ class _Binaries:
 
 _known: dict[int, _Binaries] = {}
 
-_watcher: ContextVar[Callable[[Launch], None] | None] = ContextVar("_watcher", default=None)
-
-
-@contextmanager
-def watched(notice: Callable[[Launch], None]) -> Any:
-    """While this lasts, ``notice`` is told of every launch of this thread."""
-    token = _watcher.set(notice)
-    try:
-        yield
-    finally:
-        _watcher.reset(token)
-
-
-def is_watched() -> bool:
-    """Whether somebody is told of launches."""
-    return _watcher.get() is not None
-
 
 def start(launch: Launch) -> None:
     """Launch on the device of the tensors.
@@ -82,18 +65,27 @@ def start(launch: Launch) -> None:
     # What the launcher itself does with tensors is no part of what is computed.
     with _disable_current_modes():
         _start(launch)
-    notice = _watcher.get()
-    if notice is not None:
-        notice(launch)
+    tell(launch)
+
+
+@contextmanager
+def on(device: torch.device) -> Iterator[None]:
+    """While this lasts, kernels of this thread start on a device, which costs nothing where it is the current one."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
 
 
 def _start(launch: Launch) -> None:
     function, place, binaries = launch.function, _place(launch), _binaries(launch.function)
     known = None if place is None or getattr(function, "pre_run_hooks", None) else binaries.get(place)
     if known is not None:
-        known[launch.grid](*(launch.values[name] for name in function.arg_names))
+        with on(launch.device):
+            known[launch.grid](*(launch.values[name] for name in function.arg_names))
         return
-    with keeping(function, launch.device.index if launch.device.type == "cuda" else None):
+    with on(launch.device), keeping(function, launch.device.index if launch.device.type == "cuda" else None):
         made = function[launch.grid](**launch.values, **launch.options)
     # The interpreter gives back nothing.
     if place is not None and isinstance(made, CompiledKernel):

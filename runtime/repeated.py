@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime.arrays import Arrays
+from spdsl.runtime.checks import captured
 from spdsl.runtime.direct import kind_of, plain
-from spdsl.runtime.plain import is_watched
+from spdsl.runtime.notices import is_watched
 from spdsl.runtime.recent import Recent
 from spdsl.runtime.watched import Steps, watch
 
@@ -22,17 +23,28 @@ _KINDS = 256
 
 _steps: Recent[Steps | None] = Recent(size=_KINDS)
 
+_captured: list[Steps] = []
+"""Steps that CUDA graphs were captured with, which read what these keep for as long as the process runs."""
+
 
 def repeated(arrays: Arrays, name: str, make: Callable[[], Tensor]) -> Tensor:
     """The lists of a selection, which ``make`` makes of the tensors of ``arrays``."""
     tensors = list(arrays.tensors.values())
     lines = arrays.lines
+    # Steps tell tensors by which input they are, so that one given twice has no place of its own.
+    if len({id(each) for each in tensors}) < len(tensors):
+        return make()
     if is_watched() or arrays.known or not plain(tensors) or torch.is_autocast_enabled(lines.device.type):
         return make()
     key: Hashable = (id(lines.pattern), name, lines.q_start, *map(kind_of, tensors))
+    capturing = captured(tensors[0])
     if key not in _steps.entries:
+        if capturing:  # what is made now holds nothing before the graph is replayed
+            return make()
         found, steps = watch(make, tensors)
         _steps.get(key, lines.pattern, lambda: steps)
         return found
     steps = _steps.get(key, None, lambda: None)
+    if steps is not None and capturing and steps not in _captured:
+        _captured.append(steps)
     return make() if steps is None else steps.play(tensors)

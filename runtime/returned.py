@@ -17,6 +17,7 @@ from spdsl.codegen.binaries import keeping, options_of
 from spdsl.codegen.load import load
 from spdsl.codegen.returned import ROWS, Read, Returned, emit_returned, returned
 from spdsl.runtime.arrays import Arrays
+from spdsl.runtime.plain import on
 from spdsl.runtime.transforms import second_derivative
 from spdsl.semantics.nodes import Expr
 
@@ -130,7 +131,7 @@ class _Call:
             return
         function = getattr(self.module, name)
         sizes = {"ROWS": ROWS, "WIDTH": 1 << (width - 1).bit_length(), **constants}
-        with keeping(function, device.index if device.type == "cuda" else None):
+        with on(device), keeping(function, device.index if device.type == "cuda" else None):
             function[grid](*arguments, nq, self.n, self.q_start, width, **sizes, **options_of())
 
     def given(self, tensors: Mapping[str, Tensor]) -> list[object]:

@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from triton import knobs
 
 from spdsl.runtime.notes import Stream
-from spdsl.runtime.plain import Launch, start, watched
+from spdsl.runtime.notices import watched
+from spdsl.runtime.plain import Launch, start
 from spdsl.runtime.tape import current_stream
 
 ROOM = 1 << 28

@@ -124,8 +124,12 @@ class Measured:
             raise _no_record(f"{type(mistake).__name__}: {mistake}") from None
         if [len(row) for row in held] != list(range(1, len(held) + 1)) or len(lost) > len(held):
             raise _no_record(f"{len(held)} layers with {[len(row) for row in held]} shares, {len(lost)} losses")
-        if not all(math.isfinite(each) for each in (*lost, *(share for row in held for share in row))):
+        if not all(math.isfinite(each) for each in (*lost, found.dense)):
             raise _no_record("numbers that are not finite")
+        shares = (found.kept, *(share for row in held for share in row))
+        # Shares are sums of many numbers of 32 bits.
+        if not all(0 <= share <= 1 + LEAST_MISSED for share in shares):
+            raise _no_record("shares that are not between 0 and 1")
         return found
 
 
@@ -166,10 +170,15 @@ def fewest_full(plans: Sequence[ReusePlan], within: float) -> ReusePlan:
     Raises:
         SpatError: a share below 0, which no plan is known to reach (SP647).
     """
+    refuse_below_zero(within)
+    return next(plan for plan in plans if plan.estimated <= math.log1p(within))
+
+
+def refuse_below_zero(within: float) -> None:
+    """Raise where perplexity would have to fall (SP647)."""
     if not within >= 0:
         found = f"perplexity that may grow by {within:g}"
         raise error("SP647", found, help="give a share of at least 0: 0.01 is one percent")
-    return next(plan for plan in plans if plan.estimated <= math.log1p(within))
 
 
 def _spans(readers: Sequence[Reader]) -> list[list[tuple[float, float]]]:

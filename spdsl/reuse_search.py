@@ -22,7 +22,7 @@ from spdsl.api import Attention
 from spdsl.diagnostics import error
 from spdsl.explain import Report
 from spdsl.models import NAME, attend, use
-from spdsl.reuse_plan import Measured, ReusePlan, best_plans, fewest_full
+from spdsl.reuse_plan import Measured, ReusePlan, best_plans, fewest_full, refuse_below_zero
 from spdsl.runtime.ranking import FAR
 from spdsl.selecting import GraphReport
 
@@ -80,6 +80,7 @@ def find(
         SpatError: patterns that do not belong together (SP645), a limit that no plan can keep (SP647), and what
             `spdsl.models.use` raises.
     """
+    refuse_below_zero(within)
     measured = measure(model, tokens, chooses, reads, known=known, tell=tell, keep=keep)
     plans = best_plans(measured.readers)
     allowed = math.log1p(within)
@@ -117,7 +118,7 @@ def measure(
 
     Arguments and errors are those of `find`.
     """
-    _refuse_strangers(chooses, reads)
+    refuse_strangers(chooses, reads)
     use(model, chooses)
     found = _with_all_full(model, tokens, chooses, reads, tell) if known is None else known
     keep(found)
@@ -137,7 +138,8 @@ def loss(model: Any, tokens: Tensor) -> float:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten()).item()
 
 
-def _refuse_strangers(chooses: Attention, reads: Attention) -> None:
+def refuse_strangers(chooses: Attention, reads: Attention) -> None:
+    """Raise where the second pattern does not read what the first exports, or the first needs more (SP645)."""
     exported, wanted = chooses.pattern.exports, reads.pattern.inputs
     if not wanted or not set(wanted) <= set(exported):
         found = f"`{reads.pattern.name}` reads {_words(wanted)}, `{chooses.pattern.name}` exports {_words(exported)}"

@@ -17,7 +17,7 @@ from spdsl.cli.options import JsonOption, ParameterOption, Value, parse_paramete
 from spdsl.cli.output import print_json, print_table
 from spdsl.cli.progress import progress
 from spdsl.diagnostics import SpatError, error
-from spdsl.reuse_plan import Measured, ReusePlan, best_plans, fewest_full
+from spdsl.reuse_plan import Measured, ReusePlan, best_plans, fewest_full, refuse_below_zero
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,12 @@ def reuse(
         if measured is None or any(each is not None for each in (chooses, reads, model, text)):
             raise typer.BadParameter("give CHOOSES, READS, --model and --text; or --measured alone, to plan again")
         found, _ = _read(measured)
+        if len(found.lost) < len(found.held):
+            raise error(
+                "SP644",
+                f"`{measured}` holds the losses of {len(found.lost)} of {len(found.held)} layers",
+                help="measure the others: give CHOOSES, READS, --model and --text, too",
+            )
         _show(found, fewest_full(best_plans(found.readers), within), None, within, as_json=as_json)
         return
     values = parse_parameters(parameter)
@@ -72,8 +78,10 @@ def reuse(
     _refuse_unknown(values, choosing.takes | reading.takes)
     words = _words(text)
     from spdsl.cli.measure import device_of
-    from spdsl.reuse_search import find
+    from spdsl.reuse_search import find, refuse_strangers
 
+    refuse_below_zero(within)
+    refuse_strangers(choosing.attention, reading.attention)
     where = device_of(device)
     with progress("loading the model", quiet=as_json) as watch:
         network, ids = _loaded(model, words, tokens, where)
@@ -157,6 +165,10 @@ def _loaded(folder: Path, words: str, tokens: int, where: torch.device) -> tuple
     logging.disable_progress_bar()
     # Weights in one file of llama.cpp are read too.
     single = next(folder.glob("*.gguf"), None)
+    if single is None and not (folder / "config.json").exists():
+        raise error(
+            "SP646", f"no model in `{folder}`", help="give a folder with config.json and weights, or a .gguf file"
+        )
     weights = {} if single is None else {"gguf_file": single.name}
     dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
     try:
@@ -213,7 +225,7 @@ def _show(measured: Measured, plan: ReusePlan, search: Search | None, within: fl
         reader = measured.readers[layer - 1]
         held = f"{reader.held[source]:.1%}"
         rows.append((str(layer), f"what {source} chose", "", held, f"{reader.estimate(source):+.4f}"))
-    print_table(("layer", "attends to", "", "attention held", "loss alone"), rows)
+    print_table(("layer", "attends to", "", "attention held", "loss, estimated"), rows)
     told = f"{plan.reading} of {len(plan.full)} layers read {measured.kept:.1%} of the pairs"
     typer.echo(f"{told}; perplexity {_grown(plan.estimated)} by estimate" + _really(measured, search, within))
     typer.echo(f"a choice takes {measured.list_bytes:,} bytes as lists, {measured.bool_bytes:,} as bools")
@@ -221,7 +233,7 @@ def _show(measured: Measured, plan: ReusePlan, search: Search | None, within: fl
 
 def _really(measured: Measured, search: Search | None, within: float) -> str:
     if search is None:
-        return f" (limit {within:+.1%}); give a model to measure it"
+        return f" (limit {within:+.1%}); measured it may lose more: give a model to see"
     dense, sparse = math.exp(measured.dense), math.exp(measured.dense + search.best.lost)
     measured_too = f", {_grown(search.best.lost)} measured (limit {within:+.1%})"
     return f"{measured_too}: {dense:.3f} with all layers in full, {sparse:.3f} with this plan"

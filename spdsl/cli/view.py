@@ -67,7 +67,7 @@ def view(
         typer.Option(
             "--qk",
             metavar="FILE",
-            help="A file with `q` and `k`, [heads, tokens, dim]: draw what is chosen for them.",
+            help="A file with `q` and `k` of (heads, tokens, dim): draw what is chosen for them.",
         ),
     ] = None,
     beside: Annotated[
@@ -93,10 +93,17 @@ def view(
     if real is not None:
         from spdsl.cli.tensors import queries_and_keys
 
+        wanted = (heads, groups)
+
         tensors = queries_and_keys(real)
         (heads, rows, head_dim), (groups, columns, _) = (each.shape[1:] for each in tensors)
         if n not in (None, columns) or nq not in (None, rows):
             raise typer.BadParameter(f"`{real}` has {rows} queries and {columns} keys", param_hint="-n")
+        if wanted[0] not in (1, heads) or wanted[1] not in (None, groups):
+            raise typer.BadParameter(f"`{real}` has {heads} query and {groups} key heads", param_hint="--heads")
+        if heads % groups:
+            help = f"`{real}` has {heads} query heads, which {groups} key heads cannot share"
+            raise typer.BadParameter(help, param_hint="--qk")
         n, nq = columns, rows
     heads, groups = head_counts(heads, groups)
     if head >= heads:

@@ -146,6 +146,7 @@ def test_what_is_chosen_for_real_queries_and_keys(spdsl: Callable[..., Answer], 
         (("streaming", "--qk", "layer.npz"), "does not look at queries and keys"),
         (("moba", "--qk", "other.npz"), "not `k`"),
         (("moba", "--qk", "layer.npz", "-n", 50), "has 48 queries and 48 keys"),
+        (("moba", "--qk", "layer.npz", "--heads", 8), "has 4 query"),
         (("moba", "--qk", "flat.npz"), "floats [heads, tokens, dim]"),
     ],
 )

@@ -24,7 +24,7 @@ from tests.runtime.test_stage_programs import BY_INPUT, Program, programs, tenso
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
-EXAMPLES = int(os.environ.get("SPDSL_EXAMPLES", "5"))
+EXAMPLES = int(os.environ.get("SPDSL_EXAMPLES", "3"))
 CORNERS = (0.0, -0.0, 1.0, 1.0, 2.0, -1.0, 1e-30, float("inf"), float("-inf"), float("nan"))
 
 

@@ -86,6 +86,19 @@ def test_candidates_with_queries_elsewhere() -> None:
     assert torch.equal(dense(found, 18), dense(plain, 18))
 
 
+@pytest.mark.parametrize(("nq", "n"), [(20, 40), (8, 40), (17, 33)])
+def test_means_of_fewer_queries_than_keys(nq: int, n: int) -> None:
+    """Blocks of queries are as many as of keys; the later ones hold none."""
+    text = "axis blk = token by 8  let QM = mean(Q, per = q.blk)  export found = score(QM, mean(K, per = k.blk))"
+    pattern = spdsl.compile(spdsl.loads(f"pattern program() {{ {text}  keep causal }}")).bind(2, 2, 8)
+    q, (k, v) = torch.randn(1, 2, nq, 8).half(), torch.randn(2, 1, 2, n, 8).half()
+    one, two = (
+        graphs.exports(pattern, graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0, kernels=kernels))["found"]
+        for kernels in (True, False)
+    )
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("mean", [True, False])
 @pytest.mark.parametrize(
     ("size", "step", "each", "n"),

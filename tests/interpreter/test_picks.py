@@ -136,7 +136,10 @@ def programs(draw: DrawFn) -> Program:
     )
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+EXAMPLES = int(os.environ.get("SPDSL_EXAMPLES", "3"))
+
+
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(programs())
 def test_random_program(program: Program) -> None:
     check(program, seed=1)

@@ -6,6 +6,7 @@ Run with ``TRITON_INTERPRET=1``.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from tests.library.selections import SELECTIONS
 from tests.library.test_selections import made
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+
+FILE = Path(__file__).parents[2] / "patterns" / "hip.spat"
 
 REPEATED = [case for case in SELECTIONS if case.name in ("nsa", "quest")]
 """Two of those whose number of picks is known beforehand, so that the host need not wait for it; on a GPU, all."""
@@ -78,6 +81,30 @@ def test_another_shape_is_another_kind() -> None:
                 sets += graphs.selections(pattern, call).values()
             assert torch.equal(*sets)
     assert len(repeated._steps.entries) == 2
+
+
+def test_one_tensor_given_twice_is_no_model_for_two() -> None:
+    """As an input it has one place, so that what is repeated would read it where another tensor belongs."""
+    text = FILE.read_text(encoding="utf-8").replace("  keep causal", "  export found = third\n  keep causal")
+    sizes = {"rows": 8, "chunk": (16, 8, 4), "budget": (48, 24, 12), "every": 2, "sinks": 4, "window": 8}
+    pattern = spdsl.compile(spdsl.loads(text), **sizes).bind(2, 2, 8)  # type: ignore[arg-type]
+    x, q, k, v = torch.randn(4, 1, 2, 160, 8).half()
+    for one, two, three in ((x, x, x), (q, k, v)):
+        sets = []
+        for kernels in (True, False):
+            call = graphs.Inputs(q=one, k=two, v=three, tables={}, q_start=0, kernels=kernels)
+            sets.append(graphs.exports(pattern, call)["found"])
+        assert torch.equal(*sets)
+    assert len(repeated._steps.entries) == 1
+
+
+def test_the_same_lengths_in_another_batch_have_steps_too() -> None:
+    pattern = spdsl.compile("quest", page=8, budget=24).bind(2, 2, 8)
+    for batch in (1, 2):
+        q, k, v = torch.randn(3, batch, 2, 77, 8).half()
+        graphs.selections(pattern, graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0, kernels=True))
+    assert len(repeated._steps.entries) == 2
+    assert all(steps is not None for steps, _ in repeated._steps.entries.values())
 
 
 def test_no_steps_where_the_host_reads_a_number() -> None:

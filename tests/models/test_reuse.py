@@ -106,6 +106,9 @@ def test_a_plan_by_hand() -> None:
         {"lost": [float("nan")]},
         {"dense": "much"},
         {"kept": None},
+        {"kept": float("nan")},
+        {"dense": float("inf")},
+        {"held": [[0.5], [0.5, 7.0]]},
     ],
 )
 def test_records_that_are_none(change: dict[str, object]) -> None:
@@ -327,7 +330,13 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert again["measured"] == found["measured"]
     assert again["plan"]["full"] == list(fewest_full(best_plans(Measured.of(again["measured"]).readers), 0.02).full)
     assert run(["reuse", "--measured", str(kept)]) == 0
-    assert "give a model to measure it" in capsys.readouterr().out
+    assert "give a model to see" in capsys.readouterr().out
+
+    record = json.loads(kept.read_text())
+    kept.write_text(json.dumps(record | {"lost": record["lost"][:-1]}))  # as a run that was stopped leaves it
+    assert run(["reuse", "--measured", str(kept)]) == 1
+    assert "SP644" in capsys.readouterr().err
+    kept.write_text(json.dumps(record))
 
     assert run([*map(str, words), "--tokens", "40"]) == 1
     assert "tokens 60, not 40" in capsys.readouterr().err
@@ -341,6 +350,8 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (("reuse", "--measured", "broken.json"), 1, "SP644"),
         (("reuse", "{e}:chooses", "{e}:reads", "--model", ".", "--text", "text.txt"), 1, "SP646"),
         (("reuse", "{e}:chooses", "{e}:reads", "--model", ".", "--text", "none.txt"), 1, "SP604"),
+        (("reuse", "{e}:reads", "{e}:chooses", "--model", ".", "--text", "text.txt"), 1, "SP645"),
+        (("reuse", "{e}:chooses", "{e}:reads", "--model", ".", "--text", "text.txt", "--within", "-1"), 1, "SP647"),
         (("reuse", "{e}:chooses", "{e}:reads", "--model", ".", "--text", "text.txt", "-p", "pgae=8"), 2, "pgae"),
     ],
 )

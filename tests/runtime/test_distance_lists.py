@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.runtime.build import CAUSAL, B, H, K, Q, every, load, op, plan, table
 D = op("sub", Q, K)
 LISTED = ListWalk(reason="test")
 SIZES = (16, 32, 64, 128, 256)
+EXAMPLES = int(os.environ.get("SPDSL_EXAMPLES", "60"))
 
 
 def repeating(keep: Expr, *, blocks: tuple[int, int], shape: str = "square", **rest: Any) -> Plan:
@@ -131,7 +133,7 @@ def check(call: Call, heads: int) -> None:
     assert count_by_tiles(call) == pairs
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(
     keep=conditions(),
     blocks=st.tuples(st.sampled_from(SIZES), st.sampled_from(SIZES)),
@@ -143,7 +145,7 @@ def test_square(keep: Expr, blocks: tuple[int, int], n: int) -> None:
     check(call_of(chosen, n, n, heads=2), 2)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(
     keep=conditions(),
     blocks=st.tuples(st.sampled_from(SIZES), st.sampled_from(SIZES)),
