@@ -17,7 +17,7 @@ from spdsl.cli.options import JsonOption, ParameterOption, Value, parse_paramete
 from spdsl.cli.output import print_json, print_table
 from spdsl.cli.progress import progress
 from spdsl.diagnostics import SpatError, error
-from spdsl.reuse_plan import Measured, ReusePlan, best_plans, fewest_full, refuse_below_zero
+from spdsl.reuse_plan import Measured, ReusePlan, best_plans, fewest_full
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,6 @@ def reuse(
     from spdsl.cli.measure import device_of
     from spdsl.reuse_search import find, refuse_strangers
 
-    refuse_below_zero(within)
     refuse_strangers(choosing.attention, reading.attention)
     where = device_of(device)
     with progress("loading the model", quiet=as_json) as watch:

@@ -271,6 +271,12 @@ def test_search(network: Any, by_hand: Any) -> None:
     assert loss(network, IDS) - dense == pytest.approx(lost[count - 1], abs=2e-5), "the model has the plan afterwards"
 
 
+def test_a_limit_that_no_plan_keeps_is_refused_before_anything_runs(network: Any) -> None:
+    with pytest.raises(SpatError) as caught:
+        find(network, IDS, *pair(), within=-1, tell=lambda said: pytest.fail(said))
+    assert caught.value.code == "SP647"
+
+
 def test_patterns_that_are_strangers(network: Any) -> None:
     chooses, reads = pair()
     for one, other in ((reads, chooses), (chooses, chooses), (spdsl.compile("causal"), reads)):
@@ -351,7 +357,7 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (("reuse", "{e}:chooses", "{e}:reads", "--model", ".", "--text", "text.txt"), 1, "SP646"),
         (("reuse", "{e}:chooses", "{e}:reads", "--model", ".", "--text", "none.txt"), 1, "SP604"),
         (("reuse", "{e}:reads", "{e}:chooses", "--model", ".", "--text", "text.txt"), 1, "SP645"),
-        (("reuse", "{e}:chooses", "{e}:reads", "--model", ".", "--text", "text.txt", "--within", "-1"), 1, "SP647"),
+        (("reuse", "{e}:chooses", "{e}:reads", "--model", ".", "--text", "text.txt", "--within", "-1"), 2, "--within"),
         (("reuse", "{e}:chooses", "{e}:reads", "--model", ".", "--text", "text.txt", "-p", "pgae=8"), 2, "pgae"),
     ],
 )
