@@ -23,6 +23,7 @@ from spdsl.diagnostics import error
 from spdsl.runtime.calls import DTYPES, Call, GatheredItems, PickedItems, TileList
 from spdsl.runtime.evenness import heads_together, programs_for
 from spdsl.runtime.interval_kernels import interval_values
+from spdsl.runtime.plain import on
 from spdsl.runtime.split import Split, split_of
 from spdsl.runtime.starter import Starter
 from spdsl.runtime.traced import concrete
@@ -143,12 +144,8 @@ class Loaded:
         stages = _stages.get((id(self.plan), kernel.name), kernel.stages)
         told = {name: concrete(value) for name, value in given.items()}
         x, y, z = (concrete(size) for size in grid)
-        # Triton launches on the current device, which need not be that of the tensors.
-        if device.type != "cuda" or device.index == torch.cuda.current_device():
+        with on(device):
             self._run(kernel, (x, y, z), told, stages, device)
-        else:
-            with torch.cuda.device(device):
-                self._run(kernel, (x, y, z), told, stages, device)
         stages = _stages.get((id(self.plan), kernel.name), kernel.stages)
         call.recorder.started(starter, grid, read, given, stages, device)
 

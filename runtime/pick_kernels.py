@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.codegen.binaries import keeping, options_of
+from spdsl.runtime.plain import on
 
 LARGEST = 2048
 """Picks of a tile of queries that one program sorts."""
@@ -138,12 +139,9 @@ def _run(
 ) -> None:
     if 0 in grid:
         return
-    options = {**constants, **options_of(warps)}
-    if tensor.device.type == "cuda":
-        with torch.cuda.device(tensor.device), keeping(kernel, tensor.device.index):
-            kernel[grid](tensor, *arguments, **options)
-    else:  # the interpreter
-        kernel[grid](tensor, *arguments, **options)
+    device = tensor.device
+    with on(device), keeping(kernel, device.index if device.type == "cuda" else None):
+        kernel[grid](tensor, *arguments, **constants, **options_of(warps))
 
 
 def fits(positions: int, most: int) -> bool:

@@ -70,7 +70,7 @@ def start(launch: Launch) -> None:
 
 @contextmanager
 def on(device: torch.device) -> Iterator[None]:
-    """While this lasts, kernels of this thread start on a device, which costs nothing where it is the current one."""
+    """While this lasts, kernels of this thread start on this device; Triton takes the current one, not the tensors'."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         yield
         return

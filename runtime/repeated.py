@@ -23,8 +23,8 @@ _KINDS = 256
 
 _steps: Recent[Steps | None] = Recent(size=_KINDS)
 
-_captured: list[Steps] = []
-"""Steps that CUDA graphs were captured with, which read what these keep for as long as the process runs."""
+_captured: dict[int, Steps] = {}
+"""Steps that CUDA graphs were captured with, by identity: graphs read what these keep as long as the process runs."""
 
 
 def repeated(arrays: Arrays, name: str, make: Callable[[], Tensor]) -> Tensor:
@@ -45,6 +45,8 @@ def repeated(arrays: Arrays, name: str, make: Callable[[], Tensor]) -> Tensor:
         _steps.get(key, lines.pattern, lambda: steps)
         return found
     steps = _steps.get(key, None, lambda: None)
-    if steps is not None and capturing and steps not in _captured:
-        _captured.append(steps)
-    return make() if steps is None else steps.play(tensors)
+    if steps is None:
+        return make()
+    if capturing:
+        _captured[id(steps)] = steps
+    return steps.play(tensors)

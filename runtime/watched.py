@@ -23,7 +23,7 @@ from triton import knobs
 
 from spdsl.runtime.notes import Stream
 from spdsl.runtime.notices import watched
-from spdsl.runtime.plain import Launch, start
+from spdsl.runtime.plain import Launch, on, start
 from spdsl.runtime.tape import current_stream
 
 ROOM = 1 << 28
@@ -168,10 +168,7 @@ class Steps:
 
     def play(self, inputs: Sequence[Tensor]) -> Tensor:
         """The result for other inputs that are laid out alike."""
-        device = self.device
-        if device.type != "cuda" or device.index == torch.cuda.current_device():
-            return self._played(inputs)
-        with torch.cuda.device(device):
+        with on(self.device):
             return self._played(inputs)
 
     @torch.no_grad()

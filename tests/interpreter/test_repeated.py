@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import spdsl
 from spdsl.runtime import graphs, repeated
 from spdsl.runtime.recent import Recent
-from spdsl.runtime.watched import watch
+from spdsl.runtime.watched import Steps, watch
 from spdsl.semantics.nodes import BoundPattern
 from tests.library.cases import Case, Sizes
 from tests.library.selections import SELECTIONS
@@ -105,6 +105,28 @@ def test_the_same_lengths_in_another_batch_have_steps_too() -> None:
         graphs.selections(pattern, graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0, kernels=True))
     assert len(repeated._steps.entries) == 2
     assert all(steps is not None for steps, _ in repeated._steps.entries.values())
+
+
+def test_captured_graphs_keep_what_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is recorded while one is captured, when tensors do not hold what they will."""
+    pattern = spdsl.compile("moba", block=16, picks=3).bind(2, 2, 8)
+    kept: dict[int, Steps] = {}
+    monkeypatch.setattr(repeated, "_captured", kept)
+
+    def call(n: int) -> list[Tensor]:
+        q, k, v = torch.ones(3, 1, 2, n, 8).half()
+        return list(
+            graphs.selections(pattern, graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0, kernels=True)).values()
+        )
+
+    wanted = [call(n) for n in (61, 70)]
+    monkeypatch.setattr(repeated, "captured", lambda tensor: True)
+    for _ in range(2):
+        for n, want in zip((61, 70), wanted, strict=True):
+            assert all(torch.equal(*pair) for pair in zip(call(n), want, strict=True))
+    assert [id(each) for each in kept.values()] == [id(steps) for steps, _ in repeated._steps.entries.values()]
+    call(80)
+    assert len(repeated._steps.entries) == len(kept) == 2
 
 
 def test_no_steps_where_the_host_reads_a_number() -> None:
