@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import spdsl
-from spdsl.runtime import graphs
+from spdsl.runtime import graphs, inputs
 from spdsl.runtime.memo import Memo
 from spdsl.semantics.graph import Select, on_side
 from spdsl.semantics.nodes import BoundPattern
@@ -45,7 +45,7 @@ def lists_are_right(pattern: BoundPattern, call: graphs.Inputs, some: int = 48) 
     """
     with poisoned():
         found = graphs.selections(pattern, call)
-    arrays = graphs._arrays(pattern, call, grad=False)  # noqa: SLF001  # as the tests do
+    arrays = inputs.arrays_of(pattern, call, grad=False)
     shares = {}
     for name, lists in found.items():
         stage = arrays.stages[name]

@@ -15,15 +15,16 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.codegen.binaries import options_of
-from spdsl.runtime.choosing import Keys, Room, choose
+from spdsl.runtime.choosing import KEYS, Keys, Room, choose
 from spdsl.runtime.notes import Grid
 from spdsl.runtime.plain import Launch, start
 from spdsl.runtime.ranking import FAR, joined
+from spdsl.runtime.tilings import Tiling
 from spdsl.semantics.graph import Stage
 
 if TYPE_CHECKING:
     from spdsl.codegen.chains.candidates import Candidates
-    from spdsl.runtime.chains import Run
+    from spdsl.runtime.chain_runs import Run
 
 
 SCORED, SEARCHED = (64, 4), (32, 4)
@@ -63,8 +64,6 @@ def name_candidates(  # type: ignore[no-untyped-def]
 
 def among_candidates(run: Run, stage: Stage, width: int | None) -> Tensor:
     """The lists of a selection, int32 ``[batch, heads, rows, most]``."""
-    from spdsl.runtime.chains import KEYS, Tiling
-
     chain, kernel, lines = run.loaded.chain, run.loaded.chain.kernels[-1], run.arrays.lines
     device, outer = lines.device, _Outer.of(run)
     batch, heads = max(run.batch, 1 if outer is None else outer.lists.shape[0]), run.heads

@@ -23,7 +23,8 @@ from spdsl.runtime.memo import Memo
 from spdsl.runtime.philox import uniform
 from spdsl.runtime.pooled import pooled, rows_in_blocks
 from spdsl.runtime.prefixes import prefix, smoothed
-from spdsl.runtime.ranking import best, heaviest, in_order
+from spdsl.runtime.seen_from import TENSOR_AXES, array_at, gathered, position_of
+from spdsl.runtime.stage_values import score, select, softmax
 from spdsl.semantics.graph import (
     DISTANCE,
     TENSORS,
@@ -163,20 +164,20 @@ class Arrays:
     def _make(self, stage: Stage, rows: Tensor | None, memo: Memo) -> Tensor:
         match stage:
             case Score():
-                return self._score(stage, rows, memo)
+                return score(self, stage, rows, memo)
             case Pool():
                 return pooled(self, stage, rows, memo)
             case Softmax():
-                return self._softmax(stage, rows, memo)
+                return softmax(self, stage, rows, memo)
             case Select():
-                return self._select(stage, rows, memo)
+                return select(self, stage, rows, memo)
             case Smooth():
                 return smoothed(self, stage, rows, memo)
             case Prefix():
                 return prefix(self, stage, rows, memo)
             case Descend():
-                from spdsl.runtime.graphs import lists
                 from spdsl.runtime.narrowed import NotNarrowedError, descended
+                from spdsl.runtime.sets import lists
 
                 try:
                     return descended(self, stage, rows, lists)
@@ -212,90 +213,6 @@ class Arrays:
         if side_of(axis) == "q" and rows is not None:
             return len(rows)
         return None if is_free(axis) else self.lines.size(axis)
-
-    # ------------------------------------------------------------ each kind of stage
-
-    def _score(self, stage: Score, rows: Tensor | None, memo: Memo) -> Tensor:
-        left, right = (self._vectors(stage, part, rows, memo) for part in (stage.left, stage.right))
-        names = dict.fromkeys((*left[0], *right[0]))
-        letters = {axis: chr(ord("a") + place) for place, axis in enumerate(names)}
-        wanted = [each for axis in stage.axes for each in (("g", "r") if axis == "h" and "r" in names else (axis,))]
-        spelled = ["".join(letters[axis] for axis in axes) for axes in (left[0], right[0], ("b", *wanted))]
-        batch = max(left[1].shape[0], right[1].shape[0])
-        one, two = (x.expand(batch, *x.shape[1:]) if x.shape[0] != batch else x for x in (left[1], right[1]))
-        size, other = one.shape[left[0].index(stage.over)], two.shape[right[0].index(stage.over)]
-        refuse_unequal(stage, size, other)
-        scale = 1 / math.sqrt(size) if stage.scale is None else float(self.evaluate(stage.scale, (), None, memo))
-        product = torch.einsum(f"{spelled[0]},{spelled[1]}->{spelled[2]}", one, two)
-        if scale != 1:
-            product = product * scale
-        if "r" in names and "h" in stage.axes:
-            place = 1 + wanted.index("g")
-            product = product.flatten(place, place + 1)
-        return product
-
-    def _vectors(self, stage: Score, expr: Expr, rows: Tensor | None, memo: Memo) -> tuple[tuple[str, ...], Tensor]:
-        """One side of a score, and its axes; heads that share keys are ``g`` and ``r``."""
-        read = free_axes(expr)
-        sides = {side_of(axis) for axis in read} - {None}
-        axes = tuple(axis for axis in stage.axes if axis in read or side_of(axis) in sides)
-        by_group = "h" in stage.axes and "h" not in read and "g" in read
-        axes = (("g",) if by_group else ()) + tuple(axis for axis in axes if axis != "g" or not by_group)
-        space = (*axes, stage.over)
-        value = self.full(expr, space, rows if "q" in sides else None, memo)
-        if "h" in stage.axes and "h" in axes:
-            place = space.index("h")
-            value = value.unflatten(1 + place, (self.lines.groups, -1))
-            return ("b", *space[:place], "g", "r", *space[place + 1 :]), value
-        return ("b", *space), value
-
-    def _softmax(self, stage: Softmax, rows: Tensor | None, memo: Memo) -> Tensor:
-        dim = 1 + stage.axes.index(stage.over)
-        value = self.full(stage.value, stage.axes, rows, memo)
-        only = self.filter(stage.only, stage.axes, rows, memo)
-        value = value.masked_fill(~only, -torch.inf)
-        if not value.shape[dim]:
-            return value
-        largest = value.amax(dim, keepdim=True).detach()
-        if bool(torch.isfinite(torch.where(largest == -torch.inf, 0.0, largest)).all()):
-            return torch.softmax(value, dim).masked_fill(largest == -torch.inf, 0.0)
-        # A NaN is absent, and infinite scores share all of the mass.
-        value = value.masked_fill(value.isnan(), -torch.inf)
-        largest = value.amax(dim, keepdim=True).detach()
-        value = torch.where(largest == torch.inf, torch.where(value == torch.inf, 0.0, -torch.inf), value)
-        empty = largest == -torch.inf
-        found = torch.softmax(torch.where(empty, 0.0, value), dim)
-        return torch.where(empty, 0.0, found)
-
-    def _select(self, stage: Select, rows: Tensor | None, memo: Memo) -> Tensor:
-        axes = tuple(axis for axis in stage.axes if axis != stage.rank)
-        # What is ranked together stands last, as one dimension.
-        ranked = [1 + axes.index(axis) for axis in (*stage.also, stage.over)]
-        last = list(range(-len(ranked), 0))
-        value = self.full(stage.value, axes, rows, memo)
-        only = self.filter(stage.only, axes, rows, memo)
-        forced = None if stage.forced == Const(value=False) else self.filter(stage.forced, axes, rows, memo)
-        shape = torch.broadcast_shapes(*(part.shape for part in (value, only, forced) if part is not None))
-        sizes = [shape[dim] for dim in ranked]
-        value, only = (part.expand(shape).movedim(ranked, last).flatten(last[0]) for part in (value, only))
-        if forced is not None:
-            forced = forced.expand(shape).movedim(ranked, last).flatten(last[0])
-        amount = self.evaluate(stage.amount, axes, rows, memo)
-        if isinstance(amount, Tensor):
-            amount = amount.movedim(ranked, last).flatten(last[0])
-        if stage.by == "mass":
-            share = amount if isinstance(amount, Tensor) else float(amount)
-            chosen = heaviest(value, only, forced, share)
-            if stage.least is not None:
-                chosen = chosen | best(value, only, forced, max(0, int(self.evaluate(stage.least, (), None, memo))))
-        else:
-            number = amount.clamp(min=0) if isinstance(amount, Tensor) else max(0, int(amount))
-            if stage.rank is not None:
-                found = in_order(value, only, forced, int(number))
-                return found.movedim(-1, 2 + axes.index(stage.over)).movedim(0, 1 + stage.axes.index(stage.rank))
-            chosen = best(value, only, forced, number)
-        whole: Tensor = chosen.unflatten(-1, sizes)
-        return whole.movedim(last, ranked)
 
     def filter(self, expr: Expr, axes: tuple[str, ...], rows: Tensor | None, memo: Memo) -> Tensor:
         """A condition as a tensor that broadcasts to ``[batch, *axes]``."""
@@ -337,9 +254,9 @@ class Arrays:
                 assert own is not None
                 return self._spread(self.lines.coordinate(axis, own, self.points(own, rows)), axes, own)
             case Load() if self._is_array(node):
-                return self._array_at(node, axes, rows, memo)
+                return array_at(self, node, axes, rows, memo)
             case Load(table=name):
-                return self._gathered(node, parts)
+                return gathered(self, node, parts)
             case Apply(op=op, dtype=dtype):
                 return apply(op, parts, dtype, torch.float32)
             case Reduce(side=side, axis=axis, body=body) if free_axes(body) <= {side}:
@@ -385,131 +302,9 @@ class Arrays:
             return True
         labels = self.lines.labels(node.table)
         return len(set(labels)) == len(labels) and all(
-            index == index_of(_position(label, index)) for label, index in zip(labels, node.indices, strict=True)
-        )
-
-    def _array_at(self, node: Load, axes: tuple[str, ...], rows: Tensor | None, memo: Memo) -> Tensor:
-        """An array as it is seen at the points of ``axes``."""
-        name = node.table
-        if name in self.stages:
-            own = self.stages[name].axes
-            side = on_side(own, "q")
-            there: Tensor | None = None
-            back: Tensor | None = None
-            if side is not None:
-                there, back = self._rows_for(side, axes, rows, memo)
-            value = self.array(name, there, memo)
-            if side is not None and back is not None:
-                value = value.index_select(1 + own.index(side), back)
-            labels = tuple(_at(axes, label) if side_of(label) == "q" else label for label in own)
-        else:
-            value = self.tensors[name]
-            declared = TENSOR_AXES[name] if name in TENSORS else self.lines.labels(name)
-            if declared[:1] == ("b",):
-                declared = declared[1:]
-            indices = node.indices[-len(declared) :] if declared else ()
-            labels = tuple(_position(label, index) for label, index in zip(declared, indices, strict=True))
-            value = self._real(value)
-            for place, (label, position) in enumerate(zip(declared, labels, strict=True)):
-                if side_of(position) == "q":
-                    points = self.points(_at(axes, position), rows)
-                    if position == "q" and label == "q":
-                        if rows is not None:
-                            value = value.index_select(1 + place, rows)
-                    elif position == _at(axes, position):
-                        value = value.index_select(1 + place, points.clamp(0, value.shape[1 + place] - 1))
-                    else:
-                        line = self.lines.coordinate(position.partition(".")[2], _at(axes, position), points)
-                        value = value.index_select(1 + place, line)
-            labels = tuple(_at(axes, label) if side_of(label) == "q" else label for label in labels)
-        return self._fitted(value, labels, axes, rows)
-
-    def _real(self, value: Tensor) -> Tensor:
-        if value.is_floating_point():
-            return value.float()
-        return value if value.dtype == torch.bool else value.long()
-
-    def _fitted(self, value: Tensor, labels: tuple[str, ...], axes: tuple[str, ...], rows: Tensor | None) -> Tensor:
-        """Keys, heads and distances as the space has them, and an axis of size 1 for each that is lacking."""
-        for place, label in enumerate(labels):
-            if label == "g" and "g" not in axes and "h" in axes:
-                value = value.repeat_interleave(self.lines.heads // self.lines.groups, dim=1 + place)
-                labels = (*labels[:place], "h", *labels[place + 1 :])
-            elif side_of(label) == "k" and label not in axes:
-                own = _at(axes, label)
-                line = self.lines.coordinate(label.partition(".")[2], own, self.lines.points(own))
-                value = value.index_select(1 + place, line)
-                labels = (*labels[:place], own, *labels[place + 1 :])
-            elif label == DISTANCE and DISTANCE not in axes:
-                q, k = self.points("q", rows), self.lines.points("k")
-                index = q[:, None] - k - self.lines.first_distance
-                value = value.movedim(1 + place, -1)[..., index]
-                labels = (*labels[:place], *labels[place + 1 :], "q", "k")
-        order = sorted(range(len(labels)), key=lambda place: axes.index(labels[place]))
-        value = value.permute(0, *(1 + place for place in order))
-        sizes = dict(zip((labels[place] for place in order), value.shape[1:], strict=True))
-        return value.reshape(value.shape[0], *(sizes.get(axis, 1) for axis in axes))
-
-    def _rows_for(
-        self, side: str, axes: tuple[str, ...], rows: Tensor | None, memo: Memo
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The rows of an axis of queries that are seen from the points of a space, and the way back to these."""
-        own = _at(axes, side)
-        if own == side:
-            return rows, None
-        key = f"{side} seen from {own}", id(rows)
-        if key not in memo.rows:
-            line = self.lines.coordinate(side.partition(".")[2], own, self.points(own, rows))
-            memo.rows[key] = torch.unique(line, return_inverse=True)
-        return memo.rows[key]
-
-    def _gathered(self, node: Load, parts: list[Value]) -> Tensor:
-        """An element of an input at indices of any kind; outside of it, one inside."""
-        table = self._real(self.tensors[node.table])
-        labels = self.lines.labels(node.table)
-        places: list[Value] = list(parts)
-        if "q" in labels:
-            place = labels.index("q")
-            places[place] = places[place] - self.lines.q_start
-        if table.dim() == len(parts) + 1:
-            batch: Value = 0
-            if table.shape[0] > 1:
-                most = max((part.dim() for part in parts if isinstance(part, Tensor)), default=1)
-                batch = torch.arange(table.shape[0], device=table.device).view(-1, *[1] * (most - 1))
-            places.insert(0, batch)
-        inside = [
-            place.clamp(0, size - 1) if isinstance(place, Tensor) else min(max(int(place), 0), size - 1)
-            for place, size in zip(places, table.shape, strict=True)
-        ]
-        found: Tensor = table[tuple(inside)]
-        return found
-
-
-TENSOR_AXES = {"Q": ("h", "q", "d"), "K": ("g", "k", "d"), "V": ("g", "k", "d")}
-
-
-def refuse_unequal(stage: Score, one: int, other: int) -> None:
-    """Refuse a product of vectors of ``one`` and of ``other`` numbers."""
-    if one != other:
-        raise error(
-            "SP346",
-            f"vectors of {one} and of {other} numbers cannot be multiplied",
-            stage.span,
-            help=f"give both the same number of features along `{stage.over}`",
+            index == index_of(position_of(label, index)) for label, index in zip(labels, node.indices, strict=True)
         )
 
 
 def _is_feature(axis: str) -> bool:
     return axis in ("d", "e")
-
-
-def _position(label: str, index: Expr) -> str:
-    """The axis of a space along which an axis of a table lies: positions are those of the side that reads them."""
-    if label == "token":
-        return index.name if isinstance(index, Index) else "?"
-    return label
-
-
-def _at(axes: tuple[str, ...], label: str) -> str:
-    """The axis of the space on the side of ``label``."""
-    return next(axis for axis in axes if side_of(axis) == side_of(label))

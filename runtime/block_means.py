@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from spdsl.runtime.memo import Memo
+from spdsl.runtime.seen_from import TENSOR_AXES
 from spdsl.semantics.build import TRUE
 from spdsl.semantics.graph import TENSORS, Pool, Stage, index_of, side_of
 from spdsl.semantics.nodes import Axis, BoundPattern, Const, Coord, Index, Load
@@ -76,7 +77,7 @@ def _blocks_of(pattern: BoundPattern, stages: dict[str, Stage], stage: Stage) ->
         return None
     inner = (stage.axes[0], over, stage.axes[2])
     below = stages.get(name)
-    source = _TENSOR_AXES.get(name) if below is None else below.axes if isinstance(below, Pool) else None
+    source = TENSOR_AXES.get(name) if below is None else below.axes if isinstance(below, Pool) else None
     if source != inner or value.indices[-3:] != tuple(map(index_of, inner)):
         return None
     axes = {axis.name: axis for axis in pattern.axes}
@@ -85,9 +86,6 @@ def _blocks_of(pattern: BoundPattern, stages: dict[str, Stage], stage: Stage) ->
     if size is None or each is None or size % each or size == each or step % each:
         return None
     return Blocks(source=name, per=per, side=side, size=size // each, step=step // each, each=each, mean=kind == "mean")
-
-
-_TENSOR_AXES = {"Q": ("h", "q", "d"), "K": ("g", "k", "d"), "V": ("g", "k", "d")}
 
 
 def _window(axes: dict[str, Axis], name: str) -> tuple[int | None, int]:

@@ -16,6 +16,9 @@ from spdsl.codegen.chains.emit import emit_choose
 from spdsl.codegen.load import load
 from spdsl.runtime.plain import Launch, start
 
+KEYS = 1 << 25
+"""Keys that are held at once, of four bytes each."""
+
 WIDEST = 1 << 15
 """Keys of a row that are looked at in one step while entries are chosen; longer rows are gone through in such steps."""
 

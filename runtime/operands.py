@@ -13,8 +13,9 @@ from torch import Tensor
 
 from spdsl.codegen.chains.parts import Vectors
 from spdsl.codegen.chains.products import wrapped
-from spdsl.runtime.arrays import TENSOR_AXES, Arrays
+from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.memo import Memo
+from spdsl.runtime.seen_from import TENSOR_AXES
 from spdsl.runtime.term_kernels import split
 from spdsl.semantics.graph import TENSORS, Pool, Score, on_side
 from spdsl.semantics.nodes import Expr, Load

@@ -1,7 +1,8 @@
 """Selections of calls that are like earlier ones: their steps are repeated, and nothing is decided again.
 
 From: the arrays of a call, and the name of a selection.  To: its lists.  What decides is remembered under the kinds of
-all tensors, as in `spdsl.runtime.direct`.
+all tensors, as in `spdsl.runtime.direct`.  The first call of a kind is only noted and the second one watched, which
+takes longer: where caches grow, each kind is met once.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from spdsl.runtime.checks import captured
 from spdsl.runtime.direct import kind_of, plain
 from spdsl.runtime.notices import is_watched
 from spdsl.runtime.recent import Recent
-from spdsl.runtime.watched import Steps, watch
+from spdsl.runtime.steps import Steps
+from spdsl.runtime.watched import watch
 
 _KINDS = 256
 """Kinds of selections that are remembered."""
 
 _steps: Recent[Steps | None] = Recent(size=_KINDS)
+
+_sights: Recent[None] = Recent(size=_KINDS)
+"""Kinds that were met; apart from those with steps, which many that are met once would drive out."""
 
 _captured: dict[int, Steps] = {}
 """Steps that CUDA graphs were captured with, by identity: graphs read what these keep as long as the process runs."""
@@ -39,7 +44,9 @@ def repeated(arrays: Arrays, name: str, make: Callable[[], Tensor]) -> Tensor:
     key: Hashable = (id(lines.pattern), name, lines.q_start, *map(kind_of, tensors))
     capturing = captured(tensors[0])
     if key not in _steps.entries:
-        if capturing:  # what is made now holds nothing before the graph is replayed
+        is_first = key not in _sights.entries
+        _sights.get(key, lines.pattern, lambda: None)
+        if is_first or capturing:  # what is made in a capture holds nothing before the graph is replayed
             return make()
         found, steps = watch(make, tensors)
         _steps.get(key, lines.pattern, lambda: steps)

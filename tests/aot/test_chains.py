@@ -77,7 +77,7 @@ def types_of(kernel: ChainKernel) -> tuple[dict[str, str], dict[str, Any]]:
     ],
 )
 def test_built(name: str, target: str) -> None:
-    from spdsl.runtime import among, chains
+    from spdsl.runtime import among, tilings
 
     chain = chain_of(name)
     module = load(emit_chain(chain, name))
@@ -85,18 +85,18 @@ def test_built(name: str, target: str) -> None:
         types, fixed = types_of(kernel)
         if name in LONG:
             types |= {each.name: "*fp32" for each in kernel.arguments.vectors}
-        tiling = chains.tiling_of(kernel, long=name in LONG, few=False)
+        tiling = tilings.tiling_of(kernel, long=name in LONG, few=False)
         if chain.among is not None or chain.queries:
             columns, warps = among.SEARCHED if chain.queries else among.SCORED
-            tiling = chains.Tiling(rows=16, columns=columns, warps=warps, stages=2)
+            tiling = tilings.Tiling(rows=16, columns=columns, warps=warps, stages=2)
         while True:
-            given = {**fixed, "BLOCK_R": tiling.rows, "BLOCK_C": chains.columns_of(kernel, tiling)}
+            given = {**fixed, "BLOCK_R": tiling.rows, "BLOCK_C": tilings.columns_of(kernel, tiling)}
             options = options_of(tiling.warps, tiling.stages, tiling.registers if target[0] == "s" else None)
             made = built(getattr(module, kernel.name), target, given, types, options)
             # The run time takes a smaller tile where one does not fit, as here.
             if made.metadata.shared <= SHARED[target]:
                 break
-            tiling = chains.SMALLER[tiling]
+            tiling = tilings.SMALLER[tiling]
         assert made.asm["hsaco" if target[0] == "g" else "cubin"]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 import spdsl
-from spdsl.runtime import choosing, graphs, repeated
+from spdsl.runtime import choosing, graphs, inputs, repeated
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.ranking import FAR, as_lists
 from spdsl.runtime.recent import Recent
@@ -86,7 +86,7 @@ def test_only_near_ties_may_differ(name: str, parameters: dict[str, object]) -> 
     ((chosen, (found, wanted)),) = both(pattern, q, k, v, {})
     rows = (found != wanted).any(-1)
     assert rows.float().mean() < 1e-3
-    arrays = graphs._arrays(pattern, graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0), grad=False)
+    arrays = inputs.arrays_of(pattern, graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0), grad=False)
     stage = arrays.stages[chosen]
     assert isinstance(stage, Select)
 
@@ -125,8 +125,10 @@ def call_of(case: Case, seed: int) -> tuple[BoundPattern, graphs.Inputs]:
 def test_steps_are_repeated(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     pattern, call = call_of(case, 0)
     monkeypatch.setattr(repeated, "_steps", Recent(size=repeated._KINDS))
-    (first,) = graphs.selections(pattern, call).values()
-    # The first call may compile, and the launcher is known from the second on.
+    monkeypatch.setattr(repeated, "_sights", Recent(size=repeated._KINDS))
+    for _ in range(2):
+        (first,) = graphs.selections(pattern, call).values()
+    # The first call may compile, the second is watched.
     ((steps, _),) = repeated._steps.entries.values()
     assert steps is not None
     assert steps.flat is not steps.named
@@ -140,10 +142,15 @@ def test_steps_are_repeated(case: Case, monkeypatch: pytest.MonkeyPatch) -> None
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("calls", [1, 2])
 @pytest.mark.parametrize("case", REPEATED[:2], ids=lambda case: case.name)
-def test_steps_in_a_captured_graph(case: Case) -> None:
+def test_steps_in_a_captured_graph(case: Case, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first call there are no steps yet; it has compiled what the capture launches."""
+    monkeypatch.setattr(repeated, "_steps", Recent(size=repeated._KINDS))
+    monkeypatch.setattr(repeated, "_sights", Recent(size=repeated._KINDS))
     pattern, call = call_of(case, 0)
-    graphs.selections(pattern, call)
+    for _ in range(calls):
+        graphs.selections(pattern, call)
     _, other = call_of(case, 1)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import spdsl
-from spdsl.runtime import graphs
+from spdsl.runtime import graphs, inputs
 from spdsl.semantics.graph import Mark, Select
 from tests.interpreter.test_chains import dense
 from tests.library.cases import Case, Sizes
@@ -48,7 +48,7 @@ def test_kernels_choose_what_torch_does(name: str, n: int) -> None:
     found = {}
     for kernels in (True, False):
         call = graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=kernels)
-        arrays = graphs._arrays(pattern, call, grad=False)
+        arrays = inputs.arrays_of(pattern, call, grad=False)
         assert pattern.graph is not None
         chosen = [stage.name for stage in pattern.graph.stages if isinstance(stage, Select | Mark)]
         if kernels:

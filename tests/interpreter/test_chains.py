@@ -16,7 +16,7 @@ from torch import Tensor
 
 import spdsl
 from spdsl import reference
-from spdsl.runtime import graphs
+from spdsl.runtime import graphs, inputs
 from spdsl.runtime.choosing import Keys, Room
 from spdsl.runtime.ranking import FAR, best, heaviest
 from spdsl.semantics.graph import Select
@@ -118,15 +118,15 @@ def test_corners_of_the_order(picks: int) -> None:
 @settings(max_examples=EXAMPLES, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(programs(exact=True), st.integers(0, 99))
 def test_exact_programs(program: Program, seed: int) -> None:
-    from spdsl.runtime import chains
+    from spdsl.runtime import chain_kernels
 
     q, k, v = (x.detach() for x in tensors(program, seed))
     pattern = spdsl.compile(spdsl.loads(program.text)).bind(program.heads, program.groups, 8)
     call = graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=program.n - program.nq, kernels=True)
-    arrays = graphs._arrays(pattern, call, grad=False)
+    arrays = inputs.arrays_of(pattern, call, grad=False)
     assert pattern.graph is not None
     (chosen,) = (stage.name for stage in pattern.graph.stages if isinstance(stage, Select))
-    covered = not isinstance(chains.lowered(arrays, chosen), str)
+    covered = not isinstance(chain_kernels.lowered(arrays, chosen), str)
     assert covered or "wide" in program.text or "into" in program.text
     assume(covered)
     found = graphs.lists(arrays, chosen)

@@ -9,15 +9,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spdsl
-from spdsl.runtime import graphs, repeated
+from spdsl.runtime import graphs, repeated, sets
 from spdsl.runtime.recent import Recent
-from spdsl.runtime.watched import Steps, watch
+from spdsl.runtime.steps import Steps
+from spdsl.runtime.watched import watch
 from spdsl.semantics.nodes import BoundPattern
 from tests.library.cases import Case, Sizes
 from tests.library.selections import SELECTIONS
@@ -34,6 +36,7 @@ REPEATED = [case for case in SELECTIONS if case.name in ("nsa", "quest")]
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeated, "_steps", Recent(size=repeated._KINDS))
+    monkeypatch.setattr(repeated, "_sights", Recent(size=repeated._KINDS))
 
 
 class Counted(TorchDispatchMode):
@@ -59,8 +62,10 @@ def lists(pattern: BoundPattern, case: Case, seed: int, *, kernels: bool = True)
 def test_other_tensors_of_the_same_kind(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     pattern = spdsl.compile(case.name, **case.parameters).bind(4, 2, 8)  # type: ignore[arg-type]
     first = lists(pattern, case, 0)
+    assert not repeated._steps.entries
+    lists(pattern, case, 2)
     assert all(steps is not None for steps, _ in repeated._steps.entries.values())
-    monkeypatch.setattr(graphs, "_lists", lambda *_: pytest.fail("decided again"))
+    monkeypatch.setattr(sets, "_lists", lambda *_: pytest.fail("decided again"))
     second = lists(pattern, case, 1)
     monkeypatch.undo()
     plain = lists(pattern, case, 1, kernels=False)
@@ -73,7 +78,7 @@ def test_other_tensors_of_the_same_kind(case: Case, monkeypatch: pytest.MonkeyPa
 def test_another_shape_is_another_kind() -> None:
     pattern = spdsl.compile("moba", block=16, picks=3).bind(2, 2, 8)
     for n in (61, 70):
-        for _ in range(2):
+        for _ in range(3):
             q, k, v = torch.randn(3, 1, 2, n, 8).half()
             sets = []
             for kernels in (True, False):
@@ -89,7 +94,7 @@ def test_one_tensor_given_twice_is_no_model_for_two() -> None:
     sizes = {"rows": 8, "chunk": (16, 8, 4), "budget": (48, 24, 12), "every": 2, "sinks": 4, "window": 8}
     pattern = spdsl.compile(spdsl.loads(text), **sizes).bind(2, 2, 8)  # type: ignore[arg-type]
     x, q, k, v = torch.randn(4, 1, 2, 160, 8).half()
-    for one, two, three in ((x, x, x), (q, k, v)):
+    for one, two, three in ((x, x, x), (q, k, v), (k, v, q)):
         sets = []
         for kernels in (True, False):
             call = graphs.Inputs(q=one, k=two, v=three, tables={}, q_start=0, kernels=kernels)
@@ -100,7 +105,7 @@ def test_one_tensor_given_twice_is_no_model_for_two() -> None:
 
 def test_the_same_lengths_in_another_batch_have_steps_too() -> None:
     pattern = spdsl.compile("quest", page=8, budget=24).bind(2, 2, 8)
-    for batch in (1, 2):
+    for batch in (1, 1, 2, 2):
         q, k, v = torch.randn(3, batch, 2, 77, 8).half()
         graphs.selections(pattern, graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0, kernels=True))
     assert len(repeated._steps.entries) == 2
@@ -119,7 +124,7 @@ def test_captured_graphs_keep_what_they_read(monkeypatch: pytest.MonkeyPatch) ->
             graphs.selections(pattern, graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0, kernels=True)).values()
         )
 
-    wanted = [call(n) for n in (61, 70)]
+    wanted = [[call(n) for n in (61, 70)] for _ in range(2)][1]
     monkeypatch.setattr(repeated, "captured", lambda tensor: True)
     for _ in range(2):
         for n, want in zip((61, 70), wanted, strict=True):
@@ -131,7 +136,15 @@ def test_captured_graphs_keep_what_they_read(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_no_steps_where_the_host_reads_a_number() -> None:
     x = torch.randn(9)
-    for make in (lambda: x * float(x.sum()), lambda: x[: int(x.argmax())] * 2, lambda: x[x > 0], lambda: x.nonzero()):
+    for make in (
+        lambda: x * float(x.sum()),
+        lambda: x[: int(x.argmax())] * 2,
+        lambda: x[x > 0],
+        lambda: x.nonzero(),
+        lambda: x * x.tolist()[0],
+        lambda: x * x.numpy()[0],
+        lambda: x * np.asarray(x)[0],
+    ):
         result, steps = watch(make, [x])
         assert steps is None
         assert torch.equal(result, make())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import spdsl
-from spdsl.runtime import graphs
+from spdsl.runtime import graphs, inputs
 from spdsl.semantics.graph import Select
 from spdsl.semantics.nodes import BoundPattern
 from tests.interpreter.test_chains import dense
@@ -34,11 +34,11 @@ def whole(*shape: int, seed: int = 0) -> Tensor:
 def lists_by(pattern: BoundPattern, q: Tensor, k: Tensor, start: int, *, kernels: bool) -> dict[str, Tensor]:
     """All selections of a pattern, also those that other selections read alone."""
     call = graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=start, kernels=kernels)
-    arrays = graphs._arrays(pattern, call, grad=False)
+    arrays = inputs.arrays_of(pattern, call, grad=False)
     assert pattern.graph is not None
     chosen = [stage.name for stage in pattern.graph.stages if isinstance(stage, Select)]
     if kernels:
-        from spdsl.runtime.chains import lowered
+        from spdsl.runtime.chain_kernels import lowered
 
         for name in chosen:
             assert not isinstance(lowered(arrays, name), str), lowered(arrays, name)

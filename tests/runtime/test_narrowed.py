@@ -10,16 +10,17 @@ from torch import Tensor
 
 import spdsl
 from spdsl import reference
-from spdsl.runtime import graphs, narrowed
+from spdsl.runtime import graphs, inputs, narrowed, sets
+from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.ranking import as_lists
 from tests.runtime.memory import Largest
 
 
-def arrays_of(attn: spdsl.Attention, tensors: list[Tensor]) -> graphs.Arrays:
+def arrays_of(attn: spdsl.Attention, tensors: list[Tensor]) -> Arrays:
     q, k, v = tensors
     bound = attn.bind(q.shape[1], k.shape[1], q.shape[3])
     call = graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=k.shape[2] - q.shape[2], kernels=False)
-    return graphs._arrays(bound, call, grad=False)
+    return inputs.arrays_of(bound, call, grad=False)
 
 
 @st.composite
@@ -78,7 +79,7 @@ def test_hierarchies(program: tuple[str, tuple[int, int, int, int, int]], seed: 
 
 def test_only_candidates_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     """4,096 tokens in 512 blocks: no array of all pairs of blocks is made below the top level."""
-    monkeypatch.setitem(graphs._BUDGET, "cpu", 1 << 15)
+    monkeypatch.setitem(inputs._BUDGET, "cpu", 1 << 15)
     q, k, v = torch.randn(3, 1, 1, 4096, 4)
     attn = spdsl.compile("llsa", block=8, picks=(2, 2))
     arrays = arrays_of(attn, [q, k, v])
@@ -89,7 +90,7 @@ def test_only_candidates_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
         lists = graphs.lists(arrays, "stage_9")
     assert lists.shape == (1, 1, 512, 2)
     assert largest.nbytes <= 8 * (1 << 15) < 4 * 512 * 512
-    monkeypatch.setattr(graphs, "chosen_among", lambda *_: None)
+    monkeypatch.setattr(sets, "chosen_among", lambda *_: None)
     assert torch.equal(graphs.lists(arrays_of(attn, [q, k, v]), "stage_9"), lists)
 
 

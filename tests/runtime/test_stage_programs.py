@@ -13,7 +13,7 @@ from torch import Tensor
 import spdsl
 from spdsl import reference
 from spdsl.diagnostics import SpatError
-from spdsl.runtime import graphs, pooled
+from spdsl.runtime import graphs, inputs, pooled
 from spdsl.semantics.graph import Select
 from tests.library.compare import relative_error
 from tests.runtime.memory import Largest
@@ -205,13 +205,13 @@ def test_no_lse_of_gates() -> None:
 
 def test_memory_is_that_of_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """While 4,096 queries choose among 1,024 pages, no array of all of them is made."""
-    monkeypatch.setitem(graphs._BUDGET, "cpu", 1 << 18)
+    monkeypatch.setitem(inputs._BUDGET, "cpu", 1 << 18)
     q, k, v = torch.randn(3, 1, 1, 4096, 8)
     pattern = spdsl.compile("quest", page=4, budget=64).bind(1, 1, 8)
     assert pattern.graph is not None
     chosen = next(stage for stage in pattern.graph.stages if isinstance(stage, Select))
     with Largest() as largest:
-        arrays = graphs._arrays(pattern, graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0), grad=False)
+        arrays = inputs.arrays_of(pattern, graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0), grad=False)
         lists = graphs.lists(arrays, chosen.name)
     assert lists.shape == (1, 1, 4096, 16)
     assert largest.nbytes <= 8 * (1 << 18) < 4096 * 1024

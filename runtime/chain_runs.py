@@ -1,0 +1,253 @@
+"""The launches of one selection of one call: sums of softmaxes, reductions, and keys of some rows.
+
+From: a selection's kernels and the arrays of a call.  To: launches with the arguments, grids and tiles of that call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from spdsl.codegen.binaries import options_of
+from spdsl.codegen.chains.emit import array_arguments, table_arguments
+from spdsl.codegen.chains.lower import ChainKernel
+from spdsl.diagnostics import error
+from spdsl.runtime.arrays import Arrays
+from spdsl.runtime.chain_kernels import Loaded, read_of
+from spdsl.runtime.choosing import Keys, Room, choose
+from spdsl.runtime.memo import Memo
+from spdsl.runtime.notes import Grid
+from spdsl.runtime.operands import Operand, operand
+from spdsl.runtime.plain import Launch, start
+from spdsl.runtime.split import multiprocessors
+from spdsl.runtime.stage_values import refuse_unequal
+from spdsl.runtime.tilings import SMALLER, Tiling, columns_of, tiling_of
+from spdsl.semantics.graph import Mark, Score, Select, Softmax, Stage, on_side
+from spdsl.semantics.nodes import Const
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """One selection of one call.
+
+    ``keys`` has room for those of some rows, int32 ``[batch * heads, rows, pitch]``; ``ends`` says where rows end,
+    int32 ``[chunks of rows, batch * heads, tiles of rows]``.
+    """
+
+    arrays: Arrays
+    loaded: Loaded
+    operands: dict[str, Operand]
+    batch: int
+    heads: int
+    columns: int
+    keys: Tensor = field(init=False)
+    ends: Tensor = field(init=False)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    lists: Callable[[str], Tensor] | None = None
+
+    @staticmethod
+    def of(arrays: Arrays, found: Loaded) -> Run:
+        """The tensors that the kernels of a selection read in a call."""
+        chain = found.chain
+        by_name = {each.name: each for kernel in chain.kernels for each in kernel.arguments.vectors}
+        operands: dict[str, Operand] = {}
+        made: dict[object, Operand] = {}
+        for name, vectors in sorted(by_name.items(), reverse=True):  # queries before keys
+            query = operands.get(name.removesuffix("_k") + "_q")
+            dtype = query.tensor.dtype if query is not None and query.is_short else None
+            key = (vectors.expr, vectors.axes, vectors.terms, dtype)
+            if key not in made:
+                made[key] = operand(arrays, vectors, dtype)
+            operands[name] = made[key]
+        for stage in read_of(arrays, chain.stage).scores:
+            ends = [operands[end].size(stage.over) for end in (f"{stage.name}_q", f"{stage.name}_k") if end in operands]
+            if len(ends) == 2:
+                refuse_unequal(stage, *ends)
+        tables = {name for kernel in chain.kernels for name, _ in kernel.arguments.tables}
+        batches = [each.batch for each in operands.values()]
+        batches += [arrays.tensors[name].shape[0] for name in tables]
+        if read_of(arrays, chain.stage).by_batch:
+            batches.append(arrays.lines.batch)
+        return Run(
+            arrays=arrays,
+            loaded=found,
+            operands=operands,
+            batch=max(batches, default=1),
+            heads=arrays.lines.size(chain.heads) if chain.heads else 1,
+            columns=arrays.lines.size(chain.columns),
+        )
+
+    # ------------------------------------------------------------ each kernel
+
+    def reduced(self, kernel: ChainKernel) -> Tensor:
+        """What a reduction over all keys leaves, ``[batch, heads, rows]``."""
+        arrays, chain = self.arrays, self.loaded.chain
+        rows = arrays.lines.size(chain.rows)
+        dtype = torch.float32 if arrays.stages[chain.stage].dtype == "float" else torch.uint8
+        found = torch.empty(self.batch, self.heads, rows, dtype=dtype, device=arrays.lines.device)
+        every = self.batch * self.heads
+        given = {"left_here": found, "chunk_rows": rows, "column_count": self.columns, "heads": self.heads}
+        self.launch(kernel, given, lambda tiling: (-(-rows // tiling.rows), every, 1), rows * every, ("left_here",))
+        return found if dtype == torch.float32 else found.view(torch.bool)
+
+    def summed(self, kernel: ChainKernel) -> Tensor:
+        """The sums of a softmax, fp32 ``[batch, heads, rows, 2]``."""
+        arrays = self.arrays
+        stage = arrays.stages[kernel.stage]
+        rows_axis = on_side(stage.axes, "q")
+        assert isinstance(stage, Softmax)
+        assert rows_axis is not None
+        others = [axis for axis in stage.axes if axis not in (rows_axis, stage.over)]
+        heads = math.prod(arrays.lines.size(axis) for axis in others)
+        rows = arrays.lines.size(rows_axis)
+        found = torch.empty(self.batch, heads, rows, 2, dtype=torch.float32, device=arrays.lines.device)
+        given = {"sums": found, "chunk_rows": rows, "column_count": arrays.lines.size(stage.over), "heads": heads}
+        self.launch(
+            kernel, given, lambda tiling: (-(-rows // tiling.rows), self.batch * heads, 1), rows * heads, ("sums",)
+        )
+        return found
+
+    def chosen(self, stage: Stage, first: int, rows: int, lists: Room | None) -> Tensor:
+        """The lists of some rows, as many as `keys` has room for, or the last ones."""
+        kernel = self.loaded.chain.kernels[-1]
+        every, step, pitch = self.keys.shape
+        ends_first = first // step * every * self.ends.shape[-1]
+        given = {
+            "keys": self.keys,
+            "row_ends": self.ends,
+            "ends_first": ends_first,
+            "first_row": first,
+            "chunk_rows": rows,
+            "column_count": self.columns,
+            "pitch": pitch,
+            "heads": self.heads,
+        }
+
+        def grid(tiling: Tiling) -> Grid:
+            columns = columns_of(kernel, tiling)
+            columns -= bool(kernel.fold and kernel.fold.more)
+            return -(-self.columns // columns), -(-rows // tiling.rows), every
+
+        tiling = self.launch(kernel, given, grid, rows * every * -(-self.columns // 128), ("keys", "row_ends"))
+        rest = Keys(
+            keys=self.keys,
+            chunks=every,
+            rows=rows,
+            pitch=pitch,
+            columns=self.columns,
+            ends=self.ends,
+            block=tiling.rows,
+            ends_first=ends_first,
+        )
+        return choose(rest, self.loaded.chain.by, self.amounts(stage, first, rows), lists)
+
+    def amounts(self, stage: Stage, first: int, rows: int) -> Tensor:
+        """How many to choose in each row, or one number for all."""
+        device = self.arrays.lines.device
+        if isinstance(stage, Mark):
+            return torch.zeros(1, dtype=torch.int32, device=device)
+        assert isinstance(stage, Select)
+        amount: Any = stage.amount.value if isinstance(stage.amount, Const) else None
+        if amount is None:
+            some = torch.arange(first, first + rows, device=device)
+            amount = self.arrays.evaluate(stage.amount, stage.axes, some, Memo())
+        if not isinstance(amount, Tensor):
+            value = max(0, min(int(amount), 2**31 - 1)) if stage.by == "count" else float(amount)
+            return torch.full((1,), value, dtype=torch.int32 if stage.by == "count" else torch.float64, device=device)
+        shape = [self.batch, *(rows if axis == self.loaded.chain.rows else self.heads for axis in stage.axes)]
+        shape[1 + stage.axes.index(stage.over)] = 1
+        wide = amount.expand(shape).reshape(-1)
+        return wide.clamp(0, 2**31 - 1).int() if stage.by == "count" else wide.double()
+
+    # ------------------------------------------------------------ launches
+
+    def launch(
+        self,
+        kernel: ChainKernel,
+        given: Mapping[str, Any],
+        grid: Callable[[Tiling], Grid],
+        rows: int,
+        writes: tuple[str, ...],
+        tiling: Tiling | None = None,
+    ) -> Tiling:
+        """Run a kernel, which ``writes`` some of its tensors, with as large a tile as the work and the device have room
+        for, or a given one, and say which."""
+        wanted = self._tiling(kernel, rows) if tiling is None else tiling
+        tiling = self.loaded.tilings.get((kernel.name, wanted), wanted)
+        function, device = self.loaded.functions[kernel.name], self.arrays.lines.device
+        values = self._values(kernel)
+        while True:
+            programs = grid(tiling)
+            options = options_of(tiling.warps, tiling.stages, None if torch.version.hip else tiling.registers)
+            blocks = {"BLOCK_R": tiling.rows, "BLOCK_C": columns_of(kernel, tiling)}
+            launch = Launch(
+                function=function,
+                grid=programs,
+                values={**values, **given, **blocks},
+                options=options,
+                writes=writes,
+                device=device,
+            )
+            try:
+                start(launch)
+            except OutOfResources as short:
+                if tiling not in SMALLER:
+                    pattern = self.arrays.lines.pattern.name
+                    raise error(
+                        "SP504",
+                        f"the kernel `{kernel.name}` of `{pattern}` does not fit this GPU: {short}",
+                        self.arrays.stages[kernel.stage].span,
+                        help="select by vectors of fewer numbers",
+                    ) from short
+                tiling = SMALLER[tiling]
+                self.loaded.tilings[kernel.name, wanted] = tiling
+            else:
+                return tiling
+
+    def _tiling(self, kernel: ChainKernel, rows: int) -> Tiling:
+        operands = [self.operands[each.name] for each in kernel.arguments.vectors]
+        few = rows * max(1, self.batch) < 2 * 128 * multiprocessors(self.arrays.lines.device)
+        return tiling_of(kernel, long=not all(each.is_short for each in operands), few=few)
+
+    def _values(self, kernel: ChainKernel) -> dict[str, Any]:
+        """The arguments of a kernel that do not depend on which rows it computes."""
+        arrays, lines = self.arrays, self.arrays.lines
+        values: dict[str, Any] = {"n": lines.n, "nq": lines.nq, "q_start": lines.q_start}
+        for vectors in kernel.arguments.vectors:
+            found, name = self.operands[vectors.name], vectors.name
+            values |= {name: found.tensor, f"{name}_b": found.batch_stride}
+            values |= {f"{name}_{axis}": found.stride(axis) for axis in vectors.axes}
+            values |= {f"{name}_r": found.stride(vectors.rows), f"{name}_f": found.stride(vectors.feature)}
+            if vectors.terms > 1:
+                values[f"{name}_t"] = found.tensor.stride(0)
+            size = found.size(vectors.feature)
+            values |= {f"{name}_rows": found.size(vectors.rows), f"{name}_size": size}
+            values[name.upper()] = max(16, 1 << (size - 1).bit_length())
+        for sums in kernel.arguments.sums:
+            tensor = self.sums[sums.stage]
+            heads, rows = tensor.shape[1:3]
+            values |= {sums.name: tensor, f"{sums.name}_b": heads * rows, f"{sums.name}_h": rows}
+            values[f"{sums.name}_rows"] = rows
+        for name, rank in kernel.arguments.tables:
+            tensor = arrays.tensors[name]
+            strides = [tensor.stride(0) if tensor.shape[0] > 1 else 0, *tensor.stride()[1:]]
+            values |= dict(zip(table_arguments(name, rank), (tensor, *strides, *tensor.shape[1:]), strict=True))
+        for name, axes in kernel.arguments.arrays:
+            tensor = arrays.whole(name)
+            steps = (tensor.stride(0) if tensor.shape[0] > 1 else 0, *tensor.stride()[1:], tensor.shape[-1])
+            values |= dict(zip(array_arguments(name, axes), (tensor, *steps), strict=True))
+        values |= {name: lines.size(axis) for name, axis in kernel.arguments.sizes}
+        return values | {name: self._factor(stage) for name, stage in kernel.arguments.factors}
+
+    def _factor(self, name: str) -> float:
+        stage = self.arrays.stages[name]
+        assert isinstance(stage, Score)
+        if stage.scale is not None:
+            return float(self.arrays.evaluate(stage.scale, (), None, Memo()))
+        return 1 / math.sqrt(self.operands[f"{name}_q"].size(stage.over))

@@ -1,0 +1,61 @@
+"""Sets of pairs as lists of keys: by kernels, among candidates, or by torch, some rows at a time."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from torch import Tensor
+
+from spdsl.runtime.arrays import Arrays
+from spdsl.runtime.memo import Memo
+from spdsl.runtime.narrowed import chosen_among
+from spdsl.runtime.ranking import as_lists, joined
+from spdsl.runtime.repeated import repeated
+from spdsl.semantics.graph import Select, on_side, side_of
+from spdsl.semantics.nodes import Const
+
+
+def lists(arrays: Arrays, name: str) -> Tensor:
+    """The pairs of a set as lists of keys, int32 ``[batch or 1, …, rows, most]``: see `Table.listed`."""
+    if name not in arrays.listed:
+        make = partial(_lists, arrays, name)
+        arrays.listed[name] = repeated(arrays, name, make) if arrays.kernels else make()
+    return arrays.listed[name]
+
+
+def _lists(arrays: Arrays, name: str) -> Tensor:
+    found, width = None, _width(arrays, name)
+    if arrays.kernels:
+        from spdsl.runtime.chains import chosen_lists
+
+        found = chosen_lists(arrays, name, width, lambda other: lists(arrays, other))
+    found = chosen_among(arrays, name, lists) if found is None else found
+    if found is not None:
+        return found
+    stage = arrays.stages[name]
+    parts = []
+    for rows in arrays.chunks(name):
+        part = arrays.array(name, rows, Memo())
+        most = width if width is not None else int(part.sum(-1).max()) if part.numel() else 0
+        parts.append(as_lists(part, max(1, most)))
+    axis = on_side(stage.axes, "q")
+    assert axis is not None
+    return joined(parts, 1 + stage.axes.index(axis))
+
+
+_SMALL = 1 << 23
+"""Entries of all pairs of a set up to which its lists have room for every key, so that the host need not wait for the
+longest."""
+
+
+def _width(arrays: Arrays, name: str) -> int | None:
+    """The most elements of a row, where they are known without a look at the set, or room for all is little."""
+    stage, lines = arrays.stages[name], arrays.lines
+    match stage:
+        case Select(by="count", amount=Const(value=count), over=over, also=()) if side_of(over) == "k":
+            return max(0, min(int(count), lines.size(over)))
+        case _:
+            keys = on_side(stage.axes, "k")
+            pairs = lines.batch * math.prod(lines.size(axis) for axis in stage.axes)
+            return lines.size(keys) if keys is not None and arrays.kernels and pairs <= _SMALL else None

@@ -1,0 +1,62 @@
+"""How large the tiles of the kernels of selections are, and how they are compiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spdsl.codegen.chains.lower import ChainKernel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiling:
+    """The tile of a kernel of scores, and how it is compiled."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    registers: int | None = None
+
+
+_LARGE = Tiling(rows=128, columns=128, warps=8, stages=2)
+_OF_SUMS = Tiling(rows=128, columns=64, warps=8, stages=2, registers=128)
+_OF_LOOP = Tiling(rows=64, columns=128, warps=4, stages=3)
+_FOLDED = Tiling(rows=64, columns=128, warps=4, stages=2)
+_SMALL = Tiling(rows=64, columns=64, warps=4, stages=2)
+_OF_FEW = Tiling(rows=32, columns=64, warps=4, stages=2)
+LEAST = Tiling(rows=32, columns=32, warps=4, stages=1)
+SMALLER = {
+    _LARGE: _SMALL,
+    _OF_SUMS: _SMALL,
+    _OF_LOOP: _SMALL,
+    _FOLDED: _SMALL,
+    _SMALL: LEAST,
+    _OF_FEW: LEAST,
+}
+"""The tile to take where one does not fit the device."""
+
+
+def tiling_of(kernel: ChainKernel, *, long: bool, few: bool) -> Tiling:
+    """The tile of a kernel of scores, by what was fastest on Hopper.
+
+    A kernel of sums has many rows, so that each tile of keys meets as many as it can, and leaves room for a second
+    program; reductions keep one more tile in registers for each loop.  Products of 32 bits (``long``), which no
+    matrix unit makes, take the least, and where there are ``few`` rows, tiles are small enough for all multiprocessors,
+    the more so where a program goes through all columns of what loops add up.
+    """
+    if long:
+        return LEAST
+    if kernel.role == "values" and kernel.loops > 1:
+        return _OF_FEW if few else _SMALL
+    if few or not kernel.arguments.vectors:
+        return _SMALL
+    if kernel.sums:
+        return _OF_SUMS
+    if kernel.fold is not None:
+        return _FOLDED
+    return (_LARGE, _OF_LOOP)[kernel.loops] if kernel.loops < 2 else _SMALL
+
+
+def columns_of(kernel: ChainKernel, tiling: Tiling) -> int:
+    """The columns of a tile: those of the matrix products, or fewer if several are made into one."""
+    return tiling.columns if kernel.fold is None else max(2, tiling.columns // kernel.fold.size)
