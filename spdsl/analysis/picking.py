@@ -19,10 +19,6 @@ from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Load
 from spdsl.semantics.rewrite import free_indices
 from spdsl.semantics.rewrite import walk as nodes_of
 
-UNPROVEN = range(33, 65)
-"""Head dims at which tiles of several heads came out wrong on an H200 when the copy engine loaded them.  By address
-those of smaller ones are right; these have been compiled so, but not run."""
-
 
 def why_unpicked(kind: Kind, staged: Staged, problem: Problem, gradients: Sequence[TableGradient]) -> str | None:
     """Why a kernel does not walk what queries have picked; None where it does, and empty where nothing is picked."""
@@ -31,8 +27,6 @@ def why_unpicked(kind: Kind, staged: Staged, problem: Problem, gradients: Sequen
     if chosen is None or problem.shape == "batched" or kind == "fused":
         return ""
     heads = 1 if chosen.by_head else pattern.heads // pattern.groups
-    if heads > 1 and any(dim in UNPROVEN for dim in (pattern.head_dim, problem.value_dim)):
-        return "the kernel that packs several heads of 33 to 64 numbers into one tile is not checked on a GPU yet"
     alike = _order(kind, chosen, problem) == "alike"
     if kind != "dkdv" and chosen.fine and not alike and positions_of(problem.dtype, heads) > CROWD:
         return f"{positions_of(problem.dtype, heads)} queries of a tile, each with keys of its own, meet most keys"
