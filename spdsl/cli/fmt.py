@@ -45,7 +45,21 @@ def fmt(
         records.append({"file": word, "changed": changed})
     if as_json:
         print_json({"ok": not failed, "files": records})
+    else:
+        _sum_up(
+            [each["changed"] for each in records if "changed" in each and each["file"] != "-"],
+            wrote=not (check or diff),
+        )
     raise typer.Exit(int(failed))
+
+
+def _sum_up(changed: list[bool], *, wrote: bool) -> None:
+    """Say how many files there were of either kind; results alone go to standard output."""
+    words = ("formatted", "left as it was", "left as they were") if wrote else ("to format", "in order", "in order")
+    both = ((sum(changed), words[0], words[0]), (len(changed) - sum(changed), *words[1:]))
+    found = [f"1 file {one}" if count == 1 else f"{count} files {many}" for count, one, many in both if count]
+    if found:
+        typer.echo(", ".join(found), err=True)
 
 
 def _one(given: Given, *, check: bool, diff: bool, quiet: bool) -> bool:

@@ -125,6 +125,17 @@ def test_fmt_writes_in_place_and_is_idempotent(spdsl: Spdsl, good: Path) -> None
     assert [each.name for each in good.parent.iterdir()] == ["local.spat"]
 
 
+def test_fmt_says_what_it_did(spdsl: Spdsl, good: Path) -> None:
+    other = good.with_name("other.spat")
+    other.write_text("pattern other(){keep causal}")
+    assert spdsl("fmt", "--check", good, other).err == f"would change {other}\n1 file to format, 1 file in order\n"
+    answer = spdsl("fmt", good, other)
+    assert (answer.out, answer.err) == ("", f"formatted {other}\n1 file formatted, 1 file left as it was\n")
+    assert spdsl("fmt", good, other).err == "2 files left as they were\n"
+    assert spdsl("fmt", "--check", good).err == "1 file in order\n"
+    assert spdsl("fmt", "--json", good).err == ""
+
+
 def test_fmt_keeps_symbolic_links(spdsl: Spdsl, good: Path, tmp_path: Path) -> None:
     good.write_text("pattern local(){keep causal}")
     link = tmp_path / "link.spat"
