@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from spdsl.runtime.chain_runs import Run
 
 
-SCORED, SEARCHED = (64, 4), (32, 4)
-"""Candidates of a tile that are scored, or searched, and the warps of its program."""
+SCORED, SEARCHED = (64, 4, 2), (32, 4, 1)
+"""Candidates of a tile that are scored, or searched, the warps of its program, and stages of its loop."""
 
 
 @triton.jit(do_not_specialize=["total", "rows", "chunk_rows", "first_row", "width", "outer_b", "outer_h", "outer_r"])  # type: ignore[untyped-decorator]
@@ -74,8 +74,8 @@ def among_candidates(run: Run, stage: Stage, width: int | None) -> Tensor:
     step = max(1, KEYS // (pitch * every) // of) * of
     # The rows of a tile are those of one run, or the queries of one row.
     block = max(16, min(64 if not chain.queries else 128, 1 << (max(of, chain.queries) - 1).bit_length()))
-    columns, warps = SEARCHED if chain.queries else SCORED
-    tiling = Tiling(rows=block, columns=columns, warps=warps, stages=2)
+    columns, warps, stages = SEARCHED if chain.queries else SCORED
+    tiling = Tiling(rows=block, columns=columns, warps=warps, stages=stages)
     made = []
     for first in range(0, rows, step):
         some = min(step, rows - first)
@@ -84,8 +84,8 @@ def among_candidates(run: Run, stage: Stage, width: int | None) -> Tensor:
         given |= {"pitch": pitch, "heads": heads, "total": total, **({} if outer is None else outer.given)}
 
         def grid(tiling: Tiling, some: int = some) -> Grid:
-            tiles = some if chain.queries else -(-some // of) * -(-of // tiling.rows)
-            return -(-total // tiling.columns), tiles, every
+            across = -(-total // tiling.columns)
+            return (some, across, every) if chain.queries else (across, -(-some // of) * -(-of // tiling.rows), every)
 
         run.launch(kernel, given, grid, some * every, ("keys",), tiling)
         ends = torch.full((every, 1), total, dtype=torch.int32, device=device)

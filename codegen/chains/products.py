@@ -35,8 +35,9 @@ def scale(values: Values, stage: Score) -> str:
     return name
 
 
-def product(values: Values, stage: Score, place: Place) -> Expr:
-    """A matrix product."""
+def product(values: Values, stage: Score, place: Place, *, turned: bool = False) -> Expr:
+    """A matrix product; ``turned`` with keys, all of which exist, as the rows of the matrix unit: there, few queries
+    take less of it."""
     program = values.program
     query, key = stage.left, stage.right
     if on_side(free_axes(query), "k") is not None:
@@ -49,11 +50,16 @@ def product(values: Values, stage: Score, place: Place) -> Expr:
     found: Expr | None = None
     # The smallest terms first, so that none is lost beside the larger ones.
     for term in reversed(range(columns.terms)):
-        right = _tile(values, columns, place, key, terms, term)
+        right = _tile(values, columns, place, key, terms, term, exist=turned)
         what = program.of(left) | program.of(right)
-        so_far = "" if found is None else f", {program.atom(found)}"
+        factors = [program.text(left), program.text(right)]
+        so_far = [] if found is None else [program.atom(found)]
+        if turned:
+            factors.reverse()
+            factors, so_far = ([f"tl.trans({each})" for each in part] for part in (factors, so_far))
         precision = ', input_precision="ieee"' if terms == 0 else ""
-        text = f"tl.dot({program.text(left)}, {program.text(right)}{so_far}{precision})"
+        text = f"tl.dot({', '.join((*factors, *so_far))}{precision})"
+        text = f"tl.trans({text})" if turned else text
         found = program.let("product", text, what, "float")
     assert found is not None
     return found
@@ -76,8 +82,11 @@ def _first_alike(values: Values, vectors: Vectors) -> Vectors:
     return next(same, vectors)
 
 
-def _tile(values: Values, vectors: Vectors, place: Place, expr: Expr, terms: int, term: int) -> Expr:
-    """Rows as ``[BLOCK_R, FEATURES]``, keys as ``[FEATURES, BLOCK_C]``; zeros where there are none."""
+def _tile(
+    values: Values, vectors: Vectors, place: Place, expr: Expr, terms: int, term: int, *, exist: bool = False
+) -> Expr:
+    """Rows as ``[BLOCK_R, FEATURES]``, keys as ``[FEATURES, BLOCK_C]``; zeros where there are none, unless all
+    ``exist``."""
     program, name = values.program, vectors.name
     is_query = name.endswith("_q")
     what, base = NOTHING, [name, f"tl.cast(b, tl.int64) * {name}_b"]
@@ -97,9 +106,11 @@ def _tile(values: Values, vectors: Vectors, place: Place, expr: Expr, terms: int
     )
     start = program.atom(program.let("start", " + ".join(base), what, "int"))
     at = program.atom(entry)
-    inside = program.atom(program.let("there", f"({at} >= 0) & ({at} < {name}_rows)", program.of(entry), "bool"))
-    text = f"tl.load({start} + tl.cast({at}, tl.int64) * {name}_r + {feature} * {name}_f, "
-    text += f"mask={inside} & ({feature} < {name}_size), other=0.0)"
+    mask = f"{feature} < {name}_size"
+    if not exist:
+        inside = program.atom(program.let("there", f"({at} >= 0) & ({at} < {name}_rows)", program.of(entry), "bool"))
+        mask = f"{inside} & ({mask})"
+    text = f"tl.load({start} + tl.cast({at}, tl.int64) * {name}_r + {feature} * {name}_f, mask={mask}, other=0.0)"
     text += ".to(tl.float32)" if terms == 0 else ""
     found = program.let("query" if is_query else "key", text, whole, "float")
     if not is_query:

@@ -49,7 +49,7 @@ NOTHING = Known()
 
 RESERVED = (
     *("largest", "total", "logit", "key", "keys", "key_row", "sums", "at", "finite", "n", "nq", "heads", "pitch"),
-    *("outer", "upper", "ordinary", "full", "rest", "tile", "scan", "each", "fine"),
+    *("outer", "upper", "ordinary", "full", "rest", "tile", "scan", "each", "fine", "whole", "any_there", "all_there"),
 )
 """Names that the templates of kernels use."""
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import spdsl
-from spdsl.runtime import graphs, inputs
+from spdsl.runtime import among, graphs, inputs
+
 from spdsl.semantics.graph import Select
 from spdsl.semantics.nodes import BoundPattern
 from tests.interpreter.test_chains import dense
@@ -55,6 +56,19 @@ def test_hip_chooses_what_torch_does(nq: int, n: int) -> None:
         assert torch.equal(dense(lists, n), dense(wanted[name], n).expand_as(dense(lists, n))), name
         some += int(dense(lists, n).sum())
     assert some > 50
+
+
+def test_tiles_of_which_everything_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far from the window no condition is looked at; a NaN is absent there, too."""
+    monkeypatch.setattr(among, "SEARCHED", (8, 4, 1))
+    parameters = {"rows": 8, "chunk": (16, 4, 2), "budget": (64, 32, 12), "every": 2, "sinks": 3, "window": 9}
+    pattern = spdsl.compile("hip", **parameters).bind(1, 1, 16)  # type: ignore[arg-type]
+    q, k = whole(1, 1, 130, 16), whole(1, 1, 130, 16, seed=1)
+    k[0, 0, 40:44] = float("nan")
+    k[0, 0, 77] = float("nan")
+    found, wanted = (lists_by(pattern, q, k, 0, kernels=way) for way in (True, False))
+    for name, lists in found.items():
+        assert torch.equal(dense(lists, 130), dense(wanted[name], 130)), name
 
 
 def test_a_search_that_meets_numbers_that_are_none() -> None:

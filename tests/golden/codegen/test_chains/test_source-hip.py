@@ -33,6 +33,20 @@ def count_key(value, only, forced):
 
 
 @triton.jit
+def paired(one, two, COUNT: tl.constexpr):
+    """Two rows as one, eight of each in turn: so many apart are the rows of a product that one thread holds."""
+    both = tl.join(tl.reshape(one, [COUNT // 8, 8]), tl.reshape(two, [COUNT // 8, 8]))
+    return tl.reshape(tl.permute(both, [0, 2, 1]), [1, 2 * COUNT])
+
+
+@triton.jit
+def parted(both, COUNT: tl.constexpr):
+    """What was paired."""
+    one, two = tl.split(tl.permute(tl.reshape(both, [COUNT // 8, 2, 8]), [0, 2, 1]))
+    return tl.reshape(one, [1, COUNT]), tl.reshape(two, [1, COUNT])
+
+
+@triton.jit
 def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
     """Store the keys of a tile."""
     tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
@@ -57,28 +71,40 @@ def keys(
     """The keys of a tile of q.row and of candidates among k.small."""
     b = tl.program_id(2) // heads
     head = tl.program_id(2) % heads
-    row_first = first_row + tl.program_id(1)  # the row whose queries are the rows of the tile
+    # Programs at one time meet neighbouring candidates of many rows, so that keys are found in the cache.
+    row_first = first_row + tl.program_id(0)  # the row whose queries are the rows of the tile
     upper = row_first
-    key_row = tl.program_id(2).to(tl.int64) * chunk_rows + tl.program_id(1)
-    candidates = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    key_row = tl.program_id(2).to(tl.int64) * chunk_rows + tl.program_id(0)
+    candidate_first = tl.program_id(1) * BLOCK_C
+    candidates = candidate_first + tl.arange(0, BLOCK_C)[None, :]
     list_at = b.to(tl.int64) * list_b + head * list_h + upper * list_r
     outer = tl.load(lists + list_at + candidates // 4, mask=candidates < total, other=list_count)
     columns = outer * 4 + candidates % 4
     there = (outer < list_count) & (columns < column_count)
     columns = tl.where(there, columns, 0)
-    members = row_first * 64 + tl.arange(0, BLOCK_R)[:, None] * 4
-    exist = (tl.arange(0, BLOCK_R)[:, None] < 16) & (members >= tl.maximum(q_start, 0))
-    exist = exist & (members < q_start + nq)
+    # Candidates ascend, and those that exist come first: the ends of the tile, as scalars.
+    candidate_last = tl.minimum(candidate_first + BLOCK_C, total) - 1
+    all_there = candidate_first + BLOCK_C <= total
+    first_outer = tl.load(lists + list_at + candidate_first // 4)
+    last_outer = tl.load(lists + list_at + candidate_last // 4)
+    any_there = first_outer < list_count
+    column_first = tl.where(any_there, first_outer, 0) * 4 + candidate_first % 4
+    all_there = all_there & (last_outer < list_count)
+    column_last = tl.where(all_there, last_outer, 0) * 4 + candidate_last % 4
+    all_there = all_there & (column_last < column_count)
+    members = row_first * 64 + tl.minimum(tl.arange(0, BLOCK_R), 15)[:, None] * 4
+    exist = (members >= tl.maximum(q_start, 0)) & (members < q_start + nq)
     first = columns * 8
-    size = tl.minimum(n - first, 8)
-    key_first = tl.min(tl.where(there, first, 2147483647), 1)
-    key_last = tl.max(tl.where(there, first + size - 1, -1), 1)
-    key_first, key_last = tl.min(key_first, 0), tl.max(key_last, 0)
+    key_first = column_first * 8
+    key_last = tl.where(all_there, column_last * 8 + 7, n - 1)
+    all_there = all_there & (key_last < n)
     # Nothing of the tile can be met.
-    there = there & ((-key_last + 256 <= 0) & (row_first * 64 - key_first - 964 >= 0))
-    size = tl.where(there, size, 0)
+    may = any_there & ((-key_last + 256 <= 0) & (row_first * 64 - key_first - 964 >= 0))
+    there = there & may
+    size = tl.where(there, tl.minimum(n - first, 8), 0)
     best = tl.full([1, BLOCK_C], float('-inf'), tl.float32)
-    levels = 3 * tl.max(tl.max(there.to(tl.int32), 1), 0)
+    # Everything of the tile is met: all blocks are full, and no condition is looked at.
+    whole = all_there & (row_first * 64 >= tl.maximum(q_start, 0)) & (row_first * 64 + 60 < q_start + nq) & ((-key_first + 256 <= 0) & (row_first * 64 - key_last - 1024 >= 0))
     entry = members - q_start
     feature = tl.arange(0, STAGE_0_Q)[None, :]
     start = stage_0_q + tl.cast(b, tl.int64) * stage_0_q_b + tl.cast(head, tl.int64) * stage_0_q_h
@@ -88,16 +114,39 @@ def keys(
     feature_1 = tl.arange(0, STAGE_0_K)[:, None]
     start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(x, tl.int64) * stage_0_k_g + 1 * stage_0_k_t
     start_2 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(x, tl.int64) * stage_0_k_g
+    if whole:
+        half = tl.full([], 4, tl.int32)
+        for level in range(2):
+            both = paired(first + half // 2, first + half + half // 2, BLOCK_C)
+            key_1 = tl.load(start_1 + tl.cast(both, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
+            product = tl.trans(tl.dot(tl.trans(key_1), tl.trans(query)))
+            key_2 = tl.load(start_2 + tl.cast(both, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
+            product_1 = tl.trans(tl.dot(tl.trans(key_2), tl.trans(query), tl.trans(product)))
+            met = tl.max(product_1, 0)[None, :] * stage_0_scale
+            met = tl.where(met == met, met, 0.0)
+            seen_0, seen_1 = parted(met, BLOCK_C)
+            best = tl.maximum(best, tl.maximum(seen_0, seen_1))
+            first = tl.where(seen_1 > seen_0, first + half, first)
+            half = half // 2
+        key_3 = tl.load(start_1 + tl.cast(first, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
+        product_2 = tl.trans(tl.dot(tl.trans(key_3), tl.trans(query)))
+        key_4 = tl.load(start_2 + tl.cast(first, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
+        product_3 = tl.trans(tl.dot(tl.trans(key_4), tl.trans(query), tl.trans(product_2)))
+        met = tl.max(product_3, 0)[None, :] * stage_0_scale
+        met = tl.where(met == met, met, 0.0)
+        best = tl.maximum(best, met)
+    may = may & ~whole
+    levels = 3 * may.to(tl.int32)
     holds = (members & 3) == 0
     for level in range(levels):
         half = (size + 1) // 2
         middle_0 = tl.minimum((2 * first + half) // 2, n - 1)
         there_2 = (middle_0 >= 0) & (middle_0 < stage_0_k_rows)
-        key_1 = tl.load(start_1 + tl.cast(middle_0, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_2 & (feature_1 < stage_0_k_size), other=0.0)
-        product = tl.dot(query, key_1)
-        key_2 = tl.load(start_2 + tl.cast(middle_0, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_2 & (feature_1 < stage_0_k_size), other=0.0)
-        product_1 = tl.dot(query, key_2, product)
-        score = product_1 * stage_0_scale
+        key_5 = tl.load(start_1 + tl.cast(middle_0, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_2 & (feature_1 < stage_0_k_size), other=0.0)
+        product_4 = tl.dot(query, key_5)
+        key_6 = tl.load(start_2 + tl.cast(middle_0, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_2 & (feature_1 < stage_0_k_size), other=0.0)
+        product_5 = tl.dot(query, key_6, product_4)
+        score = product_5 * stage_0_scale
         holds_1 = 256 <= middle_0
         met = tl.where(score == score, score, -3.4028234663852886e38)
         met = tl.max(tl.where(exist & (holds & holds_1 & (members - middle_0 >= 1024)), met, float('-inf')), 0)[None, :]
@@ -105,11 +154,11 @@ def keys(
         seen_0 = tl.where((half > 0) & there, met, float('-inf'))
         middle_1 = tl.minimum((2 * (first + half) + (size - half)) // 2, n - 1)
         there_3 = (middle_1 >= 0) & (middle_1 < stage_0_k_rows)
-        key_3 = tl.load(start_1 + tl.cast(middle_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
-        product_2 = tl.dot(query, key_3)
-        key_4 = tl.load(start_2 + tl.cast(middle_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
-        product_3 = tl.dot(query, key_4, product_2)
-        score_1 = product_3 * stage_0_scale
+        key_7 = tl.load(start_1 + tl.cast(middle_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
+        product_6 = tl.dot(query, key_7)
+        key_8 = tl.load(start_2 + tl.cast(middle_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
+        product_7 = tl.dot(query, key_8, product_6)
+        score_1 = product_7 * stage_0_scale
         holds_2 = 256 <= middle_1
         met = tl.where(score_1 == score_1, score_1, -3.4028234663852886e38)
         met = tl.max(tl.where(exist & (holds & holds_2 & (members - middle_1 >= 1024)), met, float('-inf')), 0)[None, :]

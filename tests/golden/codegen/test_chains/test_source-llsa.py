@@ -57,7 +57,8 @@ def keys(
     row_last = tl.minimum(tl.minimum(row_first + BLOCK_R, (upper + 1) * 16), first_row + chunk_rows) - 1
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
     key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
-    candidates = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    candidate_first = tl.program_id(0) * BLOCK_C
+    candidates = candidate_first + tl.arange(0, BLOCK_C)[None, :]
     list_at = b.to(tl.int64) * list_b + head * list_h + upper * list_r
     outer = tl.load(lists + list_at + candidates // 16, mask=candidates < total, other=list_count)
     columns = outer * 16 + candidates % 16
