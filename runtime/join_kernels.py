@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.codegen.binaries import options_of
-from spdsl.runtime.plain import on
+from spdsl.runtime.plain import start_given
 
 MOST = 4
 """Softmaxes that one launch puts together."""
@@ -81,6 +81,6 @@ def put_together(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor
     if rows and columns:
         filled = [[*each, *each[:1] * (MOST - len(each))] for each in (outs, lses)]
         sizes = {"COUNT": len(outs), "ROWS": ROWS, "COLUMNS": triton.next_power_of_2(columns)}
-        with on(out.device):
-            join[(triton.cdiv(rows, ROWS),)](out, lse, *filled[0], *filled[1], rows, columns, **sizes, **options_of(4))
+        grid, given = (triton.cdiv(rows, ROWS), 1, 1), (out, lse, *filled[0], *filled[1], rows, columns)
+        start_given(join, grid, given, sizes, ("out", "lse"), options_of(4), out.device)
     return out, lse

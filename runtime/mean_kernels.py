@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.codegen.binaries import options_of
-from spdsl.runtime.plain import Launch, on, start
+from spdsl.runtime.plain import Launch, start, start_given
 
 SPAN = 64
 """The most entries that a program reads at once."""
@@ -126,11 +126,9 @@ class _Blocks(torch.autograd.Function):
         d_x = torch.empty(ctx.shape, dtype=ctx.dtype, device=d_means.device)
         if d_x.numel():
             constants = _constants(size, step, each, mean, SPAN, columns)
-            numbers = (entries, d_means.shape[2], length, columns)
-            with on(d_x.device):
-                spread_means[(-(-entries // SPAN), batch * heads)](
-                    d_means.contiguous(), d_x, *numbers, **constants, **options_of(4)
-                )
+            given = (d_means.contiguous(), d_x, entries, d_means.shape[2], length, columns)
+            grid = (-(-entries // SPAN), batch * heads, 1)
+            start_given(spread_means, grid, given, constants, ("d_x",), options_of(4), d_x.device)
         return d_x, None, None, None, None, None, None
 
 

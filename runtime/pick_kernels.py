@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spdsl.codegen.binaries import keeping, options_of
-from spdsl.runtime.plain import on
+from spdsl.codegen.binaries import options_of
+from spdsl.runtime.plain import start_given
 
 LARGEST = 2048
 """Picks of a tile of queries that one program sorts."""
@@ -135,13 +135,15 @@ def write(  # type: ignore[no-untyped-def]
 
 
 def _run(
-    kernel: Any, grid: tuple[int, ...], tensor: Tensor, *arguments: object, warps: int = 4, **constants: object
+    kernel: Any,
+    grid: tuple[int, int, int],
+    writes: tuple[str, ...],
+    tensor: Tensor,
+    *arguments: object,
+    warps: int = 4,
+    **constants: object,
 ) -> None:
-    if 0 in grid:
-        return
-    device = tensor.device
-    with on(device), keeping(kernel, device.index if device.type == "cuda" else None):
-        kernel[grid](tensor, *arguments, **constants, **options_of(warps))
+    start_given(kernel, grid, (tensor, *arguments), constants, writes, options_of(warps), tensor.device)
 
 
 def fits(positions: int, most: int) -> bool:
@@ -163,7 +165,16 @@ def united(lists: Tensor, positions: int, blocks: int) -> tuple[Tensor, Tensor, 
     numbers = (found, bits, begin, end, queries, most, blocks, width)
     warps = max(1, min(8, positions * power // 128))
     grid = (tiles, batch * heads, 1)
-    _run(unite, grid, lists.contiguous(), *numbers, POSITIONS=positions, MOST=power, warps=warps)
+    _run(
+        unite,
+        grid,
+        ("tiles", "bits", "begin", "end"),
+        lists.contiguous(),
+        *numbers,
+        POSITIONS=positions,
+        MOST=power,
+        warps=warps,
+    )
     return begin, end, found, bits
 
 
@@ -173,9 +184,9 @@ def sorted_picks(lists: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
     rows, each, total = batch * heads * blocks, runs * most, lists.numel()
     keys, runs_of, entries = torch.empty(3, total, dtype=torch.int32, device=lists.device)
     grid = (triton.cdiv(total, _MANY), 1, 1)
-    _run(number, grid, lists.contiguous(), keys, each, blocks, rows, total, SIZE=_MANY)
+    _run(number, grid, ("keys",), lists.contiguous(), keys, each, blocks, rows, total, SIZE=_MANY)
     keys, order = keys.sort(stable=True)
-    _run(place, grid, keys, order, runs_of, entries, each, most, rows, total, SIZE=_MANY)
+    _run(place, grid, ("runs", "entries"), keys, order, runs_of, entries, each, most, rows, total, SIZE=_MANY)
     ends = torch.arange(rows + 1, dtype=torch.int32, device=lists.device)
     return torch.searchsorted(keys, ends, out_int32=True), runs_of, entries.view(lists.shape)
 
@@ -184,7 +195,7 @@ def carried(values: Tensor, entries: Tensor) -> Tensor:
     """What belongs to the picks of lists, int64, in the order of their transpose; 0 where there is no pick."""
     found = torch.zeros(entries.numel(), dtype=values.dtype, device=values.device)
     grid = (triton.cdiv(entries.numel(), _MANY), 1, 1)
-    _run(carry, grid, values.contiguous(), entries.contiguous(), found, entries.numel(), SIZE=_MANY)
+    _run(carry, grid, ("found",), values.contiguous(), entries.contiguous(), found, entries.numel(), SIZE=_MANY)
     return found
 
 
@@ -195,6 +206,17 @@ def items_of(starts: Tensor, picks: int, size: int, least: int) -> tuple[Tensor,
     items, slots, parts = torch.empty(3, rows, dtype=torch.int32, device=starts.device)
     found = torch.zeros(4, rows + picks // size, dtype=torch.int32, device=starts.device)
     found[3].fill_(-2)
-    _run(count, (1, 1, 1), starts, items, slots, parts, rows, size, least, SIZE=_MANY)
-    _run(write, (rows, 1, 1), starts, items, slots, parts, *found, size, SIZE=64)
+    _run(count, (1, 1, 1), ("items", "slots", "parts"), starts, items, slots, parts, rows, size, least, SIZE=_MANY)
+    _run(
+        write,
+        (rows, 1, 1),
+        ("item_rows", "item_first", "item_last", "item_slots"),
+        starts,
+        items,
+        slots,
+        parts,
+        *found,
+        size,
+        SIZE=64,
+    )
     return found, slots, parts

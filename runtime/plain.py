@@ -6,7 +6,7 @@ as in `spdsl.runtime.starter`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +66,23 @@ def start(launch: Launch) -> None:
     with _disable_current_modes():
         _start(launch)
     tell(launch)
+
+
+def start_given(
+    function: Any,
+    grid: Grid,
+    arguments: Sequence[object],
+    constants: Mapping[str, Any],
+    writes: tuple[str, ...],
+    options: Mapping[str, Any],
+    device: torch.device,
+) -> None:
+    """As `start`, for arguments in their order, of which the last are ``constants`` by name; nothing for an empty
+    grid."""
+    if 0 in grid:
+        return
+    values = dict(zip(function.arg_names, arguments, strict=False)) | dict(constants)
+    start(Launch(function=function, grid=grid, values=values, options=options, writes=writes, device=device))
 
 
 @contextmanager

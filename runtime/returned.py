@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spdsl.codegen.binaries import keeping, options_of
+from spdsl.codegen.binaries import options_of
 from spdsl.codegen.load import load
 from spdsl.codegen.returned import ROWS, Read, Returned, emit_returned, returned
 from spdsl.runtime.arrays import Arrays
-from spdsl.runtime.plain import on
+from spdsl.runtime.plain import start_given
 from spdsl.runtime.transforms import second_derivative
 from spdsl.semantics.nodes import Expr
 
@@ -131,8 +131,10 @@ class _Call:
             return
         function = getattr(self.module, name)
         sizes = {"ROWS": ROWS, "WIDTH": 1 << (width - 1).bit_length(), **constants}
-        with on(device), keeping(function, device.index if device.type == "cuda" else None):
-            function[grid](*arguments, nq, self.n, self.q_start, width, **sizes, **options_of())
+        gradients = (each for each in function.arg_names if each.startswith("D_") and each != "D_OUT")
+        writes = ("out",) if name == "forward" else tuple(gradients)
+        given = (*arguments, nq, self.n, self.q_start, width)
+        start_given(function, grid, given, sizes, writes, options_of(), device)
 
     def given(self, tensors: Mapping[str, Tensor]) -> list[object]:
         """What is read, with strides."""

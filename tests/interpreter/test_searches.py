@@ -13,7 +13,6 @@ from torch import Tensor
 
 import spdsl
 from spdsl.runtime import among, graphs, inputs
-
 from spdsl.semantics.graph import Select
 from spdsl.semantics.nodes import BoundPattern
 from tests.interpreter.test_chains import dense
