@@ -248,14 +248,14 @@ def _check_size(
         wanted = int(evaluate(axis.size, extents))
     if size == wanted:
         return
-    elements = "element" if size == 1 else "elements"
+    elements, all_of_them = ("element" if count == 1 else "elements" for count in (size, wanted))
     things = _THINGS.get(axis.kind)
     reason = f"but the axis has {wanted}" if things is None else f"but there are {wanted} {things}"
     raise error(
         "SP346",
         f"`{table.name}` has {size} {elements} on axis `{axis.label}`, {reason}",
         axis.span or table.span,
-        help=f"pass {wanted}",
+        help=f"pass {wanted} {all_of_them}",
     )
 
 

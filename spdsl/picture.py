@@ -232,12 +232,13 @@ def _draw_walked(axes: Axes, walked: Walked, mask: Bools) -> list[Any]:
 
 
 def _label(axes: Axes, nq: int, nk: int, q_start: int) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MultipleLocator
 
     axes.set_xlim(0, nk)
     axes.set_ylim(q_start + nq, q_start)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    for axis, extent in ((axes.xaxis, nk), (axes.yaxis, nq)):
+        # Powers of two, as the edges of tiles are; at most nine of them.
+        axis.set_major_locator(MultipleLocator(1 << max(0, (extent - 1).bit_length() - 3)))
     axes.set_xlabel("key", labelpad=2)
     axes.set_ylabel("query", labelpad=2)
     axes.tick_params(length=3, labelsize=9)

@@ -58,7 +58,7 @@ def compile_(
     Examples:
       spdsl compile streaming -p window=1024 -o out -n 32768 --gpu "NVIDIA H200"
       spdsl compile local.spat -o out --target sm_90 --dtype bf16 --head-dim 128
-      spdsl compile streaming -p window=512 -o out --target gfx942 --heads 32 --groups 8
+      spdsl compile streaming -p window=512 -o out --target gfx942 --groups 2
       spdsl compile local.spat -o out --shape square --shape offset
     """
     heads, groups = head_counts(heads, groups)

@@ -79,7 +79,7 @@ def explain(
     \b
     Examples:
       spdsl explain streaming -p window=512 -n 32768
-      spdsl explain streaming --over n=8192,32768,131072 --over window=256,1024 --plot times.png
+      spdsl explain streaming --over n=8192,65536 --over window=64,256 --plot t.png
       spdsl explain documents --input doc=ids.npz --target cpu
     """
     heads, groups = head_counts(heads, groups)

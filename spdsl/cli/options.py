@@ -25,7 +25,7 @@ PatternArgument = Annotated[
     str, typer.Argument(metavar="PATTERN", help=PATTERN_HELP, show_default=False, autocompletion=patterns)
 ]
 FilesArgument = Annotated[
-    list[str], typer.Argument(metavar="FILE...", help=PATTERN_HELP, show_default=False, autocompletion=patterns)
+    list[str], typer.Argument(metavar="FILE", help=PATTERN_HELP, show_default=False, autocompletion=patterns)
 ]
 ParameterOption = Annotated[
     list[str] | None,

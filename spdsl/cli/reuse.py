@@ -58,8 +58,8 @@ def reuse(
 
     \b
     Examples:
-      spdsl reuse reuse.spat:chooses reuse.spat:reads --model SmolLM2 --text help.txt --measured smollm2.json
-      spdsl reuse --measured smollm2.json --within 0.02
+      spdsl reuse my.spat:chooses my.spat:reads --model DIR --text FILE --measured m.json
+      spdsl reuse --measured m.json --within 0.02
     """
     if chooses is None or reads is None or model is None or text is None:
         if measured is None or any(each is not None for each in (chooses, reads, model, text)):

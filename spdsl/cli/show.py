@@ -56,11 +56,11 @@ def show(
       text     the canonical text, with imports inlined
       checked  names resolved, expressions typed
       bound    parameters and head counts put in
-      tiles    a picture of the tiles that each kernel walks, with their closed forms
+      tiles    the tiles that each kernel walks, as a picture and in closed form
       plan     everything that is decided before text is written
       block    the kernels in the block IR
       triton   the generated kernels
-      gluon    the kernels for Hopper whose warps are specialised, where there are any
+      gluon    kernels for Hopper with warps of several kinds, where there are any
 
     \b
     Examples:

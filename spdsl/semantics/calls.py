@@ -57,6 +57,8 @@ def invoke(ev: Evaluator, node: syntax.Call | syntax.Pipe) -> Value:
 
 
 def _arguments(ev: Evaluator, name: str, node: syntax.Call | syntax.Pipe) -> Invocation | None:
+    if isinstance(node, syntax.Pipe) and _takes_too_much(ev, node.value):
+        return None
     args: list[Arg] = [ev.arg(node.value)] if isinstance(node, syntax.Pipe) else []
     keywords: dict[str, syntax.Argument] = {}
     for argument in node.arguments:
@@ -76,6 +78,22 @@ def _arguments(ev: Evaluator, name: str, node: syntax.Call | syntax.Pipe) -> Inv
         else:
             args.append(ev.arg(argument.value))
     return Invocation(name=name, span=node.span, args=tuple(args), keywords=keywords)
+
+
+def _takes_too_much(ev: Evaluator, piped: syntax.Expr) -> bool:
+    """Refuse ``a and score(…) |> …``: scores are no set, and meant is a pipe that begins with them."""
+    match piped:
+        case syntax.Binary(op="and" | "or" as op, right=syntax.Call(function=syntax.Name(id="score"))):
+            ev.mark_used(piped)
+            ev.error(
+                "SP203",
+                f"`|>` binds loosest, so it is given all of {excerpt(piped)}",
+                piped.span,
+                help=f"put the selection in parentheses, `… {op} (score(…) |> …)`, or give it a name with `let`",
+            )
+            return True
+        case _:
+            return False
 
 
 def _unsupported(ev: Evaluator, name: str, node: syntax.Call | syntax.Pipe) -> Value:
