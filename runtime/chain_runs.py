@@ -27,7 +27,7 @@ from spdsl.runtime.operands import Operand, operand
 from spdsl.runtime.plain import Launch, start
 from spdsl.runtime.split import multiprocessors
 from spdsl.runtime.stage_values import refuse_unequal
-from spdsl.runtime.tilings import SMALLER, Tiling, columns_of, tiling_of
+from spdsl.runtime.tilings import SMALLER, Tiling, columns_of, rows_of, tiling_of
 from spdsl.semantics.graph import Mark, Score, Select, Softmax, Stage, on_side
 from spdsl.semantics.nodes import Const
 
@@ -86,14 +86,15 @@ class Run:
     # ------------------------------------------------------------ each kernel
 
     def reduced(self, kernel: ChainKernel) -> Tensor:
-        """What a reduction over all keys leaves, ``[batch, heads, rows]``."""
+        """What a reduction leaves for each row, ``[batch, heads, rows]``."""
         arrays, chain = self.arrays, self.loaded.chain
         rows = arrays.lines.size(chain.rows)
         dtype = torch.float32 if arrays.stages[chain.stage].dtype == "float" else torch.uint8
         found = torch.empty(self.batch, self.heads, rows, dtype=dtype, device=arrays.lines.device)
         every = self.batch * self.heads
         given = {"left_here": found, "chunk_rows": rows, "column_count": self.columns, "heads": self.heads}
-        self.launch(kernel, given, lambda tiling: (-(-rows // tiling.rows), every, 1), rows * every, ("left_here",))
+        grid = lambda tiling: (-(-rows // rows_of(kernel, tiling)), every, 1)  # noqa: E731
+        self.launch(kernel, given, grid, rows * every, ("left_here",))
         return found if dtype == torch.float32 else found.view(torch.bool)
 
     def summed(self, kernel: ChainKernel) -> Tensor:
@@ -108,9 +109,8 @@ class Run:
         rows = arrays.lines.size(rows_axis)
         found = torch.empty(self.batch, heads, rows, 2, dtype=torch.float32, device=arrays.lines.device)
         given = {"sums": found, "chunk_rows": rows, "column_count": arrays.lines.size(stage.over), "heads": heads}
-        self.launch(
-            kernel, given, lambda tiling: (-(-rows // tiling.rows), self.batch * heads, 1), rows * heads, ("sums",)
-        )
+        grid = lambda tiling: (-(-rows // rows_of(kernel, tiling)), self.batch * heads, 1)  # noqa: E731
+        self.launch(kernel, given, grid, rows * heads, ("sums",))
         return found
 
     def chosen(self, stage: Stage, first: int, rows: int, lists: Room | None) -> Tensor:
@@ -132,7 +132,7 @@ class Run:
         def grid(tiling: Tiling) -> Grid:
             columns = columns_of(kernel, tiling)
             columns -= bool(kernel.fold and kernel.fold.more)
-            return -(-self.columns // columns), -(-rows // tiling.rows), every
+            return -(-self.columns // columns), -(-rows // rows_of(kernel, tiling)), every
 
         tiling = self.launch(kernel, given, grid, rows * every * -(-self.columns // 128), ("keys", "row_ends"))
         rest = Keys(
@@ -142,7 +142,7 @@ class Run:
             pitch=pitch,
             columns=self.columns,
             ends=self.ends,
-            block=tiling.rows,
+            block=rows_of(kernel, tiling),
             ends_first=ends_first,
         )
         return choose(rest, self.loaded.chain.by, self.amounts(stage, first, rows), lists)
@@ -185,7 +185,7 @@ class Run:
         while True:
             programs = grid(tiling)
             options = options_of(tiling.warps, tiling.stages, None if torch.version.hip else tiling.registers)
-            blocks = {"BLOCK_R": tiling.rows, "BLOCK_C": columns_of(kernel, tiling)}
+            blocks = {"BLOCK_R": rows_of(kernel, tiling), "BLOCK_C": columns_of(kernel, tiling)}
             launch = Launch(
                 function=function,
                 grid=programs,

@@ -11,14 +11,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from spdsl.codegen.chains.rows import is_of_rows
+from spdsl.codegen.chains.rows import is_of_blocks, is_of_rows
 from spdsl.runtime.among import among_candidates
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.chain_kernels import loaded
 from spdsl.runtime.chain_runs import Run
 from spdsl.runtime.choosing import KEYS, Room
 from spdsl.runtime.ranking import FAR, joined
-from spdsl.runtime.tilings import LEAST
+from spdsl.runtime.tilings import LEAST, rows_of
 
 
 def chosen_lists(arrays: Arrays, name: str, width: int | None, lists: Callable[[str], Tensor]) -> Tensor | None:
@@ -37,15 +37,16 @@ def chosen_lists(arrays: Arrays, name: str, width: int | None, lists: Callable[[
     if found.chain.among is not None or found.chain.queries:
         among = among_candidates(run, stage, width)
         return among if found.chain.heads else among[:, 0]
-    for kernel in found.chain.kernels[:-1]:
-        run.sums[kernel.stage] = run.summed(kernel)
+    *before, kernel = found.chain.kernels
+    for each in before:
+        run.sums[each.stage] = run.summed(each)
     pitch = -(-run.columns // 16) * 16
     step = max(1, min(rows, KEYS // (pitch * run.batch * run.heads)))
     step = max(1, step // 128 * 128) if step >= 128 else step
     device, every = arrays.lines.device, run.batch * run.heads
     chunks = [(first, min(step, rows - first)) for first in range(0, rows, step)]
     run.keys = torch.empty(every, step, pitch, dtype=torch.int32, device=device)
-    run.ends = torch.zeros(len(chunks), every, -(-step // LEAST.rows), dtype=torch.int32, device=device)
+    run.ends = torch.zeros(len(chunks), every, -(-step // rows_of(kernel, LEAST)), dtype=torch.int32, device=device)
     if width is None:
         made = [run.chosen(stage, first, size, None).unflatten(0, (run.batch, -1)) for first, size in chunks]
         whole = made[0] if len(made) == 1 else joined(made, 2)
@@ -58,8 +59,8 @@ def chosen_lists(arrays: Arrays, name: str, width: int | None, lists: Callable[[
 
 
 def reduced_rows(arrays: Arrays, name: str) -> Tensor | None:
-    """A reduction over all keys that leaves a value for each row of queries, ``[batch or 1, …, rows]``, or None."""
-    if not is_of_rows(arrays.stages, name):
+    """A reduction that leaves a value for each row of queries, ``[batch or 1, …, rows]``, or None."""
+    if not is_of_rows(arrays.stages, name) and not is_of_blocks(arrays.stages, name):
         return None
     found = loaded(arrays, name)
     if found is None:

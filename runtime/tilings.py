@@ -22,6 +22,7 @@ _LARGE = Tiling(rows=128, columns=128, warps=8, stages=2)
 _OF_SUMS = Tiling(rows=128, columns=64, warps=8, stages=2, registers=128)
 _OF_LOOP = Tiling(rows=64, columns=128, warps=4, stages=3)
 _FOLDED = Tiling(rows=64, columns=128, warps=4, stages=2)
+_DEEP = Tiling(rows=128, columns=128, warps=8, stages=2)
 _SMALL = Tiling(rows=64, columns=64, warps=4, stages=2)
 _OF_FEW = Tiling(rows=32, columns=64, warps=4, stages=2)
 LEAST = Tiling(rows=32, columns=32, warps=4, stages=1)
@@ -30,6 +31,7 @@ SMALLER = {
     _OF_SUMS: _SMALL,
     _OF_LOOP: _SMALL,
     _FOLDED: _SMALL,
+    _DEEP: _SMALL,
     _SMALL: LEAST,
     _OF_FEW: LEAST,
 }
@@ -46,6 +48,8 @@ def tiling_of(kernel: ChainKernel, *, long: bool, few: bool) -> Tiling:
     """
     if long:
         return LEAST
+    if kernel.deep is not None:
+        return _DEEP
     if kernel.role == "values" and kernel.loops > 1:
         return _OF_FEW if few else _SMALL
     if few or not kernel.arguments.vectors:
@@ -60,3 +64,8 @@ def tiling_of(kernel: ChainKernel, *, long: bool, few: bool) -> Tiling:
 def columns_of(kernel: ChainKernel, tiling: Tiling) -> int:
     """The columns of a tile: those of the matrix products, or fewer if several are made into one."""
     return tiling.columns if kernel.fold is None else max(2, tiling.columns // kernel.fold.size)
+
+
+def rows_of(kernel: ChainKernel, tiling: Tiling) -> int:
+    """The rows of a tile: those of the matrix products, or fewer if several are folded into one."""
+    return tiling.rows if kernel.deep is None else max(1, tiling.rows // kernel.deep)

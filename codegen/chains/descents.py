@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from spdsl.codegen.chains.affine import tidy
 from spdsl.codegen.chains.places import Place, UncoveredError
+from spdsl.codegen.chains.presence import opened
 from spdsl.codegen.chains.products import product, scale
 from spdsl.codegen.chains.program import NOTHING, Known
-from spdsl.codegen.chains.touched import condition, intervals
+from spdsl.codegen.chains.touched import intervals
 from spdsl.semantics import build
 from spdsl.semantics.graph import Descend, Pool, Score, Select, Stage, index_of
 from spdsl.semantics.nodes import Apply, Const, Expr, Index, Load
@@ -202,8 +203,8 @@ def _ends(
     known, place = intervals(values, ends), Place(at={**at, "k": Index(name="middle")})
     program.declare("middle", NOTHING)
     rest = build.conj(*(each for each in conjuncts(pool.only) if _sample(each) != sampled))
-    may = tidy(known.may(condition(values, pool.only, place)))
-    return may, tidy(known.must(condition(values, rest, place)))
+    may = tidy(known.may(opened(values, pool.only, place)))
+    return may, tidy(known.must(opened(values, rest, place)))
 
 
 def _sampled(only: Expr) -> tuple[int, int]:

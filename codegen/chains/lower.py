@@ -16,9 +16,10 @@ from spdsl.codegen.chains.candidates import Candidates, candidates_of, outer_of
 from spdsl.codegen.chains.descents import Descent, descent_of, write_descent
 from spdsl.codegen.chains.parts import Arguments, Fold
 from spdsl.codegen.chains.places import Place, UncoveredError
+from spdsl.codegen.chains.presence import opened
 from spdsl.codegen.chains.program import NOTHING, Known, Program
-from spdsl.codegen.chains.rows import belongs_to_rows, is_of_rows, write_reduction
-from spdsl.codegen.chains.touched import condition as condition_at
+from spdsl.codegen.chains.reductions import pooled
+from spdsl.codegen.chains.rows import belongs_to_rows, is_of_blocks, is_of_rows, write_reduction
 from spdsl.codegen.chains.touched import intervals
 from spdsl.codegen.chains.values import Values
 from spdsl.semantics import build
@@ -57,8 +58,8 @@ class ChainKernel:
     """A kernel: what it computes (a `Softmax`, or the last stage), its lines, and what it takes besides lengths.
 
     ``sums``: whether it goes through the columns of its rows; ``loops``: how deep loops are nested otherwise; ``fold``:
-    whether a column is made of finer ones.  Its ``role``: to leave keys, the sums of a softmax, or a value for each
-    row.
+    whether a column is made of finer ones; ``deep``: how many queries are folded into a row, if any.  Its ``role``: to
+    leave keys, the sums of a softmax, or a value for each row.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ChainKernel:
     loops: int
     role: Literal["keys", "sums", "values"]
     fold: Fold | None
+    deep: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,8 @@ def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, int], 
     stage = stages[name]
     if isinstance(stage, Pool) and is_of_rows(stages, name):
         return _of_rows(pattern, stages, stage, dict(terms))
+    if isinstance(stage, Pool) and is_of_blocks(stages, name):
+        return _of_blocks(pattern, stages, stage)
     if not isinstance(stage, Select | Mark):
         raise UncoveredError("sets that are neither chosen nor compared")
     heads, rows, columns = _axes(stage)
@@ -232,7 +236,20 @@ def _of_rows(pattern: BoundPattern, stages: dict[str, Stage], stage: Pool, terms
     return Chain(stage=stage.name, by="mark", heads=heads, rows=rows, columns=stage.over, kernels=tuple(kernels))
 
 
-def _start(values: Values, heads: str | None, rows: str, columns: str) -> Place:
+def _of_blocks(pattern: BoundPattern, stages: dict[str, Stage], stage: Pool) -> Chain:
+    """The kernel of a reduction over the queries of blocks, of which each has one value."""
+    heads = next((axis for axis in stage.axes if side_of(axis) is None), None)
+    rows = on_side(stage.axes, "q")
+    assert rows is not None
+    values = Values(pattern=pattern, stages=stages, terms={}, program=Program())
+    place = _start(values, heads, rows, None)
+    found = values.program.text(pooled(values, stage, place))
+    values.program.line(f"row_value = tl.reshape(tl.broadcast_to({found}, BLOCK_R, 1), [BLOCK_R])")
+    kernel = _kernel(values, "values", stage, "values")
+    return Chain(stage=stage.name, by="mark", heads=heads, rows=rows, columns=rows, kernels=(kernel,))
+
+
+def _start(values: Values, heads: str | None, rows: str, columns: str | None) -> Place:
     """The names that every kernel has, and the place of its tile."""
     program = values.program
     for name in ("b", "head", "row_first", "row_last"):
@@ -240,7 +257,7 @@ def _start(values: Values, heads: str | None, rows: str, columns: str) -> Place:
     row: Expr = program.declare("rows", Known(row=True))
     if rows == "q":
         row = build.add(row, Extent(name="q_start"))
-    at = {rows: row, columns: Index(name="columns")}
+    at = {rows: row} if columns is None else {rows: row, columns: Index(name="columns")}
     if heads is not None:
         at[heads] = Index(name="head")
     return Place(at=at)
@@ -255,12 +272,12 @@ _ENDS = {
 
 def _may(values: Values, place: Place, condition: Expr) -> Expr:
     """Whether a condition may hold somewhere in the tile, as a scalar."""
-    return tidy(intervals(values, _ENDS).may(condition_at(values, condition, place)))
+    return tidy(intervals(values, _ENDS).may(opened(values, condition, place)))
 
 
 def _must(values: Values, place: Place, condition: Expr) -> Expr:
     """Whether a condition holds everywhere in the tile, as far as its ends tell, as a scalar."""
-    return tidy(intervals(values, _ENDS).must(condition_at(values, condition, place)))
+    return tidy(intervals(values, _ENDS).must(opened(values, condition, place)))
 
 
 def _keys(values: Values, stage: Select | Mark, among: Candidates | None) -> ChainKernel:
@@ -371,6 +388,7 @@ def _kernel(values: Values, name: str, stage: Stage, role: Literal["keys", "sums
         loops=program.stack[0].depth,
         role=role,
         fold=values.fold,
+        deep=values.deep,
         arguments=values.arguments(),
         helpers=tuple(sorted(program.helpers)),
     )

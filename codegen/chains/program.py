@@ -22,13 +22,14 @@ from spdsl.semantics.rewrite import children, rebuild, transform, walk
 class Known:
     """What is known of a value: the depth of its loop, and whether it differs by rows and by columns of the tile.
 
-    ``fine``: its columns are the entries that are folded into the tile's.
+    ``fine``: its columns are the entries that are folded into the tile's; ``deep``: so are its rows.
     """
 
     depth: int = 0
     row: bool = False
     column: bool = False
     fine: bool = False
+    deep: bool = False
 
     def __or__(self, other: Known) -> Known:
         return Known(
@@ -36,13 +37,20 @@ class Known:
             row=self.row or other.row,
             column=self.column or other.column,
             fine=self.fine or other.fine,
+            deep=self.deep or other.deep,
         )
 
     @property
     def shape(self) -> str:
         """The shape of the value as a tensor."""
-        columns = "BLOCK_F" if self.fine else "BLOCK_C"
-        return f"[{'BLOCK_R' if self.row else 1}, {columns if self.column else 1}]"
+        rows, columns = self.sizes
+        return f"[{rows}, {columns}]"
+
+    @property
+    def sizes(self) -> tuple[str, str]:
+        """The sizes of the value as a tensor."""
+        columns, rows = "BLOCK_F" if self.fine else "BLOCK_C", "BLOCK_Q" if self.deep else "BLOCK_R"
+        return rows if self.row else "1", columns if self.column else "1"
 
 
 NOTHING = Known()
@@ -50,6 +58,7 @@ NOTHING = Known()
 RESERVED = (
     *("largest", "total", "logit", "key", "keys", "key_row", "sums", "at", "finite", "n", "nq", "heads", "pitch"),
     *("outer", "upper", "ordinary", "full", "rest", "tile", "scan", "each", "fine", "whole", "any_there", "all_there"),
+    *("part", "part_there", "part_left", "row_value", "row_count", "deep"),
 )
 """Names that the templates of kernels use."""
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 UNROLLED = 16
 """The most members of a loop that is written out, so that conditions on their numbers are decided beforehand."""
 
+DEEPEST = 128
+"""The most queries of a block whose values are one tile, which is folded into a row."""
+
 
 def pooled(values: Values, stage: Pool, place: Place) -> Expr:
     """The value of a reduction at a place."""
@@ -44,10 +47,13 @@ def _over_members(values: Values, stage: Pool, place: Place) -> Expr:
     fold = _fold_of(values, stage, place, members)
     if fold is not None:
         return _folded(values, stage, place, fold)
+    apart = members.most == 1 or (members.most <= UNROLLED and _counts_modulo(values, stage))
+    if not apart and _is_deep(values, stage, place, members):
+        return _folded_rows(values, stage, place, members)
     total = Total(stage=stage, values=values, what=values.known(place))
     total.begin()
     depth = values.known(place).depth
-    if members.most == 1 or (members.most <= UNROLLED and _counts_modulo(values, stage)):
+    if apart:
         with program.inside(depth):
             for number in range(members.most):
                 _add_member(values, stage, place, members, Const(value=number), total)
@@ -102,6 +108,37 @@ def _folded(values: Values, stage: Pool, place: Place, given: tuple[Fold, int]) 
     text = f"tl.where({program.text(only)}, {program.atom(value)}, 0.0)"
     text = f"fold_max({text}, BLOCK_R, BLOCK_C, {fold.size}, {fold.more})"
     return program.let("most", text, Known(depth=program.of(value).depth, row=True, column=True), "float")
+
+
+def _is_deep(values: Values, stage: Pool, place: Place, members: Members) -> bool:
+    """Whether the members of the rows of a tile are the rows of a larger one: the queries of blocks, one after the
+    other."""
+    rows = Index(name="rows")
+    if stage.over != "q" or stage.per is None or place.at[stage.per] != rows or members.last is not None:
+        return False
+    whole, size = sum_of(members.first), members.most
+    even = whole.terms == ((rows, size),) and whole.constant == 0 and size & (size - 1) == 0
+    return even and 1 < size <= DEEPEST and stage.dtype in ("float", "bool") and values.deep in (None, size)
+
+
+def _folded_rows(values: Values, stage: Pool, place: Place, members: Members) -> Expr:
+    program, size = values.program, members.most
+    assert stage.per is not None
+    deep = Index(name="deep")
+    if values.deep is None:
+        values.deep = size
+        with program.inside(0):
+            program.declare("deep", Known(row=True, deep=True))
+            program.line(f"deep = row_first * {size} + tl.arange(0, BLOCK_Q)[:, None]")
+    at = Place(at={**{axis: entry for axis, entry in place.at.items() if axis != stage.per}, stage.over: deep})
+    begin, end = positions(stage.over)
+    there = build.conj(build.apply("ge", deep, begin), build.apply("le", deep, end))
+    value, only = values.at(stage.value, at), program.name("only", tidy(build.conj(values.at(stage.only, at), there)))
+    what = program.of(value) | program.of(only)
+    rows, columns = Known(row=True, column=what.column).sizes
+    text = f"{program.atom(value)}, {program.atom(only)}, {rows}, {columns}, {size}"
+    inner = Known(depth=what.depth, row=True, column=what.column)
+    return program.let("folded", f"deep_{stage.kind}({text})", inner, stage.dtype)
 
 
 def _add_member(values: Values, stage: Pool, place: Place, members: Members, number: Expr, total: Total) -> None:

@@ -1,4 +1,5 @@
-"""Reductions over all keys: a kernel goes through the columns of some rows and leaves one value for each.
+"""Reductions that leave one value for each row: over all keys, where a kernel goes through the columns of some rows,
+and of such values over the queries of blocks.
 
 From: a reduction that belongs to rows of queries afterwards.  To: its kernel.  Later kernels read what it left as they
 read inputs.
@@ -34,6 +35,15 @@ def is_of_rows(stages: Mapping[str, Stage], name: str) -> bool:
             return False
 
 
+def is_of_blocks(stages: Mapping[str, Stage], name: str) -> bool:
+    """Whether a stage is a reduction of one value for each query over the queries of blocks."""
+    match stages[name]:
+        case Pool(over="q", per=str() as per, windows=None) as stage:
+            return side_of(per) == "q" and belongs_to_rows(stage)
+        case _:
+            return False
+
+
 def belongs_to_rows(stage: Stage) -> bool:
     """Whether a reduction leaves one value for each row of queries, and head: an array that is made beforehand."""
     others = [axis for axis in stage.axes if side_of(axis) is None]
@@ -60,20 +70,20 @@ def write_reduction(values: Values, stage: Pool, place: Place) -> None:
             raise UncoveredError("reductions of numbers")
         value, only = values.at(stage.value, place), values.at(stage.only, place)
         there = f"(columns < column_count) & {program.atom(only)}" if only != build.TRUE else "columns < column_count"
-        program.line(f"entry = tl.broadcast_to({program.text(value)}, BLOCK_R, BLOCK_C)")
-        program.line(f"entry_there = tl.broadcast_to({there}, BLOCK_R, BLOCK_C)")
+        program.line(f"part = tl.broadcast_to({program.text(value)}, BLOCK_R, BLOCK_C)")
+        program.line(f"part_there = tl.broadcast_to({there}, BLOCK_R, BLOCK_C)")
         match kind:
             case "any":
-                program.line("row_value = row_value | (tl.max((entry & entry_there).to(tl.int32), 1) != 0)")
+                program.line("row_value = row_value | (tl.max((part & part_there).to(tl.int32), 1) != 0)")
             case "all":
-                program.line("row_value = row_value & (tl.min((entry | ~entry_there).to(tl.int32), 1) != 0)")
+                program.line("row_value = row_value & (tl.min((part | ~part_there).to(tl.int32), 1) != 0)")
             case "sum":
-                program.line("row_value += tl.sum(tl.where(entry_there, entry, 0.0), 1)")
+                program.line("row_value += tl.sum(tl.where(part_there, part, 0.0), 1)")
             case _:
                 better = "maximum" if kind == "max" else "minimum"
-                program.line("entry_there = entry_there & (entry == entry)")
-                program.line(f"entry_left = tl.where(entry_there, entry, {NOTHING[kind]})")
-                program.line(f"row_value = tl.{better}(row_value, tl.{kind}(entry_left, 1))")
-        program.line("row_count += tl.sum(entry_there.to(tl.int32), 1)")
+                program.line("part_there = part_there & (part == part)")
+                program.line(f"part_left = tl.where(part_there, part, {NOTHING[kind]})")
+                program.line(f"row_value = tl.{better}(row_value, tl.{kind}(part_left, 1))")
+        program.line("row_count += tl.sum(part_there.to(tl.int32), 1)")
     if kind in ("max", "min"):
         program.line("row_value = tl.where(row_count > 0, row_value, 0.0)")

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from spdsl.codegen.chains.affine import tidy
 from spdsl.codegen.chains.intervals import Intervals
 from spdsl.codegen.chains.places import Place
+from spdsl.codegen.chains.presence import opened
 from spdsl.codegen.chains.reductions import member
 from spdsl.semantics import build
 from spdsl.semantics.graph import Pool, side_of
 from spdsl.semantics.nodes import Const, Expr, Index, Load
-from spdsl.semantics.rewrite import transform
 
 if TYPE_CHECKING:
     from spdsl.codegen.chains.values import Values
@@ -45,16 +44,6 @@ def _opened(
     members = values.places.members(stage.over, stage.per, place.at[stage.per], stage.windows)
     number = Index(name=f"?{stage.name}")
     at, there, _ = member(values, stage, place, members, number)
-    whole = build.conj(condition(values, stage.value, at), condition(values, stage.only, at), there)
+    whole = build.conj(opened(values, stage.value, at), opened(values, stage.only, at), there)
     known = {**ends, number.name: (Const(value=0), Const(value=members.most - 1))}
     return whole, intervals(values, known)
-
-
-def condition(values: Values, expr: Expr, place: Place) -> Expr:
-    """A condition at a place, with stages and tables left as they are."""
-
-    def rewrite(node: Expr) -> Expr | None:
-        found = values.places.index(node, place)
-        return None if found is None else tidy(found)
-
-    return tidy(transform(expr, rewrite))

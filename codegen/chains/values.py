@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from spdsl.codegen.chains.affine import tidy
 from spdsl.codegen.chains.parts import Arguments, Fold, Sums, Vectors
 from spdsl.codegen.chains.places import Place, Places, UncoveredError
+from spdsl.codegen.chains.presence import presence
 from spdsl.codegen.chains.products import product, scale, score
 from spdsl.codegen.chains.program import NOTHING, Known, Program
 from spdsl.codegen.chains.reductions import pooled
@@ -47,7 +48,8 @@ from spdsl.semantics.rewrite import transform
 class Values:
     """The values of the stages of a pattern in one kernel.
 
-    ``terms`` says of how many numbers each number of keys of a score is a sum, by the name of the score.
+    ``terms`` says of how many numbers each number of keys of a score is a sum, by the name of the score; ``deep`` is
+    how many queries are folded into a row, if any are.
     """
 
     pattern: BoundPattern
@@ -63,6 +65,7 @@ class Values:
     arrays: dict[str, tuple[str, ...]] = field(default_factory=dict)
     done: dict[tuple[object, ...], tuple[Expr, object]] = field(default_factory=dict)
     fold: Fold | None = None
+    deep: int | None = None
 
     def __post_init__(self) -> None:
         self.places = Places(pattern=self.pattern)
@@ -132,7 +135,10 @@ class Values:
             if any(scope is each for each in self.program.stack):
                 return value
         depth = self.known(place).depth
+        closed = presence(self, stage, place)
         match stage:
+            case Pool() if closed is not None:
+                value = self.program.name("present", closed)
             case Pool() if belongs_to_rows(stage):
                 value = self._made(stage, place)
             case Score():

@@ -90,7 +90,8 @@ def test_built(name: str, target: str) -> None:
             columns, warps = among.SEARCHED if chain.queries else among.SCORED
             tiling = tilings.Tiling(rows=16, columns=columns, warps=warps, stages=2)
         while True:
-            given = {**fixed, "BLOCK_R": tiling.rows, "BLOCK_C": tilings.columns_of(kernel, tiling)}
+            given = {**fixed, "BLOCK_R": tilings.rows_of(kernel, tiling)}
+            given["BLOCK_C"] = tilings.columns_of(kernel, tiling)
             options = options_of(tiling.warps, tiling.stages, tiling.registers if target[0] == "s" else None)
             made = built(getattr(module, kernel.name), target, given, types, options)
             # The run time takes a smaller tile where one does not fit, as here.

@@ -14,12 +14,16 @@ from spdsl.codegen.chains.affine import tidy
 from spdsl.codegen.chains.emit import emit_chain, emit_choose
 from spdsl.codegen.chains.intervals import Intervals
 from spdsl.codegen.chains.lower import Chain, lower_chain
-from spdsl.codegen.chains.places import Places, UncoveredError
+from spdsl.codegen.chains.places import Place, Places, UncoveredError
+from spdsl.codegen.chains.presence import presence
+from spdsl.codegen.chains.program import Program
+from spdsl.codegen.chains.values import Values
 from spdsl.runtime.lines import Lines
 from spdsl.semantics import build
-from spdsl.semantics.graph import Mark, Score, Select, Windows
-from spdsl.semantics.nodes import Apply, BoundPattern, Const, Expr, Index
+from spdsl.semantics.graph import Mark, Pool, Score, Select, Windows, index_of
+from spdsl.semantics.nodes import Apply, BoundPattern, Const, Expr, Extent, Index
 from spdsl.semantics.ops import OPS
+from spdsl.semantics.rewrite import transform
 
 
 def chain(name: str, **parameters: object) -> Chain:
@@ -125,7 +129,7 @@ def value(expr: Expr, env: Mapping[str, int]) -> int:
     match expr:
         case Const(value=found):
             return int(found)
-        case Index(name=name):
+        case Index(name=name) | Extent(name=name):
             return env[name]
         case Apply(op=op, args=args):
             return int(OPS[op].fold(*(_typed(value(arg, env), arg) for arg in args)))
@@ -228,3 +232,56 @@ def test_members_are_those_of_tables(over: str, per: str, windows: Windows | Non
                 found[at] = weight
         row, times = shares.entries[entry].tolist(), shares.weights[entry].tolist()
         assert found == {at: weight for at, weight in zip(row, times, strict=True) if weight}
+
+
+# ---------------------------------------------------------------- whether there is an entry
+
+
+def bounded(rng: random.Random, over: str) -> Expr:
+    """A conjunction of one to three comparisons of an entry with what else there is."""
+    parts = []
+    for _ in range(rng.randint(1, 3)):
+        entry = build.mul(index_of(over), rng.choice((-5, -2, -1, 1, 1, 3)))
+        other = build.add(build.mul(index_of("k.small"), rng.choice((-4, -1, 0, 2))), rng.randint(-30, 30))
+        parts.append(build.apply(rng.choice(("lt", "le", "gt", "ge")), entry, other))
+    return build.conj(*parts)
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize(("over", "per"), [("q", "q.wide"), ("q", None), ("q.small", "q.wide")])
+def test_presence_is_that_of_an_entry(over: str, per: str | None, seed: int) -> None:
+    rng, pattern = random.Random(seed), bound()
+    condition = bounded(rng, over)
+    axes = ("k.small",) if per is None else (per, "k.small")
+    windows: Windows | None = None if over == "q" else "inside"
+    stage = Pool(
+        name="s",
+        axes=axes,
+        kind="any",
+        value=condition,
+        only=build.TRUE,
+        over=over,
+        per=per,
+        windows=windows,
+        dtype="bool",
+    )
+    values = Values(pattern=pattern, stages={"s": stage}, terms={}, program=Program())
+    at = {"k.small": Index(name="columns")} | ({} if per is None else {per: Index(name="rows")})
+    found = presence(values, stage, Place(at=at))
+    assert found is not None
+    start, count = rng.randint(0, 30), rng.randint(1, 60)
+    env = {"q_start": start, "nq": count, "n": 90}
+    for row in range(4):
+        if over == "q":
+            block = range(row * 24, row * 24 + 24) if per is not None else range(start + count)
+            entries = [each for each in block if start <= each < start + count]
+        else:
+            entries = list(range(row * 6, row * 6 + 6))
+        for column in range(0, 20, 3):
+            here = env | {"rows": row, "columns": column, "count_small": 10**6}
+            assert bool(value(found, here)) == any(_holds(condition, over, each, column) for each in entries)
+
+
+def _holds(condition: Expr, over: str, entry: int, column: int) -> bool:
+    place = {index_of(over): Const(value=entry), index_of("k.small"): Const(value=column)}
+    return bool(value(transform(condition, place.get), {}))

@@ -146,3 +146,44 @@ def test_llsa(block: int) -> None:
     assert all(each.startswith("by kernels") for each in words.values()), words
     n = 90 if block == 4 else 600
     check(case, Sizes(batch=1, heads=2, groups=2, nq=n, n=n), dtype=torch.float16, backend="triton")
+
+
+@pytest.mark.parametrize(("block", "nq", "n"), [(16, 90, 90), (12, 50, 50), (16, 21, 70)])
+def test_blocks_of_queries_are_folded(block: int, nq: int, n: int) -> None:
+    """Sums and maxima over the queries of a block, which are rows of one tile where they are a power of two."""
+    pattern = spdsl.compile("flashprefill", block=block, alpha=0.1).bind(2, 1, 16)
+    assert pattern.graph is not None
+    generator = torch.Generator().manual_seed(n)
+    q = torch.randint(-2, 3, (1, 2, nq, 16), generator=generator).half()
+    k = torch.randint(-2, 3, (1, 1, n, 16), generator=generator).half()
+    calls = [graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=n - nq, kernels=way) for way in (True, False)]
+    assert all(each.startswith("by kernels") for each in graphs.makers(pattern, calls[0]).values())
+    (found,), (wanted,) = (graphs.selections(pattern, call).values() for call in calls)
+    columns = -(-n // block)
+    assert torch.equal(dense(found, columns), dense(wanted, columns))
+    assert bool(dense(found, columns).any())
+
+
+REDUCED = """pattern reduced() {{
+  axis blk = token by 8
+  let seen = score(Q, K) |> only(k <= q)
+  let row = seen |> max(over = k) |> {over}(per = q.blk)
+  let whole = seen |> {over}(per = q.blk)
+  keep abs(whole) >= row / 4
+}}
+"""
+
+
+@pytest.mark.parametrize("over", ["sum", "mean", "min", "max"])
+def test_reductions_of_folded_rows(over: str) -> None:
+    """Every reduction of numbers, with a NaN among them."""
+    pattern = spdsl.compile(spdsl.loads(REDUCED.format(over=over))).bind(1, 1, 16)
+    generator = torch.Generator().manual_seed(1)
+    q, k = torch.randint(-2, 3, (2, 1, 1, 37, 16), generator=generator).half()
+    if over in ("min", "max"):
+        q[0, 0, 9, 3] = float("nan")
+    calls = [graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=way) for way in (True, False)]
+    assert all(each.startswith("by kernels") for each in graphs.makers(pattern, calls[0]).values())
+    (found,), (wanted,) = (graphs.selections(pattern, call).values() for call in calls)
+    assert torch.equal(dense(found, 37), dense(wanted, 37))
+    assert bool(dense(found, 37).any())

@@ -185,7 +185,7 @@ def keys(
     key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
     row_ends += ends_first
     # No entry of the tile can be chosen.
-    if ~((column_first * 64 - row_last - q_start + 15 <= 0) & (column_first * 4 - ((n + 15) >> 4) - 1 < 0) | ((column_first <= 0) | (-((row_last + q_start) >> 6) + column_first <= 0) & (((row_first + q_start) >> 6) - column_last - 32 < 0))):
+    if ~((column_first * 64 - row_last - q_start + 15 <= 0) & (column_first * 4 - ((n + 15) >> 4) <= 0) & (-row_last - q_start + 31 <= 0) & (-((n + 15) >> 4) + 1 <= 0) | ((column_first <= 0) | (-((row_last + q_start) >> 6) + column_first <= 0) & (((row_first + q_start) >> 6) - column_last - 32 < 0))):
         return
     fine = column_first * 4 + -1 + tl.arange(0, BLOCK_F)[None, :]
     total_1 = tl.full([BLOCK_R, BLOCK_F], 0, tl.float32)
@@ -228,16 +228,11 @@ def keys(
     total_2 = tl.where(x_1 <= x_2, total_1, 0.0)
     holds = (fine >= 0) & (fine <= ((n + 15) >> 4) - 1)
     most = fold_max(tl.where((x_1 <= x_2) & holds, total_2, 0.0), BLOCK_R, BLOCK_C, 4, 1)
-    found = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-    x_3 = columns * 4
-    x_4 = columns * 64
-    for member_2 in range(5):
-        only = (x_3 + member_2 - 1 >= 0) & (x_3 + member_2 - 1 < ((n + 15) >> 4))
-        x_5 = member_2 * 16
-        x_6 = x_4 + x_5 + 15
-        x_7 = x_6 <= x_2
-        found = found | (x_7 & only)
-    holds_1 = columns == 0
-    x_8 = (rows + q_start) >> 6
-    key = count_key(most, found, holds_1 | (0 <= x_8 - columns) & (x_8 - columns < 32))
+    x_3 = columns * 64 + 15
+    holds_1 = columns * 4 <= ((n + 15) >> 4)
+    holds_2 = 31 <= rows + q_start
+    present = (x_3 <= x_2) & holds_1 & holds_2 & (1 <= ((n + 15) >> 4))
+    holds_3 = columns == 0
+    x_4 = (rows + q_start) >> 6
+    key = count_key(most, present, holds_3 | (0 <= x_4 - columns) & (x_4 - columns < 32))
     leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)

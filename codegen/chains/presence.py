@@ -1,0 +1,143 @@
+"""Whether any entry of an axis fulfils a condition on indices alone, in closed form instead of by going through them.
+
+From: a reduction ``any`` whose condition is a conjunction of comparisons.  To: a condition without the entry: every
+comparison that reads it bounds it from one side, and there is one if the bounds leave room.  What counts modulo
+something, reads numbers, or is no conjunction has no such form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from spdsl.codegen.chains.affine import Sum, sum_of, tidy
+from spdsl.codegen.chains.places import Place, UncoveredError
+from spdsl.codegen.chains.reductions import count, member, positions
+from spdsl.semantics import build
+from spdsl.semantics.graph import Pool, Stage, side_of
+from spdsl.semantics.nodes import Apply, Const, Expr, Index, Load
+from spdsl.semantics.rewrite import conjuncts, transform, walk
+
+if TYPE_CHECKING:
+    from spdsl.codegen.chains.values import Values
+
+
+def presence(values: Values, stage: Stage, place: Place) -> Expr | None:
+    """Whether an entry of such a reduction fulfils its condition, at a place; None where that has no closed form."""
+    match stage:
+        case Pool(kind="any", over=over) if side_of(over) is not None:
+            pass
+        case _:
+            return None
+    try:
+        return _without_entry(values, stage, place)
+    except UncoveredError:
+        return None
+
+
+def opened(values: Values, expr: Expr, place: Place) -> Expr:
+    """A condition at a place; sets with a closed form are replaced by it, other stages stay as they are."""
+
+    def rewrite(node: Expr) -> Expr | None:
+        match node:
+            case Load(table=name, indices=indices) if name in values.stages:
+                stage = values.stages[name]
+                inner = Place(at=dict(zip(stage.axes, indices, strict=True)))
+                return presence(values, stage, inner)
+            case _:
+                found = values.places.index(node, place)
+                return None if found is None else tidy(found)
+
+    return tidy(transform(expr, rewrite))
+
+
+def _without_entry(values: Values, stage: Pool, place: Place) -> Expr | None:
+    entry = Index(name=f"?{stage.name}")
+    there: Expr = build.TRUE
+    if stage.per is None:
+        low, high = positions(stage.over)
+        if stage.over not in ("q", "k"):
+            if side_of(stage.over) == "q" and stage.windows is None:
+                return None
+            low, high = build.lift(0), build.sub(count(values, stage.over), 1)
+        at, most = Place(at={**place.at, stage.over: entry}), None
+        bounds = _Bounds(low=[(low, 1)], high=[(high, 1)])
+    elif side_of(stage.per) is not None:
+        members = values.places.members(stage.over, stage.per, place.at[stage.per], stage.windows)
+        at, there, _ = member(values, stage, place, members, entry)
+        most = members.most
+        bounds = _Bounds(low=[(Const(value=0), 1)], high=[(Const(value=most - 1), 1)])
+    else:
+        return None
+    kept: list[Expr] = []
+    condition = _within(opened(values, build.conj(stage.value, stage.only), at), entry, most)
+    for part in conjuncts(condition) + conjuncts(there):
+        if entry not in set(walk(part)):
+            kept.append(part)
+        elif not bounds.add(part, entry):
+            return None
+    kept += bounds.meet()
+    if any(isinstance(node, Load) for part in kept for node in walk(part)):
+        return None
+    return tidy(build.conj(*dict.fromkeys(part for each in kept for part in conjuncts(tidy(each)))))
+
+
+def _within(expr: Expr, entry: Expr, most: int | None) -> Expr:
+    """The condition for the numbers of members, of which a larger number is no multiple."""
+    if most is None:
+        return expr
+
+    def rewrite(node: Expr) -> Expr | None:
+        match node:
+            case Apply(op="floordiv", args=(inner, Const(value=int() as by))) if inner == entry and most <= by:
+                return Const(value=0)
+            case _:
+                return None
+
+    return tidy(transform(expr, rewrite))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bounds:
+    """What an entry is not below (``low``) and not above (``high``): numbers, to be divided by an int above 0."""
+
+    low: list[tuple[Expr, int]]
+    high: list[tuple[Expr, int]]
+
+    def add(self, part: Expr, entry: Expr) -> bool:
+        """Note what a comparison says of the entry; False where it is no bound."""
+        match part:
+            case Apply(op="lt" | "le" | "gt" | "ge" as op, args=(left, right)) if left.dtype == right.dtype == "int":
+                # In any case: what is below or equal to 0.
+                whole = sum_of(build.sub(left, right) if op in ("lt", "le") else build.sub(right, left))
+            case _:
+                return False
+        factor = dict(whole.terms).get(entry, 0)
+        terms = tuple((term, each) for term, each in whole.terms if term != entry)
+        if factor == 0 or any(entry in set(walk(term)) for term, _ in terms):
+            return False
+        rest = Sum(terms=terms, constant=whole.constant + (op in ("lt", "gt"))).expr()
+        if factor > 0:
+            self.high.append((build.apply("neg", rest), factor))
+        else:
+            self.low.append((rest, -factor))
+        return True
+
+    def meet(self) -> list[Expr]:
+        """Conditions under which an int lies between all bounds."""
+        found = []
+        for low, below in self.low:
+            for high, above in self.high:
+                if below > 1 < above:
+                    low, below = build.apply("neg", build.floordiv(build.apply("neg", low), below)), 1
+                found.append(_at_most(build.mul(low, above), build.mul(high, below)))
+        return found
+
+
+def _at_most(low: Expr, high: Expr) -> Expr:
+    """``low <= high``, without what both have in common, and with nothing that is taken away."""
+    whole = sum_of(tidy(build.sub(high, low)))
+    less = tuple((term, -each) for term, each in whole.terms if each < 0)
+    more = tuple((term, each) for term, each in whole.terms if each > 0)
+    left = Sum(terms=less, constant=max(-whole.constant, 0))
+    return build.apply("le", left.expr(), Sum(terms=more, constant=max(whole.constant, 0)).expr())
