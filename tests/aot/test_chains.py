@@ -87,8 +87,8 @@ def test_built(name: str, target: str) -> None:
             types |= {each.name: "*fp32" for each in kernel.arguments.vectors}
         tiling = tilings.tiling_of(kernel, long=name in LONG, few=False)
         if chain.among is not None or chain.queries:
-            columns, warps = among.SEARCHED if chain.queries else among.SCORED
-            tiling = tilings.Tiling(rows=16, columns=columns, warps=warps, stages=2)
+            columns, warps, stages = among.SEARCHED if chain.queries else among.SCORED
+            tiling = tilings.Tiling(rows=16, columns=columns, warps=warps, stages=stages)
         while True:
             given = {**fixed, "BLOCK_R": tilings.rows_of(kernel, tiling)}
             given["BLOCK_C"] = tilings.columns_of(kernel, tiling)
