@@ -26,8 +26,9 @@ PLACES = (
 PAGES = (Argument(name="page_count", type="i32", note="pages of all sequences"),)
 
 MARKS = (
-    Argument(name="marks", type="*i32", note="[batch or 1, marked rows], ascending"),
+    Argument(name="marks", type="*i32", note="[batch or 1, groups or 1, marked rows], ascending"),
     Argument(name="marks_stride_b", type="i32"),
+    Argument(name="marks_stride_g", type="i32"),
     Argument(name="marked_rows", type="i32", note="how many there are"),
 )
 

@@ -123,8 +123,8 @@ class GatheredItems:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
-    """Rows of one side, int32 ``[batch or 1, rows]``, ascending, the last ones past the end; and how many tiles of 64
-    consecutive rows they lie in."""
+    """Rows of one side, int32 ``[batch or 1, groups or 1, rows]``, ascending, the last ones past the end; and how many
+    tiles of 64 consecutive rows they lie in."""
 
     rows: Tensor
     tiles: int
@@ -132,7 +132,7 @@ class Marks:
     @property
     def spread(self) -> int:
         """How many more tiles they lie in than they would fill."""
-        return self.tiles - -(-self.rows.shape[1] // BLOCK)
+        return self.tiles - -(-self.rows.shape[-1] // BLOCK)
 
 
 BLOCK = 64

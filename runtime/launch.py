@@ -66,7 +66,7 @@ class Loaded:
         heads, rows = (call.k.shape[1], call.keys) if tiles.by == "key" else call.q.shape[1:3]
         heads = call.k.shape[1] if tiles.packed > 1 else heads
         if call.marks is not None and tiles.gathers("k" if tiles.by == "key" else "q"):
-            rows = call.marks.rows.shape[1]
+            rows = call.marks.rows.shape[-1]
         values = {**values, **call_values(call, kind)}
         lists = call.lists.get(kind)
         if isinstance(lists, PickedItems):
@@ -235,8 +235,9 @@ def call_values(call: Call, kind: str) -> dict[str, Value]:
     if kind in call.lists:
         values |= _list_values(call.lists[kind])
     if call.marks is not None:
-        batch, count = call.marks.rows.shape
-        values |= {"marks": call.marks.rows, "marks_stride_b": count if batch > 1 else 0, "marked_rows": count}
+        batch, groups, count = call.marks.rows.shape
+        values |= {"marks": call.marks.rows, "marks_stride_b": groups * count if batch > 1 else 0}
+        values |= {"marks_stride_g": count if groups > 1 else 0, "marked_rows": count}
     return values
 
 

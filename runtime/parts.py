@@ -37,7 +37,7 @@ def parts_of(call: Call, kinds: Callable[[Call], Sequence[Kind]]) -> Iterator[Ca
         part = lists_for(part, kinds(part))
         # Also where no row is marked: that is known of these values alone.
         part.hold()
-        if part.marks is None or part.marks.rows.shape[1]:
+        if part.marks is None or part.marks.rows.shape[-1]:
             yield part
 
 

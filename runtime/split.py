@@ -84,7 +84,7 @@ def _rows(interval: Interval, call: Call) -> tuple[int, int]:
     if call.places is not None and any(isinstance(node, Extent) for bound in bounds for node in walk(bound)):
         return 0, 0
     env = {"nq": call.q.shape[2], "n": call.keys, "q_start": call.q_start, **call.parameters}
-    env |= {} if call.marks is None else {COUNT.name: call.marks.rows.shape[1]}
+    env |= {} if call.marks is None else {COUNT.name: call.marks.rows.shape[-1]}
     lo, hi = (int(value_of(bound, env)) for bound in bounds)
     return lo, hi
 

@@ -36,7 +36,7 @@ from spdsl.analysis.tiles import (
     depends_on_head,
 )
 from spdsl.analysis.tiling import default_tiles
-from spdsl.analysis.unions import disjoint_sets
+from spdsl.analysis.unions import disjoint_sets, is_mark
 from spdsl.analysis.worker import derive, find_boxes, find_residues
 from spdsl.diagnostics import error
 from spdsl.semantics.differentiate import derivative
@@ -262,8 +262,11 @@ def _few(
 def _gathering(kind: Kind, staged: Staged, problem: Problem, target: str, side: Side) -> KernelPlan:
     """The kernel of a set whose rows of one side are marked: it gathers these, and meets all rows of the other."""
     clauses = conjuncts(staged.keep)
-    where = [clause for clause in clauses if free_indices(clause) == {side}]
-    rest = [clause for clause in clauses if clause not in where]
+    where = [clause for clause in clauses if free_indices(clause) == {side} or is_mark(clause, side)]
+    read = frozenset[str]().union(*map(free_indices, where))
+    shares = problem.pattern.heads > problem.pattern.groups
+    # What one head of a group has marked is gathered for all of them, and tested for each.
+    rest = [clause for clause in clauses if clause not in where or (shares and "h" in free_indices(clause))]
     few = kind == "forward" and problem.few > 0
     together = heads_together(problem.pattern.heads, problem.pattern.groups) if few else 1
     tiles = _tiles(kind, problem, None, target, descriptors=False, specialised=False)
@@ -284,7 +287,7 @@ def _gathering(kind: Kind, staged: Staged, problem: Problem, target: str, side: 
         stages=tiles.stages,
         walk=SlotWalk(slots=(Slot(touched=every),), long=long),
         plain=FEW if few else why_plain(kind, problem, target, marked=True) or "",
-        marked=Marked(side=side, where=_conjunction(where), keep=_conjunction(rest)),
+        marked=Marked(side=side, where=_conjunction(where), keep=_conjunction(rest), by_group=bool(read & {"h", "g"})),
         splits=few or (long is not None and not (kind == "dkdv" and grouped and bool(problem.gradients))),
         packed=together,
         few=few,

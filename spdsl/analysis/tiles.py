@@ -216,11 +216,13 @@ class Marked:
     """Tiles of one ``side`` are made of the rows for which ``where`` holds, in order, wherever they stand.
 
     The run time lists these rows; how many there are is `COUNT`.  ``keep`` is what is left to test of their pairs.
+    ``by_group``: each key head has rows of its own, those for which ``where`` holds for any of its query heads.
     """
 
     side: Side
     where: Expr
     keep: Expr
+    by_group: bool = False
 
 
 COUNT = Extent(name="marked_rows")

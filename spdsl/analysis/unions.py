@@ -60,10 +60,15 @@ def disjoint_sets(
         keys, queries = ([part for part in parts if gathers and marked_side(part) == side] for side in SIDES)
         chosen = [part for part in parts if picks(_all([*common, part]))]
         rest = [part for part in parts if part not in (*strided, *keys, *queries, *chosen)]
+        picked = not rest and bool(keys)
+        if picked:
+            # Beside marked keys, what is picked is the rest.  To leave marked keys out takes a look at a table,
+            # to leave out what is picked a search in lists.
+            rest, chosen = chosen, []
         if rest and len(rest) < len(parts):
             apart: list[tuple[Expr, Side | None]] = [(part, None) for part in (*strided, *chosen)]
             apart += [(part, side) for side, marked in zip(SIDES, (keys, queries), strict=True) for part in marked]
-            return _sets(common, rest, apart)
+            return _sets(common, rest, apart, left_out=keys if picked else [])
     return ()
 
 
@@ -83,10 +88,14 @@ def marked_side(part: Expr) -> Side | None:
 
 
 def is_mark(clause: Expr, side: Side) -> bool:
-    """Whether a clause is about rows of one side alone and keeps no runs of them that could be known beforehand."""
-    if free_indices(clause) != {side}:
-        return False
-    own = Index(name=side)
+    """Whether a clause is about rows of one side alone and keeps no runs of them that could be known beforehand.
+
+    Marks of keys may differ by heads where a table holds them: what any head of a group has marked is gathered for all.
+    """
+    read, own = free_indices(clause), Index(name=side)
+    if read != {side}:
+        by_head = side == "k" and read - {"h", "g"} == {side}
+        return by_head and any(isinstance(node, Load) and own in node.indices for node in walk(clause))
     return any(
         (isinstance(node, Load) and own in node.indices)
         or (isinstance(node, Apply) and node.op == "mod" and node.args[0] == own)
@@ -95,15 +104,20 @@ def is_mark(clause: Expr, side: Side) -> bool:
 
 
 def _sets(
-    common: Sequence[Expr], rest: Sequence[Expr], apart: Sequence[tuple[Expr, Side | None]]
+    common: Sequence[Expr],
+    rest: Sequence[Expr],
+    apart: Sequence[tuple[Expr, Side | None]],
+    left_out: Sequence[Expr],
 ) -> tuple[DisjointSet, ...]:
-    taken = _any(rest)
-    found = [DisjointSet(keep=fold(_all([*common, taken])))]
-    for part, side in apart:
-        without = Apply(op="not", args=(taken,), dtype="bool")
-        found.append(DisjointSet(keep=fold(_all([*common, part, without])), side=side))
-        taken = _any([taken, part])
-    return tuple(found)
+    """The rest, and the parts that stand apart, each without what is taken before: what is ``left_out`` of the rest,
+    the rest, and the others, in this order."""
+    before = [each for each in apart if each[0] in left_out]
+    taken, found = list[Expr](), list[DisjointSet]()
+    for part, side in (*before, (_any(rest), None), *(each for each in apart if each not in before)):
+        without = [Apply(op="not", args=(_any(taken),), dtype="bool")] if taken else []
+        found.append(DisjointSet(keep=fold(_all([*common, part, *without])), side=side))
+        taken.append(part)
+    return (found.pop(len(before)), *found)
 
 
 def _all(clauses: Sequence[Expr]) -> Expr:

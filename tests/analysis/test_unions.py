@@ -12,11 +12,12 @@ import spdsl
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Plan, Problem
 from spdsl.analysis.residues import residues_of
-from spdsl.analysis.tiles import Residues, SlotWalk
+from spdsl.analysis.tiles import PickWalk, Residues, SlotWalk
 from spdsl.analysis.unions import LEAST, disjoint_sets
 from spdsl.analysis.wording import describe as word
 from spdsl.pipeline import bound
 from spdsl.semantics.nodes import Expr
+from spdsl.semantics.softmaxes import softmax_pattern
 from tests.analysis.brute import environment, mask_of
 from tests.analysis.build import Term, apply, k, q
 from tests.analysis.programs import HEADS, SMALL, WINDOW, parameters, predicates
@@ -91,6 +92,35 @@ def test_marked_rows_are_gathered() -> None:
     # Programs that own the few rows which meet all others are cut into parts.
     assert [kernel.splits for kernel in keys.kernels] == [False, False, True]
     assert [kernel.splits for kernel in queries.kernels] == [True, True, False]
+
+
+def test_marks_of_heads_are_gathered_for_their_group() -> None:
+    for table, groups, tested in (("h", 4, False), ("h", 2, True), ("g", 2, False)):
+        text = f"pattern some() {{ input own: bool[{table}, token]  keep causal and (q - k < 128 or own[{table}, k]) }}"
+        pattern = bound(spdsl.compile(spdsl.loads(text))._key, 4, groups, 64)
+        (marked,) = plan(Problem(pattern=pattern, dtype="bf16", value_dim=64, shape="square"), "sm_90").more
+        for kernel in marked.kernels:
+            assert kernel.marked is not None
+            assert kernel.marked.by_group
+            assert word(kernel.marked.where) == f"own[{table}, k]"
+            assert ("own" in word(kernel.marked.keep)) == tested
+    # Queries that heads have marked are not.
+    assert planned("input own: bool[h, token]\n  keep causal and (q - k < 128 or own[h, q])").more == ()
+
+
+def test_what_is_picked_leaves_out_marked_keys() -> None:
+    text = """axis blk = token by 64
+    let most = score(Q, K) |> only(causal) |> softmax |> sum(over = q) |> top(9)
+    let near = score(mean(Q, per = q.blk), mean(K, per = k.blk)) |> only(k.blk <= q.blk) |> top(4)
+    keep causal and (near or most)"""
+    pattern = spdsl.compile(spdsl.loads(f"pattern union() {{\n  {text}\n}}")).bind(4, 2, 64)
+    part = softmax_pattern(pattern, pattern.graph.attentions[0].name)  # type: ignore[union-attr]
+    found = plan(Problem(pattern=part, dtype="bf16", value_dim=64, shape="square"), "sm_90")
+    (marked,) = found.more
+    assert isinstance(found.forward.walk, PickWalk)
+    assert word(found.keep).count("not") == 1
+    assert marked.forward.marked is not None
+    assert "not" not in word(marked.keep)
 
 
 def test_what_gains_nothing_stays_one_set() -> None:

@@ -77,6 +77,10 @@ PROGRAMS = {
         ),
         trained=("lean",),
     ),
+    "keys of heads": Program(
+        text="input own: bool[h, token]\n  keep causal and (q - k < 9 or own[h, k] and k > 3)",
+        inputs=lambda sizes, generator: {"own": torch.rand(sizes.heads, sizes.n, generator=generator) < 0.1},
+    ),
     "strided": Program(text="keep causal and (q - k < 20 or (q - k) % 8 == 0)"),
     "sinks and dilated": Program(text="keep causal and (k < 5 or (q - k < 90 and (q - k) % 4 == 0))"),
     "two strides": Program(
