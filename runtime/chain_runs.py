@@ -115,6 +115,10 @@ class Run:
 
     def chosen(self, stage: Stage, first: int, rows: int, lists: Room | None) -> Tensor:
         """The lists of some rows, as many as `keys` has room for, or the last ones."""
+        return choose(self.keyed(first, rows), self.loaded.chain.by, self.amounts(stage, first, rows), lists)
+
+    def keyed(self, first: int, rows: int) -> Keys:
+        """The keys of some rows, as many as `keys` has room for, or the last ones."""
         kernel = self.loaded.chain.kernels[-1]
         every, step, pitch = self.keys.shape
         ends_first = first // step * every * self.ends.shape[-1]
@@ -135,7 +139,7 @@ class Run:
             return -(-self.columns // columns), -(-rows // rows_of(kernel, tiling)), every
 
         tiling = self.launch(kernel, given, grid, rows * every * -(-self.columns // 128), ("keys", "row_ends"))
-        rest = Keys(
+        return Keys(
             keys=self.keys,
             chunks=every,
             rows=rows,
@@ -145,7 +149,6 @@ class Run:
             block=rows_of(kernel, tiling),
             ends_first=ends_first,
         )
-        return choose(rest, self.loaded.chain.by, self.amounts(stage, first, rows), lists)
 
     def amounts(self, stage: Stage, first: int, rows: int) -> Tensor:
         """How many to choose in each row, or one number for all."""

@@ -17,8 +17,10 @@ from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.chain_kernels import loaded
 from spdsl.runtime.chain_runs import Run
 from spdsl.runtime.choosing import KEYS, Room
+from spdsl.runtime.jointly import chosen_jointly
 from spdsl.runtime.ranking import FAR, joined
 from spdsl.runtime.tilings import LEAST, rows_of
+from spdsl.semantics.graph import Select
 
 
 def chosen_lists(arrays: Arrays, name: str, width: int | None, lists: Callable[[str], Tensor]) -> Tensor | None:
@@ -40,6 +42,9 @@ def chosen_lists(arrays: Arrays, name: str, width: int | None, lists: Callable[[
     *before, kernel = found.chain.kernels
     for each in before:
         run.sums[each.stage] = run.summed(each)
+    if isinstance(stage, Select) and stage.also:
+        jointly = chosen_jointly(run, stage, width)
+        return jointly if jointly is None or found.chain.heads else jointly[:, 0]
     pitch = -(-run.columns // 16) * 16
     step = max(1, min(rows, KEYS // (pitch * run.batch * run.heads)))
     step = max(1, step // 128 * 128) if step >= 128 else step

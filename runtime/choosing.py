@@ -56,11 +56,12 @@ class Room:
     first: int = 0
 
 
-def choose(given: Keys, by: str, amounts: Tensor, room: Room | None) -> Tensor:
+def choose(given: Keys, by: str, amounts: Tensor, room: Room | None, *, cut: bool = False) -> Tensor:
     """The lists of rows of keys, int32 ``[chunks, rows, width]``, in ``room``, or as wide as need be.
 
-    ``amounts`` is one number, or one for each row: int32 where they are counts, float64 where they are shares.  Without
-    room the host waits for the most that are chosen in a row.
+    ``amounts`` is one number, or one for each row: int32 where they are counts, float64 where they are shares.  With
+    ``cut`` they are the cuts themselves, int32 ``[rows, 3]``: the last key that is chosen, how many entries with it,
+    and how many in all.  Without room the host waits for the most that are chosen in a row.
     """
     rows, device = given.chunks * given.rows, given.keys.device
     wide = min(WIDEST, max(64, 1 << (given.columns - 1).bit_length()))
@@ -86,10 +87,12 @@ def choose(given: Keys, by: str, amounts: Tensor, room: Room | None) -> Tensor:
         )
 
     if room is not None:
-        run(room, room.lists, find=True, write=True)  # no cuts are kept
+        run(room, amounts if cut else room.lists, find=not cut, write=True)  # what is found is not kept
         return room.lists
-    cuts = torch.empty(rows, 3, dtype=torch.int32, device=device)
-    run(Room(lists=torch.empty(1, 1, 1, dtype=torch.int32, device=device)), cuts, find=True, write=False)
+    cuts = amounts
+    if not cut:
+        cuts = torch.empty(rows, 3, dtype=torch.int32, device=device)
+        run(Room(lists=torch.empty(1, 1, 1, dtype=torch.int32, device=device)), cuts, find=True, write=False)
     most = max(1, int(cuts[:, 2].max()))
     room = Room(lists=torch.empty(given.chunks, given.rows, most, dtype=torch.int32, device=device))
     run(room, cuts, find=False, write=True)

@@ -22,7 +22,8 @@ _LARGE = Tiling(rows=128, columns=128, warps=8, stages=2)
 _OF_SUMS = Tiling(rows=128, columns=64, warps=8, stages=2, registers=128)
 _OF_LOOP = Tiling(rows=64, columns=128, warps=4, stages=3)
 _FOLDED = Tiling(rows=64, columns=128, warps=4, stages=2)
-_DEEP = Tiling(rows=128, columns=128, warps=8, stages=2)
+_DEEP = Tiling(rows=128, columns=64, warps=4, stages=2)
+_DEEP_ROWS = Tiling(rows=128, columns=64, warps=8, stages=2, registers=128)
 _SMALL = Tiling(rows=64, columns=64, warps=4, stages=2)
 _OF_FEW = Tiling(rows=32, columns=64, warps=4, stages=2)
 LEAST = Tiling(rows=32, columns=32, warps=4, stages=1)
@@ -32,6 +33,7 @@ SMALLER = {
     _OF_LOOP: _SMALL,
     _FOLDED: _SMALL,
     _DEEP: _SMALL,
+    _DEEP_ROWS: _SMALL,
     _SMALL: LEAST,
     _OF_FEW: LEAST,
 }
@@ -49,7 +51,7 @@ def tiling_of(kernel: ChainKernel, *, long: bool, few: bool) -> Tiling:
     if long:
         return LEAST
     if kernel.deep is not None:
-        return _DEEP
+        return _DEEP if kernel.role == "keys" else _DEEP_ROWS
     if kernel.role == "values" and kernel.loops > 1:
         return _OF_FEW if few else _SMALL
     if few or not kernel.arguments.vectors:

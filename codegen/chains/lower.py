@@ -40,7 +40,7 @@ from spdsl.semantics.graph import (
     ranks_queries,
     side_of,
 )
-from spdsl.semantics.nodes import BoundPattern, Expr, Extent, Index
+from spdsl.semantics.nodes import BoundPattern, Const, Expr, Extent, Index
 from spdsl.semantics.show import stage_text
 
 By: TypeAlias = Literal["count", "mass", "mark"]
@@ -102,13 +102,13 @@ def uncovered(stages: Mapping[str, Stage], name: str) -> str | None:
     stages = dict(stages) if outer is None else {**stages, name: outer[1]}
     for each in below(stages, name):
         match stages[each]:
-            case Select(also=(_, *_)):
+            case Select(also=(_, *_)) as stage if not ranks_rows(stage) or each != name:
                 return "selections over several axes"
             case Select(rank=str()):
                 return "sets for each place in an order"
             case Select(least=least) if least is not None:
                 return "selections of at least a number"
-            case Select() as stage if ranks_queries(stage):
+            case Select() as stage if ranks_queries(stage) and not ranks_rows(stage):
                 return "selections among queries"
             case Score(over=over) if side_of(over) is not None:
                 return "sums of the vectors of keys"
@@ -119,6 +119,13 @@ def uncovered(stages: Mapping[str, Stage], name: str) -> str | None:
             case _:
                 pass
     return None
+
+
+def ranks_rows(stage: Select) -> bool:
+    """Whether the rows of a head are ranked together, for one number or share."""
+    rows = [axis for axis in stage.also if side_of(axis) == "q"]
+    together = stage.also == tuple(rows) and len(rows) == 1 and side_of(stage.over) == "k"
+    return together and isinstance(stage.amount, Const)
 
 
 def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, int], ...]) -> Chain:
