@@ -10,6 +10,7 @@ from typing import Any
 
 from spdsl.codegen.chains.emit import emit_chain
 from spdsl.codegen.chains.lower import Chain, below, lower_chain, uncovered
+from spdsl.codegen.chains.parts import Terms
 from spdsl.codegen.chains.places import UncoveredError
 from spdsl.codegen.load import load
 from spdsl.runtime.arrays import Arrays
@@ -42,7 +43,7 @@ class Read:
 
 
 _reads: dict[tuple[int, str], Read] = {}
-_lowered: dict[tuple[int, str, tuple[tuple[str, int], ...]], Chain | str] = {}
+_lowered: dict[tuple[int, str, tuple[tuple[str, Terms], ...]], Chain | str] = {}
 _loaded: dict[int, Loaded] = {}
 
 

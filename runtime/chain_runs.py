@@ -23,7 +23,7 @@ from spdsl.runtime.chain_kernels import Loaded, read_of
 from spdsl.runtime.choosing import Keys, Room, choose
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.notes import Grid
-from spdsl.runtime.operands import Operand, operand
+from spdsl.runtime.operands import TERMS, Operand, operand
 from spdsl.runtime.plain import Launch, start
 from spdsl.runtime.split import multiprocessors
 from spdsl.runtime.stage_values import refuse_unequal
@@ -61,6 +61,7 @@ class Run:
         for name, vectors in sorted(by_name.items(), reverse=True):  # queries before keys
             query = operands.get(name.removesuffix("_k") + "_q")
             dtype = query.tensor.dtype if query is not None and query.is_short else None
+            dtype = TERMS if dtype is None and vectors.terms > 1 else dtype
             key = (vectors.expr, vectors.axes, vectors.terms, dtype)
             if key not in made:
                 made[key] = operand(arrays, vectors, dtype)

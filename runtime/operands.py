@@ -1,7 +1,7 @@
 """The tensors that the kernels of a selection read, with strides by the names of axes.
 
-From: vectors as expressions, and the arrays of a call.  To: tensors of queries as they are, and tensors of keys, if
-need be as sums of numbers of 16 bits, so that products with queries of 16 bits are as exact as those of 32 bits.
+From: vectors as expressions, and the arrays of a call.  To: tensors as they are, or as sums of numbers of 16 bits, so
+that their products, which matrix units make, are as exact as those of 32 bits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spdsl.codegen.chains.parts import Vectors
+from spdsl.codegen.chains.parts import LONG, Terms, Vectors
 from spdsl.codegen.chains.products import wrapped
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.memo import Memo
@@ -22,6 +22,9 @@ from spdsl.semantics.nodes import Expr, Load
 from spdsl.semantics.rewrite import free_axes
 
 _SHORT = (torch.bfloat16, torch.float16)
+
+TERMS = torch.bfloat16
+"""The type of the terms of queries of 32 bits: of the same range, so that sums of them are no larger."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,28 +63,50 @@ class Operand:
         return self.tensor.stride(self.tensor.dim() - len(self.axes) - 1) if self.batch > 1 else 0
 
 
-def terms_of(arrays: Arrays, stage: Score, *, shares: bool) -> int:
-    """Of how many numbers of 16 bits those of keys are sums in a score; 0 where products are of 32 bits.
+def terms_of(arrays: Arrays, stage: Score, *, shares: bool) -> Terms:
+    """Of how many numbers of 16 bits those of queries and keys are sums in a score.
 
     What is compared as it is takes three, which hold all bits of a float; ``shares`` of a softmax, whose relative error
-    is the absolute one of an exponent, take two.
+    is the absolute one of an exponent, take two of keys where queries have 16 bits as they are.
     """
     query, key = (stage.left, stage.right) if on_side(free_axes(stage.left), "q") else (stage.right, stage.left)
     of_query, of_key = _plain_type(arrays, wrapped(query)[0]), _plain_type(arrays, key)
     if of_query not in _SHORT:
-        return 0
+        return _ALL if _is_made(arrays, query) else LONG
     if of_key is not None:
-        return 1 if of_key == of_query else 3 if of_query == torch.bfloat16 else 0
+        return _keys(1) if of_key == of_query else _keys(3) if of_query == torch.bfloat16 else LONG
     exact = _pooled_type(arrays, key) == of_query
     match arrays.stages.get(key.table) if isinstance(key, Load) else None:
         case Pool(kind="max" | "min") if exact:
-            return 1
+            return _keys(1)
         case Pool(kind="mean") if exact and of_query == torch.float16:
-            return 2
+            return _keys(2)
         case _ if of_query == torch.float16:
-            return 0  # sums may be beyond its range
+            return LONG  # sums may be beyond its range
         case _:
-            return 2 if shares else 3
+            return _keys(2 if shares else 3)
+
+
+_ALL = Terms(queries=3, keys=3)
+"""Numbers of 32 bits on both sides."""
+
+
+def _keys(count: int) -> Terms:
+    return Terms(queries=1, keys=count)
+
+
+def _is_made(arrays: Arrays, query: Expr) -> bool:
+    """Whether queries are numbers of 32 bits of a stage or an input, and not those of the call, of which terms would be
+    half as much again; Triton's interpreter multiplies the bits of bf16 as ints."""
+    multiplied = arrays.lines.device.type != "cpu" or torch.bfloat16 != TERMS
+    if not isinstance(query, Load) or query.table in TENSORS:
+        return False
+    return multiplied and _type(arrays, query) == torch.float32
+
+
+def _type(arrays: Arrays, expr: Load) -> torch.dtype:
+    """The type of the numbers of an array; stages make floats."""
+    return torch.float32 if expr.table in arrays.stages else arrays.tensors[expr.table].dtype
 
 
 def _plain_type(arrays: Arrays, expr: Expr) -> torch.dtype | None:
@@ -100,7 +125,7 @@ def _pooled_type(arrays: Arrays, expr: Expr) -> torch.dtype | None:
 def operand(arrays: Arrays, vectors: Vectors, dtype: torch.dtype | None) -> Operand:
     """The tensor of vectors; in ``dtype``, as so many terms as they say, where it is given."""
     found = _made(arrays, vectors)
-    if dtype is None or found.tensor.dtype == dtype:
+    if dtype is None or (found.tensor.dtype == dtype and vectors.terms == 1):
         return found
     return Operand(tensor=_terms(found.tensor.float(), dtype, vectors.terms), axes=found.axes, terms=vectors.terms)
 

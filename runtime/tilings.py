@@ -26,6 +26,8 @@ _DEEP = Tiling(rows=128, columns=64, warps=4, stages=2)
 _DEEP_ROWS = Tiling(rows=128, columns=64, warps=8, stages=2, registers=128)
 _SMALL = Tiling(rows=64, columns=64, warps=4, stages=2)
 _OF_FEW = Tiling(rows=32, columns=64, warps=4, stages=2)
+_SUMS_OF_TERMS = Tiling(rows=128, columns=64, warps=8, stages=2)
+_OF_TERMS = Tiling(rows=64, columns=128, warps=8, stages=2)
 LEAST = Tiling(rows=32, columns=32, warps=4, stages=1)
 SMALLER = {
     _LARGE: _SMALL,
@@ -34,6 +36,8 @@ SMALLER = {
     _FOLDED: _SMALL,
     _DEEP: _SMALL,
     _DEEP_ROWS: _SMALL,
+    _SUMS_OF_TERMS: _SMALL,
+    _OF_TERMS: _SMALL,
     _SMALL: LEAST,
     _OF_FEW: LEAST,
 }
@@ -44,9 +48,10 @@ def tiling_of(kernel: ChainKernel, *, long: bool, few: bool) -> Tiling:
     """The tile of a kernel of scores, by what was fastest on Hopper.
 
     A kernel of sums has many rows, so that each tile of keys meets as many as it can, and leaves room for a second
-    program; reductions keep one more tile in registers for each loop.  Products of 32 bits (``long``), which no
-    matrix unit makes, take the least, and where there are ``few`` rows, tiles are small enough for all multiprocessors,
-    the more so where a program goes through all columns of what loops add up.
+    program; reductions keep one more tile in registers for each loop.  Where queries are sums of terms, too, a program
+    fills the memory of a multiprocessor.  Products of 32 bits (``long``), which no matrix unit makes, take the least,
+    and where there are ``few`` rows, tiles are small enough for all multiprocessors, the more so where a program goes
+    through all columns of what loops add up.
     """
     if long:
         return LEAST
@@ -56,6 +61,8 @@ def tiling_of(kernel: ChainKernel, *, long: bool, few: bool) -> Tiling:
         return _OF_FEW if few else _SMALL
     if few or not kernel.arguments.vectors:
         return _SMALL
+    if any(each.terms > 1 for each in kernel.arguments.vectors if each.name.endswith("_q")):
+        return _SUMS_OF_TERMS if kernel.sums else _OF_TERMS
     if kernel.sums:
         return _OF_SUMS
     if kernel.fold is not None:

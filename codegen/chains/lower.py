@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 from spdsl.codegen.chains.affine import tidy
 from spdsl.codegen.chains.candidates import Candidates, candidates_of, outer_of
 from spdsl.codegen.chains.descents import Descent, descent_of, write_descent
-from spdsl.codegen.chains.parts import Arguments, Fold
+from spdsl.codegen.chains.parts import Arguments, Fold, Terms
 from spdsl.codegen.chains.places import Place, UncoveredError
 from spdsl.codegen.chains.presence import opened
 from spdsl.codegen.chains.program import NOTHING, Known, Program
@@ -128,7 +128,7 @@ def ranks_rows(stage: Select) -> bool:
     return together and isinstance(stage.amount, Const)
 
 
-def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, int], ...]) -> Chain:
+def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, Terms], ...]) -> Chain:
     """The kernels of the selection ``name``; ``terms`` as in `Values`, for every score that it reads.
 
     Raises:
@@ -195,7 +195,7 @@ def _axes(stage: Stage) -> tuple[str | None, str, str]:
 
 
 def _searched(
-    pattern: BoundPattern, stages: dict[str, Stage], stage: Stage, found: Descent, terms: dict[str, int]
+    pattern: BoundPattern, stages: dict[str, Stage], stage: Stage, found: Descent, terms: dict[str, Terms]
 ) -> Chain:
     """The kernel of a selection by searches."""
     assert isinstance(stage, Select)
@@ -226,7 +226,7 @@ def _searched(
     )
 
 
-def _of_rows(pattern: BoundPattern, stages: dict[str, Stage], stage: Pool, terms: dict[str, int]) -> Chain:
+def _of_rows(pattern: BoundPattern, stages: dict[str, Stage], stage: Pool, terms: dict[str, Terms]) -> Chain:
     """The kernels of a reduction over all keys."""
     heads = next((axis for axis in stage.axes if side_of(axis) is None), None)
     rows = on_side(stage.axes, "q")

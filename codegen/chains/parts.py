@@ -9,8 +9,34 @@ from spdsl.semantics.nodes import Expr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """Of how many numbers of 16 bits those of queries and of keys are sums in the products of a score; of none where
+    products are of 32 bits."""
+
+    queries: int
+    keys: int
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The terms that are multiplied, the smallest products first, so that none is lost beside the larger ones.
+
+        Each term is 2⁻⁸ of the one before, so that products of two small ones are less than what is rounded anyway.
+        """
+        most = max(self.queries, self.keys)
+        pairs = [(left, right) for left in range(self.queries) for right in range(self.keys) if left + right < most]
+        return tuple(sorted(pairs, key=sum, reverse=True))
+
+
+LONG = Terms(queries=0, keys=0)
+"""Products of 32 bits, which no matrix unit makes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vectors:
-    """One side of a score: ``expr`` as an array along ``axes`` (heads and free axes), ``rows`` and ``feature``."""
+    """One side of a score: ``expr`` as an array along ``axes`` (heads and free axes), ``rows`` and ``feature``.
+
+    Its numbers are sums of so many ``terms``.
+    """
 
     name: str
     expr: Expr

@@ -1,7 +1,7 @@
 """Scores as matrix products of a tile of rows with a tile of columns.
 
-From: a score and a place.  To: lines that load vectors of queries, the terms of which vectors of keys are sums, and
-their product.
+From: a score and a place.  To: lines that load the terms of which vectors of queries and keys are sums, and their
+products.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from spdsl.codegen.chains.parts import Vectors
+from spdsl.codegen.chains.parts import LONG, Terms, Vectors
 from spdsl.codegen.chains.places import Place, UncoveredError
 from spdsl.codegen.chains.program import NOTHING
 from spdsl.semantics import build
@@ -43,21 +43,25 @@ def product(values: Values, stage: Score, place: Place, *, turned: bool = False)
     if on_side(free_axes(query), "k") is not None:
         query, key = key, query
     terms = values.terms[stage.name]
-    rows = _vectors(values, f"{stage.name}_q", query, stage.over, "q")
-    columns = _vectors(values, f"{stage.name}_k", key, stage.over, "k")
-    columns = values.vectors[columns.name] = replace(columns, terms=max(1, terms))
-    left = _tile(values, _first_alike(values, rows), place, query, terms, 0)
+    rows = _vectors(values, f"{stage.name}_q", query, stage.over, "q", terms)
+    columns = _vectors(values, f"{stage.name}_k", key, stage.over, "k", terms)
+    rows = _first_alike(values, rows)
     found: Expr | None = None
-    # The smallest terms first, so that none is lost beside the larger ones.
-    for term in reversed(range(columns.terms)):
-        right = _tile(values, columns, place, key, terms, term, exist=turned)
+    for of_query, of_key in terms.pairs or ((0, 0),):
+        if found is not None and terms.queries > 1 and (of_query, of_key) == (0, 0):
+            # What is infinite has no smaller terms, and is told by the largest alone, of the right sign.
+            sums = program.atom(found)
+            finite = f'tl.where(tl.abs({sums}) < float("inf"), {sums}, 0.0)'
+            found = program.let("product", finite, program.of(found), "float")
+        left = _tile(values, rows, place, query, terms, of_query)
+        right = _tile(values, columns, place, key, terms, of_key, exist=turned)
         what = program.of(left) | program.of(right)
         factors = [program.text(left), program.text(right)]
         so_far = [] if found is None else [program.atom(found)]
         if turned:
             factors.reverse()
             factors, so_far = ([f"tl.trans({each})" for each in part] for part in (factors, so_far))
-        precision = ', input_precision="ieee"' if terms == 0 else ""
+        precision = ', input_precision="ieee"' if terms == LONG else ""
         text = f"tl.dot({', '.join((*factors, *so_far))}{precision})"
         text = f"tl.trans({text})" if turned else text
         found = program.let("product", text, what, "float")
@@ -65,13 +69,14 @@ def product(values: Values, stage: Score, place: Place, *, turned: bool = False)
     return found
 
 
-def _vectors(values: Values, name: str, expr: Expr, over: str, side: str) -> Vectors:
+def _vectors(values: Values, name: str, expr: Expr, over: str, side: str, terms: Terms) -> Vectors:
     base, _ = wrapped(expr) if side == "q" else (expr, None)
     axes = sorted(axis for axis in free_axes(base) - {"b", over} if side_of(axis) is None)
     rows = on_side(free_axes(base), "q" if side == "q" else "k")
     if rows is None or on_side(free_axes(base), "k" if side == "q" else "q") is not None:
         raise UncoveredError("products that are not of queries with keys")
-    found = Vectors(name=name, expr=base, axes=tuple(axes), rows=rows, feature=over)
+    count = max(1, terms.queries if side == "q" else terms.keys)
+    found = Vectors(name=name, expr=base, axes=tuple(axes), rows=rows, feature=over, terms=count)
     values.vectors.setdefault(name, found)
     return found
 
@@ -83,7 +88,7 @@ def _first_alike(values: Values, vectors: Vectors) -> Vectors:
 
 
 def _tile(
-    values: Values, vectors: Vectors, place: Place, expr: Expr, terms: int, term: int, *, exist: bool = False
+    values: Values, vectors: Vectors, place: Place, expr: Expr, terms: Terms, term: int, *, exist: bool = False
 ) -> Expr:
     """Rows as ``[BLOCK_R, FEATURES]``, keys as ``[FEATURES, BLOCK_C]``; zeros where there are none, unless all
     ``exist``."""
@@ -111,7 +116,7 @@ def _tile(
         inside = program.atom(program.let("there", f"({at} >= 0) & ({at} < {name}_rows)", program.of(entry), "bool"))
         mask = f"{inside} & ({mask})"
     text = f"tl.load({start} + tl.cast({at}, tl.int64) * {name}_r + {feature} * {name}_f, mask={mask}, other=0.0)"
-    text += ".to(tl.float32)" if terms == 0 else ""
+    text += ".to(tl.float32)" if terms == LONG else ""
     found = program.let("query" if is_query else "key", text, whole, "float")
     if not is_query:
         return found
@@ -120,7 +125,7 @@ def _tile(
     made = transform(wrap, lambda node: found if node == _HOLE else None)
     if made is found:
         return found
-    plain = "" if terms == 0 else f".to({program.atom(found)}.dtype)"
+    plain = "" if terms == LONG else f".to({program.atom(found)}.dtype)"
     return program.let("query", f"({program.text(made)}){plain}", whole, "float")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from spdsl.codegen.chains.affine import tidy
-from spdsl.codegen.chains.parts import Arguments, Fold, Sums, Vectors
+from spdsl.codegen.chains.parts import Arguments, Fold, Sums, Terms, Vectors
 from spdsl.codegen.chains.places import Place, Places, UncoveredError
 from spdsl.codegen.chains.presence import presence
 from spdsl.codegen.chains.products import product, scale, score
@@ -48,13 +48,13 @@ from spdsl.semantics.rewrite import transform
 class Values:
     """The values of the stages of a pattern in one kernel.
 
-    ``terms`` says of how many numbers each number of keys of a score is a sum, by the name of the score; ``deep`` is
+    ``terms`` says of how many numbers those of queries and of keys are sums, by the name of the score; ``deep`` is
     how many queries are folded into a row, if any are.
     """
 
     pattern: BoundPattern
     stages: Mapping[str, Stage]
-    terms: Mapping[str, int]
+    terms: Mapping[str, Terms]
     program: Program
     places: Places = field(init=False)
     vectors: dict[str, Vectors] = field(default_factory=dict)

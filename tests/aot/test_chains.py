@@ -11,6 +11,7 @@ import spdsl
 from spdsl.codegen.binaries import options_of
 from spdsl.codegen.chains.emit import emit_chain, emit_choose
 from spdsl.codegen.chains.lower import Chain, ChainKernel, lower_chain
+from spdsl.codegen.chains.parts import LONG, Terms
 from spdsl.codegen.load import load
 from spdsl.semantics.graph import Mark, Score, Select
 
@@ -24,8 +25,8 @@ NAMES = (
     "flashprefill",
 )  # fmt: skip
 QUICK = (("infllm_v2", "sm_90"), ("quest", "gfx942"), ("dma", "sm_100"), ("hip", "sm_90"))
-LONG = ("vsa", "seer_attention", "llsa")
-"""Patterns whose queries are means or gates, of 32 bits."""
+TERMS = {name: Terms(queries=3, keys=3) for name in ("vsa", "seer_attention")} | {"llsa": LONG}
+"""Where queries are means or gates, of 32 bits; and one pattern as it is for tensors of 32 bits."""
 
 
 def chain_of(name: str) -> Chain:
@@ -33,8 +34,8 @@ def chain_of(name: str) -> Chain:
     pattern = spdsl.compile(name, **PARAMETERS.get(name, {})).bind(16, 2, 128)  # type: ignore[arg-type]
     assert pattern.graph is not None
     *_, chosen = (stage.name for stage in pattern.graph.stages if isinstance(stage, Select | Mark))
-    count = 0 if name in LONG else 2
-    return lower_chain(pattern, chosen, tuple((s.name, count) for s in pattern.graph.stages if isinstance(s, Score)))
+    terms = TERMS.get(name, Terms(queries=1, keys=2))
+    return lower_chain(pattern, chosen, tuple((s.name, terms) for s in pattern.graph.stages if isinstance(s, Score)))
 
 
 def built(function: Any, target: str, given: dict[str, Any], types: dict[str, str], options: dict[str, int]) -> Any:
@@ -83,9 +84,10 @@ def test_built(name: str, target: str) -> None:
     module = load(emit_chain(chain, name))
     for kernel in chain.kernels:
         types, fixed = types_of(kernel)
-        if name in LONG:
+        long = TERMS.get(name) == LONG
+        if long:
             types |= {each.name: "*fp32" for each in kernel.arguments.vectors}
-        tiling = tilings.tiling_of(kernel, long=name in LONG, few=False)
+        tiling = tilings.tiling_of(kernel, long=long, few=False)
         if chain.among is not None or chain.queries:
             columns, warps, stages = among.SEARCHED if chain.queries else among.SCORED
             tiling = tilings.Tiling(rows=16, columns=columns, warps=warps, stages=stages)

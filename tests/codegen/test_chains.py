@@ -14,6 +14,7 @@ from spdsl.codegen.chains.affine import tidy
 from spdsl.codegen.chains.emit import emit_chain, emit_choose
 from spdsl.codegen.chains.intervals import Intervals
 from spdsl.codegen.chains.lower import Chain, lower_chain
+from spdsl.codegen.chains.parts import Terms
 from spdsl.codegen.chains.places import Place, Places, UncoveredError
 from spdsl.codegen.chains.presence import presence
 from spdsl.codegen.chains.program import Program
@@ -31,7 +32,7 @@ def chain(name: str, **parameters: object) -> Chain:
     pattern = spdsl.compile(name, **parameters).bind(16, 2, 64)  # type: ignore[arg-type]
     assert pattern.graph is not None
     *_, chosen = (stage.name for stage in pattern.graph.stages if isinstance(stage, Select | Mark))
-    terms = tuple((stage.name, 2) for stage in pattern.graph.stages if isinstance(stage, Score))
+    terms = tuple((stage.name, Terms(queries=1, keys=2)) for stage in pattern.graph.stages if isinstance(stage, Score))
     return lower_chain(pattern, chosen, terms)
 
 
@@ -81,7 +82,7 @@ def test_what_is_left_to_torch_has_a_reason(stages: str, words: str | None) -> N
     pattern = spdsl.compile(spdsl.loads(text)).bind(2, 2, 16)
     assert pattern.graph is not None
     (chosen,) = (stage.name for stage in pattern.graph.stages if isinstance(stage, Select))
-    terms = tuple((stage.name, 1) for stage in pattern.graph.stages if isinstance(stage, Score))
+    terms = tuple((stage.name, Terms(queries=1, keys=1)) for stage in pattern.graph.stages if isinstance(stage, Score))
     if words is None:
         assert lower_chain(pattern, chosen, terms).kernels
         return

@@ -16,7 +16,8 @@ from torch import Tensor
 
 import spdsl
 from spdsl import reference
-from spdsl.runtime import graphs, inputs
+from spdsl.codegen.chains.parts import Terms
+from spdsl.runtime import graphs, inputs, operands
 from spdsl.runtime.choosing import Keys, Room
 from spdsl.runtime.ranking import FAR, best, heaviest
 from spdsl.semantics.graph import Select
@@ -149,6 +150,43 @@ def test_bounds_leave_a_nan() -> None:
     calls = [graphs.Inputs(q=q, k=k, v=v, tables={"worth": worth}, q_start=0, kernels=way) for way in (True, False)]
     found, plain = (next(iter(graphs.selections(pattern, call).values())) for call in calls)
     assert torch.equal(dense(found, 8), dense(plain, 8))
+
+
+MEANS = """pattern means() {
+  axis blk = token by 8
+  let scores = score(mean(Q, per = q.blk), mean(K, per = k.blk)) |> only(k.blk <= q.blk)
+  let chosen = scores%s |> top(3)
+  keep causal and chosen
+}
+"""
+
+
+@pytest.mark.parametrize("shares", ["", " |> softmax |> sum(per = g)"])
+def test_products_of_numbers_of_32_bits(shares: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means of queries and keys, each a sum of three numbers of 16 bits, infinite ones and NaN among them."""
+    from spdsl.runtime import chain_runs
+
+    for module in (operands, chain_runs):  # fp16, as the interpreter does not multiply bf16
+        monkeypatch.setattr(module, "TERMS", torch.float16)
+    q, k = torch.randn(2, 1, 2, 120, 16, generator=torch.Generator().manual_seed(1)).bfloat16()
+    k[0, 0, 20, 3], k[0, 0, 40, 5], q[0, 1, 80, 2] = float("inf"), float("nan"), float("-inf")
+    pattern = spdsl.compile(spdsl.loads(MEANS % shares)).bind(2, 2, 16)
+    calls = [inputs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=way) for way in (True, False)]
+    found, plain = (next(iter(graphs.selections(pattern, call).values())) for call in calls)
+    assert torch.equal(dense(found, 15), dense(plain, 15))
+    (made,) = graphs.makers(pattern, calls[0]).values()
+    assert made.startswith("by kernels")
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (1, 3), (3, 3)])
+def test_terms_are_as_exact_as_what_they_add_up_to(counts: tuple[int, int]) -> None:
+    terms = Terms(queries=counts[0], keys=counts[1])
+    x, y = torch.randn(2, 5000, generator=torch.Generator().manual_seed(2))
+    x, y = (each.bfloat16().float() if count == 1 else each for each, count in zip((x, y), counts, strict=True))
+    parts = [operands._terms(each, torch.bfloat16, count).double() for each, count in zip((x, y), counts, strict=True)]
+    product = sum(parts[0][left] * parts[1][right] for left, right in terms.pairs)
+    exact = x.double() * y.double()
+    assert float(((product - exact) / exact).abs().max()) < 2**-22
 
 
 INFINITE = """pattern infinite() {
