@@ -28,7 +28,12 @@ LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
 
 WIDE = 128
-"""The least head dim at which the copy engine loads rows of several heads as one tile: 256 bytes of 16-bit types."""
+"""The least head dim at which the copy engine loads rows of several heads as one tile.
+
+Triton keeps such a tile in registers, as the first operand of a product.  Where it has as many columns as the tile of
+weights, ptxas 12.8 and 12.9 give both the same registers, so that from the second tile of keys on weights stand in the
+place of queries (`tests/aot/test_picked_registers.py`).  Tiles that are loaded by address go to shared memory.
+"""
 
 COLUMNS = 64
 """The fewest columns of tiles of the fused backward kernel, and those of dQ that a group of its warps sums."""
@@ -122,13 +127,13 @@ class Frame:
 
     def is_copied(self, side: Side) -> bool:
         """Whether the copy engine loads the tiles of a side: not where their rows are gathered, nor those of picks
-        where they are narrow; of several heads these came out wrong on an H200 (rows of 32 and of 128 bytes)."""
+        where they are narrow, or as wide as the tiles of keys: see `WIDE`."""
         picks = self.kernel.picks
         scattered = picks is not None and (picks.order == "gathered" if side == "q" else self.gathers_keys)
-        dims = self.plan.problem.pattern.head_dim, self.plan.problem.value_dim
-        least = WIDE if picks is not None and picks.lanes > 1 else WIDE // 2
-        narrow = picks is not None and side == "q" and min(padded(dim) for dim in dims) < least
-        return self.kernel.descriptors and not scattered and not narrow
+        dims = [padded(dim) for dim in (self.plan.problem.pattern.head_dim, self.plan.problem.value_dim)]
+        several = picks is not None and picks.lanes > 1
+        unfit = min(dims) < (WIDE if several else WIDE // 2) or (several and self.kernel.block_k in dims)
+        return self.kernel.descriptors and not scattered and not (picks is not None and side == "q" and unfit)
 
     def is_packed(self, side: Side) -> bool:
         """Whether the rows of a tile are those of several heads."""
