@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
-import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -26,7 +25,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 import spdsl
-from benchmarks.subjects import Subject, checked, fitted, suite, tuned
+from benchmarks.subjects import Subject, checked, drawn, fitted, suite, tuned
 from benchmarks.timing import dense_run, dense_times, machine, seconds_of, started, union_times
 from spdsl.analysis.candidates import candidates
 from spdsl.analysis.plan import plan as make_plan
@@ -94,7 +93,7 @@ class Built:
 def families() -> list[list[Subject]]:
     """All subjects, those together that share kernels; the families with the most first."""
     found: dict[tuple[object, ...], list[Subject]] = defaultdict(list)
-    for subject in (*fitted(), *checked(), *suite(), *tuned()):
+    for subject in (*fitted(), *drawn(), *checked(), *suite(), *tuned()):
         found[subject.family].append(subject)
     return sorted(found.values(), key=len, reverse=True)
 
@@ -300,8 +299,10 @@ def work_through(mine: list[Task], folder: Path, pipe: Any) -> None:
         pipe.send(rows)
 
 
-def measure(todo: list[Task], folder: Path, out: Path, jobs: int, until: float, *, wait: bool) -> None:
-    """Measure what is built, or with ``wait`` what comes, until time is over."""
+def measure(
+    todo: list[Task], folder: Path, out: Path, jobs: int, until: float, roles: Sequence[str], *, wait: bool
+) -> None:
+    """Measure what is built for subjects of these roles, or with ``wait`` what comes, until time is over."""
     context, groups = get_context("spawn"), families()
     pipes, processes = [], []
     for number in range(jobs):
@@ -338,7 +339,8 @@ def measure(todo: list[Task], folder: Path, out: Path, jobs: int, until: float, 
                 continue
             task = left.pop(ready)
             whole = True
-            for number, subject in enumerate(groups[task.family]):
+            wanted = [each for each in enumerate(groups[task.family]) if each[1].role in roles]
+            for number, subject in wanted:
                 if whole := time.time() < until:
                     ask(pipes[ready % jobs], (task, number, False))
                     if task.group == "main" and _beside_dense([subject]):
@@ -358,6 +360,7 @@ def main() -> None:
     parser.add_argument("--build", action="store_true", help="only plan and compile")
     parser.add_argument("--wait", action="store_true", help="also measure what another process builds meanwhile")
     parser.add_argument("--tasks", nargs="+", help="these alone, as `left` named them")
+    parser.add_argument("--roles", nargs="+", default=("fit", "check", "suite", "tune"), help="subjects to measure")
     parser.add_argument("--most", type=int, default=12, help="candidates of a kernel in each language")
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=300.0, help="after which nothing more is begun")
@@ -366,7 +369,7 @@ def main() -> None:
     todo = [task for task in tasks() if arguments.tasks is None or task.name in arguments.tasks]
     arguments.folder.mkdir(parents=True, exist_ok=True)
     if not arguments.build:
-        measure(todo, arguments.folder, arguments.out, arguments.jobs, until, wait=arguments.wait)
+        measure(todo, arguments.folder, arguments.out, arguments.jobs, until, arguments.roles, wait=arguments.wait)
         return
     print(f"{len(todo)} tasks for {sum(map(len, families()))} subjects", flush=True)
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
@@ -378,4 +381,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

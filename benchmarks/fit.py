@@ -6,21 +6,28 @@ The costs of every choice of tiles are fitted by least absolute relative errors 
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import product
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
-from spdsl.analysis.cost import delta_seconds, dense_seconds, estimate, held, program_share
-from spdsl.analysis.device import COSTS, Dense, DeviceProfile, Rate
+from spdsl.analysis.cost import (
+    DENSE_PRODUCTS,
+    DENSE_ROWS,
+    delta_seconds,
+    dense_held,
+    estimate,
+)
+from spdsl.analysis.device import COSTS, Dense, DensePass, DeviceProfile, Rate
 from spdsl.analysis.plans import Tiles
+from spdsl.analysis.sharing import held, program_share
 from spdsl.analysis.work import Before, Work
 
-Row = dict[str, Any]
+Row: TypeAlias = dict[str, Any]
 
 
 def works_of(row: Row) -> list[Work]:
@@ -70,84 +77,111 @@ def fit(rows: Sequence[Row], machine: Row) -> DeviceProfile:
 
 
 def fit_dense(rows: Sequence[Row], device: DeviceProfile) -> tuple[Dense, ...]:
-    """The rates of dense attention by head dim: the medians of those at which the model meets the measured times."""
+    """Dense attention by head dim, from the median time of every shape."""
     shapes = {row["subject"]: row["shape"] for row in rows if "shape" in row}
-    found: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    found: dict[int, dict[_Shape, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if "dense" in row and row["subject"] in shapes and int(shapes[row["subject"]][3]) >= LONG:
+        if "dense" in row and row["subject"] in shapes:
             batch, heads, _, n, dim, _ = shapes[row["subject"]]
-            found[int(dim)].append(_dense_rates(row, int(batch) * int(heads), int(n), int(dim), device))
+            found[int(dim)][int(batch) * int(heads), int(n), row["dense"] == "causal"].append(row)
     return tuple(
-        Dense(head_dim=dim, forward=median(each[0] for each in rates), backward=median(each[1] for each in rates))
-        for dim, rates in found.items()
+        Dense(
+            head_dim=dim,
+            **{
+                name: _pass(
+                    {shape: median(row[name] for row in some) for shape, some in times.items()},
+                    DENSE_PRODUCTS[name] * 4 * dim * DENSE_ROWS**2,
+                    device.multiprocessors,
+                )
+                for name in DENSE_PRODUCTS
+            },
+        )
+        for dim, times in found.items()
     )
 
 
-LONG = 4096
-"""Tokens from which on dense attention is at its rate."""
+_Shape: TypeAlias = tuple[int, int, bool]
+"""Heads, tokens, and whether it is causal."""
+
+RAGGED = (1.0, 1.02, 1.04, 1.06, 1.08, 1.1, 1.12, 1.14)
 
 
-def _dense_rates(row: Row, heads: int, n: int, dim: int, device: DeviceProfile) -> tuple[float, float]:
-    def at(rate: float) -> tuple[float, float]:
-        one = replace(device, dense=(Dense(head_dim=dim, forward=rate, backward=rate),))
-        return dense_seconds(heads, n, n, dim, dim, one, causal=row["dense"] == "causal")
+def _pass(times: dict[_Shape, float], operations: float, multiprocessors: int) -> DensePass:
+    """What fits the ``times`` of a pass best, a tile of which takes so many ``operations``."""
+    seconds = torch.tensor(list(times.values()), dtype=torch.float64)
+    tried = []
+    for tail, ragged in product(TAILS, RAGGED):
+        held = [dense_held(heads, n, n, tail, ragged, multiprocessors, causal=causal) for heads, n, causal in times]
+        matrix = torch.tensor([[*each, 1.0] for each in held], dtype=torch.float64)
+        tried.append((*_least(matrix, seconds, seconds, worst=0.01), tail, ragged))
+    (tile, program, start), _, tail, ragged = min(tried, key=lambda each: each[1])
+    rate = operations * multiprocessors / tile
+    return DensePass(rate=rate, start=start, program=program / tile, tail=tail, ragged=ragged)
 
-    start, slow = at(math.inf), at(1.0)
-    forward, backward = (
-        (full - free) / (row[name] - free)
-        for full, free, name in zip(slow, start, ("forward", "backward"), strict=True)
-    )
-    return forward, backward
 
-
-def _features(row: Row, device: DeviceProfile, alone: float) -> list[float]:
+def _features(row: Row, device: DeviceProfile, rate: Rate) -> list[float]:
     [work] = works_of(row)
     share = work.masked / work.touched if work.touched else 0.0
     long = work.longest or work.touched / work.programs
     per = device.multiprocessors
-    full = held(work, work.full, long * (1 - share), per, alone)
-    masked = held(work, work.masked, long * share, per, alone)
+    full = held(work, work.full, long * (1 - share), per, rate)
+    masked = held(work, work.masked, long * share, per, rate)
     every = full + masked
+    programs = held(work, work.programs, 1, per, rate)
     return [
-        held(work, work.programs, 1, per, alone) * program_share(work, per),
+        programs * program_share(work, per),
         full + masked,
         masked,
         masked * work.operations,
         masked * work.loads,
         every * work.extra,
         every * work.listed,
+        programs * bool(work.before.searched),
     ]
 
 
 def _costs(rows: Sequence[Row], device: DeviceProfile) -> dict[str, float]:
-    """Costs by name: those that fit best, with the best of some factors for programs that are alone."""
-    tried = [(*_fitted(rows, device, alone), alone) for alone in (ALONE if len(rows) >= LEAST else ALONE[:1])]
-    found, _, alone = min(tried, key=lambda each: each[1])
-    return found | {"alone": alone}
+    """Costs by name: those that fit best, with the best of some shares of the longest program, and of some factors for
+    programs that are alone."""
+    found = {"alone": 1.0, "tail": 0.5}
+    for name, values in (("tail", TAILS), ("alone", ALONE), ("tail", TAILS)) if len(rows) >= LEAST else ():
+        found[name] = min(values, key=lambda value: _fitted(rows, device, found | {name: value})[1])
+    return _fitted(rows, device, found)[0] | found
 
 
-ALONE = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+ALONE = (0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 
+TAILS = tuple(each / 10 for each in range(11))
 
 LEAST = 8
-"""Times from which on it can be told whether a program that is alone takes longer."""
+"""Times from which on it can be told how long the longest program, or one that is alone, takes."""
 
 
-def _fitted(rows: Sequence[Row], device: DeviceProfile, alone: float) -> tuple[dict[str, float], float]:
+def _fitted(rows: Sequence[Row], device: DeviceProfile, shares: Mapping[str, Any]) -> tuple[dict[str, float], float]:
     """Costs by name, and how far they are from the times."""
-    matrix = torch.tensor([_features(row, device, alone) for row in rows], dtype=torch.float64)
-    fixed = [seconds(row, replace(device, rates=(_free(row),))) for row in rows]
+    free = replace(_free(rows[0]), **shares)
+    matrix = torch.tensor([_features(row, device, free) for row in rows], dtype=torch.float64)
+    fixed = [seconds(row, replace(device, rates=(free,))) for row in rows]
     times = torch.tensor([row["seconds"] - start for row, start in zip(rows, fixed, strict=True)], dtype=torch.float64)
     scale = torch.tensor([row["seconds"] for row in rows], dtype=torch.float64)
     [work] = works_of(rows[0])
     matrix, times, scale = _with_prior(matrix, times, scale, work.tiles.block_q * work.tiles.block_k)
-    weights, solution = 1 / scale, torch.zeros(len(COSTS), dtype=torch.float64)
+    solution, far = _least(matrix, times, scale, worst=0.02)
+    found = dict(zip(COSTS, solution, strict=True))
+    return found | {"masked": found["full"] + found["masked"]}, far
+
+
+def _least(
+    matrix: torch.Tensor, times: torch.Tensor, scale: torch.Tensor, *, worst: float
+) -> tuple[list[float], float]:
+    """The solution without negative numbers whose absolute errors, as shares of ``scale``, are least, and their sum;
+    errors below ``worst`` count as squares."""
+    weights = 1 / scale
     for _ in range(20):
         solution = _nonnegative(matrix * weights[:, None], times * weights)
         errors = ((matrix @ solution - times) / scale).abs()
-        weights = 1 / (scale * errors.clamp(min=0.02).sqrt())
-    found = dict(zip(COSTS, solution.tolist(), strict=True))
-    return found | {"masked": found["full"] + found["masked"]}, float(errors.sum())
+        weights = 1 / (scale * errors.clamp(min=worst).sqrt())
+    return [float(each) for each in solution], float(errors.sum())
 
 
 PRIOR = 0.1
@@ -163,7 +197,7 @@ def _with_prior(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """With rows that decide what few measurements leave open: a masked tile takes about a tenth longer than a full one,
     a program as long as two tiles, an operation of the mask half a turn of all lanes, a load ten, finding a tile in
-    memory a tenth of a tile."""
+    memory a tenth of a tile, and the ends of a program half of one."""
     tile = float((times / matrix[:, 1]).median())
     usual = (
         ({"full": 0.1, "masked": -1.0}, 0.0),
@@ -172,6 +206,7 @@ def _with_prior(
         ({"load": 1.0}, 10 * area * LANE),
         ({"extra": 5.0}, 5 * area * LANE),
         ({"listed": 1.0}, 0.1 * tile),
+        ({"cut": 1.0}, 0.5 * tile),
     )
     rows = torch.tensor([[row.get(name, 0.0) for name in COSTS] for row, _ in usual], dtype=torch.float64)
     goals = torch.tensor([goal for _, goal in usual], dtype=torch.float64)

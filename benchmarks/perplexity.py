@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +23,7 @@ import spdsl.models
 from spdsl.pipeline import softmax_key
 from spdsl.runtime import graphs, operator
 
-smollm2 = import_module("examples.05_language_model")
+smollm2: Any = import_module("examples.05_language_model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -114,6 +114,8 @@ def output_is_right(
             for name, table in inputs.items()
         }
         wanted = attn.reference(q[:, :, rows], k[:, :, :n], v[:, :, :n], q_start=first, **own)
+        assert isinstance(out, Tensor)
+        assert isinstance(wanted, Tensor)
         error = (out[:, :, rows].double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)
         errors.append(error.flatten())
     every = torch.cat(errors)

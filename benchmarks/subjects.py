@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -114,6 +114,7 @@ def fitted() -> Iterator[Subject]:
 def _fitted() -> Iterator[Subject]:
     for dim in (128, 64):
         base: dict[str, Any] = {"role": "fit", "dim": dim}
+        given: dict[str, Any]
         yield Subject(name="causal", pattern="causal", n=16384, heads=16, **base)
         yield Subject(name="causal_4096", pattern="causal", n=4096, heads=16, **base)
         if dim == 128:
@@ -203,19 +204,39 @@ def checked(count: int = 100) -> Iterator[Subject]:
     """Random masks and shapes that the fit has not seen; half are of patterns that it has not seen either."""
     draw = random.Random(20261128)  # noqa: S311  # no secret
     for number in range(count):
-        dim = draw.choice((128, 128, 64))
-        n = draw.choice((1024, 2048, 4096, 8192, 16384)) - draw.choice((0, 0, 0, draw.randrange(1, 900)))
-        batch = draw.choice((1, 1, 2))
-        window = int(2 ** draw.uniform(5, 12.5))
-        base: dict[str, Any] = {"role": "check", "n": n, "heads": 16, "dim": dim, "batch": batch}
-        kind = draw.choice(_KINDS if dim == 128 else _KINDS[:6])
-        made = kind(f"{number:03}", window, draw, base)
-        yield replace(made, batch=1) if made.pattern == "prefix_lm" else made  # its input has a number for each
+        yield _drawn_subject(draw, f"{number:03}", "check", (1024, 2048, 4096, 8192, 16384), _KINDS)
 
 
-def _named(
-    name: str, pattern: str, make: Callable[[int, random.Random], tuple[dict[str, Any], Inputs]]
-) -> Callable[[str, int, random.Random, dict[str, Any]], Subject]:
+def drawn(count: int = 100) -> Iterator[Subject]:
+    """Others for the fit, of the patterns that it sees anyway."""
+    draw = random.Random(20261129)  # noqa: S311  # no secret
+    for number in range(count):
+        yield _drawn_subject(draw, f"fit_{number:03}", "fit", (512, 1024, 2048, 4096, 8192, 16384), _KINDS[:SEEN])
+
+
+def _drawn_subject(
+    draw: random.Random, number: str, role: Literal["fit", "check"], lengths: Sequence[int], kinds: Sequence[_Kind]
+) -> Subject:
+    dim = draw.choice((128, 128, 64))
+    n = draw.choice(lengths) - draw.choice((0, 0, 0, draw.randrange(1, min(900, min(lengths) - 100))))
+    batch = draw.choice((1, 1, 2))
+    window = int(2 ** draw.uniform(5, 12.5))
+    base: dict[str, Any] = {"role": role, "n": n, "heads": 16, "dim": dim, "batch": batch}
+    kind = draw.choice(kinds if dim == 128 else kinds[:NARROW])
+    made = kind(number, window, draw, base)
+    return replace(made, batch=1) if made.pattern == "prefix_lm" else made  # its input has a number for each
+
+
+_Kind: TypeAlias = Callable[[str, int, random.Random, dict[str, Any]], Subject]
+
+NARROW = 6
+"""So many kinds, the first, are drawn at head dim 64 too."""
+
+SEEN = 5
+"""The fit sees so many kinds, the first."""
+
+
+def _named(name: str, pattern: str, make: Callable[[int, random.Random], tuple[dict[str, Any], Inputs]]) -> _Kind:
     def build(number: str, window: int, draw: random.Random, base: dict[str, Any]) -> Subject:
         parameters, inputs = make(window, draw)
         return Subject(name=f"{number}_{name}", pattern=pattern, parameters=parameters, inputs=inputs, **base)

@@ -7,6 +7,7 @@ call's tables.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -177,7 +178,10 @@ def device_for(target: str, name: str | None = None) -> DeviceProfile:
     Raises:
         SpatError: nothing is known of it (SP520).
     """
-    found = [DeviceProfile.of(each.value) for each in store().results.all("device")]
+    found = []
+    for each in store().results.all("device"):
+        with suppress(KeyError, TypeError):  # of another version, which measured other things
+            found.append(DeviceProfile.of(each.value))
     return profile_for(name, target, found)
 
 
@@ -209,6 +213,7 @@ def work(call: Call, kernel: KernelPlan) -> Work:
         touched=visits.touched,
         longest=longest,
         rows=nq * heads * batch,
+        heads=owners * batch,
         even=kernel.persistent and is_even(call, kernel),
         before=_before(call, kernel),
         reads=_reads(call, kernel, visits.touched) if kernel.few else 0,

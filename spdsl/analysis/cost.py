@@ -14,24 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from spdsl.analysis.device import DeviceProfile, Rate
-from spdsl.analysis.plans import Kind
+from spdsl.analysis.device import DensePass, DeviceProfile, Rate
+from spdsl.analysis.sharing import busiest, held, program_share
 from spdsl.analysis.work import Work
 
 if TYPE_CHECKING:
     import sympy
 
 Bound: TypeAlias = Literal["start of a kernel", "longest row", "matrix products", "masking", "memory", "programs"]
-
-TAIL: dict[Kind, float] = {"forward": 0.5, "dq": 0.5, "dkdv": 0.5, "fused": 0.15}
-"""The share of the longest program that is not hidden behind others, on average.  Where the longest programs of all
-heads start first, little is left of them in the end; where heads come one after the other, half."""
-
-TURNS = 0.1
-"""The same for forward kernels whose warps are specialised, in which heads take turns."""
-
-EVEN = 0.7
-"""What is left of a program's own time where it begins while the one before it ends."""
 
 PROBE = 4e-7
 """Seconds of one step of a search in a sorted table: two reads that wait for each other."""
@@ -86,9 +76,7 @@ def estimate(work: Work, device: DeviceProfile, *, pairs: int | None = None, siz
     rate, near = rate_for(work, device)
     terms = terms_of(work, rate, device.multiprocessors)
     spread = sum(each.count * each.cost for each in terms) / device.multiprocessors
-    busiest = sum(
-        held(work, each.count, each.longest, device.multiprocessors, rate.alone) * each.cost for each in terms
-    )
+    busiest = sum(held(work, each.count, each.longest, device.multiprocessors, rate) * each.cost for each in terms)
     end = busiest - spread
     start = device.launch + _before(work, device)
     useful = work.flops if pairs is None else work.flops * pairs / max(1, _area(work) * work.touched)
@@ -134,37 +122,9 @@ def formula(found: Estimate) -> sympy.Expr:
     return total
 
 
-def held(work: Work, count: float, longest: float, multiprocessors: int, alone: float) -> float:
-    """How much of a ``count`` the busiest multiprocessor does, of which the longest program does ``longest``; what is
-    done by one program ``alone`` counts so many times."""
-    return _busiest(work.programs, count, longest, multiprocessors, alike=work.even, tail=_tail(work), alone=alone)
-
-
-def _tail(work: Work) -> float:
-    return TURNS if work.kind == "forward" and work.tiles.specialised else TAIL[work.kind]
-
-
-def _busiest(
-    programs: int, count: float, longest: float, multiprocessors: int, *, alike: bool, tail: float, alone: float = 1.0
-) -> float:
-    """Programs that are alike go round in whole turns, the last with the longest.  Others fill what is left by those
-    before them, but for the last."""
-    turns = programs / multiprocessors
-    if alike:
-        mean = count / programs if programs else 0.0
-        return mean * math.ceil(turns) + max(0.0, longest - mean)
-    own = longest * alone
-    return own if turns <= 1 else max(own, count / multiprocessors + tail * own)
-
-
-def program_share(work: Work, multiprocessors: int) -> float:
-    """The share of a program's own time that counts."""
-    return EVEN if work.even and work.programs > 2 * multiprocessors else 1.0
-
-
 def terms_of(work: Work, rate: Rate, multiprocessors: int) -> tuple[Term, ...]:
     """The kinds of work of a kernel with their costs."""
-    own = rate.program * program_share(work, multiprocessors)
+    own = rate.program * program_share(work, multiprocessors) + (rate.cut if work.before.searched else 0.0)
     share = work.masked / work.touched if work.touched else 0.0
     longest = work.longest or (work.touched / work.programs if work.programs else 0.0)
     masking = rate.operation * work.operations + rate.load * work.loads
@@ -229,6 +189,7 @@ def _scaled(rate: Rate, work: Work) -> Rate:
         tiles=work.tiles,
         head_dim=width,
         program=rate.program * own / before,
+        cut=rate.cut * own / before,
         full=rate.full * products,
         masked=rate.masked * products,
         operation=rate.operation * area,
@@ -253,48 +214,44 @@ DENSE_ROWS = 128
 """Rows of a tile of dense attention."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pass:
-    """A pass of dense attention: kernels that start beside it, what a program takes in tiles, how much of the longest
-    is not hidden, and how many times as long it takes where no mask is given and tiles reach beyond the last position;
-    fitted to cuDNN on an H200."""
-
-    products: float
-    starts: int
-    program: float
-    tail: float
-    ragged: float
-
-
-_FORWARD = _Pass(products=1.0, starts=4, program=1.0, tail=0.7, ragged=1.12)
-_BACKWARD = _Pass(products=2.5, starts=6, program=2.0, tail=0.7, ragged=1.03)
+DENSE_PRODUCTS = {"forward": 1.0, "backward": 2.5}
+"""Products of dense attention in forward passes: two of a forward one, five of a backward one."""
 
 
 def dense_seconds(
     heads: int, nq: int, n: int, head_dim: int, value_dim: int, device: DeviceProfile, *, causal: bool
 ) -> tuple[float, float]:
-    """Forward and backward of dense attention over ``heads`` (of the whole batch), its programs shared as `held` says.
+    """Forward and backward of dense attention over ``heads`` (of the whole batch).
 
     With ``causal`` the queries are the last positions.
     """
     width = max(head_dim, value_dim)
     nearest = min(device.dense, key=lambda each: abs(each.head_dim - width))
-    tiles = math.ceil(nq / DENSE_ROWS), math.ceil(n / DENSE_ROWS)
-    causal = causal and nq <= n
-    walked = tiles[0] * (tiles[1] - tiles[0]) + tiles[0] * (tiles[0] + 1) / 2 if causal else tiles[0] * tiles[1]
     one = 2 * (head_dim + value_dim) * DENSE_ROWS**2 * device.multiprocessors
 
-    def seconds(own: int, other: int, rate: float, work: _Pass) -> float:
-        programs = heads * own
-        count, longest = heads * walked + programs * work.program, other + work.program
-        busiest = _busiest(programs, count, longest, device.multiprocessors, alike=not causal, tail=work.tail)
-        ragged = work.ragged if not causal and (nq % DENSE_ROWS or n % DENSE_ROWS) else 1.0
-        return work.starts * device.launch + busiest * work.products * one * ragged / rate
+    def seconds(own: int, other: int, name: str, found: DensePass) -> float:
+        held = dense_held(heads, own, other, found.tail, found.ragged, device.multiprocessors, causal=causal)
+        return found.start + (held[0] + found.program * held[1]) * DENSE_PRODUCTS[name] * one / found.rate
 
-    return (
-        seconds(tiles[0], tiles[1], nearest.forward, _FORWARD),
-        seconds(tiles[1], tiles[0], nearest.backward, _BACKWARD),
+    return seconds(nq, n, "forward", nearest.forward), seconds(n, nq, "backward", nearest.backward)
+
+
+def dense_held(
+    heads: int, own: int, other: int, tail: float, ragged: float, multiprocessors: int, *, causal: bool
+) -> tuple[float, float]:
+    """Tiles and programs that the busiest multiprocessor does in a pass of dense attention, whose programs own tiles of
+    ``own`` rows and walk those of ``other``; shared among multiprocessors as those of `held`."""
+    mine, walked = math.ceil(own / DENSE_ROWS), math.ceil(other / DENSE_ROWS)
+    short, long = sorted((mine, walked))
+    # Each of the last positions keeps those before it, whichever side programs own.
+    touched = short * (long - short) + short * (short + 1) / 2 if causal else mine * walked
+    programs = heads * mine
+    beyond = ragged if not causal and (own % DENSE_ROWS or other % DENSE_ROWS) else 1.0
+    tiles, whole = (
+        busiest(programs, count, longest, multiprocessors, alike=not causal, tail=tail)
+        for count, longest in ((heads * touched, walked), (programs, 1))
     )
+    return tiles * beyond, whole
 
 
 def delta_seconds(work: Work, device: DeviceProfile) -> float:

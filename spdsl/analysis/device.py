@@ -25,8 +25,11 @@ class Rate:
 
     ``program`` is what a program takes beside its tiles, ``full`` and ``masked`` a tile of either kind; ``operation``
     and ``load`` what each of a mask's adds to a masked tile, ``extra`` what each of a bias adds to any tile, ``listed``
-    what finding a tile in memory does.  ``alone`` says how many times its cost a tile takes where a program has a
-    multiprocessor to itself: costs are those of one among others that hide its waiting.
+    what finding a tile in memory does, and ``cut`` what finding its ends there adds to a program.  ``alone`` says how
+    many times its cost a tile takes where a program has a multiprocessor to itself: costs are those of one among
+    others, which hide its waiting and share its power; ``tail`` is the share of the longest program that is not hidden
+    behind others: little is left in the end where the longest programs of all heads start first, half where heads come
+    one after the other.
     """
 
     kind: Kind
@@ -40,20 +43,47 @@ class Rate:
     load: float
     extra: float
     listed: float
+    cut: float = 0.0
     alone: float = 1.0
+    tail: float = 0.5
 
 
-COSTS = ("program", "full", "masked", "operation", "load", "extra", "listed")
+COSTS = ("program", "full", "masked", "operation", "load", "extra", "listed", "cut")
 """The costs of a rate that grow with the work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DensePass:
+    """A pass of the best dense attention (cuDNN): operations a second over the pairs that it computes (``rate``), the
+    seconds of its ``start`` and of what runs beside it, what a ``program`` takes beside its tiles, in tiles, the share
+    of the longest program that others do not hide (``tail``), and how many times as long it takes where no mask is
+    given and tiles reach beyond the last position (``ragged``)."""
+
+    rate: float
+    start: float
+    program: float
+    tail: float
+    ragged: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dense:
-    """Operations a second of the best dense attention (cuDNN), over the pairs that it computes."""
+    """The best dense attention at one head dim."""
 
     head_dim: int
-    forward: float
-    backward: float
+    forward: DensePass
+    backward: DensePass
+
+    def faster(self, times: float) -> Dense:
+        """The same on multiprocessors, or with so many of them, that it is ``times`` as fast."""
+        forward, backward = (replace(each, rate=each.rate * times) for each in (self.forward, self.backward))
+        return replace(self, forward=forward, backward=backward)
+
+    @staticmethod
+    def of(record: Mapping[str, Any]) -> Dense:
+        """What `asdict` wrote."""
+        passes = {name: DensePass(**record[name]) for name in ("forward", "backward")}
+        return Dense(head_dim=record["head_dim"], **passes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,17 +113,19 @@ class DeviceProfile:
 
     @staticmethod
     def of(record: Mapping[str, Any]) -> DeviceProfile:
-        """The profile that `as_dict` wrote."""
+        """The profile that `as_dict` wrote.
+
+        Raises:
+            KeyError, TypeError: another version of spdsl wrote it.
+        """
         rates = tuple(Rate(**{**each, "tiles": Tiles(**each["tiles"])}) for each in record["rates"])
-        dense = tuple(Dense(**each) for each in record["dense"])
+        dense = tuple(map(Dense.of, record["dense"]))
         return DeviceProfile(**{**record, "rates": rates, "dense": dense})
 
     def scaled(self, factor: float, **changes: Any) -> DeviceProfile:
         """The profile with every cost multiplied."""
         rates = tuple(replace(each, **{name: getattr(each, name) * factor for name in COSTS}) for each in self.rates)
-        dense = tuple(
-            replace(each, forward=each.forward / factor, backward=each.backward / factor) for each in self.dense
-        )
+        dense = tuple(each.faster(1 / factor) for each in self.dense)
         return replace(self, **{"rates": rates, "dense": dense, "scale": self.scale * factor, **changes})
 
 
@@ -165,10 +197,7 @@ def _derived(sheet: DataSheet) -> DeviceProfile:
     found = base.scaled(factor)
     return replace(
         found,
-        dense=tuple(
-            replace(each, forward=each.forward * per_device, backward=each.backward * per_device)
-            for each in found.dense
-        ),
+        dense=tuple(each.faster(per_device) for each in found.dense),
         about=f"costs of {base.name} by the ratio of matrix rates on paper",
         name=sheet.name,
         target=sheet.target,

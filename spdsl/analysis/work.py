@@ -30,9 +30,9 @@ class Work:
     ``programs`` own a tile each; ``full`` and ``masked`` tiles are walked, ``longest`` of them by one program (0 where
     programs are much alike).  ``operations`` and ``loads`` are what masking one pair takes, ``extra`` what bias and
     soft cap add to every logit.  ``listed``: tiles are found through memory.  ``rows`` counts queries over batch and
-    heads.  ``even``: programs do several tiles of their own, each beginning while the one before ends.  ``before`` is
-    what has to be done before the kernel begins.  ``reads``: where a call has few queries, the bytes of the keys and
-    values that it reads, which take the time.
+    heads; ``heads`` are those whose rows programs own, of all sequences.  ``even``: programs do several tiles of their
+    own, each beginning while the one before ends.  ``before`` is what has to be done before the kernel begins.
+    ``reads``: where a call has few queries, the bytes of the keys and values that it reads, which take the time.
     """
 
     kind: Kind
@@ -50,6 +50,7 @@ class Work:
     extra: int
     listed: bool
     rows: int
+    heads: int
     even: bool = False
     before: Before = Before()  # it is frozen
     reads: int = 0
@@ -76,6 +77,7 @@ def work_of(
     touched: int,
     longest: int,
     rows: int,
+    heads: int,
     even: bool,
     before: Before,
     reads: int,
@@ -99,6 +101,7 @@ def work_of(
         extra=sum(_of_pairs(each, Apply | Load) for each in logits) + (SOFTCAP if plan.softcap is not None else 0),
         listed=isinstance(kernel.walk, ListWalk | DistanceWalk | PickWalk),
         rows=rows,
+        heads=heads,
         even=even,
         before=before,
         reads=reads,

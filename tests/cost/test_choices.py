@@ -115,7 +115,7 @@ def test_the_model_chooses_what_it_predicts_to_be_fastest(gain: float, changes: 
     best = min((tiles for tiles in times if tiles != own), key=lambda tiles: times[tiles])
     start = estimate(work(call, base.forward), H200).start
     factor = (times[best] / gain - start) / (times[own] - start)
-    costs = ("program", "full", "masked", "operation", "load", "extra", "listed")
+    costs = ("program", "full", "masked", "operation", "load", "extra", "listed", "cut")
     rates = tuple(
         choices.changed(rate, **{name: getattr(rate, name) * factor for name in costs}) if rate.tiles == own else rate
         for rate in H200.rates
