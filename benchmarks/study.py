@@ -1,8 +1,10 @@
-"""How well the cost model predicts: ``python -m benchmarks.study raw.jsonl``.
+"""How well the cost model predicts: ``python -m benchmarks.study raw.jsonl [again.jsonl …]``.
 
 From the times of `benchmarks.calibrate`.  The costs are fitted on the subjects whose role is `fit`; the random masks
 and shapes (`check`) and the suite say how good the model is: its errors, what its first choice costs against the best
-of all candidates that were measured, and how often it says rightly whether dense attention is faster.
+of all candidates that were measured, and how often it says rightly whether dense attention is faster.  Candidates are
+compared within a run; beside dense attention stand the mean times of all runs, as one kernel takes up to an eighth
+longer in some than in others.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import mean, median, quantiles
 from typing import Any
 
 from benchmarks.fit import Row, completed, fit, fit_dense, seconds, written
@@ -47,7 +49,8 @@ def regrets(rows: Sequence[Row], device: DeviceProfile) -> tuple[list[float], li
     cases: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if "dense" not in row and not row.get("now"):  # times of one run are compared with each other
-            cases[row["subject"], row["kind"], str([each["rows"] for each in row["works"]])].append(row)
+            rows_of = str([each["rows"] for each in row["works"]])
+            cases[row.get("run"), row["subject"], row["kind"], rows_of].append(row)
     first, own = [], []
     for members in cases.values():
         if len(members) > 1:
@@ -69,19 +72,23 @@ def _verdicts(rows: Sequence[Row], device: DeviceProfile) -> dict[str, Any]:
     measured ones, of all cases and of those that differ by more than `NEAR`.  ``lost``: the most time that is lost by
     one who follows it.
     """
-    dense = {row["subject"]: row for row in rows if "dense" in row}
-    own: dict[str, dict[str, Row]] = defaultdict(dict)
+    dense: dict[str, list[Row]] = defaultdict(list)
+    own: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if "dense" not in row and row["default"]:
-            own[row["subject"]][row["kind"]] = row
+        if "dense" in row:
+            dense[row["subject"]].append(row)
+        elif row["default"]:
+            own[row["subject"]][row["kind"]].append(row)
     found = []
     for subject, kernels in own.items():
         backward = ("fused",) if "fused" in kernels else ("dq", "dkdv")
         for direction, kinds in (("forward", ("forward",)), ("backward", backward)):
             if subject in dense and set(kinds) <= set(kernels):
-                measured = dense[subject][direction] / sum(kernels[kind]["seconds"] for kind in kinds)
-                predicted = dense_for(kernels["forward"], device)[direction == "backward"] / sum(
-                    seconds(kernels[kind], device) for kind in kinds
+                measured = mean(row[direction] for row in dense[subject]) / sum(
+                    mean(row["seconds"] for row in kernels[kind]) for kind in kinds
+                )
+                predicted = dense_for(kernels["forward"][0], device)[direction == "backward"] / sum(
+                    seconds(kernels[kind][0], device) for kind in kinds
                 )
                 found.append((subject, direction, round(measured, 3), round(predicted, 3)))
     said = [each for each in found if verdict_of(each[3]) != "about as fast"]
@@ -172,17 +179,23 @@ def read(path: Path) -> dict[str, Any]:
     return {"machine": about["machine"], "rows": rows}
 
 
+def together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The rows of several runs, each with its number, and the machine of the first."""
+    rows = [row | {"run": number} for number, run in enumerate(runs) for row in run["rows"]]
+    return {"machine": runs[0]["machine"], "rows": rows}
+
+
 def main() -> None:
     """Fit, print the study, and write what is asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
-    parser.add_argument("raw", type=Path)
+    parser.add_argument("raw", type=Path, nargs="+", help="what was measured in one run or several on GPUs of one kind")
     parser.add_argument("--worst", type=int, default=0, help="print so many rows with the largest errors")
     parser.add_argument("--about", default="", help="what the profile says of its origin")
     parser.add_argument("--profile", type=Path, help="the profile to write")
     parser.add_argument("--plot", type=Path, help="the PNG file to draw")
-    parser.add_argument("--compact", type=Path, help="write what was measured in little space")
+    parser.add_argument("--compact", type=Path, help="write what the last run measured in little space")
     arguments = parser.parse_args()
-    raw = read(arguments.raw)
+    raw = together([read(path) for path in arguments.raw])
     rows = [row for row in raw["rows"] if "dense" in row or any(each["full"] + each["masked"] for each in row["works"])]
     roles = {row["subject"]: row["role"] for row in rows if "role" in row}
     by_role = {role: [row for row in rows if roles.get(row["subject"]) == role] for role in ROLES}
@@ -198,7 +211,7 @@ def main() -> None:
         print(f"{row['role']:5} {row['subject']:26} {row['kind']:8} {tiles:20} {ms:9.3f} ms {error:+.1%}")
     print(json.dumps(found, indent=1))
     if arguments.compact:
-        arguments.compact.write_text(compact(raw))
+        arguments.compact.write_text(compact(read(arguments.raw[-1])))
     if arguments.profile:
         arguments.profile.write_text(written(device))
     if arguments.plot:

@@ -36,8 +36,9 @@ Against: TypeAlias = Literal["causal", "full"]
 
 Verdict: TypeAlias = Literal["faster", "about as fast", "slower"]
 
-CLOSE = 0.1
-"""Differences of predicted times below which the model does not say which is faster: its own errors are as large."""
+CLOSE = 0.07
+"""Differences of predicted times below which the model does not say which is faster: by what is right most often for
+the masks on which it was fitted."""
 
 _SECONDS = 2.0
 """How long isl may take to prove that a pattern is causal."""

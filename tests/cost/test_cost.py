@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import pytest
 import sympy
@@ -136,8 +136,9 @@ def test_an_unknown_gpu_is_refused() -> None:
 
 def test_measured_times_are_met() -> None:
     """On an H200, at 16 heads, 32,768 tokens and head dim 128, at which nothing was fitted: what is counted now, by the
-    shipped costs, against what was measured."""
-    rows = read(Path(__file__).parents[2] / "benchmarks" / "results" / "h200-2026-11-28-model.jsonl")["rows"]
+    shipped costs, against the mean of what was measured in two runs."""
+    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    runs = [read(results / f"h200-2026-11-28-model{which}.jsonl")["rows"] for which in ("", "-again")]
     errors = {}
     for case, pattern, parameters in (
         ("causal", "causal", {}),
@@ -149,8 +150,14 @@ def test_measured_times_are_met() -> None:
         made = call(pattern, n=32768, heads=16, **parameters)
         found = predict(made, H200)
         for kind, seconds in (("forward", found.forward), ("fused", found.backward)):
-            [row] = [row for row in rows if (row["subject"], row.get("kind"), row.get("default")) == (case, kind, True)]
-            errors[case, kind] = abs(seconds / row["seconds"] - 1)
+            measured = [
+                row["seconds"]
+                for rows in runs
+                for row in rows
+                if (row["subject"], row.get("kind"), row.get("default")) == (case, kind, True)
+            ]
+            assert len(measured) == 2
+            errors[case, kind] = abs(seconds / mean(measured) - 1)
     assert median(errors.values()) < 0.06, errors
     assert max(errors.values()) < 0.12, errors
 
@@ -183,7 +190,7 @@ def test_what_runs_before_a_kernel_counts() -> None:
 
 
 def test_the_verdict_names_what_is_close() -> None:
-    assert [verdict_of(times) for times in (2.0, 1.12, 1.08, 0.92, 0.88)] == [
+    assert [verdict_of(times) for times in (2.0, 1.08, 1.06, 0.94, 0.92)] == [
         "faster",
         "faster",
         "about as fast",
