@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spdsl import foresight as _foresight  # noqa: F401  # what it begins takes longer than the other imports
 from spdsl import prepare as _prepare  # installs the planner of the operators
 from spdsl import reference, staged
 from spdsl.arguments import (

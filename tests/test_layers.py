@@ -26,6 +26,7 @@ LAYERS = (
     ("spdsl.codegen",),
     ("spdsl.runtime",),
     (
+        "spdsl.foresight",
         "spdsl.library",
         "spdsl.pipeline",
         "spdsl.planning",

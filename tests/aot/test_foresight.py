@@ -1,0 +1,65 @@
+"""What a first kernel needs is begun with the first import, where torch has started CUDA and nothing is kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import torch
+from spdsl.codegen import readiness
+from spdsl.analysis import worker
+torch.cuda.is_initialized = lambda: True
+begun = []
+readiness.begin = lambda: begun.append("readiness")
+worker.begin = lambda: begun.append("worker")
+import spdsl
+spdsl.compile
+print(*begun)
+"""
+
+
+def test_a_process_that_will_need_all_begins_with_its_import(tmp_path: Path) -> None:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("SPDSL_", "TRITON_"))}
+    environment = plain | {"SPDSL_CACHE_DIR": str(tmp_path)}
+    words = [sys.executable, "-c", PROGRAM]
+    found = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    assert found.stdout.split() == ["worker", "readiness"]
+
+
+@pytest.mark.parametrize(
+    ("started", "settings", "kept"),
+    [
+        (True, {}, False),
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"SPDSL_BACKEND": "cpu"}, False),
+        (True, {"TRITON_INTERPRET": "1"}, False),
+        (True, {"SPDSL_CACHE_PATH": "elsewhere"}, False),
+    ],
+)
+def test_others_wait_until_they_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: bool, settings: dict[str, str], kept: bool
+) -> None:
+    """What is kept may be all that is needed, and without a GPU nothing is."""
+    import torch
+
+    from spdsl import foresight
+
+    begun: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: started)
+    monkeypatch.setattr(foresight.worker, "begin", lambda: begun.append("worker"))
+    monkeypatch.setattr(foresight.readiness, "begin", lambda: begun.append("readiness"))
+    for name in ("SPDSL_BACKEND", "TRITON_INTERPRET", "SPDSL_CACHE_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"SPDSL_CACHE_DIR": str(tmp_path)} | settings).items():
+        monkeypatch.setenv(name, value)
+    if kept:
+        (tmp_path / "v1" / "entries").mkdir(parents=True)
+    all_of_it = started and not settings and not kept
+    assert foresight.begin() == all_of_it
+    assert begun == (["worker", "readiness"] if all_of_it else [])
