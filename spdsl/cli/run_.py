@@ -116,9 +116,17 @@ def _print(result: dict[str, Any]) -> None:
     )
     for name, seconds in result["seconds"].items():
         typer.echo(f"{name + ' time':<15}{seconds * 1e3:9.2f} ms")
-    typer.echo(f"{'kept pairs':<15}{result['kept_pairs']:9.2%}")
+    kept = result["kept_pairs"]
+    for name, share in kept.items() if isinstance(kept, dict) else (("", kept),):
+        typer.echo(f"{f'kept by {name}' if name else 'kept pairs':<15}{share:9.2%}")
     for name, each in result["errors"].items():
         verdict = "" if each["error"] <= each["limit"] else styled("   TOO LARGE", fg=typer.colors.RED, bold=True)
         typer.echo(f"{'error of ' + name:<15}{each['error']:9.1e}  (limit {each['limit']:.0e}){verdict}")
+    ties = result["near_ties"]
+    if ties is not None and ties["rows"]:
+        verdict = "" if ties["ok"] else styled("   TOO MANY", fg=typer.colors.RED, bold=True)
+        typer.echo(
+            f"{'left out':<15}{ties['rows']:9,}  of {ties['of']:,} rows, which chose otherwise: near ties{verdict}"
+        )
     if not result["errors"]:
         typer.echo("not compared with the reference")

@@ -55,6 +55,34 @@ def test_explain_counts_what_is_chosen(spdsl: Spdsl) -> None:
     assert report["pairs"] == 4 * 4 * 64 * 65 // 2
 
 
+def test_run(spdsl: Spdsl) -> None:
+    answer = spdsl("run", "moba", "-n", "130", *SMALL, "-p", "block=64", "-p", "picks=1", "--backward", "--json")
+    assert answer.status == 0, answer
+    assert answer.json["kept_pairs"] == (2 * 64 * 65 / 2 + 3) / 130**2  # the own block alone
+    assert set(answer.json["errors"]) == {"out", "dq", "dk", "dv"}
+    assert answer.json["near_ties"] == {"rows": 0, "of": 4 * 130, "ok": True}
+
+
+def test_run_tells_what_each_softmax_keeps(spdsl: Spdsl) -> None:
+    answer = spdsl("run", "nsa", "-n", "100", *SMALL, "-p", "window=10")
+    assert answer.status == 0, answer
+    assert answer.out.count("kept by stage_") == 3
+    assert f"{(10 * 11 / 2 + 90 * 10) / 100**2:9.2%}" in answer.out  # the window
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_of_near_ties_are_left_out_if_they_are_few(spdsl: Spdsl, rows: int) -> None:
+    """The second key is the better by a billionth, which fp32 does not see."""
+    Path("best.spat").write_text("pattern best() { let c = score(Q, K) |> only(k < 2) |> top(1) keep c }")
+    q, k = torch.tensor([1.0, 0.0]).repeat(1, 1, 20, 1), torch.tensor([1.0, 0.0]).repeat(1, 1, 20, 1)
+    q[..., -rows:, 1], k[..., 1, 1] = 1.0, 1e-9
+    torch.save({"q": q, "k": k, "v": torch.randn(k.shape)}, "tied.pt")
+    answer = spdsl("run", "best.spat", "--data", "tied.pt", "--backward", "--json")
+    assert answer.json["near_ties"] == {"rows": rows, "of": 20, "ok": rows == 1}
+    assert answer.status == rows - 1
+    assert all(each["error"] <= each["limit"] for each in answer.json["errors"].values())
+
+
 @pytest.mark.parametrize("stage", ["checked", "bound", "plan", "block", "triton"])
 def test_show(spdsl: Spdsl, stage: str) -> None:
     answer = spdsl("show", "infllm_v2", "--emit", stage, *SMALL)
