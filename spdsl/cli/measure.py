@@ -304,7 +304,8 @@ def _near_ties(attention: Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Ma
         out, truth = attention(q, k, v, **inputs), attention.reference(q, k, v, **inputs)
     assert isinstance(out, Tensor)
     assert isinstance(truth, Tensor)
-    return (out.double() - truth).norm(dim=-1) > CHOSEN_OTHERWISE * LIMITS[q.dtype] * truth.norm(dim=-1)
+    off: Tensor = (out.double() - truth).norm(dim=-1) > CHOSEN_OTHERWISE * LIMITS[q.dtype] * truth.norm(dim=-1)
+    return off
 
 
 def _kept(
