@@ -19,20 +19,24 @@ _starting = threading.Lock()
 
 
 def begin() -> None:
-    """Make all ready in threads, once for each process."""
+    """Make all ready in threads, once for each process.
+
+    Triton is imported before, by the caller: its modules import each other, and threads that import them at the same
+    time meet some that are not complete.
+    """
     with _starting:
         if _threads:
             return
-        needs: tuple[tuple[Need, Callable[[], None]], ...] = (
-            ("compiler", _language),
-            ("compiler", _driver),
-            ("compiler", _library),
-            ("templates", _templates),
-        )
-        for need, make in needs:
-            thread = threading.Thread(target=_quietly, args=(make,), name=f"spdsl{make.__name__}", daemon=True)
-            _threads.setdefault(need, []).append(thread)
-            thread.start()
+        _start("templates", _templates)
+        _quietly(_language)
+        _start("compiler", _driver)
+        _start("compiler", _library)
+
+
+def _start(need: Need, make: Callable[[], None]) -> None:
+    thread = threading.Thread(target=_quietly, args=(make,), name=f"spdsl{make.__name__}", daemon=True)
+    _threads.setdefault(need, []).append(thread)
+    thread.start()
 
 
 def wait(need: Need) -> None:
