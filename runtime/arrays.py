@@ -57,9 +57,9 @@ class Arrays:
 
     ``tensors`` holds Q, K, V and the inputs, each with a leading batch axis of size 1 or batch; ``budget`` is how many
     numbers a chunk of rows may have.  ``kernels``: selections are made by generated kernels where these can.  ``known``
-    keeps arrays that are made once, ``sums`` those up to each key,
-    ``listed`` sets of pairs as lists of keys, ``attended`` what softmaxes have returned, in the type of the call;
-    ``tried`` are those whose rows kernels need not be asked for again.
+    keeps arrays that are made once, ``sums`` those up to each key, ``divisors`` what kernels divide the rows of
+    softmaxes by, ``listed`` sets of pairs as lists of keys, ``attended`` what softmaxes have returned, in the type of
+    the call; ``tried`` are those that kernels need not be asked for again.
     """
 
     lines: Lines
@@ -69,6 +69,7 @@ class Arrays:
     kernels: bool = False
     known: dict[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
+    divisors: dict[str, Tensor] = field(default_factory=dict)
     listed: dict[str, Tensor] = field(default_factory=dict)
     attended: dict[str, Tensor] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
@@ -96,15 +97,15 @@ class Arrays:
         return memo.arrays[key]
 
     def keep_rows(self, name: str) -> None:
-        """Make what kernels leave for each row of queries whole: means of blocks, and reductions over all keys."""
+        """Make what kernels leave whole: means of blocks, reductions over keys or queries, selections among keys."""
         if not self.kernels or name in self.known or name in self.tried:
             return
         self.tried.add(name)
         found = block_means(self, self.stages[name])
         if found is None and not any(each.requires_grad for each in self.tensors.values()):
-            from spdsl.runtime.chains import reduced_rows
+            from spdsl.runtime.chains import made_whole
 
-            found = reduced_rows(self, name)
+            found = made_whole(self, name)
             found = rows_in_blocks(self, self.stages[name]) if found is None else found
         if found is not None:
             self.known[name] = found

@@ -73,6 +73,8 @@ class Run:
         tables = {name for kernel in chain.kernels for name, _ in kernel.arguments.tables}
         batches = [each.batch for each in operands.values()]
         batches += [arrays.tensors[name].shape[0] for name in tables]
+        made_before = {name for kernel in chain.kernels for name, _ in kernel.arguments.arrays}
+        batches += [arrays.whole(name).shape[0] for name in made_before]
         if read_of(arrays, chain.stage).by_batch:
             batches.append(arrays.lines.batch)
         return Run(
@@ -98,6 +100,21 @@ class Run:
         self.launch(kernel, given, grid, rows * every, ("left_here",))
         return found if dtype == torch.float32 else found.view(torch.bool)
 
+    def left(self, kernel: ChainKernel) -> Tensor:
+        """What a reduction over all queries leaves, ``[batch, heads, columns]``."""
+        arrays, chain = self.arrays, self.loaded.chain
+        dtype = torch.float32 if arrays.stages[chain.stage].dtype == "float" else torch.uint8
+        found = torch.empty(self.batch, self.heads, self.columns, dtype=dtype, device=arrays.lines.device)
+        every = self.batch * self.heads
+        given = {"left_here": found, "column_count": self.columns, "heads": self.heads}
+
+        def grid(tiling: Tiling) -> Grid:
+            each = tiling.columns // (2 if kernel.role == "distances" else 1)
+            return -(-self.columns // each), every, 1
+
+        self.launch(kernel, given, grid, self.columns * every, ("left_here",))
+        return found if dtype == torch.float32 else found.view(torch.bool)
+
     def summed(self, kernel: ChainKernel) -> Tensor:
         """The sums of a softmax, fp32 ``[batch, heads, rows, 2]``."""
         arrays = self.arrays
@@ -105,6 +122,8 @@ class Run:
         rows_axis = on_side(stage.axes, "q")
         assert isinstance(stage, Softmax)
         assert rows_axis is not None
+        if kernel.stage in arrays.divisors:
+            return arrays.divisors[kernel.stage]
         others = [axis for axis in stage.axes if axis not in (rows_axis, stage.over)]
         heads = math.prod(arrays.lines.size(axis) for axis in others)
         rows = arrays.lines.size(rows_axis)
@@ -112,6 +131,7 @@ class Run:
         given = {"sums": found, "chunk_rows": rows, "column_count": arrays.lines.size(stage.over), "heads": heads}
         grid = lambda tiling: (-(-rows // rows_of(kernel, tiling)), self.batch * heads, 1)  # noqa: E731
         self.launch(kernel, given, grid, rows * heads, ("sums",))
+        arrays.divisors[kernel.stage] = found
         return found
 
     def chosen(self, stage: Stage, first: int, rows: int, lists: Room | None) -> Tensor:
@@ -187,7 +207,8 @@ class Run:
         function, device = self.loaded.functions[kernel.name], self.arrays.lines.device
         values = self._values(kernel)
         while True:
-            programs = grid(tiling)
+            # All in the first dimension, as the others end at 65,535.
+            programs = math.prod(grid(tiling)), 1, 1
             options = options_of(tiling.warps, tiling.stages, None if torch.version.hip else tiling.registers)
             blocks = {"BLOCK_R": rows_of(kernel, tiling), "BLOCK_C": columns_of(kernel, tiling)}
             launch = Launch(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from spdsl.codegen.chains.columns import belongs_to_columns, is_without_queries
 from spdsl.codegen.chains.rows import is_of_blocks, is_of_rows
 from spdsl.runtime.among import among_candidates
 from spdsl.runtime.arrays import Arrays
@@ -21,6 +22,7 @@ from spdsl.runtime.jointly import chosen_jointly
 from spdsl.runtime.ranking import FAR, joined
 from spdsl.runtime.tilings import LEAST, rows_of
 from spdsl.semantics.graph import Select
+from spdsl.semantics.nodes import Const
 
 
 def chosen_lists(arrays: Arrays, name: str, width: int | None, lists: Callable[[str], Tensor]) -> Tensor | None:
@@ -63,17 +65,48 @@ def chosen_lists(arrays: Arrays, name: str, width: int | None, lists: Callable[[
     return whole if found.chain.heads else whole[:, 0]
 
 
-def reduced_rows(arrays: Arrays, name: str) -> Tensor | None:
-    """A reduction that leaves a value for each row of queries, ``[batch or 1, …, rows]``, or None."""
-    if not is_of_rows(arrays.stages, name) and not is_of_blocks(arrays.stages, name):
+def made_whole(arrays: Arrays, name: str) -> Tensor | None:
+    """What kernels leave of one side alone, ``[batch or 1, …, entries]``, or None.
+
+    That is reductions that leave a value for each row of queries, those over all queries that leave one
+    for each key or distance, and selections among these.
+    """
+    stage = arrays.stages[name]
+    if is_without_queries(stage):
+        return _chosen_entries(arrays, name)
+    of_rows = is_of_rows(arrays.stages, name) or is_of_blocks(arrays.stages, name)
+    if not of_rows and not belongs_to_columns(stage):
         return None
     found = loaded(arrays, name)
     if found is None:
         return None
     run = Run.of(arrays, found)
-    if not arrays.lines.size(found.chain.rows) or not run.columns:
+    if not arrays.lines.size(found.chain.rows) or run.columns <= 0:
         return None
     for kernel in found.chain.kernels[:-1]:
         run.sums[kernel.stage] = run.summed(kernel)
-    values = run.reduced(found.chain.kernels[-1])
+    last = found.chain.kernels[-1]
+    values = run.reduced(last) if of_rows else run.left(last)
     return values if found.chain.heads else values[:, 0]
+
+
+def _chosen_entries(arrays: Arrays, name: str) -> Tensor | None:
+    """A selection without queries, bools ``[batch or 1, …, entries]``, or None."""
+    found, stage = loaded(arrays, name), arrays.stages[name]
+    if found is None:
+        return None
+    assert isinstance(stage, Select)
+    run, device, rows = Run.of(arrays, found), arrays.lines.device, found.chain.rows
+    count, columns = (arrays.lines.size(rows) if rows else 1), run.columns
+    if columns <= 0:
+        return None
+    run.keys = torch.empty(run.batch, count, -(-columns // 16) * 16, dtype=torch.int32, device=device)
+    run.ends = torch.zeros(1, run.batch, -(-count // LEAST.rows), dtype=torch.int32, device=device)
+    room = None
+    if stage.by == "count" and isinstance(stage.amount, Const):
+        width = max(1, min(int(stage.amount.value), columns))
+        room = Room(lists=torch.empty(run.batch, count, width, dtype=torch.int32, device=device))
+    lists = run.chosen(stage, 0, count, room).view(run.batch, count, -1)
+    chosen = torch.zeros(run.batch, count, columns + 1, dtype=torch.bool, device=device)
+    chosen = chosen.scatter_(-1, lists.clamp(max=columns).long(), value=True)[..., :columns]
+    return chosen if rows else chosen[:, 0]

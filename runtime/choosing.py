@@ -25,6 +25,8 @@ WIDEST = 1 << 15
 OF_WARP = 512
 """Keys that a warp holds, where there are enough warps."""
 
+REGISTERS: int | None = None
+"""The most registers of a thread, where rows are short enough for it."""
 
 AT_ONCE = 256
 """Keys of short rows that one program looks at."""
@@ -80,7 +82,7 @@ def choose(given: Keys, by: str, amounts: Tensor, room: Room | None, *, cut: boo
                 function=load(emit_choose()).choose,
                 grid=(-(-rows // each), 1, 1),
                 values={**values, "cuts": cuts},
-                options=options_of(warps),
+                options=options_of(warps, registers=REGISTERS),
                 writes=("cuts", "lists"),
                 device=device,
             )

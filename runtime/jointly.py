@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spdsl.codegen.chains.lower import ABSENT
+from spdsl.codegen.chains.parts import ABSENT
 from spdsl.runtime.choosing import KEYS, Room, choose
 from spdsl.runtime.cut_kernels import cuts_by_row, cuts_of
 from spdsl.runtime.tilings import LEAST, rows_of

@@ -16,7 +16,7 @@ SPAN = 64
 """The most entries that a program reads at once."""
 
 
-@triton.jit(do_not_specialize=["count", "length", "heads"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["blocks", "length", "heads"])  # type: ignore[untyped-decorator]
 def gather_means(  # type: ignore[no-untyped-def]
     x,  # [batch, heads, entries, columns]
     x_b,
@@ -37,7 +37,7 @@ def gather_means(  # type: ignore[no-untyped-def]
 ):
     """A block of SIZE entries, STEP after the one before; each counts as often as it has positions, of which there are
     EACH but at the end."""
-    block, owner = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    block, owner = tl.program_id(0) % blocks, (tl.program_id(0) // blocks).to(tl.int64)
     column = tl.arange(0, COLUMNS)[None, :]
     total = tl.zeros([COLUMNS], tl.float32)
     for first in range(0, SIZE, SPAN):
@@ -72,9 +72,10 @@ def spread_means(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
 ):
     """The gradients of SPAN entries, each from those of the blocks in which it lies."""
-    owner = tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(entries, SPAN)
+    owner = (tl.program_id(0) // tiles).to(tl.int64)
     column = tl.arange(0, COLUMNS)[None, :]
-    entry = tl.program_id(0) * SPAN + tl.arange(0, SPAN)
+    entry = tl.program_id(0) % tiles * SPAN + tl.arange(0, SPAN)
     exist = (entry < entries)[:, None] & (column < columns)
     total = tl.zeros([SPAN, COLUMNS], tl.float32)
     for back in tl.static_range((SIZE + STEP - 1) // STEP):
@@ -110,7 +111,7 @@ class _Blocks(torch.autograd.Function):
             start(
                 Launch(
                     function=gather_means,
-                    grid=(blocks, batch * heads, 1),
+                    grid=(blocks * batch * heads, 1, 1),
                     values={"x": x, **strides, "means": means, **lengths, **constants},
                     options=options_of(4 if size > 16 else 1),
                     writes=("means",),
@@ -127,7 +128,7 @@ class _Blocks(torch.autograd.Function):
         if d_x.numel():
             constants = _constants(size, step, each, mean, SPAN, columns)
             given = (d_means.contiguous(), d_x, entries, d_means.shape[2], length, columns)
-            grid = (-(-entries // SPAN), batch * heads, 1)
+            grid = (-(-entries // SPAN) * batch * heads, 1, 1)
             start_given(spread_means, grid, given, constants, ("d_x",), options_of(4), d_x.device)
         return d_x, None, None, None, None, None, None
 

@@ -367,15 +367,15 @@ class _Values:
             ]
             shape = torch.broadcast_shapes(seen[0].shape, seen[1].shape, size.shape)
             one, two = (x.expand(shape) for x in seen)
-            best_seen = torch.maximum(best_seen.expand(shape), torch.maximum(one, two))
-            better = (two > one) & (size > 1)
+            best_seen = torch.fmax(best_seen.expand(shape), torch.fmax(one, two))
+            better = ((two > one) | (one.isnan() & ~two.isnan())) & (size > 1)
             first = torch.where(better, starts[1], torch.where(size > 1, starts[0], first).expand(shape))
             size = torch.where(better, lengths[1], torch.where(size > 1, lengths[0], size).expand(shape))
-        return torch.where(best_seen > -torch.inf, best_seen, torch.nan)
+        return best_seen
 
     def _met(self, stage: Descend, keys: Tensor, there: Tensor) -> Tensor:
-        """The values at positions, −∞ where nothing is."""
+        """The values at positions, NaN where nothing is."""
         inside = keys.clamp(0, max(0, self.arrays.lines.n - 1))
         here = Points(row=self.at.row, rows=self.at.rows, key="k", keys=inside, head=self.at.head)
         value, only = _Values(self.arrays, here, self.lists).both(stage.value, stage.only)
-        return torch.where(only & there & ~value.isnan(), value, -torch.inf)
+        return torch.where(only & there, value, torch.nan)

@@ -96,16 +96,20 @@ class _Call:
         """A place for the gradient of a table, filled with zeros unless all of it is written."""
         reads = [read for read in self.floats if read.table == name]
         gradient = torch.empty_like(tensor)
-        target = self.target(reads[0], gradient)
-        whole = len(reads) == 1 and target.own and target.tensor.numel() == gradient.numel()
+        view = self.view(reads[0], gradient)
+        whole = len(reads) == 1 and self.owns(reads[0], view) and view.numel() == gradient.numel()
         return gradient if whole else gradient.zero_()
+
+    def owns(self, read: Read, view: Tensor) -> bool:
+        """Whether each number that is read belongs to one of the result, or to one row of it."""
+        others = [each for each in self.floats if each.table == read.table and each != read]
+        apart = all(_fixed(each) != _fixed(read) for each in others)
+        return apart and {"h", "q"} <= set(read.along) and view.shape[0] == self.shape[0]
 
     def target(self, read: Read, gradient: Tensor) -> _Target:
         """Where the kernel writes the gradient of what is read."""
         view = self.view(read, gradient)
-        others = [each for each in self.floats if each.table == read.table and each != read]
-        apart = all(_fixed(each) != _fixed(read) for each in others)
-        if apart and {"h", "q"} <= set(read.along) and view.shape[0] == self.shape[0]:
+        if self.owns(read, view):
             return _Target(tensor=view, strides=self.strides(read, view), own=True)
         # Several numbers of the result belong to one that is read.
         whole = torch.empty(self.shape if read.wide else self.shape[:3], device=gradient.device)
@@ -126,14 +130,14 @@ class _Call:
     def start(self, name: str, device: torch.device, *arguments: object, **constants: object) -> None:
         """Launch one of the kernels."""
         batch, heads, nq, width = self.shape
-        grid = (-(-nq // ROWS), heads, batch)
-        if 0 in (*grid, width):
+        grid = -(-nq // ROWS) * heads * batch, 1, 1  # other dimensions end at 65,535
+        if 0 in (grid[0], width):
             return
         function = getattr(self.module, name)
         sizes = {"ROWS": ROWS, "WIDTH": 1 << (width - 1).bit_length(), **constants}
         gradients = (each for each in function.arg_names if each.startswith("D_") and each != "D_OUT")
         writes = ("out",) if name == "forward" else tuple(gradients)
-        given = (*arguments, nq, self.n, self.q_start, width)
+        given = (*arguments, nq, self.n, self.q_start, width, heads)
         start_given(function, grid, given, sizes, writes, options_of(), device)
 
     def given(self, tensors: Mapping[str, Tensor]) -> list[object]:

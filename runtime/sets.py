@@ -28,8 +28,11 @@ def _lists(arrays: Arrays, name: str) -> Tensor:
     found, width = None, _width(arrays, name)
     if arrays.kernels:
         from spdsl.runtime.chains import chosen_lists
+        from spdsl.runtime.diagonal_lists import lists_of_diagonals
 
-        found = chosen_lists(arrays, name, width, lambda other: lists(arrays, other))
+        found = lists_of_diagonals(arrays, name)
+        if found is None:
+            found = chosen_lists(arrays, name, width, lambda other: lists(arrays, other))
     found = chosen_among(arrays, name, lists) if found is None else found
     if found is not None:
         return found

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spdsl.codegen.chains.columns import belongs_to_columns, is_without_queries
 from spdsl.diagnostics import error
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.inputs import Inputs, arrays_of, graph_of
@@ -108,20 +109,26 @@ def _read_as_lists(pattern: BoundPattern) -> list[str]:
 
 
 def makers(pattern: BoundPattern, call: Inputs) -> dict[str, str]:
-    """How the `selections` of a call are made, in words."""
+    """How the `selections` of a call are made, and what these are made of beforehand, in words."""
     chosen = arrays_of(pattern, call, grad=False)
-    found = {}
-    for name in _read_as_lists(pattern):
-        found[name] = "by torch, some rows at a time"
-        if chosen.kernels:
-            from spdsl.runtime.chain_kernels import lowered
+    names = [stage.name for stage in graph_of(pattern).stages if is_without_queries(stage) or belongs_to_columns(stage)]
+    return {name: _maker(chosen, name) for name in dict.fromkeys((*names, *_read_as_lists(pattern)))}
 
-            chain = lowered(chosen, name)
-            if isinstance(chain, str):
-                found[name] += f", because of {chain}"
-            else:
-                found[name] = f"by kernels: {', '.join(kernel.name for kernel in chain.kernels)}, choose"
-    return found
+
+def _maker(chosen: Arrays, name: str) -> str:
+    by_torch = "by torch, some rows at a time"
+    if not chosen.kernels:
+        return by_torch
+    from spdsl.runtime.chain_kernels import lowered
+    from spdsl.runtime.diagonal_lists import is_of_diagonals
+
+    if is_of_diagonals(chosen, name):
+        return "by kernels: mark_blocks, choose"
+    chain = lowered(chosen, name)
+    if isinstance(chain, str):
+        return f"{by_torch}, because of {chain}"
+    last = ", choose" if chain.kernels[-1].role == "keys" else ""
+    return f"by kernels: {', '.join(kernel.name for kernel in chain.kernels)}{last}"
 
 
 def _tensor(values: Arrays, expr: Expr, heads: str, rows: str, given: Tensor) -> Tensor:

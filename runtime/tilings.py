@@ -29,7 +29,12 @@ _OF_FEW = Tiling(rows=32, columns=64, warps=4, stages=2)
 _SUMS_OF_TERMS = Tiling(rows=128, columns=64, warps=8, stages=2)
 _OF_TERMS = Tiling(rows=64, columns=128, warps=8, stages=2)
 LEAST = Tiling(rows=32, columns=32, warps=4, stages=1)
+_OF_COLUMNS = Tiling(rows=64, columns=128, warps=4, stages=2)
+_OF_FEW_COLUMNS = Tiling(rows=32, columns=64, warps=4, stages=1)
+_LEAST_OF_COLUMNS = Tiling(rows=16, columns=32, warps=4, stages=1)
 SMALLER = {
+    _OF_COLUMNS: _OF_FEW_COLUMNS,
+    _OF_FEW_COLUMNS: _LEAST_OF_COLUMNS,
     _LARGE: _SMALL,
     _OF_SUMS: _SMALL,
     _OF_LOOP: _SMALL,
@@ -51,8 +56,10 @@ def tiling_of(kernel: ChainKernel, *, long: bool, few: bool) -> Tiling:
     program; reductions keep one more tile in registers for each loop.  Where queries are sums of terms, too, a program
     fills the memory of a multiprocessor.  Products of 32 bits (``long``), which no matrix unit makes, take the least,
     and where there are ``few`` rows, tiles are small enough for all multiprocessors, the more so where a program goes
-    through all columns of what loops add up.
+    through all columns of what loops add up.  Distances need twice as many columns as rows.
     """
+    if kernel.role in ("columns", "distances"):
+        return _OF_FEW_COLUMNS if long else _OF_COLUMNS
     if long:
         return LEAST
     if kernel.deep is not None:

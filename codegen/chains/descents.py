@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spdsl.codegen.chains.affine import tidy
+from spdsl.codegen.chains.parts import ABSENT
 from spdsl.codegen.chains.places import Place, UncoveredError
 from spdsl.codegen.chains.presence import opened
 from spdsl.codegen.chains.products import product, scale
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
 
 MOST = 128
 """The most queries of a row."""
-
-
-NONE = "-3.4028234663852886e38"
-"""The least number, in the place of what is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +72,8 @@ def descent_of(stages: Mapping[str, Stage], stage: Stage) -> Descent | None:
 def write_descent(values: Values, found: Descent, heads: str | None, row: str, key: str) -> int:
     """Write the lines that leave ``best``, ``[1, BLOCK_C]``, for ``columns`` of the row ``row_first``.
 
-    To: how many queries a tile holds.
+    Values are compared as keys, of which −inf has one of its own, above that of what is absent.  To: how many queries a
+    tile holds.
     """
     program, pool = values.program, found.pool
     members = values.places.members("q", row, Index(name="row_first"), None)
@@ -103,7 +101,7 @@ def write_descent(values: Values, found: Descent, heads: str | None, row: str, k
     program.line(f"may = any_there & ({program.text(may)})")
     program.line("there = there & may")
     program.line(f"size = tl.where(there, tl.minimum(n - first, {blocks.most}), 0)")
-    program.line("best = tl.full([1, BLOCK_C], float('-inf'), tl.float32)")
+    program.line(f"best = tl.full([1, BLOCK_C], {ABSENT}, tl.int32)")
     if blocks.most > 1 and not blocks.most & (blocks.most - 1) and must != build.FALSE:
         program.line("# Everything of the tile is met: all blocks are full, and no condition is looked at.")
         exist = f"({program.text(low)} >= tl.maximum(q_start, 0)) & ({program.text(high)} < q_start + nq)"
@@ -131,11 +129,11 @@ def _write_careful(values: Values, pool: Pool, at: Mapping[str, Expr], most: int
             there = "exist" if only == build.TRUE else f"exist & ({program.text(only)})"
             text = program.atom(value, "value")
             alone = f"({length} > 0) & " + ("there" if number == 0 else "there & (size > 1)")
-            # Where all that is there are NaNs, the largest of nothing is 0; what is not there is beyond all numbers.
-            program.line(f"met = tl.where({text} == {text}, {text}, {NONE})")
-            program.line(f"met = tl.max(tl.where({there}, met, float('-inf')), 0)[None, :]")
-            program.line(f"met = tl.where(met == {NONE}, 0.0, met)")
-            program.line(f"seen_{number} = tl.where({alone}, met, float('-inf'))")
+            # Where all that is there are NaNs, the largest of nothing is 0.
+            program.line(f"met = tl.where({text} == {text}, sortable({text}), {ABSENT + 1})")
+            program.line(f"met = tl.max(tl.where({there}, met, {ABSENT}), 0)[None, :]")
+            program.line(f"met = tl.where(met == {ABSENT + 1}, 0, met)")
+            program.line(f"seen_{number} = tl.where({alone}, met, {ABSENT})")
         program.line("best = tl.maximum(best, tl.maximum(seen_0, seen_1))")
         program.line("better = seen_1 > seen_0")
         program.line("first = tl.where(better, first + half, first)")
@@ -164,7 +162,7 @@ def _write_whole(values: Values, pool: Pool, at: Mapping[str, Expr], most: int) 
 
 
 def _write_met(values: Values, pool: Pool, place: Place) -> None:
-    """``met``, the largest value of all queries at each key; a NaN is absent, and the largest of nothing is 0."""
+    """``met``, the key of the largest value of all queries at each place; a NaN is absent, the largest of nothing 0."""
     program, factor = values.program, ""
     inner = values.stages.get(pool.value.table) if isinstance(pool.value, Load) else None
     if isinstance(inner, Score) and inner.scale is None and _is_whole(pool.value, inner):
@@ -173,7 +171,7 @@ def _write_met(values: Values, pool: Pool, place: Place) -> None:
     else:
         value = values.at(pool.value, place)
     program.line(f"met = tl.max({program.atom(value, 'value')}, 0)[None, :]{factor}")
-    program.line("met = tl.where(met == met, met, 0.0)")
+    program.line("met = sortable(tl.where(met == met, met, 0.0))")
 
 
 def _is_whole(value: Expr, stage: Stage) -> bool:

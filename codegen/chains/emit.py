@@ -6,7 +6,8 @@ import hashlib
 import re
 from functools import lru_cache
 
-from spdsl.codegen.chains.lower import ABSENT, FORCED, Chain, ChainKernel
+from spdsl.codegen.chains.lower import Chain, ChainKernel
+from spdsl.codegen.chains.parts import ABSENT, FORCED
 from spdsl.codegen.emit import HELPERS, NEEDED, KernelSource, environment
 
 OWN = {"count": ("sortable", "count_key"), "mass": ("mass_key",), "mark": ()}
@@ -14,6 +15,9 @@ OWN = {"count": ("sortable", "count_key"), "mass": ("mass_key",), "mark": ()}
 
 NEAR = 3
 """Keys from which on the cut of a row is sought key by key."""
+
+HALVED = 1024
+"""Keys of a row from which on there is a way for rows of half as many, too."""
 
 
 def emit_chain(chain: Chain, name: str) -> KernelSource:
@@ -28,7 +32,7 @@ def emit_chain(chain: Chain, name: str) -> KernelSource:
         chain=chain,
         notes=notes,
         helpers=[helper for helper in HELPERS if helper in helpers],
-        own=OWN[chain.by],
+        own=OWN[chain.by] if chain.kernels[-1].role == "keys" else (),
         signature=_signature,
         unspecialised=_unspecialised,
         absent=ABSENT,
@@ -39,7 +43,7 @@ def emit_chain(chain: Chain, name: str) -> KernelSource:
 @lru_cache(maxsize=1)
 def emit_choose() -> KernelSource:
     """The source of the kernels that choose among keys."""
-    return _source("choose", "chains/choose.jinja", absent=ABSENT, forced=FORCED, near=NEAR)
+    return _source("choose", "chains/choose.jinja", absent=ABSENT, forced=FORCED, near=NEAR, halved=HALVED)
 
 
 def _source(file: str, template: str, **values: object) -> KernelSource:
@@ -85,7 +89,8 @@ def array_arguments(name: str, axes: tuple[str, ...]) -> tuple[str, ...]:
 def _unspecialised(kernel: ChainKernel, chain: Chain) -> str:
     """Lengths, which never make another kernel."""
     given = kernel.arguments
-    names = ["n", "nq", "q_start", "chunk_rows", "column_count"]
+    names = ["n", "nq", "q_start", "column_count"]
+    names += ["chunk_rows"] if kernel.role not in ("columns", "distances") else []
     names += [f"{each.name}_rows" for each in given.vectors]
     names += [f"{sums.name}_{step}" for sums in given.sums for step in ("b", "h", "rows")]
     for name, rank in given.tables:
@@ -93,7 +98,9 @@ def _unspecialised(kernel: ChainKernel, chain: Chain) -> str:
         names += [f"stride_{name}_{step}" for step in ("b", *range(rank - 1))]
         names += [f"size_{name}_{place}" for place in range(rank)]
     names += [name for name, _ in given.sizes]
-    names += [each for name, axes in given.arrays for each in array_arguments(name, axes)[1:] if each[-2:] != "_q"]
+    names += [
+        each for name, axes in given.arrays for each in array_arguments(name, axes)[1:] if each[-2:] not in ("_q", "_k")
+    ]
     candidates = chain.among is not None or chain.queries > 0
     if kernel.role == "keys":
         names += ["first_row", *(() if candidates else ("ends_first",))]

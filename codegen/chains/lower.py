@@ -11,19 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from spdsl.codegen.chains.affine import tidy
 from spdsl.codegen.chains.candidates import Candidates, candidates_of, outer_of
+from spdsl.codegen.chains.columns import belongs_to_columns, is_without_queries, write_columns
 from spdsl.codegen.chains.descents import Descent, descent_of, write_descent
-from spdsl.codegen.chains.parts import Arguments, Fold, Terms
-from spdsl.codegen.chains.places import Place, UncoveredError
-from spdsl.codegen.chains.presence import opened
+from spdsl.codegen.chains.parts import ABSENT, Arguments, Fold, Terms
+from spdsl.codegen.chains.places import FIRST_DISTANCE, Place, UncoveredError
 from spdsl.codegen.chains.program import NOTHING, Known, Program
 from spdsl.codegen.chains.reductions import pooled
 from spdsl.codegen.chains.rows import belongs_to_rows, is_of_blocks, is_of_rows, write_reduction
-from spdsl.codegen.chains.touched import intervals
+from spdsl.codegen.chains.scans import may, scan_columns
 from spdsl.codegen.chains.values import Values
 from spdsl.semantics import build
 from spdsl.semantics.graph import (
+    DISTANCE,
     Descend,
     Mark,
     Pool,
@@ -44,13 +44,7 @@ from spdsl.semantics.nodes import BoundPattern, Const, Expr, Extent, Index
 from spdsl.semantics.show import stage_text
 
 By: TypeAlias = Literal["count", "mass", "mark"]
-
-ABSENT, FORCED = -(1 << 31), (1 << 31) - 1
-"""The keys of entries that are absent, and of those that come before all others."""
-
-
-SCANNED = 128
-"""Tiles of which a kernel of sums asks at once whether its condition touches them."""
+Role: TypeAlias = Literal["keys", "sums", "values", "columns", "distances"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +53,7 @@ class ChainKernel:
 
     ``sums``: whether it goes through the columns of its rows; ``loops``: how deep loops are nested otherwise; ``fold``:
     whether a column is made of finer ones; ``deep``: how many queries are folded into a row, if any.  Its ``role``: to
-    leave keys, the sums of a softmax, or a value for each row.
+    leave keys, the sums of a softmax, or a value for each row, column or distance.
     """
 
     name: str
@@ -70,7 +64,7 @@ class ChainKernel:
     helpers: tuple[str, ...]
     sums: bool
     loops: int
-    role: Literal["keys", "sums", "values"]
+    role: Role
     fold: Fold | None
     deep: int | None
 
@@ -79,7 +73,8 @@ class ChainKernel:
 class Chain:
     """The kernels of one selection, in the order in which they run; the last one leaves keys.
 
-    ``heads`` is the axis of heads of the selection, ``rows`` and ``columns`` its axes of queries and keys.  With
+    ``heads`` is the axis of heads of the selection, ``rows`` and ``columns`` its axes of queries and keys; without
+    queries heads are the rows, and "" is one row.  With
     ``among`` keys are those of candidates, in the order of the list that these are members of; with ``queries``
     candidates are searched, and a tile holds so many queries of one row.
     """
@@ -141,6 +136,12 @@ def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, Terms]
         return _of_rows(pattern, stages, stage, dict(terms))
     if isinstance(stage, Pool) and is_of_blocks(stages, name):
         return _of_blocks(pattern, stages, stage)
+    if belongs_to_columns(stage):
+        assert isinstance(stage, Pool)
+        return _of_columns(pattern, stages, stage, dict(terms))
+    if is_without_queries(stage):
+        assert isinstance(stage, Select)
+        return _without_queries(pattern, stages, stage)
     if not isinstance(stage, Select | Mark):
         raise UncoveredError("sets that are neither chosen nor compared")
     heads, rows, columns = _axes(stage)
@@ -164,12 +165,12 @@ def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, Terms]
 
 
 def below(stages: dict[str, Stage], name: str) -> tuple[str, ...]:
-    """The stages of which a stage is made, itself last; those of keys alone, and reductions that leave a value for each
-    row of queries, are arrays that are made beforehand."""
+    """The stages of which a stage is made, itself last; those without queries, and reductions that leave a value for
+    each row of these, are arrays that are made beforehand."""
     found: dict[str, None] = {}
 
     def visit(each: str) -> None:
-        beforehand = on_side(stages[each].axes, "q") is None or (each != name and belongs_to_rows(stages[each]))
+        beforehand = each != name and (on_side(stages[each].axes, "q") is None or belongs_to_rows(stages[each]))
         if each not in found and not beforehand:
             for part in parts(stages[each]):
                 for other in sorted(loads(part) & set(stages)):
@@ -210,8 +211,7 @@ def _searched(
     for name in ("candidates", "there"):
         program.declare(name, NOTHING)
     queries = write_descent(values, found, heads, rows, columns)
-    program.line("key = count_key(best, best > float('-inf'), False)")
-    program.line(f"key = tl.where(there, key, {ABSENT})")
+    program.line(f"key = tl.where(there, best, {ABSENT})")
     program.line("tl.store(keys + key_row * pitch + candidates, key, mask=candidates < total)")
     kernel = _kernel(values, "keys", stage, "keys")
     return Chain(
@@ -237,7 +237,7 @@ def _of_rows(pattern: BoundPattern, stages: dict[str, Stage], stage: Pool, terms
     ]
     values = Values(pattern=pattern, stages=stages, terms=terms, program=Program())
     place = _start(values, heads, rows, stage.over)
-    _ends(values, place, stage.only)
+    scan_columns(values, place, stage.only)
     write_reduction(values, stage, place)
     kernels.append(_kernel(values, "values", stage, "values"))
     return Chain(stage=stage.name, by="mark", heads=heads, rows=rows, columns=stage.over, kernels=tuple(kernels))
@@ -256,6 +256,43 @@ def _of_blocks(pattern: BoundPattern, stages: dict[str, Stage], stage: Pool) -> 
     return Chain(stage=stage.name, by="mark", heads=heads, rows=rows, columns=rows, kernels=(kernel,))
 
 
+def _of_columns(pattern: BoundPattern, stages: dict[str, Stage], stage: Pool, terms: dict[str, Terms]) -> Chain:
+    """The kernels of a reduction over all queries."""
+    heads = next((axis for axis in stage.axes if axis in ("h", "g")), None)
+    kernels = [
+        _softmax(Values(pattern=pattern, stages=stages, terms=terms, program=Program()), stages[each])
+        for each in softmaxes(stages, stage.name)
+    ]
+    values = Values(pattern=pattern, stages=stages, terms=terms, program=Program())
+    columns = stage.axes[-1]
+    place = _start(values, heads, "q", "k" if columns == DISTANCE else columns)
+    write_columns(values, stage, place)
+    kernels.append(_kernel(values, "values", stage, "distances" if columns == DISTANCE else "columns"))
+    return Chain(stage=stage.name, by="mark", heads=heads, rows="q", columns=columns, kernels=tuple(kernels))
+
+
+def _without_queries(pattern: BoundPattern, stages: dict[str, Stage], stage: Select) -> Chain:
+    """The kernel of a selection among keys, or distances, for each head: heads are the rows of its tile."""
+    rows = next((axis for axis in stage.axes if axis != stage.over), None)
+    if len(stage.axes) > 2 or rows not in ("h", "g", None):
+        raise UncoveredError("sets that are not of keys, or of distances, for each head")
+    values = Values(pattern=pattern, stages=stages, terms={}, program=Program())
+    program = values.program
+    program.declare("b", NOTHING)
+    for name in ("row_first", "row_last", "column_first", "column_last"):
+        program.declare(name, NOTHING)
+    column: Expr = program.declare("columns", Known(column=True))
+    if stage.over == DISTANCE:
+        column = build.add(column, FIRST_DISTANCE)
+    at = {stage.over: column}
+    if rows is not None:
+        program.line("owners = tl.minimum(rows, row_last)")
+        at[rows] = program.declare("owners", Known(row=True))
+    kernel = _written(values, stage, Place(at=at))
+    by: By = stage.by
+    return Chain(stage=stage.name, by=by, heads=None, rows=rows or "", columns=stage.over, kernels=(kernel,))
+
+
 def _start(values: Values, heads: str | None, rows: str, columns: str | None) -> Place:
     """The names that every kernel has, and the place of its tile."""
     program = values.program
@@ -270,35 +307,24 @@ def _start(values: Values, heads: str | None, rows: str, columns: str | None) ->
     return Place(at=at)
 
 
-_ENDS = {
-    "rows": (Index(name="row_first"), Index(name="row_last")),
-    "columns": (Index(name="column_first"), Index(name="column_last")),
-}
-"""The ends of a tile."""
-
-
-def _may(values: Values, place: Place, condition: Expr) -> Expr:
-    """Whether a condition may hold somewhere in the tile, as a scalar."""
-    return tidy(intervals(values, _ENDS).may(opened(values, condition, place)))
-
-
-def _must(values: Values, place: Place, condition: Expr) -> Expr:
-    """Whether a condition holds everywhere in the tile, as far as its ends tell, as a scalar."""
-    return tidy(intervals(values, _ENDS).must(opened(values, condition, place)))
-
-
 def _keys(values: Values, stage: Select | Mark, among: Candidates | None) -> ChainKernel:
     program = values.program
     place = _start(values, *_axes(stage))
     program.declare("columns", Known(column=True))
     for name in ("column_first", "column_last") if among is None else ("candidates", "there"):
         program.declare(name, NOTHING)
+    return _written(values, stage, place, among)
+
+
+def _written(values: Values, stage: Select | Mark, place: Place, among: Candidates | None = None) -> ChainKernel:
+    """The kernel that leaves the keys of a tile."""
+    program = values.program
     where = build.disj(stage.only, stage.forced) if isinstance(stage, Select) else stage.value
     # Candidates lie anywhere.
-    may = _may(values, place, where) if among is None else build.TRUE
-    if may != build.TRUE:
+    touches = may(values, place, where) if among is None else build.TRUE
+    if touches != build.TRUE:
         program.line("# No entry of the tile can be chosen.")
-        program.line(f"if ~({program.text(may)}):")
+        program.line(f"if ~({program.text(touches)}):")
         program.line("    return")
     match stage:
         case Mark(value=value):
@@ -316,7 +342,7 @@ def _keys(values: Values, stage: Select | Mark, among: Candidates | None) -> Cha
             "tl.store(keys + key_row * pitch + candidates, key, mask=(rows <= row_last) & (candidates < total))"
         )
         return _kernel(values, "keys", stage, "keys")
-    program.line("leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)")
+    program.line("leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_last)")
     return _kernel(values, "keys", stage, "keys")
 
 
@@ -324,7 +350,7 @@ def _softmax(values: Values, stage: Stage) -> ChainKernel:
     assert isinstance(stage, Softmax)
     program = values.program
     place = _start(values, *_axes(stage))
-    has_full = _ends(values, place, stage.only)
+    has_full = scan_columns(values, place, stage.only)
     program.line("largest = tl.full([BLOCK_R], float('-inf'), tl.float32)")
     program.line("total = tl.zeros([BLOCK_R], tl.float32)")
     if has_full:
@@ -354,36 +380,7 @@ def _add_full(values: Values, stage: Softmax, place: Place) -> None:
     program.line("full_end = tl.where(ordinary, full_end, full_begin)")
 
 
-def _ends(values: Values, place: Place, condition: Expr) -> bool:
-    """The tiles from the first to the last that the condition touches, and among them the first run of those in which
-    it holds everywhere; whether there can be any."""
-    program = values.program
-    for name in ("tile_begin", "tile_end", "full_begin", "full_end", "tiles", "column_count"):
-        program.declare(name, NOTHING)
-    may, must = _may(values, place, condition), _must(values, place, condition)
-    if may == build.TRUE and must in (build.TRUE, build.FALSE):
-        program.line("tile_begin, tile_end = 0, tiles")
-        program.line(f"full_begin, full_end = 0, {'column_count // BLOCK_C' if must == build.TRUE else 0}")
-        return must == build.TRUE
-    program.line(
-        "# The first and the last tile that the condition touches, and the first run of those that it leaves whole."
-    )
-    program.line("tile_begin, tile_end, full_begin, full_end = tiles, 0, tiles, tiles")
-    with program.loop(f"for scan in range(0, tiles, {SCANNED}):", 0, "scan"):
-        program.known |= {name: Known(depth=1) for name in ("column_first", "column_last")}
-        program.line(f"each = scan + tl.arange(0, {SCANNED})")
-        program.line("column_first = each * BLOCK_C")
-        program.line("column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1")
-        program.line(f"touched = ({program.text(may)}) & (each < tiles)")
-        program.line("tile_begin = tl.minimum(tile_begin, tl.min(tl.where(touched, each, tiles), 0))")
-        program.line("tile_end = tl.maximum(tile_end, tl.max(tl.where(touched, each + 1, 0), 0))")
-        program.line(f"whole = ({program.text(must)}) & (column_first + BLOCK_C <= column_count)")
-        program.line("full_begin = tl.minimum(full_begin, tl.min(tl.where(whole, each, tiles), 0))")
-        program.line("full_end = tl.minimum(full_end, tl.min(tl.where(whole | (each < full_begin), tiles, each), 0))")
-    return must != build.FALSE
-
-
-def _kernel(values: Values, name: str, stage: Stage, role: Literal["keys", "sums", "values"]) -> ChainKernel:
+def _kernel(values: Values, name: str, stage: Stage, role: Role) -> ChainKernel:
     program = values.program
     assert len(program.stack) == 1
     return ChainKernel(

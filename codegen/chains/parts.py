@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from spdsl.semantics.nodes import Expr
 
+ABSENT, FORCED = -(1 << 31), (1 << 31) - 1
+"""The keys of entries that are absent, and of those that come before all others."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:

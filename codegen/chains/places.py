@@ -13,7 +13,7 @@ from spdsl.codegen.chains.affine import Sum, sum_of, tidy
 from spdsl.semantics import axes as axis_rules
 from spdsl.semantics import build
 from spdsl.semantics.expand import expand
-from spdsl.semantics.graph import Windows, side_of
+from spdsl.semantics.graph import DISTANCE, Windows, side_of
 from spdsl.semantics.nodes import Axis, BoundPattern, Const, Coord, Expr, Extent, Index, Side
 from spdsl.semantics.rewrite import substitute
 
@@ -22,11 +22,15 @@ class UncoveredError(Exception):
     """Why a stage is left to torch."""
 
 
+FIRST_DISTANCE = build.add(build.sub(Extent(name="q_start"), Extent(name="n")), 1)
+"""The smallest ``q - k``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """The index along every axis that is known: heads, free axes, and one axis of each side.
 
-    Of ``q`` and ``k`` it is the position, of coarser axes the number of the entry.
+    Of ``q`` and ``k`` it is the position, of coarser axes the number of the entry; a distance stands for both sides.
     """
 
     at: Mapping[str, Expr]
@@ -95,6 +99,8 @@ class Places:
         return Sum(terms=groups, constant=0).expr()
 
     def _at(self, place: Place, name: str) -> Expr:
+        if DISTANCE in place.at and name in ("q", "k"):
+            return place.at[DISTANCE] if name == "q" else Const(value=0)
         if name not in place.at:
             raise UncoveredError(f"`{name}` is read where it has no place")
         return place.at[name]

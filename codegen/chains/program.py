@@ -59,6 +59,8 @@ RESERVED = (
     *("largest", "total", "logit", "key", "keys", "key_row", "sums", "at", "finite", "n", "nq", "heads", "pitch"),
     *("outer", "upper", "ordinary", "full", "rest", "tile", "scan", "each", "fine", "whole", "any_there", "all_there"),
     *("part", "part_there", "part_left", "row_value", "row_count", "deep"),
+    *("entry_left", "entry_there", "left", "count", "entries", "owners", "owner"),
+    *("row_tile", "row_tiles", "column_tile", "column_tiles", "row_end"),
 )
 """Names that the templates of kernels use."""
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from spdsl.codegen.chains.affine import tidy
+from spdsl.codegen.chains.columns import is_made_before
 from spdsl.codegen.chains.parts import Arguments, Fold, Sums, Terms, Vectors
-from spdsl.codegen.chains.places import Place, Places, UncoveredError
+from spdsl.codegen.chains.places import FIRST_DISTANCE, Place, Places, UncoveredError
 from spdsl.codegen.chains.presence import presence
 from spdsl.codegen.chains.products import product, scale, score
 from spdsl.codegen.chains.program import NOTHING, Known, Program
@@ -20,6 +21,7 @@ from spdsl.codegen.chains.rows import belongs_to_rows
 from spdsl.codegen.frame import LOG2E
 from spdsl.semantics import build
 from spdsl.semantics.graph import (
+    DISTANCE,
     TENSORS,
     Mark,
     Pool,
@@ -42,6 +44,9 @@ from spdsl.semantics.nodes import (
     Top,
 )
 from spdsl.semantics.rewrite import transform
+
+FIRST_OF = {"q": Extent(name="q_start"), DISTANCE: FIRST_DISTANCE}
+"""What the first entry of an axis stands for, where that is not 0."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,7 +144,7 @@ class Values:
         match stage:
             case Pool() if closed is not None:
                 value = self.program.name("present", closed)
-            case Pool() if belongs_to_rows(stage):
+            case _ if belongs_to_rows(stage) or is_made_before(stage):
                 value = self._made(stage, place)
             case Score():
                 value = score(self, stage, place)
@@ -157,16 +162,16 @@ class Values:
         return value
 
     def _made(self, stage: Stage, place: Place) -> Expr:
-        """What was made beforehand for a row; of rows past the ends, what the nearest has."""
+        """What was made beforehand for a row, column or distance; past the ends, what the nearest has."""
         program, name = self.program, stage.name
         self.arrays[name] = stage.axes
         what, offsets = NOTHING, [f"tl.cast(b, tl.int64) * {name}_b"]
         for axis in stage.axes:
             entry = self.at(index_of(axis), place)
-            entry = build.sub(entry, Extent(name="q_start")) if axis == "q" else entry
+            entry = build.sub(entry, FIRST_OF[axis]) if axis in FIRST_OF else entry
             what = what | program.of(entry)
             text = program.atom(entry, "entry")
-            if side_of(axis) is not None:
+            if side_of(axis) is not None or axis == DISTANCE:
                 text = f"tl.minimum(tl.maximum({text}, 0), {name}_rows - 1)"
             offsets.append(f"tl.cast({text}, tl.int64) * {name}_{axis[:1]}")
         text = f"tl.load({name} + {' + '.join(offsets)})"

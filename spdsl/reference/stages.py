@@ -171,13 +171,14 @@ def _descend(world: World, stage: Descend) -> Tensor:
     inner = tuple("k" if axis == stage.per else axis for axis in stage.axes)
     dim = 1 + inner.index("k")
     value, only = world.together((stage.value, stage.only), inner)
-    value = torch.where(only & ~value.isnan(), value, -math.inf).movedim(dim, -1)
+    # What is absent is a NaN: smaller than all numbers, −inf among them.
+    value = torch.where(only, value, math.nan).movedim(dim, -1)
     line = world.points("k", stage.value)
     member = world.at_position(stage.per.partition(".")[2], line)
     found = []
     for each in range(world.count("k", stage.per.partition(".")[2])):
         positions = line[member == each]
-        best = torch.full(value.shape[:-1], -math.inf, dtype=value.dtype, device=value.device)
+        best = torch.full(value.shape[:-1], math.nan, dtype=value.dtype, device=value.device)
         first = torch.full(value.shape[:-1], int(positions[0]) if len(positions) else 0, device=value.device)
         size = torch.full_like(first, len(positions))
         while int(size.max()) > 1:
@@ -187,15 +188,15 @@ def _descend(world: World, stage: Descend) -> Tensor:
             for start, length in zip(starts, lengths, strict=True):
                 middle = (start + start + length) // 2
                 here = value.gather(-1, middle.clamp(max=value.shape[-1] - 1)[..., None])[..., 0]
-                seen.append(torch.where(length > 0, here, -math.inf))
-            better = seen[1] > seen[0]
-            best = torch.where(size > 1, torch.maximum(best, torch.maximum(*seen)), best)
+                seen.append(torch.where(length > 0, here, math.nan))
+            better = (seen[1] > seen[0]) | (seen[0].isnan() & ~seen[1].isnan())
+            best = torch.where(size > 1, torch.fmax(best, torch.fmax(*seen)), best)
             first, size = torch.where(better, starts[1], starts[0]), torch.where(better, lengths[1], lengths[0])
         if len(positions) == 1:
             best = value[..., int(positions[0])]
         found.append(best)
     whole = torch.stack(found, -1) if found else value[..., :0]
-    return torch.where(whole > -math.inf, whole, math.nan).movedim(-1, 1 + stage.axes.index(stage.per))
+    return whole.movedim(-1, 1 + stage.axes.index(stage.per))
 
 
 def _prefix(world: World, stage: Prefix) -> Tensor:

@@ -9,11 +9,13 @@ import pytest
 
 import spdsl
 from spdsl.codegen.binaries import options_of
+from spdsl.codegen.chains.columns import belongs_to_columns
 from spdsl.codegen.chains.emit import emit_chain, emit_choose
 from spdsl.codegen.chains.lower import Chain, ChainKernel, lower_chain
 from spdsl.codegen.chains.parts import LONG, Terms
 from spdsl.codegen.load import load
 from spdsl.semantics.graph import Mark, Score, Select
+from spdsl.semantics.nodes import BoundPattern
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted")
@@ -22,9 +24,9 @@ SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx94
 PARAMETERS: dict[str, dict[str, object]] = {"vsa": {"frames": 8, "height": 32, "width": 32}}
 NAMES = (
     "moba", "nsa", "infllm_v2", "seer_attention", "vsa", "quest", "dsa", "xattention", "dma", "llsa", "hip",
-    "flashprefill",
+    "flashprefill", "vertical_slash",
 )  # fmt: skip
-QUICK = (("infllm_v2", "sm_90"), ("quest", "gfx942"), ("dma", "sm_100"), ("hip", "sm_90"))
+QUICK = (("infllm_v2", "sm_90"), ("quest", "gfx942"), ("dma", "sm_100"), ("hip", "sm_90"), ("vertical_slash", "gfx942"))
 TERMS = {name: Terms(queries=3, keys=3) for name in ("vsa", "seer_attention")} | {"llsa": LONG}
 """Where queries are means or gates, of 32 bits; and one pattern as it is for tensors of 32 bits."""
 
@@ -34,7 +36,12 @@ def chain_of(name: str) -> Chain:
     pattern = spdsl.compile(name, **PARAMETERS.get(name, {})).bind(16, 2, 128)  # type: ignore[arg-type]
     assert pattern.graph is not None
     *_, chosen = (stage.name for stage in pattern.graph.stages if isinstance(stage, Select | Mark))
-    terms = TERMS.get(name, Terms(queries=1, keys=2))
+    return chain_for(pattern, chosen, TERMS.get(name, Terms(queries=1, keys=2)))
+
+
+def chain_for(pattern: BoundPattern, chosen: str, terms: Terms) -> Chain:
+    """The kernels of one stage, whose vectors are of so many terms."""
+    assert pattern.graph is not None
     return lower_chain(pattern, chosen, tuple((s.name, terms) for s in pattern.graph.stages if isinstance(s, Score)))
 
 
@@ -101,6 +108,30 @@ def test_built(name: str, target: str) -> None:
                 break
             tiling = tilings.SMALLER[tiling]
         assert made.asm["hsaco" if target[0] == "g" else "cubin"]
+
+
+@pytest.mark.parametrize(
+    "target", ["sm_90", *(pytest.param(each, marks=pytest.mark.slow) for each in SHARED if each != "sm_90")]
+)
+@pytest.mark.parametrize("over", ["columns", "distances"])
+def test_reductions_over_queries_are_built(over: str, target: str) -> None:
+    from spdsl.runtime import tilings
+
+    pattern = spdsl.compile("vertical_slash").bind(16, 2, 128)
+    assert pattern.graph is not None
+    stages = [each for each in pattern.graph.stages if belongs_to_columns(each) and each.dtype == "float"]
+    chain = chain_for(pattern, stages[over == "distances"].name, Terms(queries=1, keys=1))
+    kernel = chain.kernels[-1]
+    assert kernel.role == over
+    types, fixed = types_of(kernel)
+    tiling = tilings.tiling_of(kernel, long=False, few=False)
+    function = getattr(load(emit_chain(chain, "vertical_slash")), kernel.name)
+    while True:
+        given = {**fixed, "BLOCK_R": tiling.rows, "BLOCK_C": tiling.columns}
+        made = built(function, target, given, {**types, "left_here": "*fp32"}, options_of(tiling.warps, tiling.stages))
+        if made.metadata.shared <= SHARED[target]:
+            break
+        tiling = tilings.SMALLER[tiling]
 
 
 @pytest.mark.parametrize("target", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])

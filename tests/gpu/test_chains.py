@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 import spdsl
+from spdsl.codegen.chains.columns import belongs_to_columns
 from spdsl.runtime import choosing, graphs, inputs, repeated
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.ranking import FAR, as_lists
@@ -29,9 +30,6 @@ SHAPES = (
     Sizes(batch=1, heads=3, groups=3, nq=1, n=65),
 )
 
-COVERED = [case for case in SELECTIONS if case.name != "vertical_slash"]
-"""Those whose selections are made by kernels."""
-
 
 def both(pattern: BoundPattern, q: Tensor, k: Tensor, v: Tensor, tables: dict[str, Tensor]) -> list[tuple[str, Any]]:
     """The lists of each selection, by kernels, of all of which there are, and by torch."""
@@ -49,7 +47,7 @@ def both(pattern: BoundPattern, q: Tensor, k: Tensor, v: Tensor, tables: dict[st
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.heads}of{s.groups}x{s.nq}x{s.n}")
-@pytest.mark.parametrize("case", COVERED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", SELECTIONS, ids=lambda case: case.name)
 def test_lists_are_those_of_torch(case: Case, shape: Sizes, dtype: torch.dtype) -> None:
     if case.n is not None:
         shape = Sizes(batch=shape.batch, heads=shape.heads, groups=shape.groups, nq=case.n, n=case.n)
@@ -108,7 +106,52 @@ def near(value: Tensor, one: set[int], two: set[int]) -> bool:
     return float(worth.max() - worth.min()) <= 1e-5 * float(worth.abs().max())
 
 
-REPEATED = [case for case in COVERED if case.name in ("moba", "nsa", "infllm_v2", "quest", "dsa", "dma")]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("batch", "nq", "n"), [(1, 5000, 5000), (2, 300, 2111), (1, 40, 700)])
+def test_values_of_keys_and_of_distances(batch: int, nq: int, n: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(n)
+    q = torch.randn(batch, 6, nq, 64, device="cuda").to(dtype)
+    k = torch.randn(batch, 2, n, 64, device="cuda").to(dtype)
+    pattern = spdsl.compile("vertical_slash").bind(6, 2, 64)
+    assert pattern.graph is not None
+    names = [stage.name for stage in pattern.graph.stages if belongs_to_columns(stage)]
+    assert len(names) == 4
+    found, wanted = (
+        [arrays.whole(name) for name in names]
+        for arrays in (
+            inputs.arrays_of(pattern, graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=n - nq, kernels=way), grad=False)
+            for way in (True, False)
+        )
+    )
+    for mine, theirs in zip(found, wanted, strict=True):
+        if mine.dtype == torch.bool:
+            assert torch.equal(*torch.broadcast_tensors(mine, theirs))
+        else:
+            torch.testing.assert_close(mine, theirs, rtol=3e-5, atol=1e-6)
+            assert float(theirs.max()) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("moba", {"block": 8, "picks": 2}),
+        ("infllm_v2", {"compress": 8, "stride": 4, "block": 8, "picks": 2, "window": 8, "dense": 0}),
+        ("vertical_slash", {"columns": 5, "diagonals": 4, "probe": 8, "block": 8}),
+    ],
+)
+def test_more_heads_than_a_second_dimension_of_programs_has(name: str, parameters: dict[str, object]) -> None:
+    """Which is 65,535; sequences and heads together are 80,000."""
+    torch.manual_seed(0)
+    q = torch.randint(-2, 3, (40_000, 2, 24, 16), device="cuda").half()
+    k = torch.randint(-2, 3, (40_000, 1, 24, 16), device="cuda").half()
+    pattern = spdsl.compile(name, **parameters).bind(2, 1, 16)  # type: ignore[arg-type]
+    for each, (found, wanted) in both(pattern, q, k, k, {}):
+        differ = (found != wanted).any(-1)
+        assert int(differ.sum()) <= differ.numel() // 500, each
+        assert bool((found[-1] < FAR).any())
+
+
+REPEATED = [case for case in SELECTIONS if case.name in ("moba", "nsa", "infllm_v2", "quest", "dsa", "dma")]
 """Those whose number of picks is known beforehand, so that the host need not wait for it."""
 
 
@@ -193,6 +236,9 @@ def test_keys_of_every_kind(columns: int, picks: int) -> None:
     room = torch.full((1, len(keys), pitch), 2**31 - 1, dtype=torch.int32, device="cuda")
     room[0, :, :columns] = keys
     ends = torch.full((1, len(keys)), columns, dtype=torch.int32, device="cuda")
+    # Beyond the end of a row there is nothing, whatever stands there.
+    ends[0, 1::2] = columns // 3
+    keys[1::2, columns // 3 :] = -(2**31)
     width = max(1, min(picks, columns))
     lists = choosing.Room(lists=torch.full((1, len(keys), width), -7, dtype=torch.int32, device="cuda"))
     amounts = torch.tensor([picks], dtype=torch.int32, device="cuda")

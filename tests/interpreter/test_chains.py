@@ -92,6 +92,22 @@ def test_choosing(by: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> Non
             assert torch.equal(dense(found, columns), wanted), amount
 
 
+@pytest.mark.parametrize("by", ["count", "mass"])
+def test_rows_of_half_the_width(by: str) -> None:
+    """Rows that end before half of the longest ones have a way of their own."""
+    from spdsl.runtime import choosing
+
+    value = torch.randint(0, 5, (4, 1100), generator=torch.Generator().manual_seed(1)).float()
+    ends = torch.tensor([[1100, 512, 513, 0]], dtype=torch.int32)
+    only = torch.arange(1100) < ends[0, :, None]
+    keys = keys_of(value, torch.ones_like(only), torch.zeros_like(only), by)
+    given = Keys(keys=keys, chunks=1, rows=4, pitch=keys.shape[1], columns=1100, ends=ends, block=1)
+    amount = torch.tensor([300], dtype=torch.int32) if by == "count" else torch.tensor([0.4], dtype=torch.float64)
+    (found,) = choosing.choose(given, by, amount, None)
+    wanted = best(value, only, None, 300) if by == "count" else heaviest(value, only, None, 0.4)
+    assert torch.equal(dense(found, 1100), wanted)
+
+
 def test_counts_that_vary() -> None:
     from spdsl.runtime import choosing
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import spdsl
+from spdsl import reference
 from spdsl.runtime import among, graphs, inputs
 from spdsl.semantics.graph import Select
 from spdsl.semantics.nodes import BoundPattern
@@ -79,6 +80,36 @@ def test_a_search_that_meets_numbers_that_are_none() -> None:
     found, wanted = (lists_by(pattern, q, k, 0, kernels=way) for way in (True, False))
     for name, lists in found.items():
         assert torch.equal(dense(lists, 64), dense(wanted[name], 64)), name
+
+
+CORNERS = """pattern corners() {
+  axis row = token by 4
+  axis blk = token by 8
+  let found = score(Q, K) |> only(k <= q) |> max(per = q.row) |> descend(per = k.blk) |> top(2)
+  export chosen = found
+  keep causal and found
+}
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_search_that_meets_infinite_scores(seed: int) -> None:
+    """They are numbers in their order: −inf is more than nothing, also where other queries have a NaN."""
+    pattern = spdsl.compile(spdsl.loads(CORNERS)).bind(1, 1, 16)
+    generator = torch.Generator().manual_seed(seed)
+    q, k = torch.zeros(2, 1, 1, 61, 16)
+    of_q, of_k = torch.tensor([1.0, -1.0, float("nan")]), torch.tensor([0.0, 1.0, *[float("-inf")] * 3, float("nan")])
+    q[..., 0] = of_q[torch.randint(0, 3, (61,), generator=generator)]
+    k[..., 0] = of_k[torch.randint(0, 6, (61,), generator=generator)]
+    q[..., 28:32, 0] = torch.tensor([1.0, 1.0, float("nan"), float("nan")])
+    k[..., :32, 0] = float("-inf")
+    found, plain = (lists_by(pattern, q, k, 0, kernels=way) for way in (True, False))
+    (name,) = found
+    wanted = reference.exports(pattern, q, k, k, tables={}, q_start=0)["chosen"]
+    assert torch.equal(dense(found[name], 8), dense(plain[name], 8))
+    assert torch.equal(dense(found[name], 8), wanted)
+    # The row of queries 28 to 31 meets −inf in all blocks, and in the last one keys that only those with a NaN see.
+    assert wanted[0, 0, 7].nonzero().flatten().tolist() == [0, 3]
 
 
 REDUCED = """pattern some() {{

@@ -156,13 +156,9 @@ def mass_cut(keys, row, ends, pitch, share, ROWS: tl.constexpr, WIDTH: tl.conste
     return cut, ties, above + ties
 
 
-@triton.jit(do_not_specialize=["rows", "width", "chunk_rows", "ends_first", "list_rows", "list_first"])
-def choose(
-    keys,  # [rows, pitch], int32
-    amounts, amount_stride,  # [rows] or one number: how many entries to choose, or the share of the sum
-    cuts,  # [rows, 3], int32: the last key that is chosen, how many entries with it, how many in all
-    lists,  # [chunks, list_rows, width], int32: the numbers of the chosen entries, ascending, from row list_first on
-    row_ends, ends_first,  # [chunks, tiles], int32: how many keys there are in the rows of each tile of BLOCK_R
+@triton.jit
+def choose_rows(
+    keys, amounts, amount_stride, cuts, lists, row, ends,
     rows, pitch, width, chunk_rows, list_rows, list_first,
     BY: tl.constexpr,
     FIND: tl.constexpr,
@@ -170,13 +166,9 @@ def choose(
     ONE: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
-    BLOCK_R: tl.constexpr,
 ):
-    """Find the cuts of rows of keys, or read them, and write the lists."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """What `choose` does for some rows, with so many keys at once; ONE: no row has more."""
     inside = row < rows
-    tile = row // chunk_rows * tl.cdiv(chunk_rows, BLOCK_R) + row % chunk_rows // BLOCK_R
-    ends = tl.load(row_ends + ends_first + tile, mask=inside, other=0)
     if FIND:
         if BY == "count":
             wanted = tl.load(amounts + row * amount_stride, mask=inside, other=0)
@@ -227,3 +219,39 @@ def choose(
         for first in range(0, width, WIDTH):
             at = first + tl.arange(0, WIDTH)[None, :]
             tl.store(list_start + at, at * 0 + 2147483647, mask=(at >= done[:, None]) & (at < width) & inside[:, None])
+
+
+@triton.jit(do_not_specialize=["rows", "width", "chunk_rows", "ends_first", "list_rows", "list_first"])
+def choose(
+    keys,  # [rows, pitch], int32
+    amounts, amount_stride,  # [rows] or one number: how many entries to choose, or the share of the sum
+    cuts,  # [rows, 3], int32: the last key that is chosen, how many entries with it, how many in all
+    lists,  # [chunks, list_rows, width], int32: the numbers of the chosen entries, ascending, from row list_first on
+    row_ends, ends_first,  # [chunks, tiles], int32: how many keys there are in the rows of each tile of BLOCK_R
+    rows, pitch, width, chunk_rows, list_rows, list_first,
+    BY: tl.constexpr,
+    FIND: tl.constexpr,
+    WRITE: tl.constexpr,
+    ONE: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """Find the cuts of rows of keys, or read them, and write the lists."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    tile = row // chunk_rows * tl.cdiv(chunk_rows, BLOCK_R) + row % chunk_rows // BLOCK_R
+    ends = tl.load(row_ends + ends_first + tile, mask=row < rows, other=0)
+    SHORTER: tl.constexpr = ONE and WIDTH >= 1024
+    if SHORTER and tl.max(ends, 0) <= WIDTH // 2:
+        # Under a causal condition that is every second row.
+        choose_rows(
+            keys, amounts, amount_stride, cuts, lists, row, ends,
+            rows, pitch, width, chunk_rows, list_rows, list_first,
+            BY, FIND, WRITE, ONE, ROWS, WIDTH // 2,
+        )
+    else:
+        choose_rows(
+            keys, amounts, amount_stride, cuts, lists, row, ends,
+            rows, pitch, width, chunk_rows, list_rows, list_first,
+            BY, FIND, WRITE, ONE, ROWS, WIDTH,
+        )

@@ -69,13 +69,13 @@ def deep_all(value, only, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.co
 
 
 @triton.jit
-def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
-    """Store the keys of a tile."""
-    tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
+def leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_last):
+    """Store the keys of a tile, and where the rows of tiles end."""
+    tl.atomic_max(row_end, column_last + 1)
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "chunk_rows", "column_count", "stage_1_q_rows", "stage_1_k_rows", "stage_4_b", "stage_4_h", "stage_4_rows", "stage_8_b", "stage_8_h", "stage_8_rows", "first_row", "ends_first"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "column_count", "chunk_rows", "stage_1_q_rows", "stage_1_k_rows", "stage_4_b", "stage_4_h", "stage_4_rows", "stage_8_b", "stage_8_h", "stage_8_rows", "first_row", "ends_first"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
     row_ends, ends_first,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
@@ -95,17 +95,23 @@ def keys(
     BLOCK_C: tl.constexpr,
 ):
     """The keys of a tile of q.blk and k.blk."""
-    b = tl.program_id(2) // heads
-    head = tl.program_id(2) % heads
-    row_first = first_row + tl.program_id(1) * BLOCK_R
+    # Tiles of columns follow each other, then tiles of rows, then heads.
+    column_tiles = tl.cdiv(column_count, BLOCK_C)
+    row_tiles = tl.cdiv(chunk_rows, BLOCK_R)
+    column_tile = tl.program_id(0) % column_tiles
+    row_tile = tl.program_id(0) // column_tiles % row_tiles
+    owner = tl.program_id(0) // column_tiles // row_tiles
+    b = owner // heads
+    head = owner % heads
+    row_first = first_row + row_tile * BLOCK_R
     row_last = tl.minimum(row_first + BLOCK_R, first_row + chunk_rows) - 1
     BLOCK_Q: tl.constexpr = BLOCK_R * 128
-    column_first = tl.program_id(0) * BLOCK_C
+    column_first = column_tile * BLOCK_C
     column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
     columns = column_first + tl.arange(0, BLOCK_C)[None, :]
-    key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
-    row_ends += ends_first
+    key_row = owner.to(tl.int64) * chunk_rows + rows - first_row
+    row_end = row_ends + ends_first + owner * row_tiles + row_tile
     # No entry of the tile can be chosen.
     if ~((-((n + 127) >> 7) + 1 <= 0) & (row_first * 128 - q_start - nq + 1 <= 0) & (-q_start - nq + 128 <= 0) & (tl.maximum(q_start, 0) - row_last * 128 - 127 <= 0) & (tl.maximum(q_start, 0) - q_start - nq + 1 <= 0) & (column_first * 128 - row_last * 128 <= 0) & (column_first * 128 - q_start - nq + 128 <= 0) & ((-((n + 127) >> 7) + 1 <= 0) & (row_first * 128 - q_start - nq + 1 <= 0) & (-q_start - nq + 128 <= 0) & (tl.maximum(q_start, 0) - row_last * 128 - 127 <= 0) & (tl.maximum(q_start, 0) - q_start - nq + 1 <= 0))):
         return
@@ -141,4 +147,4 @@ def keys(
     value_of_1 = tl.load(stage_8 + tl.cast(b, tl.int64) * stage_8_b + tl.cast(head, tl.int64) * stage_8_h + tl.cast(tl.minimum(tl.maximum(rows, 0), stage_8_rows - 1), tl.int64) * stage_8_q).to(tl.float32)
     x_5 = 0.12 * value_of_1
     key = tl.where(present & holds & (folded >= x_5), 1, -2147483648)
-    leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)
+    leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_last)

@@ -47,13 +47,13 @@ def parted(both, COUNT: tl.constexpr):
 
 
 @triton.jit
-def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
-    """Store the keys of a tile."""
-    tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
+def leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_last):
+    """Store the keys of a tile, and where the rows of tiles end."""
+    tl.atomic_max(row_end, column_last + 1)
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "chunk_rows", "column_count", "stage_0_q_rows", "stage_0_k_rows", "first_row", "total", "list_b", "list_h", "list_r", "list_count"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "column_count", "chunk_rows", "stage_0_q_rows", "stage_0_k_rows", "first_row", "total", "list_b", "list_h", "list_r", "list_count"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which candidates are chosen
     lists, list_b, list_h, list_r, list_count,  # [batch, heads, rows, width]: of what there are members
@@ -69,13 +69,18 @@ def keys(
     BLOCK_C: tl.constexpr,
 ):
     """The keys of a tile of q.row and of candidates among k.small."""
-    b = tl.program_id(2) // heads
-    head = tl.program_id(2) % heads
+    column_tiles = tl.cdiv(total, BLOCK_C)
+    row_tiles = chunk_rows
+    owner = tl.program_id(0) // column_tiles // row_tiles
     # Programs at one time meet neighbouring candidates of many rows, so that keys are found in the cache.
-    row_first = first_row + tl.program_id(0)  # the row whose queries are the rows of the tile
+    row_tile = tl.program_id(0) % row_tiles
+    column_tile = tl.program_id(0) // row_tiles % column_tiles
+    b = owner // heads
+    head = owner % heads
+    row_first = first_row + row_tile  # the row whose queries are the rows of the tile
     upper = row_first
-    key_row = tl.program_id(2).to(tl.int64) * chunk_rows + tl.program_id(0)
-    candidate_first = tl.program_id(1) * BLOCK_C
+    key_row = owner.to(tl.int64) * chunk_rows + row_tile
+    candidate_first = column_tile * BLOCK_C
     candidates = candidate_first + tl.arange(0, BLOCK_C)[None, :]
     list_at = b.to(tl.int64) * list_b + head * list_h + upper * list_r
     outer = tl.load(lists + list_at + candidates // 4, mask=candidates < total, other=list_count)
@@ -102,7 +107,7 @@ def keys(
     may = any_there & ((-key_last + 256 <= 0) & (row_first * 64 - key_first - 964 >= 0))
     there = there & may
     size = tl.where(there, tl.minimum(n - first, 8), 0)
-    best = tl.full([1, BLOCK_C], float('-inf'), tl.float32)
+    best = tl.full([1, BLOCK_C], -2147483648, tl.int32)
     # Everything of the tile is met: all blocks are full, and no condition is looked at.
     whole = all_there & (row_first * 64 >= tl.maximum(q_start, 0)) & (row_first * 64 + 60 < q_start + nq) & ((-key_first + 256 <= 0) & (row_first * 64 - key_last - 1024 >= 0))
     entry = members - q_start
@@ -123,7 +128,7 @@ def keys(
             key_2 = tl.load(start_2 + tl.cast(both, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
             product_1 = tl.trans(tl.dot(tl.trans(key_2), tl.trans(query), tl.trans(product)))
             met = tl.max(product_1, 0)[None, :] * stage_0_scale
-            met = tl.where(met == met, met, 0.0)
+            met = sortable(tl.where(met == met, met, 0.0))
             seen_0, seen_1 = parted(met, BLOCK_C)
             best = tl.maximum(best, tl.maximum(seen_0, seen_1))
             first = tl.where(seen_1 > seen_0, first + half, first)
@@ -133,7 +138,7 @@ def keys(
         key_4 = tl.load(start_2 + tl.cast(first, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
         product_3 = tl.trans(tl.dot(tl.trans(key_4), tl.trans(query), tl.trans(product_2)))
         met = tl.max(product_3, 0)[None, :] * stage_0_scale
-        met = tl.where(met == met, met, 0.0)
+        met = sortable(tl.where(met == met, met, 0.0))
         best = tl.maximum(best, met)
     may = may & ~whole
     levels = 3 * may.to(tl.int32)
@@ -148,10 +153,10 @@ def keys(
         product_5 = tl.dot(query, key_6, product_4)
         score = product_5 * stage_0_scale
         holds_1 = 256 <= middle_0
-        met = tl.where(score == score, score, -3.4028234663852886e38)
-        met = tl.max(tl.where(exist & (holds & holds_1 & (members - middle_0 >= 1024)), met, float('-inf')), 0)[None, :]
-        met = tl.where(met == -3.4028234663852886e38, 0.0, met)
-        seen_0 = tl.where((half > 0) & there, met, float('-inf'))
+        met = tl.where(score == score, sortable(score), -2147483647)
+        met = tl.max(tl.where(exist & (holds & holds_1 & (members - middle_0 >= 1024)), met, -2147483648), 0)[None, :]
+        met = tl.where(met == -2147483647, 0, met)
+        seen_0 = tl.where((half > 0) & there, met, -2147483648)
         middle_1 = tl.minimum((2 * (first + half) + (size - half)) // 2, n - 1)
         there_3 = (middle_1 >= 0) & (middle_1 < stage_0_k_rows)
         key_7 = tl.load(start_1 + tl.cast(middle_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
@@ -160,14 +165,13 @@ def keys(
         product_7 = tl.dot(query, key_8, product_6)
         score_1 = product_7 * stage_0_scale
         holds_2 = 256 <= middle_1
-        met = tl.where(score_1 == score_1, score_1, -3.4028234663852886e38)
-        met = tl.max(tl.where(exist & (holds & holds_2 & (members - middle_1 >= 1024)), met, float('-inf')), 0)[None, :]
-        met = tl.where(met == -3.4028234663852886e38, 0.0, met)
-        seen_1 = tl.where(((size - half) > 0) & there & (size > 1), met, float('-inf'))
+        met = tl.where(score_1 == score_1, sortable(score_1), -2147483647)
+        met = tl.max(tl.where(exist & (holds & holds_2 & (members - middle_1 >= 1024)), met, -2147483648), 0)[None, :]
+        met = tl.where(met == -2147483647, 0, met)
+        seen_1 = tl.where(((size - half) > 0) & there & (size > 1), met, -2147483648)
         best = tl.maximum(best, tl.maximum(seen_0, seen_1))
         better = seen_1 > seen_0
         first = tl.where(better, first + half, first)
         size = tl.where(better, size - half, half)
-    key = count_key(best, best > float('-inf'), False)
-    key = tl.where(there, key, -2147483648)
+    key = tl.where(there, best, -2147483648)
     tl.store(keys + key_row * pitch + candidates, key, mask=candidates < total)

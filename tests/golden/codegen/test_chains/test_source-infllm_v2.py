@@ -68,13 +68,13 @@ def add_plain(logit, largest, total):
 
 
 @triton.jit
-def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
-    """Store the keys of a tile."""
-    tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
+def leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_last):
+    """Store the keys of a tile, and where the rows of tiles end."""
+    tl.atomic_max(row_end, column_last + 1)
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "chunk_rows", "column_count", "stage_1_q_rows", "stage_1_k_rows"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "column_count", "chunk_rows", "stage_1_q_rows", "stage_1_k_rows"])
 def sums_stage_2(
     sums,  # [batch, heads, chunk_rows, 2]: log2 of the sum of each row, and log2 of the most that an entry has of it
     stage_1_q,  # [batch, h, q, d]
@@ -89,10 +89,12 @@ def sums_stage_2(
     BLOCK_C: tl.constexpr,
 ):
     """The sums of the softmax stage_2."""
-    b = tl.program_id(1) // heads
-    head = tl.program_id(1) % heads
+    row_tiles = tl.cdiv(chunk_rows, BLOCK_R)
+    owner = tl.program_id(0) // row_tiles
+    b = owner // heads
+    head = owner % heads
     # Under a causal condition the last rows are the longest.
-    row_first = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_R
+    row_first = (row_tiles - 1 - tl.program_id(0) % row_tiles) * BLOCK_R
     row_last = tl.minimum(row_first + BLOCK_R, chunk_rows) - 1
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
     tiles = tl.cdiv(column_count, BLOCK_C)
@@ -146,7 +148,7 @@ def sums_stage_2(
         logit_1 = tl.where(only, number(product_3 * factor), float('-inf'))
         logit = tl.where(columns < column_count, logit_1, float('-inf'))
         largest, total = add_up(tl.broadcast_to(logit, BLOCK_R, BLOCK_C), largest, total)
-    at = sums + (tl.program_id(1).to(tl.int64) * chunk_rows + row_first + tl.arange(0, BLOCK_R)) * 2
+    at = sums + (owner.to(tl.int64) * chunk_rows + row_first + tl.arange(0, BLOCK_R)) * 2
     in_rows = row_first + tl.arange(0, BLOCK_R) <= row_last
     # Infinite entries share what there is, and all others are nothing beside them.
     finite = (total > 0) & (largest < 3.0e38)
@@ -154,7 +156,7 @@ def sums_stage_2(
     tl.store(at + 1, tl.where(finite, float("inf"), -tl.log2(total)), mask=in_rows)
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "chunk_rows", "column_count", "stage_1_q_rows", "stage_1_k_rows", "stage_2_sums_b", "stage_2_sums_h", "stage_2_sums_rows", "first_row", "ends_first"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "column_count", "chunk_rows", "stage_1_q_rows", "stage_1_k_rows", "stage_2_sums_b", "stage_2_sums_h", "stage_2_sums_rows", "first_row", "ends_first"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
     row_ends, ends_first,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
@@ -172,18 +174,24 @@ def keys(
     BLOCK_C: tl.constexpr,
 ):
     """The keys of a tile of q and k.blk."""
-    b = tl.program_id(2) // heads
-    head = tl.program_id(2) % heads
-    row_first = first_row + tl.program_id(1) * BLOCK_R
+    # Tiles of columns follow each other, then tiles of rows, then heads.
+    column_tiles = tl.cdiv(column_count, BLOCK_C - 1)
+    row_tiles = tl.cdiv(chunk_rows, BLOCK_R)
+    column_tile = tl.program_id(0) % column_tiles
+    row_tile = tl.program_id(0) // column_tiles % row_tiles
+    owner = tl.program_id(0) // column_tiles // row_tiles
+    b = owner // heads
+    head = owner % heads
+    row_first = first_row + row_tile * BLOCK_R
     row_last = tl.minimum(row_first + BLOCK_R, first_row + chunk_rows) - 1
     BLOCK_F: tl.constexpr = BLOCK_C * 4
     # Of the last column some entries are missing: it is the first one of the next tile.
-    column_first = tl.program_id(0) * (BLOCK_C - 1)
+    column_first = column_tile * (BLOCK_C - 1)
     column_last = tl.minimum(column_first + BLOCK_C - 1, column_count) - 1
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
     columns = column_first + tl.arange(0, BLOCK_C)[None, :]
-    key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
-    row_ends += ends_first
+    key_row = owner.to(tl.int64) * chunk_rows + rows - first_row
+    row_end = row_ends + ends_first + owner * row_tiles + row_tile
     # No entry of the tile can be chosen.
     if ~((column_first * 64 - row_last - q_start + 15 <= 0) & (column_first * 4 - ((n + 15) >> 4) <= 0) & (-row_last - q_start + 31 <= 0) & (-((n + 15) >> 4) + 1 <= 0) | ((column_first <= 0) | (-((row_last + q_start) >> 6) + column_first <= 0) & (((row_first + q_start) >> 6) - column_last - 32 < 0))):
         return
@@ -235,4 +243,4 @@ def keys(
     holds_3 = columns == 0
     x_4 = (rows + q_start) >> 6
     key = count_key(most, present, holds_3 | (0 <= x_4 - columns) & (x_4 - columns < 32))
-    leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)
+    leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_last)

@@ -27,13 +27,13 @@ def count_key(value, only, forced):
 
 
 @triton.jit
-def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
-    """Store the keys of a tile."""
-    tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
+def leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_last):
+    """Store the keys of a tile, and where the rows of tiles end."""
+    tl.atomic_max(row_end, column_last + 1)
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "chunk_rows", "column_count", "stage_8_q_rows", "stage_8_k_rows", "first_row", "total", "list_b", "list_h", "list_r", "list_count"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "column_count", "chunk_rows", "stage_8_q_rows", "stage_8_k_rows", "first_row", "total", "list_b", "list_h", "list_r", "list_count"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which candidates are chosen
     lists, list_b, list_h, list_r, list_count,  # [batch, heads, rows, width]: of what there are members
@@ -49,15 +49,20 @@ def keys(
     BLOCK_C: tl.constexpr,
 ):
     """The keys of a tile of q.fine and of candidates among k.fine."""
-    b = tl.program_id(2) // heads
-    head = tl.program_id(2) % heads
+    column_tiles = tl.cdiv(total, BLOCK_C)
     TILES: tl.constexpr = (16 + BLOCK_R - 1) // BLOCK_R
-    upper = first_row // 16 + tl.program_id(1) // TILES  # a run of rows with the same candidates
-    row_first = upper * 16 + tl.program_id(1) % TILES * BLOCK_R
+    row_tiles = tl.cdiv(chunk_rows, 16) * TILES
+    owner = tl.program_id(0) // column_tiles // row_tiles
+    row_tile = tl.program_id(0) // column_tiles % row_tiles
+    column_tile = tl.program_id(0) % column_tiles
+    b = owner // heads
+    head = owner % heads
+    upper = first_row // 16 + row_tile // TILES  # a run of rows with the same candidates
+    row_first = upper * 16 + row_tile % TILES * BLOCK_R
     row_last = tl.minimum(tl.minimum(row_first + BLOCK_R, (upper + 1) * 16), first_row + chunk_rows) - 1
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
-    key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
-    candidate_first = tl.program_id(0) * BLOCK_C
+    key_row = owner.to(tl.int64) * chunk_rows + rows - first_row
+    candidate_first = column_tile * BLOCK_C
     candidates = candidate_first + tl.arange(0, BLOCK_C)[None, :]
     list_at = b.to(tl.int64) * list_b + head * list_h + upper * list_r
     outer = tl.load(lists + list_at + candidates // 16, mask=candidates < total, other=list_count)

@@ -26,13 +26,13 @@ def count_key(value, only, forced):
 
 
 @triton.jit
-def leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last):
-    """Store the keys of a tile."""
-    tl.atomic_max(row_ends + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), column_last + 1)
+def leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_last):
+    """Store the keys of a tile, and where the rows of tiles end."""
+    tl.atomic_max(row_end, column_last + 1)
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "chunk_rows", "column_count", "stage_1_q_rows", "stage_1_k_rows", "first_row", "ends_first"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "column_count", "chunk_rows", "stage_1_q_rows", "stage_1_k_rows", "first_row", "ends_first"])
 def keys(
     keys,  # [batch * heads, chunk_rows, pitch], int32: the order in which entries are chosen
     row_ends, ends_first,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
@@ -48,16 +48,22 @@ def keys(
     BLOCK_C: tl.constexpr,
 ):
     """The keys of a tile of q and k.blk."""
-    b = tl.program_id(2) // heads
-    head = tl.program_id(2) % heads
-    row_first = first_row + tl.program_id(1) * BLOCK_R
+    # Tiles of columns follow each other, then tiles of rows, then heads.
+    column_tiles = tl.cdiv(column_count, BLOCK_C)
+    row_tiles = tl.cdiv(chunk_rows, BLOCK_R)
+    column_tile = tl.program_id(0) % column_tiles
+    row_tile = tl.program_id(0) // column_tiles % row_tiles
+    owner = tl.program_id(0) // column_tiles // row_tiles
+    b = owner // heads
+    head = owner % heads
+    row_first = first_row + row_tile * BLOCK_R
     row_last = tl.minimum(row_first + BLOCK_R, first_row + chunk_rows) - 1
-    column_first = tl.program_id(0) * BLOCK_C
+    column_first = column_tile * BLOCK_C
     column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
     columns = column_first + tl.arange(0, BLOCK_C)[None, :]
-    key_row = tl.program_id(2).to(tl.int64) * chunk_rows + rows - first_row
-    row_ends += ends_first
+    key_row = owner.to(tl.int64) * chunk_rows + rows - first_row
+    row_end = row_ends + ends_first + owner * row_tiles + row_tile
     # No entry of the tile can be chosen.
     if ~(column_first - ((row_last + q_start) >> 9) < 0):
         return
@@ -77,4 +83,4 @@ def keys(
     score = product_1 * stage_1_scale
     x_1 = (rows + q_start) >> 9
     key = count_key(score, columns < x_1, False)
-    leave(keys, row_ends, key, key_row, rows, columns, pitch, row_last, column_last)
+    leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_last)

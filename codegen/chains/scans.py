@@ -1,0 +1,89 @@
+"""Which tiles of a row, or of a column, a condition touches: a scan over the ends of tiles, before the loop.
+
+From: a condition at a place.  To: scalars of a whole tile, or lines that leave the first and the last tile.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spdsl.codegen.chains.affine import tidy
+from spdsl.codegen.chains.places import Place
+from spdsl.codegen.chains.presence import opened
+from spdsl.codegen.chains.program import NOTHING, Known
+from spdsl.codegen.chains.touched import intervals
+from spdsl.semantics import build
+from spdsl.semantics.nodes import Expr, Index
+
+if TYPE_CHECKING:
+    from spdsl.codegen.chains.values import Values
+
+SCANNED = 128
+"""Tiles of which a kernel of sums asks at once whether its condition touches them."""
+
+
+ENDS = {
+    "rows": (Index(name="row_first"), Index(name="row_last")),
+    "columns": (Index(name="column_first"), Index(name="column_last")),
+}
+"""The ends of a tile."""
+
+
+def may(values: Values, place: Place, condition: Expr) -> Expr:
+    """Whether a condition may hold somewhere in the tile, as a scalar."""
+    return tidy(intervals(values, ENDS).may(opened(values, condition, place)))
+
+
+def must(values: Values, place: Place, condition: Expr) -> Expr:
+    """Whether a condition holds everywhere in the tile, as far as its ends tell, as a scalar."""
+    return tidy(intervals(values, ENDS).must(opened(values, condition, place)))
+
+
+def scan_columns(values: Values, place: Place, condition: Expr) -> bool:
+    """The tiles from the first to the last that the condition touches, and among them the first run of those in which
+    it holds everywhere; whether there can be any."""
+    program = values.program
+    for name in ("tile_begin", "tile_end", "full_begin", "full_end", "tiles", "column_count"):
+        program.declare(name, NOTHING)
+    touches, fills = may(values, place, condition), must(values, place, condition)
+    if touches == build.TRUE and fills in (build.TRUE, build.FALSE):
+        program.line("tile_begin, tile_end = 0, tiles")
+        program.line(f"full_begin, full_end = 0, {'column_count // BLOCK_C' if fills == build.TRUE else 0}")
+        return fills == build.TRUE
+    program.line(
+        "# The first and the last tile that the condition touches, and the first run of those that it leaves whole."
+    )
+    program.line("tile_begin, tile_end, full_begin, full_end = tiles, 0, tiles, tiles")
+    with program.loop(f"for scan in range(0, tiles, {SCANNED}):", 0, "scan"):
+        program.known |= {name: Known(depth=1) for name in ("column_first", "column_last")}
+        program.line(f"each = scan + tl.arange(0, {SCANNED})")
+        program.line("column_first = each * BLOCK_C")
+        program.line("column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1")
+        program.line(f"touched = ({program.text(touches)}) & (each < tiles)")
+        program.line("tile_begin = tl.minimum(tile_begin, tl.min(tl.where(touched, each, tiles), 0))")
+        program.line("tile_end = tl.maximum(tile_end, tl.max(tl.where(touched, each + 1, 0), 0))")
+        program.line(f"whole = ({program.text(fills)}) & (column_first + BLOCK_C <= column_count)")
+        program.line("full_begin = tl.minimum(full_begin, tl.min(tl.where(whole, each, tiles), 0))")
+        program.line("full_end = tl.minimum(full_end, tl.min(tl.where(whole | (each < full_begin), tiles, each), 0))")
+    return fills != build.FALSE
+
+
+def scan_rows(values: Values, place: Place, condition: Expr, columns: tuple[str, str]) -> None:
+    """The tiles of rows from the first to the last that the condition touches; ``columns`` are the texts of the first
+    and the last column of each."""
+    program = values.program
+    for name in ("tile_begin", "tile_end"):
+        program.declare(name, NOTHING)
+    program.line("# The first and the last tile of rows that the condition touches.")
+    program.line("tile_begin, tile_end = tiles, 0")
+    with program.loop(f"for scan in range(0, tiles, {SCANNED}):", 0, "scan"):
+        program.known |= dict.fromkeys(("row_first", "row_last", "column_first", "column_last"), Known(depth=1))
+        program.line(f"each = scan + tl.arange(0, {SCANNED})")
+        program.line("row_first = each * BLOCK_R")
+        program.line("row_last = tl.minimum(row_first + BLOCK_R, nq) - 1")
+        program.line(f"column_first = {columns[0]}")
+        program.line(f"column_last = {columns[1]}")
+        touches = program.text(may(values, place, condition))
+        program.line(f"touched = ({touches}) & (each < tiles) & (column_first <= column_last)")
+        program.line("tile_begin = tl.minimum(tile_begin, tl.min(tl.where(touched, each, tiles), 0))")
+        program.line("tile_end = tl.maximum(tile_end, tl.max(tl.where(touched, each + 1, 0), 0))")

@@ -1,0 +1,105 @@
+"""Reductions over all queries, and selections among keys and distances, by kernels in Triton's interpreter.
+
+Run with ``TRITON_INTERPRET=1``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+import spdsl
+from spdsl import reference
+from spdsl.runtime import graphs, inputs
+from spdsl.semantics.graph import Select
+from tests.interpreter.test_chains import dense
+from tests.interpreter.test_searches import whole
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+
+EXACT = """pattern some() {{
+  axis blk = token by 8
+  let seen = score(Q, K, scale = 1.0) |> only({only})
+  let key = seen |> {kind}(over = q)
+  let distance = seen |> {kind}(per = q - k)
+  export key = key |> force(k < 2) |> top(7)
+  export distance = distance |> force(0 <= q - k < 2) |> top(9)
+  keep causal
+}}
+"""
+
+
+def exported(text: str, q: Tensor, k: Tensor, *, kernels: bool) -> dict[str, Tensor]:
+    pattern = spdsl.compile(spdsl.loads(text)).bind(q.shape[1], k.shape[1], q.shape[3])
+    call = graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=k.shape[2] - q.shape[2], kernels=kernels)
+    if kernels:
+        words = graphs.makers(pattern, call)
+        assert len(words) == 6, words
+        assert all(each.startswith("by kernels") for each in words.values()), words
+        return graphs.exports(pattern, call)
+    return reference.exports(pattern, q, k, k, tables={}, q_start=call.q_start)
+
+
+@pytest.mark.parametrize(
+    ("kind", "only", "sizes"),
+    [
+        ("sum", "causal and q >= n - 20", (1, 2, 1, 150, 150)),
+        ("max", "(q + k) % 3 == 0 and q < 70", (2, 2, 2, 40, 90)),
+        ("min", "causal", (1, 1, 1, 70, 70)),
+    ],
+)
+def test_values_of_keys_and_of_distances(kind: str, only: str, sizes: tuple[int, ...]) -> None:
+    """Exact scores, of which sets are those of the reference, ties included."""
+    batch, heads, groups, nq, n = sizes
+    q, k = whole(batch, heads, nq, 16).half(), whole(batch, groups, n, 16, seed=1).half()
+    text = EXACT.format(kind=kind, only=only)
+    found, wanted = (exported(text, q, k, kernels=way) for way in (True, False))
+    for name, each in wanted.items():
+        assert torch.equal(found[name].expand(each.shape), each), name
+        assert bool(each.any())
+
+
+def test_scores_that_are_none_and_infinite() -> None:
+    """A NaN is no largest, and infinite ones are numbers; queries before the first position do not exist."""
+    q, k = whole(1, 1, 33, 16).half(), whole(1, 1, 40, 16, seed=1).half()
+    k[0, 0, 5], k[0, 0, 9, 0], q[0, 0, 30, 3] = float("nan"), float("inf"), float("-inf")
+    text = EXACT.format(kind="max", only="causal")
+    found, wanted = (exported(text, q, k, kernels=way) for way in (True, False))
+    for name, each in wanted.items():
+        assert torch.equal(found[name].expand(each.shape), each), name
+
+
+def test_vertical_slash() -> None:
+    """All of it is made by kernels, and is what torch makes."""
+    pattern = spdsl.compile("vertical_slash", columns=40, diagonals=41, probe=16, block=8).bind(4, 2, 16)
+    q, k = whole(2, 4, 37, 16).half(), whole(2, 2, 150, 16, seed=1).half()
+    found = []
+    for kernels in (True, False):
+        call = graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=113, kernels=kernels)
+        words = graphs.makers(pattern, call)
+        assert not kernels or all(each.startswith("by kernels") for each in words.values()), words
+        arrays = inputs.arrays_of(pattern, call, grad=False)
+        assert pattern.graph is not None
+        columns = next(stage.name for stage in pattern.graph.stages if isinstance(stage, Select))
+        (lists,) = graphs.selections(pattern, call).values()
+        found.append((arrays.whole(columns), dense(lists, arrays.lines.size("k.blk"))))
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.equal(mine, theirs)
+        assert 0 < int(mine.sum()) < mine.numel()
+
+
+def test_votes_among_keys() -> None:
+    """Sums over neighbours stay with torch; what they are made of, and what is chosen by them, is made by kernels."""
+    pattern = spdsl.compile("snapkv", cap=20, probe=16, width=5).bind(4, 2, 16)
+    q, k = whole(2, 4, 90, 16).half(), whole(2, 2, 90, 16, seed=1).half()
+    sets = []
+    for kernels in (True, False):
+        call = graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=kernels)
+        words = graphs.makers(pattern, call)
+        assert not kernels or all(each.startswith("by kernels") for each in words.values()), words
+        sets.append(graphs.exports(pattern, call)["chosen"])
+    assert torch.equal(*sets)
+    assert bool((sets[0].sum(-1) == 20).all())
