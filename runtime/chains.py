@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from spdsl.codegen.chains.columns import belongs_to_columns, is_without_queries
+from spdsl.codegen.chains.parts import ABSENT
 from spdsl.codegen.chains.rows import is_of_blocks, is_of_rows
 from spdsl.runtime.among import among_candidates
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.chain_kernels import loaded
 from spdsl.runtime.chain_runs import Run
 from spdsl.runtime.choosing import KEYS, Room
+from spdsl.runtime.cut_kernels import cuts_of
 from spdsl.runtime.jointly import chosen_jointly
+from spdsl.runtime.memo import Memo
 from spdsl.runtime.ranking import FAR, joined
 from spdsl.runtime.tilings import LEAST, rows_of
 from spdsl.semantics.graph import Select
@@ -100,13 +103,37 @@ def _chosen_entries(arrays: Arrays, name: str) -> Tensor | None:
     count, columns = (arrays.lines.size(rows) if rows else 1), run.columns
     if columns <= 0:
         return None
-    run.keys = torch.empty(run.batch, count, -(-columns // 16) * 16, dtype=torch.int32, device=device)
+    nothing = 0 if found.chain.by == "mass" else ABSENT
+    run.keys = torch.full((run.batch, count, -(-columns // 16) * 16), nothing, dtype=torch.int32, device=device)
     run.ends = torch.zeros(1, run.batch, -(-count // LEAST.rows), dtype=torch.int32, device=device)
+    if stage.by == "mass":
+        run.keyed(0, count)
+        chosen = _by_shares(run, stage).view(run.batch, count, -1)[..., :columns]
+        return chosen if rows else chosen[:, 0]
     room = None
-    if stage.by == "count" and isinstance(stage.amount, Const):
+    if isinstance(stage.amount, Const):
         width = max(1, min(int(stage.amount.value), columns))
         room = Room(lists=torch.empty(run.batch, count, width, dtype=torch.int32, device=device))
     lists = run.chosen(stage, 0, count, room).view(run.batch, count, -1)
     chosen = torch.zeros(run.batch, count, columns + 1, dtype=torch.bool, device=device)
     chosen = chosen.scatter_(-1, lists.clamp(max=columns).long(), value=True)[..., :columns]
     return chosen if rows else chosen[:, 0]
+
+
+def _by_shares(run: Run, stage: Select) -> Tensor:
+    """Which keys of rows make up a share, ``[rows, pitch]``, and in any case so many as are the least."""
+    keys = run.keys.view(-1, run.keys.shape[-1])
+    cuts = cuts_of(keys, "mass", run.amounts(stage, 0, run.keys.shape[1]), signed=stage.least is not None)
+    last, ties = cuts[:, :1], cuts[:, 1:]
+    if stage.least is not None:
+        number = max(0, int(run.arrays.evaluate(stage.least, (), None, Memo())))
+        amount = torch.full((1,), min(number, keys.shape[1]), dtype=torch.int32, device=keys.device)
+        other = cuts_of(keys, "count", amount)
+        # Both sets begin the same order: the one with the lower cut is the larger.
+        more = torch.where(last == other[:, :1], torch.maximum(ties, other[:, 1:]), ties)
+        ties = torch.where(other[:, :1] < last, other[:, 1:], more)
+        last = torch.minimum(last, other[:, :1])
+    equal = (keys == last) & ((keys != ABSENT) if stage.least is not None else (keys > 0))
+    beyond = keys > last
+    beyond = beyond if stage.least is not None else beyond | (keys < 0)
+    return beyond | equal & (equal.cumsum(-1) <= ties)

@@ -99,3 +99,17 @@ def choose(given: Keys, by: str, amounts: Tensor, room: Room | None, *, cut: boo
     room = Room(lists=torch.empty(given.chunks, given.rows, most, dtype=torch.int32, device=device))
     run(room, cuts, find=False, write=True)
     return room.lists
+
+
+def marked(keys: Tensor, columns: int, width: int | None) -> Tensor:
+    """The lists of what is marked in keys ``[chunks, rows, pitch]``, int32 ``[chunks, rows, most]``.
+
+    Entries that are not are `ABSENT`; ``width`` is the most of a row, where it is known.
+    """
+    chunks, rows, pitch = keys.shape
+    ends = torch.full((chunks, 1), columns, dtype=torch.int32, device=keys.device)
+    held = Keys(keys=keys, chunks=chunks, rows=rows, pitch=pitch, columns=columns, ends=ends, block=rows)
+    room = None
+    if width is not None:
+        room = Room(lists=torch.empty(chunks, rows, max(1, width), dtype=torch.int32, device=keys.device))
+    return choose(held, "mark", torch.zeros(1, dtype=torch.int32, device=keys.device), room)

@@ -14,7 +14,7 @@ from torch import Tensor
 from spdsl.codegen.binaries import options_of
 from spdsl.codegen.chains.parts import ABSENT
 from spdsl.runtime.arrays import Arrays
-from spdsl.runtime.choosing import KEYS, Keys, choose
+from spdsl.runtime.choosing import KEYS, marked
 from spdsl.runtime.diagonals import distances_of, numbers_before
 from spdsl.runtime.plain import Launch, start
 from spdsl.runtime.ranking import joined
@@ -94,8 +94,11 @@ def _sizes(arrays: Arrays, name: str) -> tuple[int, int] | None:
     return found[0], found[1]
 
 
-def lists_of_diagonals(arrays: Arrays, name: str) -> Tensor | None:
-    """The lists of such a set, int32 ``[batch or 1, …, rows, most]``; None where it is something else."""
+def lists_of_diagonals(arrays: Arrays, name: str, width: int | None) -> Tensor | None:
+    """The lists of such a set, int32 ``[batch or 1, …, rows, most]``; None where it is something else.
+
+    ``width`` is the most entries of a row, where it is known.
+    """
     sizes, stage, lines = _sizes(arrays, name), arrays.stages[name], arrays.lines
     row = on_side(stage.axes, "q")
     if sizes is None or row is None or not lines.size(row) or not lines.size(stage.axes[-1]):
@@ -109,7 +112,6 @@ def lists_of_diagonals(arrays: Arrays, name: str) -> Tensor | None:
     every, rows, columns = before.shape[0] * heads, lines.size(row), lines.size(stage.axes[-1])
     pitch = -(-columns // 16) * 16
     step = max(1, min(rows, KEYS // (pitch * every)))
-    nothing = torch.zeros(1, dtype=torch.int32, device=lines.device)
     parts = []
     for first in range(0, rows, step):
         some = min(step, rows - first)
@@ -128,8 +130,6 @@ def lists_of_diagonals(arrays: Arrays, name: str) -> Tensor | None:
                 device=lines.device,
             )
         )
-        ends = torch.full((every, 1), columns, dtype=torch.int32, device=lines.device)
-        held = Keys(keys=keys, chunks=every, rows=some, pitch=pitch, columns=columns, ends=ends, block=some)
-        found = choose(held, "mark", nothing, None)
+        found = marked(keys, columns, width)
         parts.append(found.view(before.shape[0], *(() if len(stage.axes) == 2 else (heads,)), some, -1))
     return parts[0] if len(parts) == 1 else joined(parts, len(stage.axes) - 1)

@@ -1,6 +1,7 @@
 """Selections of calls that are like earlier ones: their steps are repeated, and nothing is decided again.
 
-From: the arrays of a call, and the name of a selection.  To: its lists.  What decides is remembered under the kinds of
+From: the arrays of a call, and the name of a selection, or of a softmax.  To: its lists, or all
+sets of the softmax.  What decides is remembered under the kinds of
 all tensors, as in `spdsl.runtime.direct`.  The first call of a kind is only noted and the second one watched, which
 takes longer: where caches grow, each kind is met once.
 """
@@ -32,8 +33,8 @@ _captured: dict[int, Steps] = {}
 """Steps that CUDA graphs were captured with, by identity: graphs read what these keep as long as the process runs."""
 
 
-def repeated(arrays: Arrays, name: str, make: Callable[[], Tensor]) -> Tensor:
-    """The lists of a selection, which ``make`` makes of the tensors of ``arrays``."""
+def repeated(arrays: Arrays, name: str, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The lists of a selection, or all sets of a softmax, which ``make`` makes of the tensors of ``arrays``."""
     tensors = list(arrays.tensors.values())
     lines = arrays.lines
     # Steps tell tensors by which input they are, so that one given twice has no place of its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor
@@ -13,15 +14,35 @@ from spdsl.runtime.narrowed import chosen_among
 from spdsl.runtime.ranking import as_lists, joined
 from spdsl.runtime.repeated import repeated
 from spdsl.semantics.graph import Select, on_side, side_of
-from spdsl.semantics.nodes import Const
+from spdsl.semantics.nodes import Const, Table
 
 
 def lists(arrays: Arrays, name: str) -> Tensor:
     """The pairs of a set as lists of keys, int32 ``[batch or 1, …, rows, most]``: see `Table.listed`."""
     if name not in arrays.listed:
         make = partial(_lists, arrays, name)
-        arrays.listed[name] = repeated(arrays, name, make) if arrays.kernels else make()
+        arrays.listed[name] = repeated(arrays, name, lambda: (make(),))[0] if arrays.kernels else make()
     return arrays.listed[name]
+
+
+def sets_of(arrays: Arrays, name: str, wanted: Sequence[Table]) -> dict[str, Tensor]:
+    """The tables of stages that the softmax ``name`` reads, by their names: sets of pairs as lists, others whole."""
+
+    def make() -> tuple[Tensor, ...]:
+        return tuple(_set(arrays, each) for each in wanted)
+
+    # Lists alone are known one by one, to others, too.
+    alone = not arrays.kernels or all(each.listed for each in wanted)
+    found = make() if alone else repeated(arrays, name, make)
+    arrays.listed.update({each.name: table for each, table in zip(wanted, found, strict=True) if each.listed})
+    return {each.name: table for each, table in zip(wanted, found, strict=True)}
+
+
+def _set(arrays: Arrays, table: Table) -> Tensor:
+    if table.listed:
+        return lists(arrays, table.name)
+    found = arrays.whole(table.name)
+    return found if table.dtype == "bool" else found.int()
 
 
 def _lists(arrays: Arrays, name: str) -> Tensor:
@@ -29,10 +50,11 @@ def _lists(arrays: Arrays, name: str) -> Tensor:
     if arrays.kernels:
         from spdsl.runtime.chains import chosen_lists
         from spdsl.runtime.diagonal_lists import lists_of_diagonals
+        from spdsl.runtime.union_lists import lists_of_union
 
-        found = lists_of_diagonals(arrays, name)
-        if found is None:
-            found = chosen_lists(arrays, name, width, lambda other: lists(arrays, other))
+        found = lists_of_diagonals(arrays, name, width)
+        found = lists_of_union(arrays, name, width, partial(lists, arrays)) if found is None else found
+        found = chosen_lists(arrays, name, width, partial(lists, arrays)) if found is None else found
     found = chosen_among(arrays, name, lists) if found is None else found
     if found is not None:
         return found

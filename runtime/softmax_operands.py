@@ -16,7 +16,7 @@ from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.inputs import Inputs, arrays_of, graph_of
 from spdsl.runtime.lines import Lines
 from spdsl.runtime.memo import Memo
-from spdsl.runtime.sets import lists
+from spdsl.runtime.sets import lists, sets_of
 from spdsl.semantics.graph import Attention, is_free
 from spdsl.semantics.nodes import BoundPattern, Expr, Load, Table
 from spdsl.semantics.rewrite import free_axes
@@ -75,7 +75,10 @@ def operands_of(pattern: BoundPattern, stage: Attention, call: Inputs, chosen: A
             help="project them to one size",
         )
     declared = _pattern_of(pattern, stage.name).tables
-    tables = {table.name: _table(table, call, chosen, values) for table in declared}
+    wanted = [table for table in declared if table.name in values.stages and table.dtype != "float"]
+    with torch.no_grad():
+        sets = sets_of(chosen, stage.name, wanted)
+    tables = {table.name: _table(table, call, values, sets) for table in declared}
     start = call.q_start if stage.rows == "q" else 0
     made = frozenset(table.name for table in declared if table.name in values.stages)
     given = frozenset(tables) - made - {POSITIONS, MEMBER}
@@ -121,9 +124,12 @@ def _maker(chosen: Arrays, name: str) -> str:
         return by_torch
     from spdsl.runtime.chain_kernels import lowered
     from spdsl.runtime.diagonal_lists import is_of_diagonals
+    from spdsl.runtime.union_lists import union_of
 
     if is_of_diagonals(chosen, name):
         return "by kernels: mark_blocks, choose"
+    if union_of(chosen, name):
+        return "by kernels: note_entries, choose"
     chain = lowered(chosen, name)
     if isinstance(chain, str):
         return f"{by_torch}, because of {chain}"
@@ -144,18 +150,11 @@ def _tensor(values: Arrays, expr: Expr, heads: str, rows: str, given: Tensor) ->
     return found.expand(given.shape[0], *found.shape[1:]).to(given.dtype).contiguous()
 
 
-def _table(table: Table, call: Inputs, chosen: Arrays, values: Arrays) -> Tensor:
+def _table(table: Table, call: Inputs, values: Arrays, sets: dict[str, Tensor]) -> Tensor:
     if table.name in (POSITIONS, MEMBER):
         number = call.k.shape[2] if table.name == POSITIONS else 0
         # Made on the device: a number of the host would be waited for.
         return torch.full((1,), number, dtype=torch.int32, device=call.q.device)
     if table.name not in values.stages:
         return call.tables[table.name]
-    if table.listed:
-        with torch.no_grad():
-            return lists(chosen, table.name)
-    if table.dtype == "float":
-        return values.whole(table.name)
-    with torch.no_grad():
-        found = chosen.whole(table.name)
-        return found if table.dtype == "bool" else found.int()
+    return sets[table.name] if table.name in sets else values.whole(table.name)

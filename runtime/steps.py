@@ -1,6 +1,6 @@
 """From what was seen to the steps that make the same of other tensors.
 
-From: operations and launches, the inputs and the result.  To: `Steps`, without what does not depend on the inputs,
+From: operations and launches, the inputs and the results.  To: `Steps`, without what does not depend on the inputs,
 which is kept; None where the course may depend on numbers, or a tensor came from nowhere.
 """
 
@@ -29,16 +29,16 @@ class Steps:
     flat: tuple[Step, ...]
     named: tuple[Step, ...]
     places: list[Any]
-    result: int
+    results: tuple[int, ...]
     device: torch.device
 
-    def play(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The result for other inputs that are laid out alike."""
+    def play(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The results for other inputs that are laid out alike."""
         with on(self.device):
             return self._played(inputs)
 
     @torch.no_grad()
-    def _played(self, inputs: Sequence[Tensor]) -> Tensor:
+    def _played(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         places, steps = self.places.copy(), self.flat
         places[: len(inputs)] = inputs
         if steps is not self.named:
@@ -47,18 +47,17 @@ class Steps:
             steps = self.named if stream is None else steps
         for step in steps:
             step(places)
-        found: Tensor = places[self.result]
-        return found
+        return tuple(places[each] for each in self.results)
 
 
-def steps_of(notes: list[Note], inputs: list[Tensor], result: Tensor) -> Steps | None:
+def steps_of(notes: list[Note], inputs: list[Tensor], results: tuple[Tensor, ...]) -> Steps | None:
     """The steps of a computation, or None."""
     if not _comes_from(notes, inputs):
         return None
     changing = _changing(notes, inputs)
-    if storage_of(result) not in changing or any(result is each for each in inputs):
+    if any(storage_of(each) not in changing or any(each is other for other in inputs) for each in results):
         return None
-    kept = _needed([note for note in notes if _is_among(note, changing)], result)
+    kept = _needed([note for note in notes if _is_among(note, changing)], results)
     asked = [note for note in notes if isinstance(note, Asked) and _is_among(note, changing)]
     unlike = any(isinstance(note, Asked) and is_unlike(note) for note in notes)
     if unlike or any(decides(note) for note in asked):
@@ -67,8 +66,8 @@ def steps_of(notes: list[Note], inputs: list[Tensor], result: Tensor) -> Steps |
     if numbers is None:
         return None
     last = {number: at for at, note in enumerate(kept) for number in numbers.of_note(note)}
-    end = numbers.place(result)
-    passing = numbers.passing - {end}
+    ends = tuple(numbers.place(each) for each in results)
+    passing = numbers.passing - set(ends)
     dead = [tuple(number for number in passing if last[number] == here) for here in range(len(kept))]
     named = tuple(step_of(note, numbers.place, dead[at], flat=False) for at, note in enumerate(kept))
     flat = tuple(step_of(note, numbers.place, dead[at], flat=True) for at, note in enumerate(kept))
@@ -77,8 +76,8 @@ def steps_of(notes: list[Note], inputs: list[Tensor], result: Tensor) -> Steps |
         flat=named if alike else flat,
         named=named,
         places=[*numbers.places, None],
-        result=end,
-        device=result.device,
+        results=ends,
+        device=results[0].device,
     )
 
 
@@ -110,9 +109,9 @@ def _is_among(note: Note, storages: set[int]) -> bool:
     return any(storage_of(each) in storages for each in touched)
 
 
-def _needed(notes: list[Note], result: Tensor) -> list[Note]:
-    """The notes without which the result were another, in their order."""
-    wanted, found = {storage_of(result)}, list[Note]()
+def _needed(notes: list[Note], results: tuple[Tensor, ...]) -> list[Note]:
+    """The notes without which the results were others, in their order."""
+    wanted, found = {storage_of(each) for each in results}, list[Note]()
     for note in reversed(notes):
         makes = [*made_by(note), *written_by(note)]
         if any(storage_of(each) in wanted for each in makes):

@@ -1,6 +1,6 @@
 """What a computation without decisions does on the device, seen by watching torch, and repeated for other tensors.
 
-From: a function that makes tensors from tensors.  To: its result, and steps that make the same of tensors laid out
+From: a function that makes tensors from tensors.  To: its results, and steps that make the same of tensors laid out
 alike: operations of torch as the dispatcher was asked for them, and launches.  What does not depend on the tensors is
 done once and kept.  A function whose course depends on numbers of the tensors (it reads one on the host, or asks for
 as much room as there are some) has no steps: it is `blind`.
@@ -105,13 +105,13 @@ def _counted() -> Iterator[list[object]]:
         hook.remove(found.append)
 
 
-def watch(make: Callable[[], Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, Steps | None]:
+def watch(make: Callable[[], tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Steps | None]:
     """What ``make`` makes of the inputs, and how to make it of others; None where that is not known."""
     notes = Notes(room=ROOM + sum(each.untyped_storage().nbytes() for each in inputs))
     with _Handed(notes), _Mode(notes), watched(notes.add), _counted() as counted:
-        result = make()
-    if result.is_cuda and counted and len(counted) != sum(isinstance(note, Launch) for note in notes.seen):
+        results = make()
+    if results[0].is_cuda and counted and len(counted) != sum(isinstance(note, Launch) for note in notes.seen):
         notes.give_up()  # somebody has launched something without a notice
-    steps = None if notes.blind else steps_of(notes.seen, list(inputs), result)
+    steps = None if notes.blind else steps_of(notes.seen, list(inputs), results)
     notes.give_up()
-    return result, steps
+    return results, steps

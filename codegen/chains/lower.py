@@ -101,7 +101,7 @@ def uncovered(stages: Mapping[str, Stage], name: str) -> str | None:
                 return "selections over several axes"
             case Select(rank=str()):
                 return "sets for each place in an order"
-            case Select(least=least) if least is not None:
+            case Select(least=least) as stage if least is not None and not (each == name and is_without_queries(stage)):
                 return "selections of at least a number"
             case Select() as stage if ranks_queries(stage) and not ranks_rows(stage):
                 return "selections among queries"
@@ -114,6 +114,11 @@ def uncovered(stages: Mapping[str, Stage], name: str) -> str | None:
             case _:
                 pass
     return None
+
+
+def keys_by(stage: Select) -> Literal["count", "mass"]:
+    """Whether keys are in the order of numbers, or bits of shares; where at least some are chosen numbers may be 0."""
+    return "count" if stage.least is not None else stage.by
 
 
 def ranks_rows(stage: Select) -> bool:
@@ -289,8 +294,9 @@ def _without_queries(pattern: BoundPattern, stages: dict[str, Stage], stage: Sel
         program.line("owners = tl.minimum(rows, row_last)")
         at[rows] = program.declare("owners", Known(row=True))
     kernel = _written(values, stage, Place(at=at))
-    by: By = stage.by
-    return Chain(stage=stage.name, by=by, heads=None, rows=rows or "", columns=stage.over, kernels=(kernel,))
+    if stage.least is not None and stage.forced != build.FALSE:
+        raise UncoveredError("selections of at least a number, with some that come first")
+    return Chain(stage=stage.name, by=keys_by(stage), heads=None, rows=rows or "", columns=stage.over, kernels=(kernel,))
 
 
 def _start(values: Values, heads: str | None, rows: str, columns: str | None) -> Place:
@@ -332,11 +338,11 @@ def _written(values: Values, stage: Select | Mark, place: Place, among: Candidat
         case Select(value=value, only=only, forced=forced):
             what = values.at(value, place)
             given = program.text(values.at(only, place))
-            text = {"count": "count_key", "mass": "mass_key"}[stage.by]
+            text = {"count": "count_key", "mass": "mass_key"}[keys_by(stage)]
             text = f"{text}({program.text(what)}, {given}, {program.text(values.at(forced, place))})"
     program.line(f"key = {text}")
     if among is not None:
-        nothing = 0 if isinstance(stage, Select) and stage.by == "mass" else ABSENT
+        nothing = 0 if isinstance(stage, Select) and keys_by(stage) == "mass" else ABSENT
         program.line(f"key = tl.where(there, key, {nothing})")
         program.line(
             "tl.store(keys + key_row * pitch + candidates, key, mask=(rows <= row_last) & (candidates < total))"

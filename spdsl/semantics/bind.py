@@ -26,6 +26,7 @@ from spdsl.semantics.graph import (
     mapped,
     needed,
 )
+from spdsl.semantics.joined_sets import with_joined_sets
 from spdsl.semantics.nesting import check_nested
 from spdsl.semantics.nodes import Attend, BoundPattern, CheckedPattern, Const, Expr, Extent, FreeParam, Parameter
 from spdsl.semantics.report import did_you_mean
@@ -371,7 +372,7 @@ def _taken(graph: StageGraph) -> StageGraph:
         kept = tuple(name for name in stage.parts if keeps(name))
         return replace(stage, parts=kept or stage.parts[:1])
 
-    return needed(replace(graph, stages=tuple(map(taken, graph.stages))))
+    return needed(with_joined_sets(replace(graph, stages=tuple(map(taken, graph.stages)))))
 
 
 def _graph(graph: StageGraph, fix: Fix) -> StageGraph:

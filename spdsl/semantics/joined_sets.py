@@ -1,0 +1,85 @@
+"""Sets of the same blocks, put together before attention looks at them.
+
+From: a graph of stages.  To: one in which `a or b` of a softmax's set is one `Mark`, where both are sets of pairs of
+the same blocks of queries and keys: then it is one list for each row, and its kernels walk what has been picked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from spdsl.semantics import build
+from spdsl.semantics.graph import Attention, Mark, Stage, StageGraph, index_of, on_side, ordered, side_of
+from spdsl.semantics.nodes import Expr, Load
+from spdsl.semantics.rewrite import conjuncts, disjuncts, free_axes, walk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A set of pairs of blocks where a condition on heads holds: ``source`` is the stage, ``where`` the condition."""
+
+    source: str
+    where: Expr
+
+
+def with_joined_sets(graph: StageGraph) -> StageGraph:
+    """The graph with such sets put together."""
+    stages = {stage.name: stage for stage in graph.stages}
+    found: list[Stage] = []
+    for stage in graph.stages:
+        if isinstance(stage, Attention) and stage.member is None:
+            marks = list[Mark]()
+            keep = build.conj(*(_joined(stages, stage, clause, marks) for clause in conjuncts(stage.attend.keep)))
+            found += marks
+            stage = replace(stage, attend=replace(stage.attend, keep=keep)) if marks else stage
+        found.append(stage)
+    return replace(graph, stages=tuple(found))
+
+
+def parts_of(stages: Mapping[str, Stage], value: Expr) -> tuple[Part, ...]:
+    """The sets of which a condition is the union; none if it is something else."""
+    parts = [_part(stages, each) for each in disjuncts(value)]
+    return tuple(each for each in parts if each is not None) if None not in parts else ()
+
+
+def _joined(stages: Mapping[str, Stage], stage: Attention, clause: Expr, marks: list[Mark]) -> Expr:
+    alike: dict[tuple[str | None, str | None], list[Expr]] = {}
+    for each in disjuncts(clause):
+        part = _part(stages, each)
+        if part is not None:
+            axes = stages[part.source].axes
+            alike.setdefault((on_side(axes, "q"), on_side(axes, "k")), []).append(each)
+    for parts in alike.values():
+        if len(parts) < 2:
+            continue
+        axes = ordered(frozenset().union(*(free_axes(each) for each in parts)) - {"b"})
+        mark = Mark(name=f"{stage.name}_sets_{len(marks)}", axes=axes, value=build.disj(*parts), span=parts[0].span)
+        marks.append(mark)
+        seen = Load(table=mark.name, dtype="bool", indices=tuple(map(index_of, axes)), span=parts[0].span)
+        clause = build.disj(seen, *(each for each in disjuncts(clause) if each not in parts))
+    return clause
+
+
+def _part(stages: Mapping[str, Stage], expr: Expr) -> Part | None:
+    """A set of pairs of blocks, read along its own axes, and what else is asked for, of heads alone."""
+    sets, where = list[str](), list[Expr]()
+    for each in conjuncts(expr):
+        match each:
+            case Load(table=name, indices=indices) if name in stages and _is_of_blocks(stages[name]):
+                if indices != tuple(map(index_of, stages[name].axes)):
+                    return None
+                sets.append(name)
+            case _ if all(side_of(axis) is None and axis in ("h", "g") for axis in free_axes(each)):
+                if any(isinstance(node, Load) and node.table not in stages for node in walk(each)):
+                    return None
+                where.append(each)
+            case _:
+                return None
+    return Part(source=sets[0], where=build.conj(*where)) if len(sets) == 1 else None
+
+
+def _is_of_blocks(stage: Stage) -> bool:
+    query, key = on_side(stage.axes, "q"), on_side(stage.axes, "k")
+    others = set(stage.axes) - {query, key}
+    return stage.dtype == "bool" and query not in (None, "q") and key not in (None, "k") and others <= {"h", "g"}
