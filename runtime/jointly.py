@@ -1,6 +1,6 @@
-"""Selections in which the rows of a head are ranked together: `top_p(0.9, over = (q.blk, k.blk))`.
+"""Selections in which the rows of a head are ranked together, or the heads of a row: `top(9, over = (h, k.blk))`.
 
-From: a selection of a call whose chain is of all rows.  To: its lists.  The keys of all rows are held at once.
+From: a selection of a call.  To: its lists.  Where rows are ranked together the keys of all of them are held at once.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from spdsl.codegen.chains.parts import ABSENT
-from spdsl.runtime.choosing import KEYS, Room, choose
+from spdsl.runtime.choosing import KEYS, Keys, Room, choose
 from spdsl.runtime.cut_kernels import cuts_by_row, cuts_of
+from spdsl.runtime.ranking import joined
 from spdsl.runtime.tilings import LEAST, rows_of
 from spdsl.semantics.graph import Select
 
@@ -25,18 +26,45 @@ MOST = 4 * KEYS
 
 def chosen_jointly(run: Run, stage: Select, width: int | None) -> Tensor | None:
     """The lists of such a selection, int32 ``[batch, heads, rows, most]``; None where there are too many rows."""
-    chain, device = run.loaded.chain, run.arrays.lines.device
+    chain = run.loaded.chain
     every, rows, pitch = run.batch * run.heads, run.arrays.lines.size(chain.rows), -(-run.columns // 16) * 16
-    if every * rows * pitch > MOST:
+    together = stage.also == (chain.rows,)
+    if together and every * rows * pitch > MOST:
         return None
-    # Tiles in which nothing can be chosen are not written.
-    nothing = ABSENT if chain.by == "count" else 0
-    run.keys = torch.full((every, rows, pitch), nothing, dtype=torch.int32, device=device)
-    run.ends = torch.zeros(1, every, -(-rows // rows_of(chain.kernels[-1], LEAST)), dtype=torch.int32, device=device)
-    held = run.keyed(0, rows)
-    cuts = cuts_of(run.keys.view(every, rows * pitch), chain.by, run.amounts(stage, 0, rows))
+    step = rows if together else max(1, min(rows, KEYS // (pitch * every)))
+    tiles = -(-step // rows_of(chain.kernels[-1], LEAST))
+    run.ends = torch.zeros(-(-rows // step), every, tiles, dtype=torch.int32, device=run.arrays.lines.device)
+    made = []
+    for first in range(0, rows, step):
+        some = min(step, rows - first)
+        # Tiles in which nothing can be chosen are not written.
+        nothing = ABSENT if chain.by == "count" else 0
+        run.keys = torch.full((every, step, pitch), nothing, dtype=torch.int32, device=run.ends.device)
+        held, amounts = run.keyed(first, some), run.amounts(stage, first, some)
+        if together:
+            made.append(_lists(held, chain.by, amounts, width).view(run.batch, run.heads, rows, -1))
+            continue
+        # The heads of a row lie side by side.
+        keys = run.keys.view(run.batch, run.heads, step, pitch)[:, :, :some].transpose(1, 2).contiguous()
+        chunks = run.batch * some
+        held = Keys(
+            keys=keys.view(chunks, run.heads, pitch),
+            chunks=chunks,
+            rows=run.heads,
+            pitch=pitch,
+            columns=run.columns,
+            ends=torch.full((chunks, 1), run.columns, dtype=torch.int32, device=keys.device),
+            block=run.heads,
+        )
+        made.append(_lists(held, chain.by, amounts, width).view(run.batch, some, run.heads, -1).transpose(1, 2))
+    return made[0].contiguous() if len(made) == 1 else joined(made, 2)
+
+
+def _lists(held: Keys, by: str, amounts: Tensor, width: int | None) -> Tensor:
+    """The lists of keys whose rows are ranked together, chunk by chunk: int32 ``[chunks, rows, most]``."""
+    cuts = cuts_of(held.keys.view(held.chunks, -1), by, amounts)
     room = None
     if width is not None:
-        room = Room(lists=torch.empty(every, rows, max(1, width), dtype=torch.int32, device=device))
-    found = choose(held, chain.by, cuts_by_row(run.keys, cuts, chain.by, run.columns), room, cut=True)
-    return found.view(run.batch, run.heads, rows, -1)
+        shape = (held.chunks, held.rows, max(1, width))
+        room = Room(lists=torch.empty(shape, dtype=torch.int32, device=held.keys.device))
+    return choose(held, by, cuts_by_row(held.keys, cuts, by, held.columns), room, cut=True)

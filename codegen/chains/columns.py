@@ -14,7 +14,7 @@ from spdsl.codegen.chains.program import Known
 from spdsl.codegen.chains.rows import KINDS, NOTHING
 from spdsl.codegen.chains.scans import scan_rows
 from spdsl.semantics import build
-from spdsl.semantics.graph import DISTANCE, Pool, Select, Smooth, Stage, on_side, side_of
+from spdsl.semantics.graph import DISTANCE, Pool, Select, Smooth, Stage, is_free, on_side, side_of
 
 if TYPE_CHECKING:
     from spdsl.codegen.chains.values import Values
@@ -38,7 +38,9 @@ def is_made_before(stage: Stage) -> bool:
     """Whether a stage is an array of keys, or distances, alone that kernels read as one."""
     heads = stage.axes[:-1]
     alone = on_side(stage.axes, "q") is None and heads in ((), ("h",), ("g",))
-    return alone and (belongs_to_columns(stage) or is_without_queries(stage) or isinstance(stage, Smooth))
+    # Sums along features read single numbers of vectors.
+    closes = isinstance(stage, Pool) and is_free(stage.over) and stage.dtype in KINDS
+    return alone and (belongs_to_columns(stage) or is_without_queries(stage) or isinstance(stage, Smooth) or closes)
 
 
 def is_without_queries(stage: Stage) -> bool:

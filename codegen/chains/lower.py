@@ -40,7 +40,8 @@ from spdsl.semantics.graph import (
     ranks_queries,
     side_of,
 )
-from spdsl.semantics.nodes import BoundPattern, Const, Expr, Extent, Index
+from spdsl.semantics.nodes import BoundPattern, Expr, Extent, Index
+from spdsl.semantics.rewrite import free_axes
 from spdsl.semantics.show import stage_text
 
 By: TypeAlias = Literal["count", "mass", "mark"]
@@ -97,13 +98,13 @@ def uncovered(stages: Mapping[str, Stage], name: str) -> str | None:
     stages = dict(stages) if outer is None else {**stages, name: outer[1]}
     for each in below(stages, name):
         match stages[each]:
-            case Select(also=(_, *_)) as stage if not ranks_rows(stage) or each != name:
+            case Select(also=(_, *_)) as stage if not ranks_together(stage) or each != name:
                 return "selections over several axes"
             case Select(rank=str()):
                 return "sets for each place in an order"
             case Select(least=least) as stage if least is not None and not (each == name and is_without_queries(stage)):
                 return "selections of at least a number"
-            case Select() as stage if ranks_queries(stage) and not ranks_rows(stage):
+            case Select() as stage if ranks_queries(stage) and not ranks_together(stage):
                 return "selections among queries"
             case Score(over=over) if side_of(over) is not None:
                 return "sums of the vectors of keys"
@@ -121,11 +122,11 @@ def keys_by(stage: Select) -> Literal["count", "mass"]:
     return "count" if stage.least is not None else stage.by
 
 
-def ranks_rows(stage: Select) -> bool:
-    """Whether the rows of a head are ranked together, for one number or share."""
-    rows = [axis for axis in stage.also if side_of(axis) == "q"]
-    together = stage.also == tuple(rows) and len(rows) == 1 and side_of(stage.over) == "k"
-    return together and isinstance(stage.amount, Const)
+def ranks_together(stage: Select) -> bool:
+    """Whether keys are ranked together with the rows of a head, or the heads of a row, for one number or share."""
+    fits = len(stage.also) == 1 and (side_of(stage.also[0]) == "q" or stage.also[0] in ("h", "g"))
+    pairs = on_side(stage.axes, "q") is not None and side_of(stage.over) == "k"
+    return fits and pairs and not free_axes(stage.amount)
 
 
 def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, Terms], ...]) -> Chain:
@@ -296,7 +297,9 @@ def _without_queries(pattern: BoundPattern, stages: dict[str, Stage], stage: Sel
     kernel = _written(values, stage, Place(at=at))
     if stage.least is not None and stage.forced != build.FALSE:
         raise UncoveredError("selections of at least a number, with some that come first")
-    return Chain(stage=stage.name, by=keys_by(stage), heads=None, rows=rows or "", columns=stage.over, kernels=(kernel,))
+    return Chain(
+        stage=stage.name, by=keys_by(stage), heads=None, rows=rows or "", columns=stage.over, kernels=(kernel,)
+    )
 
 
 def _start(values: Values, heads: str | None, rows: str, columns: str | None) -> Place:

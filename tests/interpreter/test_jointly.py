@@ -94,3 +94,55 @@ def test_rows_that_are_ranked_together(how: str) -> None:
     (found,), (wanted,) = (graphs.selections(pattern, call).values() for call in calls)
     assert torch.equal(dense(found, 9), dense(wanted, 9))
     assert bool(dense(found, 9).any())
+
+
+UNION = """pattern union() {
+  axis blk = token by 8
+  let most = score(Q, K) |> only(causal) |> softmax |> sum(over = q) |> top(5)
+  let near = score(mean(Q, per = q.blk), mean(K, per = k.blk)) |> only(k.blk <= q.blk) |> top(2)
+  let far = score(mean(K, per = k.blk), mean(Q, per = q.blk), scale = -1.0) |> only(k.blk <= q.blk) |> top(1)
+  keep causal and (near or any(most, over = k) and far)
+}
+"""
+
+
+def test_a_union_of_sets_is_one_list() -> None:
+    pattern, n = spdsl.compile(spdsl.loads(UNION)).bind(2, 1, 16), 37
+    generator = torch.Generator().manual_seed(n)
+    q = torch.randint(-2, 3, (1, 2, n, 16), generator=generator).half()
+    k = torch.randint(-2, 3, (1, 1, n, 16), generator=generator).half()
+    q[0, 1] = float("nan")  # a head that finds nothing
+    calls = [inputs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=way) for way in (True, False)]
+    (name,) = graphs.selections(pattern, calls[0])
+    assert graphs.makers(pattern, calls[0])[name] == "by kernels: note_entries, choose"
+    found, wanted = (dense(graphs.selections(pattern, call)[name], 5) for call in calls)
+    assert torch.equal(found, wanted.expand_as(found))
+    assert bool(found[0, 0].any())
+    assert not bool(found[0, 1].any())
+
+
+LEAST = """pattern least() {{
+  let seen = score(Q, K) |> only(causal and q >= n - 8) |> softmax
+  let most = seen |> sum(over = q) |> top_p({mass}, least = {least})
+  let far = seen |> sum(per = q - k) |> top_p({mass})
+  keep causal and (most or far)
+}}
+"""
+
+
+@pytest.mark.parametrize(("mass", "least"), [(0.6, 3), pytest.param(0.1, 90, marks=pytest.mark.slow)])
+def test_shares_of_keys_and_distances(mass: float, least: int) -> None:
+    from spdsl.runtime import softmax_operands
+
+    pattern, n = spdsl.compile(spdsl.loads(LEAST.format(mass=mass, least=least))).bind(2, 1, 16), 37
+    generator = torch.Generator().manual_seed(n)
+    q = torch.randn(1, 2, n, 16, generator=generator).half()
+    k = torch.randn(1, 1, n, 16, generator=generator).half()
+    calls = [inputs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=way) for way in (True, False)]
+    assert all(each.startswith("by kernels") for each in graphs.makers(pattern, calls[0]).values())
+    assert pattern.graph is not None
+    (stage,) = pattern.graph.attentions
+    found, wanted = (softmax_operands.operands(pattern, stage, call) for call in calls)
+    for name in found.stages:
+        assert torch.equal(found.tables[name], wanted.tables[name]), name
+        assert bool(found.tables[name].any())
