@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
-from spdsl.codegen.blocks import Block, EachItem, FetchedTiles, If, Loop, Stream, ToldTiles
+from spdsl.codegen.blocks import Block, EachItem, EachTold, FetchedTiles, If, Loop, Stream, ToldTiles
 from spdsl.semantics.nodes import Expr, Node
 
 
@@ -14,7 +14,7 @@ def every(body: Iterable[Block]) -> Iterator[Block]:
     """All blocks, those inside loops and conditions included."""
     for block in body:
         yield block
-        if isinstance(block, EachItem | FetchedTiles | ToldTiles | Loop | If | Stream):
+        if isinstance(block, EachItem | EachTold | FetchedTiles | ToldTiles | Loop | If | Stream):
             yield from every(block.body)
         if isinstance(block, If):
             yield from every(block.otherwise)

@@ -17,11 +17,13 @@ from spdsl.codegen.blocks import (
     Block,
     BlockGraph,
     EachItem,
+    EachTold,
     FetchedTiles,
     If,
     Kernel,
     Loop,
     PicksEnd,
+    Speaks,
     Stream,
     ToldTiles,
 )
@@ -53,6 +55,9 @@ OWN = ("blocks", "forward_blocks", "fused_blocks", "dkdv_blocks")
 
 Macros: TypeAlias = tuple[Any, ...]
 
+_AROUND = (Stream, FetchedTiles, ToldTiles, EachItem, EachTold)
+"""Blocks whose text says where that of their bodies stands."""
+
 _SWIZZLED = "gl.NVMMASharedLayout(swizzle_byte_width={}, element_bitwidth=16, rank=2)"
 
 
@@ -72,6 +77,7 @@ def emit_gluon(graph: BlockGraph, kernel: Kernel, version: str | None = None) ->
             names=names,
             adds=_is_fused(kernel) or any(isinstance(block, PicksEnd) and block.added for block in every(kernel.body)),
             sizes=sizes,
+            looks=_looks(kernel),
             products=_products(kernel, sizes),
             layouts=_layouts(kernel, sizes),
             blocks=_blocks(kernel, sizes),
@@ -88,6 +94,11 @@ def emit_gluon(graph: BlockGraph, kernel: Kernel, version: str | None = None) ->
     text = re.sub(r"[ \t]+\n", "\n", text).rstrip("\n") + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return KernelSource(name=f"{graph.name}_{kernel.name}", text=text, digest=digest)
+
+
+def _looks(kernel: Kernel) -> bool:
+    """Whether the copying warp looks at tables."""
+    return any(isinstance(block, Speaks) for block in every(kernel.fetch or ()))
 
 
 def _is_fused(kernel: Kernel) -> bool:
@@ -109,6 +120,8 @@ def _layouts(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, str]:
         "SAME": "gl.BlockedLayout([1], [32], [4], [0])",
         "NUMBER": "gl.SwizzledSharedLayout(1, 1, 1, [0])",
     }
+    if _looks(kernel):
+        found["LANES"] = "gl.BlockedLayout([1, 1], [1, 32], [1, 1], [1, 0])"
     if kernel.name == "dkdv":
         found["TILE"] = _SWIZZLED.format(128)
     if _is_fused(kernel):
@@ -124,8 +137,7 @@ def _blocks(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, str]:
     """The shapes of what the copy engine moves, by tensor."""
     found = {a.name: ", ".join(map(str, a.block)) for a in kernel.arguments if a.block is not None}
     if kernel.name == "forward" and "O" not in found:
-        same = sizes["VALUE_DIM"] == sizes["HEAD_DIM"] and not kernel.persistent
-        found["O"] = found["Q"] if same else f"ROWS, {sizes['VALUE_DIM']}"
+        found["O"] = found["Q"] if kernel.shares_output else f"ROWS, {sizes['VALUE_DIM']}"
     return found
 
 
@@ -164,11 +176,11 @@ def _lines(blocks: tuple[Block, ...], depth: int, macros: Macros) -> list[str]:
     found: list[str] = []
     for block in blocks:
         for line in _text(block, macros).splitlines():
-            if line.strip() == "@body" and isinstance(block, Stream | FetchedTiles | ToldTiles):
+            if line.strip() == "@body" and isinstance(block, _AROUND):
                 found += _lines(block.body, depth + (len(line) - len(line.lstrip())) // 4, macros)
             elif line.strip():
                 found.append("    " * depth + line)
-        if isinstance(block, EachItem | Loop | If):
+        if isinstance(block, Loop | If):
             found += _lines(block.body, depth + 1, macros)
         if isinstance(block, If) and block.otherwise:
             found += ["    " * depth + "else:", *_lines(block.otherwise, depth + 1, macros)]

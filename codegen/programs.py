@@ -63,6 +63,7 @@ def program(frame: Frame, *, reverse: bool) -> tuple[Block, ...]:
             heads_first=frame.heads_first,
             classes=frame.classes,
             packed=frame.packed,
+            looped=frame.kernel.persistent,
         )
     if frame.kernel.boxes is not None:
         return (begin, *own_box(frame.kernel.boxes, frame.kernel, frame.by))

@@ -10,6 +10,7 @@ from spdsl.codegen.blocks import (
     Block,
     BlockGraph,
     EachItem,
+    EachTold,
     FetchedTiles,
     If,
     Kernel,
@@ -41,7 +42,7 @@ def _kernel(kernel: Kernel) -> Iterator[str]:
 def _blocks(blocks: tuple[Block, ...], depth: int) -> Iterator[str]:
     for block in blocks:
         yield "  " * depth + _line(block)
-        if isinstance(block, EachItem | FetchedTiles | ToldTiles | Loop | If | Stream):
+        if isinstance(block, EachItem | EachTold | FetchedTiles | ToldTiles | Loop | If | Stream):
             yield from _blocks(block.body, depth + 1)
         if isinstance(block, If) and block.otherwise:
             yield "  " * depth + "Else"

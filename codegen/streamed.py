@@ -7,6 +7,8 @@ writes it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Plan
 from spdsl.codegen import split
 from spdsl.codegen.arguments import length_arguments, list_arguments, parameter_arguments, table_arguments
@@ -16,23 +18,27 @@ from spdsl.codegen.blocks import (
     BoxLanes,
     CopyOut,
     EachItem,
+    EachTold,
     FetchQueries,
     Kernel,
     Logits,
     Mask,
     SendEnd,
     SendTile,
+    Speaks,
     StoreRows,
     Stream,
     StreamBegin,
     StreamEnd,
     WriteOut,
 )
+from spdsl.codegen.contents import every
 from spdsl.codegen.corners import corner, described
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.forward import SUMS
 from spdsl.codegen.frame import Frame
 from spdsl.codegen.programs import masked, positions, program
+from spdsl.codegen.silent import KIND, kinds, quiet_mask, silence
 from spdsl.codegen.tensors import plain_tensor
 from spdsl.codegen.walks import FLAGS, Mode, Walker, lower_walk, mode_of
 from spdsl.semantics.nodes import Const, Expr
@@ -43,12 +49,22 @@ THREADS = 128
 REGISTERS = 1 << 16
 """Of an SM."""
 
+SHARED = 233_472
+"""Bytes of shared memory of an SM."""
+
+SPARE = 2_048
+"""Bytes that a program takes beside its tiles."""
 
 COUNTED = (
     Argument(name="tiles", type="i32", note="tiles of queries of a head"),
     Argument(name="together", type="i32", note="heads that take turns, tile by tile"),
 )
-ROUNDS = (Argument(name="all_tiles", type="i32", note="of all heads and sequences"),)
+ROUNDS = (
+    Argument(name="all_items", type="i32", note="tiles of all heads and sequences, or their parts"),
+    Argument(name="queue", type="*i32", note="[1], items that were taken, beside the first of each program"),
+    Argument(name="queued", type="i32", note="whether items are taken from there, or every so many-th"),
+)
+"""How a program that does several items finds the next."""
 
 
 def lower_streamed(plan: Plan) -> Kernel:
@@ -56,7 +72,9 @@ def lower_streamed(plan: Plan) -> Kernel:
     tiles = plan.forward
     frame = Frame(plan=plan, kernel=tiles, by="query")
     fetch, mode = _fetch(plan)
-    compute = _compute(frame, mode)
+    flagged = mode == "either" or any(isinstance(block, Speaks) for block in every(fetch))
+    shares_output = _shares_output(frame)
+    compute = _compute(frame, mode, queries_back=not shares_output)
     body = (*fetch, *compute)
     dim, value_dim = plan.problem.pattern.head_dim, plan.problem.value_dim
     by_address = _by_address(frame)
@@ -87,11 +105,12 @@ def lower_streamed(plan: Plan) -> Kernel:
             ("GROUPS", tiles.groups),
             ("ROWS", GROUP_ROWS),
             ("RING", tiles.stages),
-            ("NUMBERS", len(_names(tiles)) + (mode == "either")),
+            ("NUMBERS", len(_names(tiles)) + flagged),
         ),
-        body=(EachItem(body=compute),) if tiles.persistent else compute,
-        fetch=(EachItem(body=fetch),) if tiles.persistent else fetch,
+        body=(_each_told(compute, late=shares_output),) if tiles.persistent else compute,
+        fetch=(EachItem(filled="q_filled", freed="q_freed", body=fetch),) if tiles.persistent else fetch,
         persistent=tiles.persistent,
+        shares_output=shares_output,
         counted=tiles.counted,
         block=tiles.block_q,
         warps=tiles.warps,
@@ -105,51 +124,82 @@ def lower_streamed(plan: Plan) -> Kernel:
     )
 
 
+def _each_told(body: tuple[Block, ...], *, late: bool) -> EachTold:
+    """What groups do with all items; ``late`` if queries are given back when the output has been read."""
+    return EachTold(filled="q_filled", freed="q_freed", body=body, gives_back=late)
+
+
+def _shares_output(frame: Frame) -> bool:
+    """Whether the output lies where the queries do: where there is one tile for each program, and where programs that
+    share an SM would not have the memory for both."""
+    tiles, sizes = frame.kernel, dict(frame.constants())
+    if sizes["HEAD_DIM"] != sizes["VALUE_DIM"]:
+        return False
+    rings = tiles.stages * tiles.block_k * 2
+    programs = 2 if tiles.groups == 1 else 1
+    held = 2 * sizes["HEAD_DIM"] * (2 * tiles.block_q + rings) + SPARE
+    return not tiles.persistent or programs * held > SHARED
+
+
 def _fetch(plan: Plan) -> tuple[tuple[Block, ...], Mode]:
     """The blocks of the copying warp, and whether tiles are all masked, all full, or either."""
     tiles = plan.forward
     frame = Frame(plan=plan, kernel=tiles, by="query")
     only = mode_of(tiles.walk, _walker(Frame(plan=plan, kernel=tiles, by="query"), ()))
+    quiet = None if only == "full" else silence(frame, frame.keep())
 
     def body(mode: Mode) -> tuple[Block, ...]:
+        told = FLAGS[mode] if only == "either" else None
         return (
+            *(() if quiet is None else kinds(frame, mode, quiet.speaks)),
             SendTile(
                 names=_names(tiles),
-                masked=FLAGS[mode] if only == "either" else None,
+                masked=told if quiet is None else KIND,
                 keys=corner(frame, "K", "k", shared=False),
                 values=corner(frame, "V", "k", shared=False),
             ),
         )
 
     setup, loops = lower_walk(tiles.walk, _walker(frame, body))
+    loops = split.share(frame, loops)
+    queries = (FetchQueries(corner=corner(frame, "Q", "q", shared=True), again=tiles.persistent),)
     begin = tuple(block for block in program(frame, reverse=True) if not isinstance(block, BoxLanes))
     return (
         *begin,
-        FetchQueries(corner=corner(frame, "Q", "q", shared=True), again=tiles.persistent),
+        # Queries may have to wait for those before: what else there is to find out comes first.
+        *(() if tiles.persistent else queries),
         *frame.hoist.take(0),
         *setup,
-        *split.share(frame, loops),
+        *(queries if tiles.persistent else ()),
+        *loops,
         SendEnd(),
     ), only
 
 
-def _compute(frame: Frame, mode: Mode) -> tuple[Block, ...]:
+def _compute(frame: Frame, mode: Mode, *, queries_back: bool) -> tuple[Block, ...]:
     """The blocks of a computing group."""
     plan = frame.plan
     keep, bias = frame.keep(), frame.bias
+    quiet = None if mode == "full" else silence(frame, keep)
     frame.hoist.share((keep,) if bias is None else (keep, bias))
     sink = None if plan.sink_logit is None else frame.hoist.place(truncated(plan.sink_logit), 1)
     bias_blocks, bias = ((), None) if bias is None else frame.place_tile(bias)
+    quiet_blocks: tuple[Block, ...] = ()
+    if quiet is not None:
+        quiet_blocks, quiet_keep = frame.place_keep(quiet.keep)
     keep_blocks, keep = frame.place_keep(keep)
     logits = Logits(scale=plan.scale, softcap=plan.softcap, bias=bias, folded=frame.folded, keep_slope=False)
     mask = Mask(target="scores", keep=keep, span=plan.keep.span)
+    mask_blocks = masked(mode, keep_blocks, mask)
+    if quiet is not None:
+        mask_blocks = quiet_mask(mode, (quiet_blocks, replace(mask, keep=quiet_keep)), (keep_blocks, mask))
     needed = bias is not None or keep != Const(value=True)
     places: tuple[Block, ...] = (positions(frame, "k", "walked"),) if needed else ()
     body: tuple[Block, ...] = (
         *places,
         *bias_blocks,
         *(() if frame.folded else (logits,)),
-        *masked(mode, keep_blocks, mask),
+        *mask_blocks,
     )
     dtype = plan.problem.dtype
     out: Block = CopyOut(corner=corner(frame, "O", "q", shared=True), dtype=dtype)
@@ -164,11 +214,13 @@ def _compute(frame: Frame, mode: Mode) -> tuple[Block, ...]:
         *_state(frame, sink),
         Stream(
             names=_names(frame.kernel),
-            flagged=mode == "either",
+            flagged=mode == "either" or quiet is not None,
+            kinds=quiet is not None,
             factor=frame.factor,
             dtype=dtype,
             body=body,
             again=frame.kernel.persistent,
+            queries_back=queries_back,
             resumed=plan.place > 0,
         ),
         *split.end(frame, SUMS, end),
@@ -183,9 +235,11 @@ def _by_address(frame: Frame) -> bool:
 def _state(frame: Frame, sink: Expr | None) -> tuple[Block, ...]:
     """What the softmax begins with."""
     if not frame.plan.place:
-        return (StreamBegin(sink=split.once(frame, sink)),)
+        return (StreamBegin(sink=split.once(frame, sink), again=frame.kernel.persistent),)
     padded_columns = frame.is_padded("VALUE_DIM")
-    return frame.row_base(), StreamBegin(sink=None, resumed=True, first=split.first(frame), padded=padded_columns)
+    return frame.row_base(), StreamBegin(
+        sink=None, again=frame.kernel.persistent, resumed=True, first=split.first(frame), padded=padded_columns
+    )
 
 
 def _walker(frame: Frame, body: object) -> Walker:

@@ -7,6 +7,9 @@ Nothing here changes results.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -16,6 +19,8 @@ from spdsl.runtime.calls import Call
 from spdsl.runtime.evaluate import evaluate
 from spdsl.runtime.split import multiprocessors
 from spdsl.runtime.tile_grid import TileGrid
+from spdsl.semantics.nodes import Load
+from spdsl.semantics.rewrite import walk as parts_of
 
 LONGEST = 64
 """Tiles of a row above which its begin and end no longer count."""
@@ -29,11 +34,23 @@ CACHE = 16 << 20
 """Bytes that a GPU keeps of keys and values that are read by many programs at a time."""
 
 
-def programs_for(call: Call, kernel: KernelPlan, tiles: int) -> int:
-    """How many programs to start for ``tiles`` tiles of a head; there are as many for each head and sequence."""
-    total = tiles * call.q.shape[1] * call.q.shape[0]
-    at_once = multiprocessors(call.q.device)
-    return at_once if total > 2 * at_once and is_even(call, kernel) else total
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """How many ``programs`` to start for items of which each may do several, and whether they take what comes next from
+    a queue; elsewhere every so many-th is theirs."""
+
+    programs: int
+    queued: bool = False
+
+
+def rounds_for(call: Call, kernel: KernelPlan, items: int) -> Rounds:
+    """How a call of ``kernel`` does its ``items``: one for each program where they are few."""
+    if not kernel.persistent:
+        return Rounds(programs=items)
+    at_once = multiprocessors(call.q.device) * (2 if kernel.groups == 1 else 1)
+    if items <= 2 * at_once:
+        return Rounds(programs=items)
+    return Rounds(programs=at_once, queued=not is_even(call, kernel))
 
 
 def heads_together(call: Call, programs: int) -> int:
@@ -52,10 +69,19 @@ def heads_together(call: Call, programs: int) -> int:
 
 
 def is_even(call: Call, kernel: KernelPlan) -> bool:
-    """Whether rows are short and alike."""
+    """Whether rows are known to be short and alike."""
+    if not isinstance(kernel.walk, SlotWalk) or kernel.splits or any(_loads(kernel.walk)):
+        return False
     counts = _lengths(call, kernel)
     most = int(counts.max())
     return 0 < most <= LONGEST and float(counts.float().median()) > 0.9 * most
+
+
+def _loads(slots: SlotWalk) -> Iterator[Load]:
+    """What the bounds of the slots read of tables."""
+    for slot in slots.slots:
+        for bound in (slot.touched.lo, slot.touched.hi, slot.filter):
+            yield from (node for node in parts_of(bound) if isinstance(node, Load)) if bound is not None else ()
 
 
 def _lengths(call: Call, kernel: KernelPlan) -> Tensor:

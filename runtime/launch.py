@@ -21,7 +21,7 @@ from spdsl.codegen.lower import lower
 from spdsl.codegen.tables import INTERVALS
 from spdsl.diagnostics import error
 from spdsl.runtime.calls import DTYPES, Call, GatheredItems, PickedItems, TileList
-from spdsl.runtime.evenness import heads_together, programs_for
+from spdsl.runtime.evenness import Rounds, heads_together, rounds_for
 from spdsl.runtime.interval_kernels import interval_values
 from spdsl.runtime.plain import on
 from spdsl.runtime.split import Split, split_of
@@ -45,7 +45,7 @@ class Loaded:
     functions: dict[str, Any]
     kernels: dict[str, Kernel]
     starters: dict[str, Starter]
-    flat: dict[tuple[object, ...], tuple[int, int]]
+    flat: dict[tuple[object, ...], tuple[Rounds, int]]
 
     def launch(self, name: str, call: Call, rows: int, heads: int, batch: int, values: Mapping[str, Value]) -> None:
         """Run a kernel of a call on ``rows`` rows of its own side for every head and sequence."""
@@ -92,7 +92,8 @@ class Loaded:
         held = items if split.parts > 1 and kernel.parts else 0
         values.update(split_values(split, items))
         values.update({name: call.empty((max(1, held * size),)) for name, size in kernel.parts})
-        self._start(call, kernel, (items + split.others * heads * batch, 1, 1), values)
+        total = items + split.others * heads * batch
+        self._start(call, kernel, self._rounds(kernel, call, rounds_for(call, tiles, total), total, values), values)
         if held:
             combine = self.kernels[f"{kind}_combine"]
             self._start(call, combine, (long * (kernel.block // combine.block), 1, 1), values)
@@ -124,16 +125,27 @@ class Loaded:
         """The grid of a kernel that counts its tiles through, and may do several of them in one program; adds to
         ``values`` how many there are, and how many heads take turns."""
         count = kernel.programs(call.q.shape[2])
-        total = values["all_tiles"] = count * call.q.shape[1] * call.q.shape[0]
+        total = count * call.q.shape[1] * call.q.shape[0]
         key = (kernel.name, *call.q.shape[:3], call.keys, call.q_start, *call.parameters.values())
         if key not in self.flat:
             if len(self.flat) >= _MOST:
                 self.flat.clear()
-            programs = programs_for(call, tiles, count) if kernel.persistent else total
-            self.flat[key] = programs, heads_together(call, total) if programs == total else 1
-        programs, together = self.flat[key]
+            rounds = rounds_for(call, tiles, total)
+            even = rounds.programs < total and not rounds.queued
+            self.flat[key] = rounds, 1 if even else heads_together(call, total)
+        rounds, together = self.flat[key]
         values |= {"tiles": count, "together": together}
-        return programs, 1, 1
+        return self._rounds(kernel, call, rounds, total, values)
+
+    def _rounds(
+        self, kernel: Kernel, call: Call, rounds: Rounds, items: int, values: dict[str, Value]
+    ) -> tuple[int, int, int]:
+        """The grid of a kernel that may do several of its ``items`` in one program; adds to ``values`` how."""
+        if not kernel.persistent:
+            return items, 1, 1
+        queue = (call.zeros if rounds.queued else call.empty)((1,), torch.int32)
+        values |= {"all_items": items, "queue": queue, "queued": int(rounds.queued)}
+        return rounds.programs, 1, 1
 
     def _start(self, call: Call, kernel: Kernel, grid: tuple[int, int, int], values: Mapping[str, Value]) -> None:
         if 0 in grid:

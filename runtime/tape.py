@@ -55,14 +55,12 @@ class Arena:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descriptors:
-    """The descriptors of one argument by the address of its tensor, the few used last; ``part`` finds the tensor in
-    memory that was taken at once."""
+    """The descriptors of one argument by the address of its tensor, the few used last."""
 
     map: Map
     at: int
     cell: int
     known: dict[int, object]
-    part: Callable[[Tensor], Tensor] | None = None
 
     def fill(self, tensors: list[Any], cells: list[Any]) -> None:
         """Put the descriptor of the tensor at ``at`` into the cell."""
@@ -71,8 +69,7 @@ class Descriptors:
         if found is None:
             if len(self.known) >= _ADDRESSES:
                 self.known.clear()
-            tensor = tensors[self.at] if self.part is None else self.part(tensors[self.at])
-            found = self.known[address] = self.map.of(tensor)
+            found = self.known[address] = self.map.of(tensors[self.at])
         cells[self.cell] = found
 
 

@@ -76,7 +76,16 @@ from spdsl.codegen.blocks.sent import (
     SentRows,
     ToldQueries,
 )
-from spdsl.codegen.blocks.streamed import CopyOut, FetchQueries, SendEnd, SendTile, StreamBegin, StreamEnd, WriteOut
+from spdsl.codegen.blocks.streamed import (
+    CopyOut,
+    FetchQueries,
+    SendEnd,
+    SendTile,
+    Speaks,
+    StreamBegin,
+    StreamEnd,
+    WriteOut,
+)
 from spdsl.codegen.blocks.tiles import (
     AddPart,
     LoadPart,
@@ -100,16 +109,19 @@ class Stream:
     """All tiles that the copying warp sends: ``names`` of each are read, and ``body`` gets from products to logits.
 
     The products of a tile with the queries run while the weights of the one before meet their values.  With ``flagged``
-    ``masked`` is read too.  ``factor`` as in `OnlineSoftmax`.  With ``again`` queries and the last place of the ring
-    are given back; with ``resumed`` there is a sum before the first tile, which is scaled as any other.
+    ``masked`` is read too, with ``kinds`` as the ``kind`` of the tile.  ``factor`` as in `OnlineSoftmax`.  With
+    ``again`` the last place of the ring is given back, and with ``queries_back`` the queries; with ``resumed`` there is
+    a sum before the first tile, which is scaled as any other.
     """
 
     names: tuple[str, ...]
     flagged: bool
+    kinds: bool = False
     factor: float
     dtype: Precision
     body: tuple[Block, ...]
     again: bool = False
+    queries_back: bool = False
     resumed: bool = False
 
 
@@ -131,9 +143,23 @@ class ToldTiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EachItem:
-    """Each ``item`` of this program, of all that there are; ``turn`` counts them."""
+    """Each ``item`` that the copying warp takes, until there are no more; that is told when the program's own memory,
+    of which ``filled`` and ``freed`` tell, is free."""
 
+    filled: str
+    freed: str
     body: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EachTold:
+    """Each ``item`` that the copying warp has taken; ``rounds`` counts them.  With ``gives_back`` the program's own
+    memory is given back when an item is done, else ``body`` does that before."""
+
+    filled: str
+    freed: str
+    body: tuple[Block, ...]
+    gives_back: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +230,7 @@ Block: TypeAlias = (
     | SearchEnd
     | StoreIntervals
     | FetchQueries
+    | Speaks
     | SendTile
     | SendEnd
     | StreamBegin
@@ -226,6 +253,7 @@ Block: TypeAlias = (
     | ScaleSums
     | FusedEnd
     | EachItem
+    | EachTold
     | Loop
     | If
     | ListBounds
@@ -295,7 +323,8 @@ class Kernel:
     ``add`` another adds what they compute to memory.
     ``registers`` of a thread, before warps share them out, are fewer than there are where several programs are to share
     an SM.  With ``heads_first`` the first tiles of all heads start first.  With ``counted`` the grid is flat, and
-    with ``persistent`` there may be fewer programs than tiles.  With ``pairs`` a program owns two tiles.
+    with ``persistent`` there may be fewer programs than tiles.  With ``shares_output`` the output
+    lies where the queries do.  With ``pairs`` a program owns two tiles.
     """
 
     name: str
@@ -315,6 +344,7 @@ class Kernel:
     registers: int | None = None
     heads_first: bool = False
     persistent: bool = False
+    shares_output: bool = False
     counted: bool = False
     pairs: Pairs | None = None
 

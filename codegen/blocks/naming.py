@@ -39,7 +39,7 @@ class WorkItem:
     for each of the ``long_rows`` of every head, then the other rows, one each.  Long rows are neighbours from
     ``first_long`` on, or with ``listed`` those that ``row_order`` names first.  Rows of a head are
     neighbours, or with ``heads_first`` the same rows of all heads.  With ``packed`` heads of queries share a tile, and
-    programs count over those of keys.
+    programs count over those of keys.  With ``looped`` a program does several items, of which this is one.
     """
 
     by: By
@@ -51,6 +51,7 @@ class WorkItem:
     heads_first: bool
     classes: int | None = None
     packed: int | None = None
+    looped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

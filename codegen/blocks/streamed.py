@@ -35,10 +35,18 @@ class Corner:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchQueries:
     """The copying warp loads the program's queries, each group's by itself; with ``again`` when those before have been
-    read."""
+    read, and tells whose they are."""
 
     corner: Corner
     again: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speaks:
+    """Name 2 if ``value`` holds for any key of a tile, else 1."""
+
+    name: str
+    value: Expr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +71,10 @@ class SendEnd:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamBegin:
     """A computing group's state of the softmax, as `SoftmaxState` or with ``resumed`` as `SoftmaxResumed`; waits for
-    its queries."""
+    its queries, if nobody has (``again``)."""
 
     sink: Expr | None
+    again: bool = False
     resumed: bool = False
     first: Expr | None = None
     padded: bool = False

@@ -6,42 +6,37 @@ Nothing is measured and no text is written here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache, partial, reduce
+from functools import lru_cache, partial
 
+from spdsl.analysis.boxed import boxed
 from spdsl.analysis.distances import with_distances
 from spdsl.analysis.few import FEW, few_tiles, heads_together
+from spdsl.analysis.gathering import gathering
 from spdsl.analysis.gradients import table_gradients
 from spdsl.analysis.pairing import find_pairs
-from spdsl.analysis.picking import picking, tiles_in, why_unpicked
+from spdsl.analysis.picking import picking, why_unpicked
 from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Kind, Plan, Problem, TableGradient, Tiles
 from spdsl.analysis.room import refuse_large_numbers
+from spdsl.analysis.sizing import tiles_for
 from spdsl.analysis.specialising import copies_tiles, looks_up, may_persist, why_plain
 from spdsl.analysis.stages import Staged, covering_grid, extents_of, leading_grid, stage
 from spdsl.analysis.tiles import (
-    COUNT,
-    BoxRelation,
     BoxWalk,
     DistanceWalk,
-    Interval,
     ListWalk,
-    Marked,
     PickWalk,
     Residues,
-    Slot,
     SlotWalk,
     TileRelation,
     Walk,
     depends_on_head,
 )
-from spdsl.analysis.tiling import default_tiles
-from spdsl.analysis.unions import disjoint_sets, is_mark
-from spdsl.analysis.worker import derive, find_boxes, find_residues
+from spdsl.analysis.unions import disjoint_sets
+from spdsl.analysis.worker import derive, find_residues
 from spdsl.diagnostics import error
 from spdsl.semantics.differentiate import derivative
-from spdsl.semantics.nodes import Apply, BoundPattern, Const, Expr, Extent, Load, Side
-from spdsl.semantics.rewrite import conjuncts, free_indices
+from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load, Side
 from spdsl.semantics.rewrite import walk as nodes_of
 
 
@@ -104,7 +99,7 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
 
     def kernel(kind: Kind) -> KernelPlan:
         if side is not None:
-            return _gathering(kind, staged, problem, target, side)
+            return gathering(kind, staged, problem, target, side)
         unpicked = "" if target == "cpu" else why_unpicked(kind, staged, problem, gradients)
         if unpicked is None:
             return picking(kind, staged, problem, target, partial(_relation, staged, problem))
@@ -113,7 +108,7 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
         found = _kernel(kind, staged, problem, target, residues)
         found = replace(found, notes=(*found.notes, f"picks are looked up: {unpicked}")) if unpicked else found
         splits = target != "cpu" and _splits(kind, found.walk, problem, gradients)
-        return replace(found, splits=splits, persistent=not splits and may_persist(found, problem))
+        return replace(found, splits=splits, persistent=may_persist(found, problem))
 
     dkdv = kernel("dkdv")
     found = Plan(
@@ -199,16 +194,16 @@ def _residues(staged: Staged, problem: Problem) -> Residues | None:
 
 def _kernel(kind: Kind, staged: Staged, problem: Problem, target: str, residues: Residues | None) -> KernelPlan:
     # The CPU back end computes on runs of consecutive rows.
-    boxed = None if target == "cpu" else _boxed(kind, staged, problem, target)
-    if boxed is not None:
-        return boxed
+    by_boxes = None if target == "cpu" else boxed(kind, staged, problem, target)
+    if by_boxes is not None:
+        return by_boxes
     plain = why_plain(kind, problem, target)
     specialised = plain is None
     descriptors = specialised or (residues is None and copies_tiles(problem, target))
-    tiles = _tiles(kind, problem, None, target, descriptors, specialised)
+    tiles = tiles_for(kind, problem, None, target, descriptors=descriptors, specialised=specialised)
     relation = _relation(staged, problem, tiles, residues)
     walk = _walk(kind, relation)
-    better = _tiles(kind, problem, walk, target, descriptors, specialised)
+    better = tiles_for(kind, problem, walk, target, descriptors=descriptors, specialised=specialised)
     if (better.block_q, better.block_k) != (tiles.block_q, tiles.block_k):
         relation = _relation(staged, problem, better, residues)
         walk = _walk(kind, relation)
@@ -259,49 +254,8 @@ def _few(
     )
 
 
-def _gathering(kind: Kind, staged: Staged, problem: Problem, target: str, side: Side) -> KernelPlan:
-    """The kernel of a set whose rows of one side are marked: it gathers these, and meets all rows of the other."""
-    clauses = conjuncts(staged.keep)
-    where = [clause for clause in clauses if free_indices(clause) == {side} or is_mark(clause, side)]
-    read = frozenset[str]().union(*map(free_indices, where))
-    shares = problem.pattern.heads > problem.pattern.groups
-    # What one head of a group has marked is gathered for all of them, and tested for each.
-    rest = [clause for clause in clauses if clause not in where or (shares and "h" in free_indices(clause))]
-    few = kind == "forward" and problem.few > 0
-    together = heads_together(problem.pattern.heads, problem.pattern.groups) if few else 1
-    tiles = _tiles(kind, problem, None, target, descriptors=False, specialised=False)
-    tiles = few_tiles(problem, together, target) if few else tiles
-    own: Side = "k" if kind == "dkdv" else "q"
-    lengths: dict[Side, Expr] = {"q": Extent(name="nq"), "k": Extent(name="n"), side: COUNT}
-    blocks: dict[Side, int] = {"q": tiles.block_q, "k": tiles.block_k}
-    other: Side = "q" if own == "k" else "k"
-    every = Interval(lo=Const(value=0), hi=tiles_in(lengths[other], blocks[other]))
-    # Where programs own the few marked rows, each walks all rows of the other side.
-    long = Interval(lo=Const(value=0), hi=tiles_in(COUNT, blocks[own])) if own == side else None
-    grouped = problem.pattern.heads > problem.pattern.groups
-    return KernelPlan(
-        kind=kind,
-        block_q=tiles.block_q,
-        block_k=tiles.block_k,
-        warps=tiles.warps,
-        stages=tiles.stages,
-        walk=SlotWalk(slots=(Slot(touched=every),), long=long),
-        plain=FEW if few else why_plain(kind, problem, target, marked=True) or "",
-        marked=Marked(side=side, where=_conjunction(where), keep=_conjunction(rest), by_group=bool(read & {"h", "g"})),
-        splits=few or (long is not None and not (kind == "dkdv" and grouped and bool(problem.gradients))),
-        packed=together,
-        few=few,
-    )
-
-
 def _gradients(staged: Staged, problem: Problem) -> tuple[TableGradient, ...]:
     return table_gradients((("bias", staged.bias), ("sink_logit", staged.sink_logit)), frozenset(problem.gradients))
-
-
-def _conjunction(clauses: Sequence[Expr]) -> Expr:
-    if not clauses:
-        return Const(value=True)
-    return reduce(lambda a, b: Apply(op="and", args=(a, b), dtype="bool", span=a.span), clauses)
 
 
 def _splits(kind: Kind, walk: Walk, problem: Problem, gradients: tuple[TableGradient, ...]) -> bool:
@@ -316,86 +270,6 @@ def _splits(kind: Kind, walk: Walk, problem: Problem, gradients: tuple[TableGrad
             return long is not None or (kind in ("dkdv", "fused") and problem.few_keys)
         case BoxWalk() | DistanceWalk() | PickWalk():
             return False
-
-
-def _boxed(kind: Kind, staged: Staged, problem: Problem, target: str, *, copied: bool = True) -> KernelPlan | None:
-    """The kernel by boxes of a grid, where the positions fill one and boxes compute less than runs of rows.
-
-    With ``copied`` the copy engine may load the boxes, whose places must then be neighbours.
-    """
-    grid = leading_grid(problem.pattern)
-    # Batch and heads, a box of three axes and a row are what the copy engine can address.
-    copied = copied and grid is not None and grid.name is None and len(grid.coordinates) <= 3
-    descriptors = copied and copies_tiles(problem, target)
-    plain = why_plain(kind, problem, target, boxes_copied=copied)
-    specialised = plain is None
-    tiles = _tiles(kind, problem, None, target, descriptors, specialised)
-    found = _boxes(staged, problem, tiles)
-    if found is None:
-        return None
-    walk = found.by_key if kind in ("dkdv", "fused") else found.by_query
-    better = _tiles(kind, problem, walk, target, descriptors, specialised)
-    if (better.block_q, better.block_k) != (tiles.block_q, tiles.block_k):
-        found = _boxes(staged, problem, better)
-        if found is None:
-            return None
-    if descriptors and any(step > 1 for step in found.boxes.steps):
-        return _boxed(kind, staged, problem, target, copied=False)
-    return KernelPlan(
-        kind=kind,
-        block_q=better.block_q,
-        block_k=better.block_k,
-        warps=better.warps,
-        stages=better.stages,
-        walk=found.by_key if kind in ("dkdv", "fused") else found.by_query,
-        notes=found.notes,
-        boxes=found.boxes,
-        descriptors=descriptors,
-        specialised=specialised,
-        plain=plain or "",
-    )
-
-
-def _boxes(staged: Staged, problem: Problem, tiles: Tiles) -> BoxRelation | None:
-    pattern = problem.pattern
-    grid = leading_grid(pattern)
-    if problem.shape != "square" or staged.on_grid is None or grid is None:
-        return None
-    return find_boxes(
-        staged.on_grid,
-        extents=extents_of(grid),
-        tail=grid.name is not None,
-        block_q=tiles.block_q,
-        block_k=tiles.block_k,
-        heads=pattern.heads,
-        groups=pattern.groups,
-        tables=staged.tables,
-    )
-
-
-def _tiles(kind: Kind, problem: Problem, walk: Walk | None, target: str, descriptors: bool, specialised: bool) -> Tiles:
-    given = dict(problem.tiles).get(kind)
-    if given is not None and given.specialised == specialised:
-        return given
-    return default_tiles(
-        kind,
-        dtype=problem.dtype,
-        head_dim=problem.pattern.head_dim,
-        value_dim=problem.value_dim,
-        walk=walk,
-        crowded=_crowded(problem.pattern),
-        descriptors=descriptors,
-        specialised=specialised,
-        target=target,
-        capped=problem.pattern.attend.softcap is not None,
-    )
-
-
-def _crowded(pattern: BoundPattern) -> bool:
-    """Whether the logits or the set need registers of their own: a softcap, or inputs that are read for every pair."""
-    clauses = (pattern.attend.keep, pattern.attend.bias)
-    loads = (node for clause in clauses if clause is not None for node in nodes_of(clause) if isinstance(node, Load))
-    return pattern.attend.softcap is not None or any(loads)
 
 
 def _walk(kind: Kind, relation: TileRelation) -> Walk:

@@ -5,11 +5,9 @@ From a problem to a reason, or None where warps are specialised.  Tiles and walk
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 from spdsl.analysis.plans import KernelPlan, Problem
-from spdsl.analysis.tiles import SlotWalk
 from spdsl.semantics.nodes import BoundPattern, Load
 from spdsl.semantics.rewrite import walk
 
@@ -31,20 +29,10 @@ def looks_up(pattern: BoundPattern) -> bool:
 
 
 def may_persist(kernel: KernelPlan, problem: Problem) -> bool:
-    """Whether programs may do several tiles one after the other, so that each begins while the one before ends.
-
-    That is where one program has an SM for itself, with room for the next queries beside the output, and the host can
-    tell whether all rows are as long.
-    """
-    fits = kernel.kind == "forward" and kernel.groups > 1 and max(problem.pattern.head_dim, problem.value_dim) <= 128
-    return kernel.specialised and fits and isinstance(kernel.walk, SlotWalk) and not any(_loads(kernel.walk))
-
-
-def _loads(slots: SlotWalk) -> Iterator[Load]:
-    """What the bounds of the slots read of tables."""
-    for slot in slots.slots:
-        for bound in (slot.touched.lo, slot.touched.hi, slot.filter):
-            yield from (node for node in walk(bound) if isinstance(node, Load)) if bound is not None else ()
+    """Whether programs may do several tiles one after the other, so that each begins while the one before ends: where
+    the output and the next queries fit the memory of an SM."""
+    fits = kernel.kind == "forward" and max(problem.pattern.head_dim, problem.value_dim) <= 128
+    return kernel.specialised and fits
 
 
 def why_plain(

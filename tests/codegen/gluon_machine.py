@@ -1,8 +1,8 @@
 """Run the text of a kernel with specialised warps in plain Python, as `tests.codegen.machine` does those in Triton.
 
-The copying warp runs first, to its end: what it tells and where it copies from is kept, tile by tile.  Then each group
-of computing warps runs on that, but none that adds.  Barriers and memory are not modelled; their order is for the GPU
-to show.
+The copying warp runs first, to its end: what it tells and where it copies from is kept, item by item and tile by tile.
+Then each group of computing warps runs on that, but none that adds.  Barriers and memory are not modelled; their order
+is that of `tests.codegen.race_machine`.
 """
 
 from __future__ import annotations
@@ -55,16 +55,27 @@ class Cell:
 
 
 class Machine(Language):
-    """Stands in for the languages of Gluon while one program runs; ``numbers`` are sent with each tile."""
+    """Stands in for the languages of Gluon while one program runs; ``numbers`` are sent with each of the tiles, for
+    which a ring has places, and behind these with each item."""
 
     def __init__(
-        self, program: tuple[int, int, int], grid: tuple[int, int, int], numbers: int, own: tuple[str, ...]
+        self,
+        program: tuple[int, int, int],
+        grid: tuple[int, int, int],
+        numbers: int,
+        own: tuple[str, ...],
+        ring: int = 0,
     ) -> None:
         super().__init__(program, grid)
         self._own = own
         self._numbers = numbers
-        self.items: list[list[Turn]] = []
-        self.groups: list[list[list[Turn]]] = []
+        self._ring = ring * numbers
+        self._told: list[dict[int, Int]] = []
+        self._begun: Any = None
+        self._item = -1
+        self.items: list[tuple[int, list[Turn]]] = []
+        self._open: list[Turn] = []
+        self.groups: list[list[tuple[int, list[Turn]]]] = []
         self.own: list[tuple[str, tuple[Int, ...]]] = []
         self.sent: list[Sent] = []
         self.written: dict[str, list[tuple[int, ...]]] = defaultdict(list)
@@ -83,7 +94,7 @@ class Machine(Language):
         return value
 
     def max(self, value: Any, axis: int) -> Any:
-        return Int(value.value.reshape(())) if isinstance(value, Int) else OPAQUE
+        return Int(value.value.max(axis)) if isinstance(value, Int) else OPAQUE
 
     def warp_specialize(self, parts: list[Any], warps: list[int], registers: list[int]) -> None:
         assert len(warps) == len(registers) == len(parts) - 1
@@ -91,10 +102,11 @@ class Machine(Language):
         fetch, arguments = called["fetch"]
         fetch(*arguments)
         for function, given in (each for each in parts if each[0].__name__ == "compute"):
-            self.items, self._current = [[]], -1
+            self.items, self._open, self._current, self._item = [], [], -1, -1
             function(*given)
             assert self._current == len(self.sent) - 1, "tiles that nobody takes"
-            assert not self.items.pop(), "tiles without an end"
+            assert self._item == len(self._told) - 1, "items that nobody takes"
+            assert not self._open, "tiles without an end"
             self.groups.append(self.items)
 
     def async_copy_global_to_shared(self, tensor: Any, at: list[Any], barrier: Any, memory: Any) -> None:
@@ -110,20 +122,39 @@ class Machine(Language):
     def add_to_memory(self, tensor: Any, at: list[Any], memory: Any) -> None:
         """Sums do not count."""
 
+    def arrive(self, barrier: Any, count: Any = 1) -> None:
+        """The barrier to which the copying warp first turns when it has told of an item is that of items."""
+        if self._told and self._begun is None:
+            self._begun = barrier
+
+    expect = arrive
+
+    def wait(self, barrier: Any, parity: Any) -> None:
+        """Who waits for an item is told of the next."""
+        if barrier is self._begun:
+            self._item += 1
+
     def tell(self, at: int, value: Int) -> None:
+        if at >= self._ring:
+            self._told += [{}] if at == self._ring else []
+            self._told[-1][at] = value
+            return
         if at % self._numbers == 0:
             self.sent.append(Sent())
         self.sent[-1].numbers[at % self._numbers] = value
 
     def told(self, at: int) -> Int:
+        if at >= self._ring:
+            return self._told[self._item][at]
         if at % self._numbers == 0:
             self._current += 1
             tile = self.sent[self._current]
             if tile.places:
                 self.turns = [Turn(rows=dict(tile.places))]
-                self.items[-1] += self.turns
+                self._open += self.turns
             else:
-                self.items.append([])
+                self.items.append((self._item, self._open))
+                self._open = []
         return self.sent[self._current].numbers[at % self._numbers]
 
     def warpgroup_mma_wait(self, running: int, deps: tuple[Any, ...]) -> Any:
@@ -154,11 +185,11 @@ def run(
     grid: tuple[int, int, int],
     classes: int,
 ) -> list[tuple[int, int, list[Turn]]]:
-    """What every group of one program does with each of its tiles, or for each head: sequence, head of its own side,
-    and the turns, as `tests.codegen.machine.run` gives them; the first has the rows of its own."""
+    """What every group of one program does with each of its items, or for each of their heads: sequence, head of its
+    own side, and the turns, as `tests.codegen.machine.run` gives them; the first has the rows of its own."""
     sizes = {name: int(value) for name, value in re.findall(r"^(\w+) = gl\.constexpr\((\d+)\)$", text, re.MULTILINE)}
     own, walked, more, block = ("Q", "K", "V", "BLOCK_K") if kernel == "forward" else ("K", "Q", "dO", "BLOCK_Q")
-    machine = Machine(program, grid, sizes["NUMBERS"], (own,) if kernel == "forward" else (own, "V"))
+    machine = Machine(program, grid, sizes["NUMBERS"], (own,) if kernel == "forward" else (own, "V"), sizes["RING"])
     names: dict[str, Any] = {"gl": machine, "tma": machine, "mbarrier": machine, "gluon": Decorator()}
     names |= {"range": machine.range, "warpgroup_mma_wait": machine.warpgroup_mma_wait}
     names |= dict.fromkeys(("fence_async_shared", "warpgroup_mma"), lambda *args, **more: OPAQUE)
@@ -172,8 +203,8 @@ def run(
         read = {name: [tuple(map(int, place)) for each, place in machine.own if each == name] for name in "KV"}
         assert machine.written == {f"d{name}": place for name, place in read.items()}, "gradients of other rows"
     for group, items in enumerate(machine.groups):
-        for item, turns in enumerate(items):
-            place = places[(item if kernel == "forward" else 0) * count + group]
+        for item, turns in items:
+            place = places[max(item, 0) * count + group]  # without items there is one of its own
             for turn in turns:
                 here, there = turn.rows.pop(walked), turn.rows.pop(more)
                 assert [*map(int, here)] == [*map(int, there)]

@@ -211,6 +211,15 @@ class Language:
         found = pointer.data.ravel()[np.where(inside, at, 0)]
         return Int(np.where(inside, found, 0)) if found.dtype.kind in "iub" else OPAQUE
 
+    def atomic_add(self, pointer: Pointer, value: Any, sem: str = "acq_rel") -> Any:
+        """What was there; elements of tensors that do not count are not known."""
+        if pointer.data is None:
+            return OPAQUE
+        at = int(pointer.offset)
+        before = int(pointer.data.ravel()[at])
+        pointer.data.ravel()[at] += int(value)
+        return Int(before)
+
     def _read(self, name: str, at: np.ndarray, mask: Any) -> None:
         rows = at[:, 0] // WIDTH
         if mask is not None:

@@ -69,6 +69,7 @@ class Allocation:
     bytes: int
     accesses: dict[tuple[int, int], list[Access]] = field(default_factory=dict)
     ints: dict[int, Int] = field(default_factory=dict)
+    counts: bool = False
 
 
 @dataclass(slots=True)
@@ -150,6 +151,8 @@ class View:
 
     def load(self, layout: Any) -> Any:
         self.machine.by_threads(self, writes=False)
+        if self.allocation.counts and self.low not in self.allocation.ints:
+            raise RaceError(f"{self.machine.here()}: a number that nobody has told yet")
         return self.allocation.ints.get(self.low, OPAQUE)
 
 
@@ -176,7 +179,7 @@ class Racing(Machine):
         sizes = [int(x) for x in shape]
         self._allocations += 1
         size = math.prod(sizes) * BYTES[kind]
-        return View(self, Allocation(self._allocations, size), 0, size, sizes[0])
+        return View(self, Allocation(self._allocations, size, counts=kind == "int32"), 0, size, sizes[0])
 
     def here(self) -> str:
         """The line of the generated text that runs now."""

@@ -168,7 +168,7 @@ def test_every_line_that_keeps_order_matters(kernel: str, started: list[Launch])
         launch("sliding_window", 1300, window=420, deterministic=kernel == "ordered")
     (whole,) = (each for each in started if each.kernel.name == kernel)
     if whole.kernel.persistent:
-        whole = replace(whole, grid=(3, 1, 1))
+        whole = replace(whole, grid=(3, 1, 1))  # every third item is one program's
     before, rest = whole.text.split("\ndef fetch(", 1)
     ours, after = rest.split(f"\ndef {kernel}(", 1)
     noticed, unnoticed = 0, []

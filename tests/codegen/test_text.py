@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -99,9 +100,9 @@ def add_program(count: np.ndarray, turns: list[Turn], by_query: bool) -> None:
         np.add.at(count, (q[at[0]], k[at[1]]), 1)
 
 
-def in_gluon(made: Plan, *, persistent: bool) -> Plan:
+def in_gluon(made: Plan) -> Plan:
     """The plan with a forward of specialised warps."""
-    forward = replace(made.forward, specialised=True, descriptors=True, persistent=persistent)
+    forward = replace(made.forward, specialised=True, descriptors=True, persistent=True)
     return replace(made, problem=replace(made.problem, dtype="bf16"), forward=forward)
 
 
@@ -112,7 +113,7 @@ def check_text(keep: Term, tiles: tuple[int, int], shape: str, scale: Scale, see
     graph = lower(made)
     text = emit(graph).text
     chance = random.Random(seed)
-    other = in_gluon(made, persistent=chance.random() < 0.5) if tiles[0] >= 64 else None
+    other = in_gluon(made) if tiles[0] >= 64 else None
     streamed = None if other is None else lower(other)
     for _ in range(2):
         length, rows, start = chance.randint(1, 300), chance.randint(1, 300), chance.randint(-70, 200)
@@ -146,27 +147,31 @@ def check_text(keep: Term, tiles: tuple[int, int], shape: str, scale: Scale, see
 def check_gluon(graph: BlockGraph, call: Call, at: tuple[int, int], expected: np.ndarray) -> None:
     """Every kept pair is computed once by the groups of the forward with specialised warps, and no other."""
     (kernel,) = graph.gluon
-    text = emit_gluon(graph, kernel, "3.6.0").text
     tiles = kernel.programs(call.q.shape[2])
     together = (1, 2, HEADS * 2)[tiles % 3]
-    numbers = {"tiles": tiles, "all_tiles": tiles * HEADS * 2, "together": together}
-    named = {argument.name for argument in kernel.arguments}
-    given_arguments = arguments_of(kernel, call) | {each: Int(numbers[each]) for each in named & set(numbers)}
-    # The items of this head, which takes turns with others.
-    place = at[1] * HEADS + at[0]
-    items = [(place // together * tiles + turn) * together + place % together for turn in range(tiles)]
-    programs, grid = [(item, 0, 0) for item in items], (numbers["all_tiles"], 1, 1)
-    if kernel.persistent:
-        programs, grid = [(number, 0, 0) for number in range(5)], (5, 1, 1)
     found = np.zeros(expected.shape, int)
-    for program in programs:
-        for batch, head, turns in gluon_machine.run(
-            text, "forward", given_arguments, program, grid, kernel.classes or 1
-        ):
-            if (head, batch) == at:
-                add_program(found, turns, by_query=True)
+    for batch, head, turns in all_items(graph, kernel, arguments_of(kernel, call), tiles * HEADS * 2, tiles, together):
+        if (head, batch) == at:
+            add_program(found, turns, by_query=True)
     wrong = np.argwhere(found != expected)
-    assert not wrong.size, f"{wrong[:3].tolist()}\n{text}"
+    assert not wrong.size, f"{wrong[:3].tolist()}"
+
+
+def all_items(
+    graph: BlockGraph, kernel: Kernel, given_arguments: dict[str, Any], items: int, tiles: int, together: int
+) -> Iterator[tuple[int, int, list[Turn]]]:
+    """What programs do with all items of a kernel, of which each does several; by turns, or as they take them from a
+    queue."""
+    text = emit_gluon(graph, kernel, "3.6.0").text
+    queued = tiles % 2
+    numbers = {"tiles": tiles, "all_items": items, "together": together, "queued": queued}
+    queue = Pointer("queue", np.zeros(1, np.int64))
+    given_arguments = given_arguments | {name: Int(value) for name, value in numbers.items()} | {"queue": queue}
+    for program in range(5):
+        # A program that starts late finds nothing left.
+        yield from gluon_machine.run(
+            text, kernel.name, given_arguments, (program, 0, 0), (5, 1, 1), kernel.classes or 1
+        )
 
 
 def check_fused(keep: Term, shape: str, scale: Scale, seed: int) -> None:
@@ -176,7 +181,7 @@ def check_fused(keep: Term, shape: str, scale: Scale, seed: int) -> None:
     made, fine = planned(keep, (block_q, 128), shape), planned(keep, (block_q, 64), shape)
     if made is None or fine is None:
         return
-    forward = in_gluon(made, persistent=False)
+    forward = in_gluon(made)
     fused = replace(made.dkdv, kind="fused", specialised=True, descriptors=True)
     pairs = None if fused.residues is not None else find_pairs(fine.dkdv.walk)
     if pairs is not None:

@@ -1,4 +1,4 @@
-"""Which calls a persistent kernel goes round with, and which get a program for each tile."""
+"""How programs of a persistent kernel find what they do next: in turn, from a queue, or not at all."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Problem
 from spdsl.runtime.calls import Call
-from spdsl.runtime.evenness import CACHE, heads_together, programs_for
+from spdsl.runtime.evenness import CACHE, Rounds, heads_together, is_even, rounds_for
 from spdsl.runtime.split import INTERPRETER
 from tests.library.bound import library
 
 
-def started(name: str, n: int, parameters: dict[str, int], heads: int = 4) -> tuple[int, int]:
-    """Programs that a call starts, and its tiles."""
+def started(name: str, n: int, parameters: dict[str, int], heads: int = 4) -> tuple[Rounds, int]:
+    """How a call does its tiles, and how many these are."""
     pattern = library(name, heads=heads, groups=heads, head_dim=64, opened=True)
     made = plan(Problem(pattern=pattern, dtype="bf16", value_dim=64, shape="square"), "sm_90")
     q = torch.empty(1, heads, n, 64)
     call = Call(plan=made, q=q, k=q, v=q, parameters=parameters)
     tiles = -(-n // made.forward.block_q)
     assert made.forward.persistent
-    return programs_for(call, made.forward, tiles), tiles * heads
+    return rounds_for(call, made.forward, tiles * heads), tiles * heads
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def started(name: str, n: int, parameters: dict[str, int], heads: int = 4) -> tu
     ],
 )
 def test_short_rows_that_are_alike_go_round(name: str, parameters: dict[str, int]) -> None:
-    assert started(name, 32768, parameters)[0] == INTERPRETER
+    assert started(name, 32768, parameters)[0] == Rounds(programs=INTERPRETER)
 
 
 @pytest.mark.parametrize(
@@ -44,19 +44,24 @@ def test_short_rows_that_are_alike_go_round(name: str, parameters: dict[str, int
         ("causal", 32768, {}),
         ("sliding_window", 32768, {"p_window": 32768}),
         ("sliding_window", 65536, {"p_window": 16384}),
-        ("sliding_window", 128, {"p_window": 1024}),
     ],
 )
-def test_others_do_not(name: str, n: int, parameters: dict[str, int]) -> None:
-    programs, tiles = started(name, n, parameters)
-    assert programs == tiles
+def test_others_take_what_comes_next(name: str, n: int, parameters: dict[str, int]) -> None:
+    assert started(name, n, parameters)[0] == Rounds(programs=INTERPRETER, queued=True)
 
 
-def test_tables_keep_a_kernel_from_it() -> None:
+def test_few_tiles_have_a_program_each() -> None:
+    rounds, tiles = started("sliding_window", 128, {"p_window": 1024})
+    assert rounds == Rounds(programs=tiles)
+
+
+def test_bounds_by_tables_are_not_known_to_be_alike() -> None:
     pattern = library("prefix_lm", heads=2, groups=2, head_dim=64, opened=True)
     tables = tuple((table.name, "int32") for table in pattern.tables)
     problem = Problem(pattern=pattern, dtype="bf16", value_dim=64, shape="square", tables=tables)
-    assert not plan(problem, "sm_90").forward.persistent
+    made = plan(problem, "sm_90")
+    q = torch.empty(1, 2, 4096, 64)
+    assert not is_even(Call(plan=made, q=q, k=q, v=q), made.forward)
     assert not plan(replace(problem, value_dim=256), "sm_90").forward.persistent
 
 

@@ -48,15 +48,26 @@ def told(numbers, at, layout: gl.constexpr = SAME):
 
 
 @gluon.jit
+def next_item(item, queue, queued):
+    """What this program does after ``item``: the next that nobody has, or every so many-th where all take as long."""
+    if queued != 0:
+        following = gl.num_programs(0) + gl.atomic_add(queue, 1, sem="relaxed")
+    else:
+        following = item + gl.num_programs(0)
+    return following
+
+
+@gluon.jit
 def fetch(
     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, tiles, together, all_tiles,
+    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, tiles, together, all_items, queue, queued,
 ):
     """Load the program's queries, then tile after tile of the keys that they meet."""
     rounds = gl.program_id(0) * 0  # tiles of queries so far
     sent = gl.program_id(0) * 0  # tiles of keys so far
     values_sent = gl.program_id(0) * 0
-    for item in range(gl.program_id(0), all_tiles, gl.num_programs(0)):
+    item = gl.program_id(0)
+    while item < all_items:
         step = item % (tiles * together)
         turn_of_class = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
         head = item // (tiles * together) * together + step % together  # of all sequences
@@ -66,15 +77,17 @@ def fetch(
         q_class = turn_of_class % 4  # its rows are every 4th from this one on
         g = h // 2  # key head
         k_class = q_class  # residue class of the keys that these rows meet
-        mbarrier.wait(q_freed, rounds & 1 ^ 1)
-        rounds += 1
-        mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
-        for group in gl.static_range(GROUPS):
-            tma.async_copy_global_to_shared(Q, [b, h, i * BLOCK_Q + group * ROWS, q_class, 0], q_filled, q_groups.index(group))
         lo = gl.maximum(0, i - ((p_span + 507) >> 9))  # touched tiles
         hi = i + 1
         full_lo = gl.minimum(gl.maximum(i - ((p_span - 509) >> 9), lo), hi)  # full tiles
         full_hi = gl.maximum(gl.minimum(gl.minimum(i, hi), n >> 9), full_lo)
+        mbarrier.wait(q_freed, rounds & 1 ^ 1)
+        rounds += 1
+        tell(numbers, RING * NUMBERS, item)
+        gl.thread_barrier()
+        mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
+        for group in gl.static_range(GROUPS):
+            tma.async_copy_global_to_shared(Q, [b, h, i * BLOCK_Q + group * ROWS, q_class, 0], q_filled, q_groups.index(group))
         # masked where the tile is not full
         for j in range(lo, hi):
             masked = (j < full_lo) | (j >= full_hi)
@@ -97,12 +110,17 @@ def fetch(
         gl.thread_barrier()
         mbarrier.arrive(k_filled.index(place), count=1)
         sent += 1
+        item = next_item(item, queue, queued)
+    mbarrier.wait(q_freed, rounds & 1 ^ 1)
+    tell(numbers, RING * NUMBERS, -1)
+    gl.thread_barrier()
+    mbarrier.arrive(q_filled, count=1)
 
 
 @gluon.jit
 def compute(
     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, tiles, together, all_tiles,
+    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, tiles, together, all_items, queue, queued,
     group: gl.constexpr,
 ):
     """The rows of a group: the online softmax over the tiles that are sent, the products of one running beside the next."""
@@ -111,7 +129,9 @@ def compute(
     rounds = gl.program_id(0) * 0  # tiles of queries so far
     taken = gl.program_id(0) * 0  # tiles of keys so far
     met = gl.program_id(0) * 0  # tiles of values so far
-    for item in range(gl.program_id(0), all_tiles, gl.num_programs(0)):
+    mbarrier.wait(q_filled, 0)
+    item = told(numbers, RING * NUMBERS)
+    while item >= 0:
         step = item % (tiles * together)
         turn_of_class = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
         head = item // (tiles * together) * together + step % together  # of all sequences
@@ -129,8 +149,6 @@ def compute(
         acc = gl.zeros([ROWS, VALUE_DIM], gl.float32, SUMS)
         nothing = gl.zeros([ROWS, BLOCK_K], gl.float32, SCORES)
         q_tile = q_groups.index(group).reshape([ROWS, HEAD_DIM])
-        mbarrier.wait(q_filled, rounds & 1)
-        rounds += 1
         place = taken % RING
         mbarrier.wait(k_filled.index(place), taken // RING & 1)
         j = told(numbers, place * NUMBERS)
@@ -212,10 +230,13 @@ def compute(
         gl.store(O + o_at, o_tile.load(ACROSS), mask=(o_rows < nq)[:, None])
         row_base = (b * HEADS + h).to(gl.int64) * nq
         gl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
+        rounds += 1
+        mbarrier.wait(q_filled, rounds & 1)
+        item = told(numbers, RING * NUMBERS)
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["nq", "n", "p_span", "tiles", "together", "all_tiles"])
+@gluon.jit(do_not_specialize=["nq", "n", "p_span", "tiles", "together", "all_items", "queued"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     K,  # [batch, groups, n, 64]
@@ -228,14 +249,16 @@ def forward(
     p_span,  # parameter span
     tiles,  # tiles of queries of a head
     together,  # heads that take turns, tile by tile
-    all_tiles,  # of all heads and sequences
+    all_items,  # tiles of all heads and sequences, or their parts
+    queue,  # [1], items that were taken, beside the first of each program
+    queued,  # whether items are taken from there, or every so many-th
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
     q_groups = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, 1, 1, 64, 1, 64], Q.layout)
     o_groups = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, ROWS, 64], OUTPUT)
     k_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, 128, 1, 64], K.layout)
     v_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, 128, 1, 64], V.layout)
-    numbers = gl.allocate_shared_memory(gl.int32, [RING * NUMBERS, 1], NUMBER)
+    numbers = gl.allocate_shared_memory(gl.int32, [RING * NUMBERS + 1, 1], NUMBER)
     q_filled = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     q_freed = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     k_filled = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
@@ -256,21 +279,21 @@ def forward(
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, tiles, together, all_tiles, 0,
+                    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, tiles, together, all_items, queue, queued, 0,
                 ),
             ),
             (
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, tiles, together, all_tiles, 1,
+                    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, tiles, together, all_items, queue, queued, 1,
                 ),
             ),
             (
                 fetch,
                 (
                     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, tiles, together, all_tiles,
+                    Q, K, V, O, o_stride_b, o_stride_h, o_stride_n, LSE, nq, n, p_span, tiles, together, all_items, queue, queued,
                 ),
             ),
         ],

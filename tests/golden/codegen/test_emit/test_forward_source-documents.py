@@ -46,61 +46,80 @@ def told(numbers, at, layout: gl.constexpr = SAME):
 
 
 @gluon.jit
+def next_item(item, queue, queued):
+    """What this program does after ``item``: the next that nobody has, or every so many-th where all take as long."""
+    if queued != 0:
+        following = gl.num_programs(0) + gl.atomic_add(queue, 1, sem="relaxed")
+    else:
+        following = item + gl.num_programs(0)
+    return following
+
+
+@gluon.jit
 def fetch(
     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n, tiles, together, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0,
+    Q, K, V, O, LSE, nq, n, tiles, together, all_items, queue, queued, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0,
 ):
     """Load the program's queries, then tile after tile of the keys that they meet."""
     rounds = gl.program_id(0) * 0  # tiles of queries so far
     sent = gl.program_id(0) * 0  # tiles of keys so far
     values_sent = gl.program_id(0) * 0
     item = gl.program_id(0)
-    step = item % (tiles * together)
-    i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
-    head = item // (tiles * together) * together + step % together  # of all sequences
-    h = head % HEADS
-    b = head // HEADS  # sequence
-    g = h // 2  # key head
-    rounds += 1
-    mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
-    for group in gl.static_range(GROUPS):
-        tma.async_copy_global_to_shared(Q, [b, h, i * BLOCK_Q + group * ROWS, 0], q_filled, q_groups.index(group))
-    touched_from_at_i = gl.load(intervals + 0 + b.to(gl.int64) * intervals_stride_b + i * 4).to(gl.int32)
-    touched_to_at_i = gl.load(intervals + 3 + b.to(gl.int64) * intervals_stride_b + i * 4).to(gl.int32)
-    full_from_at_i = gl.load(intervals + 1 + b.to(gl.int64) * intervals_stride_b + i * 4).to(gl.int32)
-    full_to_at_i = gl.load(intervals + 2 + b.to(gl.int64) * intervals_stride_b + i * 4).to(gl.int32)
-    lo = touched_from_at_i >> 7  # touched tiles
-    hi = gl.minimum(i + 1, (touched_to_at_i + 127) >> 7)
-    full_lo = gl.minimum(gl.maximum((full_from_at_i + 127) >> 7, lo), hi)  # full tiles
-    full_hi = gl.maximum(gl.minimum(gl.minimum(gl.minimum(i, full_to_at_i >> 7), hi), n >> 7), full_lo)
-    # masked where the tile is not full
-    for j in range(lo, hi):
-        masked = (j < full_lo) | (j >= full_hi)
+    while item < all_items:
+        step = item % (tiles * together)
+        i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
+        head = item // (tiles * together) * together + step % together  # of all sequences
+        h = head % HEADS
+        b = head // HEADS  # sequence
+        g = h // 2  # key head
+        touched_from_at_i = gl.load(intervals + 0 + b.to(gl.int64) * intervals_stride_b + i * 4).to(gl.int32)
+        touched_to_at_i = gl.load(intervals + 3 + b.to(gl.int64) * intervals_stride_b + i * 4).to(gl.int32)
+        full_from_at_i = gl.load(intervals + 1 + b.to(gl.int64) * intervals_stride_b + i * 4).to(gl.int32)
+        full_to_at_i = gl.load(intervals + 2 + b.to(gl.int64) * intervals_stride_b + i * 4).to(gl.int32)
+        lo = touched_from_at_i >> 7  # touched tiles
+        hi = gl.minimum(i + 1, (touched_to_at_i + 127) >> 7)
+        full_lo = gl.minimum(gl.maximum((full_from_at_i + 127) >> 7, lo), hi)  # full tiles
+        full_hi = gl.maximum(gl.minimum(gl.minimum(gl.minimum(i, full_to_at_i >> 7), hi), n >> 7), full_lo)
+        mbarrier.wait(q_freed, rounds & 1 ^ 1)
+        rounds += 1
+        tell(numbers, RING * NUMBERS, item)
+        gl.thread_barrier()
+        mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
+        for group in gl.static_range(GROUPS):
+            tma.async_copy_global_to_shared(Q, [b, h, i * BLOCK_Q + group * ROWS, 0], q_filled, q_groups.index(group))
+        # masked where the tile is not full
+        for j in range(lo, hi):
+            masked = (j < full_lo) | (j >= full_hi)
+            place = sent % RING
+            mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
+            tell(numbers, place * NUMBERS, j)
+            tell(numbers, place * NUMBERS + 1, masked)
+            gl.thread_barrier()
+            mbarrier.expect(k_filled.index(place), BLOCK_K * HEAD_DIM * 2)
+            tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K, 0], k_filled.index(place), k_ring.index(place))
+            sent += 1
+            place = values_sent % RING
+            mbarrier.wait(v_freed.index(place), values_sent // RING & 1 ^ 1)
+            mbarrier.expect(v_filled.index(place), BLOCK_K * VALUE_DIM * 2)
+            tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K, 0], v_filled.index(place), v_ring.index(place))
+            values_sent += 1
         place = sent % RING
         mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
-        tell(numbers, place * NUMBERS, j)
-        tell(numbers, place * NUMBERS + 1, masked)
+        tell(numbers, place * NUMBERS, -1)
         gl.thread_barrier()
-        mbarrier.expect(k_filled.index(place), BLOCK_K * HEAD_DIM * 2)
-        tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K, 0], k_filled.index(place), k_ring.index(place))
+        mbarrier.arrive(k_filled.index(place), count=1)
         sent += 1
-        place = values_sent % RING
-        mbarrier.wait(v_freed.index(place), values_sent // RING & 1 ^ 1)
-        mbarrier.expect(v_filled.index(place), BLOCK_K * VALUE_DIM * 2)
-        tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K, 0], v_filled.index(place), v_ring.index(place))
-        values_sent += 1
-    place = sent % RING
-    mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
-    tell(numbers, place * NUMBERS, -1)
+        item = next_item(item, queue, queued)
+    mbarrier.wait(q_freed, rounds & 1 ^ 1)
+    tell(numbers, RING * NUMBERS, -1)
     gl.thread_barrier()
-    mbarrier.arrive(k_filled.index(place), count=1)
-    sent += 1
+    mbarrier.arrive(q_filled, count=1)
 
 
 @gluon.jit
 def compute(
     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n, tiles, together, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0,
+    Q, K, V, O, LSE, nq, n, tiles, together, all_items, queue, queued, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0,
     group: gl.constexpr,
 ):
     """The rows of a group: the online softmax over the tiles that are sent, the products of one running beside the next."""
@@ -109,56 +128,31 @@ def compute(
     rounds = gl.program_id(0) * 0  # tiles of queries so far
     taken = gl.program_id(0) * 0  # tiles of keys so far
     met = gl.program_id(0) * 0  # tiles of values so far
-    item = gl.program_id(0)
-    step = item % (tiles * together)
-    i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
-    head = item // (tiles * together) * together + step % together  # of all sequences
-    h = head % HEADS
-    b = head // HEADS  # sequence
-    g = h // 2  # key head
-    q_rows = i * BLOCK_Q + q_places
-    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    q_part = gl.minimum(q + 1, n)
-    doc_at_q = gl.load(t_doc + b.to(gl.int64) * stride_doc_b + q * stride_doc_0, mask=(q >= 0) & (q < size_doc_0), other=0).to(gl.int32)
-    m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))  # running maximum of the logits
-    l = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))  # running sum of the weights
-    acc = gl.zeros([ROWS, VALUE_DIM], gl.float32, SUMS)
-    nothing = gl.zeros([ROWS, BLOCK_K], gl.float32, SCORES)
-    q_tile = q_groups.index(group).reshape([ROWS, HEAD_DIM])
-    mbarrier.wait(q_filled, rounds & 1)
-    rounds += 1
-    place = taken % RING
-    mbarrier.wait(k_filled.index(place), taken // RING & 1)
-    j = told(numbers, place * NUMBERS)
-    if j >= 0:
-        scores = warpgroup_mma(q_tile, k_ring.index(place).reshape([BLOCK_K, HEAD_DIM]).permute((1, 0)), nothing, use_acc=False, is_async=True)
-        masked = told(numbers, place * NUMBERS + 1) != 0
-        scores = warpgroup_mma_wait(0, deps=(scores,))  # [ROWS, BLOCK_K]
-        gl.thread_barrier()
-        mbarrier.arrive(k_freed.index(place), count=1)
-        taken += 1
-        k_rows = j * BLOCK_K + k_places
-        k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        if masked:
-            doc_at_k = gl.load(t_doc + b.to(gl.int64) * stride_doc_b + k * stride_doc_0, mask=(k >= 0) & (k < size_doc_0), other=0).to(gl.int32)
-            scores = gl.where((k < q_part) & (doc_at_q == doc_at_k), scores, float("-inf"))  # documents.spat:4
-        m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
-        shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
-        p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
-        alpha = gl.exp2(m - shift)
-        l = l * alpha + gl.sum(p, 1)
-        m = m_new
-        weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
+    mbarrier.wait(q_filled, 0)
+    item = told(numbers, RING * NUMBERS)
+    while item >= 0:
+        step = item % (tiles * together)
+        i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
+        head = item // (tiles * together) * together + step % together  # of all sequences
+        h = head % HEADS
+        b = head // HEADS  # sequence
+        g = h // 2  # key head
+        q_rows = i * BLOCK_Q + q_places
+        q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+        q_part = gl.minimum(q + 1, n)
+        doc_at_q = gl.load(t_doc + b.to(gl.int64) * stride_doc_b + q * stride_doc_0, mask=(q >= 0) & (q < size_doc_0), other=0).to(gl.int32)
+        m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))  # running maximum of the logits
+        l = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))  # running sum of the weights
+        acc = gl.zeros([ROWS, VALUE_DIM], gl.float32, SUMS)
+        nothing = gl.zeros([ROWS, BLOCK_K], gl.float32, SCORES)
+        q_tile = q_groups.index(group).reshape([ROWS, HEAD_DIM])
         place = taken % RING
         mbarrier.wait(k_filled.index(place), taken // RING & 1)
         j = told(numbers, place * NUMBERS)
-        while j >= 0:
+        if j >= 0:
             scores = warpgroup_mma(q_tile, k_ring.index(place).reshape([BLOCK_K, HEAD_DIM]).permute((1, 0)), nothing, use_acc=False, is_async=True)
             masked = told(numbers, place * NUMBERS + 1) != 0
-            behind = met % RING
-            mbarrier.wait(v_filled.index(behind), met // RING & 1)
-            acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
-            scores = warpgroup_mma_wait(1, deps=(scores,))  # [ROWS, BLOCK_K]
+            scores = warpgroup_mma_wait(0, deps=(scores,))  # [ROWS, BLOCK_K]
             gl.thread_barrier()
             mbarrier.arrive(k_freed.index(place), count=1)
             taken += 1
@@ -173,34 +167,73 @@ def compute(
             alpha = gl.exp2(m - shift)
             l = l * alpha + gl.sum(p, 1)
             m = m_new
-            acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))  # [ROWS, VALUE_DIM]
-            gl.thread_barrier()
-            mbarrier.arrive(v_freed.index(behind), count=1)
-            met += 1
-            acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, SUMS))[:, None]
             weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
             place = taken % RING
             mbarrier.wait(k_filled.index(place), taken // RING & 1)
             j = told(numbers, place * NUMBERS)
-        behind = met % RING
-        mbarrier.wait(v_filled.index(behind), met // RING & 1)
-        acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
-        acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
-    norm = gl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
-    acc = acc * gl.convert_layout(1.0 / norm, gl.SliceLayout(1, SUMS))[:, None]
-    lse = (m + gl.log2(norm)) * 0.6931471805599453
-    tma.store_wait(0)  # of the rows before
-    gl.thread_barrier()  # queries may lie where the output goes: they have been read
-    o_groups.index(group).reshape([ROWS, VALUE_DIM]).store(acc.to(gl.bfloat16))
-    fence_async_shared()
-    gl.thread_barrier()
-    tma.async_copy_shared_to_global(O, [b, h, i * BLOCK_Q + group * ROWS, 0], o_groups.index(group))
-    row_base = (b * HEADS + h).to(gl.int64) * nq
-    gl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
+            while j >= 0:
+                scores = warpgroup_mma(q_tile, k_ring.index(place).reshape([BLOCK_K, HEAD_DIM]).permute((1, 0)), nothing, use_acc=False, is_async=True)
+                masked = told(numbers, place * NUMBERS + 1) != 0
+                behind = met % RING
+                mbarrier.wait(v_filled.index(behind), met // RING & 1)
+                acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
+                scores = warpgroup_mma_wait(1, deps=(scores,))  # [ROWS, BLOCK_K]
+                gl.thread_barrier()
+                mbarrier.arrive(k_freed.index(place), count=1)
+                taken += 1
+                k_rows = j * BLOCK_K + k_places
+                k = k_rows[None, :]  # positions, [1, BLOCK_K]
+                if masked:
+                    doc_at_k = gl.load(t_doc + b.to(gl.int64) * stride_doc_b + k * stride_doc_0, mask=(k >= 0) & (k < size_doc_0), other=0).to(gl.int32)
+                    scores = gl.where((k < q_part) & (doc_at_q == doc_at_k), scores, float("-inf"))  # documents.spat:4
+                m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
+                shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
+                p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
+                alpha = gl.exp2(m - shift)
+                l = l * alpha + gl.sum(p, 1)
+                m = m_new
+                acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))  # [ROWS, VALUE_DIM]
+                gl.thread_barrier()
+                mbarrier.arrive(v_freed.index(behind), count=1)
+                met += 1
+                acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, SUMS))[:, None]
+                weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
+                place = taken % RING
+                mbarrier.wait(k_filled.index(place), taken // RING & 1)
+                j = told(numbers, place * NUMBERS)
+            gl.thread_barrier()
+            mbarrier.arrive(q_freed, count=1)
+            mbarrier.arrive(k_freed.index(place), count=1)
+            behind = met % RING
+            mbarrier.wait(v_filled.index(behind), met // RING & 1)
+            acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
+            acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
+            gl.thread_barrier()
+            mbarrier.arrive(v_freed.index(behind), count=1)
+            met += 1
+        else:
+            gl.thread_barrier()
+            mbarrier.arrive(q_freed, count=1)
+            mbarrier.arrive(k_freed.index(place), count=1)
+        taken += 1
+        norm = gl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
+        acc = acc * gl.convert_layout(1.0 / norm, gl.SliceLayout(1, SUMS))[:, None]
+        lse = (m + gl.log2(norm)) * 0.6931471805599453
+        tma.store_wait(0)  # of the rows before
+        gl.thread_barrier()  # queries may lie where the output goes: they have been read
+        o_groups.index(group).reshape([ROWS, VALUE_DIM]).store(acc.to(gl.bfloat16))
+        fence_async_shared()
+        gl.thread_barrier()
+        tma.async_copy_shared_to_global(O, [b, h, i * BLOCK_Q + group * ROWS, 0], o_groups.index(group))
+        row_base = (b * HEADS + h).to(gl.int64) * nq
+        gl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
+        rounds += 1
+        mbarrier.wait(q_filled, rounds & 1)
+        item = told(numbers, RING * NUMBERS)
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["nq", "n", "tiles", "together", "intervals_stride_b", "stride_doc_b", "size_doc_0"])
+@gluon.jit(do_not_specialize=["nq", "n", "tiles", "together", "all_items", "queued", "intervals_stride_b", "stride_doc_b", "size_doc_0"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     K,  # [batch, groups, n, 64]
@@ -211,6 +244,9 @@ def forward(
     n,  # keys
     tiles,  # tiles of queries of a head
     together,  # heads that take turns, tile by tile
+    all_items,  # tiles of all heads and sequences, or their parts
+    queue,  # [1], items that were taken, beside the first of each program
+    queued,  # whether items are taken from there, or every so many-th
     intervals,  # [batch or 1, tiles, 4], ends of the rows to walk
     intervals_stride_b,
     t_doc,  # table doc[token]
@@ -218,10 +254,10 @@ def forward(
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
     q_groups = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, 1, 1, 64, 64], Q.layout)
-    o_groups = q_groups  # when the queries have been read
+    o_groups = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, 1, 1, 64, 64], O.layout)
     k_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, 128, 64], K.layout)
     v_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, 128, 64], V.layout)
-    numbers = gl.allocate_shared_memory(gl.int32, [RING * NUMBERS, 1], NUMBER)
+    numbers = gl.allocate_shared_memory(gl.int32, [RING * NUMBERS + 1, 1], NUMBER)
     q_filled = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     q_freed = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     k_filled = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
@@ -242,21 +278,21 @@ def forward(
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, tiles, together, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0, 0,
+                    Q, K, V, O, LSE, nq, n, tiles, together, all_items, queue, queued, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0, 0,
                 ),
             ),
             (
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, tiles, together, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0, 1,
+                    Q, K, V, O, LSE, nq, n, tiles, together, all_items, queue, queued, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0, 1,
                 ),
             ),
             (
                 fetch,
                 (
                     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, tiles, together, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0,
+                    Q, K, V, O, LSE, nq, n, tiles, together, all_items, queue, queued, intervals, intervals_stride_b, t_doc, stride_doc_b, stride_doc_0, size_doc_0,
                 ),
             ),
         ],

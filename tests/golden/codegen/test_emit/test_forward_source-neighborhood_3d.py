@@ -46,71 +46,90 @@ def told(numbers, at, layout: gl.constexpr = SAME):
 
 
 @gluon.jit
+def next_item(item, queue, queued):
+    """What this program does after ``item``: the next that nobody has, or every so many-th where all take as long."""
+    if queued != 0:
+        following = gl.num_programs(0) + gl.atomic_add(queue, 1, sem="relaxed")
+    else:
+        following = item + gl.num_programs(0)
+    return following
+
+
+@gluon.jit
 def fetch(
     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n, tiles, together,
+    Q, K, V, O, LSE, nq, n, tiles, together, all_items, queue, queued,
 ):
     """Load the program's queries, then tile after tile of the keys that they meet."""
     rounds = gl.program_id(0) * 0  # tiles of queries so far
     sent = gl.program_id(0) * 0  # tiles of keys so far
     values_sent = gl.program_id(0) * 0
     item = gl.program_id(0)
-    step = item % (tiles * together)
-    i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
-    head = item // (tiles * together) * together + step % together  # of all sequences
-    h = head % HEADS
-    b = head // HEADS  # sequence
-    g = h // 2  # key head
-    i0 = i // 60  # box of 2 × 16 × 4 of the grid 30 × 48 × 79
-    i1 = i // 20 % 3
-    i2 = i % 20
-    q_first = i0 * 7584 + i1 * 1264 + i2 * 4  # its first row
-    rounds += 1
-    mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
-    for group in gl.static_range(GROUPS):
-        tma.async_copy_global_to_shared(Q, [b * 4 + h, i0 * 2 + group * (2 // GROUPS), i1 * 16, i2 * 4, 0], q_filled, q_groups.index(group))
-    lo0 = gl.maximum(0, i0 - 9)  # touched boxes along axis 0
-    hi0 = i0 + 1
-    boxes0 = gl.maximum(hi0 - lo0, 0)
-    lo1 = gl.maximum(0, i1 - 1)  # touched boxes along axis 1
-    hi1 = gl.minimum(3, i1 + 2)
-    boxes1 = gl.maximum(hi1 - lo1, 0)
-    lo2 = gl.minimum(gl.where(i2 <= 2, 0, i2 - 3), 13)  # touched boxes along axis 2
-    hi2 = gl.maximum(gl.maximum(7, gl.where(i2 <= 16, i2 + 4, -268435456)), gl.where(i2 >= 16, 20, -268435456))
-    boxes2 = gl.maximum(hi2 - lo2, 0)
-    # boxes that are touched, row by row
-    for t in range(0, boxes0 * boxes1 * boxes2):
-        j0 = lo0 + t // (boxes1 * boxes2)
-        j1 = lo1 + t // boxes2 % boxes1
-        j2 = lo2 + t % boxes2
-        k_first = j0 * 7584 + j1 * 1264 + j2 * 4  # its first row
+    while item < all_items:
+        step = item % (tiles * together)
+        i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
+        head = item // (tiles * together) * together + step % together  # of all sequences
+        h = head % HEADS
+        b = head // HEADS  # sequence
+        g = h // 2  # key head
+        i0 = i // 60  # box of 2 × 16 × 4 of the grid 30 × 48 × 79
+        i1 = i // 20 % 3
+        i2 = i % 20
+        q_first = i0 * 7584 + i1 * 1264 + i2 * 4  # its first row
+        lo0 = gl.maximum(0, i0 - 9)  # touched boxes along axis 0
+        hi0 = i0 + 1
+        boxes0 = gl.maximum(hi0 - lo0, 0)
+        lo1 = gl.maximum(0, i1 - 1)  # touched boxes along axis 1
+        hi1 = gl.minimum(3, i1 + 2)
+        boxes1 = gl.maximum(hi1 - lo1, 0)
+        lo2 = gl.minimum(gl.where(i2 <= 2, 0, i2 - 3), 13)  # touched boxes along axis 2
+        hi2 = gl.maximum(gl.maximum(7, gl.where(i2 <= 16, i2 + 4, -268435456)), gl.where(i2 >= 16, 20, -268435456))
+        boxes2 = gl.maximum(hi2 - lo2, 0)
+        mbarrier.wait(q_freed, rounds & 1 ^ 1)
+        rounds += 1
+        tell(numbers, RING * NUMBERS, item)
+        gl.thread_barrier()
+        mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
+        for group in gl.static_range(GROUPS):
+            tma.async_copy_global_to_shared(Q, [b * 4 + h, i0 * 2 + group * (2 // GROUPS), i1 * 16, i2 * 4, 0], q_filled, q_groups.index(group))
+        # boxes that are touched, row by row
+        for t in range(0, boxes0 * boxes1 * boxes2):
+            j0 = lo0 + t // (boxes1 * boxes2)
+            j1 = lo1 + t // boxes2 % boxes1
+            j2 = lo2 + t % boxes2
+            k_first = j0 * 7584 + j1 * 1264 + j2 * 4  # its first row
+            place = sent % RING
+            mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
+            tell(numbers, place * NUMBERS, j0)
+            tell(numbers, place * NUMBERS + 1, j1)
+            tell(numbers, place * NUMBERS + 2, j2)
+            tell(numbers, place * NUMBERS + 3, k_first)
+            gl.thread_barrier()
+            mbarrier.expect(k_filled.index(place), BLOCK_K * HEAD_DIM * 2)
+            tma.async_copy_global_to_shared(K, [b * 2 + g, j0 * 2, j1 * 16, j2 * 4, 0], k_filled.index(place), k_ring.index(place))
+            sent += 1
+            place = values_sent % RING
+            mbarrier.wait(v_freed.index(place), values_sent // RING & 1 ^ 1)
+            mbarrier.expect(v_filled.index(place), BLOCK_K * VALUE_DIM * 2)
+            tma.async_copy_global_to_shared(V, [b * 2 + g, j0 * 2, j1 * 16, j2 * 4, 0], v_filled.index(place), v_ring.index(place))
+            values_sent += 1
         place = sent % RING
         mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
-        tell(numbers, place * NUMBERS, j0)
-        tell(numbers, place * NUMBERS + 1, j1)
-        tell(numbers, place * NUMBERS + 2, j2)
-        tell(numbers, place * NUMBERS + 3, k_first)
+        tell(numbers, place * NUMBERS, -1)
         gl.thread_barrier()
-        mbarrier.expect(k_filled.index(place), BLOCK_K * HEAD_DIM * 2)
-        tma.async_copy_global_to_shared(K, [b * 2 + g, j0 * 2, j1 * 16, j2 * 4, 0], k_filled.index(place), k_ring.index(place))
+        mbarrier.arrive(k_filled.index(place), count=1)
         sent += 1
-        place = values_sent % RING
-        mbarrier.wait(v_freed.index(place), values_sent // RING & 1 ^ 1)
-        mbarrier.expect(v_filled.index(place), BLOCK_K * VALUE_DIM * 2)
-        tma.async_copy_global_to_shared(V, [b * 2 + g, j0 * 2, j1 * 16, j2 * 4, 0], v_filled.index(place), v_ring.index(place))
-        values_sent += 1
-    place = sent % RING
-    mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
-    tell(numbers, place * NUMBERS, -1)
+        item = next_item(item, queue, queued)
+    mbarrier.wait(q_freed, rounds & 1 ^ 1)
+    tell(numbers, RING * NUMBERS, -1)
     gl.thread_barrier()
-    mbarrier.arrive(k_filled.index(place), count=1)
-    sent += 1
+    mbarrier.arrive(q_filled, count=1)
 
 
 @gluon.jit
 def compute(
     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n, tiles, together,
+    Q, K, V, O, LSE, nq, n, tiles, together, all_items, queue, queued,
     group: gl.constexpr,
 ):
     """The rows of a group: the online softmax over the tiles that are sent, the products of one running beside the next."""
@@ -119,83 +138,55 @@ def compute(
     rounds = gl.program_id(0) * 0  # tiles of queries so far
     taken = gl.program_id(0) * 0  # tiles of keys so far
     met = gl.program_id(0) * 0  # tiles of values so far
-    item = gl.program_id(0)
-    step = item % (tiles * together)
-    i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
-    head = item // (tiles * together) * together + step % together  # of all sequences
-    h = head % HEADS
-    b = head // HEADS  # sequence
-    g = h // 2  # key head
-    i0 = i // 60  # box of 2 × 16 × 4 of the grid 30 × 48 × 79
-    i1 = i // 20 % 3
-    i2 = i % 20
-    q_first = i0 * 7584 + i1 * 1264 + i2 * 4  # its first row
-    q_lane0 = q_places // 64  # place in a box of 2 × 16 × 4
-    q_lane1 = q_places // 4 % 16
-    q_lane2 = q_places % 4
-    q_within = q_lane0 * 3792 + q_lane1 * 79 + q_lane2  # rows after the first
-    k_lane0 = k_places // 64  # place in a box of 2 × 16 × 4
-    k_lane1 = k_places // 4 % 16
-    k_lane2 = k_places % 4
-    k_within = k_lane0 * 3792 + k_lane1 * 79 + k_lane2  # rows after the first
-    q_rows = gl.where((i2 * 4 + q_lane2 < 79), q_first + q_within, nq)  # outside the grid: past the end
-    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    q0 = (i0 * 2 + q_lane0)[:, None]  # coordinate on axis 0
-    q1 = (i1 * 16 + q_lane1)[:, None]  # coordinate on axis 1
-    q2 = (i2 * 4 + q_lane2)[:, None]  # coordinate on axis 2
-    q0_part = gl.minimum(q0, 29) - 18
-    q1_part = gl.maximum(gl.minimum(q1, 47), 12)
-    q1_part_2 = gl.minimum(q1_part, 35)
-    q1_part_3 = q1_part_2 - 12
-    q1_part_4 = q1_part_2 + 13
-    q2_part = gl.maximum(gl.minimum(q2, 78), 12)
-    q2_part_2 = gl.minimum(q2_part, 66)
-    q2_part_3 = q2_part_2 - 12
-    q2_part_4 = q2_part_2 + 13
-    m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))  # running maximum of the logits
-    l = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))  # running sum of the weights
-    acc = gl.zeros([ROWS, VALUE_DIM], gl.float32, SUMS)
-    nothing = gl.zeros([ROWS, BLOCK_K], gl.float32, SCORES)
-    q_tile = q_groups.index(group).reshape([ROWS, HEAD_DIM])
-    mbarrier.wait(q_filled, rounds & 1)
-    rounds += 1
-    place = taken % RING
-    mbarrier.wait(k_filled.index(place), taken // RING & 1)
-    j0 = told(numbers, place * NUMBERS)
-    if j0 >= 0:
-        scores = warpgroup_mma(q_tile, k_ring.index(place).reshape([BLOCK_K, HEAD_DIM]).permute((1, 0)), nothing, use_acc=False, is_async=True)
-        j1 = told(numbers, place * NUMBERS + 1)
-        j2 = told(numbers, place * NUMBERS + 2)
-        k_first = told(numbers, place * NUMBERS + 3)
-        scores = warpgroup_mma_wait(0, deps=(scores,))  # [ROWS, BLOCK_K]
-        gl.thread_barrier()
-        mbarrier.arrive(k_freed.index(place), count=1)
-        taken += 1
-        k_rows = gl.where((j2 * 4 + k_lane2 < 79), k_first + k_within, n)  # outside the grid: past the end
-        k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        k0 = (j0 * 2 + k_lane0)[None, :]  # coordinate on axis 0
-        k1 = (j1 * 16 + k_lane1)[None, :]  # coordinate on axis 1
-        k2 = (j2 * 4 + k_lane2)[None, :]  # coordinate on axis 2
-        scores = gl.where((k0 >= q0_part) & (k0 < q0 + 1) & (k1 >= q1_part_3) & (k1 < q1_part_4) & (k2 >= q2_part_3) & (k2 < q2_part_4) & (k < n), scores, float("-inf"))  # neighborhood_3d.spat:8
-        m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
-        shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
-        p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
-        alpha = gl.exp2(m - shift)
-        l = l * alpha + gl.sum(p, 1)
-        m = m_new
-        weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
+    mbarrier.wait(q_filled, 0)
+    item = told(numbers, RING * NUMBERS)
+    while item >= 0:
+        step = item % (tiles * together)
+        i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
+        head = item // (tiles * together) * together + step % together  # of all sequences
+        h = head % HEADS
+        b = head // HEADS  # sequence
+        g = h // 2  # key head
+        i0 = i // 60  # box of 2 × 16 × 4 of the grid 30 × 48 × 79
+        i1 = i // 20 % 3
+        i2 = i % 20
+        q_first = i0 * 7584 + i1 * 1264 + i2 * 4  # its first row
+        q_lane0 = q_places // 64  # place in a box of 2 × 16 × 4
+        q_lane1 = q_places // 4 % 16
+        q_lane2 = q_places % 4
+        q_within = q_lane0 * 3792 + q_lane1 * 79 + q_lane2  # rows after the first
+        k_lane0 = k_places // 64  # place in a box of 2 × 16 × 4
+        k_lane1 = k_places // 4 % 16
+        k_lane2 = k_places % 4
+        k_within = k_lane0 * 3792 + k_lane1 * 79 + k_lane2  # rows after the first
+        q_rows = gl.where((i2 * 4 + q_lane2 < 79), q_first + q_within, nq)  # outside the grid: past the end
+        q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+        q0 = (i0 * 2 + q_lane0)[:, None]  # coordinate on axis 0
+        q1 = (i1 * 16 + q_lane1)[:, None]  # coordinate on axis 1
+        q2 = (i2 * 4 + q_lane2)[:, None]  # coordinate on axis 2
+        q0_part = gl.minimum(q0, 29) - 18
+        q1_part = gl.maximum(gl.minimum(q1, 47), 12)
+        q1_part_2 = gl.minimum(q1_part, 35)
+        q1_part_3 = q1_part_2 - 12
+        q1_part_4 = q1_part_2 + 13
+        q2_part = gl.maximum(gl.minimum(q2, 78), 12)
+        q2_part_2 = gl.minimum(q2_part, 66)
+        q2_part_3 = q2_part_2 - 12
+        q2_part_4 = q2_part_2 + 13
+        m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))  # running maximum of the logits
+        l = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))  # running sum of the weights
+        acc = gl.zeros([ROWS, VALUE_DIM], gl.float32, SUMS)
+        nothing = gl.zeros([ROWS, BLOCK_K], gl.float32, SCORES)
+        q_tile = q_groups.index(group).reshape([ROWS, HEAD_DIM])
         place = taken % RING
         mbarrier.wait(k_filled.index(place), taken // RING & 1)
         j0 = told(numbers, place * NUMBERS)
-        while j0 >= 0:
+        if j0 >= 0:
             scores = warpgroup_mma(q_tile, k_ring.index(place).reshape([BLOCK_K, HEAD_DIM]).permute((1, 0)), nothing, use_acc=False, is_async=True)
             j1 = told(numbers, place * NUMBERS + 1)
             j2 = told(numbers, place * NUMBERS + 2)
             k_first = told(numbers, place * NUMBERS + 3)
-            behind = met % RING
-            mbarrier.wait(v_filled.index(behind), met // RING & 1)
-            acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
-            scores = warpgroup_mma_wait(1, deps=(scores,))  # [ROWS, BLOCK_K]
+            scores = warpgroup_mma_wait(0, deps=(scores,))  # [ROWS, BLOCK_K]
             gl.thread_barrier()
             mbarrier.arrive(k_freed.index(place), count=1)
             taken += 1
@@ -211,34 +202,76 @@ def compute(
             alpha = gl.exp2(m - shift)
             l = l * alpha + gl.sum(p, 1)
             m = m_new
-            acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))  # [ROWS, VALUE_DIM]
-            gl.thread_barrier()
-            mbarrier.arrive(v_freed.index(behind), count=1)
-            met += 1
-            acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, SUMS))[:, None]
             weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
             place = taken % RING
             mbarrier.wait(k_filled.index(place), taken // RING & 1)
             j0 = told(numbers, place * NUMBERS)
-        behind = met % RING
-        mbarrier.wait(v_filled.index(behind), met // RING & 1)
-        acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
-        acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
-    norm = gl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
-    acc = acc * gl.convert_layout(1.0 / norm, gl.SliceLayout(1, SUMS))[:, None]
-    lse = (m + gl.log2(norm)) * 0.6931471805599453
-    tma.store_wait(0)  # of the rows before
-    gl.thread_barrier()  # queries may lie where the output goes: they have been read
-    o_groups.index(group).reshape([ROWS, VALUE_DIM]).store(acc.to(gl.bfloat16))
-    fence_async_shared()
-    gl.thread_barrier()
-    tma.async_copy_shared_to_global(O, [b * 4 + h, i0 * 2 + group * (2 // GROUPS), i1 * 16, i2 * 4, 0], o_groups.index(group))
-    row_base = (b * HEADS + h).to(gl.int64) * nq
-    gl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
+            while j0 >= 0:
+                scores = warpgroup_mma(q_tile, k_ring.index(place).reshape([BLOCK_K, HEAD_DIM]).permute((1, 0)), nothing, use_acc=False, is_async=True)
+                j1 = told(numbers, place * NUMBERS + 1)
+                j2 = told(numbers, place * NUMBERS + 2)
+                k_first = told(numbers, place * NUMBERS + 3)
+                behind = met % RING
+                mbarrier.wait(v_filled.index(behind), met // RING & 1)
+                acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
+                scores = warpgroup_mma_wait(1, deps=(scores,))  # [ROWS, BLOCK_K]
+                gl.thread_barrier()
+                mbarrier.arrive(k_freed.index(place), count=1)
+                taken += 1
+                k_rows = gl.where((j2 * 4 + k_lane2 < 79), k_first + k_within, n)  # outside the grid: past the end
+                k = k_rows[None, :]  # positions, [1, BLOCK_K]
+                k0 = (j0 * 2 + k_lane0)[None, :]  # coordinate on axis 0
+                k1 = (j1 * 16 + k_lane1)[None, :]  # coordinate on axis 1
+                k2 = (j2 * 4 + k_lane2)[None, :]  # coordinate on axis 2
+                scores = gl.where((k0 >= q0_part) & (k0 < q0 + 1) & (k1 >= q1_part_3) & (k1 < q1_part_4) & (k2 >= q2_part_3) & (k2 < q2_part_4) & (k < n), scores, float("-inf"))  # neighborhood_3d.spat:8
+                m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
+                shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
+                p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
+                alpha = gl.exp2(m - shift)
+                l = l * alpha + gl.sum(p, 1)
+                m = m_new
+                acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))  # [ROWS, VALUE_DIM]
+                gl.thread_barrier()
+                mbarrier.arrive(v_freed.index(behind), count=1)
+                met += 1
+                acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, SUMS))[:, None]
+                weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
+                place = taken % RING
+                mbarrier.wait(k_filled.index(place), taken // RING & 1)
+                j0 = told(numbers, place * NUMBERS)
+            gl.thread_barrier()
+            mbarrier.arrive(q_freed, count=1)
+            mbarrier.arrive(k_freed.index(place), count=1)
+            behind = met % RING
+            mbarrier.wait(v_filled.index(behind), met // RING & 1)
+            acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
+            acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
+            gl.thread_barrier()
+            mbarrier.arrive(v_freed.index(behind), count=1)
+            met += 1
+        else:
+            gl.thread_barrier()
+            mbarrier.arrive(q_freed, count=1)
+            mbarrier.arrive(k_freed.index(place), count=1)
+        taken += 1
+        norm = gl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
+        acc = acc * gl.convert_layout(1.0 / norm, gl.SliceLayout(1, SUMS))[:, None]
+        lse = (m + gl.log2(norm)) * 0.6931471805599453
+        tma.store_wait(0)  # of the rows before
+        gl.thread_barrier()  # queries may lie where the output goes: they have been read
+        o_groups.index(group).reshape([ROWS, VALUE_DIM]).store(acc.to(gl.bfloat16))
+        fence_async_shared()
+        gl.thread_barrier()
+        tma.async_copy_shared_to_global(O, [b * 4 + h, i0 * 2 + group * (2 // GROUPS), i1 * 16, i2 * 4, 0], o_groups.index(group))
+        row_base = (b * HEADS + h).to(gl.int64) * nq
+        gl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
+        rounds += 1
+        mbarrier.wait(q_filled, rounds & 1)
+        item = told(numbers, RING * NUMBERS)
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["nq", "n", "tiles", "together"])
+@gluon.jit(do_not_specialize=["nq", "n", "tiles", "together", "all_items", "queued"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     K,  # [batch, groups, n, 64]
@@ -249,13 +282,16 @@ def forward(
     n,  # keys
     tiles,  # tiles of queries of a head
     together,  # heads that take turns, tile by tile
+    all_items,  # tiles of all heads and sequences, or their parts
+    queue,  # [1], items that were taken, beside the first of each program
+    queued,  # whether items are taken from there, or every so many-th
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
     q_groups = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, 1, 1, 16, 4, 64], Q.layout)
-    o_groups = q_groups  # when the queries have been read
+    o_groups = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, 1, 1, 16, 4, 64], O.layout)
     k_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 2, 16, 4, 64], K.layout)
     v_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 2, 16, 4, 64], V.layout)
-    numbers = gl.allocate_shared_memory(gl.int32, [RING * NUMBERS, 1], NUMBER)
+    numbers = gl.allocate_shared_memory(gl.int32, [RING * NUMBERS + 1, 1], NUMBER)
     q_filled = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     q_freed = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     k_filled = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
@@ -276,21 +312,21 @@ def forward(
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, tiles, together, 0,
+                    Q, K, V, O, LSE, nq, n, tiles, together, all_items, queue, queued, 0,
                 ),
             ),
             (
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, tiles, together, 1,
+                    Q, K, V, O, LSE, nq, n, tiles, together, all_items, queue, queued, 1,
                 ),
             ),
             (
                 fetch,
                 (
                     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, tiles, together,
+                    Q, K, V, O, LSE, nq, n, tiles, together, all_items, queue, queued,
                 ),
             ),
         ],

@@ -60,88 +60,107 @@ def told(numbers, at, layout: gl.constexpr = SAME):
 
 
 @gluon.jit
+def next_item(item, queue, queued):
+    """What this program does after ``item``: the next that nobody has, or every so many-th where all take as long."""
+    if queued != 0:
+        following = gl.num_programs(0) + gl.atomic_add(queue, 1, sem="relaxed")
+    else:
+        following = item + gl.num_programs(0)
+    return following
+
+
+@gluon.jit
 def fetch(
     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, tiles, together,
+    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, tiles, together, all_items, queue, queued,
 ):
     """Load the program's queries, then tile after tile of the keys that they meet."""
     rounds = gl.program_id(0) * 0  # tiles of queries so far
     sent = gl.program_id(0) * 0  # tiles of keys so far
     values_sent = gl.program_id(0) * 0
     item = gl.program_id(0)
-    step = item % (tiles * together)
-    i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
-    head = item // (tiles * together) * together + step % together  # of all sequences
-    h = head % HEADS
-    b = head // HEADS  # sequence
-    g = h // 2  # key head
-    rounds += 1
-    mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
-    for group in gl.static_range(GROUPS):
-        tma.async_copy_global_to_shared(Q, [b, h, i * BLOCK_Q + group * ROWS, 0], q_filled, q_groups.index(group))
-    first = i  # tile from which distances count
-    list_at = b * list_stride_b
-    begin = gl.load(list_begin + list_at)
-    middle = gl.load(list_middle + list_at)
-    end = gl.load(list_end + list_at)
-    tiles = (n + 127) >> 7  # of keys
-    full_lo, full_lo_end = begin, middle  # full tiles that exist
-    full_hi, full_hi_end = begin, middle
-    lo, lo_end = middle, end  # masked tiles that exist
-    hi, hi_end = middle, end
-    inside, inside_end = begin, middle  # full tiles without keys past the end
-    while (full_lo < full_lo_end) | (full_hi < full_hi_end) | (lo < lo_end) | (hi < hi_end) | (inside < inside_end):
-        full_lo, full_lo_end = halved(list_tiles, full_lo, full_lo_end, -first)
-        full_hi, full_hi_end = halved(list_tiles, full_hi, full_hi_end, tiles - first)
-        lo, lo_end = halved(list_tiles, lo, lo_end, -first)
-        hi, hi_end = halved(list_tiles, hi, hi_end, tiles - first)
-        inside, inside_end = halved(list_tiles, inside, inside_end, (n >> 7) - first)
-    inside = gl.maximum(inside, full_lo)
-    edges = lo - (full_hi - inside)  # other full tiles come first
-    # every pair of these tiles counts
-    for t in range(full_lo, inside):
-        j = first + gl.load(list_tiles + t)
+    while item < all_items:
+        step = item % (tiles * together)
+        i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
+        head = item // (tiles * together) * together + step % together  # of all sequences
+        h = head % HEADS
+        b = head // HEADS  # sequence
+        g = h // 2  # key head
+        first = i  # tile from which distances count
+        list_at = b * list_stride_b
+        begin = gl.load(list_begin + list_at)
+        middle = gl.load(list_middle + list_at)
+        end = gl.load(list_end + list_at)
+        tiles = (n + 127) >> 7  # of keys
+        full_lo, full_lo_end = begin, middle  # full tiles that exist
+        full_hi, full_hi_end = begin, middle
+        lo, lo_end = middle, end  # masked tiles that exist
+        hi, hi_end = middle, end
+        inside, inside_end = begin, middle  # full tiles without keys past the end
+        while (full_lo < full_lo_end) | (full_hi < full_hi_end) | (lo < lo_end) | (hi < hi_end) | (inside < inside_end):
+            full_lo, full_lo_end = halved(list_tiles, full_lo, full_lo_end, -first)
+            full_hi, full_hi_end = halved(list_tiles, full_hi, full_hi_end, tiles - first)
+            lo, lo_end = halved(list_tiles, lo, lo_end, -first)
+            hi, hi_end = halved(list_tiles, hi, hi_end, tiles - first)
+            inside, inside_end = halved(list_tiles, inside, inside_end, (n >> 7) - first)
+        inside = gl.maximum(inside, full_lo)
+        edges = lo - (full_hi - inside)  # other full tiles come first
+        mbarrier.wait(q_freed, rounds & 1 ^ 1)
+        rounds += 1
+        tell(numbers, RING * NUMBERS, item)
+        gl.thread_barrier()
+        mbarrier.expect(q_filled, BLOCK_Q * HEAD_DIM * 2)
+        for group in gl.static_range(GROUPS):
+            tma.async_copy_global_to_shared(Q, [b, h, i * BLOCK_Q + group * ROWS, 0], q_filled, q_groups.index(group))
+        # every pair of these tiles counts
+        for t in range(full_lo, inside):
+            j = first + gl.load(list_tiles + t)
+            place = sent % RING
+            mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
+            tell(numbers, place * NUMBERS, j)
+            tell(numbers, place * NUMBERS + 1, 0)
+            gl.thread_barrier()
+            mbarrier.expect(k_filled.index(place), BLOCK_K * HEAD_DIM * 2)
+            tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K, 0], k_filled.index(place), k_ring.index(place))
+            sent += 1
+            place = values_sent % RING
+            mbarrier.wait(v_freed.index(place), values_sent // RING & 1 ^ 1)
+            mbarrier.expect(v_filled.index(place), BLOCK_K * VALUE_DIM * 2)
+            tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K, 0], v_filled.index(place), v_ring.index(place))
+            values_sent += 1
+        # tiles on an edge
+        for t in range(edges, hi):
+            j = first + gl.load(list_tiles + gl.where(t < lo, t - lo + full_hi, t))
+            place = sent % RING
+            mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
+            tell(numbers, place * NUMBERS, j)
+            tell(numbers, place * NUMBERS + 1, 1)
+            gl.thread_barrier()
+            mbarrier.expect(k_filled.index(place), BLOCK_K * HEAD_DIM * 2)
+            tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K, 0], k_filled.index(place), k_ring.index(place))
+            sent += 1
+            place = values_sent % RING
+            mbarrier.wait(v_freed.index(place), values_sent // RING & 1 ^ 1)
+            mbarrier.expect(v_filled.index(place), BLOCK_K * VALUE_DIM * 2)
+            tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K, 0], v_filled.index(place), v_ring.index(place))
+            values_sent += 1
         place = sent % RING
         mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
-        tell(numbers, place * NUMBERS, j)
-        tell(numbers, place * NUMBERS + 1, 0)
+        tell(numbers, place * NUMBERS, -1)
         gl.thread_barrier()
-        mbarrier.expect(k_filled.index(place), BLOCK_K * HEAD_DIM * 2)
-        tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K, 0], k_filled.index(place), k_ring.index(place))
+        mbarrier.arrive(k_filled.index(place), count=1)
         sent += 1
-        place = values_sent % RING
-        mbarrier.wait(v_freed.index(place), values_sent // RING & 1 ^ 1)
-        mbarrier.expect(v_filled.index(place), BLOCK_K * VALUE_DIM * 2)
-        tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K, 0], v_filled.index(place), v_ring.index(place))
-        values_sent += 1
-    # tiles on an edge
-    for t in range(edges, hi):
-        j = first + gl.load(list_tiles + gl.where(t < lo, t - lo + full_hi, t))
-        place = sent % RING
-        mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
-        tell(numbers, place * NUMBERS, j)
-        tell(numbers, place * NUMBERS + 1, 1)
-        gl.thread_barrier()
-        mbarrier.expect(k_filled.index(place), BLOCK_K * HEAD_DIM * 2)
-        tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K, 0], k_filled.index(place), k_ring.index(place))
-        sent += 1
-        place = values_sent % RING
-        mbarrier.wait(v_freed.index(place), values_sent // RING & 1 ^ 1)
-        mbarrier.expect(v_filled.index(place), BLOCK_K * VALUE_DIM * 2)
-        tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K, 0], v_filled.index(place), v_ring.index(place))
-        values_sent += 1
-    place = sent % RING
-    mbarrier.wait(k_freed.index(place), sent // RING & 1 ^ 1)
-    tell(numbers, place * NUMBERS, -1)
+        item = next_item(item, queue, queued)
+    mbarrier.wait(q_freed, rounds & 1 ^ 1)
+    tell(numbers, RING * NUMBERS, -1)
     gl.thread_barrier()
-    mbarrier.arrive(k_filled.index(place), count=1)
-    sent += 1
+    mbarrier.arrive(q_filled, count=1)
 
 
 @gluon.jit
 def compute(
     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, tiles, together,
+    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, tiles, together, all_items, queue, queued,
     group: gl.constexpr,
 ):
     """The rows of a group: the online softmax over the tiles that are sent, the products of one running beside the next."""
@@ -150,57 +169,33 @@ def compute(
     rounds = gl.program_id(0) * 0  # tiles of queries so far
     taken = gl.program_id(0) * 0  # tiles of keys so far
     met = gl.program_id(0) * 0  # tiles of values so far
-    item = gl.program_id(0)
-    step = item % (tiles * together)
-    i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
-    head = item // (tiles * together) * together + step % together  # of all sequences
-    h = head % HEADS
-    b = head // HEADS  # sequence
-    g = h // 2  # key head
-    q_rows = i * BLOCK_Q + q_places
-    q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
-    i_part = i * 2 + group
-    i_block = i_part >> 1
-    i_part_2 = i_block - p_local_blocks + 1
-    q_part = gl.minimum(q + 1, n)
-    m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))  # running maximum of the logits
-    l = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))  # running sum of the weights
-    acc = gl.zeros([ROWS, VALUE_DIM], gl.float32, SUMS)
-    nothing = gl.zeros([ROWS, BLOCK_K], gl.float32, SCORES)
-    q_tile = q_groups.index(group).reshape([ROWS, HEAD_DIM])
-    mbarrier.wait(q_filled, rounds & 1)
-    rounds += 1
-    place = taken % RING
-    mbarrier.wait(k_filled.index(place), taken // RING & 1)
-    j = told(numbers, place * NUMBERS)
-    if j >= 0:
-        scores = warpgroup_mma(q_tile, k_ring.index(place).reshape([BLOCK_K, HEAD_DIM]).permute((1, 0)), nothing, use_acc=False, is_async=True)
-        masked = told(numbers, place * NUMBERS + 1) != 0
-        scores = warpgroup_mma_wait(0, deps=(scores,))  # [ROWS, BLOCK_K]
-        gl.thread_barrier()
-        mbarrier.arrive(k_freed.index(place), count=1)
-        taken += 1
-        k_rows = j * BLOCK_K + k_places
-        k = k_rows[None, :]  # positions, [1, BLOCK_K]
-        if masked:
-            scores = gl.where((k < q_part) & ((j >= i_part_2) | is_pow2(i_block - j)), scores, float("-inf"))  # power.spat:4
-        m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
-        shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
-        p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
-        alpha = gl.exp2(m - shift)
-        l = l * alpha + gl.sum(p, 1)
-        m = m_new
-        weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
+    mbarrier.wait(q_filled, 0)
+    item = told(numbers, RING * NUMBERS)
+    while item >= 0:
+        step = item % (tiles * together)
+        i = tiles - 1 - step // together  # tile of its own, the last first: their rows are the longest
+        head = item // (tiles * together) * together + step % together  # of all sequences
+        h = head % HEADS
+        b = head // HEADS  # sequence
+        g = h // 2  # key head
+        q_rows = i * BLOCK_Q + q_places
+        q = q_rows[:, None]  # positions, [BLOCK_Q, 1]
+        i_part = i * 2 + group
+        i_block = i_part >> 1
+        i_part_2 = i_block - p_local_blocks + 1
+        q_part = gl.minimum(q + 1, n)
+        m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))  # running maximum of the logits
+        l = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))  # running sum of the weights
+        acc = gl.zeros([ROWS, VALUE_DIM], gl.float32, SUMS)
+        nothing = gl.zeros([ROWS, BLOCK_K], gl.float32, SCORES)
+        q_tile = q_groups.index(group).reshape([ROWS, HEAD_DIM])
         place = taken % RING
         mbarrier.wait(k_filled.index(place), taken // RING & 1)
         j = told(numbers, place * NUMBERS)
-        while j >= 0:
+        if j >= 0:
             scores = warpgroup_mma(q_tile, k_ring.index(place).reshape([BLOCK_K, HEAD_DIM]).permute((1, 0)), nothing, use_acc=False, is_async=True)
             masked = told(numbers, place * NUMBERS + 1) != 0
-            behind = met % RING
-            mbarrier.wait(v_filled.index(behind), met // RING & 1)
-            acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
-            scores = warpgroup_mma_wait(1, deps=(scores,))  # [ROWS, BLOCK_K]
+            scores = warpgroup_mma_wait(0, deps=(scores,))  # [ROWS, BLOCK_K]
             gl.thread_barrier()
             mbarrier.arrive(k_freed.index(place), count=1)
             taken += 1
@@ -214,34 +209,72 @@ def compute(
             alpha = gl.exp2(m - shift)
             l = l * alpha + gl.sum(p, 1)
             m = m_new
-            acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))  # [ROWS, VALUE_DIM]
-            gl.thread_barrier()
-            mbarrier.arrive(v_freed.index(behind), count=1)
-            met += 1
-            acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, SUMS))[:, None]
             weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
             place = taken % RING
             mbarrier.wait(k_filled.index(place), taken // RING & 1)
             j = told(numbers, place * NUMBERS)
-        behind = met % RING
-        mbarrier.wait(v_filled.index(behind), met // RING & 1)
-        acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
-        acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
-    norm = gl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
-    acc = acc * gl.convert_layout(1.0 / norm, gl.SliceLayout(1, SUMS))[:, None]
-    lse = (m + gl.log2(norm)) * 0.6931471805599453
-    tma.store_wait(0)  # of the rows before
-    gl.thread_barrier()  # queries may lie where the output goes: they have been read
-    o_groups.index(group).reshape([ROWS, VALUE_DIM]).store(acc.to(gl.bfloat16))
-    fence_async_shared()
-    gl.thread_barrier()
-    tma.async_copy_shared_to_global(O, [b, h, i * BLOCK_Q + group * ROWS, 0], o_groups.index(group))
-    row_base = (b * HEADS + h).to(gl.int64) * nq
-    gl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
+            while j >= 0:
+                scores = warpgroup_mma(q_tile, k_ring.index(place).reshape([BLOCK_K, HEAD_DIM]).permute((1, 0)), nothing, use_acc=False, is_async=True)
+                masked = told(numbers, place * NUMBERS + 1) != 0
+                behind = met % RING
+                mbarrier.wait(v_filled.index(behind), met // RING & 1)
+                acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
+                scores = warpgroup_mma_wait(1, deps=(scores,))  # [ROWS, BLOCK_K]
+                gl.thread_barrier()
+                mbarrier.arrive(k_freed.index(place), count=1)
+                taken += 1
+                k_rows = j * BLOCK_K + k_places
+                k = k_rows[None, :]  # positions, [1, BLOCK_K]
+                if masked:
+                    scores = gl.where((k < q_part) & ((j >= i_part_2) | is_pow2(i_block - j)), scores, float("-inf"))  # power.spat:4
+                m_new = gl.maximum(m, gl.max(scores, 1) * 0.18033688011112042)
+                shift = gl.where(m_new == float("-inf"), 0.0, m_new)  # a row may have nothing yet
+                p = gl.exp2(scores * 0.18033688011112042 - shift[:, None])
+                alpha = gl.exp2(m - shift)
+                l = l * alpha + gl.sum(p, 1)
+                m = m_new
+                acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))  # [ROWS, VALUE_DIM]
+                gl.thread_barrier()
+                mbarrier.arrive(v_freed.index(behind), count=1)
+                met += 1
+                acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, SUMS))[:, None]
+                weights = gl.convert_layout(p.to(gl.bfloat16), LEFT)
+                place = taken % RING
+                mbarrier.wait(k_filled.index(place), taken // RING & 1)
+                j = told(numbers, place * NUMBERS)
+            gl.thread_barrier()
+            mbarrier.arrive(q_freed, count=1)
+            mbarrier.arrive(k_freed.index(place), count=1)
+            behind = met % RING
+            mbarrier.wait(v_filled.index(behind), met // RING & 1)
+            acc = warpgroup_mma(weights, v_ring.index(behind).reshape([BLOCK_K, VALUE_DIM]), acc, is_async=True)
+            acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
+            gl.thread_barrier()
+            mbarrier.arrive(v_freed.index(behind), count=1)
+            met += 1
+        else:
+            gl.thread_barrier()
+            mbarrier.arrive(q_freed, count=1)
+            mbarrier.arrive(k_freed.index(place), count=1)
+        taken += 1
+        norm = gl.where(l == 0.0, 1.0, l)  # rows that keep nothing give zeros
+        acc = acc * gl.convert_layout(1.0 / norm, gl.SliceLayout(1, SUMS))[:, None]
+        lse = (m + gl.log2(norm)) * 0.6931471805599453
+        tma.store_wait(0)  # of the rows before
+        gl.thread_barrier()  # queries may lie where the output goes: they have been read
+        o_groups.index(group).reshape([ROWS, VALUE_DIM]).store(acc.to(gl.bfloat16))
+        fence_async_shared()
+        gl.thread_barrier()
+        tma.async_copy_shared_to_global(O, [b, h, i * BLOCK_Q + group * ROWS, 0], o_groups.index(group))
+        row_base = (b * HEADS + h).to(gl.int64) * nq
+        gl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
+        rounds += 1
+        mbarrier.wait(q_filled, rounds & 1)
+        item = told(numbers, RING * NUMBERS)
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["nq", "n", "p_local_blocks", "list_stride_b", "list_stride_h", "tiles", "together"])
+@gluon.jit(do_not_specialize=["nq", "n", "p_local_blocks", "list_stride_b", "list_stride_h", "tiles", "together", "all_items", "queued"])
 def forward(
     Q,  # [batch, heads, nq, 64]
     K,  # [batch, groups, n, 64]
@@ -257,13 +290,16 @@ def forward(
     list_tiles, list_stride_b, list_stride_h,
     tiles,  # tiles of queries of a head
     together,  # heads that take turns, tile by tile
+    all_items,  # tiles of all heads and sequences, or their parts
+    queue,  # [1], items that were taken, beside the first of each program
+    queued,  # whether items are taken from there, or every so many-th
 ):
     """Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch."""
     q_groups = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, 1, 1, 64, 64], Q.layout)
-    o_groups = q_groups  # when the queries have been read
+    o_groups = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, 1, 1, 64, 64], O.layout)
     k_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, 128, 64], K.layout)
     v_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, 128, 64], V.layout)
-    numbers = gl.allocate_shared_memory(gl.int32, [RING * NUMBERS, 1], NUMBER)
+    numbers = gl.allocate_shared_memory(gl.int32, [RING * NUMBERS + 1, 1], NUMBER)
     q_filled = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     q_freed = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     k_filled = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
@@ -284,21 +320,21 @@ def forward(
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, tiles, together, 0,
+                    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, tiles, together, all_items, queue, queued, 0,
                 ),
             ),
             (
                 compute,
                 (
                     q_groups, o_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, tiles, together, 1,
+                    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, tiles, together, all_items, queue, queued, 1,
                 ),
             ),
             (
                 fetch,
                 (
                     q_groups, k_ring, v_ring, numbers, q_filled, q_freed, k_filled, k_freed, v_filled, v_freed,
-                    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, tiles, together,
+                    Q, K, V, O, LSE, nq, n, p_local_blocks, list_begin, list_middle, list_end, list_tiles, list_stride_b, list_stride_h, tiles, together, all_items, queue, queued,
                 ),
             ),
         ],
