@@ -16,6 +16,7 @@ from spdsl.codegen.arith import add, index, mul, number
 from spdsl.codegen.blocks import (
     Argument,
     Block,
+    ClearSums,
     Define,
     Dot,
     Kernel,
@@ -52,6 +53,11 @@ from spdsl.codegen.results import (
 from spdsl.codegen.tensors import addresses, load_tile, plain_tensor, read_tensor
 from spdsl.codegen.walks import Mode, Walker, lower_walk
 from spdsl.semantics.nodes import Expr, Side
+
+CLEARED = (
+    Argument(name="Sums", type="*fp32", note="[batch, heads, sums_rows, width], of the fused kernel"),
+    Argument(name="sums_rows", type="i32", note="nq at least, or 0: another computes dQ"),
+)
 
 STATISTICS = (
     Argument(name="LSE2", type="*fp32", note="[batch, heads, nq], in powers of two, +inf for rows that keep nothing"),
@@ -94,17 +100,21 @@ def lower_delta(plan: Plan) -> Kernel | None:
         RowProducts(),
         StoreRows(value="lse2", pointer="LSE2", side="q"),
         StoreRows(value="delta", pointer="Delta", side="q"),
+        *(() if plan.fused is None else (ClearSums(padded=frame.is_padded("HEAD_DIM")),)),
         *tail,
     )
     return Kernel(
         name="delta",
-        doc="Delta: the row sums of dO * O minus dLSE.",
+        doc="Delta: the row sums of dO * O minus dLSE."
+        + ("" if plan.fused is None else "  And zeros to which the fused kernel adds dQ."),
         arguments=(
             *plain_tensor(frame, "O", "q", problem.value_dim),
             *plain_tensor(frame, "dO", "q", problem.value_dim),
             Argument(name="LSE", type="*fp32", note="[batch, heads, nq], natural logarithm"),
             Argument(name="dLSE", type="*fp32", note="[batch, heads, nq]"),
+            Argument(name="dlse_rows", type="i32", note="nq, or 0: LSE has no gradient"),
             *STATISTICS,
+            *(() if plan.fused is None else CLEARED),
             *arguments,
             *length_arguments(frame),
             *parameter_arguments(frame, body),

@@ -110,10 +110,11 @@ def _chosen_entries(arrays: Arrays, name: str) -> Tensor | None:
         run.keyed(0, count)
         chosen = _by_shares(run, stage).view(run.batch, count, -1)[..., :columns]
         return chosen if rows else chosen[:, 0]
-    room = None
+    # There are few rows: with room for all entries nobody waits for how many are chosen.
+    width = columns
     if isinstance(stage.amount, Const):
         width = max(1, min(int(stage.amount.value), columns))
-        room = Room(lists=torch.empty(run.batch, count, width, dtype=torch.int32, device=device))
+    room = Room(lists=torch.empty(run.batch, count, width, dtype=torch.int32, device=device))
     lists = run.chosen(stage, 0, count, room).view(run.batch, count, -1)
     chosen = torch.zeros(run.batch, count, columns + 1, dtype=torch.bool, device=device)
     chosen = chosen.scatter_(-1, lists.clamp(max=columns).long(), value=True)[..., :columns]

@@ -8,7 +8,7 @@ notes which tensors they read, and takes all else for constants, but for numbers
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from operator import itemgetter
 from typing import Any
@@ -200,7 +200,7 @@ class _Cut:
         return Launch(launch=entry.launch, arguments=itemgetter(*places), descriptors=tuple(descriptors))
 
     def _at_once(self, notes: Sequence[Note], steps: Sequence[Step], results: tuple[int, ...]) -> tuple[Step, ...]:
-        """The steps, with the memory that is seen by nothing but the addresses of launches taken by the first."""
+        """The steps, with the memory that is seen by nothing but launches taken by the first."""
         seen = set(results)
         for step in steps:
             match step:
@@ -208,18 +208,38 @@ class _Cut:
                     seen.update(arguments)
                 case Start(tensors=tensors):
                     seen.update(at for _, at in tensors)
-                case Launch(descriptors=descriptors):
-                    seen.update(each.at for each in descriptors)
-        sizes = {
-            self._place(note.result): -(-note.result.nbytes // _ALIGNED) * _ALIGNED
-            for note in notes
-            if isinstance(note, Taken) and self._place(note.result) not in seen
-        }
-        if len(sizes) < 2:
+        taken = {self._place(note.result): note.result for note in notes if isinstance(note, Taken)}
+        taken = {at: result for at, result in taken.items() if at not in seen}
+        if len(taken) < 2:
             return tuple(steps)
-        ends = list(accumulate(sizes.values()))
-        device = next(note.result.device for note in notes if isinstance(note, Taken))
+        ends = list(accumulate(-(-result.nbytes // _ALIGNED) * _ALIGNED for result in taken.values()))
+        device = next(iter(taken.values())).device
         memory = Taken(result=torch.empty(ends[-1], dtype=torch.uint8, device=device))
-        arena = Arena(take=memory.again, parts=tuple(zip(sizes, (0, *ends), strict=False)))
-        others = (step for step in steps if not (isinstance(step, Operation) and step.result in sizes))
-        return arena, *others
+        offsets = dict(zip(taken, (0, *ends), strict=False))
+        parts = {at: _Part.of(result, offsets[at]) for at, result in taken.items()}
+        others = (step for step in steps if not (isinstance(step, Operation) and step.result in taken))
+        return Arena(take=memory.again, parts=tuple(offsets.items())), *(_within(parts, step) for step in others)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """The tensor that begins at a byte of memory taken at once."""
+
+    begin: int
+    bytes: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+    @staticmethod
+    def of(tensor: Tensor, begin: int) -> _Part:
+        return _Part(begin=begin, bytes=tensor.nbytes, dtype=tensor.dtype, shape=tensor.shape)
+
+    def __call__(self, memory: Tensor) -> Tensor:
+        return memory[self.begin : self.begin + self.bytes].view(self.dtype).view(self.shape)
+
+
+def _within(parts: Mapping[int, _Part], step: Step) -> Step:
+    """A step whose descriptors look for their tensors in memory that was taken at once."""
+    if not isinstance(step, Launch):
+        return step
+    return replace(step, descriptors=tuple(replace(each, part=parts.get(each.at)) for each in step.descriptors))

@@ -55,12 +55,14 @@ class Arena:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descriptors:
-    """The descriptors of one argument by the address of its tensor, the few used last."""
+    """The descriptors of one argument by the address of its tensor, the few used last; ``part`` finds the tensor in
+    memory that was taken at once."""
 
     map: Map
     at: int
     cell: int
     known: dict[int, object]
+    part: Callable[[Tensor], Tensor] | None = None
 
     def fill(self, tensors: list[Any], cells: list[Any]) -> None:
         """Put the descriptor of the tensor at ``at`` into the cell."""
@@ -69,7 +71,8 @@ class Descriptors:
         if found is None:
             if len(self.known) >= _ADDRESSES:
                 self.known.clear()
-            found = self.known[address] = self.map.of(tensors[self.at])
+            tensor = tensors[self.at] if self.part is None else self.part(tensors[self.at])
+            found = self.known[address] = self.map.of(tensor)
         cells[self.cell] = found
 
 

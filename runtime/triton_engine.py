@@ -49,8 +49,9 @@ class TritonEngine:
             d_out = run(partial(Tensor.to, dtype=call.q.dtype), d_out)
         values: dict[str, Value] = {
             **tensor_values(Q=call.q, K=call.k, V=call.v, O=lined(call, out), dO=lined(call, d_out)),
-            "LSE": run(Tensor.contiguous, lse),
-            "dLSE": call.zeros(lse.shape) if d_lse is None else run(_plain, d_lse),
+            "LSE": (held := run(Tensor.contiguous, lse)),
+            "dLSE": held if d_lse is None else run(_plain, d_lse),
+            "dlse_rows": 0 if d_lse is None else lse.shape[2],
             "LSE2": call.empty(lse.shape),
             "Delta": call.empty(lse.shape),
         }
@@ -77,6 +78,8 @@ def _added(call: Call, before: Gradients, values: Mapping[str, Value], wanted: f
     if partials:
         call.recorder.give_up()  # where their sums belong is computed from values
     values = {**values, **_partial_values(call, partials)}
+    if call.plan.fused is not None:
+        values |= _sums(call, wanted, values)
     if not call.plan.place:
         kernels.launch("delta", call, nq, heads, batch, values | call_values(call, "delta"))
     d_q, d_k, d_v = before.q, before.k, before.v
@@ -101,11 +104,20 @@ def _added(call: Call, before: Gradients, values: Mapping[str, Value], wanted: f
     return Gradients(q=d_q, k=d_k, v=d_v, tables=added)
 
 
+def _sums(call: Call, wanted: frozenset[str], values: Mapping[str, Value]) -> dict[str, Value]:
+    """Memory that the first kernel fills with zeros, where the fused one adds up dQ in fp32."""
+    assert call.plan.fused is not None
+    if not call.fuses(wanted):
+        return {"Sums": values["LSE2"], "sums_rows": 0}
+    sums = call.empty(_whole(call.q, call.plan.fused.classes))
+    return {"Sums": sums, "sums_rows": sums.shape[2]}
+
+
 def _fused(call: Call, kernels: Loaded, values: Mapping[str, Value]) -> tuple[Tensor, Tensor, Tensor]:
     """dQ, dK and dV by one kernel, which adds to dQ in fp32."""
     assert call.plan.fused is not None
-    classes, rows = call.plan.fused.classes, call.q.shape[2]
-    sums = call.zeros(_whole(call.q, classes))
+    classes, rows, sums = call.plan.fused.classes, call.q.shape[2], values["Sums"]
+    assert isinstance(sums, Tensor)
     d_k, d_v = (call.empty(_whole(each, classes), each.dtype) for each in (call.k, call.v))
     boxes = call.plan.fused.boxes
     numbers = {name: _quadruples(call, values[name], classes, boxes) for name in ("LSE2", "Delta")}
@@ -121,7 +133,7 @@ def _fused(call: Call, kernels: Loaded, values: Mapping[str, Value]) -> tuple[Te
     eights = call.q.shape[3] // 8
     sizes = {"count": rows * eights, "sums_of_head": sums.shape[2] * eights}
     batch, heads, _, width = call.q.shape
-    kernels.launch("scaled", call, rows * width, heads, batch, {"Sums": sums, "dQ": d_q, **sizes})
+    kernels.launch("scaled", call, rows * width, heads, batch, {**values, "dQ": d_q, **sizes})
     if d_k.shape != call.k.shape:
         d_k, d_v = (call.recorder.run(partial(_first_rows, rows=call.k.shape[2]), each) for each in (d_k, d_v))
     return d_q, d_k, d_v

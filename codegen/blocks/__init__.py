@@ -28,6 +28,7 @@ from spdsl.codegen.blocks.distances import DistancePositions, DistanceProgram, L
 from spdsl.codegen.blocks.fused import (
     AddBegin,
     AddInTurn,
+    ClearSums,
     FetchEnd,
     FetchOwn,
     FetchTile,
@@ -140,6 +141,7 @@ __all__ = [
     "BoxLanes",
     "BoxPositions",
     "By",
+    "ClearSums",
     "CopyOut",
     "Corner",
     "Define",

@@ -83,6 +83,14 @@ class AddInTurn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClearSums:
+    """Zeros in the rows of ``Sums`` that the program owns, to which the fused kernel adds; ``sums_rows`` is 0 where
+    there are none.  ``padded``: tiles are wider than rows."""
+
+    padded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleSums:
     """Write the program's share of ``Sums`` of a head, times ``scale``, to ``dQ``."""
 

@@ -158,7 +158,8 @@ class Values:
                 raise UncoveredError("selections among what a selection has chosen")
             case _:
                 raise UncoveredError("selections by the result of attention")
-        self.done[key] = value, self.program.stack[depth]
+        # Conditions of a whole tile stand deeper than all they are made of.
+        self.done[key] = value, self.program.stack[max(depth, self.program.of(value).depth)]
         return value
 
     def _made(self, stage: Stage, place: Place) -> Expr:

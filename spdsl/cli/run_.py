@@ -61,7 +61,8 @@ def run(
 
     Prints the time of a call after the first, the share of the pairs that is
     kept, and the error ‖out − ref‖ / ‖ref‖; the exit status is 1 if that is
-    above the limit for the element type.
+    above the limit for the element type. Of patterns that select by scores,
+    rows whose choice was nearly a tie are told and left out.
 
     \b
     Examples:

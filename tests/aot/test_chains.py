@@ -26,7 +26,14 @@ NAMES = (
     "moba", "nsa", "infllm_v2", "seer_attention", "vsa", "quest", "dsa", "xattention", "dma", "llsa", "hip",
     "flashprefill", "vertical_slash",
 )  # fmt: skip
-QUICK = (("infllm_v2", "sm_90"), ("quest", "gfx942"), ("dma", "sm_100"), ("hip", "sm_90"), ("vertical_slash", "gfx942"))
+QUICK = (
+    ("infllm_v2", "sm_90"),
+    ("nsa", "sm_90"),
+    ("quest", "gfx942"),
+    ("dma", "sm_100"),
+    ("hip", "sm_90"),
+    ("vertical_slash", "gfx942"),
+)
 TERMS = {name: Terms(queries=3, keys=3) for name in ("vsa", "seer_attention")} | {"llsa": LONG}
 """Where queries are means or gates, of 32 bits; and one pattern as it is for tensors of 32 bits."""
 

@@ -67,8 +67,14 @@ def both(tape: Tape, tensors: list[Tensor], launches: list[Launched]) -> None:
     flats = [step for step in tape.flat if isinstance(step, Launch)]
     plains = [step for step in tape.plain if isinstance(step, Start)]
     assert 0 < len(flats) < len(tape.flat)
+    at_once = numbers.copy()
+    for arena in (step for step in tape.flat if isinstance(step, Arena)):
+        arena(at_once, cells)
+        for at, offset in arena.parts:
+            there, like = at_once[at][offset:], numbers[at]
+            numbers[at] = there[: like.nbytes].view(like.dtype).view(like.shape)
     for flat, plain in zip(flats, plains, strict=True):
-        flat(numbers, cells)
+        flat(at_once, cells)
         plain(numbers, cells)
         by_flat, by_name = launches[-2:]
         # Hooks and what they are told stand before the arguments; without hooks both mean nothing.

@@ -116,12 +116,15 @@ def test_the_table_of_perplexities(tmp_path: Path) -> None:
         # What the page says: dense attention is the model's own, and chosen keys lose less than as many near ones.
         own, dense = (found[title, tokens]["perplexity"] for title in ("torch", "causal"))
         assert abs(own - dense) < 1e-5 * own
-        for size in (512, 1024):
+        for size in (256, 512, 1024):
             window = found[f"streaming(window={size - 4})", tokens]
-            for title in (
-                f"quest(page=16, budget={size})",
-                f"infllm_v2(picks={size // 64}, window={size // 2}, dense=0)",
-            ):
+            pages, half = f"quest(page=16, budget={size})", size // 2
+            blocks = f"infllm_v2(picks={size // 64}, window={half}, dense=0)"
+            both = f"near_and_best(window={half}, page=16, budget={half})"
+            titles = (window["title"], pages, blocks, both)
+            grown = (f"{found[title, tokens]['perplexity'] - dense:.2f}" for title in titles)
+            assert f"| {size:,} | {tokens:,} | {' | '.join(grown)} |" in page
+            for title in (both, pages, blocks) if size > 256 else (both,):
                 chosen = found[title, tokens]
                 assert chosen["kept"] < window["kept"]
                 assert chosen["perplexity"] < window["perplexity"]

@@ -36,8 +36,9 @@ def nothing_waits() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("ordered", [False, True], ids=["default", "deterministic"])
 @pytest.mark.parametrize("name", ["alibi", "documents", "streaming", "bigbird"])
-def test_everything_repeats_bitwise(name: str) -> None:
+def test_what_repeats_bitwise(name: str, ordered: bool) -> None:
     leaves = tensors()
     inputs: dict[str, Tensor] = {}
     if name == "alibi":
@@ -45,14 +46,16 @@ def test_everything_repeats_bitwise(name: str) -> None:
         leaves.append(inputs["slope"])
     if name == "documents":
         inputs["doc"] = torch.arange(1500, device="cuda") // 400
-    attn = spdsl.compile(name)
+    attn = spdsl.compile(name, deterministic=ordered)
 
     def once() -> list[Tensor]:
         out, lse = attn(*leaves[:3], return_lse=True, **inputs)
         return [out, lse, *torch.autograd.grad(out.float().square().sum(), leaves)]
 
-    for first, second in zip(once(), once(), strict=True):
-        assert torch.equal(first, second)
+    alike = [torch.equal(first, second) for first, second in zip(once(), once(), strict=True)]
+    if not ordered:
+        del alike[2]  # without an order a fused kernel sums dQ as its programs come
+    assert all(alike)
 
 
 def test_values_are_checked_without_waiting() -> None:

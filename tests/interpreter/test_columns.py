@@ -103,3 +103,22 @@ def test_votes_among_keys() -> None:
         sets.append(graphs.exports(pattern, call)["chosen"])
     assert torch.equal(*sets)
     assert bool((sets[0].sum(-1) == 20).all())
+
+
+MASS = """pattern some() {
+  let seen = score(Q, K) |> only(causal and q >= n - 16) |> softmax
+  export key = seen |> sum(over = q) |> top_p(0.7)
+  export distance = seen |> sum(per = q - k) |> top_p(0.8)
+  keep causal
+}
+"""
+
+
+def test_shares_of_the_mass() -> None:
+    q, k = whole(2, 4, 70, 16).half(), whole(2, 2, 70, 16, seed=1).half()
+    found = exported(MASS, q, k, kernels=True)
+    pattern = spdsl.compile(spdsl.loads(MASS)).bind(4, 2, 16)
+    wanted = graphs.exports(pattern, graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=False))
+    for name, each in wanted.items():
+        assert torch.equal(found[name], each), name
+        assert 0 < int(each.sum()) < each.numel()

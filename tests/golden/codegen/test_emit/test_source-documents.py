@@ -151,7 +151,7 @@ def intervals_k128(
     tl.store(intervals + at, found, mask=(tiles < interval_rows)[:, None])
 
 
-@triton.jit(do_not_specialize=["nq", "n"])
+@triton.jit(do_not_specialize=["dlse_rows", "sums_rows", "nq", "n"])
 def delta(
     O,  # [batch, heads, nq, 64]
     o_stride_b, o_stride_h, o_stride_n,
@@ -159,12 +159,15 @@ def delta(
     do_stride_b, do_stride_h, do_stride_n,
     LSE,  # [batch, heads, nq], natural logarithm
     dLSE,  # [batch, heads, nq]
+    dlse_rows,  # nq, or 0: LSE has no gradient
     LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
     Delta,  # [batch, heads, nq]
+    Sums,  # [batch, heads, sums_rows, width], of the fused kernel
+    sums_rows,  # nq at least, or 0: another computes dQ
     nq,  # query rows
     n,  # keys
 ):
-    """Delta: the row sums of dO * O minus dLSE."""
+    """Delta: the row sums of dO * O minus dLSE.  And zeros to which the fused kernel adds dQ."""
     BLOCK_Q: tl.constexpr = 64
     BLOCK_K: tl.constexpr = 64
     HEAD_DIM: tl.constexpr = 64
@@ -185,13 +188,16 @@ def delta(
     do_step = tl.full([], BLOCK_Q, tl.int64) * do_stride_n  # from tile to tile
     do_tile = tl.load(do_base + i * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
     row_base = (b * HEADS + h).to(tl.int64) * nq
-    d_lse = tl.load(dLSE + row_base + q_rows, mask=q_rows < nq, other=0.0)
+    d_lse = tl.load(dLSE + row_base + q_rows, mask=q_rows < dlse_rows, other=0.0)
     lse = tl.load(LSE + row_base + q_rows, mask=q_rows < nq, other=float("-inf"))
     lse2 = tl.where(lse == float("-inf"), float("inf"), lse * 1.4426950408889634)  # exponents of rows that keep nothing: -inf
     delta = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1) - d_lse
     delta = tl.where(lse == float("-inf"), 0.0, delta)
     tl.store(LSE2 + row_base + q_rows, lse2, mask=q_rows < nq)
     tl.store(Delta + row_base + q_rows, delta, mask=q_rows < nq)
+    sums_at = ((b * HEADS + h).to(tl.int64) * sums_rows + q_rows)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+    sums_mask = (q_rows < sums_rows)[:, None]
+    tl.store(Sums + sums_at, tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32), mask=sums_mask)
 
 
 @triton.jit(do_not_specialize=["nq", "n", "intervals_stride_b", "stride_doc_b", "size_doc_0"])

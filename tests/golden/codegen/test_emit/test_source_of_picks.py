@@ -83,7 +83,7 @@ def forward(
     tl.store(LSE + row_base + q_rows, lse, mask=q_rows < nq)
 
 
-@triton.jit(do_not_specialize=["nq", "n"])
+@triton.jit(do_not_specialize=["dlse_rows", "nq", "n"])
 def delta(
     O,  # [batch, heads, nq, 128]
     o_stride_b, o_stride_h, o_stride_n,
@@ -91,6 +91,7 @@ def delta(
     do_stride_b, do_stride_h, do_stride_n,
     LSE,  # [batch, heads, nq], natural logarithm
     dLSE,  # [batch, heads, nq]
+    dlse_rows,  # nq, or 0: LSE has no gradient
     LSE2,  # [batch, heads, nq], in powers of two, +inf for rows that keep nothing
     Delta,  # [batch, heads, nq]
     nq,  # query rows
@@ -117,7 +118,7 @@ def delta(
     do_step = tl.full([], BLOCK_Q, tl.int64) * do_stride_n  # from tile to tile
     do_tile = tl.load(do_base + i * do_step + do_offsets, mask=(q_rows < nq)[:, None], other=0.0)  # [BLOCK_Q, VALUE_DIM]
     row_base = (b * HEADS + h).to(tl.int64) * nq
-    d_lse = tl.load(dLSE + row_base + q_rows, mask=q_rows < nq, other=0.0)
+    d_lse = tl.load(dLSE + row_base + q_rows, mask=q_rows < dlse_rows, other=0.0)
     lse = tl.load(LSE + row_base + q_rows, mask=q_rows < nq, other=float("-inf"))
     lse2 = tl.where(lse == float("-inf"), float("inf"), lse * 1.4426950408889634)  # exponents of rows that keep nothing: -inf
     delta = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1) - d_lse
