@@ -44,19 +44,23 @@ def measure_device(device: torch.device) -> DeviceProfile:
     """
     if device.type != "cuda":
         raise error("SP521", "there is no GPU to measure on", help="profiles of known GPUs are derived or shipped")
+    from spdsl.runtime.plain import on
+
     properties = torch.cuda.get_device_properties(device)
     major, minor = torch.cuda.get_device_capability(device)
     target = str(properties.gcnArchName).split(":")[0] if torch.version.hip else f"sm_{major}{minor}"
     base = profile_for(properties.name, target)
-    ratios = [_ratio(name, dict(parameters), base, device) for name, parameters in PROBES]
+    with on(device):  # events and graphs are those of the current device
+        ratios = [_ratio(name, dict(parameters), base, device) for name, parameters in PROBES]
+        matrix_rate, copy_rate, launch = _matrix_rate(device), _copy_rate(device), _launch(device)
     found = replace(
         base.scaled(median(ratios)),
         name=properties.name,
         target=target,
         multiprocessors=properties.multi_processor_count,
-        matrix_rate=_matrix_rate(device),
-        copy_rate=_copy_rate(device),
-        launch=_launch(device),
+        matrix_rate=matrix_rate,
+        copy_rate=copy_rate,
+        launch=launch,
         origin="measured",
         dense=base.dense,
         about=f"costs of {base.name} by the median ratio of {len(ratios)} forward kernels, {time.strftime('%Y-%m-%d')}",

@@ -272,12 +272,14 @@ def _compiled(plans: Sequence[Plan], kinds: Sequence[Kind], target: str) -> Any:
 def _time(call: Call, task: _Task, timer: Timer) -> float | None:
     """Seconds of the kernel, with the one before a backward pass and those of a union's other parts; None where it does
     not run."""
+    from spdsl.runtime.plain import on
     from spdsl.runtime.triton_engine import TritonEngine
 
     engine = TritonEngine()
     try:
         call = settled(replace(call, plan=task.plan))
-        return timer(_runner(engine, call, task.kind))
+        with on(call.q.device):  # events and graphs are those of the current device
+            return timer(_runner(engine, call, task.kind))
     except Exception:  # noqa: BLE001  # too little shared memory, a compiler that gives up: no candidate
         return None
 

@@ -226,7 +226,10 @@ def _seconds(action: Callable[[], object], device: torch.device) -> float:
         return time_of(action, device)
     from triton.testing import do_bench
 
-    return float(do_bench(action, warmup=20, rep=100, return_mode="median")) * 1e-3
+    from spdsl.runtime.plain import on
+
+    with on(device):  # events are those of the current device
+        return float(do_bench(action, warmup=20, rep=100, return_mode="median")) * 1e-3
 
 
 def _matrix_rate(dtype: torch.dtype, device: torch.device) -> float:

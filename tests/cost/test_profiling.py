@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from spdsl.costs import device_for
 from spdsl.profiling import measure_device
 
 pytest.importorskip("triton")
+from spdsl.runtime import plain  # it imports triton
 
 SHIPPED = profile_for("NVIDIA H200", "sm_90")
 
@@ -29,7 +31,10 @@ def test_a_machine_that_is_slower_than_shipped(tmp_path: Path, monkeypatch: pyte
     for name, value in (("_matrix_rate", 5e14), ("_copy_rate", 3e12), ("_launch", 5e-6)):
         monkeypatch.setattr(profiling, name, lambda device, value=value: value)
     assert device_for("sm_90", "NVIDIA H200").origin == "shipped"
-    found = measure_device(torch.device("cuda"))
+    current: list[torch.device] = []
+    monkeypatch.setattr(plain, "on", lambda device: nullcontext(current.append(device)))
+    found = measure_device(torch.device("cuda", 1))
+    assert current == [torch.device("cuda", 1)]
     assert (found.origin, found.multiprocessors, found.matrix_rate, found.launch) == ("measured", 100, 5e14, 5e-6)
     assert found.scale == pytest.approx(1.25)
     assert found.rates[0].full == pytest.approx(1.25 * SHIPPED.rates[0].full)

@@ -35,3 +35,18 @@ def test_what_is_measured_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     again = tune(attention._key, q, k, v, {}, backward=False)
     assert [each.seconds for each in again.measured] == [each.seconds for each in found.measured]
     prepare._with_tiles.cache_clear()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_times_of_another_gpu_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of the device that is current."""
+    monkeypatch.setattr("spdsl.tuning.MOST", 2)
+    attention = spdsl.compile("causal")
+    times = []
+    for device in ("cuda:0", "cuda:1"):
+        monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path / device[-1]))
+        q = torch.randn(1, 16, 8192, 128, device=device, dtype=torch.bfloat16)
+        found = tune(attention._key, q, q, q, {}, backward=False)
+        times.append({each.tiles: each.seconds for each in found.measured})
+    assert times[0].keys() == times[1].keys()
+    assert times[1] == {tiles: pytest.approx(seconds, rel=0.25) for tiles, seconds in times[0].items()}

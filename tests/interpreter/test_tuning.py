@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import spdsl
 from spdsl import choices
 from spdsl.analysis.plans import Tiles
 from spdsl.cache.store import store
+from spdsl.runtime import plain
 from spdsl.tuning import tune
 
 
@@ -20,8 +22,20 @@ def test_candidates_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     small = [Tiles(block_q=16, block_k=size, warps=4, stages=1) for size in (16, 32)]
     monkeypatch.setattr(choices, "candidates", lambda kind, default, **sizes: (default.tiles, *small))
     runs: list[object] = []
+    devices: list[torch.device] = []
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        devices.append(device)
+        try:
+            yield
+        finally:
+            devices.pop()
+
+    monkeypatch.setattr(plain, "on", on)
 
     def clock(run: Callable[[], object]) -> float:
+        assert devices == [torch.device("cpu")]  # a clock of a device is that of the current one
         found = run()
         runs.append(found)
         if len(runs) == 2:
