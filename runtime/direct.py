@@ -19,10 +19,12 @@ from spdsl.analysis.few import ROWS
 from spdsl.runtime import operator
 from spdsl.runtime.checks import captured, check_earlier
 from spdsl.runtime.growing import Growing
+from spdsl.runtime.notices import is_watched
 from spdsl.runtime.recent import Recent, identity, weakly
 from spdsl.runtime.recorder import Recorder
 from spdsl.runtime.tape import Tape
 from spdsl.runtime.traced import Trace
+from spdsl.runtime.whole_calls import Found, Make, WholeCalls
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 Tapes: TypeAlias = "Recent[Tape]"
@@ -49,10 +51,11 @@ def plain(tensors: Sequence[Tensor]) -> bool:
             return False
     if tensors[0].is_meta:
         return False
+    own = int(is_watched())  # who watches has a mode of each kind
     # torch has no public names for these.
     return not (
-        torch._C._len_torch_dispatch_stack() > 0  # noqa: SLF001
-        or torch._C._len_torch_function_stack() > 0  # noqa: SLF001
+        torch._C._len_torch_dispatch_stack() > own  # noqa: SLF001
+        or torch._C._len_torch_function_stack() > own  # noqa: SLF001
         or torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001
         or forward_ad._current_level >= 0  # noqa: SLF001
     )
@@ -92,6 +95,8 @@ class Kind:
 
     def forward(self, tensors: Sequence[Tensor]) -> Pair:
         """Output and LSE, which autograd does not see."""
+        if is_watched():  # who watches has to see what a tape does
+            return operator.forward(*self._parts(tensors), *self.settings, Recorder())
         same = self._same(tensors)
         tape = _known(self.outputs, same)
         if tape is not None:
@@ -111,6 +116,9 @@ class Kind:
         self, tensors: Sequence[Tensor], results: Pair, d_out: Tensor, d_lse: Tensor | None, wanted: tuple[int, ...]
     ) -> list[Tensor]:
         """The gradients that are wanted, by the order of the tensors."""
+        if is_watched():
+            given = (*self._parts(tensors), *results, d_out, d_lse)
+            return operator.backward(*given, *self.settings, wanted, Recorder())
         saved = tuple((each.stride(), each.data_ptr() & 15) for each in (*tensors, *results))
         kinds = kind_of(d_out), None if d_lse is None else kind_of(d_lse)
         place = (wanted, torch.are_deterministic_algorithms_enabled(), kinds, saved)
@@ -123,10 +131,10 @@ class Kind:
         tape = _known(tapes, same)
         if tape is not None:
             return tape.play((*tensors, *more))
-        recorder, given = Recorder(), self._parts(tensors)
+        recorder, parts = Recorder(), self._parts(tensors)
         out, lse, incoming, *last = (each.detach() for each in more)
         more_given = (out, lse, incoming, last[0] if last else None)
-        found = operator.backward(*given, *more_given, *self.settings, wanted, recorder)
+        found = operator.backward(*parts, *more_given, *self.settings, wanted, recorder)
         self._keep(tapes, recorder.tape(found, d_out.device), tensors, same)
         return found
 
@@ -162,7 +170,7 @@ class Direct:
 
     def __init__(self, key: str, values: tuple[int, ...], names: tuple[str, ...], *, made: bool = False) -> None:
         self._key, self._values, self._names, self._made = key, values, names, made
-        self._kinds: dict[Hashable, Kind] = {}
+        self._kinds: dict[Hashable, Kind | WholeCalls] = {}
         self._growing: dict[Hashable, Growing] = {}
 
     @property
@@ -182,7 +190,7 @@ class Direct:
         inputs: Mapping[str, Tensor],
         places: Tensor | None = None,
         start: int | None = None,
-    ) -> Pair | None:
+    ) -> Found | None:
         """The results of a call if there was one of its kind; all checks of that one hold for it.
 
         Keys are those that exist; where there are no ``places``, queries are the last positions unless ``start`` says
@@ -219,15 +227,29 @@ class Direct:
             return operator.attend(q, k, v, tables, places, self._key, shape, start, self._values)  # type: ignore[no-any-return]
         place = _place(tensors, start)
         kind = self._kinds.get(place)
-        if kind is None:
-            if len(self._kinds) >= _KINDS:
-                self._kinds.clear()
-            trained = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+        if not isinstance(kind, Kind):
+            trained = _is_trained(tensors)
             growing = None if tables else self._grows(tensors)
             settings = (self._key, shape, start, self._values)
             kind = Kind(settings=settings, tables=len(tables), trained=trained, growing=growing, made=self._made)
-            self._kinds[place] = kind
+            self._remember(place, kind)
         return kind(tensors)
+
+    def whole(self, make: Make, tensors: tuple[Tensor, ...], start: int) -> Found:
+        """What ``make`` makes of the tensors, by the steps of an earlier call of the kind if there are any."""
+        if not plain(tensors):
+            return make(tensors)
+        place = _place(tensors, start)
+        kind = self._kinds.get(place)
+        if not isinstance(kind, WholeCalls):
+            kind = WholeCalls(make=make, trained=_is_trained(tensors), kind_of=kind_of)
+            self._remember(place, kind)
+        return kind(tensors)
+
+    def _remember(self, place: Hashable, kind: Kind | WholeCalls) -> None:
+        if len(self._kinds) >= _KINDS:
+            self._kinds.clear()
+        self._kinds[place] = kind
 
     def _grows(self, tensors: tuple[Tensor, ...]) -> Growing | None:
         """Where tapes of calls with longer keys are kept, for calls that may have one."""
@@ -237,6 +259,10 @@ class Direct:
         if place not in self._growing and len(self._growing) >= _KINDS:
             self._growing.clear()
         return self._growing.setdefault(place, Growing())
+
+
+def _is_trained(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
 
 
 def _place(tensors: tuple[Tensor, ...], start: int) -> Hashable:
@@ -250,7 +276,7 @@ def _growing_place(tensors: tuple[Tensor, ...]) -> Hashable | None:
     q, k, v, *rest = tensors
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4 or q.shape[2] > ROWS[-1] or k.shape[2] != v.shape[2]:
         return None
-    if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
+    if _is_trained(tensors):
         return None
     return kind_of(q), _fixed(k), _fixed(v), *map(kind_of, rest)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from triton.runtime.errors import OutOfResources
 
 from spdsl.analysis.plans import KernelPlan, Plan
@@ -23,6 +25,7 @@ from spdsl.diagnostics import error
 from spdsl.runtime.calls import DTYPES, Call, GatheredItems, PickedItems, TileList
 from spdsl.runtime.evenness import Rounds, heads_together, rounds_for
 from spdsl.runtime.interval_kernels import interval_values
+from spdsl.runtime.notices import is_watched
 from spdsl.runtime.plain import on
 from spdsl.runtime.split import Split, split_of
 from spdsl.runtime.starter import Starter
@@ -156,7 +159,8 @@ class Loaded:
         stages = _stages.get((id(self.plan), kernel.name), kernel.stages)
         told = {name: concrete(value) for name, value in given.items()}
         x, y, z = (concrete(size) for size in grid)
-        with on(device):
+        # What the launcher itself does with tensors is no part of what is computed.
+        with on(device), _disable_current_modes() if is_watched() else nullcontext():
             self._run(kernel, (x, y, z), told, stages, device)
         stages = _stages.get((id(self.plan), kernel.name), kernel.stages)
         call.recorder.started(starter, grid, read, given, stages, device)

@@ -94,7 +94,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """A launch, as it was noted."""
+    """A launch, as it was noted; ``writes`` names the tensors that it may change, where somebody watches."""
 
     starter: Startable
     grid: Grid
@@ -102,6 +102,11 @@ class Started:
     given: Mapping[str, Any]
     stages: int
     device: torch.device
+    writes: tuple[str, ...] = ()
+
+    def entry(self) -> Entry | None:
+        """The launch by flat arguments, if it can be done so."""
+        return self.starter.entry(self.grid, self.values, self.given, self.stages, self.device)
 
 
 Note: TypeAlias = "Taken | Done | Started"

@@ -8,13 +8,14 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from spdsl.runtime.notes import Started
     from spdsl.runtime.plain import Launch
 
-_watcher: ContextVar[Callable[[Launch], None] | None] = ContextVar("_watcher", default=None)
+_watcher: ContextVar[Callable[[Launch | Started], None] | None] = ContextVar("_watcher", default=None)
 
 
 @contextmanager
-def watched(notice: Callable[[Launch], None]) -> Iterator[None]:
+def watched(notice: Callable[[Launch | Started], None]) -> Iterator[None]:
     """While this lasts, ``notice`` is told of every launch of this thread."""
     token = _watcher.set(notice)
     try:
@@ -28,7 +29,7 @@ def is_watched() -> bool:
     return _watcher.get() is not None
 
 
-def tell(launch: Launch) -> None:
+def tell(launch: Launch | Started) -> None:
     """Tell whoever watches of a launch."""
     notice = _watcher.get()
     if notice is not None:

@@ -7,7 +7,7 @@ notes which tensors they read, and takes all else for constants, but for numbers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from operator import itemgetter
@@ -18,7 +18,8 @@ from torch import Tensor
 from typing_extensions import assert_never
 
 from spdsl.runtime.notes import Done, Grid, Mapped, Note, Startable, Started, Stream, Taken
-from spdsl.runtime.tape import Arena, Descriptors, Launch, Operation, Start, Step, Tape
+from spdsl.runtime.notices import is_watched, tell
+from spdsl.runtime.tape import Arena, Descriptors, KeptMaps, Launch, Operation, Start, Step, Tape
 from spdsl.runtime.traced import Trace, Traced
 
 
@@ -63,7 +64,19 @@ class Recorder:
         device: torch.device,
     ) -> None:
         """Note a launch; ``given`` is what the starter made of ``values``."""
-        self.notes.append(Started(starter=starter, grid=grid, values=values, given=given, stages=stages, device=device))
+        note = Started(starter=starter, grid=grid, values=values, given=given, stages=stages, device=device)
+        self.notes.append(note)
+        if is_watched():
+            tell(replace(note, writes=tuple(self._taken(values))))
+
+    def _taken(self, values: Mapping[str, Any]) -> Iterator[str]:
+        """The names of tensors that this call has made: a kernel of it writes no others."""
+        made = {
+            id(note.result)
+            for note in self.notes
+            if isinstance(note, Taken) or (isinstance(note, Done) and all(note.result is not x for x in note.arguments))
+        }
+        return (name for name, value in values.items() if id(value) in made)
 
     def give_up(self) -> None:
         """Something is done that is not noted."""
@@ -194,7 +207,7 @@ class _Cut:
                     places.append(len(self.tensors))
                 case Mapped(tensor=tensor, map=map):
                     places.append(self._cell(None))
-                    descriptors.append(Descriptors(map=map, at=self._place(tensor), cell=places[-1], known={}))
+                    descriptors.append(Descriptors(maps=KeptMaps(map=map), at=self._place(tensor), cell=places[-1]))
                 case _:
                     places.append(self._cell(each))
         return Launch(launch=entry.launch, arguments=itemgetter(*places), descriptors=tuple(descriptors))
@@ -242,4 +255,5 @@ def _within(parts: Mapping[int, _Part], step: Step) -> Step:
     """A step whose descriptors look for their tensors in memory that was taken at once."""
     if not isinstance(step, Launch):
         return step
-    return replace(step, descriptors=tuple(replace(each, part=parts.get(each.at)) for each in step.descriptors))
+    found = (replace(each, maps=replace(each.maps, part=parts.get(each.at))) for each in step.descriptors)
+    return replace(step, descriptors=tuple(found))

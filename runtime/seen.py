@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from spdsl.runtime.notes import Started
 from spdsl.runtime.plain import Launch
 
 _DECIDING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -42,7 +43,7 @@ class Asked:
         return found
 
 
-Note: TypeAlias = "Asked | Launch"
+Note: TypeAlias = "Asked | Launch | Started"
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
@@ -83,4 +84,10 @@ def decides(note: Asked) -> bool:
     makes, reads = note.makes(), note.reads()
     tells = not makes and not note.writes()
     leaves = any(each.is_cpu for each in makes) and not all(each.is_cpu for each in reads)
-    return tells or leaves or bool(_DECIDING & set(note.function.tags))
+    return tells or leaves or (bool(_DECIDING & set(note.function.tags)) and not _by_numbers(note))
+
+
+def _by_numbers(note: Asked) -> bool:
+    """Whether elements are asked for by their numbers, so that the result has the shape of these."""
+    is_index = note.function.overloadpacket is torch.ops.aten.index
+    return is_index and all(each.dtype == torch.int64 for each in tensors_in(note.arguments[1]))

@@ -54,11 +54,11 @@ def steps_of(notes: list[Note], inputs: list[Tensor], results: tuple[Tensor, ...
     """The steps of a computation, or None."""
     if not _comes_from(notes, inputs):
         return None
-    changing = _changing(notes, inputs)
+    changing = changing_among(notes, inputs)
     if any(storage_of(each) not in changing or any(each is other for other in inputs) for each in results):
         return None
-    kept = _needed([note for note in notes if _is_among(note, changing)], results)
-    asked = [note for note in notes if isinstance(note, Asked) and _is_among(note, changing)]
+    kept = _needed([note for note in notes if is_among(note, changing)], results)
+    asked = [note for note in notes if isinstance(note, Asked) and is_among(note, changing)]
     unlike = any(isinstance(note, Asked) and is_unlike(note) for note in notes)
     if unlike or any(decides(note) for note in asked):
         return None
@@ -91,7 +91,7 @@ def _comes_from(notes: list[Note], inputs: list[Tensor]) -> bool:
     return True
 
 
-def _changing(notes: list[Note], inputs: list[Tensor]) -> set[int]:
+def changing_among(notes: Sequence[Note], inputs: Sequence[Tensor]) -> set[int]:
     """The storages whose numbers depend on the inputs, and those in which anything is written."""
     found = {storage_of(each) for each in inputs}
     found |= {storage_of(each) for note in notes for each in written_by(note)}
@@ -99,12 +99,13 @@ def _changing(notes: list[Note], inputs: list[Tensor]) -> set[int]:
     while len(found) > before:
         before = len(found)
         for note in notes:
-            if isinstance(note, Asked) and _is_among(note, found):
+            if isinstance(note, Asked) and is_among(note, found):
                 found |= {storage_of(each) for each in note.makes()}
     return found
 
 
-def _is_among(note: Note, storages: set[int]) -> bool:
+def is_among(note: Note, storages: set[int]) -> bool:
+    """Whether a note reads or makes anything in these storages."""
     touched = [*read_by(note), *made_by(note)]
     return any(storage_of(each) in storages for each in touched)
 

@@ -8,7 +8,7 @@ own (lists of tiles, tables of stages) for the same values of inputs: who plays 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -54,26 +54,36 @@ class Arena:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Descriptors:
+class KeptMaps:
     """The descriptors of one argument by the address of its tensor, the few used last; ``part`` finds the tensor in
     memory that was taken at once."""
 
     map: Map
-    at: int
-    cell: int
-    known: dict[int, object]
+    known: dict[int, object] = field(default_factory=dict)
     part: Callable[[Tensor], Tensor] | None = None
 
-    def fill(self, tensors: list[Any], cells: list[Any]) -> None:
-        """Put the descriptor of the tensor at ``at`` into the cell."""
-        address = cells[self.at]
+    def of(self, tensor: Tensor, address: int | None = None) -> object:
+        """The descriptor of a tensor, whose address may be known."""
+        address = tensor.data_ptr() if address is None else address
         found = self.known.get(address)
         if found is None:
             if len(self.known) >= _ADDRESSES:
                 self.known.clear()
-            tensor = tensors[self.at] if self.part is None else self.part(tensors[self.at])
-            found = self.known[address] = self.map.of(tensor)
-        cells[self.cell] = found
+            found = self.known[address] = self.map.of(tensor if self.part is None else self.part(tensor))
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descriptors:
+    """Puts the descriptor of the tensor at ``at`` into a cell."""
+
+    maps: KeptMaps
+    at: int
+    cell: int
+
+    def fill(self, tensors: list[Any], cells: list[Any]) -> None:
+        """Fill the cell."""
+        cells[self.cell] = self.maps.of(tensors[self.at], cells[self.at])
 
 
 _ADDRESSES = 64

@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton import knobs
 
 from spdsl.runtime.notices import watched
-from spdsl.runtime.plain import Launch
 from spdsl.runtime.seen import Asked, Note, made_by, storage_of
 from spdsl.runtime.steps import Steps, steps_of
 
@@ -105,13 +104,25 @@ def _counted() -> Iterator[list[object]]:
         hook.remove(found.append)
 
 
+@contextmanager
+def noting(notes: Notes) -> Iterator[None]:
+    """While this lasts, all that is asked of torch and all launches of this thread are noted."""
+    before = _launches(notes)
+    with _Handed(notes), _Mode(notes), watched(notes.add), _counted() as counted:
+        yield
+    if counted and len(counted) != _launches(notes) - before:
+        notes.give_up()  # somebody has launched something without a notice
+
+
+def _launches(notes: Notes) -> int:
+    return sum(not isinstance(note, Asked) for note in notes.seen)
+
+
 def watch(make: Callable[[], tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Steps | None]:
     """What ``make`` makes of the inputs, and how to make it of others; None where that is not known."""
     notes = Notes(room=ROOM + sum(each.untyped_storage().nbytes() for each in inputs))
-    with _Handed(notes), _Mode(notes), watched(notes.add), _counted() as counted:
+    with noting(notes):
         results = make()
-    if results[0].is_cuda and counted and len(counted) != sum(isinstance(note, Launch) for note in notes.seen):
-        notes.give_up()  # somebody has launched something without a notice
     steps = None if notes.blind else steps_of(notes.seen, list(inputs), results)
     notes.give_up()
     return results, steps

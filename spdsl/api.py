@@ -127,8 +127,10 @@ class Attention:
         traced = torch.compiler.is_compiling()
         if not traced:
             known = self._known(q, k, v, pages, (q_start, k_start, k_len), inputs)
-            if known is not None:
-                return known if return_lse else known[0]
+            if known is not None and not return_lse:
+                return known[0]
+            if known is not None and known[1] is not None:
+                return known[0], known[1]
         q, k, v = autocast(q, k, v)
         if pages is not None:
             return self._paged(q, k, v, pages, (q_start, k_start, k_len), inputs, return_lse=return_lse)
@@ -166,7 +168,7 @@ class Attention:
         pages: Tensor | None,
         given: tuple[int | Tensor | None, int | Tensor | None, int | Tensor | None],
         inputs: Mapping[str, Any],
-    ) -> tuple[Tensor, Tensor] | None:
+    ) -> tuple[Tensor, Tensor | None] | None:
         """The results of a call of a kind that is known."""
         if pages is None and all(each is None for each in given):
             return self._direct.recall(q, k, v, inputs)
@@ -252,8 +254,18 @@ class Attention:
             if sizes not in self._merged:
                 self.bind(*sizes)  # refuses what must not be merged
                 self._merged.add(sizes)
-            out, lse = staged.attend(q, k, v, given, places, self._open_key, start)
+            make = staged.whole(self._open_key, tuple(given), start)
+            if places is None and self._repeats(q):
+                out, lse = self._direct.whole(make, (q, k, v, *given.values()), start)
+            else:
+                out, lse = staged.attend(q, k, v, given, places, self._open_key, start)
         return (out, lse) if return_lse else out
+
+    def _repeats(self, q: Tensor) -> bool:
+        """Whether calls of a pattern with stages may be alike: by kernels, and no value of an input is checked."""
+        declared = self.pattern.checked.tables
+        unchecked = all(table.dtype == "float" and table.bounds is None and not table.listed for table in declared)
+        return unchecked and _prepare.choose_backend(self.backend, q.device) == "triton"
 
     def reference(
         self,

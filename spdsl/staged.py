@@ -8,7 +8,7 @@ a graph do not come here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -41,6 +41,16 @@ def attend(
     made = bound(key, q.shape[1], k.shape[1], q.shape[3])
     kernels = prepare.choose_backend(json.loads(key)["backend"], q.device) == "triton"
     return graphs.attend_anywhere(made, q, k, v, tables, places, start, partial(softmax_key, key), kernels)
+
+
+def whole(key: str, names: tuple[str, ...], start: int) -> Callable[[Sequence[Tensor]], tuple[Tensor, Tensor | None]]:
+    """A call as a function of q, k, v and the inputs of these names."""
+
+    def make(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        q, k, v, *tables = tensors
+        return attend(q, k, v, dict(zip(names, tables, strict=True)), None, key, start)
+
+    return make
 
 
 def _named(key: str, tables: Sequence[Tensor]) -> dict[str, Tensor]:

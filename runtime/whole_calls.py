@@ -1,0 +1,179 @@
+"""Calls of patterns with stages that are like earlier ones: their steps are repeated, forward and backward.
+
+From: the tensors of a call, and what carries it out.  To: output and LSE, differentiable.  The first call of a kind is
+carried out as it is; the second is watched, and so is its backward (`spdsl.runtime.ways`).  A backward unlike the one
+that was watched carries the call out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from spdsl.runtime.checks import captured, check_earlier
+from spdsl.runtime.notices import is_watched
+from spdsl.runtime.watched import ROOM, Notes, noting
+from spdsl.runtime.ways import Ways, ways_of
+
+Found: TypeAlias = "tuple[Tensor, Tensor | None]"
+Make: TypeAlias = Callable[[Sequence[Tensor]], Found]
+
+_TRIES = 3
+"""Calls of a kind that are watched in vain."""
+
+_TIMES = 4
+"""How many times the memory of the inputs may be held while a call is watched, beyond `ROOM`; at most half of what is
+free."""
+
+_captured: dict[int, Ways] = {}
+"""Steps that CUDA graphs were captured with, by identity: graphs read what these keep as long as the process runs."""
+
+
+@dataclass(slots=True, kw_only=True)
+class WholeCalls:
+    """Calls of one kind; ``trained`` says whether any tensor wants a gradient.
+
+    ``kind_of`` tells kinds of tensors apart; beside the steps stands which kind of backward they hold for.
+    """
+
+    make: Make
+    trained: bool
+    kind_of: Callable[[Tensor], Hashable]
+    sights: int = 0
+    tries: int = 0
+    ways: tuple[Ways, Hashable] | None = None
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Found:
+        """Output and LSE."""
+        check_earlier()
+        capturing = captured(tensors[0])
+        unseen = self.sights == 0 or self.tries >= _TRIES
+        if is_watched() or (self.ways is None and (capturing or unseen)):
+            self.sights += 1
+            return self.make(tensors)
+        if capturing and self.ways is not None:
+            _captured[id(self.ways[0])] = self.ways[0]
+        if self.trained:
+            return _Whole.apply(self, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+        if self.ways is not None:
+            return _pair(self.ways[0].forward.play(tensors))
+        notes = self.notes(tensors)
+        with noting(notes):
+            found = self.make(tensors)
+        self.keep(notes, ways_of(notes.seen, len(notes.seen), tensors, _present(found)), None)
+        return found
+
+    def notes(self, tensors: Sequence[Tensor]) -> Notes:
+        """Room for what is seen of a call."""
+        self.tries += 1
+        room = ROOM + _TIMES * sum(each.untyped_storage().nbytes() for each in tensors)
+        if tensors[0].is_cuda:
+            room = min(room, torch.cuda.mem_get_info(tensors[0].device)[0] // 2 + ROOM)
+        return Notes(room=room)
+
+    def keep(self, notes: Notes, ways: Ways | None, place: Hashable) -> None:
+        """Keep the steps of what was seen."""
+        self.ways = None if ways is None or notes.blind else (ways, place)
+        notes.give_up()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seen:
+    """A forward that was watched, with gradients of its own; ``middle`` is where its notes end."""
+
+    notes: Notes
+    middle: int
+    leaves: list[Tensor]
+    found: Found
+
+
+def _pair(results: Sequence[Tensor | None]) -> Found:
+    out = results[0]
+    assert out is not None
+    return out, results[1] if len(results) > 1 else None
+
+
+def _present(found: Found) -> list[Tensor]:
+    return [each for each in found if each is not None]
+
+
+class _Whole(torch.autograd.Function):
+    """A call of some kind, with gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, kind: WholeCalls, *tensors: Tensor) -> Found:
+        ctx.kind, ctx.kept, ctx.seen = kind, kind.ways, None
+        ctx.set_materialize_grads(False)
+        if kind.ways is not None:
+            ways, _ = kind.ways
+            results = ways.forward.play(tensors)
+            count = len(results) - ways.saved
+            ctx.save_for_backward(*tensors, *results[count:])
+            return _pair(results[:count])
+        leaves = [each.detach().requires_grad_(each.requires_grad) for each in tensors]
+        notes = kind.notes(tensors)
+        with torch.enable_grad(), noting(notes):
+            found = kind.make(leaves)
+        ctx.save_for_backward(*tensors)
+        ctx.seen = _Seen(notes=notes, middle=len(notes.seen), leaves=leaves, found=found)
+        out, lse = found
+        return out.detach(), None if lse is None else lse.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
+        kind, needs = ctx.kind, ctx.needs_input_grad[1:]
+        given = [each for each in incoming if each is not None]
+        if not given or not any(needs):
+            return (None,) * (1 + len(needs))
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        place = (needs, deterministic, *(None if each is None else kind.kind_of(each) for each in incoming))
+        tensors, saved = ctx.saved_tensors[: len(needs)], ctx.saved_tensors[len(needs) :]
+        seen, ctx.seen = ctx.seen, None
+        graph = torch.is_grad_enabled()  # of the gradients
+        if seen is not None and not graph:
+            return None, *_watched(kind, seen, incoming, place)
+        if ctx.kept is not None and not graph:
+            ways, known = ctx.kept
+            if place == known:
+                return None, *ways.backward.play((*tensors, *saved, *given))
+            if kind.ways is ctx.kept:
+                kind.ways = None  # watched anew, a few times
+        return None, *_again(kind.make, tensors, needs, incoming, graph=graph)
+
+
+def _watched(kind: WholeCalls, seen: _Seen, incoming: Sequence[Tensor | None], place: Hashable) -> list[Tensor | None]:
+    """The gradients of a call that was watched, and what was seen is kept."""
+    notes, given = seen.notes, [each for each in incoming if each is not None]
+    with noting(notes):
+        found = _gradients(seen.found, seen.leaves, incoming, graph=False)
+    inputs = [each.detach() for each in seen.leaves]
+    ways = ways_of(notes.seen, seen.middle, inputs, _present(seen.found), given, found)
+    kind.keep(notes, ways, place)
+    return found
+
+
+def _again(
+    make: Make, tensors: Sequence[Tensor], needs: Sequence[bool], incoming: Sequence[Tensor | None], *, graph: bool
+) -> list[Tensor | None]:
+    """The gradients of a call that is carried out once more."""
+    leaves = list(tensors)
+    if not graph:
+        leaves = [each.detach().requires_grad_(need) for each, need in zip(tensors, needs, strict=True)]
+    with torch.enable_grad():
+        found = make(leaves)
+    return _gradients(found, leaves, incoming, graph=graph)
+
+
+def _gradients(
+    found: Found, leaves: Sequence[Tensor], incoming: Sequence[Tensor | None], *, graph: bool
+) -> list[Tensor | None]:
+    """The gradients of the leaves that want one."""
+    pairs = [(end, each) for end, each in zip(found, incoming, strict=True) if end is not None and each is not None]
+    ends, given = zip(*pairs, strict=True)
+    wanted = [each for each in leaves if each.requires_grad]
+    made = iter(torch.autograd.grad(ends, wanted, given, allow_unused=True, create_graph=graph))
+    return [next(made) if each.requires_grad else None for each in leaves]

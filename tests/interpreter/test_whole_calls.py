@@ -1,0 +1,119 @@
+"""Calls of patterns with stages whose steps are repeated, in Triton's interpreter: the numbers of calls that are not.
+
+Run with ``TRITON_INTERPRET=1``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+import spdsl
+from spdsl import staged
+from spdsl.runtime.whole_calls import WholeCalls
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+
+GATED = """pattern gated() {
+  input gate: float[h, q]
+  axis blk = token by 16
+  let chosen = score(mean(Q, per = q.blk), mean(K, per = k.blk)) |> top(2)
+  let some = attend { keep chosen }
+  return gate * some
+}
+"""
+
+
+def compiled(name: str) -> spdsl.Attention:
+    if name == "llsa":
+        return spdsl.compile(name, backend="triton", block=16, picks=(2, 1))
+    return spdsl.compile(spdsl.loads(GATED), backend="triton")
+
+
+def tensors(name: str, seed: int, *, trained: bool) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    size = 265 if name == "llsa" else 75
+    made = [torch.randn(1, 1, size, 16, generator=generator).half() for _ in range(3)]
+    made += [torch.rand(1, size, generator=generator)] if name == "gated" else []
+    return [each.requires_grad_(trained) for each in made]
+
+
+def call(attn: spdsl.Attention, given: list[Tensor]) -> Tensor:
+    inputs = {"gate": given[3]} if len(given) > 3 else {}
+    found = attn(*given[:3], **inputs)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def forget(attn: spdsl.Attention) -> spdsl.Attention:
+    attn._direct._kinds.clear()
+    return attn
+
+
+def kinds(attn: spdsl.Attention) -> list[WholeCalls]:
+    return [each for each in attn._direct._kinds.values() if isinstance(each, WholeCalls)]
+
+
+@pytest.fixture
+def carried_out(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One element for each call that is carried out as it is."""
+    found: list[str] = []
+    attend = staged.attend
+    monkeypatch.setattr(staged, "attend", lambda *given: (found.append(given[5]), attend(*given))[1])
+    return found
+
+
+def test_a_call_that_is_repeated(carried_out: list[str]) -> None:
+    name = "gated"
+    attn, other = compiled(name), compiled(name)
+    with torch.no_grad():
+        for seed in range(3):
+            given = tensors(name, seed, trained=False)
+            assert torch.equal(call(attn, given), call(forget(other), given))
+    assert len(carried_out) == 2 + 3
+    assert kinds(attn)[0].ways is not None
+
+
+@pytest.mark.parametrize("name", ["gated", pytest.param("llsa", marks=pytest.mark.slow)])
+def test_gradients_that_are_repeated(name: str, carried_out: list[str]) -> None:
+    attn, other = compiled(name), compiled(name)
+    for seed in range(3):
+        given = tensors(name, seed, trained=True)
+        d_out = torch.randn(given[0].shape, generator=torch.Generator().manual_seed(seed)).half()
+        found = torch.autograd.grad(call(attn, given), given, d_out)
+        fresh = torch.autograd.grad(call(forget(other), given), given, d_out)
+        for one, two in zip(found, fresh, strict=True):
+            assert torch.equal(one, two)
+    assert len(carried_out) == 2 + 3
+    (kind,) = kinds(attn)
+    assert kind.ways is not None
+    assert kind.ways[0].backward is not None
+
+
+def test_a_backward_unlike_the_one_that_was_watched(carried_out: list[str]) -> None:
+    """It carries the call out again; the next call is watched anew."""
+    attn, other = compiled("gated"), compiled("gated")
+    for seed, strided in enumerate((False, False, False, True, True, True)):
+        given = tensors("gated", seed, trained=True)
+        d_out = torch.randn(given[0].shape, generator=torch.Generator().manual_seed(seed)).half()
+        d_out = d_out.transpose(2, 3).contiguous().transpose(2, 3) if strided else d_out
+        found = torch.autograd.grad(call(attn, given), given, d_out)
+        fresh = torch.autograd.grad(call(forget(other), given), given, d_out)
+        for one, two in zip(found, fresh, strict=True):
+            assert torch.equal(one, two)
+    # As it is, watched, repeated, repeated and once more, watched, repeated; and six for the comparison.
+    assert len(carried_out) == 1 + 1 + 0 + 1 + 1 + 0 + 6
+
+
+def test_gradients_twice_and_of_gradients() -> None:
+    attn = compiled("gated")
+    for seed in range(3):
+        given = tensors("gated", seed, trained=True)
+        out = call(attn, given)
+        one, two = (torch.autograd.grad(out, given, torch.ones_like(out), retain_graph=True) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+        with pytest.raises(spdsl.SpatError, match="SP349"):
+            torch.autograd.grad(out, given[:1], torch.ones_like(out), create_graph=True)
