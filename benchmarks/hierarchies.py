@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,11 @@ BASE = 100_000.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A pattern at one shape; of ``real`` ones the tensors come from a file."""
+    """A pattern of the library, or the text of one, at one shape; of ``real`` ones the tensors come from a file."""
 
     pattern: str
     n: int
+    label: str = ""
     heads: int = 6
     groups: int = 2
     dim: int = 64
@@ -62,6 +63,34 @@ CASES = (
 )
 
 
+DEEPER = """
+pattern llsa_of_three(block: int in 1.. = 16, picks: int[3] in 0.. = (8, 8, 8)) {
+  axis fine = token by block
+  axis coarse = fine by block
+  axis whole = coarse by block
+  let Q1 = mean(Q, per = q.fine)
+  let Q2 = mean(Q1, per = q.coarse)
+  let Q3 = mean(Q2, per = q.whole)
+  let K1 = mean(K, per = k.fine)
+  let K2 = mean(K1, per = k.coarse)
+  let K3 = mean(K2, per = k.whole)
+  let V1 = mean(V, per = k.fine)
+  let V2 = mean(V1, per = k.coarse)
+  let V3 = mean(V2, per = k.whole)
+  let widest = score(Q3, K3) |> top(picks[2])
+  let wide = score(Q2, K2) |> only(widest) |> top(picks[1])
+  let narrow = score(Q1, K1) |> only(wide) |> top(picks[0])
+  return attend {
+    keep narrow
+    keep wide from (K1, V1) weight k.fine.size
+    keep widest from (K2, V2) weight k.coarse.size
+    keep all from (K3, V3) weight k.whole.size
+  }
+}
+"""
+"""As llsa, with one more level: each length doubles the top of a pyramid that is not made higher."""
+
+
 def main() -> None:
     """Measure, keep or draw what the words of the command ask for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hierarchies", description=__doc__)
@@ -80,7 +109,7 @@ def main() -> None:
         return
     rows: list[Row] = []
     for case in growing() if given.growth else CASES:
-        if (given.cases and case.pattern not in given.cases) or (case.real and given.real is None):
+        if (given.cases and named(case) not in given.cases) or (case.real and given.real is None):
             continue
         torch.cuda.empty_cache()
         rows.append(measured(case, given.real, beside=not given.growth))
@@ -88,19 +117,35 @@ def main() -> None:
         given.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
+def named(case: Case) -> str:
+    """The name of a case."""
+    return case.label or case.pattern
+
+
+SERIES = ("llsa", "llsa of three levels", "hip", "hip, 512 first chunks")
+
+
 def growing() -> tuple[Case, ...]:
-    """The hierarchies at all lengths."""
-    pyramids = (Case(pattern="llsa", n=n, heads=16, groups=16, causal=False) for n in LENGTHS)
-    return *pyramids, *(Case(pattern="hip", n=n, heads=8, groups=2, dim=128) for n in LENGTHS)
+    """The hierarchies at all lengths: as they are, and with as many levels, or as large first chunks, as lengths ask
+    for."""
+    found = []
+    for n in LENGTHS:
+        two = Case(pattern="llsa", n=n, heads=16, groups=16, causal=False)
+        hip = Case(pattern="hip", n=n, heads=8, groups=2, dim=128)
+        chunks = {"chunk": (n // 512, 32, 8)}
+        found += [two, replace(two, pattern=DEEPER, label=SERIES[1]), hip]
+        found.append(replace(hip, parameters=chunks, label=SERIES[3]))
+    return tuple(found)
 
 
 def measured(case: Case, real: Path | None, *, beside: bool) -> Row:
     """Milliseconds, and GiB beside the tensors; of causal cases also what is kept of the mass and of the pairs."""
     torch.manual_seed(0)
     q, k, v = rotated(real, case.n) if case.real and real is not None else alike(case)
-    attn = spdsl.compile(case.pattern, **case.parameters)  # type: ignore[arg-type]
+    pattern = spdsl.loads(case.pattern) if "{" in case.pattern else case.pattern
+    attn = spdsl.compile(pattern, **case.parameters)  # type: ignore[arg-type]
     row: Row = {
-        "pattern": case.pattern,
+        "pattern": named(case),
         "parameters": case.parameters,
         "n": case.n,
         "shape": f"1x{case.heads}/{case.groups}x{case.n}x{case.dim}",
@@ -219,12 +264,14 @@ def plot(rows: list[Row], path: Path) -> None:
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, colour in (("llsa", "#1f5fa8"), ("hip", "#b5651d")):
+    for name, colour in zip(SERIES, ("#1f5fa8", "#7fb2e5", "#b5651d", "#e5b27f"), strict=True):
         here = sorted((row for row in rows if row["pattern"] == name and row["n"] in LENGTHS), key=lambda row: row["n"])
+        if not here:
+            continue
         lengths = [row["n"] for row in here]
         times = [row["graph_ms"] or row["forward_ms"] for row in here]
         left.plot(lengths, times, "o-", color=colour, label=name)
-        left.plot(lengths, [row["selection_ms"] for row in here], "o:", color=colour, label=f"{name}, selection")
+        left.plot(lengths, [row["selection_ms"] for row in here], ":", color=colour)
         law = [times[0] * n * math.log(n) / (lengths[0] * math.log(lengths[0])) for n in lengths]
         left.plot(lengths, law, "--", color="#888888", linewidth=0.8, label="N log N" if name == "llsa" else None)
         right.plot(lengths, [row["forward_gib"] for row in here], "o-", color=colour, label=name)
@@ -232,7 +279,7 @@ def plot(rows: list[Row], path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel=title)
         axis.set_xticks(LENGTHS, [f"{n // 1024}k" for n in LENGTHS])
         axis.minorticks_off()
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=7)
     figure.suptitle(rows[0]["gpu"])
     figure.savefig(path, dpi=150)
 

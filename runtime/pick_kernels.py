@@ -66,6 +66,17 @@ def unite(  # type: ignore[no-untyped-def]
     tl.store(end + row, (row * width).to(tl.int32) + tl.sum(first.to(tl.int32), 0))
 
 
+@triton.jit(do_not_specialize=["rows", "most", "blocks"])  # type: ignore[untyped-decorator]
+def bound(lists, begin, end, rows, most, blocks, ROWS: tl.constexpr, MOST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where each list begins, and where what it has picked ends."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    first = row.to(tl.int64) * most
+    place = tl.arange(0, MOST)[None, :]
+    picked = tl.load(lists + first[:, None] + place, mask=(row < rows)[:, None] & (place < most), other=blocks) < blocks
+    tl.store(begin + row, first.to(tl.int32), mask=row < rows)
+    tl.store(end + row, first.to(tl.int32) + tl.sum(picked.to(tl.int32), 1), mask=row < rows)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def number(lists, keys, each, blocks, nothing, total, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The number of each pick's block over all heads, which have ``each`` picks; ``nothing`` for no pick."""
@@ -176,6 +187,16 @@ def united(lists: Tensor, positions: int, blocks: int) -> tuple[Tensor, Tensor, 
         warps=warps,
     )
     return begin, end, found, bits
+
+
+def bounds(lists: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    """Where each list begins and ends, int32 of the shape of the lists but their last dimension."""
+    begin, end = (torch.empty(lists.shape[:-1], dtype=torch.int32, device=lists.device) for _ in range(2))
+    rows, most = begin.numel(), lists.shape[-1]
+    size = max(1, LARGEST // _power(most))
+    sizes = {"ROWS": size, "MOST": _power(most)}
+    _run(bound, (-(-rows // size), 1, 1), ("begin", "end"), lists, begin, end, rows, most, blocks, **sizes)
+    return begin, end
 
 
 def sorted_picks(lists: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor]:

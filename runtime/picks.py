@@ -75,6 +75,12 @@ def _by_query(call: Call, picks: Picks, table: Tensor) -> TileList:
 
 def as_they_are(table: Tensor, blocks: int) -> TileList:
     """The lists themselves, one for each run of queries."""
+    if table.device.type == "cuda":
+        from spdsl.runtime.pick_kernels import bounds
+
+        table = table.contiguous()
+        begin, end = bounds(table, blocks)
+        return TileList(begin=begin, middle=begin, end=end, tiles=table.view(-1))
     most = table.shape[-1]
     count = (table < blocks).sum(-1, dtype=torch.int32)
     begin = (torch.arange(count.numel(), dtype=torch.int32, device=table.device) * most).view(count.shape)

@@ -29,6 +29,14 @@ def test_unions(positions: int, queries: int, most: int, blocks: int) -> None:
         assert torch.equal(bits[first:last], wanted.bits[other : other + last - first])
 
 
+def test_bounds() -> None:
+    table = lists((2, 2, 40, 3), 5, 1)
+    wanted = picks.as_they_are(table, 5)
+    begin, end = pick_kernels.bounds(table, 5)
+    assert torch.equal(begin, wanted.begin)
+    assert torch.equal(end, wanted.end)
+
+
 @pytest.mark.parametrize("runs", [1, 40])
 def test_transpose(runs: int) -> None:
     table = lists((2, 2, runs, 3), 5, runs)
