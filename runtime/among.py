@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from spdsl.runtime.chain_runs import Run
 
 
-SCORED, SEARCHED = (64, 4, 2), (32, 4, 1)
+SCORED, SEARCHED = (64, 4, 2), (64, 4, 1)
 """Candidates of a tile that are scored, or searched, the warps of its program, and stages of its loop."""
 
 
