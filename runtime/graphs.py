@@ -18,8 +18,9 @@ from spdsl.runtime import operator
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.direct import Direct
 from spdsl.runtime.exported import exports
+from spdsl.runtime.in_turn import Part
 from spdsl.runtime.inputs import Inputs, arrays_of, graph_of
-from spdsl.runtime.joined import Part, attend_jointly, joint
+from spdsl.runtime.joined import attend_jointly, joint
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.sets import lists
 from spdsl.runtime.softmax_operands import (

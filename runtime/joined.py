@@ -17,27 +17,10 @@ from torch import Tensor
 
 from spdsl.runtime import operator
 from spdsl.runtime.direct import plain
+from spdsl.runtime.in_turn import Given, Part, gradients_in_turn, in_turn
 from spdsl.runtime.recorder import Recorder
 from spdsl.semantics.graph import Attention, Merge, StageGraph, expressions, loads
 from spdsl.semantics.graph import parts as parts_of
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A softmax: its tensors, and what the operators are given besides."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    tables: tuple[Tensor, ...]
-    key: str
-    shape: str
-    q_start: int
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors, in the order of the operators."""
-        return self.q, self.k, self.v, *self.tables
 
 
 def attend_jointly(parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
@@ -106,9 +89,12 @@ class _Joined(torch.autograd.Function):
     def forward(ctx: Any, parts: tuple[Part, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         given = _shared(parts, tensors)
         direct = plain(tensors)
-        pairs = [_forward(part, each, direct=direct) for part, each in given]
-        out, lse = _put_together(pairs)
-        ctx.parts = parts
+        together = in_turn(given) if direct else None
+        if together is not None:
+            out, lse = together
+        else:
+            out, lse = _put_together([_forward(part, each, direct=direct) for part, each in given])
+        ctx.parts, ctx.together = parts, together is not None
         ctx.save_for_backward(*tensors, out, lse)
         ctx.set_materialize_grads(False)
         return out, lse
@@ -122,6 +108,8 @@ class _Joined(torch.autograd.Function):
         d_out = torch.zeros_like(out) if d_out is None else d_out
         # A graph of the gradients: the operator refuses to be differentiated again.
         direct = not torch.is_grad_enabled() and plain((*tensors, d_out))
+        if direct and ctx.together:
+            return None, *gradients_in_turn(_shared(ctx.parts, tensors), out, lse, d_out, d_lse, needs)
         for part, (q, k, v, tables) in _shared(ctx.parts, tensors):
             count = 3 + len(tables)
             wanted = [place for place, need in enumerate(needs[len(found) :][:count]) if need]
@@ -147,9 +135,7 @@ def _forward(part: Part, given: tuple[Tensor, Tensor, Tensor, list[Tensor]], *, 
     return found
 
 
-def _shared(
-    parts: Sequence[Part], tensors: Sequence[Tensor]
-) -> list[tuple[Part, tuple[Tensor, Tensor, Tensor, list[Tensor]]]]:
+def _shared(parts: Sequence[Part], tensors: Sequence[Tensor]) -> list[Given]:
     """The tensors of each part, out of those of all."""
     found, at = [], 0
     for part in parts:

@@ -2,136 +2,27 @@
 
 The operators carry tensors, numbers and one string, the key: the canonical text of the pattern with its parameters.
 So a program that was exported loads in another process, and nothing that Dynamo traces reads a file.  How a key
-becomes a plan is given from above (`install`), because planning begins with parsing.
+becomes a plan is told in `spdsl.runtime.requests`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from spdsl.analysis.few import few_keys, few_rows
-from spdsl.analysis.plans import Kind, Plan, Tiles
-from spdsl.analysis.tiles import Shape
 from spdsl.runtime import checks
 from spdsl.runtime.calls import Call, Gradients
 from spdsl.runtime.engines import engine_for
 from spdsl.runtime.lists import lists_for
 from spdsl.runtime.parts import kinds_of, settled
 from spdsl.runtime.recorder import Recorder
+from spdsl.runtime.requests import PAGED, Prepared, request
 from spdsl.runtime.stages import materialise
 from spdsl.runtime.transforms import refuse_paged, second_derivative
-from spdsl.semantics.free import LARGEST
 from spdsl.semantics.nodes import Table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What a call asks for: a key, the types and sizes that kernels are specialised on, and the gradients wanted.
-
-    ``lengths`` are those of queries and keys, rounded up to powers of two: kernels do not depend on them, but tiles may
-    have been chosen for them.  ``tiles`` are those that were.  ``few``, ``few_keys`` and ``page`` are those of
-    `Problem`, the first two on any back end.
-    """
-
-    key: str
-    dtype: torch.dtype
-    heads: int
-    groups: int
-    head_dim: int
-    value_dim: int
-    shape: Shape
-    device: torch.device
-    tables: tuple[torch.dtype, ...]
-    gradients: tuple[int, ...] = ()
-    lengths: tuple[int, int] = (0, 0)
-    tiles: tuple[tuple[Kind, Tiles], ...] = ()
-    few: int = 0
-    few_keys: bool = False
-    page: int = 0
-
-
-PAGED = "paged"
-"""The operators' shape of calls whose keys lie in pages, ``[pages, groups, page, d]``; places have these after them."""
-
-
-def rounded_up(number: int) -> int:
-    """The next power of two, with the sign of the number."""
-    size = 1 << (abs(number) - 1).bit_length() if number else 0
-    return size if number >= 0 else -size
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A plan, the name of the engine that runs it, and the free parameters of the key in the order of their values.
-
-    ``weighed``: whether each call's values have to be known before the plan is taken; ``room``: the largest magnitude
-    of values for which the kernels' ints stay within 32 bits.
-    """
-
-    plan: Plan
-    backend: str
-    free: tuple[str, ...] = ()
-    deterministic: bool = False
-    weighed: bool = False
-    room: int = LARGEST
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The names of the operator's list of tables."""
-        return tuple(table.name for table in self.plan.problem.pattern.tables)
-
-    def parameters(self, values: Sequence[int]) -> dict[str, int]:
-        """The values that the plan leaves open, by the names of their variables."""
-        given = dict(zip(self.free, values, strict=False))
-        return {each.variable: given[each.name] for each in self.plan.problem.pattern.free}
-
-
-Prepare = Callable[[Request, tuple[int, ...]], Prepared]
-_prepare: list[Prepare] = []
-
-
-def install(prepare: Prepare) -> None:
-    """Tell the operators how a request becomes a plan; the last call counts."""
-    _prepare[:] = [prepare]
-
-
-def _request(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tables: Sequence[Tensor],
-    key: str,
-    shape: str,
-    values: Sequence[int],
-    gradients: tuple[int, ...] | None,
-) -> Prepared:
-    """The plan of a call, or with ``gradients`` (numbers of tables) that of its backward, which is the same for few
-    queries as for many."""
-    paged = shape == PAGED
-    return _prepare[0](
-        Request(
-            key=key,
-            dtype=q.dtype,
-            heads=q.shape[1],
-            groups=k.shape[1],
-            head_dim=q.shape[3],
-            value_dim=v.shape[3],
-            shape="batched" if paged else shape,  # type: ignore[arg-type]  # a str in the operator's schema
-            device=q.device,
-            tables=tuple(table.dtype for table in tables),
-            gradients=gradients or (),
-            lengths=(rounded_up(q.shape[2]), rounded_up(k.shape[2])),
-            few=few_rows(shape, q.shape[2], q.shape[1], k.shape[1]) if gradients is None else 0,
-            few_keys=gradients is not None and few_keys(shape, q.shape[2], k.shape[2], k.shape[1]),
-            page=k.shape[2] if paged else 0,
-        ),
-        tuple(values),
-    )
 
 
 def foresee_gradients(
@@ -144,7 +35,7 @@ def foresee_gradients(
     """
     wanted = tuple(position for position, table in enumerate(tables) if table.requires_grad)
     if wanted and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        _request(q, k, v, tables, key, shape, values, wanted)
+        request(q, k, v, tables, key, shape, values, wanted)
 
 
 def _call(
@@ -190,13 +81,29 @@ def forward(
     recorder: Recorder,
 ) -> tuple[Tensor, Tensor]:
     """Output and LSE, as `attend`; the recorder notes what is done on the device."""
-    prepared = _request(q, k, v, tables, key, shape, values, None)
+    prepared = request(q, k, v, tables, key, shape, values, None)
+    call = ready(prepared, q, k, v, tables, places, q_start, values, recorder)
+    with no_autocast(q.device.type):
+        return engine_for(prepared.backend).forward(call)
+
+
+def ready(
+    prepared: Prepared,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Sequence[Tensor],
+    places: Tensor | None,
+    q_start: int,
+    values: Sequence[int],
+    recorder: Recorder,
+) -> Call:
+    """A call with all that its forward needs, checked."""
     call = _call(prepared, q, k, v, tables, places, q_start, values, recorder)
     call = settled(checks.check_call(call, narrow=prepared.backend != "cpu"))
     call = lists_for(call, ("forward",))
     call.hold()
-    with _no_autocast(q.device.type):
-        return engine_for(prepared.backend).forward(call)
+    return call
 
 
 def backward(
@@ -218,17 +125,34 @@ def backward(
 ) -> list[Tensor]:
     """The gradients asked for, as `attend_backward`; the recorder notes what is done on the device."""
     gradients = tuple(each - 3 for each in wanted if each >= 3)
-    prepared = _request(q, k, v, tables, key, shape, values, gradients)
+    prepared = request(q, k, v, tables, key, shape, values, gradients)
     names = ("q", "k", "v", *prepared.inputs)
     asked = frozenset(names[each] for each in wanted)
-    call = settled(materialise(_call(prepared, q, k, v, tables, places, q_start, values, recorder)))
-    call = lists_for(call, kinds_of(call, asked))
+    call = ready_backward(prepared, q, k, v, tables, places, q_start, values, asked, recorder)
     recorder.read(out, lse, d_out, *(() if d_lse is None else (d_lse,)))
-    call.hold()
-    with _no_autocast(q.device.type):
+    with no_autocast(q.device.type):
         found = engine_for(prepared.backend).backward(call, out, lse, d_out, d_lse, asked)
     tensors = (q, k, v, *tables)
-    return [_shaped(_gradient(found, names[each]), tensors[each]) for each in wanted]
+    return [gradient_of(found, names[each], tensors[each]) for each in wanted]
+
+
+def ready_backward(
+    prepared: Prepared,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Sequence[Tensor],
+    places: Tensor | None,
+    q_start: int,
+    values: Sequence[int],
+    asked: frozenset[str],
+    recorder: Recorder,
+) -> Call:
+    """A call with all that its backward needs for the gradients that are asked for."""
+    call = settled(materialise(_call(prepared, q, k, v, tables, places, q_start, values, recorder)))
+    call = lists_for(call, kinds_of(call, asked))
+    call.hold()
+    return call
 
 
 def check_values(
@@ -247,7 +171,7 @@ def check_values(
     Raises:
         SpatError: as `spdsl.runtime.checks.check_values`.
     """
-    prepared = _request(q, k, v, tables, key, shape, values, None)
+    prepared = request(q, k, v, tables, key, shape, values, None)
     call = _call(prepared, q, k, v, tables, places, q_start, values, Recorder())
     checks.check_values(materialise(call), narrow=prepared.backend != "cpu")
 
@@ -317,20 +241,16 @@ def attend_backward(
     return backward(q, k, v, tables, places, out, lse, d_out, d_lse, *settings, Recorder())
 
 
-def _no_autocast(device: str) -> AbstractContextManager[object]:
-    """The types of the tensors are the types computed in."""
+def no_autocast(device: str) -> AbstractContextManager[object]:
+    """While this lasts, the types of the tensors are the types computed in."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
-def _shaped(gradient: Tensor, tensor: Tensor) -> Tensor:
-    """Of tables, which a call sees with a batch axis, the gradients have one too."""
-    return gradient if gradient.dim() == tensor.dim() else gradient.view_as(tensor)
-
-
-def _gradient(found: Gradients, name: str) -> Tensor:
+def gradient_of(found: Gradients, name: str, tensor: Tensor) -> Tensor:
+    """The gradient of a tensor; of tables, which a call sees with a batch axis, the gradients have one too."""
     gradient = {"q": found.q, "k": found.k, "v": found.v, **found.tables}[name]
     assert gradient is not None
-    return gradient
+    return gradient if gradient.dim() == tensor.dim() else gradient.view_as(tensor)
 
 
 @attend_backward.register_fake

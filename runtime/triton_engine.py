@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,14 +28,21 @@ class TritonEngine:
     @torch.no_grad()
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
         """Output ``[batch, heads, nq, dv]`` in the type of ``q`` and LSE ``[batch, heads, nq]`` in fp32."""
-        call = opened(_lined(call))
-        batch, heads, nq, _ = call.q.shape
-        out = call.empty((batch, heads, nq, call.v.shape[3]), call.q.dtype)
-        lse = call.empty((batch, heads, nq))
-        values = tensor_values(Q=call.q, K=call.k, V=call.v, O=out) | {"LSE": lse}
-        values |= {} if call.open is None else call.open.strides
-        for part in parts_of(call, lambda _: ("forward",)):
-            loaded(part.plan).launch_split("forward", part, values)
+        return self.forward_together((call,))
+
+    @torch.no_grad()
+    def forward_together(self, calls: Sequence[Call]) -> tuple[Tensor, Tensor]:
+        """Output and LSE of one softmax over the keys of all calls, which have the same queries; the plans of all but
+        the first are `later` ones."""
+        first = opened(_lined(calls[0]))
+        batch, heads, nq, _ = first.q.shape
+        out = first.empty((batch, heads, nq, first.v.shape[3]), first.q.dtype)
+        lse = first.empty((batch, heads, nq))
+        for call in (first, *map(_lined, calls[1:])):
+            values = tensor_values(Q=call.q, K=call.k, V=call.v, O=out) | {"LSE": lse}
+            values |= {} if call.open is None else call.open.strides
+            for part in parts_of(call, lambda _: ("forward",)):
+                loaded(part.plan).launch_split("forward", part, values)
         return out, lse
 
     @torch.no_grad()
@@ -43,27 +50,51 @@ class TritonEngine:
         self, call: Call, out: Tensor, lse: Tensor, d_out: Tensor, d_lse: Tensor | None, wanted: frozenset[str]
     ) -> Gradients:
         """Gradients of those among ``q k v`` and the names of tables that are in ``wanted``."""
-        call = _lined(call)
+        return self.backward_together((call,), out, lse, d_out, d_lse, (wanted,))[0]
+
+    @torch.no_grad()
+    def backward_together(
+        self,
+        calls: Sequence[Call],
+        out: Tensor,
+        lse: Tensor,
+        d_out: Tensor,
+        d_lse: Tensor | None,
+        wanted: Sequence[frozenset[str]],
+    ) -> list[Gradients]:
+        """The gradients of each of the calls of `forward_together`; that of the queries, with the last, is of all."""
+        call = calls[0]
         run = call.recorder.run
         if d_out.dtype != call.q.dtype:
             d_out = run(partial(Tensor.to, dtype=call.q.dtype), d_out)
-        values: dict[str, Value] = {
-            **tensor_values(Q=call.q, K=call.k, V=call.v, O=lined(call, out), dO=lined(call, d_out)),
+        rows: dict[str, Value] = {
+            **tensor_values(O=lined(call, out), dO=lined(call, d_out)),
             "LSE": (held := run(Tensor.contiguous, lse)),
             "dLSE": held if d_lse is None else run(_plain, d_lse),
             "dlse_rows": 0 if d_lse is None else lse.shape[2],
             "LSE2": call.empty(lse.shape),
             "Delta": call.empty(lse.shape),
         }
-        found = Gradients(q=None, k=None, v=None, tables={})
-        for part in parts_of(call, lambda part: kinds_of(part, wanted)):
-            found = _added(part, found, values, wanted)
-        return replace(
-            found,
-            q=found.q if "q" in wanted else None,
-            k=found.k if "k" in wanted else None,
-            v=found.v if "v" in wanted else None,
-        )
+        every: list[Gradients] = []
+        for each, names in zip(map(_lined, calls), wanted, strict=True):
+            found = _begun(each, every[-1].q if every else None, names)
+            values = {**rows, **tensor_values(Q=each.q, K=each.k, V=each.v)}
+            for part in parts_of(each, partial(kinds_of, wanted=names)):
+                found = _added(part, found, values, names)
+            every.append(found)
+        return [_asked(found, names) for found, names in zip(every, wanted, strict=True)]
+
+
+def _begun(call: Call, d_q: Tensor | None, wanted: frozenset[str]) -> Gradients:
+    """What the kernels of a call add to: those of a later plan add to its keys' gradients, too."""
+    adds = call.plan.place > 0 and bool(wanted & {"k", "v"})
+    d_k, d_v = (call.zeros(each.shape, each.dtype) if adds else None for each in (call.k, call.v))
+    return Gradients(q=d_q, k=d_k, v=d_v, tables={})
+
+
+def _asked(found: Gradients, wanted: frozenset[str]) -> Gradients:
+    q, k, v = (x if name in wanted else None for name, x in (("q", found.q), ("k", found.k), ("v", found.v)))
+    return replace(found, q=q, k=k, v=v)
 
 
 def _added(call: Call, before: Gradients, values: Mapping[str, Value], wanted: frozenset[str]) -> Gradients:

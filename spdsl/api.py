@@ -31,6 +31,7 @@ from spdsl.reuse import as_bools, given_as_lists
 from spdsl.runtime import operator
 from spdsl.runtime.checks import check_tensors, raise_pending
 from spdsl.runtime.direct import Direct
+from spdsl.runtime.requests import PAGED
 from spdsl.runtime.transforms import refuse_paged, refuse_transforms
 from spdsl.semantics.nodes import BoundPattern
 
@@ -127,10 +128,8 @@ class Attention:
         traced = torch.compiler.is_compiling()
         if not traced:
             known = self._known(q, k, v, pages, (q_start, k_start, k_len), inputs)
-            if known is not None and not return_lse:
-                return known[0]
-            if known is not None and known[1] is not None:
-                return known[0], known[1]
+            if known is not None and (known[1] is not None or not return_lse):
+                return known if return_lse else known[0]
         q, k, v = autocast(q, k, v)
         if pages is not None:
             return self._paged(q, k, v, pages, (q_start, k_start, k_len), inputs, return_lse=return_lse)
@@ -168,7 +167,7 @@ class Attention:
         pages: Tensor | None,
         given: tuple[int | Tensor | None, int | Tensor | None, int | Tensor | None],
         inputs: Mapping[str, Any],
-    ) -> tuple[Tensor, Tensor | None] | None:
+    ) -> tuple[Tensor, Any] | None:
         """The results of a call of a kind that is known."""
         if pages is None and all(each is None for each in given):
             return self._direct.recall(q, k, v, inputs)
@@ -200,9 +199,9 @@ class Attention:
         tables = list(tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device).values())
         refuse_transforms((q, k, v, *tables))
         if torch.compiler.is_compiling():
-            out, lse = operator.attend(q, k, v, tables, places, self._open_key, operator.PAGED, 0, self._values)
+            out, lse = operator.attend(q, k, v, tables, places, self._open_key, PAGED, 0, self._values)
         else:
-            out, lse = self._direct.attend(q, k, v, tables, places, operator.PAGED, 0)
+            out, lse = self._direct.attend(q, k, v, tables, places, PAGED, 0)
         return (out, lse) if return_lse else out
 
     def _pages(
@@ -254,18 +253,8 @@ class Attention:
             if sizes not in self._merged:
                 self.bind(*sizes)  # refuses what must not be merged
                 self._merged.add(sizes)
-            make = staged.whole(self._open_key, tuple(given), start)
-            if places is None and self._repeats(q):
-                out, lse = self._direct.whole(make, (q, k, v, *given.values()), start)
-            else:
-                out, lse = staged.attend(q, k, v, given, places, self._open_key, start)
+            out, lse = staged.attend_again(self._direct, q, k, v, given, places, self._open_key, start)
         return (out, lse) if return_lse else out
-
-    def _repeats(self, q: Tensor) -> bool:
-        """Whether calls of a pattern with stages may be alike: by kernels, and no value of an input is checked."""
-        declared = self.pattern.checked.tables
-        unchecked = all(table.dtype == "float" and table.bounds is None and not table.listed for table in declared)
-        return unchecked and _prepare.choose_backend(self.backend, q.device) == "triton"
 
     def reference(
         self,

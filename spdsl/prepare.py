@@ -19,7 +19,7 @@ from spdsl.codegen import readiness
 from spdsl.diagnostics import error
 from spdsl.pipeline import bound, closed, free_names
 from spdsl.runtime.calls import DTYPES
-from spdsl.runtime.operator import Prepared, Request, install, rounded_up
+from spdsl.runtime.requests import Prepared, Request, install, rounded_up
 from spdsl.semantics.free import LARGEST
 
 BACKENDS = ("cpu", "triton")
@@ -91,6 +91,7 @@ def _planned(request: Request) -> Prepared:
         few=request.few,
         few_keys=request.few_keys,
         page=request.page,
+        later=request.later,
     )
     target = target_of(backend, request.device)
     if backend == "cpu":

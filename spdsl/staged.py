@@ -8,7 +8,7 @@ a graph do not come here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spdsl import prepare
 from spdsl.pipeline import bound, softmax_key
+from spdsl.runtime.direct import Direct
 from spdsl.runtime.transforms import second_derivative
 
 _AUTOGRAD = ("AutogradCPU", "AutogradCUDA", "AutogradOther", "ADInplaceOrView")
@@ -43,14 +44,29 @@ def attend(
     return graphs.attend_anywhere(made, q, k, v, tables, places, start, partial(softmax_key, key), kernels)
 
 
-def whole(key: str, names: tuple[str, ...], start: int) -> Callable[[Sequence[Tensor]], tuple[Tensor, Tensor | None]]:
-    """A call as a function of q, k, v and the inputs of these names."""
+def attend_again(
+    calls: Direct,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Mapping[str, Tensor],
+    places: Tensor | None,
+    key: str,
+    start: int,
+) -> tuple[Tensor, Tensor | None]:
+    """As `attend`, or as one of the ``calls`` before: by kernels, where no value of an input is checked."""
+    declared = bound(key, q.shape[1], k.shape[1], q.shape[3]).tables
+    unchecked = all(table.dtype == "float" and table.bounds is None and not table.listed for table in declared)
+    by_kernels = prepare.choose_backend(json.loads(key)["backend"], q.device) == "triton"
+    if places is not None or not unchecked or not by_kernels:
+        return attend(q, k, v, tables, places, key, start)
+    names = tuple(tables)
 
     def make(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        q, k, v, *tables = tensors
-        return attend(q, k, v, dict(zip(names, tables, strict=True)), None, key, start)
+        q, k, v, *inputs = tensors
+        return attend(q, k, v, dict(zip(names, inputs, strict=True)), None, key, start)
 
-    return make
+    return calls.whole(make, (q, k, v, *tables.values()), start)
 
 
 def _named(key: str, tables: Sequence[Tensor]) -> dict[str, Tensor]:

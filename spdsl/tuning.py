@@ -32,9 +32,10 @@ from spdsl.prepare import choose_backend, precision, target_of
 from spdsl.runtime.calls import Call
 from spdsl.runtime.checks import check_call
 from spdsl.runtime.lists import lists_for
-from spdsl.runtime.operator import rounded_up, with_batch
+from spdsl.runtime.operator import with_batch
 from spdsl.runtime.parts import settled
 from spdsl.runtime.recorder import Recorder
+from spdsl.runtime.requests import rounded_up
 
 if TYPE_CHECKING:
     from spdsl.runtime.calls import Engine

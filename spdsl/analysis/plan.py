@@ -48,11 +48,12 @@ def plan(problem: Problem, target: str) -> Plan:
         SpatError: the pattern needs something that cannot be planned (SP4xx).
     """
     (first, _), *others = _disjoint(problem, target) or ((problem, None),)
-    more = tuple(_plan(other, target, place, side) for place, (other, side) in enumerate(others, 1))
+    begin = int(problem.later)
+    more = tuple(_plan(other, target, place, side) for place, (other, side) in enumerate(others, begin + 1))
     if not all(_pays(part) for part in more):
-        return _plan(problem, target)
-    together = _plan(problem, target) if any(part.forward.marked for part in more) else None
-    return replace(_plan(first, target), more=more, together=together)
+        return _plan(problem, target, begin)
+    together = _plan(problem, target, begin) if any(part.forward.marked for part in more) else None
+    return replace(_plan(first, target, begin), more=more, together=together)
 
 
 def _pays(part: Plan) -> bool:

@@ -39,7 +39,8 @@ class Problem:
     take the default ones.  ``few`` is how many rows a tile of the forward kernel has where a call has few queries
     (`spdsl.analysis.few`), else 0.  ``few_keys``: backward kernels by key have few programs, all of them long.
     ``page`` is how many rows a page of keys has where sequences' keys lie in pages, wherever their tables say; the
-    shape is then ``batched``, and there are no gradients.
+    shape is then ``batched``, and there are no gradients.  ``later``: the softmax goes on from what one of the same
+    queries over other keys has left.
     """
 
     pattern: BoundPattern
@@ -52,6 +53,7 @@ class Problem:
     few: int = 0
     few_keys: bool = False
     page: int = 0
+    later: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,7 +160,7 @@ def _with_choice(
     from spdsl.choices import Situation, by_model, record_of
     from spdsl.costs import device_for
     from spdsl.pipeline import bound, key_of, opened, refuse_stages
-    from spdsl.runtime.operator import rounded_up
+    from spdsl.runtime.requests import rounded_up
 
     whole = key_of(pattern, fit_tuples(pattern, wish.parameters), wish.layer, None, False)
     refuse_stages(whole)

@@ -26,7 +26,7 @@ from spdsl.cli.main import run
 from spdsl.costs import work
 from spdsl.diagnostics import SpatError
 from spdsl.pipeline import opened
-from spdsl.runtime.operator import Request, rounded_up
+from spdsl.runtime.requests import Request, rounded_up
 from spdsl.tuning import situation_of, tune
 
 pytest.importorskip("triton")

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from spdsl import prepare
 from spdsl.pipeline import bound, key_of, opened, read, softmax_key
-from spdsl.runtime import operator
+from spdsl.runtime import operator, requests
 from spdsl.runtime.ranking import FAR
 from tests.library.compare import TOLERANCE, relative_error
 
 pytestmark = pytest.mark.gpu
 
-operator.install(prepare.prepare)
+requests.install(prepare.prepare)
 
 
 @dataclass(frozen=True, kw_only=True)
