@@ -25,7 +25,7 @@ Make: TypeAlias = Callable[[Sequence[Tensor]], Found]
 _TRIES = 3
 """Calls of a kind that are watched in vain."""
 
-_TIMES = 4
+_TIMES = 12
 """How many times the memory of the inputs may be held while a call is watched, beyond `ROOM`; at most half of what is
 free."""
 

@@ -140,7 +140,7 @@ class Attention:
         if set(lists) - set(self._lists):
             places_given: dict[str, Any] = {"q_start": q_start, "k_start": k_start, "k_len": k_len, "pages": pages}
             return self._of_lists(lists)(q, k, v, return_lse=return_lse, **places_given, **given)
-        if not torch.compiler.is_compiling() and mode() == "first":
+        if not traced and mode() == "first":
             from spdsl.tuning import on_first_use
 
             on_first_use(self._key, q, k, v, given)
@@ -216,8 +216,7 @@ class Attention:
     ) -> tuple[Tensor, Tensor, Tensor]:
         for name, x in (("k", k), ("v", v)):
             if x.dim() != 4:
-                help = "keys in pages are [pages, page, heads, dim]"
-                raise error("SP340", f"`{name}` has {x.dim()} dimensions", help=help)
+                raise error("SP340", f"`{name}` has {x.dim()} dimensions", help="pages are [pages, page, heads, dim]")
         check_tensors(q, k.transpose(1, 2), v.transpose(1, 2), any_type=any_type, paged=True)
         return place_pages(q, k, v, pages, *given)
 

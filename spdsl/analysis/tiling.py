@@ -159,6 +159,9 @@ def picked_tiles(
     hopper = target in ("sm_90", "sm_100") and not small
     wide = rows > _PICKED_ROWS or width > 128
     match kind:
+        case "forward" if fine and hopper and rows <= 16 and width <= 64:
+            # The sums of a row stay within the one warp, and many programs hide what it waits for.
+            return Tiles(block_q=rows, block_k=keys, warps=1, stages=2)
         case "forward" | "dq" if fine and hopper:
             return Tiles(block_q=rows, block_k=keys, warps=8 if wide or (kind == "dq" and rows > 16) else 4, stages=2)
         case "forward":
