@@ -50,4 +50,7 @@ def few_tiles(problem: Problem, together: int, target: str) -> Tiles:
     if target.startswith("gfx"):
         return Tiles(block_q=block_q, block_k=32 if wide else 64, warps=4, stages=1)
     stages = 3 if target in ("sm_90", "sm_100") else 2
+    if problem.page:
+        # The number of a page is read ahead of its keys, which takes a stage for every one of theirs.
+        stages = 2 * stages - 1
     return Tiles(block_q=block_q, block_k=32 if wide else 64, warps=4, stages=stages)

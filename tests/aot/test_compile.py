@@ -160,6 +160,18 @@ def test_lists_are_searched(target: str) -> None:
     assert [binary.name for binary in binaries] == ["forward", "dkdv"]
 
 
+@pytest.mark.parametrize("page", [16, 64])
+def test_keys_in_pages_are_fetched_as_far_ahead(page: int) -> None:
+    """The numbers of pages come first, and are not to take the room of keys that are on their way."""
+    pattern = library("causal", heads=32, groups=8, head_dim=128, opened=True)
+    problem = Problem(pattern=pattern, dtype="bf16", value_dim=128, shape="batched", few=16)
+    sizes = []
+    for one in (problem, replace(problem, page=page)):
+        _, (forward,) = compile_kernels(plan(one, "sm_90"), "sm_90", ("forward",))
+        sizes.append(forward.shared)
+    assert sizes[0] <= sizes[1] <= sizes[0] + 1024
+
+
 def picked(name: str, heads: int, groups: int, dim: int, target: str, dtype: str = "bf16") -> tuple[Binary, ...]:
     """The kernels of the last softmax of a pattern that reads a selection."""
     pattern = library(name, heads=heads, groups=groups, head_dim=dim)
