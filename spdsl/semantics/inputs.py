@@ -14,6 +14,8 @@ from spdsl.semantics.scope import TYPES
 from spdsl.semantics.values import AxisRef, Entry, Poison, Scalar, describe
 
 MAX_AXES = 3
+_NEARLY_TOKEN = ("tokens", "key", "keys")
+"""What an axis of the keys is called by mistake."""
 _SIZES = {"q": "nq", "h": "heads", "g": "groups", "b": "b"}
 
 
@@ -98,6 +100,13 @@ def _axis(ev: Evaluator, extent: syntax.Extent, table: str) -> TableAxis | None:
         case syntax.Name(id="d") if extent.name is None:
             return TableAxis(kind="free", size=Extent(name="d"), label="d", span=extent.span)
         case syntax.Name(id=name) if extent.name is None and ev.free_name(name):
+            if name in _NEARLY_TOKEN:
+                ev.unit.report.warning(
+                    "SP222",
+                    f"`{name}` is an axis of its own, of any size",
+                    extent.span,
+                    help=f"if `{table}` has an element for each key, declare it along `token`",
+                )
             ev.scope.entries.setdefault(name, _free(name, extent))
             return TableAxis(kind="free", size=Extent(name=name), label=name, span=extent.span)
         case _:

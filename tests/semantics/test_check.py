@@ -143,6 +143,13 @@ def test_all_patterns_and_warnings() -> None:
     assert [(d.severity, d.code) for d in diagnostics] == [("warning", "SP217"), ("error", "SP201")]
 
 
+@pytest.mark.parametrize(("axis", "codes"), [("tokens", ["SP222"]), ("token", []), ("place", [])])
+def test_an_axis_that_may_be_meant_for_the_keys(axis: str, codes: list[str]) -> None:
+    found, diagnostics = check_all(parse(f"pattern p() {{ input doc: int[{axis}] keep doc[q] == doc[k] }}", "p.spat"))
+    assert len(found) == 1
+    assert [(d.severity, d.code) for d in diagnostics] == [("warning", code) for code in codes]
+
+
 def test_sharing_keeps_large_programs_small() -> None:
     lets = "".join(f"  let a{i} = {'q' if i == 0 else f'a{i - 1} + a{i - 1}'}\n" for i in range(60))
     with pytest.raises(SpatError) as caught:
