@@ -196,6 +196,7 @@ def work(call: Call, kernel: KernelPlan) -> Work:
     """What ``kernel`` does in ``call``; the counts are exact."""
     visits = walks.visits(call, kernel)
     batch, heads, nq, _ = call.q.shape
+    even = kernel.persistent and is_even(call, kernel)
     owners = call.k.shape[1] if kernel.by == "key" else heads
     programs = _tiles(call, kernel) * owners * batch
     longest = visits.longest * (heads // owners)
@@ -215,7 +216,8 @@ def work(call: Call, kernel: KernelPlan) -> Work:
         longest=longest,
         rows=nq * heads * batch,
         heads=owners * batch,
-        even=kernel.persistent and is_even(call, kernel),
+        even=even,
+        queued=kernel.persistent and not even,
         before=_before(call, kernel),
         reads=_reads(call, kernel, visits.touched) if kernel.few else 0,
     )

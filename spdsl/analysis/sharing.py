@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from spdsl.analysis.device import Rate
+from spdsl.analysis.plans import GROUP_ROWS
 from spdsl.analysis.work import Work
 
 SORTED = 0.1
@@ -38,13 +39,19 @@ def held(work: Work, count: float, longest: float, multiprocessors: int, rate: R
 
 
 def goes_round(work: Work, multiprocessors: int) -> bool:
-    """Whether each multiprocessor has one program, which does one tile of its own side after the other."""
-    return work.even and work.programs > 2 * multiprocessors
+    """Whether each program that is started does every so many-th tile of its own side."""
+    return work.even and _is_long(work, multiprocessors)
 
 
 def program_share(work: Work, multiprocessors: int) -> float:
     """The share of a program's own time that counts."""
-    return OVERLAP if goes_round(work, multiprocessors) else 1.0
+    return OVERLAP if (work.even or work.queued) and _is_long(work, multiprocessors) else 1.0
+
+
+def _is_long(work: Work, multiprocessors: int) -> bool:
+    """Whether there is so much to do that programs do several tiles of their own, if they can."""
+    at_once = multiprocessors * (2 if work.tiles.block_q == GROUP_ROWS else 1)
+    return work.programs > 2 * at_once
 
 
 def busiest(programs: int, count: float, longest: float, multiprocessors: int, *, alike: bool, tail: float) -> float:

@@ -31,8 +31,9 @@ class Work:
     programs are much alike).  ``operations`` and ``loads`` are what masking one pair takes, ``extra`` what bias and
     soft cap add to every logit.  ``listed``: tiles are found through memory.  ``rows`` counts queries over batch and
     heads; ``heads`` are those whose rows programs own, of all sequences.  ``even``: programs do several tiles of their
-    own, each beginning while the one before ends.  ``before`` is what has to be done before the kernel begins.
-    ``reads``: where a call has few queries, the bytes of the keys and values that it reads, which take the time.
+    own, every so many-th, and ``queued``: whichever comes next; each begins while the one before ends.  ``before`` is
+    what has to be done before the kernel begins.  ``reads``: where a call has few queries, the bytes of the keys and
+    values that it reads, which take the time.
     """
 
     kind: Kind
@@ -52,6 +53,7 @@ class Work:
     rows: int
     heads: int
     even: bool = False
+    queued: bool = False
     before: Before = Before()  # it is frozen
     reads: int = 0
 
@@ -79,6 +81,7 @@ def work_of(
     rows: int,
     heads: int,
     even: bool,
+    queued: bool,
     before: Before,
     reads: int,
 ) -> Work:
@@ -103,6 +106,7 @@ def work_of(
         rows=rows,
         heads=heads,
         even=even,
+        queued=queued,
         before=before,
         reads=reads,
     )
