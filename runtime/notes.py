@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+from typing_extensions import assert_never
 
 Grid: TypeAlias = tuple[int, int, int]
 
@@ -93,6 +94,15 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """Tensors made of others by a function that may launch kernels itself, as it was noted."""
+
+    function: Callable[..., tuple[Tensor, ...]]
+    arguments: tuple[Tensor, ...]
+    results: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
     """A launch, as it was noted; ``writes`` names the tensors that it may change, where somebody watches."""
 
@@ -109,4 +119,17 @@ class Started:
         return self.starter.entry(self.grid, self.values, self.given, self.stages, self.device)
 
 
-Note: TypeAlias = "Taken | Done | Started"
+Note: TypeAlias = "Taken | Done | Made | Started"
+
+
+def results_of(note: Note) -> tuple[Tensor, ...]:
+    """The tensors that a note has made."""
+    match note:
+        case Taken(result=result) | Done(result=result):
+            return (result,)
+        case Made(results=results):
+            return results
+        case Started():
+            return ()
+        case _:
+            assert_never(note)

@@ -8,6 +8,7 @@ sizes are bounded by those of the lists, and memory is a few numbers for each pi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,44 +34,86 @@ LEAST = 256
 
 
 def picked_lists(call: Call, kernel: KernelPlan) -> TileList | PickedItems | GatheredItems:
-    """The lists of a kernel that walks what queries have picked."""
+    """The lists of a kernel that walks what queries have picked; the recorder notes how they are made, so that a tape
+    makes them of other picks."""
     picks = kernel.picks
     assert picks is not None
-    given, table = call.tables[picks.table], _with_heads(call, picks)
-    sizes = (picks.rows, picks.block, picks.heads, call.q.shape, call.k.shape[2], call.q_start)
-    if picks.order != "gathered":
-        key = (picks.order, picks.positions, *sizes)
-        return _passing.get(key, (given,), None, lambda: _by_query(call, picks, table), compare=False)
-    if picks.fine:
-        return _fine_by_key(call, picks, kernel.block_k, table)
-    blocks = _blocks(call, picks)
-
-    def turned() -> Transposed:
-        return transposed(table.expand(call.q.shape[0], call.q.shape[1] // picks.heads, -1, -1), blocks)
-
-    lists = _turned.get(sizes, (given,), None, turned, compare=False)
-    return by_key(lists) if kernel.by == "key" else gathered(lists, picks.positions)
-
-
-def _with_heads(call: Call, picks: Picks) -> Tensor:
-    table = call.tables[picks.table]
+    given = call.tables[picks.table]
     (declared,) = (each for each in call.plan.tables if each.name == picks.table)
-    return table if declared.axes[0].kind in ("g", "h") else table.unsqueeze(1)
+    request = _Request(
+        picks=picks,
+        keys=kernel.block_k,
+        by=kernel.by,
+        axes=tuple(axis.kind for axis in declared.axes),
+        shape=tuple(int(size) for size in call.q.shape[:3]),
+        n=call.k.shape[2],
+        q_start=call.q_start,
+    )
+    lists = request.lists(given)
+    call.recorder.made(lists.tensors, request.tensors, given)
+    return lists
 
 
-def _blocks(call: Call, picks: Picks) -> int:
-    return -(-call.k.shape[2] // picks.block)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What decides how lists are made of picks: the kernel's tiles, and the sizes of a call, ``shape`` being those of
+    sequences, query heads and queries; ``axes`` are those of the table."""
 
+    picks: Picks
+    keys: int
+    by: Literal["query", "key"]
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    n: int
+    q_start: int
 
-def _by_query(call: Call, picks: Picks, table: Tensor) -> TileList:
-    blocks = _blocks(call, picks)
-    if picks.order == "alike":
-        return as_they_are(table, blocks)
-    if picks.rows > 1:
-        at = torch.arange(call.q.shape[2], device=table.device) + call.q_start
-        run = at.div(picks.rows, rounding_mode="floor")
-        table = table.index_select(2, run.clamp(min=0)).masked_fill((at < 0)[:, None], FAR)
-    return unions(table, picks.positions, blocks)
+    @property
+    def blocks(self) -> int:
+        """How many blocks of keys there are."""
+        return -(-self.n // self.picks.block)
+
+    def tensors(self, given: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of the lists, in the order of their fields."""
+        return self.lists(given).tensors
+
+    def lists(self, given: Tensor) -> TileList | PickedItems | GatheredItems:
+        """The lists of picks, those of a moment ago where these are the same."""
+        picks = self.picks
+        sizes = (picks.rows, picks.block, picks.heads, self.shape, self.n, self.q_start)
+        if picks.order != "gathered":
+            key = (picks.order, picks.positions, *sizes)
+            return _passing.get(key, (given,), None, lambda: self._by_query(self._table(given)), compare=False)
+        if picks.fine:
+            return self._fine_by_key(self._table(given))
+        lists = _turned.get(
+            sizes, (given,), None, lambda: transposed(self._owned(self._table(given)), self.blocks), compare=False
+        )
+        return by_key(lists) if self.by == "key" else gathered(lists, picks.positions)
+
+    def _table(self, given: Tensor) -> Tensor:
+        """The picks with axes of sequences and of heads."""
+        table = given if given.dim() > len(self.axes) else given.unsqueeze(0)
+        return table if self.axes[0] in ("g", "h") else table.unsqueeze(1)
+
+    def _owned(self, table: Tensor) -> Tensor:
+        """A list for every sequence and all heads that share it."""
+        return table.expand(self.shape[0], self.shape[1] // self.picks.heads, -1, -1)
+
+    def _by_query(self, table: Tensor) -> TileList:
+        picks = self.picks
+        if picks.order == "alike":
+            return as_they_are(table, self.blocks)
+        if picks.rows > 1:
+            at = torch.arange(self.shape[2], device=table.device) + self.q_start
+            run = at.div(picks.rows, rounding_mode="floor")
+            table = table.index_select(2, run.clamp(min=0)).masked_fill((at < 0)[:, None], FAR)
+        return unions(table, picks.positions, self.blocks)
+
+    def _fine_by_key(self, table: Tensor) -> PickedItems:
+        """The queries that have picked any key of each tile, with bits for its keys."""
+        lists, bits = (self._owned(each) for each in coarser(table, self.picks.block, self.keys, self.n))
+        given = transposed(lists, -(-self.n // self.keys))
+        return replace(by_key(given), bits=carried(bits, given))
 
 
 def as_they_are(table: Tensor, blocks: int) -> TileList:
@@ -209,16 +252,6 @@ def gathered(given: Transposed, size: int) -> GatheredItems:
     return GatheredItems(
         rows=rows, first=first, last=last, queries=given.runs, entries=given.entries, blocks=given.blocks
     )
-
-
-def _fine_by_key(call: Call, picks: Picks, keys: int, table: Tensor) -> PickedItems:
-    """The queries that have picked any key of each tile, with bits for its keys."""
-    tiles = -(-call.k.shape[2] // keys)
-    lists, bits = coarser(table, picks.block, keys, call.k.shape[2])
-    owners = (call.q.shape[0], call.q.shape[1] // picks.heads, -1, -1)
-    lists, bits = lists.expand(owners), bits.expand(owners)
-    given = transposed(lists, tiles)
-    return replace(by_key(given), bits=carried(bits, given))
 
 
 _AT_ONCE = 1 << 24

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from typing_extensions import assert_never
 
-from spdsl.runtime.notes import Done, Grid, Mapped, Note, Startable, Started, Stream, Taken
+from spdsl.runtime.notes import Done, Grid, Made, Mapped, Note, Startable, Started, Stream, Taken, results_of
 from spdsl.runtime.notices import is_watched, tell
-from spdsl.runtime.tape import Arena, Descriptors, KeptMaps, Launch, Operation, Start, Step, Tape
+from spdsl.runtime.tape import Arena, Descriptors, KeptMaps, Launch, Operation, Several, Start, Step, Tape
 from spdsl.runtime.traced import Trace, Traced
 
 
@@ -38,8 +38,10 @@ class Recorder:
         self.inputs.extend(inputs)
 
     def hold(self, *constants: Tensor) -> None:
-        """Tensors that depend on values of the inputs; those that are inputs themselves do not count."""
-        known = {id(each) for each in (*self.inputs, *self.constants)}
+        """Tensors that depend on values of the inputs; those that are inputs themselves, or made of them by what is
+        noted, do not count."""
+        made = (each for note in self.notes for each in results_of(note))
+        known = {id(each) for each in (*self.inputs, *self.constants, *made)}
         self.constants.extend({id(each): each for each in constants if id(each) not in known}.values())
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -53,6 +55,12 @@ class Recorder:
         result = function(*arguments)
         self.notes.append(Done(function=function, arguments=arguments, result=result))
         return result
+
+    def made(
+        self, results: tuple[Tensor, ...], function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor
+    ) -> None:
+        """Note tensors that ``function`` makes again of others; it may launch kernels itself."""
+        self.notes.append(Made(function=function, arguments=arguments, results=results))
 
     def started(
         self,
@@ -115,7 +123,7 @@ class _Cut:
     @staticmethod
     def of(recorder: Recorder) -> _Cut:
         """The tensors of a recording: inputs, constants, results of operations, each once."""
-        results = (note.result for note in recorder.notes if not isinstance(note, Started))
+        results = (each for note in recorder.notes for each in results_of(note))
         each = list({id(tensor): tensor for tensor in (*recorder.inputs, *recorder.constants, *results)}.values())
         inputs, constants = len(recorder.inputs), len(recorder.constants)
         if len({id(tensor) for tensor in recorder.inputs}) < inputs:
@@ -174,6 +182,9 @@ class _Cut:
             case Done(function=function, arguments=arguments, result=result):
                 places = tuple(self._place(each) for each in arguments)
                 return Operation(function=function, arguments=places, result=self._place(result))
+            case Made(function=several, arguments=arguments, results=results):
+                places, targets = (tuple(self._place(each) for each in tensors) for tensors in (arguments, results))
+                return Several(function=several, arguments=places, results=targets)
             case Started():
                 return self._start(note)
             case _:
@@ -217,7 +228,7 @@ class _Cut:
         seen = set(results)
         for step in steps:
             match step:
-                case Operation(arguments=arguments):
+                case Operation(arguments=arguments) | Several(arguments=arguments):
                     seen.update(arguments)
                 case Start(tensors=tensors):
                     seen.update(at for _, at in tensors)

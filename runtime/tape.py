@@ -38,6 +38,20 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Several:
+    """As `Operation`, of a function with several results."""
+
+    function: Callable[..., tuple[Tensor, ...]]
+    arguments: tuple[int, ...]
+    results: tuple[int, ...]
+
+    def __call__(self, tensors: list[Any], cells: list[Any]) -> None:
+        """Carry it out."""
+        for at, made in zip(self.results, self.function(*[tensors[each] for each in self.arguments]), strict=True):
+            tensors[at], cells[at] = made, made.data_ptr()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Arena:
     """Memory that launches alone see, taken at once: at the places of ``parts``, each from an offset on."""
 
