@@ -7,8 +7,9 @@ sizes are bounded by those of the lists, and memory is a few numbers for each pi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +17,11 @@ from torch import Tensor
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import Picks
 from spdsl.runtime.calls import Call, GatheredItems, PickedItems, TileList
+from spdsl.runtime.checks import captured
 from spdsl.runtime.ranking import FAR
 from spdsl.runtime.recent import ByContent
+
+T = TypeVar("T")
 
 _passing: ByContent[TileList] = ByContent(size=6)
 """Lists by query, kept from the forward to the backward."""
@@ -82,12 +86,10 @@ class _Request:
         sizes = (picks.rows, picks.block, picks.heads, self.shape, self.n, self.q_start)
         if picks.order != "gathered":
             key = (picks.order, picks.positions, *sizes)
-            return _passing.get(key, (given,), None, lambda: self._by_query(self._table(given)), compare=False)
+            return _remembered(_passing, key, given, lambda: self._by_query(self._table(given)))
         if picks.fine:
             return self._fine_by_key(self._table(given))
-        lists = _turned.get(
-            sizes, (given,), None, lambda: transposed(self._owned(self._table(given)), self.blocks), compare=False
-        )
+        lists = _remembered(_turned, sizes, given, lambda: transposed(self._owned(self._table(given)), self.blocks))
         return by_key(lists) if self.by == "key" else gathered(lists, picks.positions)
 
     def _table(self, given: Tensor) -> Tensor:
@@ -114,6 +116,11 @@ class _Request:
         lists, bits = (self._owned(each) for each in coarser(table, self.picks.block, self.keys, self.n))
         given = transposed(lists, -(-self.n // self.keys))
         return replace(by_key(given), bits=carried(bits, given))
+
+
+def _remembered(recent: ByContent[T], key: Hashable, given: Tensor, make: Callable[[], T]) -> T:
+    """What was made of these picks, and is kept; not in a CUDA graph, which is replayed with other ones."""
+    return make() if captured(given) else recent.get(key, (given,), None, make, compare=False)
 
 
 def as_they_are(table: Tensor, blocks: int) -> TileList:

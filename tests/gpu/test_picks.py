@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+import spdsl
 from spdsl import prepare
 from spdsl.pipeline import bound, key_of, opened, read, softmax_key
-from spdsl.runtime import operator, requests
+from spdsl.runtime import graphs, operator, requests
 from spdsl.runtime.ranking import FAR
+from spdsl.runtime.tape import Tape
 from tests.library.compare import TOLERANCE, relative_error
 
 pytestmark = pytest.mark.gpu
@@ -139,3 +141,46 @@ def test_random_blocks(name: str) -> None:
             assert relative_error(gradient, other) <= 2 * TOLERANCE[case.dtype]
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
+
+
+GIVEN = """pattern given() {
+  axis blk = token by 64
+  input chosen: bool[g, q, k.blk]
+  keep causal and chosen
+}
+"""
+
+
+@pytest.mark.parametrize("name", ["given", "moba"])
+def test_calls_with_other_picks_repeat_their_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is played from a tape is what a call does that is carried out in full, lists included."""
+    case = Case(heads=32, groups=2, n=900) if name == "given" else Case(heads=4, groups=4, n=900)
+    generator = torch.Generator().manual_seed(1)
+    lists = [lists_of(case).cuda()]
+    lists += [torch.where(torch.rand(lists[0].shape, device="cuda") < 0.5, lists[0], FAR).sort(-1).values for _ in "ab"]
+    played: list[Tape] = []
+    play = Tape.play
+    monkeypatch.setattr(Tape, "play", lambda self, *given: (played.append(self), play(self, *given))[1])
+
+    def made() -> spdsl.Attention:
+        """One that knows no calls."""
+        graphs._direct.cache_clear()
+        return spdsl.compile(spdsl.loads(GIVEN)) if name == "given" else spdsl.compile("moba", block=64, picks=4)
+
+    def call(attn: spdsl.Attention, number: int) -> list[Tensor]:
+        out = attn(*leaves[number], **({"chosen": lists[number].clone()} if name == "given" else {}))
+        assert isinstance(out, Tensor)
+        return [out, *torch.autograd.grad(out, leaves[number], d_out)]
+
+    shapes = ((1, case.heads, case.n, 128), *[(1, case.groups, case.n, 128)] * 2)
+    leaves = [
+        [torch.randn(shape, generator=generator).to("cuda", case.dtype).requires_grad_() for shape in shapes]
+        for _ in range(3)
+    ]
+    d_out = torch.randn(shapes[0], generator=generator).to("cuda", case.dtype)
+    repeated = made()
+    found = [call(repeated, number) for number in range(3)]
+    assert len(played) == (4 if name == "given" else 0)  # of patterns with stages whole calls have steps
+    for number, results in enumerate(found):
+        for one, other in zip(call(made(), number), results, strict=True):
+            assert torch.equal(one, other)
