@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import spdsl
-from benchmarks.selections import peak, selection, time
+from benchmarks.selections import machine, peak, selection, time
 from spdsl.runtime.ranking import FAR
 
 HEADS, GROUPS, DIM = 64, 4, 128
@@ -122,7 +122,7 @@ def main() -> None:
     results: list[dict[str, object]] = []
     for case in CASES:
         figures = measured(case, 2048 if given.prepare else given.n, rounds=1 if given.prepare else 20)
-        results.append({"case": case.name, "gpu": torch.cuda.get_device_name(), "n": given.n, **figures})
+        results.append({"case": case.name, **machine(), "n": given.n, **figures})
         print(json.dumps(results[-1]), flush=True)
         if not given.prepare:
             given.out.write_text(json.dumps(results, indent=1) + "\n")

@@ -14,6 +14,7 @@ import datetime as dt
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -148,15 +149,23 @@ def main() -> None:
             "case": case.name,
             "parameters": case.parameters,
             "shape": f"1x{case.heads}/{case.groups}x{case.n}x{case.dim}",
-            "gpu": torch.cuda.get_device_name(),
-            "torch": torch.__version__,
-            "date": dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
+            **machine(),
         }
         results.append(result)
         for name, value in figures(case, whole=not given.selection, checked=not given.unchecked):
             result[name] = value
             given.out.write_text(json.dumps(results, indent=1) + "\n")
         print(json.dumps(result), flush=True)
+
+
+def machine() -> dict[str, str]:
+    """Where and when something is measured."""
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": metadata.version("triton"),
+        "date": dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
+    }
 
 
 def prepare(case: Case) -> None:
