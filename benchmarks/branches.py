@@ -115,12 +115,13 @@ def random_blocks(n: int, shared: int) -> Tensor:
 def main() -> None:
     """Check and measure the cases, and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.branches", description=__doc__)
+    parser.add_argument("cases", nargs="*", help="words of the names of cases; all of them without any")
     parser.add_argument("--out", type=Path, default=Path("branches.json"), help="the JSON file to write")
     parser.add_argument("--prepare", action="store_true", help="run each case once on few tokens, and time nothing")
     parser.add_argument("-n", type=int, default=8192, help="tokens")
     given = parser.parse_args()
     results: list[dict[str, object]] = []
-    for case in CASES:
+    for case in (each for each in CASES if not given.cases or any(words in each.name for words in given.cases)):
         figures = measured(case, 2048 if given.prepare else given.n, rounds=1 if given.prepare else 20)
         results.append({"case": case.name, **machine(), "n": given.n, **figures})
         print(json.dumps(results[-1]), flush=True)
