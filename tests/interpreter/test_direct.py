@@ -38,7 +38,6 @@ PATTERNS: dict[str, tuple[dict[str, object], Inputs]] = {
     "bigbird": ({"block": 16}, lambda seed: {}),
     "documents": ({}, _documents),
     "longformer": ({"window": 20}, _marked),
-    "infllm_v2": ({"compress": 8, "stride": 4, "block": 16, "picks": 2, "window": 16, "dense": 0}, lambda seed: {}),
 }
 
 
@@ -75,7 +74,7 @@ def test_other_numbers(name: str, played: list[Tape]) -> None:
     attn = spdsl.compile(name, backend="triton", **parameters)
     both_ways(attn, tensors(0), inputs(0))
     assert not played
-    for seed, marks in ((1, 0), (2, 3)) if name != "infllm_v2" else ((1, 0),):
+    for seed, marks in ((1, 0), (2, 3)):
         fresh = spdsl.compile(name, backend="triton", **parameters)
         expected, before = both_ways(fresh, tensors(seed), inputs(marks)), len(played)
         found = both_ways(attn, tensors(seed), inputs(marks))
@@ -91,6 +90,29 @@ def test_one_table_in_many_calls(played: list[Tape]) -> None:
         leaves = tensors(seed)
         found = both_ways(attn, leaves, given)
         expected = attn.reference(*leaves, **given)
+        torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-5)
+    assert len(played) == 4
+
+
+GIVEN = """pattern given() {
+  axis blk = token by 16
+  input chosen: bool[g, q, k.blk]
+  keep causal and chosen
+}
+"""
+
+
+def test_picks_of_every_call(played: list[Tape]) -> None:
+    """Lists are made again of other picks; backward as well (`tests/gpu/test_picks.py` has more)."""
+    attn = spdsl.compile(spdsl.loads(GIVEN), backend="triton")
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        leaves = [torch.randn(1, 2, 40, 16, generator=generator).requires_grad_()]
+        leaves += [torch.randn(1, 1, 40, 16, generator=generator).requires_grad_() for _ in "kv"]
+        some = torch.rand(1, 1, 40, 3, generator=generator).argsort(-1).int()[..., :2].sort(-1).values
+        found = both_ways(attn, leaves, {"chosen": some})
+        keep = torch.zeros(40, 3, dtype=torch.bool).scatter_(-1, some[0, 0].long(), value=True)
+        expected = attn.reference(*leaves, chosen=keep[None])
         torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-5)
     assert len(played) == 4
 
