@@ -75,15 +75,29 @@ def operands_of(pattern: BoundPattern, stage: Attention, call: Inputs, chosen: A
             help="project them to one size",
         )
     declared = _pattern_of(pattern, stage.name).tables
-    wanted = [table for table in declared if table.name in values.stages and table.dtype != "float"]
-    with torch.no_grad():
-        sets = sets_of(chosen, stage.name, wanted)
-    tables = {table.name: _table(table, call, values, sets) for table in declared}
+    chosen_sets = _sets(pattern, stage, chosen)
+    tables = {table.name: _table(table, call, values, chosen_sets) for table in declared}
     start = call.q_start if stage.rows == "q" else 0
     made = frozenset(table.name for table in declared if table.name in values.stages)
     given = frozenset(tables) - made - {POSITIONS, MEMBER}
     axes = {name: values.stages[name].axes for name in made} | {name: values.lines.labels(name) for name in given}
     return Operands(q=q, k=k, v=v, tables=tables, q_start=start, stages=made, axes=axes, lines=values.lines)
+
+
+def _sets(pattern: BoundPattern, stage: Attention, chosen: Arrays) -> dict[str, Tensor]:
+    """The sets that a softmax reads, and whole numbers, by the names of their stages."""
+    declared = _pattern_of(pattern, stage.name).tables
+    wanted = [table for table in declared if table.name in chosen.stages and table.dtype != "float"]
+    with torch.no_grad():
+        return sets_of(chosen, stage.name, wanted)
+
+
+def sets(pattern: BoundPattern, call: Inputs) -> dict[str, Tensor]:
+    """All sets that the softmaxes of a pattern read: of pairs as `lists`, of one side alone as bools."""
+    chosen, found = arrays_of(pattern, call, grad=False), dict[str, Tensor]()
+    for stage in graph_of(pattern).attentions:
+        found |= _sets(pattern, stage, chosen)
+    return found
 
 
 def of_member(given: Operands, axis: str, number: int) -> dict[str, Tensor]:
