@@ -18,11 +18,11 @@ from spdsl.runtime.among import among_candidates
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.chain_kernels import loaded
 from spdsl.runtime.chain_runs import Run
-from spdsl.runtime.choosing import KEYS, Room
+from spdsl.runtime.choosing import KEYS, WIDEST, Room
 from spdsl.runtime.cut_kernels import cuts_of
 from spdsl.runtime.jointly import chosen_jointly
 from spdsl.runtime.memo import Memo
-from spdsl.runtime.ranking import FAR, joined
+from spdsl.runtime.ranking import FAR, counted, joined
 from spdsl.runtime.tilings import LEAST, rows_of
 from spdsl.semantics.graph import Select
 from spdsl.semantics.nodes import Const
@@ -106,9 +106,9 @@ def _chosen_entries(arrays: Arrays, name: str) -> Tensor | None:
     nothing = 0 if found.chain.by == "mass" else ABSENT
     run.keys = torch.full((run.batch, count, -(-columns // 16) * 16), nothing, dtype=torch.int32, device=device)
     run.ends = torch.zeros(1, run.batch, -(-count // LEAST.rows), dtype=torch.int32, device=device)
-    if stage.by == "mass":
+    if stage.by == "mass" or columns > WIDEST:
         run.keyed(0, count)
-        chosen = _by_shares(run, stage).view(run.batch, count, -1)[..., :columns]
+        chosen = _up_to_cuts(run, stage).view(run.batch, count, -1)[..., :columns]
         return chosen if rows else chosen[:, 0]
     # There are few rows: with room for all entries nobody waits for how many are chosen.
     width = columns
@@ -121,10 +121,10 @@ def _chosen_entries(arrays: Arrays, name: str) -> Tensor | None:
     return chosen if rows else chosen[:, 0]
 
 
-def _by_shares(run: Run, stage: Select) -> Tensor:
-    """Which keys of rows make up a share, ``[rows, pitch]``, and in any case so many as are the least."""
-    keys = run.keys.view(-1, run.keys.shape[-1])
-    cuts = cuts_of(keys, "mass", run.amounts(stage, 0, run.keys.shape[1]), signed=stage.least is not None)
+def _up_to_cuts(run: Run, stage: Select) -> Tensor:
+    """Which keys of long rows are chosen, bools ``[rows, pitch]``."""
+    keys, by = run.keys.view(-1, run.keys.shape[-1]), run.loaded.chain.by
+    cuts = cuts_of(keys, stage.by, run.amounts(stage, 0, run.keys.shape[1]), signed=stage.least is not None)
     last, ties = cuts[:, :1], cuts[:, 1:]
     if stage.least is not None:
         number = max(0, int(run.arrays.evaluate(stage.least, (), None, Memo())))
@@ -134,7 +134,6 @@ def _by_shares(run: Run, stage: Select) -> Tensor:
         more = torch.where(last == other[:, :1], torch.maximum(ties, other[:, 1:]), ties)
         ties = torch.where(other[:, :1] < last, other[:, 1:], more)
         last = torch.minimum(last, other[:, :1])
-    equal = (keys == last) & ((keys != ABSENT) if stage.least is not None else (keys > 0))
-    beyond = keys > last
-    beyond = beyond if stage.least is not None else beyond | (keys < 0)
-    return beyond | equal & (equal.cumsum(-1) <= ties)
+    equal = (keys == last) & ((keys != ABSENT) if by == "count" else (keys > 0))
+    beyond = (keys > last) if by == "count" else (keys > last) | (keys < 0)
+    return beyond | equal & (counted(equal) <= ties)

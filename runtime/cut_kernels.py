@@ -19,7 +19,7 @@ from spdsl.runtime.plain import Launch, start
 STEPS = 8
 """Steps of four bits."""
 
-PARTS, TILE = 64, 2048
+PARTS, TILE = 64, 256
 """Programs of a row, and the keys that one looks at together."""
 
 
@@ -61,17 +61,17 @@ def sum_beyond(  # type: ignore[no-untyped-def]
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     prefix = tl.load(prefixes + row)
     step = tl.arange(0, 32)
-    found = tl.zeros([32], tl.float64)
+    found = tl.zeros([TILE, 32], tl.float64)
     for first in range(part * TILE, total, PARTS * TILE):
         at = first + tl.arange(0, TILE)
         key = tl.load(keys + row * pitch + at, mask=at < total, other=-2147483648 if BY == "count" else 0)
         weight = _weight(key, BY, SIGNED)
         digit = (_order(key, BY) - prefix) >> shift
+        digit = tl.minimum(tl.maximum(digit, -1), 16).to(tl.int32)
         if BY == "mass":
             digit = tl.where(key < 0, 16, digit)
-        for each in tl.static_range(17):
-            found += tl.where(step == each, tl.sum(tl.where(digit >= each, weight, 0.0), 0), 0.0)
-    tl.store(sums + (row * PARTS + part) * 32 + step, found)
+        found += tl.where(digit[:, None] >= step[None, :], weight[:, None], 0.0)
+    tl.store(sums + (row * PARTS + part) * 32 + step, tl.sum(found, 0))
 
 
 @triton.jit(do_not_specialize=["shift"])  # type: ignore[untyped-decorator]
@@ -199,4 +199,4 @@ def cuts_by_row(keys: Tensor, cuts: Tensor, by: str, columns: int) -> Tensor:
 def _start(
     function: object, grid: Grid, values: dict[str, object], writes: tuple[str, ...], device: torch.device
 ) -> None:
-    start(Launch(function=function, grid=grid, values=values, options=options_of(4), writes=writes, device=device))
+    start(Launch(function=function, grid=grid, values=values, options=options_of(8), writes=writes, device=device))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime.memo import Memo
+from spdsl.runtime.ranking import counted
 from spdsl.semantics.build import TRUE
 from spdsl.semantics.graph import DISTANCE, Pool, Stage, index_of, side_of
 from spdsl.semantics.nodes import Apply, Const, Expr, Load
@@ -80,4 +81,4 @@ def numbers_before(arrays: Arrays, stage: Pool, source: Expr) -> Tensor:
     """How many distances of a set are smaller than each, and then all, int32 ``[batch or 1, …, distances + 1]``."""
     heads = tuple(axis for axis in stage.axes if "." not in axis)
     chosen = arrays.full(source, (*heads, DISTANCE), None, Memo())
-    return torch.nn.functional.pad(chosen.cumsum(-1, dtype=torch.int32), (1, 0))
+    return torch.nn.functional.pad(counted(chosen), (1, 0))

@@ -86,6 +86,21 @@ def heaviest(value: Tensor, only: Tensor, forced: Tensor | None, share: Tensor |
     return taken if forced is None else taken | forced
 
 
+def counted(marks: Tensor) -> Tensor:
+    """How many of ``[…, entries]`` are marked up to each entry, int32; in two steps, as torch sums long rows slowly."""
+    entries = marks.shape[-1]
+    parts = torch.nn.functional.pad(marks, (0, -entries % _SPAN)).unflatten(-1, (-1, _SPAN))
+    inside = parts.cumsum(-1, dtype=torch.int32)
+    ends = inside[..., -1]
+    before = ends.cumsum(-1, dtype=torch.int32) - ends
+    whole: Tensor = (inside + before[..., None]).flatten(-2)
+    return whole[..., :entries]
+
+
+_SPAN = 512
+"""Entries that are counted in one step."""
+
+
 def as_lists(chosen: Tensor, width: int) -> Tensor:
     """The indices of the true elements of ``[…, candidates]``, ascending, in ``[…, width]``; then ``FAR``.
 

@@ -39,7 +39,6 @@ def array_at(arrays: Arrays, node: Load, axes: tuple[str, ...], rows: Tensor | N
             declared = declared[1:]
         indices = node.indices[-len(declared) :] if declared else ()
         labels = tuple(position_of(label, index) for label, index in zip(declared, indices, strict=True))
-        value = _real(value)
         for place, (label, position) in enumerate(zip(declared, labels, strict=True)):
             if side_of(position) == "q":
                 points = arrays.points(at_side(axes, position), rows)
@@ -51,6 +50,8 @@ def array_at(arrays: Arrays, node: Load, axes: tuple[str, ...], rows: Tensor | N
                 else:
                     line = arrays.lines.coordinate(position.partition(".")[2], at_side(axes, position), points)
                     value = value.index_select(1 + place, line)
+        # Rows are taken before numbers become larger.
+        value = _real(value)
         labels = tuple(at_side(axes, label) if side_of(label) == "q" else label for label in labels)
     return _fitted(arrays, value, labels, axes, rows)
 

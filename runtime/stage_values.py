@@ -67,7 +67,8 @@ def softmax(arrays: Arrays, stage: Softmax, rows: Tensor | None, memo: Memo) -> 
     if not value.shape[dim]:
         return value
     largest = value.amax(dim, keepdim=True).detach()
-    if bool(torch.isfinite(torch.where(largest == -torch.inf, 0.0, largest)).all()):
+    # Where kernels do the rest this is little, and not worth waiting for a number in every call.
+    if not arrays.kernels and bool(torch.isfinite(torch.where(largest == -torch.inf, 0.0, largest)).all()):
         return torch.softmax(value, dim).masked_fill(largest == -torch.inf, 0.0)
     # A NaN is absent, and infinite scores share all of the mass.
     value = value.masked_fill(value.isnan(), -torch.inf)

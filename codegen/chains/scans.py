@@ -14,6 +14,7 @@ from spdsl.codegen.chains.program import NOTHING, Known
 from spdsl.codegen.chains.touched import intervals
 from spdsl.semantics import build
 from spdsl.semantics.nodes import Expr, Index
+from spdsl.semantics.rewrite import conjuncts, walk
 
 if TYPE_CHECKING:
     from spdsl.codegen.chains.values import Values
@@ -54,7 +55,11 @@ def scan_columns(values: Values, place: Place, condition: Expr) -> bool:
         "# The first and the last tile that the condition touches, and the first run of those that it leaves whole."
     )
     program.line("tile_begin, tile_end, full_begin, full_end = tiles, 0, tiles, tiles")
-    with program.loop(f"for scan in range(0, tiles, {SCANNED}):", 0, "scan"):
+    # Of rows that a probe leaves out no tile is looked at.
+    ends = {Index(name="column_first"), Index(name="column_last")}
+    alone = build.conj(*(each for each in conjuncts(touches) if ends.isdisjoint(walk(each))))
+    scanned = "tiles" if alone == build.TRUE else f"tl.where({program.text(alone)}, tiles, 0)"
+    with program.loop(f"for scan in range(0, {scanned}, {SCANNED}):", 0, "scan"):
         program.known |= {name: Known(depth=1) for name in ("column_first", "column_last")}
         program.line(f"each = scan + tl.arange(0, {SCANNED})")
         program.line("column_first = each * BLOCK_C")

@@ -85,7 +85,7 @@ def sums_stage_5(
     # The first and the last tile that the condition touches, and the first run of those that it leaves whole.
     tile_begin, tile_end, full_begin, full_end = tiles, 0, tiles, tiles
     holds = (row_last * 4 - tl.maximum(q_start, 0) + 3 >= 0) & (row_first * 4 - q_start - nq + 1 <= 0)
-    for scan in range(0, tiles, 128):
+    for scan in range(0, tl.where((row_last * 4 - tl.maximum(q_start, 0) + 3 >= 0) & (row_first * 4 - q_start - nq + 1 <= 0), tiles, 0), 128):
         each = scan + tl.arange(0, 128)
         column_first = each * BLOCK_C
         column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
