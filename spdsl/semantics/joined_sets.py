@@ -1,7 +1,8 @@
-"""Sets of the same blocks, put together before attention looks at them.
+"""Sets of the same blocks, and of keys alone, put together before attention looks at them.
 
 From: a graph of stages.  To: one in which `a or b` of a softmax's set is one `Mark`, where both are sets of pairs of
-the same blocks of queries and keys: then it is one list for each row, and its kernels walk what has been picked.
+the same blocks of queries and keys: then it is one list for each row, and its kernels walk what has been picked.  So is
+a condition on several sets of keys, of which kernels then look at one.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ def parts_of(stages: Mapping[str, Stage], value: Expr) -> tuple[Part, ...]:
 
 
 def _joined(stages: Mapping[str, Stage], stage: Attention, clause: Expr, marks: list[Mark]) -> Expr:
+    for each in disjuncts(clause):
+        if _is_of_keys(stages, each):
+            clause = _marked(stage, clause, [each], marks)
     alike: dict[tuple[str | None, str | None], list[Expr]] = {}
     for each in disjuncts(clause):
         part = _part(stages, each)
@@ -51,14 +55,31 @@ def _joined(stages: Mapping[str, Stage], stage: Attention, clause: Expr, marks: 
             axes = stages[part.source].axes
             alike.setdefault((on_side(axes, "q"), on_side(axes, "k")), []).append(each)
     for parts in alike.values():
-        if len(parts) < 2:
-            continue
-        axes = ordered(frozenset().union(*(free_axes(each) for each in parts)) - {"b"})
-        mark = Mark(name=f"{stage.name}_sets_{len(marks)}", axes=axes, value=build.disj(*parts), span=parts[0].span)
-        marks.append(mark)
-        seen = Load(table=mark.name, dtype="bool", indices=tuple(map(index_of, axes)), span=parts[0].span)
-        clause = build.disj(seen, *(each for each in disjuncts(clause) if each not in parts))
+        if len(parts) > 1:
+            clause = _marked(stage, clause, parts, marks)
     return clause
+
+
+def _marked(stage: Attention, clause: Expr, parts: list[Expr], marks: list[Mark]) -> Expr:
+    """The clause with one set in the place of some of its parts."""
+    span, axes = parts[0].span, ordered(frozenset().union(*map(free_axes, parts)) - {"b"})
+    mark = Mark(name=f"{stage.name}_sets_{len(marks)}", axes=axes, value=build.disj(*parts), span=span)
+    marks.append(mark)
+    seen = Load(table=mark.name, dtype="bool", indices=tuple(map(index_of, axes)), span=span)
+    return build.disj(seen, *(each for each in disjuncts(clause) if each not in parts))
+
+
+def _is_of_keys(stages: Mapping[str, Stage], expr: Expr) -> bool:
+    """Whether a condition reads several sets of single keys, and beside them what belongs to heads."""
+    read = [node for node in walk(expr) if isinstance(node, Load)]
+    own = all(
+        node.table in stages
+        and node.indices == tuple(map(index_of, stages[node.table].axes))
+        and set(stages[node.table].axes) <= {"h", "g", "k"}
+        for node in read
+    )
+    sets = {node.table for node in read if own and "k" in stages[node.table].axes}
+    return own and len(sets) > 1 and free_axes(expr) - {"b"} <= {"h", "g", "k"}
 
 
 def _part(stages: Mapping[str, Stage], expr: Expr) -> Part | None:

@@ -115,7 +115,7 @@ def test_refusals_name_the_pattern(spdsl: Spdsl, command: tuple[str, ...]) -> No
         ("infllm_v2", "sm_90", "stage_6 is made by kernels: sums_stage_2, keys, choose"),
         ("infllm_v2", "cpu", "stage_6 is made by torch, some rows at a time"),
         ("vertical_slash", "sm_90", "stage_9 is made by kernels: mark_blocks, choose"),
-        ("flexprefill", "sm_90", "stage_29_sets_0 is made by kernels: note_entries, choose"),
+        ("flexprefill", "sm_90", "stage_29_sets_1 is made by kernels: note_entries, choose"),
         ("superlinear", "sm_90", "by torch, some rows at a time, because of sets for each place in an order"),
     ],
 )
