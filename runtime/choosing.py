@@ -25,8 +25,9 @@ WIDEST = 1 << 15
 OF_WARP = 512
 """Keys that a warp holds, where there are enough warps."""
 
-REGISTERS: int | None = None
-"""The most registers of a thread, where rows are short enough for it."""
+REGISTERS = 64
+"""The most registers of a thread where rows are neither short nor so long that it holds more keys than these, so that
+twice as many programs share a multiprocessor."""
 
 AT_ONCE = 256
 """Keys of short rows that one program looks at."""
@@ -69,6 +70,7 @@ def choose(given: Keys, by: str, amounts: Tensor, room: Room | None, *, cut: boo
     wide = min(WIDEST, max(64, 1 << (given.columns - 1).bit_length()))
     # A row is held by as few warps as have room for it: within a warp, sums take no shared memory.
     each, warps = max(1, AT_ONCE // wide), max(1, min(16, wide // OF_WARP))
+    few = not torch.version.hip and OF_WARP < wide <= 16 * OF_WARP
     shape = {"ROWS": each, "WIDTH": wide, "ONE": given.columns <= wide, "BY": by, "BLOCK_R": given.block}
     fixed = {"keys": given.keys, "row_ends": given.ends, "ends_first": given.ends_first, "rows": rows}
     fixed |= {"amounts": amounts, "amount_stride": int(amounts.numel() > 1)}
@@ -82,7 +84,7 @@ def choose(given: Keys, by: str, amounts: Tensor, room: Room | None, *, cut: boo
                 function=load(emit_choose()).choose,
                 grid=(-(-rows // each), 1, 1),
                 values={**values, "cuts": cuts},
-                options=options_of(warps, registers=REGISTERS),
+                options=options_of(warps, registers=REGISTERS if few else None),
                 writes=("cuts", "lists"),
                 device=device,
             )

@@ -53,13 +53,16 @@ def is_without_queries(stage: Stage) -> bool:
 def write_columns(values: Values, stage: Pool, place: Place) -> None:
     """Write the loop over rows: ``left`` of each column, or distance."""
     program, kind, sheared = values.program, stage.kind, stage.over == DISTANCE
-    ends = ("column_begin", "column_end")
-    if sheared:
+
+    def columns(first: str, last: str) -> tuple[str, str]:
+        if not sheared:
+            return "column_begin", "column_end"
         # Of rows r the distances from entry_first on meet the keys r + n - 1 - entry_first, and those before.
-        first = "row_first + n - entry_first - DISTANCES"
-        ends = (f"tl.maximum({first}, 0)", f"tl.minimum({first} + BLOCK_C, n) - 1")
+        key = "n - entry_first - DISTANCES"
+        return f"tl.maximum({first} + {key}, 0)", f"tl.minimum({last} + {key} + BLOCK_C, n) - 1"
+
     condition = build.conj(stage.only, stage.value) if kind == "any" else stage.only
-    scan_rows(values, place, condition, ends)
+    scan_rows(values, place, condition, columns)
     nothing = NOTHING[kind]
     size, dtype = ("DISTANCES" if sheared else "BLOCK_C"), "tl.float32" if stage.dtype == "float" else "tl.int1"
     program.line(f"left = tl.full([{size}], {nothing}, {dtype})")

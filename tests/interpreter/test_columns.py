@@ -13,6 +13,7 @@ from torch import Tensor
 
 import spdsl
 from spdsl import reference
+from spdsl.codegen.chains import scans
 from spdsl.runtime import graphs, inputs
 from spdsl.semantics.graph import Select
 from tests.interpreter.test_chains import dense
@@ -72,9 +73,14 @@ def test_scores_that_are_none_and_infinite() -> None:
         assert torch.equal(found[name].expand(each.shape), each), name
 
 
-def test_vertical_slash() -> None:
-    """All of it is made by kernels, and is what torch makes."""
-    pattern = spdsl.compile("vertical_slash", columns=40, diagonals=41, probe=16, block=8).bind(4, 2, 16)
+@pytest.mark.parametrize("scanned", [2, 128])
+def test_vertical_slash(scanned: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it is made by kernels, and is what torch makes, whether tiles are looked for in one run or in several."""
+    monkeypatch.setattr(scans, "SCANNED", scanned)
+    # Kernels of one pattern are written once.
+    pattern = spdsl.compile("vertical_slash", columns=40 + (scanned == 2), diagonals=41, probe=16, block=8).bind(
+        4, 2, 16
+    )
     q, k = whole(2, 4, 37, 16).half(), whole(2, 2, 150, 16, seed=1).half()
     found = []
     for kernels in (True, False):
@@ -89,6 +95,26 @@ def test_vertical_slash() -> None:
     for mine, theirs in zip(*found, strict=True):
         assert torch.equal(mine, theirs)
         assert 0 < int(mine.sum()) < mine.numel()
+
+
+CAUSAL = """pattern some() {
+  let share = score(Q, K) |> only(k <= q and k >= 70) |> softmax |> sum(over = h)
+  keep share |> only(k <= q) |> top(5)
+}
+"""
+
+
+def test_whole_tiles_are_found_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that a condition leaves whole begin and end in the middle of runs, and at their ends."""
+    monkeypatch.setattr(scans, "SCANNED", 2)
+    pattern = spdsl.compile(spdsl.loads(CAUSAL)).bind(2, 1, 16)
+    q, k = whole(1, 2, 330, 16).half(), whole(1, 1, 330, 16, seed=1).half()
+    found = []
+    for kernels in (True, False):
+        call = graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=kernels)
+        (lists,) = graphs.selections(pattern, call).values()
+        found.append(dense(lists, 330))
+    assert torch.equal(*found)
 
 
 def test_votes_among_keys() -> None:
