@@ -7,7 +7,6 @@ in the order of which entries are chosen.  Choosing among keys is the same for a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -19,25 +18,20 @@ from spdsl.codegen.chains.places import FIRST_DISTANCE, Place, UncoveredError
 from spdsl.codegen.chains.program import NOTHING, Known, Program
 from spdsl.codegen.chains.reductions import pooled
 from spdsl.codegen.chains.rows import belongs_to_rows, is_of_blocks, is_of_rows, write_reduction
-from spdsl.codegen.chains.scans import may, scan_columns
+from spdsl.codegen.chains.scans import may, scan_columns, write_passed
 from spdsl.codegen.chains.values import Values
 from spdsl.semantics import build
 from spdsl.semantics.graph import (
     DISTANCE,
-    Descend,
     Mark,
     Pool,
-    Prefix,
-    Score,
     Select,
-    Smooth,
     Softmax,
     Stage,
     is_free,
     loads,
     on_side,
     parts,
-    ranks_queries,
     side_of,
 )
 from spdsl.semantics.nodes import BoundPattern, Expr, Extent, Index
@@ -88,33 +82,6 @@ class Chain:
     kernels: tuple[ChainKernel, ...]
     among: Candidates | None = None
     queries: int = 0
-
-
-def uncovered(stages: Mapping[str, Stage], name: str) -> str | None:
-    """Why a selection is left to torch, as far as its stages alone tell; None if they do not."""
-    if descent_of(stages, stages[name]) is not None:
-        return None
-    outer = outer_of(stages, stages[name])
-    stages = dict(stages) if outer is None else {**stages, name: outer[1]}
-    for each in below(stages, name):
-        match stages[each]:
-            case Select(also=(_, *_)) as stage if not ranks_together(stage) or each != name:
-                return "selections over several axes"
-            case Select(rank=str()):
-                return "sets for each place in an order"
-            case Select(least=least) as stage if least is not None and not (each == name and is_without_queries(stage)):
-                return "selections of at least a number"
-            case Select() as stage if ranks_queries(stage) and not ranks_together(stage):
-                return "selections among queries"
-            case Score(over=over) if side_of(over) is not None:
-                return "sums of the vectors of keys"
-            case Smooth() | Prefix():
-                return "sums along the keys"
-            case Descend():
-                return "searches inside of blocks"
-            case _:
-                pass
-    return None
 
 
 def keys_by(stage: Select) -> Literal["count", "mass"]:
@@ -332,9 +299,7 @@ def _written(values: Values, stage: Select | Mark, place: Place, among: Candidat
     # Candidates lie anywhere.
     touches = may(values, place, where) if among is None else build.TRUE
     if touches != build.TRUE:
-        program.line("# No entry of the tile can be chosen.")
-        program.line(f"if ~({program.text(touches)}):")
-        program.line("    return")
+        write_passed(values, stage, place, where, touches)
     match stage:
         case Mark(value=value):
             text = f"tl.where({program.text(values.at(value, place))}, 1, {ABSENT})"

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from spdsl.codegen.chains.affine import tidy
+from spdsl.codegen.chains.parts import ABSENT
 from spdsl.codegen.chains.places import Place
 from spdsl.codegen.chains.presence import opened
 from spdsl.codegen.chains.program import NOTHING, Known, Program
 from spdsl.codegen.chains.touched import intervals
 from spdsl.semantics import build
+from spdsl.semantics.graph import Mark, Select
 from spdsl.semantics.nodes import Expr, Index
 from spdsl.semantics.rewrite import conjuncts, walk
 
@@ -40,6 +42,23 @@ def may(values: Values, place: Place, condition: Expr, ends: Mapping[str, tuple[
 def must(values: Values, place: Place, condition: Expr) -> Expr:
     """Whether a condition holds everywhere in the tile, as far as its ends tell, as a scalar."""
     return tidy(intervals(values, ENDS).must(opened(values, condition, place)))
+
+
+def write_passed(values: Values, stage: Select | Mark, place: Place, where: Expr, touches: Expr) -> None:
+    """Leave a tile in which no entry can be chosen: nothing is there if a tile after it may have some."""
+    program = values.program
+    program.line("# No entry of the tile can be chosen.")
+    rest = may(values, place, where, {**ENDS, "columns": (Index(name="column_first"), Index(name="column_end"))})
+    program.declare("column_end", NOTHING)
+    program.line("column_end = column_count - 1")
+    nothing = 0 if isinstance(stage, Select) and stage.by == "mass" else ABSENT
+    after, touched = program.text(rest), program.text(touches)
+    with program.loop(f"if ~({touched}):", 0):
+        if rest != touches:
+            with program.loop(f"if {after}:", 1):
+                program.line("inside = (rows <= row_last) & (columns <= column_last)")
+                program.line(f"tl.store(keys + key_row * pitch + columns, {nothing}, mask=inside)")
+        program.line("return")
 
 
 def scan_columns(values: Values, place: Place, condition: Expr) -> bool:

@@ -131,6 +131,22 @@ def test_values_of_keys_and_of_distances(batch: int, nq: int, n: int, dtype: tor
             assert float(theirs.max()) > 0.01
 
 
+WINDOW = """pattern some() {
+  keep score(Q, K) |> only(causal and q - k < 500) |> top(20)
+}
+"""
+
+
+def test_keys_that_begin_behind_the_first_tile() -> None:
+    """Tiles before the window hold nothing, although nobody computes them."""
+    torch.manual_seed(1)
+    q, k = torch.randint(-2, 3, (2, 1, 2, 4000, 64), device="cuda").half()
+    pattern = spdsl.compile(spdsl.loads(WINDOW)).bind(2, 2, 64)
+    torch.full((1 << 26,), 2**31 - 1, dtype=torch.int32, device="cuda")  # what memory holds that is taken next
+    ((_, (found, wanted)),) = both(pattern, q, k, k, {})
+    assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [

@@ -97,23 +97,24 @@ def test_vertical_slash(scanned: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0 < int(mine.sum()) < mine.numel()
 
 
-CAUSAL = """pattern some() {
-  let share = score(Q, K) |> only(k <= q and k >= 70) |> softmax |> sum(over = h)
-  keep share |> only(k <= q) |> top(5)
-}
+FROM = """pattern some() {{
+  let share = score(Q, K) |> only(k <= q and {after}) |> softmax |> sum(over = h)
+  keep share |> top(5)
+}}
 """
 
 
-def test_whole_tiles_are_found_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that a condition leaves whole begin and end in the middle of runs, and at their ends."""
+@pytest.mark.parametrize("after", ["k >= 64", "q - k < 70"])
+def test_keys_that_begin_behind_the_first_tile(after: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles before those that a condition touches hold nothing; whole ones begin and end anywhere in a run of tiles."""
     monkeypatch.setattr(scans, "SCANNED", 2)
-    pattern = spdsl.compile(spdsl.loads(CAUSAL)).bind(2, 1, 16)
-    q, k = whole(1, 2, 330, 16).half(), whole(1, 1, 330, 16, seed=1).half()
+    pattern = spdsl.compile(spdsl.loads(FROM.format(after=after))).bind(2, 1, 16)
+    q, k = whole(1, 2, 20, 16).half(), whole(1, 1, 150, 16, seed=1).half()
     found = []
     for kernels in (True, False):
-        call = graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=kernels)
+        call = graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=130, kernels=kernels)
         (lists,) = graphs.selections(pattern, call).values()
-        found.append(dense(lists, 330))
+        found.append(dense(lists, 150))
     assert torch.equal(*found)
 
 

@@ -58,6 +58,7 @@ def keys(
     key_row = owner.to(tl.int64) * chunk_rows + rows - first_row
     row_end = row_ends + ends_first + owner * row_tiles + row_tile
     # No entry of the tile can be chosen.
+    column_end = column_count - 1
     if ~(column_first - row_last - q_start <= 0):
         return
     x = tl.maximum(tl.minimum(head, size_delta_0 - 1), 0)

@@ -68,6 +68,7 @@ def keys(
     key_row = owner.to(tl.int64) * chunk_rows + rows - first_row
     row_end = row_ends + ends_first + owner * row_tiles + row_tile
     # No entry of the tile can be chosen.
+    column_end = column_count - 1
     if ~(column_first - row_last - q_start <= 0):
         return
     total_1 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)

@@ -113,6 +113,7 @@ def keys(
     key_row = owner.to(tl.int64) * chunk_rows + rows - first_row
     row_end = row_ends + ends_first + owner * row_tiles + row_tile
     # No entry of the tile can be chosen.
+    column_end = column_count - 1
     if ~((-((n + 127) >> 7) + 1 <= 0) & (row_first * 128 - q_start - nq + 1 <= 0) & (-q_start - nq + 128 <= 0) & (tl.maximum(q_start, 0) - row_last * 128 - 127 <= 0) & (tl.maximum(q_start, 0) - q_start - nq + 1 <= 0) & (column_first * 128 - row_last * 128 <= 0) & (column_first * 128 - q_start - nq + 128 <= 0) & ((-((n + 127) >> 7) + 1 <= 0) & (row_first * 128 - q_start - nq + 1 <= 0) & (-q_start - nq + 128 <= 0) & (tl.maximum(q_start, 0) - row_last * 128 - 127 <= 0) & (tl.maximum(q_start, 0) - q_start - nq + 1 <= 0))):
         return
     holds = (1 <= ((n + 127) >> 7)) & (rows * 128 + 1 <= q_start + nq) & (128 <= q_start + nq) & (tl.maximum(q_start, 0) <= rows * 128 + 127) & (tl.maximum(q_start, 0) + 1 <= q_start + nq)

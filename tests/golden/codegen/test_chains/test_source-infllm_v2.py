@@ -198,7 +198,11 @@ def keys(
     key_row = owner.to(tl.int64) * chunk_rows + rows - first_row
     row_end = row_ends + ends_first + owner * row_tiles + row_tile
     # No entry of the tile can be chosen.
+    column_end = column_count - 1
     if ~((column_first * 64 - row_last - q_start + 15 <= 0) & (column_first * 4 - ((n + 15) >> 4) <= 0) & (-row_last - q_start + 31 <= 0) & (-((n + 15) >> 4) + 1 <= 0) | ((column_first <= 0) | (-((row_last + q_start) >> 6) + column_first <= 0) & (((row_first + q_start) >> 6) - column_last - 32 < 0))):
+        if (column_first * 64 - row_last - q_start + 15 <= 0) & (column_first * 4 - ((n + 15) >> 4) <= 0) & (-row_last - q_start + 31 <= 0) & (-((n + 15) >> 4) + 1 <= 0) | ((column_first <= 0) | (-((row_last + q_start) >> 6) + column_first <= 0) & (((row_first + q_start) >> 6) - column_end - 32 < 0)):
+            inside = (rows <= row_last) & (columns <= column_last)
+            tl.store(keys + key_row * pitch + columns, -2147483648, mask=inside)
         return
     fine = column_first * 4 + -1 + tl.arange(0, BLOCK_F)[None, :]
     total_1 = tl.full([BLOCK_R, BLOCK_F], 0, tl.float32)

@@ -65,6 +65,7 @@ def keys(
     key_row = owner.to(tl.int64) * chunk_rows + rows - first_row
     row_end = row_ends + ends_first + owner * row_tiles + row_tile
     # No entry of the tile can be chosen.
+    column_end = column_count - 1
     if ~(column_first - ((row_last + q_start) >> 9) < 0):
         return
     feature = tl.arange(0, STAGE_1_Q)[None, :]

@@ -74,7 +74,11 @@ def keys(
     key_row = owner.to(tl.int64) * chunk_rows + rows - first_row
     row_end = row_ends + ends_first + owner * row_tiles + row_tile
     # No entry of the tile can be chosen.
+    column_end = column_count - 1
     if ~((column_first * 16 - row_last - q_start <= 0) | (column_first - ((row_last + q_start) >> 4) <= 0) & (column_last - ((row_first + q_start) >> 4) >= 0)):
+        if (column_first * 16 - row_last - q_start <= 0) | (column_first - ((row_last + q_start) >> 4) <= 0) & (column_end - ((row_first + q_start) >> 4) >= 0):
+            inside = (rows <= row_last) & (columns <= column_last)
+            tl.store(keys + key_row * pitch + columns, -2147483648, mask=inside)
         return
     most = tl.full([BLOCK_R, BLOCK_C], float('-inf'), tl.float32)
     x = head * 8

@@ -161,6 +161,7 @@ def keys(
     key_row = owner.to(tl.int64) * chunk_rows + rows - first_row
     row_end = row_ends + ends_first + owner * row_tiles + row_tile
     # No entry of the tile can be chosen.
+    column_end = column_count - 1
     if ~(column_first - row_last <= 0):
         return
     row_of = tl.cast(b, tl.int64) * stage_1_sums_b + head * stage_1_sums_h + tl.minimum(tl.maximum(rows, 0), stage_1_sums_rows - 1)

@@ -232,7 +232,11 @@ def keys(
     key_row = owner.to(tl.int64) * chunk_rows + rows - first_row
     row_end = row_ends + ends_first + owner * row_tiles + row_tile
     # No entry of the tile can be chosen.
+    column_end = column_count - 1
     if ~((row_last * 128 - tl.maximum(q_start, 0) + 127 >= 0) & (row_first * 128 - q_start - nq + 1 <= 0) & (column_first * 128 - n + 1 <= 0) & (column_first * 32 - row_last * 32 - 31 <= 0) & ((row_first * 32 - count_cell < 0) & (tl.maximum(tl.minimum(tl.minimum(row_last * 128 + 127, row_last * 128 + 127), q_start + nq - 1) - tl.maximum(tl.maximum(row_first * 128, row_first * 128), tl.maximum(q_start, 0)) + 1, 0) > 0)) & ((column_first * 32 - ((n + 3) >> 2) < 0) & (tl.maximum(tl.minimum(tl.minimum(column_last * 128 + 127, column_last * 128 + 127), n - 1) - tl.maximum(tl.maximum(column_first * 128, column_first * 128), 0) + 1, 0) > 0)) | ((column_first <= 0) | (column_first - row_last <= 0) & (column_last - row_first >= 0))):
+        if (row_last * 128 - tl.maximum(q_start, 0) + 127 >= 0) & (row_first * 128 - q_start - nq + 1 <= 0) & (column_first * 128 - n + 1 <= 0) & (column_first * 32 - row_last * 32 - 31 <= 0) & ((row_first * 32 - count_cell < 0) & (tl.maximum(tl.minimum(tl.minimum(row_last * 128 + 127, row_last * 128 + 127), q_start + nq - 1) - tl.maximum(tl.maximum(row_first * 128, row_first * 128), tl.maximum(q_start, 0)) + 1, 0) > 0)) & ((column_first * 32 - ((n + 3) >> 2) < 0) & (tl.maximum(tl.minimum(tl.minimum(column_end * 128 + 127, column_end * 128 + 127), n - 1) - tl.maximum(tl.maximum(column_first * 128, column_first * 128), 0) + 1, 0) > 0)) | ((column_first <= 0) | (column_first - row_last <= 0) & (column_end - row_first >= 0)):
+            inside = (rows <= row_last) & (columns <= column_last)
+            tl.store(keys + key_row * pitch + columns, 0, mask=inside)
         return
     total_1 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
     x = rows * 128
