@@ -86,15 +86,20 @@ def sums_stage_5(
     tile_begin, tile_end, full_begin, full_end = tiles, 0, tiles, tiles
     holds = (row_last * 4 - tl.maximum(q_start, 0) + 3 >= 0) & (row_first * 4 - q_start - nq + 1 <= 0)
     for scan in range(0, tl.where((row_last * 4 - tl.maximum(q_start, 0) + 3 >= 0) & (row_first * 4 - q_start - nq + 1 <= 0), tiles, 0), 128):
-        each = scan + tl.arange(0, 128)
-        column_first = each * BLOCK_C
-        column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
-        touched = (holds & (column_first * 4 - n + 1 <= 0) & (column_first - row_last <= 0)) & (each < tiles)
-        tile_begin = tl.minimum(tile_begin, tl.min(tl.where(touched, each, tiles), 0))
-        tile_end = tl.maximum(tile_end, tl.max(tl.where(touched, each + 1, 0), 0))
-        whole = (False) & (column_first + BLOCK_C <= column_count)
-        full_begin = tl.minimum(full_begin, tl.min(tl.where(whole, each, tiles), 0))
-        full_end = tl.minimum(full_end, tl.min(tl.where(whole | (each < full_begin), tiles, each), 0))
+        run_end = tl.minimum(scan + 128, tiles)
+        columns_first = scan * BLOCK_C
+        columns_last = tl.minimum(run_end * BLOCK_C, column_count) - 1
+        if (holds & (columns_first * 4 - n + 1 <= 0) & (columns_first - row_last <= 0)) & (columns_first <= columns_last):
+            each = scan + tl.arange(0, 128)
+            column_first = each * BLOCK_C
+            column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
+            touched = (holds & (column_first * 4 - n + 1 <= 0) & (column_first - row_last <= 0)) & (each < tiles)
+            tile_begin = tl.minimum(tile_begin, tl.min(tl.where(touched, each, tiles), 0))
+            tile_end = tl.maximum(tile_end, tl.max(tl.where(touched, each + 1, 0), 0))
+            whole = (False) & (column_first + BLOCK_C <= column_count)
+            full_begin = tl.minimum(full_begin, tl.min(tl.where(whole, each, tiles), 0))
+            full_end = tl.minimum(full_end, tl.min(tl.where(whole | (each < full_begin), tiles, each), 0))
+    full_end = tl.minimum(full_end, tl.maximum(tile_end, full_begin))
     largest = tl.full([BLOCK_R], float('-inf'), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     only = (rows * 4 + 3 >= tl.maximum(q_start, 0)) & (rows * 4 + 3 <= q_start + nq - 1)
