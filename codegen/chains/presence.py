@@ -7,15 +7,15 @@ something, reads numbers, or is no conjunction has no such form.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from spdsl.codegen.chains.affine import Sum, sum_of, tidy
 from spdsl.codegen.chains.places import Place, UncoveredError
 from spdsl.codegen.chains.reductions import count, member, positions
 from spdsl.semantics import build
-from spdsl.semantics.graph import Pool, Stage, side_of
-from spdsl.semantics.nodes import Apply, Const, Expr, Index, Load
+from spdsl.semantics.graph import DISTANCE, Pool, Stage, side_of
+from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Load
 from spdsl.semantics.rewrite import conjuncts, transform, walk
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def presence(values: Values, stage: Stage, place: Place) -> Expr | None:
     """Whether an entry of such a reduction fulfils its condition, at a place; None where that has no closed form."""
     match stage:
-        case Pool(kind="any", over=over) if side_of(over) is not None:
+        case Pool(kind="any", over=over) if side_of(over) is not None or over == DISTANCE:
             pass
         case _:
             return None
@@ -54,7 +54,15 @@ def opened(values: Values, expr: Expr, place: Place) -> Expr:
 def _without_entry(values: Values, stage: Pool, place: Place) -> Expr | None:
     entry = Index(name=f"?{stage.name}")
     there: Expr = build.TRUE
-    if stage.per is None:
+    if stage.over == DISTANCE:
+        # Of the pairs at a distance, the query is sought.
+        low, high = positions("q")
+        key, most = build.sub(entry, place.at[DISTANCE]), None
+        rest = {axis: each for axis, each in place.at.items() if axis != DISTANCE}
+        at = Place(at={**rest, "q": entry, "k": key})
+        there = build.conj(build.apply("ge", key, 0), build.apply("lt", key, Extent(name="n")))
+        bounds = _Bounds(low=[(low, 1)], high=[(high, 1)])
+    elif stage.per is None:
         low, high = positions(stage.over)
         if stage.over not in ("q", "k"):
             if side_of(stage.over) == "q" and stage.windows is None:
@@ -99,10 +107,12 @@ def _within(expr: Expr, entry: Expr, most: int | None) -> Expr:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Bounds:
-    """What an entry is not below (``low``) and not above (``high``): numbers, to be divided by an int above 0."""
+    """What an entry is not below (``low``) and not above (``high``): numbers, to be divided by an int above 0; and
+    conditions that turned out to be about nothing but ``others``."""
 
     low: list[tuple[Expr, int]]
     high: list[tuple[Expr, int]]
+    others: list[Expr] = field(default_factory=list)
 
     def add(self, part: Expr, entry: Expr) -> bool:
         """Note what a comparison says of the entry; False where it is no bound."""
@@ -114,10 +124,12 @@ class _Bounds:
                 return False
         factor = dict(whole.terms).get(entry, 0)
         terms = tuple((term, each) for term, each in whole.terms if term != entry)
-        if factor == 0 or any(entry in set(walk(term)) for term, _ in terms):
+        if any(entry in set(walk(term)) for term, _ in terms):
             return False
         rest = Sum(terms=terms, constant=whole.constant + (op in ("lt", "gt"))).expr()
-        if factor > 0:
+        if factor == 0:
+            self.others.append(_at_most(rest, build.lift(0)))
+        elif factor > 0:
             self.high.append((build.apply("neg", rest), factor))
         else:
             self.low.append((rest, -factor))
@@ -125,7 +137,7 @@ class _Bounds:
 
     def meet(self) -> list[Expr]:
         """Conditions under which an int lies between all bounds."""
-        found = []
+        found = [*self.others]
         for low, below in self.low:
             for high, above in self.high:
                 if below > 1 < above:

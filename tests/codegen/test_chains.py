@@ -283,6 +283,36 @@ def test_presence_is_that_of_an_entry(over: str, per: str | None, seed: int) -> 
             assert bool(value(found, here)) == any(_holds(condition, over, each, column) for each in entries)
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_presence_at_a_distance_is_that_of_a_pair(seed: int) -> None:
+    rng, pattern = random.Random(seed), bound()
+    parts = [build.apply("le", Index(name="k"), Index(name="q"))] if rng.random() < 0.7 else []
+    for name in ("q", "k"):
+        other = build.add(rng.randint(-20, 40), rng.choice((Extent(name="n"), Const(value=0))))
+        parts.append(build.apply(rng.choice(("lt", "ge")), build.mul(Index(name=name), rng.choice((1, 2, 3))), other))
+    condition = build.conj(*parts)
+    stage = Pool(
+        name="s",
+        axes=("q-k",),
+        kind="any",
+        value=condition,
+        only=build.TRUE,
+        over="q-k",
+        per="q-k",
+        windows=None,
+        dtype="bool",
+    )
+    values = Values(pattern=pattern, stages={"s": stage}, terms={}, program=Program())
+    found = presence(values, stage, Place(at={"q-k": build.sub(Index(name="columns"), 40)}))
+    assert found is not None
+    start, count, n = rng.randint(-5, 30), rng.randint(1, 30), rng.randint(1, 40)
+    env = {"q_start": start, "nq": count, "n": n}
+    for column in range(90):
+        pairs = ((q, q - (column - 40)) for q in range(max(start, 0), start + count))
+        seen = any(0 <= k < n and value(condition, {**env, "q": q, "k": k}) for q, k in pairs)
+        assert bool(value(found, {**env, "columns": column})) == seen
+
+
 def _holds(condition: Expr, over: str, entry: int, column: int) -> bool:
     place = {index_of(over): Const(value=entry), index_of("k.small"): Const(value=column)}
     return bool(value(transform(condition, place.get), {}))
