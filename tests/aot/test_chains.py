@@ -163,3 +163,20 @@ def test_choosing_is_built(by: str, target: str) -> None:
     }
     made = built(load(emit_choose()).choose, target, given, types, options_of(4))
     assert made.metadata.shared <= SHARED[target]
+
+
+@pytest.mark.parametrize("target", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("by", ["mass", pytest.param("count", marks=pytest.mark.slow)])
+def test_cuts_of_long_rows_are_built(by: str, target: str) -> None:
+    from spdsl.runtime import cut_kernels
+
+    types = dict.fromkeys(("keys", "cuts", "counts"), "*i32") | {"prefixes": "*i64", "sums": "*fp64"}
+    types |= {"state": "*fp64", "amounts": "*i32" if by == "count" else "*fp64"}
+    shape = {"BY": by, "PARTS": cut_kernels.PARTS}
+    for function, given in (
+        (cut_kernels.sum_beyond, {**shape, "SIGNED": False, "TILE": cut_kernels.TILE}),
+        (cut_kernels.next_bits, {**shape, "FIRST": True, "LAST": True}),
+        (cut_kernels.count_chosen, {"BY": by, "WIDTH": 1024}),
+    ):
+        made = built(function, target, given, types, options_of(8))
+        assert made.metadata.shared <= SHARED[target]
