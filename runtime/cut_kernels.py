@@ -58,7 +58,7 @@ def sum_beyond(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr,
 ):
     """What the keys of a row weigh at or beyond the prefix, and it with 1 to 15 in its next four bits."""
-    part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    part, row = tl.program_id(0) % PARTS, (tl.program_id(0) // PARTS).to(tl.int64)
     prefix = tl.load(prefixes + row)
     step = tl.arange(0, 32)
     found = tl.zeros([TILE, 32], tl.float64)
@@ -126,19 +126,20 @@ def next_bits(  # type: ignore[no-untyped-def]
         tl.store(cuts + row * 2 + 1, ties)
 
 
-@triton.jit(do_not_specialize=["columns"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["rows", "columns"])  # type: ignore[untyped-decorator]
 def count_chosen(  # type: ignore[no-untyped-def]
     keys,  # [owners, rows, pitch], int32
     cuts,  # [owners, 2], int32
     counts,  # [owners, rows, 2], int32: entries beyond the cut, and those at it
+    rows,
     pitch,
     columns,
     BY: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """How many entries of a row are chosen for sure, and how many are tied."""
-    owner = tl.program_id(1).to(tl.int64)
-    row = owner * tl.num_programs(0) + tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
+    owner = row // rows
     cut = tl.load(cuts + owner * 2)
     above = tl.zeros([WIDTH], tl.int32)
     equal = tl.zeros([WIDTH], tl.int32)
@@ -171,7 +172,7 @@ def cuts_of(keys: Tensor, by: str, amounts: Tensor, *, signed: bool = False) -> 
         shift = 4 * (STEPS - 1 - step)
         given = {"keys": keys, "prefixes": prefixes, "sums": sums, "pitch": keys.stride(0), "total": total}
         given |= {"shift": shift, "BY": by, "SIGNED": signed, "PARTS": parts, "TILE": TILE}
-        _start(sum_beyond, (parts, rows, 1), given, ("sums",), device)
+        _start(sum_beyond, (parts * rows, 1, 1), given, ("sums",), device)
         given = {"sums": sums, "amounts": amounts, "amount_stride": int(amounts.numel() > 1), "prefixes": prefixes}
         given |= {"state": state, "cuts": cuts, "shift": shift, "BY": by, "FIRST": step == 0}
         given |= {"LAST": step == STEPS - 1, "PARTS": parts}
@@ -186,8 +187,9 @@ def cuts_by_row(keys: Tensor, cuts: Tensor, by: str, columns: int) -> Tensor:
     """
     owners, rows, pitch = keys.shape
     counts = torch.empty(owners, rows, 2, dtype=torch.int32, device=keys.device)
-    given = {"keys": keys, "cuts": cuts, "counts": counts, "pitch": pitch, "columns": columns, "BY": by}
-    _start(count_chosen, (rows, owners, 1), {**given, "WIDTH": 1024}, ("counts",), keys.device)
+    given = {"keys": keys, "cuts": cuts, "counts": counts, "rows": rows, "pitch": pitch}
+    given |= {"columns": columns, "BY": by}
+    _start(count_chosen, (rows * owners, 1, 1), {**given, "WIDTH": 1024}, ("counts",), keys.device)
     above, equal = counts.long().unbind(-1)
     left = cuts[:, 1:] - (equal.cumsum(-1) - equal)
     ties = torch.minimum(left.clamp(min=0), equal)
