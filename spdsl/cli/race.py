@@ -67,7 +67,7 @@ def race(task: Race, watch: Watch | None = None) -> dict[str, Any]:
             "SP290",
             f"`{task.pattern.name}` selects by scores, and the pairs that it keeps are not counted yet",
             task.pattern.checked.span,
-            help="time calls of `spdsl.compile(…)` in Python",
+            help="`spdsl run` times and checks a call of it",
         )
     file = {} if task.data is None else read_tensors(task.data)
     made, generated = make_inputs(
