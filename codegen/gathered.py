@@ -28,8 +28,8 @@ from spdsl.codegen.frame import LOG2E, Frame
 from spdsl.codegen.programs import positions, program
 from spdsl.semantics.nodes import Apply, Const, Param
 
-ROWS = 64
-"""Rows of a program that puts together."""
+ROWS = 16
+"""Rows of a program that puts together: the smaller, the more of them wait for what they read at a time."""
 
 
 def is_gathered(kernel: KernelPlan) -> bool:

@@ -95,6 +95,7 @@ def picking(
         heads=heads,
         block=chosen.block,
         fine=fine,
+        gathered=order == "gathered",
         target=target,
     )
     streamed = kind == "dkdv" and _is_streamed(chosen, problem, target, heads)

@@ -130,6 +130,13 @@ TILE = 64
 """Keys of a tile at best: smaller blocks are gathered into it where all of its queries have picked them."""
 
 
+LONG_BLOCK = 256
+"""Keys of a block from which on many queries have picked it, so that twice as many rows meet each tile of keys."""
+
+_LONG_FORWARD = Tiles(block_q=2 * _PICKED_ROWS, block_k=64, warps=4, stages=2)
+_LONG_DQ = Tiles(block_q=2 * _PICKED_ROWS, block_k=32, warps=4, stages=3)
+
+
 def positions_of(dtype: Precision, heads: int) -> int:
     """How many queries a tile holds, for ``heads`` rows of each."""
     return max(1, (32 if dtype == "fp32" else _PICKED_ROWS) // lanes_of(heads))
@@ -145,10 +152,11 @@ def picked_tiles(
     heads: int,
     block: int,
     fine: bool,
+    gathered: bool,
     target: str,
 ) -> Tiles:
     """Tiles of a kernel that walks what queries have picked: blocks of ``block`` keys, once for ``heads`` heads of
-    ``positions`` queries; with ``fine`` keys are gathered."""
+    ``positions`` queries; with ``fine`` keys are ``gathered``, else that says that queries are."""
     width = max(head_dim, value_dim)
     rows = positions * lanes_of(heads)
     small = dtype == "fp32" or target.startswith("gfx") or width > 128
@@ -157,6 +165,8 @@ def picked_tiles(
     sizes = (32, 16) if small or tight else (64, 32, 16)
     keys = sizes[0] if fine else next(size for size in sizes if block % size == 0)
     hopper = target in ("sm_90", "sm_100") and not small
+    if hopper and gathered and kind != "dkdv" and (rows, width) == (_PICKED_ROWS, 128) and block % LONG_BLOCK == 0:
+        return _LONG_FORWARD if kind == "forward" else _LONG_DQ
     wide = rows > _PICKED_ROWS or width > 128
     match kind:
         case "forward" if fine and hopper and rows <= 16 and width <= 64:
