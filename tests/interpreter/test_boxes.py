@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import spdsl
-from spdsl.analysis import boxes
+from spdsl.analysis import boxed, boxes
 from spdsl.analysis import plan as plan_module
 from spdsl.analysis.plans import KernelPlan
 from spdsl.kernels import plan_like
@@ -124,7 +124,7 @@ def plan_of(key: str, shape: Sizes, dtype: torch.dtype) -> tuple[KernelPlan, ...
 def always(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Boxes on grids so small that runs of rows compute less."""
     monkeypatch.setattr(boxes, "GAIN", float("inf"))
-    monkeypatch.setattr(plan_module, "find_boxes", boxes.boxes_of)  # not in the worker, whose limit is another
+    monkeypatch.setattr(boxed, "find_boxes", boxes.boxes_of)  # not in the worker, whose limit is another
     plan_module.plan.cache_clear()
     yield
     plan_module.plan.cache_clear()
