@@ -1,23 +1,45 @@
-"""Who is told of the launches of a thread; needs no Triton."""
+"""Who watches a thread, and is told of its launches; needs no Triton.
+
+Who watches has to see how everything is made that depends on tensors, so that caches serve them only what was made
+under their eyes: see `spdsl.runtime.recent.ByContent`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from spdsl.runtime.notes import Started
     from spdsl.runtime.plain import Launch
 
-_watcher: ContextVar[Callable[[Launch | Started], None] | None] = ContextVar("_watcher", default=None)
+
+class Watcher(Protocol):
+    """Who watches."""
+
+    @property
+    def name(self) -> object:
+        """What tells watchers apart in caches, and keeps nothing."""
+        ...
+
+    def add(self, note: Launch | Started) -> None:
+        """Be told of a launch."""
+        ...
+
+    def trust(self, value: object) -> None:
+        """Be told of something older that depends on no tensor."""
+        ...
+
+
+_watcher: ContextVar[Watcher | None] = ContextVar("_watcher", default=None)
 
 
 @contextmanager
-def watched(notice: Callable[[Launch | Started], None]) -> Iterator[None]:
-    """While this lasts, ``notice`` is told of every launch of this thread."""
-    token = _watcher.set(notice)
+def watched(by: Watcher) -> Iterator[None]:
+    """While this lasts, somebody is told of every launch of this thread."""
+    token = _watcher.set(by)
     try:
         yield
     finally:
@@ -29,8 +51,13 @@ def is_watched() -> bool:
     return _watcher.get() is not None
 
 
+def watcher() -> Watcher | None:
+    """Who is told of launches."""
+    return _watcher.get()
+
+
 def tell(launch: Launch | Started) -> None:
     """Tell whoever watches of a launch."""
-    notice = _watcher.get()
-    if notice is not None:
-        notice(launch)
+    by = _watcher.get()
+    if by is not None:
+        by.add(launch)

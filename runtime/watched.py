@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
@@ -28,13 +28,18 @@ ROOM = 1 << 28
 """Bytes that are held, beyond as many as the tensors have, while a computation is watched."""
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class Notes:
-    """What was seen; ``room`` is how many bytes more may be held."""
+    """What was seen; ``room`` is how many bytes more may be held.
+
+    ``trusted`` is older, and depends on no tensor; ``name`` tells notes apart where they are not held.
+    """
 
     room: int
     seen: list[Note] = field(default_factory=list)
     storages: set[int] = field(default_factory=set)
+    trusted: list[Tensor] = field(default_factory=list)
+    name: object = field(default_factory=object)
     blind: bool = False
 
     def add(self, note: Note) -> None:
@@ -49,10 +54,27 @@ class Notes:
         if self.room < 0:
             self.give_up()
 
+    def trust(self, value: object) -> None:
+        """Tensors that depend on no others."""
+        if not self.blind:
+            self.trusted += _tensors_of(value)
+
     def give_up(self) -> None:
         """Something is not seen, or too much is held."""
         self.blind = True
         self.seen.clear()
+        self.trusted.clear()
+
+
+def _tensors_of(value: object) -> list[Tensor]:
+    """The tensors of records and their parts."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [tensor for each in value for tensor in _tensors_of(each)]
+    if is_dataclass(value):
+        return [tensor for each in fields(value) for tensor in _tensors_of(getattr(value, each.name))]
+    return []
 
 
 class _Mode(TorchDispatchMode):
@@ -108,7 +130,7 @@ def _counted() -> Iterator[list[object]]:
 def noting(notes: Notes) -> Iterator[None]:
     """While this lasts, all that is asked of torch and all launches of this thread are noted."""
     before = _launches(notes)
-    with _Handed(notes), _Mode(notes), watched(notes.add), _counted() as counted:
+    with _Handed(notes), _Mode(notes), watched(notes), _counted() as counted:
         yield
     if counted and len(counted) != _launches(notes) - before:
         notes.give_up()  # somebody has launched something without a notice

@@ -61,12 +61,16 @@ class Ways:
 def ways_of(
     notes: Sequence[Note],
     middle: int,
+    trusted: Sequence[Tensor],
     inputs: Sequence[Tensor],
     outputs: Sequence[Tensor],
     incoming: Sequence[Tensor] = (),
     gradients: Sequence[Tensor | None] = (),
 ) -> Ways | None:
-    """The steps of a call, whose notes end before the ``middle``, and of its backward, if there was one."""
+    """The steps of a call, whose notes end before the ``middle``, and of its backward, if there was one.
+
+    ``trusted`` is older than the notes, and depends on no tensor.
+    """
     every, results = [*inputs, *incoming], [*outputs, *(each for each in gradients if each is not None)]
     numbers = _Numbers()
     given = [numbers.add(each) for each in every]
@@ -89,7 +93,8 @@ def ways_of(
     earlier |= {storage_of(each) for each in every}
     if any(storage_of(each) in earlier for note in parts[1] for each in written_by(note)):
         return None
-    constants = _constants(numbers, parts, changing)
+    known = {storage_of(each) for each in trusted} | {storage_of(each) for note in notes for each in made_by(note)}
+    constants = _constants(numbers, parts, known, changing)
     if constants is None:
         return None
     places: list[Any] = [None] * (len(numbers.known) + 1)
@@ -149,16 +154,19 @@ def _way(
     )
 
 
-def _constants(numbers: _Numbers, parts: Iterable[Sequence[Note]], changing: set[int]) -> dict[int, Tensor] | None:
-    """What the steps read that no step makes: what does not depend on the inputs, be it older than the notes; None if
-    something does, or there is too much."""
+def _constants(
+    numbers: _Numbers, parts: Iterable[Sequence[Note]], known: set[int], changing: set[int]
+) -> dict[int, Tensor] | None:
+    """What the steps read that no step makes: numbers of the host, and what is ``known``; None if something came from
+    nowhere or depends on the inputs, or there is too much."""
     found: dict[int, Tensor] = {}
     made = {numbers.of(each) for part in parts for note in part for each in made_by(note)}
     for each in (tensor for part in parts for note in part for tensor in read_by(note)):
         number = numbers.of(each)
         if number in made or number in numbers.given or number in found:
             continue
-        if storage_of(each) in changing:
+        seen = storage_of(each) in known or (each.is_cpu and each.numel() == 1)
+        if not seen or storage_of(each) in changing:
             return None
         found[number] = each
     return found if sum(each.untyped_storage().nbytes() for each in found.values()) <= KEPT else None

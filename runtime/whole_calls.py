@@ -52,19 +52,20 @@ class WholeCalls:
         check_earlier()
         capturing = captured(tensors[0])
         unseen = self.sights == 0 or self.tries >= _TRIES
-        if is_watched() or (self.ways is None and (capturing or unseen)):
+        kept = self.ways  # read once: other threads call, too
+        if is_watched() or (self.trained and _hooked()) or (kept is None and (capturing or unseen)):
             self.sights += 1
             return self.make(tensors)
-        if capturing and self.ways is not None:
-            _captured[id(self.ways[0])] = self.ways[0]
+        if capturing and kept is not None:
+            _captured[id(kept[0])] = kept[0]
         if self.trained:
-            return _Whole.apply(self, *tensors)  # type: ignore[no-any-return, no-untyped-call]
-        if self.ways is not None:
-            return _pair(self.ways[0].forward.play(tensors))
+            return _Whole.apply(self, kept, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+        if kept is not None:
+            return _pair(kept[0].forward.play(tensors))
         notes = self.notes(tensors)
         with noting(notes):
             found = self.make(tensors)
-        self.keep(notes, ways_of(notes.seen, len(notes.seen), tensors, _present(found)), None)
+        self.keep(notes, ways_of(notes.seen, len(notes.seen), notes.trusted, tensors, _present(found)), None)
         return found
 
     def notes(self, tensors: Sequence[Tensor]) -> Notes:
@@ -91,6 +92,12 @@ class _Seen:
     found: Found
 
 
+def _hooked() -> bool:
+    """Whether somebody is handed what is saved for a backward, such as a checkpoint of activations: who counts or
+    changes it has to see the same of every call."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None  # noqa: SLF001  # no public name
+
+
 def _pair(results: Sequence[Tensor | None]) -> Found:
     out = results[0]
     assert out is not None
@@ -105,11 +112,11 @@ class _Whole(torch.autograd.Function):
     """A call of some kind, with gradients."""
 
     @staticmethod
-    def forward(ctx: Any, kind: WholeCalls, *tensors: Tensor) -> Found:
-        ctx.kind, ctx.kept, ctx.seen = kind, kind.ways, None
+    def forward(ctx: Any, kind: WholeCalls, kept: tuple[Ways, Hashable] | None, *tensors: Tensor) -> Found:
+        ctx.kind, ctx.kept, ctx.seen = kind, kept, None
         ctx.set_materialize_grads(False)
-        if kind.ways is not None:
-            ways, _ = kind.ways
+        if kept is not None:
+            ways, _ = kept
             results = ways.forward.play(tensors)
             count = len(results) - ways.saved
             ctx.save_for_backward(*tensors, *results[count:])
@@ -125,24 +132,25 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
-        kind, needs = ctx.kind, ctx.needs_input_grad[1:]
+        kind, needs = ctx.kind, ctx.needs_input_grad[2:]
         given = [each for each in incoming if each is not None]
         if not given or not any(needs):
-            return (None,) * (1 + len(needs))
+            return (None,) * (2 + len(needs))
         deterministic = torch.are_deterministic_algorithms_enabled()
         place = (needs, deterministic, *(None if each is None else kind.kind_of(each) for each in incoming))
-        tensors, saved = ctx.saved_tensors[: len(needs)], ctx.saved_tensors[len(needs) :]
+        every = ctx.saved_tensors  # once: hooks unpack them each time
+        tensors, saved = every[: len(needs)], every[len(needs) :]
         seen, ctx.seen = ctx.seen, None
         graph = torch.is_grad_enabled()  # of the gradients
         if seen is not None and not graph:
-            return None, *_watched(kind, seen, incoming, place)
+            return None, None, *_watched(kind, seen, incoming, place)
         if ctx.kept is not None and not graph:
             ways, known = ctx.kept
             if place == known:
-                return None, *ways.backward.play((*tensors, *saved, *given))
+                return None, None, *ways.backward.play((*tensors, *saved, *given))
             if kind.ways is ctx.kept:
                 kind.ways = None  # watched anew, a few times
-        return None, *_again(kind.make, tensors, needs, incoming, graph=graph)
+        return None, None, *_again(kind.make, tensors, needs, incoming, graph=graph)
 
 
 def _watched(kind: WholeCalls, seen: _Seen, incoming: Sequence[Tensor | None], place: Hashable) -> list[Tensor | None]:
@@ -151,7 +159,7 @@ def _watched(kind: WholeCalls, seen: _Seen, incoming: Sequence[Tensor | None], p
     with noting(notes):
         found = _gradients(seen.found, seen.leaves, incoming, graph=False)
     inputs = [each.detach() for each in seen.leaves]
-    ways = ways_of(notes.seen, seen.middle, inputs, _present(seen.found), given, found)
+    ways = ways_of(notes.seen, seen.middle, notes.trusted, inputs, _present(seen.found), given, found)
     kind.keep(notes, ways, place)
     return found
 

@@ -13,7 +13,9 @@ from torch import Tensor
 
 import spdsl
 from spdsl import staged
+from spdsl.runtime import graphs, recent, repeated
 from spdsl.runtime.whole_calls import WholeCalls
+from tests.library.compare import relative_error
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
@@ -49,7 +51,11 @@ def call(attn: spdsl.Attention, given: list[Tensor]) -> Tensor:
 
 
 def forget(attn: spdsl.Attention) -> spdsl.Attention:
+    """A pattern whose next call repeats nothing."""
     attn._direct._kinds.clear()
+    repeated._steps.entries.clear()
+    repeated._sights.entries.clear()
+    graphs._direct.cache_clear()
     return attn
 
 
@@ -117,3 +123,24 @@ def test_gradients_twice_and_of_gradients() -> None:
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
         with pytest.raises(spdsl.SpatError, match="SP349"):
             torch.autograd.grad(out, given[:1], torch.ones_like(out), create_graph=True)
+
+
+@pytest.mark.parametrize("changed", ["other", "in place"])
+def test_lists_of_tiles_made_of_an_input_are_made_of_others(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watched call is given the table of the one before, whose lists are remembered where changes are counted."""
+    monkeypatch.setattr(recent, "counts", lambda tensor: not tensor.is_inference())  # as on a GPU
+    text = GATED.replace("gate: float[h, q]", "w: float[token]").replace(
+        "return gate * some", "let other = attend { keep w[k] > 0.5 }\n  return some + other"
+    )
+    attn = spdsl.compile(spdsl.loads(text), backend="triton")
+    q, k, v = tensors("gated", 0, trained=False)[:3]
+    first, second = (torch.arange(75) < 16).float(), (torch.arange(75) >= 32).float()
+    w = first.clone()
+    with torch.no_grad():
+        for turn in range(3):
+            if turn == 2:
+                w = second if changed == "other" else w.copy_(second)
+            found, wanted = attn(q, k, v, w=w), attn.reference(q, k, v, w=w)
+            assert isinstance(found, Tensor)
+            assert isinstance(wanted, Tensor)
+            assert relative_error(found, wanted) <= 2e-3

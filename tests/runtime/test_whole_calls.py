@@ -1,0 +1,149 @@
+"""Calls whose steps are repeated, of functions that torch alone carries out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.checkpoint import checkpoint
+
+from spdsl.runtime import recent
+from spdsl.runtime.direct import kind_of
+from spdsl.runtime.notices import watched
+from spdsl.runtime.recent import ByContent
+from spdsl.runtime.watched import Notes
+from spdsl.runtime.whole_calls import Found, WholeCalls
+
+
+class Product:
+    """Output ``a * b + c``, and how often it was carried out."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Found:
+        self.times += 1
+        a, b, c = tensors
+        return a * b + c, None
+
+
+def kind(make: Callable[[Sequence[Tensor]], Found], *, trained: bool = True) -> WholeCalls:
+    return WholeCalls(make=make, trained=trained, kind_of=kind_of)
+
+
+def leaves(seed: int, *, trained: bool = True) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 3, generator=generator).requires_grad_(trained) for _ in range(3)]
+
+
+def gradients(given: Sequence[Tensor], d_out: Tensor) -> list[Tensor]:
+    """Those of `Product`."""
+    a, b, _ = given
+    return [d_out * b, d_out * a, d_out]
+
+
+def same(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def test_steps_and_those_of_the_backward() -> None:
+    make = Product()
+    calls = kind(make)
+    for seed in range(4):
+        given, d_out = leaves(seed), torch.full((2, 3), seed + 1.0)
+        out, _ = calls(given)
+        assert torch.equal(out, given[0] * given[1] + given[2])
+        assert same(torch.autograd.grad(out, given, d_out), gradients(given, d_out))
+    assert make.times == 2
+
+
+def test_a_tensor_from_nowhere_is_no_constant() -> None:
+    """What is older than the watch may depend on anything."""
+    table = torch.ones(2, 3)
+    calls = kind(lambda tensors: (tensors[0] * table, None), trained=False)
+    for seed in range(4):
+        given = leaves(seed, trained=False)
+        table = given[1].clone()
+        assert torch.equal(calls(given)[0], given[0] * given[1])
+    assert calls.ways is None
+
+
+@pytest.mark.parametrize("changed", ["other", "in place"])
+def test_what_a_cache_has_made_of_an_input_is_no_constant(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "counts", lambda tensor: not tensor.is_inference())  # as on a GPU
+    memory: ByContent[Tensor] = ByContent(size=4)
+
+    def make(tensors: Sequence[Tensor]) -> Found:
+        a, b, _ = tensors
+        return a * memory.get("doubled", (b,), None, lambda: b * 2), None
+
+    calls = kind(make, trained=False)
+    a, b, c = leaves(0, trained=False)
+    for turn in range(4):
+        if turn > 1:
+            b = b + 1 if changed == "other" else b.add_(1)
+        assert torch.equal(calls((a, b, c))[0], a * b * 2)
+    assert calls.ways is not None  # what is made of the input is a step
+
+
+def test_caches_serve_whom_they_know() -> None:
+    memory: ByContent[list[int]] = ByContent(size=8)
+    table = torch.empty(3, device="meta")  # its changes are counted
+
+    def ask(*tensors: Tensor) -> list[int]:
+        return memory.get("key", tensors, None, list)
+
+    before, alone = ask(table), ask()
+    with watched(Notes(room=0)):
+        assert ask(table) is ask(table)
+        assert ask(table) is not before
+        assert ask() is alone
+        mine = ask(table)
+    with watched(Notes(room=0)):
+        assert ask(table) is not mine
+    assert ask(table) is before
+
+
+def test_what_depends_on_no_tensor_is_kept_with_the_steps() -> None:
+    memory: ByContent[tuple[Tensor]] = ByContent(size=4)
+    made = []
+
+    def make(tensors: Sequence[Tensor]) -> Found:
+        (line,) = memory.get("line", (), None, lambda: (torch.arange(3.0),))
+        made.append(line)
+        return tensors[0] * line, None
+
+    calls = kind(make, trained=False)
+    for seed in range(4):
+        given = leaves(seed, trained=False)
+        assert torch.equal(calls(given)[0], given[0] * torch.arange(3.0))
+    assert len(made) == 2
+
+
+def test_checkpoints_of_activations() -> None:
+    """They count what is saved, and carry the call out again in the backward."""
+    calls = kind(Product())
+    for seed in range(4):
+        given, d_out = leaves(seed), torch.full((2, 3), seed + 1.0)
+        for use_reentrant in (False, True):
+            out = checkpoint(lambda *tensors: calls(tensors)[0], *given, use_reentrant=use_reentrant)
+            for each in given:
+                each.grad = None
+            out.backward(d_out)  # the second kind asks for this way
+            assert same([each.grad for each in given if each.grad is not None], gradients(given, d_out))
+
+
+def test_what_is_saved_goes_through_hooks_that_nobody_sees() -> None:
+    def pack(tensor: Tensor) -> Tensor:
+        with _disable_current_modes():
+            return tensor.detach().clone()
+
+    calls = kind(Product())
+    for seed in range(4):
+        given, d_out = leaves(seed), torch.full((2, 3), seed + 1.0)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out, _ = calls(given)
+        assert same(torch.autograd.grad(out, given, d_out), gradients(given, d_out))
