@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -178,9 +179,9 @@ class Direct:
         """Whether no call is known yet."""
         return not self._kinds
 
-    def __reduce__(self) -> tuple[type[Direct], tuple[str, tuple[int, ...], tuple[str, ...]]]:
+    def __reduce__(self) -> tuple[Callable[..., Direct], tuple[str, tuple[int, ...], tuple[str, ...]]]:
         """Copies, also in other processes, begin without known calls."""
-        return Direct, (self._key, self._values, self._names)
+        return partial(Direct, made=self._made), (self._key, self._values, self._names)
 
     def recall(
         self,
@@ -204,7 +205,7 @@ class Direct:
             tensors += tuple(inputs[name] for name in names)
         if places is not None:
             tensors += (places,)
-        if not plain(tensors) or (_any_autocast() and torch.is_autocast_enabled(q.device.type)):
+        if not _repeatable(tensors):
             return None
         first = k.shape[-2] - q.shape[-2] if start is None else start
         if self._growing:
@@ -237,12 +238,12 @@ class Direct:
 
     def whole(self, make: Make, tensors: tuple[Tensor, ...], start: int) -> Found:
         """What ``make`` makes of the tensors, by the steps of an earlier call of the kind if there are any."""
-        if not plain(tensors):
+        if not _repeatable(tensors):
             return make(tensors)
         place = _place(tensors, start)
         kind = self._kinds.get(place)
         if not isinstance(kind, WholeCalls):
-            kind = WholeCalls(make=make, trained=_is_trained(tensors), kind_of=kind_of)
+            kind = WholeCalls(make=make, trained=_is_trained(tensors), kind_of=kind_of, plain=_repeatable)
             self._remember(place, kind)
         return kind(tensors)
 
@@ -259,6 +260,11 @@ class Direct:
         if place not in self._growing and len(self._growing) >= _KINDS:
             self._growing.clear()
         return self._growing.setdefault(place, Growing())
+
+
+def _repeatable(tensors: Sequence[Tensor]) -> bool:
+    """Whether operations on the tensors do what they do elsewhere: `plain`, and not with types of `torch.autocast`."""
+    return plain(tensors) and not (_any_autocast() and torch.is_autocast_enabled(tensors[0].device.type))
 
 
 def _is_trained(tensors: Sequence[Tensor]) -> bool:

@@ -135,7 +135,8 @@ class _Call:
             return
         function = getattr(self.module, name)
         sizes = {"ROWS": ROWS, "WIDTH": 1 << (width - 1).bit_length(), **constants}
-        gradients = (each for each in function.arg_names if each.startswith("D_") and each != "D_OUT")
+        # Gradients that are not wanted have `d_out` in their place, which is not written.
+        gradients = (f"D_{each.removeprefix('WANTS_')}" for each, wanted in constants.items() if wanted)
         writes = ("out",) if name == "forward" else tuple(gradients)
         given = (*arguments, nq, self.n, self.q_start, width, heads)
         start_given(function, grid, given, sizes, writes, options_of(), device)
@@ -180,7 +181,8 @@ class _Arithmetic(torch.autograd.Function):
             raise second_derivative()
         call: _Call = ctx.call
         tensors = dict(zip(call.tables, ctx.saved_tensors, strict=True))
-        wanted = {name for name, needs in zip(call.tables, ctx.needs_input_grad[1:], strict=True) if needs}
+        # In a fixed order, so that calls of a kind ask for memory alike.
+        wanted = tuple(name for name, needs in zip(call.tables, ctx.needs_input_grad[1:], strict=True) if needs)
         found = {name: call.memory(name, tensors[name]) for name in wanted}
         targets = {read.name: call.target(read, found[read.table]) for read in call.floats if read.table in wanted}
         arguments = [d_out, *d_out.stride(), *call.given(tensors)]

@@ -181,14 +181,14 @@ class _Numbers:
 
     def add(self, tensor: Tensor) -> int:
         """The number of a tensor."""
-        return self.known.setdefault(_memory(tensor), len(self.known))
+        return self.known.setdefault(memory_of(tensor), len(self.known))
 
     def of(self, tensor: Tensor) -> int:
         """The number of a tensor that has one."""
-        return self.known[_memory(tensor)]
+        return self.known[memory_of(tensor)]
 
 
-def _memory(tensor: Tensor) -> Hashable:
+def memory_of(tensor: Tensor) -> Hashable:
     """What tells the memory of tensors apart as long as all of them live, and how it is read."""
     place = storage_of(tensor), tensor.storage_offset(), tensor.dtype
     return (*place, tensor.shape, tensor.stride())

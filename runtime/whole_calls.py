@@ -1,15 +1,17 @@
 """Calls of patterns with stages that are like earlier ones: their steps are repeated, forward and backward.
 
 From: the tensors of a call, and what carries it out.  To: output and LSE, differentiable.  The first call of a kind is
-carried out as it is; the second is watched, and so is its backward (`spdsl.runtime.ways`).  A backward unlike the one
-that was watched carries the call out again.
+carried out as it is; the second is watched, and so is its backward (`spdsl.runtime.ways`); one at a time, and ever less
+often while nothing comes of it.  A backward unlike the one that was watched carries the call out again.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor
@@ -17,17 +19,22 @@ from torch import Tensor
 from spdsl.runtime.checks import captured, check_earlier
 from spdsl.runtime.notices import is_watched
 from spdsl.runtime.watched import ROOM, Notes, noting
-from spdsl.runtime.ways import Ways, ways_of
+from spdsl.runtime.ways import Ways, memory_of, ways_of
 
 Found: TypeAlias = "tuple[Tensor, Tensor | None]"
 Make: TypeAlias = Callable[[Sequence[Tensor]], Found]
 
 _TRIES = 3
-"""Calls of a kind that are watched in vain."""
+"""Calls of a kind that are watched until their end."""
 
 _TIMES = 12
-"""How many times the memory of the inputs may be held while a call is watched, beyond `ROOM`; at most half of what is
-free."""
+"""How many times the memory of the inputs may be held while a call is watched, beyond `ROOM`; all that are watched
+may hold at most half of what is free."""
+
+_open: WeakSet[Notes] = WeakSet()
+"""Notes of calls whose backward may still come."""
+
+_lock = threading.Lock()
 
 _captured: dict[int, Ways] = {}
 """Steps that CUDA graphs were captured with, by identity: graphs read what these keep as long as the process runs."""
@@ -37,24 +44,25 @@ _captured: dict[int, Ways] = {}
 class WholeCalls:
     """Calls of one kind; ``trained`` says whether any tensor wants a gradient.
 
-    ``kind_of`` tells kinds of tensors apart; beside the steps stands which kind of backward they hold for.
+    ``kind_of`` tells kinds of tensors apart, and ``plain`` says whether operations on tensors do what they always do.
+    Beside the steps stands which kind of backward they hold for.  ``sights`` counts calls that might have been watched.
     """
 
     make: Make
     trained: bool
     kind_of: Callable[[Tensor], Hashable]
+    plain: Callable[[Sequence[Tensor]], bool]
     sights: int = 0
     tries: int = 0
     ways: tuple[Ways, Hashable] | None = None
+    open: ref[Notes] | None = None
 
     def __call__(self, tensors: Sequence[Tensor]) -> Found:
         """Output and LSE."""
         check_earlier()
         capturing = captured(tensors[0])
-        unseen = self.sights == 0 or self.tries >= _TRIES
         kept = self.ways  # read once: other threads call, too
-        if is_watched() or (self.trained and _hooked()) or (kept is None and (capturing or unseen)):
-            self.sights += 1
+        if is_watched() or (self.trained and _hooked()) or (kept is None and (capturing or not self.watches(tensors))):
             return self.make(tensors)
         if capturing and kept is not None:
             _captured[id(kept[0])] = kept[0]
@@ -63,23 +71,49 @@ class WholeCalls:
         if kept is not None:
             return _pair(kept[0].forward.play(tensors))
         notes = self.notes(tensors)
-        with noting(notes):
-            found = self.make(tensors)
+        found = self.watched(tensors, notes)
         self.keep(notes, ways_of(notes.seen, len(notes.seen), notes.trusted, tensors, _present(found)), None)
         return found
 
+    def watches(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether a call is watched: the second, the fourth, the eighth."""
+        notes = None if self.open is None else self.open()
+        if self.tries >= _TRIES or (notes is not None and not notes.blind) or _is_twice(tensors):
+            return False
+        self.sights += 1
+        return self.sights > 1 and self.sights & (self.sights - 1) == 0
+
     def notes(self, tensors: Sequence[Tensor]) -> Notes:
         """Room for what is seen of a call."""
-        self.tries += 1
         room = ROOM + _TIMES * sum(each.untyped_storage().nbytes() for each in tensors)
-        if tensors[0].is_cuda:
-            room = min(room, torch.cuda.mem_get_info(tensors[0].device)[0] // 2 + ROOM)
-        return Notes(room=room)
+        with _lock:
+            if tensors[0].is_cuda:
+                free, _ = torch.cuda.mem_get_info(tensors[0].device)
+                room = min(room, free // 2 - sum(each.room for each in _open if not each.blind))
+            notes = Notes(room=room)
+            _open.add(notes)
+        self.open = ref(notes)
+        return notes
+
+    def watched(self, tensors: Sequence[Tensor], notes: Notes) -> Found:
+        """Output and LSE, with notes of how they are made, unless there is no memory for those."""
+        try:
+            with noting(notes):
+                return self.make(tensors)
+        except torch.OutOfMemoryError:
+            notes.give_up()
+        return self.make(tensors)
 
     def keep(self, notes: Notes, ways: Ways | None, place: Hashable) -> None:
-        """Keep the steps of what was seen."""
+        """Keep the steps of what was seen until its end."""
+        self.tries += 1
         self.ways = None if ways is None or notes.blind else (ways, place)
         notes.give_up()
+
+    def forget(self, kept: object) -> None:
+        """Watch the next call, if these are the steps that are kept."""
+        if self.ways is kept:
+            self.ways, self.sights = None, 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,6 +124,11 @@ class _Seen:
     middle: int
     leaves: list[Tensor]
     found: Found
+
+
+def _is_twice(tensors: Sequence[Tensor]) -> bool:
+    """Whether one stands for the memory of another, so that steps could not tell which is meant."""
+    return len({memory_of(each) for each in tensors}) < len(tensors)
 
 
 def _hooked() -> bool:
@@ -123,8 +162,8 @@ class _Whole(torch.autograd.Function):
             return _pair(results[:count])
         leaves = [each.detach().requires_grad_(each.requires_grad) for each in tensors]
         notes = kind.notes(tensors)
-        with torch.enable_grad(), noting(notes):
-            found = kind.make(leaves)
+        with torch.enable_grad():
+            found = kind.watched(leaves, notes)
         ctx.save_for_backward(*tensors)
         ctx.seen = _Seen(notes=notes, middle=len(notes.seen), leaves=leaves, found=found)
         out, lse = found
@@ -142,22 +181,33 @@ class _Whole(torch.autograd.Function):
         tensors, saved = every[: len(needs)], every[len(needs) :]
         seen, ctx.seen = ctx.seen, None
         graph = torch.is_grad_enabled()  # of the gradients
+        plain = kind.plain((*tensors, *given))
         if seen is not None and not graph:
-            return None, None, *_watched(kind, seen, incoming, place)
-        if ctx.kept is not None and not graph:
+            if not plain or _is_twice((*tensors, *given)):
+                seen.notes.give_up()
+                return None, None, *_gradients(seen.found, seen.leaves, incoming, graph=False)
+            found = _watched(kind, seen, incoming, place)
+            if found is not None:
+                return None, None, *found
+        elif ctx.kept is not None and plain and not graph:
             ways, known = ctx.kept
             if place == known:
                 return None, None, *ways.backward.play((*tensors, *saved, *given))
-            if kind.ways is ctx.kept:
-                kind.ways = None  # watched anew, a few times
+            kind.forget(ctx.kept)
         return None, None, *_again(kind.make, tensors, needs, incoming, graph=graph)
 
 
-def _watched(kind: WholeCalls, seen: _Seen, incoming: Sequence[Tensor | None], place: Hashable) -> list[Tensor | None]:
-    """The gradients of a call that was watched, and what was seen is kept."""
+def _watched(
+    kind: WholeCalls, seen: _Seen, incoming: Sequence[Tensor | None], place: Hashable
+) -> list[Tensor | None] | None:
+    """The gradients of a call that was watched, and what was seen is kept; None where there is no memory for it."""
     notes, given = seen.notes, [each for each in incoming if each is not None]
-    with noting(notes):
-        found = _gradients(seen.found, seen.leaves, incoming, graph=False)
+    try:
+        with noting(notes):
+            found = _gradients(seen.found, seen.leaves, incoming, graph=False)
+    except torch.OutOfMemoryError:
+        kind.keep(notes, None, place)
+        return None
     inputs = [each.detach() for each in seen.leaves]
     ways = ways_of(notes.seen, seen.middle, notes.trusted, inputs, _present(seen.found), given, found)
     kind.keep(notes, ways, place)
@@ -171,9 +221,10 @@ def _again(
     leaves = list(tensors)
     if not graph:
         leaves = [each.detach().requires_grad_(need) for each, need in zip(tensors, needs, strict=True)]
-    with torch.enable_grad():
-        found = make(leaves)
-    return _gradients(found, leaves, incoming, graph=graph)
+    with torch.autocast(tensors[0].device.type, enabled=False):  # there was none in the forward
+        with torch.enable_grad():
+            found = make(leaves)
+        return _gradients(found, leaves, incoming, graph=graph)
 
 
 def _gradients(

@@ -222,6 +222,39 @@ def test_steps_in_a_captured_graph(case: Case, calls: int, monkeypatch: pytest.M
     assert torch.equal(lists, wanted)
 
 
+UNION = """pattern both() {
+  axis blk = token by 16
+  let one = score(mean(Q, per = q.blk), mean(K, per = k.blk)) |> top(2)
+  let other = score(max(Q, per = q.blk), max(K, per = k.blk)) |> top(2)
+  keep causal and (one or other)
+}
+"""
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_union_in_a_captured_graph(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a list counts is known on the host, and is not copied from there."""
+    monkeypatch.setattr(repeated, "_steps", Recent(size=repeated._KINDS))
+    monkeypatch.setattr(repeated, "_sights", Recent(size=repeated._KINDS))
+    pattern = spdsl.compile(spdsl.loads(UNION)).bind(2, 2, 16)
+    (q, k), others = (torch.randint(-2, 3, (2, 1, 2, 75, 16), device="cuda").half() for _ in range(2))
+    call = graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=0)
+    assert all("note_entries" in words for words in graphs.makers(pattern, call).values())
+    for _ in range(calls):
+        graphs.selections(pattern, call)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        (lists,) = graphs.selections(pattern, call).values()
+    for mine, theirs in zip((q, k), others, strict=True):
+        mine.copy_(theirs)
+    graph.replay()
+    torch.cuda.synchronize()
+    (wanted,) = graphs.selections(pattern, replace(call, kernels=False)).values()
+    width = max(lists.shape[-1], wanted.shape[-1])
+    found, wanted = (pad(each, (0, width - each.shape[-1]), value=FAR) for each in (lists, wanted))
+    assert torch.equal(found, wanted)
+
+
 def test_scores_that_are_no_numbers() -> None:
     """NaN is absent, and infinite scores share the mass of their softmax; the host does not look for them."""
     torch.manual_seed(2)

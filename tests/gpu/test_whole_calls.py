@@ -8,6 +8,7 @@ from torch import Tensor
 
 import spdsl
 from spdsl import staged
+from spdsl.runtime import graphs, repeated
 from spdsl.runtime.whole_calls import WholeCalls
 
 pytestmark = pytest.mark.gpu
@@ -51,6 +52,9 @@ def test_repeated_calls(name: str, trained: bool, carried_out: list[str]) -> Non
     for seed in range(4):
         given = tensors(name, seed, trained=trained)
         other._direct._kinds.clear()
+        repeated._steps.entries.clear()
+        repeated._sights.entries.clear()
+        graphs._direct.cache_clear()
         for one, two in zip(results(attn, given), results(other, given), strict=True):
             # Fused backward kernels add to dQ in no fixed order.
             error = (one.float() - two.float()).norm() / two.float().norm()

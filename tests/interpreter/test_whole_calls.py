@@ -144,3 +144,32 @@ def test_lists_of_tiles_made_of_an_input_are_made_of_others(changed: str, monkey
             assert isinstance(found, Tensor)
             assert isinstance(wanted, Tensor)
             assert relative_error(found, wanted) <= 2e-3
+
+
+@pytest.mark.parametrize("wanted", [(0,), pytest.param((1, 3), marks=pytest.mark.slow)])
+def test_some_tensors_want_gradients(wanted: tuple[int, ...], carried_out: list[str]) -> None:
+    attn = compiled("gated")
+    for seed in range(3):
+        given = tensors("gated", seed, trained=False)
+        some = [given[each].requires_grad_() for each in wanted]
+        out, expected = call(attn, given), attn.reference(*given[:3], gate=given[3])
+        assert isinstance(expected, Tensor)
+        found = torch.autograd.grad(out, some, torch.ones_like(out))
+        reference = torch.autograd.grad(expected, some, torch.ones_like(expected))
+        for one, two in zip(found, reference, strict=True):
+            assert relative_error(one, two) <= 2e-3
+    assert len(carried_out) == 2
+
+
+def test_calls_under_autocast_are_carried_out_as_they_are(carried_out: list[str]) -> None:
+    """Its types are no part of a kind."""
+    attn = compiled("gated")
+    with torch.no_grad():
+        for seed in range(4):
+            given = tensors("gated", seed, trained=False)
+            with torch.autocast("cpu", torch.float16, enabled=seed != 3):
+                found, wanted = call(attn, given), attn.reference(*given[:3], gate=given[3])
+            assert isinstance(wanted, Tensor)
+            assert relative_error(found, wanted) <= 2e-3
+    assert len(carried_out) == 4
+    assert kinds(attn)[0].ways is None

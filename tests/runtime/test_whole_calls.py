@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +14,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import checkpoint
 
 from spdsl.runtime import recent
-from spdsl.runtime.direct import kind_of
-from spdsl.runtime.notices import watched
+from spdsl.runtime.direct import Direct, kind_of, plain
+from spdsl.runtime.notices import is_watched, watched
 from spdsl.runtime.recent import ByContent
 from spdsl.runtime.watched import Notes
 from spdsl.runtime.whole_calls import Found, WholeCalls
@@ -31,7 +34,7 @@ class Product:
 
 
 def kind(make: Callable[[Sequence[Tensor]], Found], *, trained: bool = True) -> WholeCalls:
-    return WholeCalls(make=make, trained=trained, kind_of=kind_of)
+    return WholeCalls(make=make, trained=trained, kind_of=kind_of, plain=plain)
 
 
 def leaves(seed: int, *, trained: bool = True) -> list[Tensor]:
@@ -147,3 +150,101 @@ def test_what_is_saved_goes_through_hooks_that_nobody_sees() -> None:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             out, _ = calls(given)
         assert same(torch.autograd.grad(out, given, d_out), gradients(given, d_out))
+
+
+def test_a_subset_of_the_gradients() -> None:
+    """Fewer than were watched are asked for."""
+    make = Product()
+    calls = kind(make)
+    for seed in range(4):
+        given, d_out = leaves(seed), torch.full((2, 3), seed + 1.0)
+        out, _ = calls(given)
+        some = given if seed < 2 else given[:1]
+        assert same(torch.autograd.grad(out, some, d_out), gradients(given, d_out)[: len(some)])
+
+
+def test_two_calls_before_either_backward() -> None:
+    """One at a time is watched."""
+    make = Product()
+    calls = kind(make)
+    d_out = torch.ones(2, 3)
+    for seed in range(3):
+        pairs = [(given, calls(given)[0]) for given in (leaves(seed), leaves(seed + 10))]
+        for given, out in pairs:
+            assert same(torch.autograd.grad(out, given, d_out), gradients(given, d_out))
+    # As it is and watched; repeated.
+    assert make.times == 2
+    calls.ways, calls.sights = None, 1
+    pairs = [(given, calls(given)[0]) for given in (leaves(0), leaves(1))]
+    assert make.times == 4
+    for given, out in pairs:
+        assert same(torch.autograd.grad(out, given, d_out), gradients(given, d_out))
+    assert calls.ways is not None
+
+
+def test_calls_that_can_have_no_steps_use_up_no_tries() -> None:
+    make = Product()
+    calls = kind(make)
+    for seed in range(9):
+        a, b, _ = given = leaves(seed)
+        calls((a, b, b))  # one tensor stands for two
+        out, _ = calls(given)
+        if seed % 2:  # of the others nobody asks for gradients
+            assert same(torch.autograd.grad(out, given, a), gradients(given, a.detach()))
+    assert calls.ways is None
+    assert calls.tries == 0
+    while calls.ways is None:
+        given = leaves(calls.sights)
+        torch.autograd.grad(calls(given)[0], given, torch.ones(2, 3))
+        assert calls.sights <= 16
+
+
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_no_memory_for_notes(part: str) -> None:
+    """A call that does not fit while it is watched is carried out as it is."""
+
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, tensor: Tensor) -> Tensor:
+            if is_watched() and part == "forward":
+                raise torch.OutOfMemoryError("notes")
+            return tensor.clone()
+
+        @staticmethod
+        def backward(ctx: Any, d_out: Tensor) -> Tensor:
+            if is_watched() and part == "backward":
+                raise torch.OutOfMemoryError("notes")
+            return d_out
+
+    def make(tensors: Sequence[Tensor]) -> Found:
+        a, b, c = tensors
+        out: Tensor = Fails.apply(a * b + c)  # type: ignore[no-untyped-call]
+        return out, None
+
+    calls = kind(make)
+    for seed in range(5):
+        given, d_out = leaves(seed), torch.full((2, 3), seed + 1.0)
+        assert same(torch.autograd.grad(calls(given)[0], given, d_out), gradients(given, d_out))
+    assert calls.ways is None
+
+
+def test_threads_that_call_while_steps_are_forgotten() -> None:
+    calls = kind(Product())
+
+    def ask(seed: int) -> bool:
+        right = True
+        for turn in range(60):
+            given, d_out = leaves(seed), torch.full((2, 3), 2.0)
+            d_out = d_out.mT.contiguous().mT if turn % 3 == 0 else d_out
+            out, _ = calls(given)
+            right &= same(torch.autograd.grad(out, given, d_out), gradients(given, d_out))
+            calls.tries = 0
+        return right
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, range(4)))
+
+
+def test_copies_know_that_tables_are_made_anew() -> None:
+    direct = copy.copy(Direct("key", (1,), ("name",), made=True))
+    assert (direct._key, direct._values, direct._names, direct._made) == ("key", (1,), ("name",), True)
