@@ -22,6 +22,32 @@ KEPT = 1 << 24
 """Bytes of what does not depend on the tensors, and is kept with the steps."""
 
 
+@dataclass(slots=True)
+class Ready:
+    """What is kept is there after an event, for which streams wait; None once it has passed, and on the CPU."""
+
+    event: torch.cuda.Event | None
+
+    @staticmethod
+    def on(device: torch.device) -> Ready:
+        """After all that the current stream has been given."""
+        if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+            return Ready(None)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(device))
+        return Ready(event)
+
+    def wait(self, device: torch.device) -> None:
+        """Let the current stream wait; one that is captured does not ask, as the device is waited for before."""
+        event = self.event
+        if event is None or torch.cuda.is_current_stream_capturing():
+            return
+        if event.query():
+            self.event = None
+        else:
+            event.wait(torch.cuda.current_stream(device))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
     """Steps over numbered tensors, of which the first are inputs; ``named`` launches by name, as hooks need it."""
@@ -31,6 +57,7 @@ class Steps:
     places: list[Any]
     results: tuple[int, ...]
     device: torch.device
+    ready: Ready
 
     def play(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The results for other inputs that are laid out alike."""
@@ -41,6 +68,7 @@ class Steps:
     def _played(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         places, steps = self.places.copy(), self.flat
         places[: len(inputs)] = inputs
+        self.ready.wait(self.device)
         if steps is not self.named:
             stream = current_stream(self.device)
             places[-1] = stream
@@ -78,6 +106,7 @@ def steps_of(notes: list[Note], inputs: list[Tensor], results: tuple[Tensor, ...
         places=[*numbers.places, None],
         results=ends,
         device=results[0].device,
+        ready=Ready.on(results[0].device),
     )
 
 

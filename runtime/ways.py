@@ -17,7 +17,7 @@ from torch import Tensor
 from spdsl.runtime.plain import on
 from spdsl.runtime.replayed import Step, step_of
 from spdsl.runtime.seen import Asked, Note, decides, is_unlike, made_by, read_by, storage_of, written_by
-from spdsl.runtime.steps import KEPT, changing_among, is_among
+from spdsl.runtime.steps import KEPT, Ready, changing_among, is_among
 from spdsl.runtime.tape import current_stream
 
 
@@ -34,11 +34,13 @@ class Way:
     inputs: tuple[int, ...]
     results: tuple[int | None, ...]
     device: torch.device
+    ready: Ready
 
     @torch.no_grad()
     def play(self, inputs: Sequence[Tensor]) -> list[Tensor | None]:
         """The results for other inputs that are laid out alike."""
         with on(self.device):
+            self.ready.wait(self.device)
             places = self.places.copy()
             for at, each in zip(self.inputs, inputs, strict=True):
                 places[at] = each
@@ -151,6 +153,7 @@ def _way(
         inputs=inputs,
         results=results,
         device=device,
+        ready=Ready.on(device),
     )
 
 

@@ -17,7 +17,8 @@ from spdsl.runtime import recent
 from spdsl.runtime.direct import Direct, kind_of, plain
 from spdsl.runtime.notices import is_watched, watched
 from spdsl.runtime.recent import ByContent
-from spdsl.runtime.watched import Notes
+from spdsl.runtime.steps import Ready
+from spdsl.runtime.watched import ROOM, Notes
 from spdsl.runtime.whole_calls import Found, WholeCalls
 
 
@@ -248,3 +249,53 @@ def test_threads_that_call_while_steps_are_forgotten() -> None:
 def test_copies_know_that_tables_are_made_anew() -> None:
     direct = copy.copy(Direct("key", (1,), ("name",), made=True))
     assert (direct._key, direct._values, direct._names, direct._made) == ("key", (1,), ("name",), True)
+
+
+class OnCuda:
+    """As much of a tensor on a GPU as decides how much may be held."""
+
+    is_cuda, device = True, torch.device("cuda", 0)
+
+    def untyped_storage(self) -> OnCuda:
+        return self
+
+    def nbytes(self) -> int:
+        return 1 << 30
+
+
+@pytest.mark.parametrize("free", [0, 1 << 20, 80 << 30])
+def test_all_that_are_watched_hold_at_most_half_of_what_is_free(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 << 30))
+    given: list[Any] = [OnCuda()] * 3
+    open = [kind(Product()).notes(given) for _ in range(3)]
+    assert sum(each.room for each in open) <= free // 2
+    assert open[0].room == min(free // 2, ROOM + 36 * given[0].nbytes())
+    for each in open:
+        each.give_up()
+    assert kind(Product()).notes(given).room == open[0].room
+
+
+class Event:
+    """An event that passes after having been asked for some times."""
+
+    def __init__(self, times: int) -> None:
+        self.times, self.waited = times, 0
+
+    def query(self) -> bool:
+        self.times -= 1
+        return self.times < 0
+
+    def wait(self, stream: object) -> None:
+        self.waited += 1
+
+
+def test_streams_wait_until_what_is_kept_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    event: Any = Event(2)
+    ready, device = Ready(event), torch.device("cuda", 0)
+    for _ in range(5):
+        ready.wait(device)
+    assert event.waited == 2
+    assert ready.event is None
+    assert Ready.on(torch.device("cpu")).event is None
