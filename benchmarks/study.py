@@ -3,7 +3,7 @@
 From the times of `benchmarks.calibrate`.  The costs are fitted on the subjects whose role is `fit`; the random masks
 and shapes (`check`) and the suite say how good the model is: its errors, what its first choice costs against the best
 of all candidates that were measured, and how often it says rightly whether dense attention is faster.  Candidates are
-compared within a run; beside dense attention stand the mean times of all runs, as one kernel takes up to an eighth
+compared within a run; beside dense attention stand the mean times of all runs, as one kernel takes up to a seventh
 longer in some than in others.
 """
 

@@ -135,9 +135,11 @@ def test_growth_of_hierarchies_is_drawn(tmp_path: Path) -> None:
     from benchmarks import hierarchies
 
     rows = json.loads((RESULTS.parent / "h200-2026-11-28-hierarchies-growth.json").read_text(encoding="utf-8"))
-    assert {(row["pattern"], row["n"]) for row in rows} <= {
-        (hierarchies.named(case), case.n) for case in hierarchies.growing()
+    told = {(hierarchies.named(case), case.n) for case in hierarchies.growing()}
+    assert {(row["pattern"], row["n"]) for row in rows} == {
+        (name, n) for name in ("llsa", "hip") for n in hierarchies.LENGTHS
     }
+    assert {(row["pattern"], row["n"]) for row in rows} <= told
     hierarchies.plot(rows, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
