@@ -203,7 +203,7 @@ class Arrays:
 
     def full(self, expr: Expr, axes: tuple[str, ...], rows: Tensor | None, memo: Memo) -> Tensor:
         """A value with every axis at its full size but the batch."""
-        value = torch.as_tensor(self.evaluate(expr, axes, rows, memo), device=self.lines.device)
+        value = self.tensor(expr, axes, rows, memo)
         sizes = [self._length(axis, rows) for axis in axes]
         value = value.expand(torch.broadcast_shapes(value.shape, (1, *(1 for _ in axes))))
         batch = value.shape[0]
@@ -217,10 +217,18 @@ class Arrays:
 
     def filter(self, expr: Expr, axes: tuple[str, ...], rows: Tensor | None, memo: Memo) -> Tensor:
         """A condition as a tensor that broadcasts to ``[batch, *axes]``."""
-        found = torch.as_tensor(self.evaluate(expr, axes, rows, memo), device=self.lines.device)
+        found = self.tensor(expr, axes, rows, memo)
         return found if found.dim() else found.view(*[1] * (len(axes) + 1))
 
     # ------------------------------------------------------------ pointwise
+
+    def tensor(self, expr: Expr, axes: tuple[str, ...], rows: Tensor | None, memo: Memo) -> Tensor:
+        """The value of an expression on the device."""
+        value = self.evaluate(expr, axes, rows, memo)
+        if isinstance(value, Tensor):
+            return value.to(self.lines.device)
+        # Made there: a copy of a number of the host would wait, and cannot be captured.
+        return torch.full((), value, device=self.lines.device)
 
     def evaluate(self, expr: Expr, axes: tuple[str, ...], rows: Tensor | None, memo: Memo) -> Value:
         """The value of an expression, a number or a tensor that broadcasts to ``[batch, *axes]``."""

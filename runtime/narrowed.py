@@ -145,8 +145,8 @@ def _sampled(arrays: Arrays, stage: Pool, entries: Tensor, weights: Tensor) -> t
     """The queries of each row without those that the set of the reduction leaves out, whatever the key."""
     there = weights > 0
     for condition in rows_alone(stage.only):
-        held = arrays.evaluate(condition, ("q",), entries.flatten(), Memo())
-        there = there & torch.as_tensor(held, device=entries.device).expand(1, entries.numel()).view(entries.shape)
+        held = arrays.tensor(condition, ("q",), entries.flatten(), Memo())
+        there = there & held.expand(1, entries.numel()).view(entries.shape)
     most = max(1, int(there.sum(-1).max())) if there.numel() else 1
     order = (~there).to(torch.uint8).argsort(dim=-1, stable=True)[:, :most]
     return entries.gather(-1, order), (weights * there).gather(-1, order)

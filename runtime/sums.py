@@ -25,7 +25,7 @@ def over_rows(arrays: Arrays, stage: Pool) -> Tensor:
     exist = torch.ones_like(rows, dtype=torch.bool)
     for condition in rows_alone(stage.only):
         # Rows that a probe leaves out are not computed.
-        exist = exist & torch.as_tensor(arrays.evaluate(condition, (own,), rows, Memo()), device=rows.device).view(-1)
+        exist = exist & arrays.tensor(condition, (own,), rows, Memo()).view(-1)
     if own == "q":
         exist = exist & (arrays.lines.points("q") >= 0)
         weights = torch.ones_like(rows)

@@ -107,10 +107,7 @@ class _Source:
         found = lists(part.source)
         found = found if found.dim() == 4 else found.unsqueeze(1)
         shared = "g" in arrays.stages[part.source].axes and "h" in heads
-        found_where = arrays.evaluate(part.where, heads, None, Memo())
-        # A number is not copied from the host, which would wait for the device.
-        device = arrays.lines.device
-        where = found_where if isinstance(found_where, Tensor) else torch.full((1, 1), bool(found_where), device=device)
+        where = arrays.tensor(part.where, heads, None, Memo())
         where = where.view(-1, 1) if where.dim() < 2 else where
         sharing = arrays.lines.heads // arrays.lines.groups if shared else 1
         return _Source(found, where.to(torch.uint8), sharing)
