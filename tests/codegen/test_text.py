@@ -33,7 +33,7 @@ from tests.codegen import gluon_machine
 from tests.codegen.machine import WIDTH, Int, Pointer, Turn, run
 from tests.runtime.build import plan
 
-EXAMPLES = int(os.environ.get("SPDSL_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("SPDSL_EXAMPLES", "45"))
 HEADS, GROUPS = 8, 4
 SIZES = (16, 32, 64, 128)
 VALUES = {"w": list(SMALL.values)}

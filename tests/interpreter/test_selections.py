@@ -14,7 +14,13 @@ from tests.library.test_selections import check
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
 
-@pytest.mark.parametrize("case", SELECTIONS, ids=lambda case: case.name)
+LONG = ("dma", "xattention")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(each, id=each.name, marks=pytest.mark.slow if each.name in LONG else ()) for each in SELECTIONS],
+)
 def test_pattern(case: Case) -> None:
     shape = Sizes(batch=2 if case.name == "moba" else 1, heads=4, groups=2, nq=case.n or 90, n=case.n or 90)
     check(case, shape, dtype=torch.float16, backend="triton")

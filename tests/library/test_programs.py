@@ -17,7 +17,7 @@ from spdsl.grammar.print import to_spat
 from tests.library.compare import relative_error
 from tests.semantics.strategies import patterns, tables
 
-EXAMPLES = int(os.environ.get("SPDSL_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("SPDSL_EXAMPLES", "140"))
 SETTINGS = settings(
     max_examples=EXAMPLES // 2,
     deadline=None,
