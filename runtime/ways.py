@@ -95,8 +95,7 @@ def ways_of(
     earlier |= {storage_of(each) for each in every}
     if any(storage_of(each) in earlier for note in parts[1] for each in written_by(note)):
         return None
-    known = {storage_of(each) for each in trusted} | {storage_of(each) for note in notes for each in made_by(note)}
-    constants = _constants(numbers, parts, known, changing)
+    constants = _constants(numbers, parts, _known(notes, (*trusted, *every)), changing)
     if constants is None:
         return None
     places: list[Any] = [None] * (len(numbers.known) + 1)
@@ -155,6 +154,15 @@ def _way(
         device=device,
         ready=Ready.on(device),
     )
+
+
+def _known(notes: Sequence[Note], first: Iterable[Tensor]) -> set[int]:
+    """The storages of which it was seen what they are made of: ``first``, numbers of the host, and what these give."""
+    found = {storage_of(each) for each in first}
+    for note in notes:
+        if all(storage_of(each) in found or (each.is_cpu and each.numel() == 1) for each in read_by(note)):
+            found |= {storage_of(each) for each in made_by(note)}
+    return found
 
 
 def _constants(

@@ -64,10 +64,11 @@ def test_steps_and_those_of_the_backward() -> None:
     assert make.times == 2
 
 
-def test_a_tensor_from_nowhere_is_no_constant() -> None:
-    """What is older than the watch may depend on anything."""
+@pytest.mark.parametrize("made", [lambda table: table, lambda table: table + 0], ids=["itself", "what is made of it"])
+def test_a_tensor_from_nowhere_is_no_constant(made: Callable[[Tensor], Tensor]) -> None:
+    """What is older than the watch may depend on anything, and so may what is made of it before the eyes of a watch."""
     table = torch.ones(2, 3)
-    calls = kind(lambda tensors: (tensors[0] * table, None), trained=False)
+    calls = kind(lambda tensors: (tensors[0] * made(table), None), trained=False)
     for seed in range(4):
         given = leaves(seed, trained=False)
         table = given[1].clone()
