@@ -4,8 +4,8 @@
 is given (random blocks for every token, as in flash-linear-attention's benchmark; or such of which neighbours share
 three quarters), or made from the scores of the compressed branch.  Every case is checked before it is timed: output and
 all gradients of one group of heads against float64 attention on the very selection that was walked.  Calls are timed
-alone, the device waiting for the host, and in a row.  Results are written after every case.  ``--prepare`` compiles
-beforehand.
+alone, the device waiting for the host, and in a row; beside them stands how long the host is held.  Results are written
+after every case.  ``--prepare`` compiles beforehand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import spdsl
-from benchmarks.selections import machine, peak, selection, time
+from benchmarks.selections import host, machine, peak, selection, time
 from spdsl.runtime.ranking import FAR
 
 HEADS, GROUPS, DIM = 64, 4, 128
@@ -148,19 +148,22 @@ def measured(case: Case, n: int, rounds: int) -> dict[str, float]:
             lists = next(iter(select().values()))[0]
             found["selection_ms"] = time(select, rounds)
 
-    def run() -> Tensor:
+    def run(turn: int = 0) -> Tensor:
         # Lists that are new in every call, as those of a training step are.
-        given = inputs if case.shared is None else {**inputs, "chosen": lists.clone()}
+        given = inputs if case.shared is None else {**inputs, "chosen": lists.roll(turn, 0)}
         result = attn(q, k, v, **given)  # type: ignore[arg-type]  # no other argument has these names
         assert isinstance(result, Tensor)
         return result
 
+    for turn in (1, 2):  # what is checked repeats the steps of the second call, of other lists
+        torch.autograd.grad(run(turn), leaves, d_out)
     out = run()
     gradients = torch.autograd.grad(out, leaves, d_out, retain_graph=True)
     found |= errors(case, leaves, lists, d_out, out, gradients)
     with torch.no_grad():
         found["forward_ms"] = time(run, rounds)
         found["forward_in_a_row_ms"] = in_a_row(run, rounds)
+        found["forward_host_ms"] = host(run)
         found["forward_gib"] = peak(run)
     found["backward_ms"] = time(lambda: torch.autograd.grad(out, leaves, d_out, retain_graph=True), rounds)
     found["backward_gib"] = peak(lambda: torch.autograd.grad(out, leaves, d_out, retain_graph=True))
@@ -170,6 +173,7 @@ def measured(case: Case, n: int, rounds: int) -> dict[str, float]:
 
     found["both_ms"] = time(both, rounds)
     found["both_in_a_row_ms"] = in_a_row(both, rounds)
+    found["both_host_ms"] = host(both)
     return found
 
 

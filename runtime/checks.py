@@ -307,8 +307,11 @@ def _check_places(call: Call) -> None:
             raise _wrong("SP303", found, "give the numbers of pages of `k` and `v`; those past `k_len` are not read")
 
 
-def check_values(call: Call, *, narrow: bool) -> None:
+def check_values(call: Call, *, narrow: bool) -> bool:
     """Check the values of the tables of a call, unless they have been checked or the call is captured.
+
+    Returns:
+        Whether those of another call of its kind have to be checked.
 
     Raises:
         SpatError: SP320, SP350 and SP351, on a GPU at a later call.
@@ -316,12 +319,12 @@ def check_values(call: Call, *, narrow: bool) -> None:
     pattern = call.plan.problem.pattern
     tables = [call.tables[table.name] for table in pattern.tables if not table.made]
     if not tables or captured(call.q):
-        return
+        return bool(tables)
     same = identity(*tables)
     sizes = (call.q.shape[:3], call.k.shape[1], call.keys, call.q_start, call.places is None, *call.parameters.values())
     key = None if same is None else (id(call.plan.keep), sizes, same)
     if key is not None and key in _checked.entries:
-        return
+        return True
     faults = tuple(value_faults(call, tables_for(call.plan.tables, call.tables), narrow=narrow))
     if call.q.device.type == "cpu" or os.environ.get("SPDSL_VERIFY") == "1":
         for fault in faults:
@@ -331,6 +334,8 @@ def check_values(call: Call, *, narrow: bool) -> None:
     elif faults:
         _defer(faults)
         _checked.get(key, (call.plan.keep, weakly(*tables)), lambda: True)
+    # What is asked on the CPU may depend on values.
+    return bool(faults) or call.q.device.type == "cpu"
 
 
 def _defer(faults: tuple[Fault, ...]) -> None:

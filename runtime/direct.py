@@ -37,7 +37,7 @@ _VALUES = 8
 """Tapes of one kind for different values of its tables."""
 
 _ANY = "any values"
-"""Where a tape stands that serves all values."""
+"""Where a tape stands that serves all values, or that nothing can be wrong with any."""
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -151,9 +151,10 @@ class Kind:
     def _check(self, tensors: Sequence[Tensor], same: Hashable | None) -> None:
         """Raise what earlier calls have found, and look at values that are new."""
         check_earlier()
-        if self.tables and (same is None or same not in self.checked.entries) and not captured(tensors[0]):
-            operator.check_values(*self._parts(tensors), *self.settings)
-            self.checked.get(same, weakly(*tensors[3:]), lambda: True)
+        known = self.checked.entries
+        if self.tables and _ANY not in known and (same is None or same not in known) and not captured(tensors[0]):
+            again = operator.check_values(*self._parts(tensors), *self.settings)
+            self.checked.get(same if again else _ANY, weakly(*tensors[3:]), lambda: True)
 
     def _keep(self, tapes: Tapes, tape: Tape | None, tensors: Sequence[Tensor], same: Hashable | None) -> None:
         if tape is not None and not (self.made and tape.constant):

@@ -165,15 +165,18 @@ def check_values(
     shape: str,
     q_start: int,
     values: Sequence[int],
-) -> None:
+) -> bool:
     """Check the values of the tables of a call that is known to fit in all else.
+
+    Returns:
+        Whether those of another call of its kind have to be checked.
 
     Raises:
         SpatError: as `spdsl.runtime.checks.check_values`.
     """
     prepared = request(q, k, v, tables, key, shape, values, None)
     call = _call(prepared, q, k, v, tables, places, q_start, values, Recorder())
-    checks.check_values(materialise(call), narrow=prepared.backend != "cpu")
+    return checks.check_values(materialise(call), narrow=prepared.backend != "cpu")
 
 
 def with_batch(table: Table, tensor: Tensor) -> Tensor:

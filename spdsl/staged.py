@@ -54,9 +54,12 @@ def attend_again(
     key: str,
     start: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """As `attend`, or as one of the ``calls`` before: by kernels, where no value of an input is checked."""
+    """As `attend`, or as one of the ``calls`` before: by kernels, where no value of an input is checked.
+
+    Those of lists are on the CPU alone, by who finds that they are lists.
+    """
     declared = bound(key, q.shape[1], k.shape[1], q.shape[3]).tables
-    unchecked = all(table.dtype == "float" and table.bounds is None and not table.listed for table in declared)
+    unchecked = all(table.listed or (table.dtype == "float" and table.bounds is None) for table in declared)
     by_kernels = prepare.choose_backend(json.loads(key)["backend"], q.device) == "triton"
     if places is not None or not unchecked or not by_kernels:
         return attend(q, k, v, tables, places, key, start)

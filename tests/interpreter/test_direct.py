@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import spdsl
-from spdsl.runtime import recent
+from spdsl.runtime import operator, recent
 from spdsl.runtime.tape import Tape
 from tests.library.compare import relative_error
 
@@ -65,6 +65,19 @@ def tensors(seed: int, n: int = N) -> list[Tensor]:
 def both_ways(attn: spdsl.Attention, leaves: list[Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
     out, lse = attn(*leaves, return_lse=True, **inputs)
     return [out, lse, *torch.autograd.grad(out.square().sum() + lse.sum(), leaves)]
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_values_of_which_none_can_be_wrong(again: bool, played: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of later calls are not looked at; the first call of a kind checks its own."""
+    looked: list[object] = []
+    monkeypatch.setattr(operator, "check_values", lambda *given: (looked.append(given), again)[1])
+    attn = spdsl.compile("documents", backend="triton")
+    with torch.no_grad():
+        for seed in range(3):
+            attn(*tensors(0), **_documents(seed))
+    assert len(played) == 2
+    assert len(looked) == (2 if again else 1)
 
 
 @pytest.mark.parametrize("name", PATTERNS)

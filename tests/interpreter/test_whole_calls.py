@@ -14,6 +14,7 @@ from torch import Tensor
 import spdsl
 from spdsl import staged
 from spdsl.runtime import graphs, recent, repeated
+from spdsl.runtime.ranking import FAR
 from spdsl.runtime.whole_calls import WholeCalls
 from tests.library.compare import relative_error
 
@@ -25,6 +26,16 @@ GATED = """pattern gated() {
   let chosen = score(mean(Q, per = q.blk), mean(K, per = k.blk)) |> top(2)
   let some = attend { keep chosen }
   return gate * some
+}
+"""
+
+LISTED = """pattern listed() {
+  axis blk = token by 16
+  input gate: float[h, q]
+  input chosen: bool[g, q, k.blk]
+  let coarse = attend(Q, mean(K, per = k.blk), mean(V, per = k.blk)) { keep k.blk.last <= q }
+  let fine = attend { keep causal and chosen }
+  return gate * fine + coarse
 }
 """
 
@@ -123,6 +134,29 @@ def test_gradients_twice_and_of_gradients() -> None:
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
         with pytest.raises(spdsl.SpatError, match="SP349"):
             torch.autograd.grad(out, given[:1], torch.ones_like(out), create_graph=True)
+
+
+@pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_lists_that_are_given(trained: bool, carried_out: list[str]) -> None:
+    """Other lists of the same shape are walked by the same steps."""
+    attn, other = (spdsl.compile(spdsl.loads(LISTED), backend="triton") for _ in range(2))
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        q, k, v = (torch.randn(1, heads, 37, 16, generator=generator).half() for heads in (4, 1, 1))
+        given = [each.requires_grad_(trained) for each in (q, k, v, torch.rand(4, 37, generator=generator))]
+        own = (torch.arange(37) // 16).int()
+        first = torch.where(torch.rand(1, 37, generator=generator) < 0.5, 0, own - 1).clamp(min=0)
+        lists = torch.stack([first, torch.where(first < own, own, FAR)], -1)
+
+        def results(attn: spdsl.Attention, given: list[Tensor], lists: Tensor) -> list[Tensor]:
+            out = attn(*given[:3], gate=given[3], chosen=lists)
+            assert isinstance(out, Tensor)
+            return [out, *(torch.autograd.grad(out, given, torch.ones_like(out)) if trained else ())]
+
+        forget(other)._listed.clear()
+        for one, two in zip(results(attn, given, lists), results(other, given, lists), strict=True):
+            assert torch.equal(one, two)
+    assert len(carried_out) == 2 + 3
 
 
 @pytest.mark.parametrize("changed", ["other", "in place"])
