@@ -58,7 +58,9 @@ def bench(
     Useful operations are those of the pairs kept: 4·D for each pair forward,
     10·D backward.  The floor is the time that they would take at the rate of a
     large matrix product, measured here.  Dense attention is torch's, causal if
-    the pattern is.  The exit status is 1 if an error is above its limit.
+    the pattern is.  A pattern that selects is compared as a whole, with fewer
+    keys where that would not fit, and its selection is also timed alone; with
+    random queries and keys.  The exit status is 1 if an error is above its limit.
 
     \b
     Examples:
@@ -115,15 +117,24 @@ def _print(result: dict[str, Any]) -> None:
     first = result["results"][0]
     typer.echo(f"{result['pattern']}: {first['shape']}, {first['dtype']}, on {first['gpu']}")
     typer.echo(f"pairs kept {result['kept']:.2%}; matrix product {result['matrix_rate'] * 1e-12:.3g} TFLOP/s")
+    if result["checked_at"] != first["keys"]:
+        typer.echo(_CHECKED if result["checked_at"] is None else f"compared with {result['checked_at']:,} keys: {_WHY}")
     typer.echo()
     head = ("", "", "ms", "useful TFLOP/s", "floor ms", "of the floor", "kept of computed", "error")
     print_table(head, (_line(row) for row in result["results"]))
     for direction, factor in result["faster_than_dense"].items():
         typer.echo(f"{_NAMES[direction]}: {factor:.2f} times as fast as dense attention")
+    if result["selection_ms"] is not None:
+        share = result["selection_ms"] / first["ms"]
+        typer.echo(f"the selection alone: {result['selection_ms']:.3f} ms, {share:.0%} of the forward call")
     if not result["ok"]:
         typer.echo(styled("an error is above its limit", fg=typer.colors.RED, bold=True))
 
 
+_WHY = "what a row keeps may depend on all others, and the dense reference holds all pairs"
+_CHECKED = (
+    "not compared with the reference: it would have to hold all pairs, and inputs or a grid fix how many there are"
+)
 _NAMES = {"fwd": "forward", "bwd": "backward"}
 
 

@@ -76,7 +76,7 @@ def carry_out(task: Task, watch: Watch) -> tuple[dict[str, Any], dict[str, Tenso
     if device.type == "cuda":
         note_first_kernels()
     watch("compiling and timing", 0, None)
-    ties = _near_ties(attention, q, k, v, on_device) if task.check and _chooses(attention.pattern) else None
+    ties = near_ties(attention, q, k, v, on_device) if task.check and chooses(attention.pattern) else None
     seconds, tensors = _call(attention, q, k, v, on_device, ties, backward=task.backward, seed=task.seed)
     pairs = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
     if task.check and pairs > MANY_PAIRS:
@@ -280,7 +280,7 @@ def _compare(
 def _rows_at_once(pattern: Pattern, heads: int, nq: int, n: int) -> int:
     """Queries that a part may have; a pattern that reads `nq`, or other queries, would change its meaning, and is not
     taken apart."""
-    return nq if reads_nq(pattern) or _chooses(pattern) else max(1, PAIRS_AT_ONCE // (heads * n))
+    return nq if reads_nq(pattern) or chooses(pattern) else max(1, PAIRS_AT_ONCE // (heads * n))
 
 
 def reads_nq(pattern: Pattern) -> bool:
@@ -294,11 +294,12 @@ def distance(found: Tensor, truth: Tensor) -> float:
     return float((found.double() - truth.double()).norm()) / (norm or 1.0)
 
 
-def _chooses(pattern: Pattern) -> bool:
+def chooses(pattern: Pattern) -> bool:
+    """Whether a pattern has stages, which depend on queries and keys."""
     return pattern.checked.graph is not None
 
 
-def _near_ties(attention: Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+def near_ties(attention: Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """The rows ``[batch, heads, nq]`` whose keys are not those of the reference, where scores have more digits."""
     with torch.no_grad():
         out, truth = attention(q, k, v, **inputs), attention.reference(q, k, v, **inputs)
@@ -320,7 +321,7 @@ def _kept(
     from spdsl.selecting import explain_stages
 
     key = key_of(task.pattern.checked, task.parameters, task.layer, None, False)
-    if not _chooses(attention.pattern):
+    if not chooses(attention.pattern):
         return explain(key, q, k, v, inputs).kept
     shares = {name: report.kept for name, report in explain_stages(key, q, k, v, inputs).softmaxes}
     return shares if len(shares) > 1 else next(iter(shares.values()))

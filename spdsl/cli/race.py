@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from spdsl import __version__
-from spdsl.cli.measure import DTYPES, LIMITS, distance, name_of, time_of
+from spdsl.cli.measure import DTYPES, LIMITS, chooses, distance, name_of, time_of
 from spdsl.cli.progress import Watch
+from spdsl.cli.race_stages import Work, checked_sizes, errors_of_all, over_tokens, selection
 from spdsl.cli.tensors import make_inputs, read_tensors
-from spdsl.diagnostics import error
 from spdsl.samples import Sizes
 
 if TYPE_CHECKING:
@@ -59,25 +59,11 @@ def race(task: Race, watch: Watch | None = None) -> dict[str, Any]:
         SpatError: tensors, parameters or the pattern do not fit.
     """
     from spdsl.api import compile as compile_pattern
-    from spdsl.explain import explain
-    from spdsl.pipeline import key_of
 
-    if task.pattern.checked.graph is not None:
-        raise error(
-            "SP290",
-            f"`{task.pattern.name}` selects by scores, and the pairs that it keeps are not counted yet",
-            task.pattern.checked.span,
-            help="`spdsl run` times and checks a call of it",
-        )
-    file = {} if task.data is None else read_tensors(task.data)
-    made, generated = make_inputs(
-        task.pattern, task.parameters, task.given, task.sizes, layer=task.layer, seed=task.seed, file=file
-    )
-    inputs: dict[str, Any] = {name: each.to(task.device) for name, each in made.items()}
-    q, k, v, d_out = _drawn(task)
+    q, k, v, d_out, inputs, generated = _tensors(task)
     attention = compile_pattern(task.pattern, layer=task.layer, **task.parameters)
-    errors = _errors(attention, (q, k, v), d_out, inputs, backward=task.backward)
-    report = explain(key_of(task.pattern.checked, task.parameters, task.layer, None, False), q, k, v, inputs)
+    check = _check(attention, task)
+    work = _work(task, q, k, v, inputs)
     causal = _is_causal(attention, task)
 
     def sparse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -86,21 +72,26 @@ def race(task: Race, watch: Watch | None = None) -> dict[str, Any]:
         return out
 
     calls: dict[str, Call] = {"spdsl": sparse}
+    select = None
+    if chooses(task.pattern):
+        select = selection(attention, q, k, v, inputs)
     if task.dense:
         calls["sdpa, causal" if causal else "sdpa"] = _dense(causal, task.sizes)
     times = _times(calls, (q, k, v), d_out, task, watch)
     rate = _matrix_rate(DTYPES[task.dtype], task.device)
     rows = [
-        _row(task, report, impl, direction, median(seconds), rate, causal, errors)
+        _row(task, work, impl, direction, median(seconds), rate, causal, check.errors)
         for (impl, direction), seconds in times.items()
     ]
     mine, *others = calls
-    limit = LIMITS[q.dtype]
+    chosen = None if select is None else _digits(_seconds(select, task.device) * 1e3)
     return {
-        "ok": errors["fwd"] <= limit and errors.get("bwd", 0.0) <= 2 * limit,
+        "ok": check.ok(LIMITS[q.dtype]),
         "pattern": task.pattern.name,
         "parameters": dict(task.parameters),
-        "kept": report.kept,
+        "kept": work.kept,
+        "checked_at": check.length,
+        "selection_ms": chosen,
         "matrix_rate": rate,
         "results": rows,
         "faster_than_dense": {
@@ -111,6 +102,55 @@ def race(task: Race, watch: Watch | None = None) -> dict[str, Any]:
         },
         "generated_inputs": list(generated),
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """Errors by direction against the reference, and with how many keys; ``few`` rows had near ties.
+
+    Nothing was compared where ``length`` is None.
+    """
+
+    errors: Mapping[str, float]
+    length: int | None
+    few: bool = True
+
+    def ok(self, limit: float) -> bool:
+        """Whether an output has at most that error, gradients twice as much."""
+        return self.few and self.errors.get("fwd", 0.0) <= limit and self.errors.get("bwd", 0.0) <= 2 * limit
+
+
+def _tensors(task: Race) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any], tuple[str, ...]]:
+    """q, k, v, the gradient of the output, the inputs, and the names of those made up."""
+    file = {} if task.data is None else read_tensors(task.data)
+    made, generated = make_inputs(
+        task.pattern, task.parameters, task.given, task.sizes, layer=task.layer, seed=task.seed, file=file
+    )
+    return *_drawn(task), {name: each.to(task.device) for name, each in made.items()}, generated
+
+
+def _check(attention: Attention, task: Race) -> Check:
+    if not chooses(task.pattern):
+        q, k, v, d_out, inputs, _ = _tensors(task)
+        return Check(errors=_errors(attention, (q, k, v), d_out, inputs, backward=task.backward), length=task.sizes.n)
+    task_checked = checked_sizes(task)
+    if task_checked is None:
+        return Check(errors={}, length=None)
+    q, k, v, d_out, inputs, _ = _tensors(task_checked)
+    errors, few = errors_of_all(attention, (q, k, v), d_out, inputs, backward=task.backward)
+    return Check(errors=errors, length=task_checked.sizes.n, few=few)
+
+
+def _work(task: Race, q: Tensor, k: Tensor, v: Tensor, inputs: Mapping[str, Any]) -> Report | Work:
+    """What is kept and computed."""
+    from spdsl.explain import explain
+    from spdsl.pipeline import key_of
+    from spdsl.selecting import explain_stages
+
+    key = key_of(task.pattern.checked, task.parameters, task.layer, None, False)
+    if chooses(task.pattern):
+        return Work(report=explain_stages(key, q, k, v, inputs))
+    return explain(key, q, k, v, inputs)
 
 
 def _drawn(task: Race) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -141,7 +181,8 @@ def _is_causal(attention: Attention, task: Race) -> bool:
     from spdsl.costs import is_causal
 
     sizes = task.sizes
-    return sizes.nq == sizes.n and is_causal(attention.bind(sizes.heads, sizes.groups, sizes.head_dim))
+    pattern = attention.bind(sizes.heads, sizes.groups, sizes.head_dim)
+    return sizes.nq == sizes.n and all(map(is_causal, over_tokens(pattern)))
 
 
 # ---------------------------------------------------------------- correctness
@@ -242,7 +283,7 @@ def _matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 def _row(
     task: Race,
-    report: Report,
+    work: Report | Work,
     impl: str,
     direction: Direction,
     seconds: float,
@@ -252,7 +293,7 @@ def _row(
 ) -> dict[str, Any]:
     """One figure, in the fields of the benchmark's results."""
     sizes, d, dv = task.sizes, task.sizes.head_dim, task.value_dim
-    operations = report.pairs * (2 * (d + dv) if direction == "fwd" else 2 * (3 * d + 2 * dv))
+    operations = work.pairs * (2 * (d + dv) if direction == "fwd" else 2 * (3 * d + 2 * dv))
     computed = (sizes.n + 1) / (2 * sizes.n) if causal else 1.0
     ours = impl == "spdsl"
     return {
@@ -262,8 +303,8 @@ def _row(
         "ms": _digits(seconds * 1e3),
         "tflops_useful": _digits(operations / seconds * 1e-12),
         "floor_ms": _digits(operations / rate * 1e3),
-        "useful_over_computed": round(report.useful(direction) if ours else report.kept / computed, 4),
-        "error": errors[direction] if ours else None,
+        "useful_over_computed": round(work.useful(direction) if ours else work.kept / computed, 4),
+        "error": errors.get(direction) if ours else None,
         "gpu": name_of(task.device),
         "torch": torch.__version__,
         "triton": _version("triton"),
@@ -272,6 +313,7 @@ def _row(
         "shape": f"batch {sizes.batch}, heads {sizes.heads}:{sizes.groups}, n {sizes.n}, d {d}"
         + (f", nq {sizes.nq}" if sizes.nq != sizes.n else "")
         + (f", dv {dv}" if dv != d else ""),
+        "keys": sizes.n,
         "dtype": str(DTYPES[task.dtype]).removeprefix("torch."),
     }
 

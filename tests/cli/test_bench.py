@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spdsl.api import load
-from spdsl.cli import measure, race
+from spdsl.cli import measure, race, race_stages
 from tests.cli.conftest import Answer
 
 Spdsl = Callable[..., Answer]
@@ -76,10 +76,50 @@ def test_queries_that_are_looked_at(good: Path, tmp_path: Path) -> None:
     assert race.places(1000, load(str(counting))) == [(0, 1000)]
 
 
-def test_selections_by_scores_are_refused(spdsl: Spdsl) -> None:
-    answer = spdsl("bench", "moba", *SMALL)
-    assert answer.status == 1
-    assert "SP290" in answer.err
+CHOOSES = """pattern chooses() {
+  axis blk = token by 8
+  let best = score(mean(Q, per = q.blk), mean(K, per = k.blk)) |> only(k.blk <= q.blk) |> top(2, over = k.blk)
+  keep causal and best
+}
+"""
+
+
+def test_a_pattern_that_selects(spdsl: Spdsl, tmp_path: Path) -> None:
+    (tmp_path / "chooses.spat").write_text(CHOOSES)
+    found = spdsl("bench", "chooses.spat", *SMALL, "--json").json
+    assert found["ok"]
+    # Of two blocks of eight at most, and of the one that there is in the first eight rows.
+    assert 0 < found["kept"] < 16 * 200 / 200**2
+    assert found["checked_at"] == 200
+    assert found["selection_ms"] > 0
+    mine, dense = (row for row in found["results"] if row["direction"] == "bwd")
+    assert dense["impl"] == "sdpa, causal"
+    assert 0 < mine["error"] < 2e-5
+    assert "the selection alone" in spdsl("bench", "chooses.spat", *SMALL, "--no-backward", "--no-dense").out
+
+
+def test_a_pattern_that_selects_is_checked_with_fewer_keys(
+    spdsl: Spdsl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chooses.spat").write_text(CHOOSES)
+    monkeypatch.setattr(race_stages, "PAIRS_CHECKED", 2 * 100**2)
+    answer = spdsl("bench", "chooses.spat", *SMALL, "--no-backward", "--no-dense")
+    assert "compared with 100 keys" in answer.out
+    monkeypatch.setitem(measure.LIMITS, torch.float32, 1e-12)
+    assert spdsl("bench", "chooses.spat", *SMALL, "--no-backward", "--no-dense").status == 1
+
+
+def test_inputs_that_are_given_are_not_cut(spdsl: Spdsl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "some.npz", wt=np.ones((200,), dtype=np.float32))
+    (tmp_path / "weighed.spat").write_text(
+        CHOOSES.replace("axis", "input wt: float[token]\n  axis").replace("causal", "causal and wt[k] > 0.0")
+    )
+    monkeypatch.setattr(race_stages, "PAIRS_CHECKED", 2 * 100**2)
+    words = ("bench", "weighed.spat", *SMALL, "--no-backward", "--no-dense", "--input", "wt=some.npz")
+    answer = spdsl(*words)
+    assert answer.status == 0
+    assert "not compared with the reference" in answer.out
+    assert spdsl(*words, "--json").json["results"][0]["error"] is None
 
 
 @pytest.mark.parametrize("words", [("-n", "0"), ("--dtype", "int8"), ("--heads", "3", "--groups", "2")])
