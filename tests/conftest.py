@@ -5,11 +5,16 @@ A golden of ``tests/grammar/test_show.py`` stands in ``tests/golden/grammar/test
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Tests run side by side, and their tensors are small: threads that wait for each other take longer than one alone.
+# Before torch and numpy are loaded, and for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TESTS = Path(__file__).parent
 

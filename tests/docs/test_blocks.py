@@ -71,17 +71,14 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tests run side by side
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in FILES:
         text = (ROOT / "patterns" / "streaming.spat").read_text(encoding="utf-8")
         (tmp_path / f"{name}.spat").write_text(text.replace("pattern streaming", f"pattern {name}"), encoding="utf-8")
     torch.save({"doc": torch.arange(1024) // 100}, tmp_path / "ids.pt")
     torch.save({"q": torch.randn(2, 256, 8), "k": torch.randn(1, 256, 8)}, tmp_path / "layer3.pt")
-    yield tmp_path
-    torch.set_num_threads(threads)
+    return tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

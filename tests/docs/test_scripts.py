@@ -19,13 +19,9 @@ SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One thread, since tests run side by side; an empty cache; a folder for what is written."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """An empty cache, and a folder for what is written."""
     monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(name: str, monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, Any]:
