@@ -73,7 +73,7 @@ class Run:
         tables = {name for kernel in chain.kernels for name, _ in kernel.arguments.tables}
         batches = [each.batch for each in operands.values()]
         batches += [arrays.tensors[name].shape[0] for name in tables]
-        made_before = {name for kernel in chain.kernels for name, _ in kernel.arguments.arrays}
+        made_before = {name for kernel in chain.kernels for name, _ in kernel.arguments.arrays} & set(arrays.stages)
         batches += [arrays.whole(name).shape[0] for name in made_before]
         if read_of(arrays, chain.stage).by_batch:
             batches.append(arrays.lines.batch)
@@ -263,8 +263,9 @@ class Run:
             tensor = arrays.tensors[name]
             strides = [tensor.stride(0) if tensor.shape[0] > 1 else 0, *tensor.stride()[1:]]
             values |= dict(zip(table_arguments(name, rank), (tensor, *strides, *tensor.shape[1:]), strict=True))
+        reduced = dict(kernel.arguments.reduced)
         for name, axes in kernel.arguments.arrays:
-            tensor = arrays.whole(name)
+            tensor = lines.reduced(reduced[name])[None] if name in reduced else arrays.whole(name)
             steps = (tensor.stride(0) if tensor.shape[0] > 1 else 0, *tensor.stride()[1:], tensor.shape[-1])
             values |= dict(zip(array_arguments(name, axes), (tensor, *steps), strict=True))
         values |= {name: lines.size(axis) for name, axis in kernel.arguments.sizes}

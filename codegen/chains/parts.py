@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spdsl.semantics.nodes import Expr
+from spdsl.semantics.nodes import Expr, Reduce
 
 ABSENT, FORCED = -(1 << 31), (1 << 31) - 1
 """The keys of entries that are absent, and of those that come before all others."""
@@ -68,7 +68,8 @@ class Fold:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
     """Everything that a kernel takes: ``sizes`` of axes and ``factors`` of scores by the names of the arguments, and
-    ``tables`` with the number of their axes; ``arrays`` of earlier stages, one value for each row, with their axes."""
+    ``tables`` with the number of their axes; ``arrays`` of earlier stages, one value for each row, with their axes, and
+    those of ``reduced`` conditions and sizes, one value for each member of an axis."""
 
     vectors: tuple[Vectors, ...]
     sums: tuple[Sums, ...]
@@ -76,3 +77,4 @@ class Arguments:
     sizes: tuple[tuple[str, str], ...]
     factors: tuple[tuple[str, str], ...]
     arrays: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    reduced: tuple[tuple[str, Reduce], ...] = ()

@@ -48,7 +48,7 @@ def opened(values: Values, expr: Expr, place: Place) -> Expr:
                 found = values.places.index(node, place)
                 return None if found is None else tidy(found)
 
-    return tidy(transform(expr, rewrite))
+    return tidy(transform(expr, rewrite, into_stages=False))
 
 
 def _without_entry(values: Values, stage: Pool, place: Place) -> Expr | None:

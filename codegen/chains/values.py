@@ -34,6 +34,7 @@ from spdsl.semantics.graph import (
 )
 from spdsl.semantics.nodes import (
     BoundPattern,
+    Dtype,
     Expr,
     Extent,
     FreeParam,
@@ -43,7 +44,7 @@ from spdsl.semantics.nodes import (
     Reduce,
     Top,
 )
-from spdsl.semantics.rewrite import transform
+from spdsl.semantics.rewrite import free_axes, transform
 
 FIRST_OF = {"q": Extent(name="q_start"), DISTANCE: FIRST_DISTANCE}
 """What the first entry of an axis stands for, where that is not 0."""
@@ -68,6 +69,7 @@ class Values:
     sizes: dict[str, str] = field(default_factory=dict)
     factors: dict[str, str] = field(default_factory=dict)
     arrays: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    reduced: dict[Reduce, str] = field(default_factory=dict)
     done: dict[tuple[object, ...], tuple[Expr, object]] = field(default_factory=dict)
     fold: Fold | None = None
     deep: int | None = None
@@ -84,6 +86,7 @@ class Values:
             sizes=tuple(self.sizes.items()),
             factors=tuple(self.factors.items()),
             arrays=tuple(self.arrays.items()),
+            reduced=tuple((name, node) for node, name in self.reduced.items()),
         )
 
     # ------------------------------------------------------------ expressions
@@ -100,15 +103,28 @@ class Values:
                     raise UncoveredError("single numbers of queries and keys")
                 case Load():
                     return self._gathered(node)
+                case Reduce(side=side, axis=str(), body=body) if free_axes(body) <= {side}:
+                    return self._reduced(node, place)
                 case Noise() | Reduce() | Top() | FreeParam():
                     raise UncoveredError(f"{type(node).__name__} inside of stages")
                 case Param():
                     return None
                 case _:
                     found = self.places.index(node, place)
-                    return None if found is None else tidy(found)
+                    # Members of an axis by a table are read there.
+                    return None if found is None else tidy(transform(found, self._read))
 
-        return tidy(transform(expr, rewrite))
+        return tidy(transform(expr, rewrite, into_stages=False))
+
+    def _read(self, node: Expr) -> Expr | None:
+        return self._gathered(node) if isinstance(node, Load) else None
+
+    def _reduced(self, node: Reduce, place: Place) -> Expr:
+        """What a reduction over the positions of one side has for a member of its axis: made beforehand, for all."""
+        axis = f"{node.side}.{node.axis}"
+        name = self.reduced.setdefault(node, f"{node.kind}_{len(self.reduced)}")
+        self.arrays[name] = (axis,)
+        return self._element(name, (axis,), node.dtype, place)
 
     def _gathered(self, node: Load) -> Expr:
         """An element of an input; outside of it, the nearest."""
@@ -163,11 +179,15 @@ class Values:
         return value
 
     def _made(self, stage: Stage, place: Place) -> Expr:
-        """What was made beforehand for a row, column or distance; past the ends, what the nearest has."""
-        program, name = self.program, stage.name
-        self.arrays[name] = stage.axes
+        """What was made beforehand for a row, column or distance."""
+        self.arrays[stage.name] = stage.axes
+        return self._element(stage.name, stage.axes, stage.dtype, place)
+
+    def _element(self, name: str, axes: tuple[str, ...], dtype: Dtype, place: Place) -> Expr:
+        """An element of an array that was made beforehand; past the ends, the nearest."""
+        program = self.program
         what, offsets = NOTHING, [f"tl.cast(b, tl.int64) * {name}_b"]
-        for axis in stage.axes:
+        for axis in axes:
             entry = self.at(index_of(axis), place)
             entry = build.sub(entry, FIRST_OF[axis]) if axis in FIRST_OF else entry
             what = what | program.of(entry)
@@ -176,8 +196,8 @@ class Values:
                 text = f"tl.minimum(tl.maximum({text}, 0), {name}_rows - 1)"
             offsets.append(f"tl.cast({text}, tl.int64) * {name}_{axis[:1]}")
         text = f"tl.load({name} + {' + '.join(offsets)})"
-        text += " != 0" if stage.dtype == "bool" else ".to(tl.float32)"
-        return program.let("value_of", text, what, stage.dtype)
+        text += {"bool": " != 0", "int": ".to(tl.int32)", "float": ".to(tl.float32)"}[dtype]
+        return program.let("value_of", text, what, dtype)
 
     def known(self, place: Place) -> Known:
         """What is known of the indices of a place."""
