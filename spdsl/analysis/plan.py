@@ -90,7 +90,7 @@ def _disjoint(problem: Problem, target: str) -> tuple[tuple[Problem, Side | None
 
 def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = None) -> Plan:
     """The plan of one set; ``place`` is where it stands in a union, ``side`` has marked rows."""
-    staged = _staged(problem.pattern)
+    staged = _staged(problem.pattern, of_keys=not problem.few)
     _refuse_hidden(staged, frozenset(problem.gradients))
     pattern = problem.pattern
     attend = pattern.attend
@@ -182,8 +182,8 @@ def _refuse_hidden(staged: Staged, wanted: frozenset[str]) -> None:
 
 
 @lru_cache(maxsize=512)
-def _staged(pattern: BoundPattern) -> Staged:
-    return stage(pattern)
+def _staged(pattern: BoundPattern, *, of_keys: bool = True) -> Staged:
+    return stage(pattern, of_keys=of_keys)
 
 
 def _residues(staged: Staged, problem: Problem) -> Residues | None:

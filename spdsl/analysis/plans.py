@@ -71,9 +71,10 @@ class Stage:
     """A part of the set that is computed before the kernels run: a table the kernels load from.
 
     ``value`` is the smallest bool expression around a `Reduce` or `Top` (a `Top` itself, or a comparison of
-    reductions), or the reduction itself if that expression depends on single positions; its coordinates are not
-    expanded.  The table ``name`` is like an input: one axis for each of ``axes``, the type of ``value``, and a leading
-    batch axis of size 1 or batch unless ``b`` is among the axes.  `Plan.tables` declares it after the inputs.
+    reductions), or the reduction itself if that expression depends on single positions, or a costly part of a bias
+    that depends on keys alone; its coordinates are not expanded.  The table ``name`` is like an input: one axis for
+    each of ``axes``, the type of ``value``, and a leading batch axis of size 1 or batch unless ``b`` is among the axes.
+    `Plan.tables` declares it after the inputs.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """From a bound pattern to expanded expressions and stages.
 
 Reductions and selections cannot be evaluated inside a kernel that sees one tile at a time.  They are cut out, become
-tables that the run time fills before the kernels start, and are replaced by loads of these tables.  Nothing is
-evaluated here.
+tables that the run time fills before the kernels start, and are replaced by loads of these tables.  So are those parts
+of a bias that take many instructions and depend on the key alone.  Nothing is evaluated here.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from spdsl.semantics.nodes import (
     TableAxis,
     Top,
 )
+from spdsl.semantics.rewrite import walk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,17 +49,21 @@ class Staged:
     on_grid: Expr | None
 
 
-def stage(pattern: BoundPattern) -> Staged:
-    """Cut the stages out of all clauses of ``pattern`` and expand what is left."""
+def stage(pattern: BoundPattern, *, of_keys: bool = True) -> Staged:
+    """Cut the stages out of all clauses of ``pattern`` and expand what is left.
+
+    ``of_keys``: what a bias has of each key alone is worth a table, because there are many queries.
+    """
     cutter = _Cutter(pattern)
     attend = pattern.attend
 
-    def clause(expr: Expr | None) -> Expr | None:
-        return None if expr is None else expand(pattern, cutter.cut(expr))
+    def clause(expr: Expr | None, cut: Callable[[Expr], Expr]) -> Expr | None:
+        return None if expr is None else expand(pattern, cut(expr))
 
     cut = cutter.cut(attend.keep)
     keep, grid = expand(pattern, cut), leading_grid(pattern)
-    bias, sink = clause(attend.bias), clause(attend.sink_logit)
+    bias = clause(attend.bias, cutter.cut_of_keys if of_keys else cutter.cut)
+    sink = clause(attend.sink_logit, cutter.cut)
     stages = tuple(cutter.stages.values())
     return Staged(
         keep=keep,
@@ -116,11 +121,17 @@ def axes_of(expr: Expr) -> frozenset[StageAxis]:
             return frozenset()
 
 
+COSTLY = frozenset({"exp", "log", "sqrt"})
+"""Operations that take many instructions.  The threads of a tile share its keys, so that each computes anew what a key
+has by itself, in every tile of queries: as often as the weights themselves, or half as often."""
+
+
 class _Cutter:
     """Replaces stages by loads, top down, each distinct stage once."""
 
     def __init__(self, pattern: BoundPattern) -> None:
         self.pattern = pattern
+        self.floats = {table.name for table in pattern.tables if table.dtype == "float"}
         self.stages: dict[Expr, Stage] = {}
         self.seen: dict[int, tuple[Expr, bool]] = {}
         self.done: dict[int, tuple[Expr, Expr]] = {}
@@ -132,6 +143,22 @@ class _Cutter:
         if known is None:
             known = self.done[id(expr)] = (expr, self._cut(expr))
         return known[1]
+
+    def cut_of_keys(self, expr: Expr) -> Expr:
+        """As `cut`, and what is costly and depends on the key alone is cut out, too."""
+        match expr:
+            case Apply(op=op) if op in COSTLY and self._of_keys(expr):
+                return self._load(expr)
+            case Apply(args=args):
+                return replace(expr, args=tuple(self.cut_of_keys(arg) for arg in args))
+            case _:
+                return self.cut(expr)
+
+    def _of_keys(self, expr: Expr) -> bool:
+        """Whether one axis of keys is all that the value has, and no numbers that may want gradients."""
+        axes = axes_of(expr)
+        plain = not self._dynamic(expr) and self.floats.isdisjoint(_tables_of(expr))
+        return plain and len(axes) == 1 and all(axis.side == "k" for axis in axes)
 
     def _cut(self, expr: Expr) -> Expr:
         match expr:
@@ -184,6 +211,10 @@ class _Cutter:
         while name in taken:
             name += "_"
         return name
+
+
+def _tables_of(expr: Expr) -> frozenset[str]:
+    return frozenset(node.table for node in walk(expr) if isinstance(node, Load))
 
 
 def _coarse(expr: Expr) -> bool:
