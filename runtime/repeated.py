@@ -18,18 +18,18 @@ from spdsl.runtime.checks import captured
 from spdsl.runtime.direct import kind_of, plain
 from spdsl.runtime.notices import is_watched
 from spdsl.runtime.recent import Recent
-from spdsl.runtime.steps import Steps
-from spdsl.runtime.watched import watch
+from spdsl.runtime.seen import is_twice
+from spdsl.runtime.ways import Way, watch
 
 _KINDS = 256
 """Kinds of selections that are remembered."""
 
-_steps: Recent[Steps | None] = Recent(size=_KINDS)
+_steps: Recent[Way | None] = Recent(size=_KINDS)
 
 _sights: Recent[None] = Recent(size=_KINDS)
 """Kinds that were met; apart from those with steps, which many that are met once would drive out."""
 
-_captured: dict[int, Steps] = {}
+_captured: dict[int, Way] = {}
 """Steps that CUDA graphs were captured with, by identity: graphs read what these keep as long as the process runs."""
 
 
@@ -37,9 +37,6 @@ def repeated(arrays: Arrays, name: str, make: Callable[[], tuple[Tensor, ...]]) 
     """The lists of a selection, or all sets of a softmax, which ``make`` makes of the tensors of ``arrays``."""
     tensors = list(arrays.tensors.values())
     lines = arrays.lines
-    # Steps tell tensors by which input they are, so that one given twice has no place of its own.
-    if len({id(each) for each in tensors}) < len(tensors):
-        return make()
     if is_watched() or arrays.known or not plain(tensors) or torch.is_autocast_enabled(lines.device.type):
         return make()
     key: Hashable = (id(lines.pattern), name, lines.q_start, *map(kind_of, tensors))
@@ -47,7 +44,8 @@ def repeated(arrays: Arrays, name: str, make: Callable[[], tuple[Tensor, ...]]) 
     if key not in _steps.entries:
         is_first = key not in _sights.entries
         _sights.get(key, lines.pattern, lambda: None)
-        if is_first or capturing:  # what is made in a capture holds nothing before the graph is replayed
+        # What is made in a capture holds nothing before the graph is replayed.
+        if is_first or capturing or is_twice(tensors):
             return make()
         found, steps = watch(make, tensors)
         _steps.get(key, lines.pattern, lambda: steps)
@@ -57,4 +55,4 @@ def repeated(arrays: Arrays, name: str, make: Callable[[], tuple[Tensor, ...]]) 
         return make()
     if capturing:
         _captured[id(steps)] = steps
-    return steps.play(tensors)
+    return tuple(each for each in steps.play(tensors) if each is not None)

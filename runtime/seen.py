@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -69,6 +69,54 @@ def made_by(note: Note) -> list[Tensor]:
 def storage_of(tensor: Tensor) -> int:
     """What tells storages apart, as long as all of them live."""
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001  # torch has no public name
+
+
+def memory_of(tensor: Tensor) -> Hashable:
+    """What tells the memory of tensors apart as long as all of them live, and how it is read."""
+    place = storage_of(tensor), tensor.storage_offset(), tensor.dtype
+    return (*place, tensor.shape, tensor.stride())
+
+
+def is_twice(tensors: Sequence[Tensor]) -> bool:
+    """Whether one stands for the memory of another, so that steps could not tell which is meant."""
+    return len({memory_of(each) for each in tensors}) < len(tensors)
+
+
+def is_among(note: Note, storages: set[int]) -> bool:
+    """Whether a note reads or makes anything in these storages."""
+    return any(storage_of(each) in storages for each in (*read_by(note), *made_by(note)))
+
+
+def is_of_host(tensor: Tensor) -> bool:
+    """Whether it is a number that the host has written down."""
+    return tensor.is_cpu and tensor.numel() == 1
+
+
+def reads_known(note: Note, storages: set[int]) -> bool:
+    """Whether all that a note reads is in these storages, or a number of the host."""
+    return all(storage_of(each) in storages or is_of_host(each) for each in read_by(note))
+
+
+def changing_among(notes: Sequence[Note], inputs: Iterable[Tensor]) -> set[int]:
+    """The storages whose numbers depend on the inputs, and those in which anything is written."""
+    found = {storage_of(each) for each in inputs}
+    found |= {storage_of(each) for note in notes for each in written_by(note)}
+    before = 0
+    while len(found) > before:
+        before = len(found)
+        for note in notes:
+            if isinstance(note, Asked) and is_among(note, found):
+                found |= {storage_of(each) for each in note.makes()}
+    return found
+
+
+def known_among(notes: Iterable[Note], first: Iterable[Tensor]) -> set[int]:
+    """The storages of which it was seen what they are made of: ``first``, numbers of the host, and what these give."""
+    found = {storage_of(each) for each in first}
+    for note in notes:
+        if reads_known(note, found):
+            found |= {storage_of(each) for each in made_by(note)}
+    return found
 
 
 def is_unlike(note: Asked) -> bool:

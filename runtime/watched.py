@@ -10,7 +10,7 @@ In contrast to `spdsl.runtime.tape`, whose recorder is told of everything, nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -22,7 +22,6 @@ from triton import knobs
 
 from spdsl.runtime.notices import watched
 from spdsl.runtime.seen import Asked, Note, made_by, storage_of
-from spdsl.runtime.steps import Steps, steps_of
 
 ROOM = 1 << 28
 """Bytes that are held, beyond as many as the tensors have, while a computation is watched."""
@@ -138,13 +137,3 @@ def noting(notes: Notes) -> Iterator[None]:
 
 def _launches(notes: Notes) -> int:
     return sum(not isinstance(note, Asked) for note in notes.seen)
-
-
-def watch(make: Callable[[], tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Steps | None]:
-    """What ``make`` makes of the inputs, and how to make it of others; None where that is not known."""
-    notes = Notes(room=ROOM + sum(each.untyped_storage().nbytes() for each in inputs))
-    with noting(notes):
-        results = make()
-    steps = None if notes.blind else steps_of(notes.seen, list(inputs), results)
-    notes.give_up()
-    return results, steps

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from spdsl.runtime.checks import captured, check_earlier
 from spdsl.runtime.notices import is_watched
+from spdsl.runtime.seen import is_twice
 from spdsl.runtime.watched import ROOM, Notes, noting
-from spdsl.runtime.ways import Ways, memory_of, ways_of
+from spdsl.runtime.ways import Ways, ways_of
 
 Found: TypeAlias = "tuple[Tensor, Tensor | None]"
 Make: TypeAlias = Callable[[Sequence[Tensor]], Found]
@@ -72,13 +73,13 @@ class WholeCalls:
             return _pair(kept[0].forward.play(tensors))
         notes = self.notes(tensors)
         found = self.watched(tensors, notes)
-        self.keep(notes, ways_of(notes.seen, len(notes.seen), notes.trusted, tensors, _present(found)), None)
+        self.keep(notes, ways_of(notes, len(notes.seen), tensors, _present(found)), None)
         return found
 
     def watches(self, tensors: Sequence[Tensor]) -> bool:
         """Whether a call is watched: the second, the fourth, the eighth."""
         notes = None if self.open is None else self.open()
-        if self.tries >= _TRIES or (notes is not None and not notes.blind) or _is_twice(tensors):
+        if self.tries >= _TRIES or (notes is not None and not notes.blind) or is_twice(tensors):
             return False
         self.sights += 1
         return self.sights > 1 and self.sights & (self.sights - 1) == 0
@@ -124,11 +125,6 @@ class _Seen:
     middle: int
     leaves: list[Tensor]
     found: Found
-
-
-def _is_twice(tensors: Sequence[Tensor]) -> bool:
-    """Whether one stands for the memory of another, so that steps could not tell which is meant."""
-    return len({memory_of(each) for each in tensors}) < len(tensors)
 
 
 def _hooked() -> bool:
@@ -183,7 +179,7 @@ class _Whole(torch.autograd.Function):
         graph = torch.is_grad_enabled()  # of the gradients
         plain = kind.plain((*tensors, *given))
         if seen is not None and not graph:
-            if not plain or _is_twice((*tensors, *given)):
+            if not plain or is_twice((*tensors, *given)):
                 seen.notes.give_up()
                 return None, None, *_gradients(seen.found, seen.leaves, incoming, graph=False)
             found = _watched(kind, seen, incoming, place)
@@ -209,7 +205,7 @@ def _watched(
         kind.keep(notes, None, place)
         return None
     inputs = [each.detach() for each in seen.leaves]
-    ways = ways_of(notes.seen, seen.middle, notes.trusted, inputs, _present(seen.found), given, found)
+    ways = ways_of(notes, seen.middle, inputs, _present(seen.found), given, found)
     kind.keep(notes, ways, place)
     return found
 

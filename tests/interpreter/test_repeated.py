@@ -18,8 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import spdsl
 from spdsl.runtime import graphs, repeated, sets
 from spdsl.runtime.recent import Recent
-from spdsl.runtime.steps import Steps
-from spdsl.runtime.watched import watch
+from spdsl.runtime.ways import Way, watch
 from spdsl.semantics.nodes import BoundPattern
 from tests.library.cases import Case, Sizes
 from tests.library.selections import SELECTIONS
@@ -115,7 +114,7 @@ def test_the_same_lengths_in_another_batch_have_steps_too() -> None:
 def test_captured_graphs_keep_what_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing is recorded while one is captured, when tensors do not hold what they will."""
     pattern = spdsl.compile("moba", block=16, picks=3).bind(2, 2, 8)
-    kept: dict[int, Steps] = {}
+    kept: dict[int, Way] = {}
     monkeypatch.setattr(repeated, "_captured", kept)
 
     def call(n: int) -> list[Tensor]:
@@ -181,11 +180,11 @@ def test_what_does_not_depend_on_tensors_is_done_once() -> None:
 
 
 def test_too_much_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    from spdsl.runtime import watched
+    from spdsl.runtime import ways
 
     x = torch.randn(1000)
     assert watch(lambda: ((x * 2) + 1,), [x])[1] is not None
-    monkeypatch.setattr(watched, "ROOM", 0)
+    monkeypatch.setattr(ways, "ROOM", 0)
     (result,), steps = watch(lambda: ((x * 2) + 1,), [x])
     assert steps is None
     assert torch.equal(result, x * 2 + 1)

@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from spdsl.runtime import recent
 from spdsl.runtime.direct import Direct, kind_of, plain
 from spdsl.runtime.notices import is_watched, watched
+from spdsl.runtime.ready import Ready
 from spdsl.runtime.recent import ByContent
-from spdsl.runtime.steps import Ready
 from spdsl.runtime.watched import ROOM, Notes
 from spdsl.runtime.whole_calls import Found, WholeCalls
 
