@@ -94,6 +94,15 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Viewed:
+    """Another look at memory of the argument, as it was noted: nothing happens on the device."""
+
+    function: Callable[..., Tensor]
+    argument: Tensor
+    result: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
     """Tensors made of others by a function that may launch kernels itself, as it was noted."""
 
@@ -119,13 +128,28 @@ class Started:
         return self.starter.entry(self.grid, self.values, self.given, self.stages, self.device)
 
 
-Note: TypeAlias = "Taken | Done | Made | Started"
+Note: TypeAlias = "Taken | Done | Viewed | Made | Started"
+
+
+def arguments_of(note: Note) -> tuple[Tensor, ...]:
+    """The tensors that a note reads, or writes."""
+    match note:
+        case Taken():
+            return ()
+        case Done(arguments=arguments) | Made(arguments=arguments):
+            return arguments
+        case Viewed(argument=argument):
+            return (argument,)
+        case Started(values=values):
+            return tuple(value for value in values.values() if isinstance(value, Tensor))
+        case _:
+            assert_never(note)
 
 
 def results_of(note: Note) -> tuple[Tensor, ...]:
     """The tensors that a note has made."""
     match note:
-        case Taken(result=result) | Done(result=result):
+        case Taken(result=result) | Done(result=result) | Viewed(result=result):
             return (result,)
         case Made(results=results):
             return results

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from spdsl.runtime.notes import Started
-    from spdsl.runtime.plain import Launch
 
 
 class Watcher(Protocol):
@@ -24,7 +23,7 @@ class Watcher(Protocol):
         """What tells watchers apart in caches, and keeps nothing."""
         ...
 
-    def add(self, note: Launch | Started) -> None:
+    def add(self, note: Started) -> None:
         """Be told of a launch."""
         ...
 
@@ -56,8 +55,8 @@ def watcher() -> Watcher | None:
     return _watcher.get()
 
 
-def tell(launch: Launch | Started) -> None:
+def tell(note: Started) -> None:
     """Tell whoever watches of a launch."""
     by = _watcher.get()
     if by is not None:
-        by.add(launch)
+        by.add(note)

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from triton.compiler import CompiledKernel
 
 from spdsl.codegen.binaries import keeping
-from spdsl.runtime.notes import Entry, Grid
-from spdsl.runtime.notices import tell
+from spdsl.runtime.notes import Entry, Grid, Started
+from spdsl.runtime.notices import is_watched, tell
 from spdsl.runtime.starter import flat_launch, launch_key
 
 _MOST = 64
@@ -37,12 +37,49 @@ class Launch:
     writes: tuple[str, ...]
     device: torch.device
 
-    def entry(self) -> Entry | None:
+    def note(self) -> Started:
+        """The launch as others are noted."""
+        return Started(
+            starter=_Starter(function=self.function, options=self.options, writes=self.writes),
+            grid=self.grid,
+            values=self.values,
+            given=self.values,
+            stages=0,  # is among the options
+            device=self.device,
+            writes=self.writes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Starter:
+    """Starts a function as a `Launch` does."""
+
+    function: Any
+    options: Mapping[str, Any]
+    writes: tuple[str, ...]
+
+    def given(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What Triton's launcher is given."""
+        return dict(values)
+
+    def start(self, grid: Grid, given: Mapping[str, Any], stages: int, device: torch.device) -> None:
+        """Launch on the device."""
+        del stages
+        start(self._launch(grid, given, device))
+
+    def entry(
+        self, grid: Grid, values: Mapping[str, Any], given: Mapping[str, Any], stages: int, device: torch.device
+    ) -> Entry | None:
         """The launch by flat arguments, where it has been done before and Triton allows it."""
-        known = _binaries(self.function).get(_place(self))
+        del stages
+        known = _binaries(self.function).get(_place(self._launch(grid, given, device)))
         if known is None or getattr(self.function, "pre_run_hooks", None):
             return None
-        return flat_launch(known, self.grid, [self.values[name] for name in self.function.arg_names])
+        return flat_launch(known, grid, [values[name] for name in self.function.arg_names])
+
+    def _launch(self, grid: Grid, values: Mapping[str, Any], device: torch.device) -> Launch:
+        function, options, writes = self.function, self.options, self.writes
+        return Launch(function=function, grid=grid, values=values, options=options, writes=writes, device=device)
 
 
 @dataclass(slots=True)
@@ -65,7 +102,8 @@ def start(launch: Launch) -> None:
     # What the launcher itself does with tensors is no part of what is computed.
     with _disable_current_modes():
         _start(launch)
-    tell(launch)
+    if is_watched():
+        tell(launch.note())
 
 
 def start_given(

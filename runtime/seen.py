@@ -1,17 +1,20 @@
-"""What torch and kernels were asked for while somebody watched: operations and launches, with the tensors of each."""
+"""What torch and kernels were asked for while somebody watched: operations and launches, with the tensors of each.
+
+From there to the notes of which tapes are made (`spdsl.runtime.notes`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from spdsl.runtime.notes import Started
-from spdsl.runtime.plain import Launch
+from spdsl.runtime import notes
+from spdsl.runtime.notes import Done, Made, Started, Taken, Viewed
 
 _DECIDING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
@@ -43,7 +46,7 @@ class Asked:
         return found
 
 
-Note: TypeAlias = "Asked | Launch | Started"
+Note: TypeAlias = "Asked | Started"
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
@@ -87,16 +90,6 @@ def is_among(note: Note, storages: set[int]) -> bool:
     return any(storage_of(each) in storages for each in (*read_by(note), *made_by(note)))
 
 
-def is_of_host(tensor: Tensor) -> bool:
-    """Whether it is a number that the host has written down."""
-    return tensor.is_cpu and tensor.numel() == 1
-
-
-def reads_known(note: Note, storages: set[int]) -> bool:
-    """Whether all that a note reads is in these storages, or a number of the host."""
-    return all(storage_of(each) in storages or is_of_host(each) for each in read_by(note))
-
-
 def changing_among(notes: Sequence[Note], inputs: Iterable[Tensor]) -> set[int]:
     """The storages whose numbers depend on the inputs, and those in which anything is written."""
     found = {storage_of(each) for each in inputs}
@@ -110,12 +103,16 @@ def changing_among(notes: Sequence[Note], inputs: Iterable[Tensor]) -> set[int]:
     return found
 
 
-def known_among(notes: Iterable[Note], first: Iterable[Tensor]) -> set[int]:
-    """The storages of which it was seen what they are made of: ``first``, numbers of the host, and what these give."""
-    found = {storage_of(each) for each in first}
+def unknown_among(notes: Iterable[Note], known: Iterable[Tensor]) -> set[int]:
+    """The storages of which it was not seen what they are made of: they are not among those of ``known``, no numbers
+    that the host has written down, and are not made of these; or of others."""
+    seen, found = {storage_of(each) for each in known}, set[int]()
     for note in notes:
-        if reads_known(note, found):
-            found |= {storage_of(each) for each in made_by(note)}
+        for each in read_by(note):
+            if storage_of(each) not in seen and not (each.is_cpu and each.numel() == 1):
+                found.add(storage_of(each))
+        of_unknown = any(storage_of(each) in found for each in read_by(note))
+        (found if of_unknown else seen).update(storage_of(each) for each in made_by(note))
     return found
 
 
@@ -139,3 +136,61 @@ def _by_numbers(note: Asked) -> bool:
     """Whether elements are asked for by their numbers, so that the result has the shape of these."""
     is_index = note.function.overloadpacket is torch.ops.aten.index
     return is_index and all(each.dtype == torch.int64 for each in tensors_in(note.arguments[1]))
+
+
+_TAKES = {
+    torch.ops.aten.empty.memory_format,
+    torch.ops.aten.empty_strided.default,
+    torch.ops.aten.empty_like.default,
+    torch.ops.aten.new_empty.default,
+    torch.ops.aten.new_empty_strided.default,
+}
+
+
+def noted(note: Note) -> notes.Note:
+    """An operation as a note of a tape; a launch is one."""
+    if isinstance(note, Started):
+        return note
+    result, reads = note.result, tuple(note.reads())
+    if not isinstance(result, Tensor):
+        return Made(function=_several(note), arguments=reads, results=tuple(note.makes()))
+    if note.function in _TAKES and (result.is_cuda or result.is_contiguous()):
+        return Taken(result=result)
+    function = _of_tensors(note)
+    if len(reads) == 1 and storage_of(reads[0]) == storage_of(result) and not note.writes():
+        return Viewed(function=function, argument=reads[0], result=result)
+    return Done(function=function, arguments=reads, result=result)
+
+
+def _of_tensors(note: Asked) -> Callable[..., Any]:
+    """An operation as a function of its tensors, in the order of `Asked.reads`."""
+    function, arguments, named = note.function, list(note.arguments), dict(note.named)
+    at = tuple(place for place, each in enumerate(arguments) if isinstance(each, Tensor))
+    if len(at) == len(arguments) and not named:
+        return function  # type: ignore[no-any-return]
+    leaves, shape = tree_flatten((note.arguments, named))
+    if len(at) == sum(isinstance(each, Tensor) for each in leaves):
+
+        def direct(*given: Tensor) -> Any:
+            filled = arguments.copy()
+            for place, each in zip(at, given, strict=True):
+                filled[place] = each
+            return function(*filled, **named)
+
+        return direct
+    places = tuple(place for place, each in enumerate(leaves) if isinstance(each, Tensor))
+
+    def nested(*given: Tensor) -> Any:
+        filled = list(leaves)
+        for place, each in zip(places, given, strict=True):
+            filled[place] = each
+        arguments, named = tree_unflatten(filled, shape)
+        return function(*arguments, **named)
+
+    return nested
+
+
+def _several(note: Asked) -> Callable[..., tuple[Tensor, ...]]:
+    """As `_of_tensors`, for an operation whose result is no single tensor."""
+    function = _of_tensors(note)
+    return lambda *given: tuple(tensors_in(function(*given)))

@@ -68,6 +68,31 @@ class Arena:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """The address of a view: so many bytes behind that of the tensor at ``of``."""
+
+    at: int
+    of: int
+    bytes: int
+
+    def __call__(self, _: list[Any], cells: list[Any]) -> None:
+        """Fill the cell."""
+        cells[self.at] = cells[self.of] + self.bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Gives back what stands at these places."""
+
+    places: tuple[int, ...]
+
+    def __call__(self, tensors: list[Any], _: list[Any]) -> None:
+        """Forget the tensors."""
+        for at in self.places:
+            tensors[at] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeptMaps:
     """The descriptors of one argument by the address of its tensor, the few used last; ``part`` finds the tensor in
     memory that was taken at once."""

@@ -8,33 +8,31 @@ depend on numbers, or a tensor came from nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from spdsl.runtime.plain import on
 from spdsl.runtime.ready import Ready
-from spdsl.runtime.replayed import Step, step_of
 from spdsl.runtime.seen import (
     Asked,
     Note,
     changing_among,
     decides,
     is_among,
-    is_of_host,
     is_unlike,
-    known_among,
     made_by,
     memory_of,
+    noted,
     read_by,
-    reads_known,
     storage_of,
+    unknown_among,
     written_by,
 )
-from spdsl.runtime.tape import current_stream
+from spdsl.runtime.tape import Tape
+from spdsl.runtime.taping import tape_of
 from spdsl.runtime.watched import ROOM, Notes, noting
 
 KEPT = 1 << 24
@@ -43,33 +41,18 @@ KEPT = 1 << 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """Steps over numbered tensors; ``named`` launches by name, as hooks need it.
+    """A tape that reads what was kept once it is there; ``results`` are places among its results."""
 
-    ``places`` hold what does not depend on the call, and the stream last; ``inputs`` and ``results`` are numbers of
-    places.
-    """
-
-    flat: tuple[Step, ...]
-    named: tuple[Step, ...]
-    places: list[Any]
-    inputs: tuple[int, ...]
+    tape: Tape
     results: tuple[int | None, ...]
-    device: torch.device
     ready: Ready
 
     @torch.no_grad()
     def play(self, inputs: Sequence[Tensor]) -> list[Tensor | None]:
         """The results for other inputs that are laid out alike."""
-        with on(self.device):
-            self.ready.wait(self.device)
-            places = self.places.copy()
-            for at, each in zip(self.inputs, inputs, strict=True):
-                places[at] = each
-            stream = current_stream(self.device) if self.flat is not self.named else None
-            places[-1] = stream
-            for step in self.named if stream is None else self.flat:
-                step(places)
-            return [None if at is None else places[at] for at in self.results]
+        self.ready.wait(self.tape.device)
+        found = self.tape.play(inputs)
+        return [None if at is None else found[at] for at in self.results]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +92,9 @@ def ways_of(
         return None
     if gradients and {storage_of(each) for each in outputs} & {storage_of(each) for each in every}:
         return None
-    changing, known = changing_among(seen, every), known_among(seen, (*notes.trusted, *every))
-    if any(storage_of(each) not in changing for each in results) or any(map(_is_open(changing, known), seen)):
+    changing, unknown = changing_among(seen, every), unknown_among(seen, (*notes.trusted, *every))
+    open = changing | unknown
+    if any(storage_of(each) not in changing for each in results) or any(_is_open(note, open) for note in seen):
         return None
     needed = _needed([note for note in seen if is_among(note, changing)], results)
     parts = [[note for note in part if id(note) in needed] for part in (seen[:middle], seen[middle:])]
@@ -118,36 +102,22 @@ def ways_of(
     earlier = {storage_of(each) for each in (*every, *(made for note in seen[:middle] for made in made_by(note)))}
     if any(storage_of(each) in earlier for note in parts[1] for each in written_by(note)):
         return None
-    constants = _constants([*parts[0], *parts[1]], given, known - changing)
+    constants = _constants([*parts[0], *parts[1]], given, open)
     if constants is None:
         return None
-    numbers = _numbered(given, constants, parts)
-    if any(memory_of(each) not in numbers for each in results):
+    made = {memory_of(each): each for note in parts[0] for each in made_by(note)}
+    read = {memory_of(each) for note in parts[1] for each in read_by(note)}
+    saved = [each for key, each in made.items() if key in read or key in wanted]
+    forward = _way(parts[0], inputs, constants, (*outputs, *saved))
+    backward = _way(parts[1], (*inputs, *saved, *incoming), constants, gradients) if gradients else None
+    if forward is None or (gradients and backward is None):
         return None
-    places = [*[None] * len(given), *constants.values(), *[None] * (len(numbers) - len(given) - len(constants) + 1)]
-    made, read = _made(parts[0]), {memory_of(each) for note in parts[1] for each in read_by(note)}
-    saved = sorted(numbers[each] for each in made & (read | set(wanted)))
-    count = len(inputs)
-    into, last = tuple(range(count)), tuple(range(count, len(given)))
-    out = (*(numbers[each] for each in ends), *saved)
-    device = every[0].device
-    forward = _way(parts[0], numbers, places, into, out, device)
-    if not gradients:
-        return Ways(forward=forward, backward=None, saved=len(saved))
-    found = tuple(None if each is None else numbers[each] for each in wanted)
-    backward = _way(parts[1], numbers, places, (*into, *saved, *last), found, device)
     return Ways(forward=forward, backward=backward, saved=len(saved))
 
 
-def _is_open(changing: set[int], known: set[int]) -> Callable[[Note], bool]:
-    """Whether after a note the course may differ from call to call: by chance, or by numbers that may."""
-
-    def is_open(note: Note) -> bool:
-        if not isinstance(note, Asked):
-            return False
-        return is_unlike(note) or (decides(note) and (is_among(note, changing) or not reads_known(note, known)))
-
-    return is_open
+def _is_open(note: Note, open: set[int]) -> bool:
+    """Whether after a note the course may differ from call to call: by chance, or by a number in these storages."""
+    return isinstance(note, Asked) and (is_unlike(note) or (decides(note) and is_among(note, open)))
 
 
 def _needed(notes: Sequence[Note], results: Sequence[Tensor]) -> set[int]:
@@ -172,51 +142,30 @@ def _made(notes: Sequence[Note]) -> set[Hashable]:
 Constants: TypeAlias = dict[Hashable, Tensor]
 
 
-def _constants(notes: Sequence[Note], given: Sequence[Hashable], known: set[int]) -> Constants | None:
-    """What the steps read that no step makes: numbers of the host, and what is ``known`` and never changes; None if
-    something came from nowhere or depends on the inputs, or there is too much."""
+def _constants(notes: Sequence[Note], given: Sequence[Hashable], open: set[int]) -> Constants | None:
+    """What the steps read that no step makes; None if its storage is among those that may change from call to call,
+    or there is too much."""
     others, found = _made(notes).union(given), Constants()
     for each in (tensor for note in notes for tensor in read_by(note)):
         if memory_of(each) not in others:
-            if storage_of(each) not in known and not is_of_host(each):
+            if storage_of(each) in open:
                 return None
             found[memory_of(each)] = each
     return found if sum(each.untyped_storage().nbytes() for each in found.values()) <= KEPT else None
 
 
-def _numbered(given: Sequence[Hashable], constants: Constants, parts: Sequence[Sequence[Note]]) -> dict[Hashable, int]:
-    """Places for inputs, then constants, then what steps make."""
-    made = (memory_of(each) for part in parts for note in part for each in made_by(note))
-    return {each: number for number, each in enumerate(dict.fromkeys((*given, *constants, *made)))}
-
-
 def _way(
-    notes: Sequence[Note],
-    numbers: dict[Hashable, int],
-    places: list[Any],
-    inputs: tuple[int, ...],
-    results: tuple[int | None, ...],
-    device: torch.device,
-) -> Way:
-    def number(tensor: Tensor) -> int:
-        return numbers[memory_of(tensor)]
-
-    def touched(note: Note) -> Iterator[int]:
-        return map(number, (*read_by(note), *made_by(note)))
-
-    passing = {numbers[each] for each in _made(notes)}.difference(results)
-    last = {at: place for place, note in enumerate(notes) for at in touched(note)}
-    dead = [tuple(at for at in passing if last[at] == place) for place in range(len(notes))]
-    named, flat = (
-        tuple(step_of(note, number, dead[at], flat=way) for at, note in enumerate(notes)) for way in (False, True)
-    )
-    launched = any(not isinstance(note, Asked) and note.entry() is not None for note in notes)
+    part: Sequence[Note], inputs: Sequence[Tensor], constants: Constants, results: Sequence[Tensor | None]
+) -> Way | None:
+    device, read = inputs[0].device, {memory_of(each) for note in part for each in read_by(note)}
+    held = [each for key, each in constants.items() if key in read]
+    present = [each for each in results if each is not None]
+    tape = tape_of([noted(note) for note in part], inputs, held, present, device, same=memory_of)
+    if tape is None:
+        return None
+    places = iter(range(len(present)))
     return Way(
-        flat=flat if launched else named,
-        named=named,
-        places=places,
-        inputs=inputs,
-        results=results,
-        device=device,
+        tape=tape,
+        results=tuple(None if each is None else next(places) for each in results),
         ready=Ready.on(device),
     )

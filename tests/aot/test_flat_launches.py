@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -128,17 +129,29 @@ def test_memory_that_only_launches_see_is_taken_at_once(launches: list[Launched]
     torch.autograd.grad(out, leaves, torch.randn_like(out))  # type: ignore[arg-type]
     (kind,) = attn._direct._kinds.values()
     ((backward, _),) = next(iter(kind.gradients.values())).entries.values()
-    arena, *others = backward.flat
-    assert isinstance(arena, Arena)
-    assert not any(isinstance(step, Arena) for step in others)
+    (arena,) = (step for step in backward.flat if isinstance(step, Arena))
+    used = [touched(step) for step in backward.plain]
     taken = (step for step in backward.plain if isinstance(step, Operation) and not step.arguments)
     sizes = {step.result: step.function().nbytes for step in taken}
-    ends = [offset + sizes[at] for at, offset in arena.parts]
-    starts = [offset for _, offset in arena.parts]
-    assert len(ends) >= 2
-    assert all(end <= start for end, start in zip(ends, [*starts[1:], arena.take().nbytes], strict=True))
-    assert all(start % 256 == 0 for start in starts)
+    parts = [
+        (offset, offset + sizes[at], {n for n, each in enumerate(used) if at in each}) for at, offset in arena.parts
+    ]
+    assert len(parts) >= 2
+    assert all(begin % 256 == 0 and end <= arena.take().nbytes for begin, end, _ in parts)
+    for (begin, end, steps), (other, behind, others) in combinations(parts, 2):
+        apart = end <= other or behind <= begin
+        assert apart or max(steps) < min(others) or max(others) < min(steps)
     assert not {at for at, _ in arena.parts} & set(backward.results)
+
+
+def touched(step: object) -> set[int]:
+    match step:
+        case Operation(arguments=arguments, result=result):
+            return {*arguments, result}
+        case Start(tensors=tensors):
+            return {at for _, at in tensors}
+        case _:
+            return set()
 
 
 # ---------------------------------------------------------------- growing caches

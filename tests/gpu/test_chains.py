@@ -190,7 +190,7 @@ def test_steps_are_repeated(case: Case, monkeypatch: pytest.MonkeyPatch) -> None
     # The first call may compile, the second is watched.
     ((steps, _),) = repeated._steps.entries.values()
     assert steps is not None
-    assert steps.flat is not steps.named
+    assert steps.tape.flat is not steps.tape.plain
     _, other = call_of(case, 1)
     with torch.cuda.stream(torch.cuda.Stream()):
         (second,) = graphs.selections(pattern, other).values()

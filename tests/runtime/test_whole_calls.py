@@ -76,6 +76,16 @@ def test_a_tensor_from_nowhere_is_no_constant(made: Callable[[Tensor], Tensor]) 
     assert calls.ways is None
 
 
+def test_a_number_of_a_tensor_from_nowhere_decides() -> None:
+    table = torch.ones(2, 3)
+    calls = kind(lambda tensors: (tensors[0] * float(table.sum()), None), trained=False)
+    for seed in range(4):
+        given = leaves(seed, trained=False)
+        table = given[1].clone()
+        assert torch.equal(calls(given)[0], given[0] * float(given[1].sum()))
+    assert calls.ways is None
+
+
 @pytest.mark.parametrize("changed", ["other", "in place"])
 def test_what_a_cache_has_made_of_an_input_is_no_constant(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent, "counts", lambda tensor: not tensor.is_inference())  # as on a GPU
