@@ -1,11 +1,12 @@
 """Whether merged softmaxes share pairs: a pair counts once, unless the pattern says otherwise.
 
-From a bound pattern to nothing, or an error.  The proofs are those of `spdsl prove`; sets of stages are opaque, so that
-`chosen` and `not chosen` are disjoint, and two selections are not.
+From a bound pattern to nothing, or an error.  The proofs are those of `spdsl prove`: of sets of stages it is known what
+they were chosen among, and nothing else, so that `chosen` and `not chosen` are disjoint, and two selections are not.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations
 
@@ -13,9 +14,10 @@ from spdsl.analysis.claims import Answer, decide
 from spdsl.analysis.pairs import Subject
 from spdsl.analysis.worker import bounded
 from spdsl.diagnostics import error
-from spdsl.semantics.graph import Attention, Merge, StageGraph
+from spdsl.semantics.graph import Attention, Merge, StageGraph, loads
 from spdsl.semantics.nodes import BoundPattern
-from spdsl.semantics.softmaxes import softmax_pattern
+from spdsl.semantics.softmaxes import among_candidates, softmax_pattern
+from spdsl.semantics.titles import titled, titles
 
 SECONDS = 4.5
 """Wall-clock time for one proof."""
@@ -52,13 +54,18 @@ def _softmaxes(graph: StageGraph, merge: Merge) -> list[Attention]:
 
 
 def _refuse_shared(pattern: BoundPattern, merge: Merge, one: Attention, two: Attention) -> None:
-    subjects = [Subject.of(softmax_pattern(pattern, stage.name)) for stage in (one, two)]
+    assert pattern.graph is not None
+    called = titles(pattern.graph)
+    shown = among_candidates(replace(pattern, graph=titled(pattern.graph)))
+    subjects = [Subject.of(softmax_pattern(shown, called[stage.name])) for stage in (one, two)]
     found = bounded(decide, {"claim": "disjoint", "subjects": subjects}, seconds=SECONDS)
     answer = found or Answer(verdict="undecided", reason="isl did not answer in time")
     if answer.verdict == "proven":
         return
     example = f": for example where {answer.example.where}" if answer.example is not None else ""
-    what = f"share pairs{example}" if answer.verdict == "refuted" else "may share pairs"
+    # What the example needs to be chosen may never be.
+    certain = answer.verdict == "refuted" and not any(_is_chosen(pattern.graph, stage) for stage in (one, two))
+    what = f"{'share' if certain else 'may share'} pairs{example}"
     raise error(
         "SP415",
         f"merged softmaxes {what}",
@@ -66,3 +73,7 @@ def _refuse_shared(pattern: BoundPattern, merge: Merge, one: Attention, two: Att
         note=answer.reason,
         help="take what the one keeps from the other with `and not …`, or write `merge(…, overlap = counted)`",
     )
+
+
+def _is_chosen(graph: StageGraph, stage: Attention) -> bool:
+    return not loads(stage.attend.keep).isdisjoint(each.name for each in graph.stages)

@@ -23,7 +23,7 @@ from spdsl.semantics.bind import bind
 from spdsl.semantics.freeing import freed
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern, Extent, Parameter
 from spdsl.semantics.rewrite import mentions
-from spdsl.semantics.softmaxes import softmax_pattern
+from spdsl.semantics.softmaxes import among_candidates, softmax_pattern
 
 Word: TypeAlias = Literal["proven", "refuted", "undecided", "answer"]
 Value: TypeAlias = "bool | int | float | tuple[bool | int | float, ...]"
@@ -71,7 +71,7 @@ class Target:
         return self.checked.graph is not None
 
     def subject(self, *, heads: int, groups: int, layer: int | None) -> Subject:
-        """The pairs that a claim is about; what is chosen is any set, so that only proofs are answers.
+        """The pairs that a claim is about; what is chosen is any set of its candidates: only proofs are answers.
 
         Raises:
             SpatError: as `bind`, or a pattern with several softmaxes or one over blocks (SP414).
@@ -89,7 +89,7 @@ class Target:
                 self.checked.span,
                 help="give parameters values" if self.free else "prove claims about a pattern with one of its sets",
             )
-        return Subject.of(softmax_pattern(bound, found[0].name))
+        return Subject.of(softmax_pattern(among_candidates(bound), found[0].name))
 
     @property
     def text(self) -> str:

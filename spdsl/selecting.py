@@ -6,6 +6,7 @@ From: a key and tensors.  To: a report.  Stages run, since they decide what the 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -36,6 +37,7 @@ from spdsl.semantics.graph import (
 )
 from spdsl.semantics.nodes import Const, Load
 from spdsl.semantics.show import stage_text
+from spdsl.semantics.titles import titled, titles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +76,9 @@ class ExportReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphReport:
-    """What `Attention.explain` tells about a pattern with stages; ``softmaxes`` by the names of their stages.
+    """What `Attention.explain` tells about a pattern with stages; ``softmaxes`` by what the pattern calls them.
 
-    ``makers`` says how each set of pairs is made, by the name of its stage.
+    ``makers`` says how each set of pairs is made, by what the pattern calls it.
     """
 
     pattern: str
@@ -138,6 +140,7 @@ def explain_stages(
     start = first_query(pattern.attend, q.shape[2], k.shape[2])
     on_gpu = q.device.type == "cuda" if target is None else target != "cpu"
     call = graphs.Inputs(q=q, k=k, v=v, tables=tables, q_start=start)
+    called = titles(pattern.graph)
     softmaxes = []
     kept: dict[str, int] = {}
     lines: Lines | None = None
@@ -150,16 +153,20 @@ def explain_stages(
         if stage.member is not None:
             # The first member stands for all.
             tables = graphs.of_member(made, stage.member, 0)
-        softmaxes.append((stage.name, explain(own, made.q, made.k, made.v, tables, target, q_start=made.q_start)))
+        report = explain(own, made.q, made.k, made.v, tables, target, q_start=made.q_start)
+        softmaxes.append((called[stage.name], replace(report, pattern=called[stage.name])))
     assert lines is not None
     return GraphReport(
         pattern=pattern.name,
         stages=tuple(
-            _stage(pattern.graph, stage, lines, kept.get(stage.name, 0))
-            for stage in pattern.graph.stages
+            _stage(pattern.graph, stage, stage_text(shown), lines, kept.get(stage.name, 0))
+            for stage, shown in zip(pattern.graph.stages, titled(pattern.graph).stages, strict=True)
             if not isinstance(stage, Attention | Merge)
         ),
-        makers=tuple(graphs.makers(pattern, replace(call, kernels=on_gpu)).items()),
+        makers=tuple(
+            (called[name], re.sub(r"stage_\d+", lambda found: called.get(found[0], found[0]), how))
+            for name, how in graphs.makers(pattern, replace(call, kernels=on_gpu)).items()
+        ),
         softmaxes=tuple(softmaxes),
         head_dim=q.shape[3],
         exports=tuple(_export(pattern.graph, each, lines) for each in pattern.graph.exports),
@@ -217,7 +224,7 @@ def _keys(graph: StageGraph, lines: Lines, stage: Stage) -> int:
     return min(every, found) if found else every
 
 
-def _stage(graph: StageGraph, stage: Stage, lines: Lines, kept: int) -> StageReport:
+def _stage(graph: StageGraph, stage: Stage, text: str, lines: Lines, kept: int) -> StageReport:
     numbers = lines.batch * math.prod(lines.size(axis) for axis in stage.axes)
     products = 0
     if isinstance(stage, Score):
@@ -226,6 +233,4 @@ def _stage(graph: StageGraph, stage: Stage, lines: Lines, kept: int) -> StageRep
         products = numbers * lines.size(stage.over)
     of_keys = all(side_of(axis) != "q" for axis in stage.axes) or any(map(is_free, stage.axes))
     whole = isinstance(stage, Pool) and of_keys and bool(loads(parts(stage)[0]))
-    return StageReport(
-        text=stage_text(stage), numbers=numbers, products=products, bytes=kept or (4 * numbers if whole else 0)
-    )
+    return StageReport(text=text, numbers=numbers, products=products, bytes=kept or (4 * numbers if whole else 0))

@@ -17,6 +17,7 @@ from spdsl.semantics.nodes import Attend, CheckedPattern, Parameter
 from spdsl.semantics.program import Resolve, check_definitions, collect
 from spdsl.semantics.report import Report, did_you_mean, listing
 from spdsl.semantics.scope import Scope
+from spdsl.semantics.titles import titles_of
 from spdsl.semantics.unit import Library, Unit, Watch
 from spdsl.semantics.values import POISON, Branch, Merged, Scalar
 
@@ -109,7 +110,8 @@ def _check(
     _unused(scope, report)
     if report.failed or not isinstance(result, Branch | Merged | Scalar):
         return None
-    attend, graph = _graph(ev, result)
+    used = [each for each in unit.used.values() if isinstance(each, syntax.Pattern)]
+    attend, graph = _graph(ev, result, (*used, pattern))
     if attend is None:
         return None
     return CheckedPattern(
@@ -125,7 +127,9 @@ def _check(
     )
 
 
-def _graph(ev: Evaluator, result: Branch | Merged | Scalar) -> tuple[Attend | None, StageGraph | None]:
+def _graph(
+    ev: Evaluator, result: Branch | Merged | Scalar, written: tuple[syntax.Pattern, ...]
+) -> tuple[Attend | None, StageGraph | None]:
     """The first softmax of a pattern, and its stages if it computes with queries, keys or values."""
     unit = ev.unit
     if isinstance(result, Branch) and result.sources is None and not result.streams:
@@ -139,8 +143,14 @@ def _graph(ev: Evaluator, result: Branch | Merged | Scalar) -> tuple[Attend | No
         value = None if made is None else made.value
     if value is None:
         return None, None
+    stages = tuple(unit.stages.values())
     graph = needed(
-        StageGraph(stages=tuple(unit.stages.values()), result=value.expr, exports=tuple(unit.exports.values()))
+        StageGraph(
+            stages=stages,
+            result=value.expr,
+            exports=tuple(unit.exports.values()),
+            titles=titles_of(stages, written, unit.tables),
+        )
     )
     if not graph.attentions:
         ev.unsupported(

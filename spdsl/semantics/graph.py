@@ -10,7 +10,7 @@ that ranks or reduces says of which entries (``only``) it is one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from typing_extensions import assert_never
@@ -234,12 +234,13 @@ Stage: TypeAlias = Score | Pool | Softmax | Select | Smooth | Descend | Prefix |
 class StageGraph(Node):
     """All stages, earlier ones first; what the pattern returns, over ``h q d``, and what it exports, by name.
 
-    An export is a value, where it is present (else 0), and its axes.
+    ``titles`` are what the pattern calls some of the stages, by name; like places, equality ignores them.
     """
 
     stages: tuple[Stage, ...]
     result: Expr
     exports: tuple[Export, ...] = ()
+    titles: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
 
     def stage(self, name: str) -> Stage:
         """The stage of that name."""
@@ -263,7 +264,7 @@ class StageGraph(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export(Node):
-    """A value that is returned beside the output: ``value`` where ``only`` holds, along ``axes``."""
+    """A value that is returned beside the output: ``value`` where ``only`` holds (else 0), along ``axes``."""
 
     name: str
     axes: tuple[str, ...]

@@ -12,7 +12,7 @@ from spdsl.diagnostics import error
 from spdsl.semantics import axes as axis_rules
 from spdsl.semantics import build
 from spdsl.semantics.fold import fold
-from spdsl.semantics.graph import DISTANCE, Attention, Select, Stage, loads, on_side, side_of
+from spdsl.semantics.graph import DISTANCE, Attention, Mark, Select, Stage, index_of, loads, on_side, side_of
 from spdsl.semantics.nodes import (
     Apply,
     Attend,
@@ -187,18 +187,55 @@ def static_part(pattern: BoundPattern) -> BoundPattern:
             pattern.span,
             help="look at the mask of a pattern with one of its sets",
         )
-    made = {stage.name for stage in pattern.graph.stages}
-
-    def all_of(expr: Expr, kept: bool) -> Expr:
-        if loads(expr).isdisjoint(made):
-            return expr
-        match expr:
-            case Apply(op="and" | "or", args=args):
-                return replace(expr, args=tuple(all_of(arg, kept) for arg in args))
-            case Apply(op="not", args=(arg,)):
-                return replace(expr, args=(all_of(arg, not kept),))
-            case _:
-                return Const(value=kept, span=expr.span)
-
-    keep = fold(all_of(pattern.attend.keep, True))
+    made = frozenset(stage.name for stage in pattern.graph.stages)
+    keep = fold(_widest(pattern.attend.keep, made))
     return lift_windows(replace(pattern, attend=Attend(keep=keep, span=pattern.attend.span), graph=None))
+
+
+def _widest(expr: Expr, made: frozenset[str], kept: bool = True) -> Expr:
+    """The most that a condition keeps, or with ``kept`` false the least, whatever the stages ``made`` hold."""
+    if loads(expr).isdisjoint(made):
+        return expr
+    match expr:
+        case Apply(op="and" | "or", args=args):
+            return replace(expr, args=tuple(_widest(arg, made, kept) for arg in args))
+        case Apply(op="not", args=(arg,)):
+            return replace(expr, args=(_widest(arg, made, not kept),))
+        case _:
+            return Const(value=kept, span=expr.span)
+
+
+def among_candidates(pattern: BoundPattern) -> BoundPattern:
+    """The same pattern for proofs: what is chosen stands beside the static part of what it was chosen among."""
+    graph = pattern.graph
+    assert graph is not None
+    made = frozenset(stage.name for stage in graph.stages)
+    within: dict[str, tuple[tuple[str, ...], Expr]] = {}
+
+    def beside(node: Expr) -> Expr | None:
+        match node:
+            case Load(table=name, indices=indices) if name in within:
+                axes, bound = within[name]
+                places = {index_of(axis): index for axis, index in zip(axes, indices, strict=True)}
+                return build.conj(node, substitute(bound, places))
+            case _:
+                return None
+
+    for stage in graph.stages:
+        match stage:
+            case Select(only=only, forced=forced):
+                candidates = build.disj(only, forced)
+            case Mark(value=candidates):
+                pass
+            case _:
+                continue
+        bound = fold(_widest(transform(candidates, beside), made))
+        if bound != Const(value=True):
+            within[stage.name] = stage.axes, bound
+
+    def kept(stage: Stage) -> Stage:
+        if not isinstance(stage, Attention):
+            return stage
+        return replace(stage, attend=replace(stage.attend, keep=transform(stage.attend.keep, beside)))
+
+    return replace(pattern, graph=replace(graph, stages=tuple(map(kept, graph.stages))))

@@ -19,8 +19,12 @@ SMALL = ("--heads", "4", "--groups", "2", "--head-dim", "16")
 def test_explain_tells_stages_and_softmaxes(spdsl: Spdsl) -> None:
     answer = spdsl("explain", "nsa", "-n", "256", *SMALL, "-p", "picks=2", "--target", "cpu")
     assert answer.status == 0, answer
-    assert "stage_2[h, q, k.win] = score(" in answer.out
-    assert answer.out.count("\nsoftmax stage_") == 3
+    assert "stage_2[h, q, k.win] = score(Q[b, h, q, d], CK[g, k.win, d]" in answer.out
+    assert [line for line in answer.out.splitlines() if line.startswith("softmax ")] == [
+        "softmax coarse",
+        "softmax fine",
+        "softmax local",
+    ]
     # 4 heads, 256 queries, 16 windows, 16 products each.
     assert "16,384 numbers, 262,144 multiply-adds" in answer.out
 
@@ -66,7 +70,7 @@ def test_run(spdsl: Spdsl) -> None:
 def test_run_tells_what_each_softmax_keeps(spdsl: Spdsl) -> None:
     answer = spdsl("run", "nsa", "-n", "100", *SMALL, "-p", "window=10")
     assert answer.status == 0, answer
-    assert answer.out.count("kept by stage_") == 3
+    assert [line.split()[2] for line in answer.out.splitlines() if "kept by" in line] == ["coarse", "fine", "local"]
     assert f"{(10 * 11 / 2 + 90 * 10) / 100**2:9.2%}" in answer.out  # the window
 
 
@@ -112,10 +116,10 @@ def test_refusals_name_the_pattern(spdsl: Spdsl, command: tuple[str, ...]) -> No
 @pytest.mark.parametrize(
     ("name", "target", "words"),
     [
-        ("infllm_v2", "sm_90", "stage_6 is made by kernels: sums_stage_2, keys, choose"),
-        ("infllm_v2", "cpu", "stage_6 is made by torch, some rows at a time"),
-        ("vertical_slash", "sm_90", "stage_9 is made by kernels: mark_blocks, choose"),
-        ("flexprefill", "sm_90", "stage_29_sets_1 is made by kernels: note_entries, choose"),
+        ("infllm_v2", "sm_90", "chosen is made by kernels: sums_stage_2, keys, choose"),
+        ("infllm_v2", "cpu", "chosen is made by torch, some rows at a time"),
+        ("vertical_slash", "sm_90", "diagonal is made by kernels: keys, choose"),
+        ("flexprefill", "sm_90", "attend_sets_1 is made by kernels: note_entries, choose"),
         ("superlinear", "sm_90", "by torch, some rows at a time, because of sets for each place in an order"),
     ],
 )
@@ -123,6 +127,16 @@ def test_explain_tells_how_sets_are_made(spdsl: Spdsl, name: str, target: str, w
     answer = spdsl("explain", name, "-n", "256", *SMALL, "--target", target)
     assert answer.status == 0, answer
     assert words in answer.out
+
+
+INNER = """pattern inner() {
+  axis blk = token by 8
+  let many = score(Q, sum(K, per = k.blk)) |> only(k.blk.last <= q) |> top(4)
+  let few = score(Q, max(K, per = k.blk)) |> only(many) |> top(2)
+  let strong = (score(Q, K) |> only(causal)) > 0.3
+  keep few or strong
+}
+"""
 
 
 @pytest.mark.parametrize(
@@ -133,9 +147,11 @@ def test_explain_tells_how_sets_are_made(spdsl: Spdsl, name: str, target: str, w
         (("moba", "--within", "causal"), 0),
         (("dsa", "--nonempty"), 4),  # nothing may be chosen, as far as the rest tells
         (("minference_blocks", "--disjoint", "causal"), 4),
+        (("./inner.spat", "--causal"), 0),  # by what its sets are chosen among alone
     ],
 )
 def test_proofs_hold_whatever_is_chosen(spdsl: Spdsl, words: tuple[str, ...], status: int) -> None:
+    Path("inner.spat").write_text(INNER)
     answer = spdsl("prove", *words)
     assert answer.status == status, answer
     assert "refuted" not in answer.out

@@ -48,12 +48,16 @@ def test_a_merge_is_one_softmax() -> None:
         ("causal and q - k < 4", "causal and q - k > 4", False),
         ("causal and q - k < 4", "causal and q - k > 2", True),
         ("causal and chosen", "causal and q - k > 2", True),
+        ("past", "causal and k.blk == q.blk", False),
+        ("past or k.blk == q.blk - 1", "causal and k.blk == q.blk", False),
+        ("past", "causal and k.blk < q.blk", True),
     ],
 )
 def test_what_is_proved(first: str, second: str, shared: bool) -> None:
     text = f"""pattern merged() {{
       axis blk = token by 4
       let chosen = score(Q, mean(K, per = k.blk)) |> top(1)
+      let past = score(Q, mean(K, per = k.blk)) |> only(k.blk < q.blk) |> top(1)
       return merge(attend {{ keep {first} }}, attend {{ keep {second} }})
     }}"""
     q, k, v = torch.randn(3, 1, 1, 12, 4)
@@ -63,6 +67,8 @@ def test_what_is_proved(first: str, second: str, shared: bool) -> None:
     with pytest.raises(SpatError) as caught:
         spdsl.compile(spdsl.loads(text))(q, k, v)
     assert caught.value.code == "SP415"
+    is_chosen = "past" in text.partition("return")[2] or "chosen" in text.partition("return")[2]
+    assert ("may share pairs" in caught.value.message) == is_chosen
     counted = spdsl.compile(spdsl.loads(text.replace(" })\n", " }, overlap = counted)\n")))
     assert relative_error(counted(q, k, v), counted.reference(q, k, v)) <= 1e-5
 

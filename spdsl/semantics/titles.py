@@ -1,0 +1,67 @@
+"""What readers see in place of the names of stages, which are numbers so that kernels are shared by what they compute.
+
+From a graph to one that is the same but for its names: only for texts, never for kernels or caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from itertools import count
+
+from spdsl.grammar import nodes as syntax
+from spdsl.semantics.graph import Merge, Stage, StageGraph, mapped
+from spdsl.semantics.nodes import Expr, Load
+from spdsl.semantics.rewrite import transform
+
+
+def titles_of(
+    stages: Iterable[Stage], patterns: Iterable[syntax.Pattern], taken: Collection[str]
+) -> tuple[tuple[str, str], ...]:
+    """Pairs of a stage's name and that of the `let` whose value it is, unless that is ``taken`` by an input."""
+    lets = {
+        statement.value.span: statement.name
+        for pattern in patterns
+        for statement in pattern.statements
+        if isinstance(statement, syntax.Let) and statement.name not in taken
+    }
+    # What is made last of the stages of one place is its value; merges stand where their first part does.
+    latest = {lets[each.span]: each.name for each in stages if each.span in lets and not isinstance(each, Merge)}
+    return tuple((name, title) for title, name in latest.items())
+
+
+def titles(graph: StageGraph) -> dict[str, str]:
+    """The title of every stage: that of its `let`; a softmax without one is called `attend`; else its name."""
+    found = dict(graph.titles)
+    nameless = [each.name for each in graph.attentions if each.name not in found]
+    free = (f"attend_{number}" for number in count(1) if f"attend_{number}" not in found.values())
+    for name in nameless:
+        found[name] = "attend" if len(nameless) == 1 else next(free)
+    for softmax in graph.attentions:
+        # Sets that were put together for a softmax are named after it (`joined_sets`).
+        own = [each.name for each in graph.stages if each.name.startswith(f"{softmax.name}_")]
+        found |= {name: found[softmax.name] + name.removeprefix(softmax.name) for name in own}
+    return {stage.name: found.get(stage.name, stage.name) for stage in graph.stages}
+
+
+def titled(graph: StageGraph) -> StageGraph:
+    """The graph with its titles for names."""
+    found = titles(graph)
+
+    def rename(node: Expr) -> Expr | None:
+        match node:
+            case Load(table=name) if found.get(name, name) != name:
+                return replace(node, table=found[name])
+            case _:
+                return None
+
+    renamed = mapped(graph, lambda expr: transform(expr, rename))
+    return replace(renamed, stages=tuple(_called(stage, found) for stage in renamed.stages), titles=())
+
+
+def _called(stage: Stage, found: dict[str, str]) -> Stage:
+    match stage:
+        case Merge(parts=parts):
+            return replace(stage, name=found[stage.name], parts=tuple(found[part] for part in parts))
+        case _:
+            return replace(stage, name=found[stage.name])
