@@ -10,6 +10,8 @@ over.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -146,12 +148,26 @@ class TileBounds:
         by_row = frozenset[str]().union(*(self.names[id(index)] for index in row)) <= {"q", "b", "h", "g"}
         if not by_row or self.names[id(wanted)] != {"k"}:
             return unknown(node.dtype, self.pairs.device)
-        queries = self.query_tiles[rows]
         env = self.pairs.extents() | self.pairs.outer(1)
+        queries = self.query_tiles[rows]
+        queries = queries[:, :: self._run(row, queries, env)]
         points = evaluate(wanted, env | {"k": self.key_tiles[columns].flatten()}, self.tables)
         points = points.expand(self.key_tiles[columns].numel()).view(-1, self.key_tiles.shape[1])
         lists = rows_of(node, env | {"q": queries.flatten()}, self.tables)
         return tiles_of_lists(lists.unflatten(-2, queries.shape), points)
+
+    def _run(self, row: Sequence[Expr], queries: Tensor, env: Mapping[str, Tensor | int]) -> int:
+        """Of how many neighbours in each tile one stands for all, as they read one list."""
+        read = [index for index in row if "q" in self.names[id(index)]]
+        if any(self.names[id(index)] != {"q"} or any(isinstance(x, Load) for x in walk(index)) for index in read):
+            return 1
+        found = queries.shape[1]
+        for index in read:
+            points = evaluate(index, {**env, "q": queries.flatten()}, self.tables)
+            points = points.expand(queries.numel()).view(queries.shape)
+            changes = (points[:, 1:] != points[:, :-1]).any(0).nonzero().flatten() + 1
+            found = math.gcd(found, *changes.tolist())
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,10 @@ transpose of those by query.  Lists are kept for tables of the same content.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from spdsl.runtime.pairs import Pairs, pairs_by_batch
 from spdsl.runtime.picks import picked_lists
 from spdsl.runtime.ranges import Truth, truth_shape
 from spdsl.runtime.recent import ByContent
+from spdsl.runtime.roomy import ROOM, Decided
 from spdsl.runtime.slots import slot_lists
 from spdsl.runtime.split import order_of
 from spdsl.runtime.tile_grid import By, TileGrid
@@ -34,11 +35,13 @@ from spdsl.runtime.turns import with_turns
 from spdsl.semantics.nodes import Load
 from spdsl.semantics.rewrite import walk as parts_of
 
+T = TypeVar("T")
+
 Kind: TypeAlias = Literal["forward", "dq", "dkdv", "fused"]
 
 _recent: ByContent[TileList] = ByContent(size=64)
 
-_passing: ByContent[TileList] = ByContent(size=6)
+_passing: ByContent[TileList | Decided] = ByContent(size=6)
 """Lists that are made of selections, which the next call will not have again: kept from forward to backward."""
 
 _CHUNK = 1 << 20
@@ -133,41 +136,87 @@ def tile_lists(
     negative positions; those are masked.  ``exact`` looks at all tiles in doubt (True) or at none (False); by default
     at few.  ``split`` is the number of heads of programs that split long rows.  With ``turns`` sums have an order.
     """
-    lists = _decided(call, block_q, block_k, exact)
     kept = _passing if _selects(call) else _recent
-    if by == "key":
-        rows = TileGrid(by=by, block_q=block_q, block_k=block_k).key_tiles(call.keys)
-        lists = _derived(kept, lists, "transposed", rows, lambda given: transposed(given, rows))
+    grid = TileGrid(by=by, block_q=block_q, block_k=block_k)
+    rows = grid.key_tiles(call.keys) if by == "key" else grid.query_tiles(call.q.shape[2])
+    roomy = exact is None and _has_room(call, grid)
+    if roomy:
+        decided = _decided(call, block_q, block_k)
+        lists = _derived(kept, decided, by, rows, lambda given: given.lists(by, rows))
+    else:
+        lists = _compact(call, block_q, block_k, exact)
+        if by == "key":
+            lists = _derived(kept, lists, "transposed", rows, lambda given: transposed(given, rows))
     if lists.begin.shape[1] not in (1, call.q.shape[1]):
         ratio = call.q.shape[1] // lists.begin.shape[1]
         lists = _derived(kept, lists, "for heads", ratio, partial(_for_heads, ratio=ratio))
     if split is not None:
-        numbers = (split, call.q.shape[0])
-        lists = _derived(kept, lists, "in order", numbers, partial(_in_order, call=call, heads=split))
+        most = _most(call, grid, split) if roomy else None
+        numbers = (split, call.q.shape[0], most)
+        lists = _derived(kept, lists, "in order", numbers, partial(_in_order, call=call, heads=split, longest=most))
     if turns:
         lists = _derived(kept, lists, "in turns", (), with_turns)
     return lists
 
 
-def _decided(call: Call, block_q: int, block_k: int, exact: bool | None) -> TileList:
-    """The lists by query; those of a set that the heads of a group share, once for each group."""
+_UNASKED = frozenset({"cuda"})
+"""Kinds of devices that the host does not wait for where it can do without."""
+
+
+def _has_room(call: Call, grid: TileGrid) -> bool:
+    """Whether rows may have room for all tiles: those of selections are made anew in each call, and few."""
+    if not _selects(call) or call.places is not None or call.q.device.type not in _UNASKED:
+        return False
+    batch, heads, queries, _ = call.q.shape
+    return batch * heads * -(-queries // grid.block_q) * -(-call.keys // grid.block_k) <= ROOM
+
+
+def _decided(call: Call, block_q: int, block_k: int) -> Decided:
+    """What bounds say of all tiles; at those that they leave in doubt, nobody looks."""
+
+    def made(tiles: Tiles, pairs: Pairs, grid: TileGrid, rows: int) -> Decided:
+        del rows
+        parts = list(_parts(tiles, pairs, grid))
+        if not parts:
+            nothing = torch.zeros(1, 1, tiles.rows, tiles.columns, dtype=torch.bool, device=pairs.device)
+            return Decided(full=nothing, masked=nothing)
+        outer = torch.broadcast_shapes(*(full.shape[:2] for full, _ in parts))
+        full, masked = (torch.cat([x.expand(*outer, -1, -1) for x in each], -2) for each in zip(*parts, strict=True))
+        return Decided(full=full, masked=masked)
+
+    return _by_query(call, block_q, block_k, False, made, lambda parts: parts[0])
+
+
+def _compact(call: Call, block_q: int, block_k: int, exact: bool | None) -> TileList:
+    """The lists by query, as long as what they hold."""
+    return _by_query(call, block_q, block_k, exact, _listed, joined)
+
+
+def _by_query(
+    call: Call,
+    block_q: int,
+    block_k: int,
+    exact: bool | None,
+    make: Callable[[Tiles, Pairs, TileGrid, int], T],
+    join: Callable[[Sequence[T]], T],
+) -> T:
+    """What ``make`` makes of tiles by query; of a set that the heads of a group share, once for each group."""
     keep, tables = call.plan.keep, tables_for(call.plan.tables, call.tables)
     grid = TileGrid(by="query", block_q=block_q, block_k=block_k)
     by_group = "h" not in depends_on(keep, tables)
 
-    def made(pairs: Pairs, rows: int) -> TileList:
+    def made(pairs: Pairs, rows: int) -> T:
         pairs = replace(pairs, heads=pairs.groups) if by_group else pairs
         bounds = tile_bounds(keep, pairs, tables, block_q=block_q, block_k=block_k)
-        return _listed(Looked(bounds=bounds, exact=exact), pairs, grid, rows)
+        return make(Looked(bounds=bounds, exact=exact), pairs, grid, rows)
 
     read = sorted({node.table for node in parts_of(keep) if isinstance(node, Load)})
-    return _cached(call, made, grid, (id(keep), exact), keep, read)
+    return _cached(call, made, join, grid, (id(keep), exact), keep, read)
 
 
-def _derived(
-    kept: ByContent[TileList], lists: TileList, how: str, numbers: Hashable, make: Callable[[TileList], TileList]
-) -> TileList:
-    return kept.get((id(lists), how, numbers), (), lists, lambda: make(lists))
+def _derived(kept: ByContent[Any], given: T, how: str, numbers: Hashable, make: Callable[[T], TileList]) -> TileList:
+    found: TileList = kept.get((id(given), how, numbers), (), given, lambda: make(given))
+    return found
 
 
 def _for_heads(lists: TileList, *, ratio: int) -> TileList:
@@ -176,8 +225,14 @@ def _for_heads(lists: TileList, *, ratio: int) -> TileList:
     return replace(lists, begin=begin, middle=middle, end=end)
 
 
-def _in_order(lists: TileList, *, call: Call, heads: int) -> TileList:
-    return replace(lists, order=order_of(lists, call, heads))
+def _most(call: Call, grid: TileGrid, heads: int) -> int:
+    """Tiles of a row at most, in all heads that a program goes through."""
+    others = -(-call.q.shape[2] // grid.block_q) if grid.by == "key" else -(-call.keys // grid.block_k)
+    return others * max(1, call.q.shape[1] // heads)
+
+
+def _in_order(lists: TileList, *, call: Call, heads: int, longest: int | None) -> TileList:
+    return replace(lists, order=order_of(lists, call, heads, longest))
 
 
 def _selects(call: Call) -> bool:
@@ -192,38 +247,44 @@ def walk_lists(call: Call, walk: SlotWalk, grid: TileGrid) -> TileList:
     def made(pairs: Pairs, rows: int) -> TileList:
         return slot_lists(walk, grid, pairs, tables, rows)
 
-    return _cached(call, made, grid, (id(walk),), walk, tuple(call.tables))
+    return _cached(call, made, joined, grid, (id(walk),), walk, tuple(call.tables))
 
 
 def _cached(
     call: Call,
-    made: Callable[[Pairs, int], TileList],
+    made: Callable[[Pairs, int], T],
+    join: Callable[[Sequence[T]], T],
     grid: TileGrid,
     parts: tuple[Hashable, ...],
     source: object,
     read: Sequence[str],
-) -> TileList:
+) -> T:
     """Lists made of the tables ``read``, or those that were made of tables like these."""
     rows = grid.query_tiles(call.q.shape[2]) if grid.by == "query" else grid.key_tiles(call.keys)
     numbers = (call.q_start, *call.parameters.values())
     sizes = (call.q.shape[:3], call.k.shape[1], call.keys, numbers, str(call.q.device), tuple(read))
 
-    def make() -> TileList:
-        return joined([made(pairs, rows) for pairs in pairs_by_batch(call)])
+    def make() -> T:
+        return join([made(pairs, rows) for pairs in pairs_by_batch(call)])
 
     tensors = (call.places, *(call.tables[name] for name in read))
-    if _selects(call):
-        return _passing.get((parts, grid, sizes), tensors, source, make, compare=False)
-    return _recent.get((parts, grid, sizes), tensors, source, make)
+    selects = _selects(call)
+    kept: ByContent[Any] = _passing if selects else _recent
+    found: T = kept.get((join, parts, grid, sizes), tensors, source, make, compare=not selects)
+    return found
 
 
 def _listed(tiles: Tiles, pairs: Pairs, grid: TileGrid, rows: int) -> TileList:
+    return _ordered([_part(full, masked) for full, masked in _parts(tiles, pairs, grid)], rows, pairs.device)
+
+
+def _parts(tiles: Tiles, pairs: Pairs, grid: TileGrid) -> Iterator[tuple[Tensor, Tensor]]:
+    """Which tiles are full and which are masked, some rows at a time."""
     # Without keys or queries there is nothing to decide.
-    some = tiles.rows > 0 and tiles.columns > 0
-    step = _rows_at_once(tiles) if some else 1
-    starts = range(0, tiles.rows, step) if some else range(0)
-    parts = [_part(tiles, pairs, grid, slice(start, min(start + step, tiles.rows))) for start in starts]
-    return _ordered(parts, rows, pairs.device)
+    if tiles.rows > 0 and tiles.columns > 0:
+        step = _rows_at_once(tiles)
+        for start in range(0, tiles.rows, step):
+            yield _decide(tiles, pairs, grid, slice(start, min(start + step, tiles.rows)))
 
 
 def _rows_at_once(tiles: Tiles) -> int:
@@ -233,15 +294,18 @@ def _rows_at_once(tiles: Tiles) -> int:
     return max(1, _CHUNK // (batches * heads * tiles.columns))
 
 
-def _part(tiles: Tiles, pairs: Pairs, grid: TileGrid, rows: slice) -> _Part:
+def _decide(tiles: Tiles, pairs: Pairs, grid: TileGrid, rows: slice) -> tuple[Tensor, Tensor]:
     columns = slice(0, tiles.columns)
     truth = tiles.of(rows, columns)
     padding, lacking = _not_whole(pairs, grid, rows, columns)
     shape = truth_shape(truth, rows, columns)
     may, must = (truth.may & ~padding).expand(shape), (truth.must & ~lacking).expand(shape)
-    full, masked = may & must, may & ~must
+    return may & must, may & ~must
+
+
+def _part(full: Tensor, masked: Tensor) -> _Part:
     # Full tiles of a row stand before its masked ones when both are laid side by side.
-    flat = torch.cat([full, masked], dim=-1).nonzero()[:, -1] % may.shape[-1]
+    flat = torch.cat([full, masked], dim=-1).nonzero()[:, -1] % full.shape[-1]
     return _Part(full=full.sum(-1), masked=masked.sum(-1), tiles=flat.int())
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import COUNT, Interval, ListWalk, SlotWalk
@@ -32,6 +33,9 @@ FEW_TURNS = 4
 
 TAIL = 8
 """A listed row is long when it takes more than one part in so many of what one program would do if all were equal."""
+
+CUTS = 4
+"""Parts of each of the rows that count as long where the device is not asked."""
 
 INTERPRETER = 8
 """Multiprocessors where there are none."""
@@ -105,20 +109,28 @@ def _multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def order_of(lists: TileList, call: Call, heads: int) -> RowOrder:
+def order_of(lists: TileList, call: Call, heads: int, longest: int | None = None) -> RowOrder:
     """The rows of lists, the long ones of each of ``heads`` first, the longest before the others, else as they were.
 
-    Where programs go through the heads of a group, rows count with the tiles of all of them.  Asks the device once.
+    Where programs go through the heads of a group, rows count with the tiles of all of them.  Asks the device once
+    which rows are long; where it is said how many tiles a row has at most, so many count as long that the
+    multiprocessors have `CUTS` parts of each.
     """
     turns = (lists.end - lists.begin).long()
     if turns.shape[1] > heads:
         turns = turns.unflatten(1, (heads, -1)).sum(2)
     if not turns.shape[-1]:
         return RowOrder(rows=turns.int(), long=0, most=0)
+    if longest is not None:
+        count = min(max(1, PARTS * multiprocessors(turns.device) // (CUTS * heads * call.q.shape[0])), turns.shape[-1])
+        return _ordered(turns, count, longest)
     repeats = call.q.shape[0] * heads // (turns.shape[0] * turns.shape[1])
     share = turns.sum() * repeats // (PARTS * multiprocessors(turns.device))
     long = (turns > (share // TAIL).clamp(min=2 * TURNS)).sum(-1).amax()
-    count, longest = torch.stack([long, turns.amax()]).tolist()
+    return _ordered(turns, *torch.stack([long, turns.amax()]).tolist())
+
+
+def _ordered(turns: Tensor, count: int, longest: int) -> RowOrder:
     first = turns.argsort(dim=-1, descending=True, stable=True)[..., :count]
     rest = torch.ones_like(turns, dtype=torch.uint8).scatter_(-1, first, 0).argsort(dim=-1, stable=True)[..., count:]
     return RowOrder(rows=torch.cat([first, rest], dim=-1).int(), long=count, most=longest)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -90,8 +91,8 @@ class _Mode(TorchDispatchMode):
         return result
 
 
-_HANDED_OVER = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.storage}
-"""What gives the numbers of a tensor to somebody who does not ask the dispatcher."""
+_HANDED_OVER = {Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.storage}
+"""What gives the memory of a tensor to somebody who does not ask the dispatcher."""
 
 
 class _Handed(TorchFunctionMode):
@@ -105,7 +106,11 @@ class _Handed(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         del types
-        if func in _HANDED_OVER:
+        if func is Tensor.tolist:
+            # The dispatcher is not asked for numbers that are there already.
+            told = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001  # its name
+            self.notes.add(Asked(function=told, arguments=args[:1], named={}, result=None))
+        elif func in _HANDED_OVER:
             self.notes.give_up()
         return func(*args, **(kwargs or {}))
 

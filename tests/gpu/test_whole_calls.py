@@ -18,6 +18,9 @@ CASES: dict[str, tuple[int, int, int, int]] = {
     "llsa": (4, 4, 4096, 64),
     "infllm_v2": (32, 2, 4096, 128),
     "minference_blocks": (6, 2, 4096, 64),
+    "flashprefill": (6, 2, 4096, 64),
+    "hip": (8, 2, 4096, 64),
+    "moba": (8, 8, 4096, 64),
 }
 
 
@@ -38,8 +41,8 @@ def carried_out(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-# The host builds lists for the gradients of minference_blocks.
-@pytest.mark.parametrize(("name", "trained"), [*((name, False) for name in CASES), ("llsa", True), ("infllm_v2", True)])
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("name", CASES)
 def test_repeated_calls(name: str, trained: bool, carried_out: list[str]) -> None:
     attn, other = spdsl.compile(name), spdsl.compile(name)
 
