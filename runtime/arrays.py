@@ -21,9 +21,9 @@ from spdsl.runtime.evaluate import Value, apply
 from spdsl.runtime.lines import Lines
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.philox import uniform
+from spdsl.runtime.points import TENSOR_AXES, array_at, gathered, position_of
 from spdsl.runtime.pooled import pooled, rows_in_blocks
 from spdsl.runtime.prefixes import prefix, smoothed
-from spdsl.runtime.seen_from import TENSOR_AXES, array_at, gathered, position_of
 from spdsl.runtime.stage_values import score, select, softmax
 from spdsl.semantics.graph import (
     DISTANCE,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from spdsl.runtime.memo import Memo
-from spdsl.runtime.seen_from import TENSOR_AXES
+from spdsl.runtime.points import TENSOR_AXES
 from spdsl.semantics.build import TRUE
 from spdsl.semantics.graph import TENSORS, Pool, Stage, index_of, side_of
 from spdsl.semantics.nodes import Axis, BoundPattern, Const, Coord, Index, Load

@@ -15,7 +15,7 @@ from spdsl.codegen.chains.parts import LONG, Terms, Vectors
 from spdsl.codegen.chains.products import wrapped
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.memo import Memo
-from spdsl.runtime.seen_from import TENSOR_AXES
+from spdsl.runtime.points import TENSOR_AXES
 from spdsl.runtime.term_kernels import split
 from spdsl.semantics.graph import TENSORS, Pool, Score, on_side
 from spdsl.semantics.nodes import Expr, Load

@@ -78,9 +78,16 @@ def _planned(request: Request) -> Prepared:
     pattern = bound(request.key, request.heads, request.groups, request.head_dim)
     names = tuple(table.name for table in pattern.tables)
     backend = choose_backend(fields["backend"], request.device)
+    dtype = precision(request.dtype)
+    if backend == "triton" and dtype == "bf16" and os.environ.get("TRITON_INTERPRET") == "1":
+        raise error(
+            "SP310",
+            "q, k and v are bfloat16, whose bits Triton's interpreter multiplies as ints",
+            help="convert them to float16 or float32, or unset TRITON_INTERPRET",
+        )
     problem = Problem(
         pattern=pattern,
-        dtype=precision(request.dtype),
+        dtype=dtype,
         value_dim=request.value_dim,
         shape=request.shape,
         tables=tuple(

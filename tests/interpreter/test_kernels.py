@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import spdsl
 from spdsl.analysis.plans import Plan, Precision, TableGradient
 from spdsl.analysis.tiles import ListWalk
 from spdsl.runtime.calls import DTYPES, Call
@@ -114,8 +115,16 @@ def test_causal(n: int) -> None:
 
 
 def test_half_precision() -> None:
-    # The interpreter multiplies the bits of bf16 as ints, so that type is left to GPUs.
     run(Case(plan=make(CAUSAL, walks.causal()), dtype="fp16"))
+
+
+def test_the_interpreter_has_no_bfloat16() -> None:
+    """It would multiply the bits as ints; that type is left to GPUs, and said so rather than computed wrongly."""
+    q, k, v = torch.randn(3, 1, 2, 20, 16).bfloat16()
+    for name in ("causal", "minference_blocks"):
+        with pytest.raises(spdsl.SpatError) as caught:
+            spdsl.compile(name, backend="triton")(q, k, v)
+        assert caught.value.code == "SP310"
 
 
 @pytest.mark.parametrize(("dim", "value_dim"), [(8, 40), (40, 16), (64, 24)])
