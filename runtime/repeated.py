@@ -19,6 +19,7 @@ from spdsl.runtime.direct import kind_of, plain
 from spdsl.runtime.notices import is_watched
 from spdsl.runtime.recent import Recent
 from spdsl.runtime.seen import is_twice
+from spdsl.runtime.shelf import SHELF
 from spdsl.runtime.ways import Way, watch
 
 _KINDS = 256
@@ -49,10 +50,13 @@ def repeated(arrays: Arrays, name: str, make: Callable[[], tuple[Tensor, ...]]) 
             return make()
         found, steps = watch(make, tensors)
         _steps.get(key, lines.pattern, lambda: steps)
+        if steps is not None:
+            SHELF.put(steps, steps.tape.device, steps.nbytes, lambda: _steps.entries.pop(key, None))
         return found
     steps = _steps.get(key, None, lambda: None)
     if steps is None:
         return make()
+    SHELF.use(steps)
     if capturing:
         _captured[id(steps)] = steps
     return tuple(each for each in steps.play(tensors) if each is not None)

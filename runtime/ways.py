@@ -8,7 +8,7 @@ depend on numbers, or a tensor came from nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -39,13 +39,14 @@ KEPT = 1 << 24
 """Bytes of what does not depend on the tensors, and is kept with the steps."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Way:
-    """A tape that reads what was kept once it is there; ``results`` are places among its results."""
+    """A tape that reads what was kept, ``nbytes`` of it, once it is there; ``results`` are places among its results."""
 
     tape: Tape
     results: tuple[int | None, ...]
     ready: Ready
+    nbytes: int
 
     @torch.no_grad()
     def play(self, inputs: Sequence[Tensor]) -> list[Tensor | None]:
@@ -55,13 +56,18 @@ class Way:
         return [None if at is None else found[at] for at in self.results]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Ways:
     """The forward, whose last ``saved`` results go into the backward behind the inputs, before what comes in."""
 
     forward: Way
     backward: Way | None
     saved: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that both hold; what they share counts twice."""
+        return self.forward.nbytes + (0 if self.backward is None else self.backward.nbytes)
 
 
 def watch(make: Callable[[], tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Way | None]:
@@ -151,7 +157,12 @@ def _constants(notes: Sequence[Note], given: Sequence[Hashable], open: set[int])
             if storage_of(each) in open:
                 return None
             found[memory_of(each)] = each
-    return found if sum(each.untyped_storage().nbytes() for each in found.values()) <= KEPT else None
+    return found if _bytes(found.values()) <= KEPT else None
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    storages = {storage_of(each): each.untyped_storage() for each in tensors}
+    return sum(int(each.nbytes()) for each in storages.values())
 
 
 def _way(
@@ -168,4 +179,5 @@ def _way(
         tape=tape,
         results=tuple(None if each is None else next(places) for each in results),
         ready=Ready.on(device),
+        nbytes=_bytes(held),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 from weakref import WeakSet, ref
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from spdsl.runtime.checks import captured, check_earlier
 from spdsl.runtime.notices import is_watched
 from spdsl.runtime.seen import is_twice
+from spdsl.runtime.shelf import SHELF
 from spdsl.runtime.watched import ROOM, Notes, noting
 from spdsl.runtime.ways import Ways, ways_of
 
@@ -41,7 +43,7 @@ _captured: dict[int, Ways] = {}
 """Steps that CUDA graphs were captured with, by identity: graphs read what these keep as long as the process runs."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class WholeCalls:
     """Calls of one kind; ``trained`` says whether any tensor wants a gradient.
 
@@ -65,8 +67,10 @@ class WholeCalls:
         kept = self.ways  # read once: other threads call, too
         if is_watched() or (self.trained and _hooked()) or (kept is None and (capturing or not self.watches(tensors))):
             return self.make(tensors)
-        if capturing and kept is not None:
-            _captured[id(kept[0])] = kept[0]
+        if kept is not None:
+            SHELF.use(kept[0])
+            if capturing:
+                _captured[id(kept[0])] = kept[0]
         if self.trained:
             return _Whole.apply(self, kept, *tensors)  # type: ignore[no-any-return, no-untyped-call]
         if kept is not None:
@@ -108,8 +112,10 @@ class WholeCalls:
     def keep(self, notes: Notes, ways: Ways | None, place: Hashable) -> None:
         """Keep the steps of what was seen until its end."""
         self.tries += 1
-        self.ways = None if ways is None or notes.blind else (ways, place)
+        self.ways = kept = None if ways is None or notes.blind else (ways, place)
         notes.give_up()
+        if kept is not None:
+            SHELF.put(kept[0], kept[0].forward.tape.device, kept[0].nbytes, partial(_give_up, ref(self)))
 
     def forget(self, kept: object) -> None:
         """Watch the next call, if these are the steps that are kept."""
@@ -125,6 +131,13 @@ class _Seen:
     middle: int
     leaves: list[Tensor]
     found: Found
+
+
+def _give_up(kind: ref[WholeCalls]) -> None:
+    """Others need the room."""
+    here = kind()
+    if here is not None:
+        here.ways = None
 
 
 def _hooked() -> bool:

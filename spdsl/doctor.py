@@ -31,6 +31,7 @@ SETTINGS = {
     "SPDSL_CACHE_DIR": "the folder of the cache",
     "SPDSL_CACHE_LIMIT": "how much the cache may hold",
     "SPDSL_CACHE_PATH": "folders of kernels that are read only",
+    "SPDSL_STEPS_LIMIT": "how much memory the steps of repeated calls may hold",
     "SPDSL_TRACEBACK": "1 shows where a fault of spdsl lies",
     "SPDSL_TUNE": "whether calls tune",
     "SPDSL_VERIFY": "1 checks values on a GPU at once",

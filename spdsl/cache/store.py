@@ -269,7 +269,7 @@ def bytes_of(text: str) -> int:
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text, re.IGNORECASE)
     if found is None:
-        raise error("SP509", f"`{text}` is not a size of the cache", help="write for example `500M` or `2G`")
+        raise error("SP509", f"`{text}` is not a number of bytes", help="write for example `500M` or `2G`")
     return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
