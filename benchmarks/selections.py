@@ -25,8 +25,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import spdsl
 from benchmarks import sampled
+from spdsl.pipeline import bound
 from spdsl.runtime import graphs
 from spdsl.semantics.nodes import BoundPattern
+from spdsl.staged import in_order
 
 Inputs = dict[str, Tensor]
 Result = dict[str, object]
@@ -136,12 +138,19 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="run each case once on few tokens, and time nothing")
     parser.add_argument("--selection", action="store_true", help="time the selection and SDPA alone")
     parser.add_argument("--unchecked", action="store_true", help="compare nothing with the reference")
+    parser.add_argument("--memory", type=int, nargs="*", help="measure the memory alone, at these numbers of tokens")
     given = parser.parse_args()
     results: list[Result] = []
     for case in CASES:
         if given.cases and case.name not in given.cases:
             continue
         torch.cuda.empty_cache()
+        if given.memory is not None:
+            for n in given.memory or [case.n]:
+                results.append({"case": case.name, "n": n, "parameters": case.parameters, **machine()})
+                results[-1] |= memory(replace(case, n=n))
+                given.out.write_text(json.dumps(results, indent=1) + "\n")
+            continue
         if given.prepare:
             prepare(case)
             continue
@@ -222,6 +231,39 @@ def figures(
         del out, back
 
 
+def memory(case: Case) -> dict[str, float]:
+    """GiB of the tensors, of lists and results, and what a call holds at its peak beyond all of these: of the first
+    three calls, in which steps are found, and of a later one."""
+    q, k, v, inputs = tensors(case)
+    pattern = spdsl.loads(case.pattern) if "{" in case.pattern else case.pattern
+    attn = spdsl.compile(pattern, **case.parameters)  # type: ignore[arg-type]
+    leaves = [each.requires_grad_() for each in (q, k, v)]
+    found = {"tensors_gib": _gib(sum(each.nbytes for each in (*leaves, *inputs.values())))}
+    with torch.no_grad():
+        select = selection(attn, q, k, v, inputs)
+        found["lists_gib"] = _gib(sum(each.nbytes for each in select().values()))
+        found["selection_gib"] = peak(select)
+
+    def both() -> tuple[Tensor, ...]:
+        out = attn(*leaves, **inputs)
+        assert isinstance(out, Tensor)
+        return out, *(torch.autograd.grad(out, leaves, d_out) if case.backward else ())
+
+    d_out = torch.randn_like(q)
+    kinds: dict[str, Callable[[], object]] = {"forward": torch.no_grad()(lambda: attn(*leaves, **inputs))}
+    if case.backward:
+        kinds["both"] = both
+    for name, run in kinds.items():
+        found[f"{name}_first_gib"] = max(peak(run, again=False) for _ in range(3))
+        found[f"{name}_gib"] = peak(run)
+    found["results_gib"] = _gib(q.nbytes * (1 if not case.backward else 2) + (k.nbytes + v.nbytes) * case.backward)
+    return found
+
+
+def _gib(size: int) -> float:
+    return round(size / 2**30, 3)
+
+
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Dense causal attention by cuDNN, or where it cannot by what torch takes."""
     backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
@@ -256,8 +298,9 @@ def call_of(
     attn: spdsl.Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs
 ) -> tuple[BoundPattern, graphs.Inputs]:
     """What `graphs.selections` takes."""
-    pattern = attn.bind(q.shape[1], k.shape[1], q.shape[3])
-    return pattern, graphs.Inputs(q=q, k=k, v=v, tables=inputs, q_start=0)
+    key = attn._open_key  # noqa: SLF001  # as calls have it
+    key, (q, k, v), tables, _ = in_order(key, q, k, v, inputs, None, 0)
+    return bound(key, q.shape[1], k.shape[1], q.shape[3]), graphs.Inputs(q=q, k=k, v=v, tables=tables, q_start=0)
 
 
 def host(run: Callable[[], object], rounds: int = 10) -> float:
@@ -286,9 +329,10 @@ def time(run: Callable[[], object], rounds: int) -> float:
     return round(median(times), 3)
 
 
-def peak(run: Callable[[], object]) -> float:
-    """GiB that a run holds at its peak beyond what was held before and what it returns."""
-    run()
+def peak(run: Callable[[], object], *, again: bool = True) -> float:
+    """GiB that a run holds at its peak beyond what was held before and what it returns; ``again``: after another."""
+    if again:
+        run()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -297,7 +341,7 @@ def peak(run: Callable[[], object]) -> float:
     after = torch.cuda.memory_allocated()
     peak = torch.cuda.max_memory_allocated()
     del kept
-    return round((peak - max(before, after)) / 2**30, 3)
+    return _gib(peak - max(before, after))
 
 
 if __name__ == "__main__":

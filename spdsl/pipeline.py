@@ -20,6 +20,7 @@ from spdsl.semantics.check import check
 from spdsl.semantics.free import fits, reasons_to_fix
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 from spdsl.semantics.softmaxes import softmax_pattern
+from spdsl.semantics.tilewise import Tilewise, tilewise
 
 Value = bool | int | float | tuple[bool | int | float, ...]
 
@@ -134,12 +135,23 @@ def bound(key: str, heads: int, groups: int, head_dim: int) -> BoundPattern:
         # The values of these inputs are lists: see `spdsl.reuse`.
         tables = tuple(replace(table, listed=table.name in fields["listed"]) for table in found.tables)
         found = replace(found, tables=tables)
+    if "tilewise" in fields:
+        order = tilewise(found)
+        assert order is not None
+        found = order.pattern
     return softmax_pattern(found, fields["softmax"]) if "softmax" in fields else found
 
 
 def listed_key(key: str, names: Sequence[str]) -> str:
     """The key of a pattern whose inputs of these names are given as lists."""
     return json.dumps(json.loads(key) | {"listed": sorted(names)})
+
+
+@lru_cache(maxsize=512)
+def order_of(key: str, heads: int, groups: int, head_dim: int) -> tuple[str, Tilewise] | None:
+    """The key of the pattern over tokens in the order of their tiles, and that order, where nothing else counts."""
+    found = tilewise(bound(key, heads, groups, head_dim))
+    return None if found is None else (json.dumps(json.loads(key) | {"tilewise": True}), found)
 
 
 @lru_cache(maxsize=512)

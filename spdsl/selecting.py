@@ -38,6 +38,7 @@ from spdsl.semantics.graph import (
 from spdsl.semantics.nodes import Const, Load
 from spdsl.semantics.show import stage_text
 from spdsl.semantics.titles import titled, titles
+from spdsl.staged import in_order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,8 @@ class ExportReport:
 class GraphReport:
     """What `Attention.explain` tells about a pattern with stages; ``softmaxes`` by what the pattern calls them.
 
-    ``makers`` says how each set of pairs is made, by what the pattern calls it.
+    ``makers`` says how each set of pairs is made, by what the pattern calls it; ``tilewise``: tokens are put in the
+    order of their tiles before, and the output is put back.
     """
 
     pattern: str
@@ -87,6 +89,7 @@ class GraphReport:
     softmaxes: tuple[tuple[str, Report], ...]
     head_dim: int
     exports: tuple[ExportReport, ...] = ()
+    tilewise: bool = False
 
     @property
     def products(self) -> int:
@@ -113,6 +116,7 @@ class GraphReport:
     def text(self) -> str:
         """The report as lines to read."""
         lines = [f"{self.pattern}: stages that run before attention"]
+        lines += ["  over tokens in the order of their tiles, which are blocks of them"] if self.tilewise else []
         for stage in self.stages:
             cost = f"{stage.numbers:,} numbers"
             cost += f", {stage.products:,} multiply-adds" if stage.products else ""
@@ -135,9 +139,10 @@ def explain_stages(
         SpatError: as a call with these tensors would.
     """
     check_tensors(q, k, v)
+    start = first_query(bound(key, q.shape[1], k.shape[1], q.shape[3]).attend, q.shape[2], k.shape[2])
+    key, (q, k, v), tables, order = in_order(key, q, k, v, tables, None, start)
     pattern = bound(key, q.shape[1], k.shape[1], q.shape[3])
     assert pattern.graph is not None
-    start = first_query(pattern.attend, q.shape[2], k.shape[2])
     on_gpu = q.device.type == "cuda" if target is None else target != "cpu"
     call = graphs.Inputs(q=q, k=k, v=v, tables=tables, q_start=start)
     called = titles(pattern.graph)
@@ -169,6 +174,7 @@ def explain_stages(
         ),
         softmaxes=tuple(softmaxes),
         head_dim=q.shape[3],
+        tilewise=order is not None,
         exports=tuple(_export(pattern.graph, each, lines) for each in pattern.graph.exports),
     )
 

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from spdsl import prepare
-from spdsl.pipeline import bound, softmax_key
+from spdsl.pipeline import bound, order_of, softmax_key
 from spdsl.runtime.direct import Direct
+from spdsl.runtime.tile_order import in_tiles, out_of_tiles, tables_in_tiles
 from spdsl.runtime.transforms import second_derivative
+from spdsl.semantics.tilewise import Tilewise
 
 _AUTOGRAD = ("AutogradCPU", "AutogradCUDA", "AutogradOther", "ADInplaceOrView")
 
@@ -39,9 +41,29 @@ def attend(
     """
     from spdsl.runtime import graphs  # loads torch's compiler, in a second or two
 
+    key, (q, k, v), tables, order = in_order(key, q, k, v, tables, places, start)
+    if order is not None:
+        out, lse = attend(q, k, v, tables, None, key, start)
+        return out_of_tiles(out, 2, order), None if lse is None else out_of_tiles(lse, 2, order)
     made = bound(key, q.shape[1], k.shape[1], q.shape[3])
     kernels = prepare.choose_backend(json.loads(key)["backend"], q.device) == "triton"
     return graphs.attend_anywhere(made, q, k, v, tables, places, start, partial(softmax_key, key), kernels)
+
+
+def in_order(
+    key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor], places: Tensor | None, start: int
+) -> tuple[str, tuple[Tensor, Tensor, Tensor], Mapping[str, Tensor], Tilewise | None]:
+    """The key, tensors and inputs of the same call over tokens in the order of their tiles, and that order.
+
+    All as they are, and None, where more of a position counts than its tile, or queries are not all of the tokens.
+    """
+    sizes = q.shape[1], k.shape[1], q.shape[3]
+    found = order_of(key, *sizes)
+    if found is None or places is not None or start != 0 or not q.shape[2] == k.shape[2] == found[1].tokens:
+        return key, (q, k, v), tables, None
+    own, order = found
+    moved = in_tiles(q, 2, order), in_tiles(k, 2, order), in_tiles(v, 2, order)
+    return own, moved, tables_in_tiles(tables, bound(key, *sizes).tables, order), order
 
 
 def attend_again(

@@ -16,6 +16,12 @@ OWN = {"count": ("sortable", "count_key"), "mass": ("mass_key",), "mark": ()}
 NEAR = 3
 """Keys from which on the cut of a row is sought key by key."""
 
+SHORT = 256
+"""Keys of a row up to which it may be gone through from its largest key on."""
+
+FEW = 6
+"""Entries up to which that is done: for each there are two looks at the row, where some twenty find any cut."""
+
 HALVED = 1024
 """Keys of a row from which on there is a way for rows of half as many, too."""
 
@@ -43,7 +49,8 @@ def emit_chain(chain: Chain, name: str) -> KernelSource:
 @lru_cache(maxsize=1)
 def emit_choose() -> KernelSource:
     """The source of the kernels that choose among keys."""
-    return _source("choose", "chains/choose.jinja", absent=ABSENT, forced=FORCED, near=NEAR, halved=HALVED)
+    numbers = {"absent": ABSENT, "forced": FORCED, "near": NEAR, "halved": HALVED, "short": SHORT, "few": FEW}
+    return _source("choose", "chains/choose.jinja", **numbers)
 
 
 def _source(file: str, template: str, **values: object) -> KernelSource:

@@ -83,7 +83,7 @@ def test_choosing(by: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> Non
     # Keys in one step, and in several.
     for widest in (choosing.WIDEST, 64):
         monkeypatch.setattr(choosing, "WIDEST", widest)
-        for amount in (0, 3, 10_000) if by == "count" else (0.0, 0.5, 1.0):
+        for amount in (0, 3, 20, 10_000) if by == "count" else (0.0, 0.5, 1.0):
             wanted = best(value, only, forced, int(amount)) if by == "count" else heaviest(value, only, forced, amount)
             dtype = torch.int32 if by == "count" else torch.float64
             width = min(int(amount), columns) if by == "count" else None

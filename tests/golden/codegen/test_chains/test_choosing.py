@@ -63,21 +63,14 @@ def between(low, high, of_low, of_high, wanted, turn, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def count_cut(keys, row, ends, pitch, wanted, ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE: tl.constexpr):
-    """The key of the entry that is the last to be chosen, how many entries have it that are, and how many there are.
+def from_both_ends(
+    held, keys, row, ends, pitch, present, forced, wanted, ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE: tl.constexpr
+):
+    """The last key that is chosen, how many reach it, and how many reach the one above.
 
     It lies between `low`, which at least `wanted` keys reach, and `high`, which fewer do.  Where few keys are between it
     and one of the two, that one goes from key to key.
     """
-    held = key_tile(keys, row, 0, ends, pitch, -2147483648, WIDTH)
-    present = tl.zeros([ROWS], tl.int32)
-    forced = tl.zeros([ROWS], tl.int32)
-    for first in range(0, WIDTH if ONE else tl.max(ends, 0), WIDTH):
-        key = held
-        if not ONE:
-            key = key_tile(keys, row, first, ends, pitch, -2147483648, WIDTH)
-        present += tl.sum((key != -2147483648).to(tl.int32), 1)
-        forced += tl.sum((key == 2147483647).to(tl.int32), 1)
     low = tl.full([ROWS], -2147483647, tl.int32)
     high = tl.full([ROWS], 2147483647, tl.int32)
     low, high = neighbour(held, keys, row, ends, pitch, low, high, ROWS, WIDTH, ONE)
@@ -104,6 +97,44 @@ def count_cut(keys, row, ends, pitch, wanted, ROWS: tl.constexpr, WIDTH: tl.cons
         # Between the largest key below `high` and `high` there is none.
         done = done | (of_low == wanted) | (enough & from_high) | (low + 1 >= high)
         turn += 1
+    return low, of_low, of_high
+
+
+@triton.jit
+def from_the_top(held, present, forced, wanted, ROWS: tl.constexpr):
+    """As `from_both_ends`, from the largest key to the next one."""
+    low = tl.full([ROWS], 2147483647, tl.int32)
+    of_low = forced
+    of_high = forced
+    done = (present <= wanted) | (forced >= wanted)
+    while tl.sum((~done).to(tl.int32), 0) > 0:
+        below = tl.max(tl.where(held < low[:, None], held, -2147483648), 1)
+        low = tl.where(done, low, below)
+        of_high = tl.where(done, of_high, of_low)
+        of_low += tl.where(done, 0, tl.sum((held == low[:, None]).to(tl.int32), 1))
+        done = done | (of_low >= wanted)
+    return low, of_low, of_high
+
+
+@triton.jit
+def count_cut(keys, row, ends, pitch, wanted, ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE: tl.constexpr):
+    """The key of the entry that is the last to be chosen, how many entries have it that are, and how many there are."""
+    held = key_tile(keys, row, 0, ends, pitch, -2147483648, WIDTH)
+    present = tl.zeros([ROWS], tl.int32)
+    forced = tl.zeros([ROWS], tl.int32)
+    for first in range(0, WIDTH if ONE else tl.max(ends, 0), WIDTH):
+        key = held
+        if not ONE:
+            key = key_tile(keys, row, first, ends, pitch, -2147483648, WIDTH)
+        present += tl.sum((key != -2147483648).to(tl.int32), 1)
+        forced += tl.sum((key == 2147483647).to(tl.int32), 1)
+    SHORT: tl.constexpr = ONE and WIDTH <= 256
+    if SHORT and tl.max(wanted - forced, 0) <= 6:
+        low, of_low, of_high = from_the_top(held, present, forced, wanted, ROWS)
+    else:
+        low, of_low, of_high = from_both_ends(
+            held, keys, row, ends, pitch, present, forced, wanted, ROWS, WIDTH, ONE
+        )
     # All keys of `low` are chosen where just as many are wanted as reach it, else those that are left.
     ties = tl.where(of_low == wanted, 2147483647, wanted - of_high)
     all = present <= wanted
