@@ -33,6 +33,12 @@ def begin() -> None:
         _start("compiler", _library)
 
 
+def get_ready() -> None:
+    """Make ready what compiling needs, and no device, before this returns."""
+    for make in (_language, _library, _templates):
+        _quietly(make)
+
+
 def _start(need: Need, make: Callable[[], None]) -> None:
     thread = threading.Thread(target=_quietly, args=(make,), name=f"spdsl{make.__name__}", daemon=True)
     _threads.setdefault(need, []).append(thread)

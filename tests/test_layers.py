@@ -39,6 +39,7 @@ LAYERS = (
         "spdsl.pick_counts",
         "spdsl.costs",
         "spdsl.choices",
+        "spdsl.trials",
         "spdsl.tuning",
         "spdsl.profiling",
         "spdsl.whatif",

@@ -178,7 +178,7 @@ def losses() -> int:
     return _losses
 
 
-class _Worker:
+class Worker:
     """A child process that answers one question after the other, spoken to with pickles over its pipes."""
 
     def __init__(self) -> None:
@@ -238,17 +238,17 @@ def _close(pipe: IO[bytes]) -> None:
         return  # what was left to write has no reader any more
 
 
-_current: _Worker | None = None
+_current: Worker | None = None
 _starting = threading.Lock()
 
 
-def _worker() -> _Worker | None:
+def _worker() -> Worker | None:
     """The worker of this process (a fork does not share its parent's), or None where none can be started."""
     global _current
     with _starting:
         if _current is None or _current.owner != os.getpid():
             try:
-                _current = _Worker() if sys.executable else None
+                _current = Worker() if sys.executable else None
             except OSError:
                 _current = None
         return _current

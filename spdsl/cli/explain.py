@@ -186,7 +186,7 @@ def _stages(
 
 def _candidates(call: Call, target: str, device: DeviceProfile, as_json: bool) -> None:
     from spdsl.choices import KINDS, candidate_times, record_of
-    from spdsl.tuning import text_of
+    from spdsl.trials import text_of
 
     times = {kind: candidate_times(kind, call.plan, call, device, target) for kind in KINDS}
     if as_json:

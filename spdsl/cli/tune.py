@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +30,14 @@ from spdsl.cli.output import note, print_json, print_table
 from spdsl.cli.progress import progress
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from torch import Tensor
+
+    from spdsl.analysis.plans import Kind, Plan
+    from spdsl.analysis.workers import Workers
+    from spdsl.samples import Sizes
+    from spdsl.trials import Bench
     from spdsl.tuning import Tuned
 
 
@@ -60,7 +68,7 @@ def tune(
     device: Annotated[str, typer.Option(help="The device to measure on; cuda where there is one.")] = "auto",
     gpus: Annotated[
         int,
-        typer.Option(help="GPUs of this machine, all of one kind, that measure a share of the candidates each.", min=1),
+        typer.Option(help="So many GPUs of this machine, all of one kind, measure side by side.", min=1),
     ] = 1,
     seed: Annotated[int, typer.Option(help="Seed for inputs that are not given.")] = 0,
     as_json: JsonOption = False,
@@ -80,108 +88,164 @@ def tune(
         return
     heads, groups = head_counts(heads, groups)
     known_dtype(dtype)
-    from spdsl.cli.tensors import length_of
+    from spdsl.analysis.candidates import MOST
+    from spdsl.codegen.builders import builders_for, processors
 
-    n = length_of(*load_pattern(pattern, parse_parameters(parameter)), n, LENGTH, layer)
-    wanted = Wanted(
-        pattern=pattern,
-        parameters=tuple(parameter or ()),
-        given=tuple(given or ()),
-        batch=batch,
-        nq=nq or n,
-        n=n,
-        heads=heads,
-        groups=groups,
-        head_dim=head_dim,
-        value_dim=value_dim or head_dim,
-        dtype=dtype,
-        layer=layer,
-        backward=backward,
-        budget=budget,
-        seed=seed,
-    )
-    start = time.monotonic()
-    if gpus > 1:
-        _spread(wanted, gpus, quiet=as_json)
-        # What they measured is known now; what they left out, for lack of time, stays so.
-        wanted = replace(wanted, budget=None if budget is None else budget - (time.monotonic() - start))
-    _report(_measured(wanted, device, quiet=as_json), as_json=as_json)
+    # They load the compiler while this process loads torch, where there are processors for both.
+    with builders_for(min(MOST, processors() // 2)) as builders, _others(gpus) as others:
+        from spdsl.cli.tensors import length_of, make_inputs, note_generated
+        from spdsl.pipeline import key_of
+        from spdsl.samples import Sizes
+
+        loaded, values = load_pattern(pattern, parse_parameters(parameter))
+        n = length_of(loaded, values, n, LENGTH, layer)
+        sizes = Sizes(batch=batch, heads=heads, groups=groups, nq=nq or n, n=n, head_dim=head_dim)
+        inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
+        wanted = Wanted(
+            key=key_of(loaded.checked, values, layer, None, False),
+            inputs=inputs,
+            sizes=sizes,
+            value_dim=value_dim or head_dim,
+            dtype=dtype,
+            seed=seed,
+        )
+        note_generated(generated)
+        found = _measured(wanted, device, others, builders, backward, budget, quiet=as_json)
+        _report(found, as_json=as_json)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Wanted:
-    """What is to be tuned, as it was asked for; what other processes are told."""
+    """The calls to tune for, as other processes are told of them: the pattern with its parameters as a ``key``, its
+    inputs on the CPU, and the sizes of the other tensors."""
 
-    pattern: str
-    parameters: tuple[str, ...]
-    given: tuple[str, ...]
-    batch: int
-    nq: int
-    n: int
-    heads: int
-    groups: int
-    head_dim: int
+    key: str
+    inputs: dict[str, Tensor]
+    sizes: Sizes
     value_dim: int
     dtype: str
-    layer: int | None
-    backward: bool
-    budget: float | None
     seed: int
 
+    def on(self, device: str) -> tuple[str, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """The first arguments of `spdsl.tuning.tune`, on a device."""
+        import torch
 
-def _measured(wanted: Wanted, device: str, *, share: tuple[int, int] = (0, 1), quiet: bool) -> Tuned:
-    """Measure the candidates, or a share of them, on a device."""
-    import torch
+        from spdsl.cli.measure import DTYPES, device_of
 
-    from spdsl.cli.measure import DTYPES, device_of, note_first_kernels
-    from spdsl.cli.tensors import make_inputs, note_generated
-    from spdsl.pipeline import key_of
-    from spdsl.samples import Sizes
+        where, sizes = device_of(device), self.sizes
+        generator = torch.Generator(where).manual_seed(self.seed)
+
+        def draw(heads: int, rows: int, dim: int) -> Tensor:
+            shape = (sizes.batch, heads, rows, dim)
+            return torch.randn(shape, generator=generator, device=where, dtype=DTYPES[self.dtype])
+
+        q, k = draw(sizes.heads, sizes.nq, sizes.head_dim), draw(sizes.groups, sizes.n, sizes.head_dim)
+        v = draw(sizes.groups, sizes.n, self.value_dim)
+        return self.key, q, k, v, {name: each.to(where) for name, each in self.inputs.items()}
+
+
+def _measured(
+    wanted: Wanted,
+    device: str,
+    others: dict[str, Workers],
+    builders: Workers,
+    backward: bool,
+    budget: float | None,
+    *,
+    quiet: bool,
+) -> Tuned:
+    """Measure the candidates on a device, and on ``others`` beside it."""
+    from spdsl.cli.measure import note_first_kernels
     from spdsl.tuning import tune as measure
 
-    loaded, values = load_pattern(wanted.pattern, parse_parameters(list(wanted.parameters)))
-    where = device_of(device)
-    sizes = Sizes(
-        batch=wanted.batch,
-        heads=wanted.heads,
-        groups=wanted.groups,
-        nq=wanted.nq,
-        n=wanted.n,
-        head_dim=wanted.head_dim,
-    )
-    inputs, generated = make_inputs(loaded, values, list(wanted.given), sizes, layer=wanted.layer, seed=wanted.seed)
-    generator = torch.Generator().manual_seed(wanted.seed)
-
-    def draw(count: int, rows: int, dim: int) -> torch.Tensor:
-        return torch.randn(wanted.batch, count, rows, dim, generator=generator).to(where, DTYPES[wanted.dtype])
-
-    q, k = draw(wanted.heads, wanted.nq, wanted.head_dim), draw(wanted.groups, wanted.n, wanted.head_dim)
-    v = draw(wanted.groups, wanted.n, wanted.value_dim)
-    key = key_of(loaded.checked, values, wanted.layer, None, False)
-    tables = {name: each.to(where) for name, each in inputs.items()}
-    if share == (0, 1):
-        note_generated(generated)
-        note_first_kernels()
-    with progress("compiling", quiet=quiet, timing=True) as watch:
-        return measure(key, q, k, v, tables, backward=wanted.backward, budget=wanted.budget, share=share, watch=watch)
+    held = [(name, workers, workers.submit(_hold, wanted=wanted, device=name)) for name, workers in others.items()]
+    benches = [partial(_asked, *each) for each in held]
+    note_first_kernels()
+    with progress("planning", quiet=quiet, timing=True) as watch:
+        made = wanted.on("cuda:0" if others else device)
+        return measure(*made, backward=backward, budget=budget, others=benches, builders=builders, watch=watch)
 
 
-def _measure_share(wanted: Wanted, number: int, count: int) -> None:
-    _measured(wanted, f"cuda:{number}", share=(number, count), quiet=True)
+@contextmanager
+def _others(gpus: int) -> Iterator[dict[str, Workers]]:
+    """A process for each of so many GPUs but the first, which begins to start here.
+
+    Raises:
+        SpatError: there are not so many GPUs of one kind (SP613).
+    """
+    with ExitStack() as stack:
+        found: dict[str, Workers] = {}
+        if gpus > 1:
+            _check_gpus(gpus)
+            from spdsl.analysis.workers import Workers
+
+            for number in range(1, gpus):
+                found[f"cuda:{number}"] = workers = stack.enter_context(Workers(1))
+                workers.submit(_get_ready, device=f"cuda:{number}")
+        yield found
 
 
-def _spread(wanted: Wanted, count: int, *, quiet: bool) -> None:
-    """Measure a share of the candidates on each of so many GPUs: the first here, the others in a process for each."""
-    with ProcessPoolExecutor(count - 1, mp_context=get_context("spawn")) as pool:
-        others = [pool.submit(_measure_share, wanted, number, count) for number in range(1, count)]
-        _measured(wanted, "cuda:0", share=(0, count), quiet=quiet)
-        for done in others:
-            done.result()
+def _check_gpus(count: int) -> None:
+    import torch
+
+    from spdsl.diagnostics import error
+
+    here = torch.cuda.device_count()
+    if count > here:
+        there = {0: "no GPU", 1: "one GPU"}.get(here, f"{here} GPUs")
+        raise error("SP613", f"`--gpus {count}`, but this machine has {there}", help="Ask for as many as there are.")
+    names = sorted({torch.cuda.get_device_name(number) for number in range(count)})
+    if len(names) > 1:
+        raise error(
+            "SP613",
+            f"the first {count} GPUs are of several kinds: {', '.join(names)}",
+            help="Choose those of one kind with `CUDA_VISIBLE_DEVICES`: times of one say nothing of the other.",
+        )
+
+
+def _get_ready(device: str) -> None:
+    """In the process of a device: load what takes long to load."""
+    import spdsl.trials
+    from spdsl.cli.measure import device_of
+
+    del spdsl
+    device_of(device)
+
+
+_benches: dict[str, Bench] = {}
+"""In the process of a device: what times kernels there."""
+
+
+def _hold(wanted: Wanted, device: str) -> None:
+    from spdsl.trials import bench_of
+
+    _benches[device] = bench_of(*wanted.on(device))
+
+
+def _time_on(device: str, made: Plan, kind: Kind) -> float | None:
+    return _benches[device](made, kind)
+
+
+def _asked(device: str, workers: Workers, held: Future[None], made: Plan, kind: Kind) -> float | None:
+    """The time of a kernel on a device, from its process.
+
+    Raises:
+        SpatError: that has ended (SP523).
+    """
+    try:
+        held.result()
+        return workers.submit(_time_on, device=device, made=made, kind=kind).result()
+    except (OSError, EOFError, TimeoutError):
+        from spdsl.diagnostics import error
+
+        raise error(
+            "SP523", f"the process that measures on `{device}` broke off", help="tune again: what was measured is kept"
+        ) from None
 
 
 def _report(found: Tuned, *, as_json: bool) -> None:
     from spdsl.choices import record_of
-    from spdsl.tuning import text_of
+    from spdsl.trials import text_of
 
     best = found.best
     if as_json:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from spdsl.analysis.candidates import SHARED_BYTES, candidates
 from spdsl.analysis.cost import estimate
 from spdsl.analysis.device import profile_for
 from spdsl.analysis.plan import plan
-from spdsl.analysis.plans import Kind, Tiles
+from spdsl.analysis.plans import Kind, Plan, Tiles
 from spdsl.cache.store import store
 from spdsl.choices import Situation, by_model, tiles_for, variants
 from spdsl.cli import tune as command
@@ -53,13 +54,14 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> dict[Tiles, float]:
     """A machine that takes the times of the dictionary, and 1 ms for all other tiles."""
     times: dict[Tiles, float] = {}
 
-    def timed(call: object, task: Any, timer: object) -> float | None:
-        measured.append(task.tiles)
-        return times.get(task.tiles, 1e-3)
+    def bench(made: Plan, kind: Kind) -> float:
+        tiles = getattr(made, kind).tiles
+        measured.append(tiles)
+        return times.get(tiles, 1e-3)
 
     measured: list[Tiles] = []
-    monkeypatch.setattr(tuning, "_time", timed)
-    monkeypatch.setattr(tuning, "_compiled", lambda plans, kinds, target: ("" for _ in plans))
+    monkeypatch.setattr(tuning, "bench_of", lambda *call: bench)
+    monkeypatch.setattr("spdsl.codegen.aot.TARGETS", ())  # nothing is compiled
     monkeypatch.setattr(tuning, "_refuse", lambda q: None)
     monkeypatch.setattr(tuning, "target_of", lambda backend, device: "sm_90")
     monkeypatch.setattr(tuning, "measured", measured, raising=False)
@@ -257,59 +259,63 @@ def test_only_tensors_with_values_are_measured_with() -> None:
     assert not tuning._is_on_gpu(torch.empty(1))
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_shares_are_measured_apart_and_chosen_from_together(hopper: dict[Tiles, float], count: int) -> None:
+def test_benches_measure_side_by_side(hopper: dict[Tiles, float], monkeypatch: pytest.MonkeyPatch) -> None:
     hopper[TILES] = 1e-4
-    key = key_of("sliding_window", window=1000)
-    shares = []
-    for number in range(count):
-        tuning.measured.clear()  # type: ignore[attr-defined]
-        tune(key, *tensors(), {}, share=(number, count))
-        shares.append(list(tuning.measured))  # type: ignore[attr-defined]
-        assert store().results.all("tuning") == ()
-    tuning.measured.clear()  # type: ignore[attr-defined]
-    found = tune(key, *tensors(), {})
-    assert not tuning.measured  # type: ignore[attr-defined]
+    met = Barrier(3)
+
+    def bench(number: int, made: Plan, kind: Kind) -> float:
+        tiles = getattr(made, kind).tiles
+        if not shares[number]:
+            met.wait(20)  # all three have something to do at the same time
+        shares[number].append(tiles)
+        return hopper.get(tiles, 1e-3)
+
+    shares: list[list[Tiles]] = [[], [], []]
+    monkeypatch.setattr(tuning, "bench_of", lambda *call: partial(bench, 0))
+    found = tune(key_of("sliding_window", window=1000), *tensors(), {}, others=[partial(bench, 1), partial(bench, 2)])
     together = [tiles for share in shares for tiles in share]
     assert sorted(together, key=repr) == sorted((each.tiles for each in found.measured), key=repr)
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert all(shares)
     assert found.best["forward"].tiles == TILES
+
+
+def test_a_bench_that_breaks_off_is_told_of_and_times_are_kept(hopper: dict[Tiles, float]) -> None:
+    key = key_of("sliding_window", window=1000)
+
+    def broken(made: Plan, kind: Kind) -> float:
+        raise RuntimeError("it broke off")
+
+    with pytest.raises(RuntimeError, match="broke off"):
+        tune(key, *tensors(), {}, others=[broken])
+    count = len(tuning.measured)  # type: ignore[attr-defined]
+    found = tune(key, *tensors(), {})
+    assert len(tuning.measured) == len(found.measured) > count  # type: ignore[attr-defined]  # none twice
 
 
 def test_the_command_spreads_over_gpus(
     hopper: dict[Tiles, float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Processes of other GPUs stand for themselves here, one after the other."""
-    shares: list[tuple[str, tuple[int, int]]] = []
-    measured = command._measured
-
-    def on_a_gpu(wanted: command.Wanted, device: str, *, share: tuple[int, int] = (0, 1), quiet: bool) -> tuning.Tuned:
-        shares.append((device, share))
-        return measured(wanted, "cpu", share=share, quiet=quiet)
-
-    class Here:
-        def __init__(self, count: int, mp_context: object) -> None:
-            self.count = count
-
-        def __enter__(self) -> Here:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def submit(self, function: Any, *given: Any) -> Any:
-            done: Future[None] = Future()
-            done.set_result(function(*given))
-            return done
-
-    monkeypatch.setattr(command, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(command, "_measured", on_a_gpu)
-    words = ["tune", "sliding_window", "-n", "512", "--device", "cpu", "--heads", "2", "--gpus", "2", "--json"]
+    """A second GPU, stood for by a process that has the same bench."""
+    monkeypatch.setattr(command, "_check_gpus", lambda count: None)
+    monkeypatch.setattr(command.Wanted, "on", lambda wanted, device: (wanted.key, *tensors(512, 2), {}))
+    words = ["tune", "sliding_window", "-n", "512", "--heads", "2", "--gpus", "2", "--json"]
     assert run(words) == 0
-    assert shares == [("cuda:1", (1, 2)), ("cuda:0", (0, 2)), ("cpu", (0, 1))]
     found = json.loads(capsys.readouterr().out)
     assert found["complete"]
-    assert len(tuning.measured) == len(found["candidates"])  # type: ignore[attr-defined]  # none twice
+    here = len(tuning.measured)  # type: ignore[attr-defined]
+    assert 0 < here < len(found["candidates"])
+    # The other process has no GPU: what it was asked for does not run there.
+    assert sum(row["seconds"] is None for row in found["candidates"]) == len(found["candidates"]) - here
+
+
+def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: ("NVIDIA H100", "NVIDIA H200")[number])
+    for count, message in ((3, "this machine has 2 GPUs"), (2, "of several kinds: NVIDIA H100, NVIDIA H200")):
+        assert run(["tune", "causal", "--gpus", str(count)]) == 1
+        answer = capsys.readouterr().err
+        assert "SP613" in answer
+        assert message in " ".join(answer.split())
 
 
 UNION = """

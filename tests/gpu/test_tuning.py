@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 import spdsl
 from spdsl import prepare
 from spdsl.choices import tiles_for
+from spdsl.cli.main import run
 from spdsl.tuning import situation_of, tune
 from tests.library.compare import relative_error
 
@@ -50,3 +53,21 @@ def test_times_of_another_gpu_are_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         times.append({each.tiles: each.seconds for each in found.measured})
     assert times[0].keys() == times[1].keys()
     assert times[1] == {tiles: pytest.approx(seconds, rel=0.25) for tiles, seconds in times[0].items()}
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_several_gpus_find_what_one_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[dict[str, Any]] = []
+    for gpus in (2, 1):
+        monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path / str(gpus)))
+        words = ["tune", "sliding_window", "-p", "window=1024", "-n", "16384", "--heads", "16", "--gpus", str(gpus)]
+        assert run([*words, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    times = [{json.dumps(row["tiles"]): row["seconds"] for row in each["candidates"]} for each in found]
+    assert times[0].keys() == times[1].keys()
+    assert all(each["complete"] for each in found)
+    assert times[0] == {tiles: pytest.approx(seconds, rel=0.25) for tiles, seconds in times[1].items()}
+    [chosen] = [json.dumps(row["tiles"]) for row in found[0]["candidates"] if row["best"]]
+    assert times[1][chosen] <= 1.1 * min(times[1].values())
