@@ -34,6 +34,9 @@ from spdsl.runtime.traced import concrete
 _MOST = 256
 """Sizes of calls that are remembered."""
 
+_PROGRAMS = 65_535
+"""The most programs of a launch along its second and its third dimension."""
+
 Value: TypeAlias = "Tensor | int"
 
 
@@ -159,6 +162,14 @@ class Loaded:
         stages = _stages.get((id(self.plan), kernel.name), kernel.stages)
         told = {name: concrete(value) for name, value in given.items()}
         x, y, z = (concrete(size) for size in grid)
+        if max(y, z) > _PROGRAMS:
+            raise error(
+                "SP510",
+                f"the kernel `{kernel.name}` of `{self.plan.problem.pattern.name}` would start {x} × {y} × {z} "
+                f"programs for {call.q.shape[0]} sequences of {call.q.shape[1]} heads, but a GPU starts 65,535 along "
+                "the second and the third dimension",
+                help="call it with fewer sequences at a time, and put the results together",
+            )
         # What the launcher itself does with tensors is no part of what is computed.
         with on(device), _disable_current_modes() if is_watched() else nullcontext():
             self._run(kernel, (x, y, z), told, stages, device)

@@ -39,14 +39,16 @@ def unite(  # type: ignore[no-untyped-def]
     most,
     blocks,
     width,
+    count,  # of tiles
     POSITIONS: tl.constexpr,
     MOST: tl.constexpr,
 ):
     """What any of the queries of a tile has picked: each program owns a tile."""
     SIZE: tl.constexpr = POSITIONS * MOST
     FAR: tl.constexpr = 2147483647
-    head = tl.program_id(1).to(tl.int64)
-    query = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)[:, None]
+    row = tl.program_id(0).to(tl.int64)
+    head = row // count
+    query = (row % count).to(tl.int32) * POSITIONS + tl.arange(0, POSITIONS)[:, None]
     place = tl.arange(0, MOST)[None, :]
     block = tl.load(lists + (head * queries + query) * most + place, mask=(query < queries) & (place < most), other=FAR)
     key = tl.where(block < blocks, block * POSITIONS + query % POSITIONS, FAR).reshape([SIZE])
@@ -58,7 +60,6 @@ def unite(  # type: ignore[no-untyped-def]
     last = exist & ((at == SIZE - 1) | (tl.gather(block, tl.minimum(at + 1, SIZE - 1), 0) != block))
     bit = tl.full([SIZE], 1, tl.int32) << (key % POSITIONS)
     _, together = tl.associative_scan((block, bit), 0, either)
-    row = head * tl.num_programs(0) + tl.program_id(0)
     to = row * width + tl.cumsum(first.to(tl.int32), 0) - 1
     tl.store(tiles + to, block, mask=last)
     tl.store(bits + to, together, mask=last)
@@ -173,12 +174,11 @@ def united(lists: Tensor, positions: int, blocks: int) -> tuple[Tensor, Tensor, 
     begin, end = torch.empty(2, batch, heads, tiles, dtype=torch.int32, device=lists.device)
     found, bits = torch.empty(2, batch * heads * tiles * width, dtype=torch.int32, device=lists.device)
     power = _power(most)
-    numbers = (found, bits, begin, end, queries, most, blocks, width)
+    numbers = (found, bits, begin, end, queries, most, blocks, width, tiles)
     warps = max(1, min(8, positions * power // 128))
-    grid = (tiles, batch * heads, 1)
     _run(
         unite,
-        grid,
+        (tiles * batch * heads, 1, 1),  # other dimensions end at 65,535
         ("tiles", "bits", "begin", "end"),
         lists.contiguous(),
         *numbers,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import spdsl
 from benchmarks import host
+from spdsl.diagnostics import SpatError
 from spdsl.runtime import operator, split
 from spdsl.runtime.tape import Arena, Launch, Operation, Start, Tape
 
@@ -152,6 +153,19 @@ def touched(step: object) -> set[int]:
             return {at for _, at in tensors}
         case _:
             return set()
+
+
+def test_more_sequences_than_a_gpu_starts_programs_for(launches: list[Launched]) -> None:
+    attn = spdsl.compile("streaming", backend="triton")
+    leaves = [torch.zeros(1 << 16, 1, 1, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+
+    def both() -> None:
+        out = attn(*leaves)
+        assert isinstance(out, Tensor)
+        torch.autograd.grad(out.sum(), leaves)
+
+    with pytest.raises(SpatError, match=r"would start .* programs for 65536 sequences of 1 heads"):
+        both()
 
 
 # ---------------------------------------------------------------- growing caches

@@ -12,10 +12,11 @@ from torch import Tensor
 import spdsl
 from spdsl import prepare
 from spdsl.pipeline import bound, key_of, opened, read, softmax_key
-from spdsl.runtime import graphs, operator, requests
+from spdsl.runtime import graphs, operator, picks, requests
 from spdsl.runtime.ranking import FAR
 from spdsl.runtime.tape import Tape
 from tests.library.compare import TOLERANCE, relative_error
+from tests.runtime.test_picks import lists
 
 pytestmark = pytest.mark.gpu
 
@@ -184,3 +185,18 @@ def test_calls_with_other_picks_repeat_their_steps(name: str, monkeypatch: pytes
     for number, results in enumerate(found):
         for one, other in zip(call(made(), number), results, strict=True):
             assert torch.equal(one, other)
+
+
+def test_unions_of_more_lists_than_a_grid_has_columns() -> None:
+    table = lists((3, 22_000, 1, 2), 9, 0)
+    wanted, found = picks.unions(table, 4, 9), picks.unions(table.cuda(), 4, 9)
+    width = wanted.tiles.numel() // wanted.begin.numel()
+    assert found.bits is not None
+    assert wanted.bits is not None
+    for one, two in ((found.tiles, wanted.tiles), (found.bits, wanted.bits)):
+        count = (wanted.end - wanted.begin).flatten()
+        mine = one.view(count.numel(), -1).cpu()
+        here = torch.arange(mine.shape[1]) < count[:, None]
+        theirs = two.view(count.numel(), width)[:, : mine.shape[1]]
+        assert torch.equal(mine[here], theirs[here])
+    assert torch.equal((found.end - found.begin).cpu(), wanted.end - wanted.begin)
