@@ -123,24 +123,32 @@ def test_a_launch_runs_what_spdsl_compile_wrote(tmp_path: Path) -> None:
 
 
 def test_candidates_are_compiled_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In threads, each of which has Triton's files for itself; afterwards Triton is as it was."""
+    """By processes that put them into this cache; one by one, each is timed once it is there."""
     import torch
-    from triton import knobs
 
     import spdsl
     from spdsl import choices, tuning
     from spdsl.analysis.plan import plan
     from spdsl.cache.store import store
+    from spdsl.trials import Trial, tried
 
     monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
     monkeypatch.setattr(tuning, "target_of", lambda backend, device: "sm_90")
     q = torch.zeros((), dtype=torch.bfloat16).expand(1, 2, 512, 64)
     base = plan(tuning.situation_of(spdsl.compile("causal")._key, q, q, q).problem(), "sm_90")
-    plans = list(choices.variants("dq", base, "sm_90").values())[:3]
-    done = list(tuning._compiled(plans, ["dq"] * 3, "sm_90"))
-    assert not any("Error" in text for text in done)
-    assert len([entry for entry in store().entries() if entry.name == "dq"]) == 3
+    plans = list(choices.variants("dq", base, "sm_90").items())[:3]
+    waiting = [Trial(kind="dq", tiles=tiles, plan=made, predicted=None) for tiles, made in plans]
+    there: list[int] = []
+    told: list[str] = []
+
+    def bench(made: object, kind: object) -> float:
+        there.append(len([entry for entry in store().entries() if entry.name == "dq"]))
+        return 1.0
+
+    assert len(tried(waiting, [bench], "sm_90", lambda trial, seconds: None, tell=told.append)) == 3
+    assert not any("Error" in text for text in told)
+    assert all(count > number for number, count in enumerate(there))
+    assert there[-1] == 3
     assert not store().verify()
     assert not (tmp_path / "triton").exists()
-    assert knobs.cache.manager_class is None
