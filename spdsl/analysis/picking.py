@@ -36,10 +36,6 @@ def why_unpicked(kind: Kind, staged: Staged, problem: Problem, gradients: Sequen
         return "a gradient is summed by key for each head"
     if kind == "dq" and gradients and _order(kind, chosen, problem) == "gathered":
         return "a gradient is summed by query"
-    if _order(kind, chosen, problem) == "union" and positions_of(problem.dtype, heads) > BITS:
-        if chosen.rows == 1:
-            return f"queries of few heads are gathered where each has {KEPT} picks at most"
-        return f"tiles hold more than {BITS} queries of a head, and runs that have picked alike are shorter"
     return None
 
 
@@ -71,6 +67,17 @@ def _alike(chosen: Picked, problem: Problem, heads: int) -> int:
     return chosen.rows if short else 0
 
 
+def _positions(order: PickOrder, chosen: Picked, problem: Problem, heads: int) -> int:
+    """How many queries a tile holds: each has a bit where any of them may have picked a block."""
+    match order:
+        case "alike":
+            return _alike(chosen, problem, heads)
+        case "union":
+            return min(BITS, positions_of(problem.dtype, heads))
+        case "gathered":
+            return positions_of(problem.dtype, heads)
+
+
 def picking(
     kind: Kind, staged: Staged, problem: Problem, target: str, relation: Callable[..., TileRelation]
 ) -> KernelPlan:
@@ -91,7 +98,7 @@ def picking(
         dtype=problem.dtype,
         head_dim=pattern.head_dim,
         value_dim=problem.value_dim,
-        positions=_alike(chosen, problem, heads) if alike else positions_of(problem.dtype, heads),
+        positions=_positions(order, chosen, problem, heads),
         heads=heads,
         block=chosen.block,
         fine=fine,

@@ -55,11 +55,10 @@ def test_few_picks_are_kept_at_once() -> None:
     assert made.forward.picks is not None
     assert made.forward.picks.order == "union"
     alone = planned("causal and chosen", of="h, q", heads=4, groups=4, picks=64)
-    assert isinstance(alone.forward.walk, ListWalk)
+    assert alone.forward.picks is not None
+    # Each query of a tile has a bit of a number.
+    assert (alone.forward.picks.order, alone.forward.picks.positions) == ("union", 32)
     assert isinstance(alone.dkdv.walk, PickWalk)
-    assert alone.forward.notes == (
-        "picks are looked up: queries of few heads are gathered where each has 16 picks at most",
-    )
 
 
 def test_queries_of_one_run_have_picked_alike() -> None:
@@ -100,10 +99,11 @@ def test_runs_shorter_than_a_tile(block: int, fine: bool) -> None:
     for shape, own in (("square", True), ("origin", True), ("offset", False)):
         problem = Problem(pattern=pattern, dtype="bf16", value_dim=64, shape=shape, tables=tables)  # type: ignore[arg-type]
         kernel = plan(problem, "sm_90").forward
-        assert isinstance(kernel.walk, PickWalk) == own
-        if own:
-            assert kernel.picks is not None
-            assert (kernel.picks.order, kernel.picks.fine, kernel.block_q) == ("alike", fine, 16)
+        # Queries of several runs have a bit each, but not for keys one by one.
+        assert isinstance(kernel.walk, PickWalk) == (own or block >= 16)
+        if kernel.picks is not None:
+            expected = ("alike", fine, 16) if own else ("union", False, 32)
+            assert (kernel.picks.order, kernel.picks.fine, kernel.block_q) == expected
 
 
 def test_fine_blocks_are_gathered() -> None:
@@ -119,10 +119,8 @@ def test_fine_blocks_are_gathered() -> None:
 def test_more_queries_than_bits() -> None:
     """Runs of 64 queries that do not begin where tiles do."""
     made = planned("causal and chosen", of="h, q.run", shape="offset")
-    assert isinstance(made.forward.walk, ListWalk)
-    assert made.forward.notes == (
-        "picks are looked up: tiles hold more than 32 queries of a head, and runs that have picked alike are shorter",
-    )
+    assert made.forward.picks is not None
+    assert (made.forward.picks.order, made.forward.picks.positions) == ("union", 32)
 
 
 def test_the_static_part_of_a_union_is_walked_in_closed_form() -> None:

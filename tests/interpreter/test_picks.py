@@ -74,6 +74,7 @@ PROGRAMS = {
     "one head, fewer queries": Program(of="h, q", heads=2, groups=2, nq=20, n=70, block=32),
     "one head, heads share keys": Program(of="h, q", heads=4, groups=2, block=32),
     "one head, blocks of tiles": Program(of="h, q", heads=1, nq=200, n=200, block=128),
+    "one head, more than are kept at once": Program(of="h, q", heads=1, nq=40, n=330, picks=17),
     "own block or chosen": Program(
         of="h, q",
         heads=2,
