@@ -17,7 +17,7 @@ from spdsl.codegen.chains.places import Place
 from spdsl.codegen.chains.totals import Total, is_share
 from spdsl.semantics import build
 from spdsl.semantics.graph import Pool, Softmax, is_free
-from spdsl.semantics.nodes import Expr, Index, Load
+from spdsl.semantics.nodes import Const, Expr, Index, Load
 from spdsl.semantics.rewrite import free_axes
 
 if TYPE_CHECKING:
@@ -117,16 +117,24 @@ class _Heads:
         return over not in read and not (over == "h" and "g" in read and self.stage.per != "g")
 
     def each(self, add: Callable[[Place], None]) -> None:
-        """A loop that adds one member after the other."""
+        """A loop that adds one member after the other; where there is one, it stands by itself, so that what it needs of
+        keys is loaded where that is best."""
         program, over = self.values.program, self.stage.over
+        if self.count == "1":
+            add(self._member(Const(value=0)))
+            return
         member = program.fresh("member" if not is_free(over) else f"each_{over}")
+        if self.stage.per == "g":
+            self.values.places.limits[member] = self.ratio - 1
         with program.loop(f"for {member} in range({self.count}):", len(program.stack) - 1, member):
-            index: Expr = Index(name=member)
-            if self.stage.per == "g":
-                self.values.places.limits[member] = self.ratio - 1
-                index = build.add(build.mul(self.place.at["g"], self.ratio), index)
-            inner = {axis: entry for axis, entry in self.place.at.items() if axis != self.stage.per}
-            add(Place(at={**inner, over: tidy(index)}))
+            add(self._member(Index(name=member)))
+
+    def _member(self, index: Expr) -> Place:
+        """The place of a member."""
+        if self.stage.per == "g":
+            index = build.add(build.mul(self.place.at["g"], self.ratio), index)
+        inner = {axis: entry for axis, entry in self.place.at.items() if axis != self.stage.per}
+        return Place(at={**inner, self.stage.over: tidy(index)})
 
     @contextmanager
     def where(self, only: Expr, wrong: str) -> Iterator[None]:
