@@ -117,7 +117,7 @@ class _Heads:
         return over not in read and not (over == "h" and "g" in read and self.stage.per != "g")
 
     def each(self, add: Callable[[Place], None]) -> None:
-        """A loop that adds one member after the other; where there is one, it stands by itself, so that what it needs of
+        """A loop that adds one member after the other; a single one stands by itself, so that what it needs of
         keys is loaded where that is best."""
         program, over = self.values.program, self.stage.over
         if self.count == "1":
