@@ -23,6 +23,7 @@ from spdsl.codegen.blocks import (
     Kernel,
     Loop,
     PicksEnd,
+    SendBlocks,
     Speaks,
     Stream,
     ToldTiles,
@@ -78,6 +79,7 @@ def emit_gluon(graph: BlockGraph, kernel: Kernel, version: str | None = None) ->
             adds=_is_fused(kernel) or any(isinstance(block, PicksEnd) and block.added for block in every(kernel.body)),
             sizes=sizes,
             looks=_looks(kernel),
+            gathers=_gathers(kernel),
             products=_products(kernel, sizes),
             layouts=_layouts(kernel, sizes),
             blocks=_blocks(kernel, sizes),
@@ -101,6 +103,11 @@ def _looks(kernel: Kernel) -> bool:
     return any(isinstance(block, Speaks) for block in every(kernel.fetch or ()))
 
 
+def _gathers(kernel: Kernel) -> bool:
+    """Whether the copying warp puts tiles of keys together."""
+    return any(isinstance(block, SendBlocks) for block in every(kernel.fetch or ()))
+
+
 def _is_fused(kernel: Kernel) -> bool:
     """Whether it has the skeleton of the fused backward."""
     return kernel.name in ("fused", "ordered")
@@ -122,7 +129,7 @@ def _layouts(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, str]:
     }
     if _looks(kernel):
         found["LANES"] = "gl.BlockedLayout([1, 1], [1, 32], [1, 1], [1, 0])"
-    if kernel.name == "dkdv":
+    if kernel.name == "dkdv" or _gathers(kernel):
         found["TILE"] = _SWIZZLED.format(128)
     if _is_fused(kernel):
         found["SWIZZLED"] = _SWIZZLED.format(128)

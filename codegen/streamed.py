@@ -37,6 +37,7 @@ from spdsl.codegen.corners import corner, described
 from spdsl.codegen.expressions import truncated
 from spdsl.codegen.forward import SUMS
 from spdsl.codegen.frame import Frame
+from spdsl.codegen.picked_tiles import blocks_told, listed_by, of_blocks, picked_begin, send_blocks, sizes_of_blocks
 from spdsl.codegen.programs import masked, positions, program
 from spdsl.codegen.silent import KIND, kinds, quiet_mask, silence
 from spdsl.codegen.tensors import plain_tensor
@@ -88,8 +89,8 @@ def lower_streamed(plan: Plan) -> Kernel:
         doc="Output and LSE: each program owns a tile of queries and walks the tiles of keys that its rows touch.",
         arguments=(
             described(frame, "Q", "q", dim, shared=True),
-            described(frame, "K", "k", dim, shared=False),
-            described(frame, "V", "k", value_dim, shared=False),
+            of_blocks(frame, described(frame, "K", "k", dim, shared=False)),
+            of_blocks(frame, described(frame, "V", "k", value_dim, shared=False)),
             *out,
             Argument(name="LSE", type="*fp32", note="[batch, heads, nq], natural logarithm"),
             *length_arguments(frame),
@@ -105,7 +106,8 @@ def lower_streamed(plan: Plan) -> Kernel:
             ("GROUPS", tiles.groups),
             ("ROWS", GROUP_ROWS),
             ("RING", tiles.stages),
-            ("NUMBERS", len(_names(tiles)) + flagged),
+            ("NUMBERS", len(_names(tiles)) + flagged + blocks_told(frame)),
+            *sizes_of_blocks(frame),
         ),
         body=(_each_told(compute, late=shares_output),) if tiles.persistent else compute,
         fetch=(EachItem(filled="q_filled", freed="q_freed", body=fetch),) if tiles.persistent else fetch,
@@ -146,7 +148,7 @@ def _fetch(plan: Plan) -> tuple[tuple[Block, ...], Mode]:
     tiles = plan.forward
     frame = Frame(plan=plan, kernel=tiles, by="query")
     only = mode_of(tiles.walk, _walker(Frame(plan=plan, kernel=tiles, by="query"), ()))
-    quiet = None if only == "full" else silence(frame, frame.keep())
+    quiet = None if only == "full" or tiles.picks is not None else silence(frame, frame.keep())
 
     def body(mode: Mode) -> tuple[Block, ...]:
         told = FLAGS[mode] if only == "either" else None
@@ -161,9 +163,9 @@ def _fetch(plan: Plan) -> tuple[tuple[Block, ...], Mode]:
         )
 
     setup, loops = lower_walk(tiles.walk, _walker(frame, body))
-    loops = split.share(frame, loops)
+    loops = send_blocks(frame, loops) if frame.gathers_keys else split.share(frame, loops)
     queries = (FetchQueries(corner=corner(frame, "Q", "q", shared=True), again=tiles.persistent),)
-    begin = tuple(block for block in program(frame, reverse=True) if not isinstance(block, BoxLanes))
+    begin = tuple(block for block in _begin(frame) if not isinstance(block, BoxLanes))
     return (
         *begin,
         # Queries may have to wait for those before: what else there is to find out comes first.
@@ -180,7 +182,7 @@ def _compute(frame: Frame, mode: Mode, *, queries_back: bool) -> tuple[Block, ..
     """The blocks of a computing group."""
     plan = frame.plan
     keep, bias = frame.keep(), frame.bias
-    quiet = None if mode == "full" else silence(frame, keep)
+    quiet = None if mode == "full" or frame.kernel.picks is not None else silence(frame, keep)
     frame.hoist.share((keep,) if bias is None else (keep, bias))
     sink = None if plan.sink_logit is None else frame.hoist.place(truncated(plan.sink_logit), 1)
     bias_blocks, bias = ((), None) if bias is None else frame.place_tile(bias)
@@ -207,7 +209,7 @@ def _compute(frame: Frame, mode: Mode, *, queries_back: bool) -> tuple[Block, ..
         out = WriteOut(dtype=dtype, padded=frame.is_padded("VALUE_DIM"))
     end = (StreamEnd(), out, frame.row_base(), StoreRows(value="lse", pointer="LSE", side="q"))
     return (
-        *program(frame, reverse=True),
+        *_begin(frame),
         positions(frame, "q", "own"),
         *frame.hoist.take(0),
         *frame.hoist.take(1),
@@ -222,9 +224,15 @@ def _compute(frame: Frame, mode: Mode, *, queries_back: bool) -> tuple[Block, ..
             again=frame.kernel.persistent,
             queries_back=queries_back,
             resumed=plan.place > 0,
+            listed=listed_by(frame, every=bias is not None),
         ),
         *split.end(frame, SUMS, end),
     )
+
+
+def _begin(frame: Frame) -> tuple[Block, ...]:
+    """What a program works on."""
+    return program(frame, reverse=True) if frame.kernel.picks is None else picked_begin(frame)
 
 
 def _by_address(frame: Frame) -> bool:
@@ -252,9 +260,12 @@ def _walker(frame: Frame, body: object) -> Walker:
         place_tile=frame.place_tile,
         body=body,  # type: ignore[arg-type]
         boxes=frame.kernel.boxes,
+        picks=frame.kernel.picks,
     )
 
 
 def _names(kernel: KernelPlan) -> tuple[str, ...]:
     """What tells where a tile of keys lies."""
+    if kernel.picks is not None and kernel.picks.fine:
+        return ("t",)
     return ("j",) if kernel.boxes is None else (*(f"j{axis}" for axis in range(len(kernel.boxes.axes))), "k_first")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from spdsl.analysis.plans import Precision
 from spdsl.analysis.tiles import Pairs, tiles_among
@@ -79,6 +79,8 @@ from spdsl.codegen.blocks.sent import (
 from spdsl.codegen.blocks.streamed import (
     CopyOut,
     FetchQueries,
+    ListedBlocks,
+    SendBlocks,
     SendEnd,
     SendTile,
     Speaks,
@@ -111,7 +113,8 @@ class Stream:
     The products of a tile with the queries run while the weights of the one before meet their values.  With ``flagged``
     ``masked`` is read too, with ``kinds`` as the ``kind`` of the tile.  ``factor`` as in `OnlineSoftmax`.  With
     ``again`` the last place of the ring is given back, and with ``queries_back`` the queries; with ``resumed`` there is
-    a sum before the first tile, which is scaled as any other.
+    a sum before the first tile, which is scaled as any other.  With ``listed`` keys are those of `SendBlocks`: their
+    numbers ``k_listed`` are read where the tile is masked, or in ``every`` tile.
     """
 
     names: tuple[str, ...]
@@ -123,6 +126,7 @@ class Stream:
     again: bool = False
     queries_back: bool = False
     resumed: bool = False
+    listed: Literal["masked", "every"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +236,8 @@ Block: TypeAlias = (
     | FetchQueries
     | Speaks
     | SendTile
+    | ListedBlocks
+    | SendBlocks
     | SendEnd
     | StreamBegin
     | Stream

@@ -64,6 +64,27 @@ class SendTile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ListedBlocks:
+    """The copying warp reads the first keys of the blocks of tile ``t``: ``count`` of ``block`` keys, the last of the
+    list again where there are fewer.  Names them ``row_0``, …, and ``nearest`` and ``farthest``, between which all of
+    these keys lie."""
+
+    block: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendBlocks:
+    """As `SendTile`, of a tile that is put together from `ListedBlocks`: each of them is copied by itself, columns in
+    ``halves``, and past the end of the list zeros.  Where they begin is told, too."""
+
+    block: int
+    count: int
+    halves: int
+    masked: Expr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SendEnd:
     """The copying warp says that there are no more tiles."""
 

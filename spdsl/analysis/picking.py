@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from spdsl.analysis.picks import FINEST, Picked, picked
-from spdsl.analysis.plans import KernelPlan, Kind, Problem, TableGradient, Tiles
+from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Kind, Problem, TableGradient, Tiles
 from spdsl.analysis.specialising import copies_tiles, why_plain
 from spdsl.analysis.stages import Staged
 from spdsl.analysis.tiles import Interval, PickOrder, Picks, PickWalk, Slot, SlotWalk, TileRelation, Walk, lanes_of
@@ -101,12 +101,16 @@ def picking(
         positions=_positions(order, chosen, problem, heads),
         heads=heads,
         block=chosen.block,
+        run=chosen.rows,
         fine=fine,
         gathered=order == "gathered",
         target=target,
     )
     streamed = kind == "dkdv" and _is_streamed(chosen, problem, target, heads)
     tiles = STREAMED if streamed else tiles
+    copied = _copied_tiles(chosen, problem, target) if kind == "forward" and alike and heads == 1 else None
+    if copied is not None:
+        tiles, streamed = copied, True
     given = dict(problem.tiles).get(kind)
     lanes = lanes_of(heads)
     apart = given is not None and (given.block_k % chosen.block if fine else chosen.block % given.block_k) == 0
@@ -126,7 +130,7 @@ def picking(
         stages=tiles.stages,
         walk=PickWalk(bounds=_one_slot(rest.by_key if gathered else rest.by_query, gathered, grain)),
         notes=rest.notes,
-        plain=why_plain(kind, problem, target) or "",
+        plain="" if streamed else why_plain(kind, problem, target) or "",
         picks=Picks(
             table=chosen.table,
             rows=chosen.rows,
@@ -145,6 +149,33 @@ def picking(
 
 STREAMED = Tiles(block_q=64, block_k=64, warps=4, stages=2, specialised=True)
 """Tiles of a kernel by key for which a warp copies queries: two programs of this size share an SM of Hopper."""
+
+
+def _copied_tiles(chosen: Picked, problem: Problem, target: str) -> Tiles | None:
+    """The tiles of a forward in which queries of a tile have picked alike, where the copy engine can take blocks from
+    where they lie; None where it cannot, and where single blocks of narrow rows are as fast without it.
+
+    By what was fastest on an H200: two groups where both sides fill their tiles, or share wide blocks that are put
+    together; elsewhere one group, so that two programs share an SM.
+    """
+    wide = problem.value_dim > GROUP_ROWS
+    together, long = chosen.block in _PUT_TOGETHER, chosen.rows % (2 * GROUP_ROWS) == 0
+    whole = chosen.rows % GROUP_ROWS == 0 and (chosen.block % TILE == 0 or together)
+    dims = {problem.pattern.head_dim, problem.value_dim}
+    if target != "sm_90" or not copies_tiles(problem, target) or not whole or dims not in ({64}, {128}):
+        return None
+    if long and chosen.block % (2 * TILE) == 0:
+        return replace(_COPIED, block_q=2 * GROUP_ROWS, block_k=2 * TILE, stages=2 if wide else 4)
+    if long and wide and together:
+        return replace(_COPIED, block_q=2 * GROUP_ROWS, stages=4)
+    return _COPIED if wide or together or long else None
+
+
+_COPIED = Tiles(block_q=GROUP_ROWS, block_k=TILE, warps=4, stages=3, specialised=True)
+"""One group of four warps, as in `default_tiles`."""
+
+_PUT_TOGETHER = (8, 16, 32)
+"""Blocks of which several make a tile: a swizzled tile is made of runs of 8 rows."""
 
 _LEAST = 8
 """Heads of a list, at least, so that the copy engine has enough to move at once."""

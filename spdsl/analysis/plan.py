@@ -103,7 +103,8 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
             return gathering(kind, staged, problem, target, side)
         unpicked = "" if target == "cpu" else why_unpicked(kind, staged, problem, gradients)
         if unpicked is None:
-            return picking(kind, staged, problem, target, partial(_relation, staged, problem))
+            found = picking(kind, staged, problem, target, partial(_relation, staged, problem))
+            return replace(found, persistent=may_persist(found, problem))
         if problem.few and kind == "forward":
             return _few(staged, problem, target, residues)
         found = _kernel(kind, staged, problem, target, residues)

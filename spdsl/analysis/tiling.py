@@ -151,12 +151,14 @@ def picked_tiles(
     positions: int,
     heads: int,
     block: int,
+    run: int,
     fine: bool,
     gathered: bool,
     target: str,
 ) -> Tiles:
     """Tiles of a kernel that walks what queries have picked: blocks of ``block`` keys, once for ``heads`` heads of
-    ``positions`` queries; with ``fine`` keys are ``gathered``, else that says that queries are."""
+    ``positions`` queries, of which ``run`` neighbours have picked alike; with ``fine`` keys are ``gathered``, else that
+    says that queries are."""
     width = max(head_dim, value_dim)
     rows = positions * lanes_of(heads)
     small = dtype == "fp32" or target.startswith("gfx") or width > 128
@@ -172,6 +174,8 @@ def picked_tiles(
         case "forward" if fine and hopper and rows <= 16 and width <= 64:
             # The sums of a row stay within the one warp, and many programs hide what it waits for.
             return Tiles(block_q=rows, block_k=keys, warps=1, stages=2)
+        case "dq" if fine and hopper and width <= 64:
+            return Tiles(block_q=rows, block_k=keys, warps=2 if rows <= 16 else 4, stages=2 if rows <= 16 else 3)
         case "forward" | "dq" if fine and hopper:
             return Tiles(block_q=rows, block_k=keys, warps=8 if wide or (kind == "dq" and rows > 16) else 4, stages=2)
         case "forward":
@@ -180,6 +184,9 @@ def picked_tiles(
             return Tiles(block_q=rows, block_k=keys, warps=8 if wide else 4, stages=2 if hopper else 1)
         case _ if hopper and lanes_of(heads) <= 32:
             # Half a tile: addresses of rows that are gathered take registers.
+            if keys == 16 and width <= 64 and lanes_of(heads) == 1:
+                long = run >= _PICKED_ROWS
+                return Tiles(block_q=_PICKED_ROWS if long else 32, block_k=keys, warps=4 if long else 2, stages=3)
             return Tiles(block_q=32, block_k=keys, warps=4, stages=3)
         case _ if hopper and fine and not wide:
             return Tiles(block_q=rows, block_k=keys, warps=4, stages=2)

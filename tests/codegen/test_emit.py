@@ -81,6 +81,28 @@ def test_source_of_picks(golden: Callable[..., None]) -> None:
     golden(gluon_text(graph, "dkdv"), "dkdv.py")
 
 
+def test_source_of_copied_blocks() -> None:
+    """Four blocks of 16 keys make a tile: each is copied from where the list says, or zeros past its end; where a group
+    has 64 keys to itself a tile is one copy."""
+    texts = {}
+    for block in (16, 64):
+        pattern = library("sparsed_reuse", heads=4, groups=2, head_dim=128, rows=64, columns=block)
+        tables = tuple((table.name, "int32") for table in pattern.tables)
+        pattern = replace(pattern, tables=tuple(replace(table, listed=True) for table in pattern.tables))
+        made = plan(Problem(pattern=pattern, dtype="bf16", value_dim=128, shape="square", tables=tables), "sm_90")
+        assert made.forward.specialised
+        texts[block] = gluon_text(lower(made), "forward")
+    copies = re.findall(r"global_to_shared\((\w), \[b, g, (\S+), (\d) \* COLUMNS\]", texts[16])
+    wanted = [(tensor, f"row_{number}", half) for tensor in "KV" for half in "01" for number in range(4)]
+    assert sorted(copies) == sorted(wanted)
+    assert re.findall(r"(row_\d) = gl.where\(begin \+ t \* 4 \+ (\d) < end, \1, n\)", texts[16]) == [
+        (f"row_{number}", str(number)) for number in (1, 2, 3)
+    ]
+    assert "listed_keys" in texts[16]
+    assert "K, [b, g, j * BLOCK_K, 0]" in texts[64]
+    assert "listed_keys" not in texts[64]
+
+
 @pytest.mark.parametrize("scale", [0.5, -0.5])
 def test_the_fused_kernel_scales_as_it_is_written(scale: float) -> None:
     """Also by a number below zero, which the softmax of the forward does not leave to its exponent."""

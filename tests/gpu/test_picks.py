@@ -68,6 +68,17 @@ CASES = {
     "short runs of 16 heads and a window": Case(heads=32, groups=2, n=900, rows=32, window=100),
     "a block that all have picked": Case(heads=64, groups=4, n=3000, picks=2),
     "single": Case(heads=8, groups=1, n=400, dtype=torch.float32),
+    # A warp copies blocks; of those that do not fill a tile several make one.
+    "blocks of 8 copied": Case(heads=4, groups=2, n=2001, rows=64, block=8, picks=37, by_head=True, batch=2),
+    "blocks of 16 copied, narrow": Case(heads=2, groups=2, n=1000, rows=256, block=16, picks=9, by_head=True, dim=64),
+    "blocks of 32 copied, and a window": Case(
+        heads=4, groups=1, n=1111, rows=128, block=32, picks=7, by_head=True, window=150, dtype=torch.float16
+    ),
+    "blocks of 64 copied, and a window": Case(heads=4, groups=2, n=1500, rows=128, window=70, by_head=True, dim=64),
+    "blocks of 128 copied": Case(heads=3, groups=3, n=1290, rows=64, block=128, picks=3, by_head=True),
+    "blocks of 128 copied for 128 queries": Case(
+        heads=4, groups=2, n=1290, rows=128, block=128, picks=3, by_head=True, dim=64
+    ),
 }
 
 
