@@ -40,7 +40,8 @@ class Case:
 
     ``smooth`` neighbouring keys and queries share the larger part of their vectors, so that neighbouring queries
     choose alike, as those of a model do; 0 for independent numbers.  ``inputs`` makes those of the pattern.  Runs of
-    ``run`` queries are compared with the reference: as many as choose together.
+    ``run`` queries are compared with the reference: as many as choose together.  ``full``: beside dense attention of
+    all keys.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Case:
     inputs: Callable[[Case], Inputs] = lambda case: {}
     backward: bool = True
     run: int = 2
+    full: bool = False
 
 
 def _gates(case: Case) -> Inputs:
@@ -124,7 +126,7 @@ CASES = (
         groups=12,
         n=32768,
         inputs=_video,
-        backward=False,
+        full=True,
     ),
     Case(name="infllm_v2_524k", pattern="infllm_v2", n=524288),
 )
@@ -205,7 +207,7 @@ def figures(
         yield "lists_gib", round(sum(each.nbytes for each in select().values()) / 2**30, 3)
         yield "selection_host_ms", host(select)
         yield "selection_ms", time(select, rounds)
-        dense = lambda: causal(q, k, v)  # noqa: E731
+        dense = lambda: causal(q, k, v, full=case.full)  # noqa: E731
         if case.n <= DENSE:
             yield "dense_forward_ms", time(dense, rounds)
         if not whole:
@@ -233,7 +235,7 @@ def figures(
 
 def memory(case: Case) -> dict[str, float]:
     """GiB of the tensors, of lists and results, and what a call holds at its peak beyond all of these: of the first
-    three calls, in which steps are found, and of a later one."""
+    two calls, of which the second is watched for its steps, and of the third, which repeats them."""
     q, k, v, inputs = tensors(case)
     pattern = spdsl.loads(case.pattern) if "{" in case.pattern else case.pattern
     attn = spdsl.compile(pattern, **case.parameters)  # type: ignore[arg-type]
@@ -242,7 +244,7 @@ def memory(case: Case) -> dict[str, float]:
     with torch.no_grad():
         select = selection(attn, q, k, v, inputs)
         found["lists_gib"] = _gib(sum(each.nbytes for each in select().values()))
-        found["selection_gib"] = peak(select)
+        found["selection_gib"] = peak(select, again=False)
 
     def both() -> tuple[Tensor, ...]:
         out = attn(*leaves, **inputs)
@@ -254,8 +256,8 @@ def memory(case: Case) -> dict[str, float]:
     if case.backward:
         kinds["both"] = both
     for name, run in kinds.items():
-        found[f"{name}_first_gib"] = max(peak(run, again=False) for _ in range(3))
-        found[f"{name}_gib"] = peak(run)
+        found[f"{name}_first_gib"] = max(peak(run, again=False) for _ in range(2))
+        found[f"{name}_gib"] = peak(run, again=False)
     found["results_gib"] = _gib(q.nbytes * (1 if not case.backward else 2) + (k.nbytes + v.nbytes) * case.backward)
     return found
 
@@ -264,12 +266,12 @@ def _gib(size: int) -> float:
     return round(size / 2**30, 3)
 
 
-def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Dense causal attention by cuDNN, or where it cannot by what torch takes."""
+def causal(q: Tensor, k: Tensor, v: Tensor, *, full: bool = False) -> Tensor:
+    """Dense causal attention by cuDNN, or where it cannot by what torch takes; ``full``: of all keys."""
     backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel(backends, set_priority=True):
         return torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+            q, k, v, is_causal=not full, enable_gqa=q.shape[1] != k.shape[1]
         )
 
 

@@ -16,7 +16,7 @@ from spdsl.codegen.emit import HELPERS, NEEDED, KernelSource, environment
 from spdsl.codegen.expressions import helpers_of, text_of
 from spdsl.diagnostics import SpatError
 from spdsl.semantics.differentiate import derivative
-from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Load, Param
+from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Param
 from spdsl.semantics.rewrite import transform, walk
 
 Place: TypeAlias = "int | str"
@@ -29,13 +29,14 @@ ROWS = 32
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read:
     """A table that is read, axis by axis, and the name of what is read; ``slope`` is the result's derivative, for
-    floats."""
+    floats.  ``every``: so many queries, from the first position on, read the same."""
 
     name: str
     table: str
     dtype: str
     places: tuple[Place, ...]
     slope: Expr | None
+    every: int = 1
 
     @property
     def along(self) -> tuple[str, ...]:
@@ -56,13 +57,18 @@ class Returned:
     reads: tuple[Read, ...]
 
 
-def returned(result: Expr, labels: Mapping[str, tuple[str, ...]]) -> Returned | str:
-    """The kernels of ``result``, or why there are none; ``labels`` are the axes of all tables that it reads."""
+def returned(result: Expr, labels: Mapping[str, tuple[str, ...]], blocks: Mapping[str, int]) -> Returned | str:
+    """The kernels of ``result``, or why there are none.
+
+    ``labels`` are the axes of all tables that it reads, and ``blocks`` those axes of queries whose members are blocks
+    of so many positions.
+    """
     loads = list(dict.fromkeys(node for node in walk(result) if isinstance(node, Load)))
     names = {load: Param(name=f"x{number}", dtype=load.dtype) for number, load in enumerate(loads)}
     reads = []
     for load in loads:
-        places = _places(load, labels[load.table])
+        coarse = next((label for label in labels[load.table] if label in blocks), None)
+        places = _places(load, labels[load.table], coarse)
         if places is None:
             return f"the way in which `{load.table}` is read"
         slope: Expr | None = None
@@ -71,7 +77,9 @@ def returned(result: Expr, labels: Mapping[str, tuple[str, ...]]) -> Returned | 
                 slope = _named(derivative(result, load), names)
             except SpatError:
                 return "an operation without a derivative"
-        reads.append(Read(name=names[load].name, table=load.table, dtype=load.dtype, places=places, slope=slope))
+        every = 1 if coarse is None else blocks[coarse]
+        name = names[load].name
+        reads.append(Read(name=name, table=load.table, dtype=load.dtype, places=places, slope=slope, every=every))
     value = _named(result, names)
     for node in walk(value):
         known = isinstance(node, Param | Apply | Const) or (isinstance(node, Extent) and node.name in ("n", "nq"))
@@ -80,7 +88,7 @@ def returned(result: Expr, labels: Mapping[str, tuple[str, ...]]) -> Returned | 
     return Returned(value=value, reads=tuple(reads))
 
 
-def _places(load: Load, labels: tuple[str, ...]) -> tuple[Place, ...] | None:
+def _places(load: Load, labels: tuple[str, ...], coarse: str | None) -> tuple[Place, ...] | None:
     found: list[Place] = []
     for index, label in zip(load.indices[-len(labels) :] if labels else (), labels, strict=True):
         match index:
@@ -88,6 +96,8 @@ def _places(load: Load, labels: tuple[str, ...]) -> tuple[Place, ...] | None:
                 found.append(value)
             case Index(name="h" | "q" | "d" as name) if label == name or (name, label) == ("q", "token"):
                 found.append(name)
+            case Coord(side="q") if label == coarse == f"q.{index.axis}":
+                found.append("q")
             case _:
                 return None
     along = [place for place in found if isinstance(place, str)]

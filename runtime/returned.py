@@ -19,7 +19,7 @@ from spdsl.codegen.returned import ROWS, Read, Returned, emit_returned, returned
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.plain import start_given
 from spdsl.runtime.transforms import second_derivative
-from spdsl.semantics.nodes import Expr
+from spdsl.semantics.nodes import Axis, BoundPattern, Const, Expr, Index
 
 _MOST = 512
 """Results whose kernels are remembered."""
@@ -32,6 +32,8 @@ def by_kernel(arrays: Arrays, result: Expr, dtype: torch.dtype) -> Tensor | None
     plan, module = _plan(arrays, result)
     if isinstance(plan, str) or arrays.lines.q_start < 0:
         return None
+    if arrays.lines.q_start and any(read.every > 1 for read in plan.reads):
+        return None  # blocks are counted from position 0
     every = {**arrays.tensors, **arrays.attended}
     tables = tuple(dict.fromkeys(read.table for read in plan.reads))
     if not all(name in every for name in tables):
@@ -53,10 +55,22 @@ def _plan(arrays: Arrays, result: Expr) -> tuple[Returned | str, Any]:
         pattern = arrays.lines.pattern
         labels = {table.name: arrays.lines.labels(table.name) for table in pattern.tables}
         labels |= {name: stage.axes for name, stage in arrays.stages.items()}
-        plan = returned(result, labels)
+        plan = returned(result, labels, _blocks(pattern))
         module = None if isinstance(plan, str) else load(emit_returned(plan, pattern.name))
         _known[id(result)] = result, plan, module
     return _known[id(result)][1:]
+
+
+def _blocks(pattern: BoundPattern) -> dict[str, int]:
+    """The axes of queries whose members are blocks of one size, and that size."""
+    found = {}
+    for axis in pattern.axes:
+        match axis:
+            case Axis(of=(Index(name="k"),), size=(Const(value=int() as size),), step=None):
+                found[f"q.{axis.name}"] = size
+            case _:
+                pass
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +92,7 @@ class _Call:
             size = tensor.shape[1 + dim]
             if isinstance(place, int):
                 tensor = tensor.select(1 + dim, min(max(place, 0), size - 1))
-            elif place == "q" and size != self.shape[2]:
+            elif place == "q" and read.every == 1 and size != self.shape[2]:
                 tensor = tensor.narrow(1 + dim, self.q_start, self.shape[2])
         return tensor
 
@@ -104,7 +118,7 @@ class _Call:
         """Whether each number that is read belongs to one of the result, or to one row of it."""
         others = [each for each in self.floats if each.table == read.table and each != read]
         apart = all(_fixed(each) != _fixed(read) for each in others)
-        return apart and {"h", "q"} <= set(read.along) and view.shape[0] == self.shape[0]
+        return apart and read.every == 1 and {"h", "q"} <= set(read.along) and view.shape[0] == self.shape[0]
 
     def target(self, read: Read, gradient: Tensor) -> _Target:
         """Where the kernel writes the gradient of what is read."""
@@ -120,6 +134,11 @@ class _Call:
         """Add what belongs to each number of the result to the gradient of what is read."""
         axes = ("h", "q", "d")[: whole.dim() - 1]
         view = self.view(read, gradient)
+        if read.every > 1:
+            missing = view.shape[1 + read.along.index("q")] * read.every - whole.shape[2]
+            if missing:
+                whole = torch.nn.functional.pad(whole, (*(0, 0) * (whole.dim() - 3), 0, missing))
+            whole = whole.unflatten(2, (-1, read.every)).sum(3)
         if view.shape[0] < whole.shape[0]:
             whole = whole.sum(0, keepdim=True)
         gone = [1 + place for place, axis in enumerate(axes) if axis not in read.along]

@@ -23,6 +23,13 @@ BRANCHES = """
   let far = attend { keep q - k >= 6 }
 """
 
+BY_BLOCK = """
+  axis blk = token by 4
+  input gate: float[h, q.blk]
+  let near = attend { keep causal and q - k < 8 }
+  let far = attend(mean(Q, per = q.blk), mean(K, per = k.blk), mean(V, per = k.blk)) { keep k.blk <= q.blk }
+"""
+
 CASES: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
     "gates": ("gate: float[2, h, q]", "gate[0] * near + gate[1] * far", {"gate": (2, HEADS, N)}),
     "gates of every sequence": ("gate: float[2, h, q]", "gate[0] * near - gate[1] * far", {"gate": (2, 2, HEADS, N)}),
@@ -33,6 +40,7 @@ CASES: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
     "by token": ("gate: float[token]", "gate[q] * near + far", {"gate": (N,)}),
     "one number": ("gate: float[3]", "gate[2] * near + gate[0] * gate[2] * far", {"gate": (3,)}),
     "functions": ("gate: float[h, q]", "exp(gate) * near + max(near, far) * 0.5", {"gate": (HEADS, N)}),
+    "what blocks of queries return": ("", "at(gate, q) * near + at(far, q)", {"gate": (HEADS, 6)}),
     "by head": ("gate: float[h, q]", "if h < 2 then gate * near else 1.0 * far", {"gate": (HEADS, N)}),
 }
 
@@ -40,9 +48,8 @@ CASES: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
 @pytest.mark.parametrize(("name", "nq"), [*((name, N) for name in CASES), ("gates", 11), ("by token", 11)])
 def test_gradients(name: str, nq: int, monkeypatch: pytest.MonkeyPatch) -> None:
     declared, result, sizes = CASES[name]
-    attn = spdsl.compile(
-        spdsl.loads(f"pattern program() {{\n  input {declared}\n{BRANCHES}  return {result}\n}}"), backend="triton"
-    )
+    head = f"  input {declared}\n{BRANCHES}" if declared else BY_BLOCK
+    attn = spdsl.compile(spdsl.loads(f"pattern program() {{\n{head}  return {result}\n}}"), backend="triton")
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, HEADS, nq, D, generator=generator)
     k, v = torch.randn(2, 2, 2, N, D, generator=generator)
@@ -89,4 +96,4 @@ def test_what_torch_computes() -> None:
     graph = spdsl.compile(spdsl.loads(text)).bind(HEADS, 2, D).graph
     assert graph is not None
     labels = {"gate": ("g", "q"), **{stage.name: stage.axes for stage in graph.stages}}
-    assert returned(graph.result, labels) == "the way in which `gate` is read"
+    assert returned(graph.result, labels, {}) == "the way in which `gate` is read"

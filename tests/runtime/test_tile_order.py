@@ -105,3 +105,16 @@ def test_results_are_those_of_the_grid(nq: int) -> None:
     )
     for one, two in pairs:
         assert relative_error(one, two) <= 1e-5
+
+
+@pytest.mark.parametrize(("width", "first"), [(8, 0), (8, 3), (5, 0)])
+def test_gradients_of_the_order_go_back(width: int, first: int) -> None:
+    """Rows that are copied sixteen bytes at a time, and such as cannot be."""
+    found = order(f"{HEAD}{CHOSEN}  keep c\n}}")
+    assert found is not None
+    x = torch.randn(1, 48, 11, dtype=torch.float64)[..., first : first + width].half().requires_grad_()
+    weight = torch.randn(1, 48, width).half()
+    at = torch.arange(48)[:, None]
+    moved = in_tiles(x, 1, found)
+    assert torch.equal(moved, x[:, in_tiles(at, 0, found)[:, 0]])
+    assert torch.equal(torch.autograd.grad(moved, x, in_tiles(weight, 1, found))[0], weight)
