@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from spdsl.codegen.binaries import options_of
 from spdsl.codegen.chains.emit import array_arguments, table_arguments
@@ -221,7 +221,7 @@ class Run:
             )
             try:
                 start(launch)
-            except OutOfResources as short:
+            except (OutOfResources, PTXASError) as short:  # shared memory, or registers
                 if tiling not in SMALLER:
                     pattern = self.arrays.lines.pattern.name
                     raise error(

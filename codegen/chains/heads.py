@@ -141,7 +141,7 @@ class _Heads:
         """Lines for tiles in which something is wrong at an entry that is present."""
         program = self.values.program
         text = wrong if only == build.TRUE else f"({program.text(only)}) & ({wrong})"
-        with program.loop(f"if tl.sum(tl.sum(({text}).to(tl.int32), 1), 0) > 0:", len(program.stack) - 1):
+        with program.loop(f"if tl.sum(({text}).to(tl.int32)) > 0:", len(program.stack) - 1):
             yield
 
 

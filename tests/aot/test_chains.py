@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -17,7 +18,7 @@ from spdsl.codegen.load import load
 from spdsl.semantics.graph import Mark, Score, Select
 from spdsl.semantics.nodes import BoundPattern
 
-pytest.importorskip("triton")
+errors = pytest.importorskip("triton.runtime.errors")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted")
 
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
@@ -109,10 +110,11 @@ def test_built(name: str, target: str) -> None:
             given = {**fixed, "BLOCK_R": tilings.rows_of(kernel, tiling)}
             given["BLOCK_C"] = tilings.columns_of(kernel, tiling)
             options = options_of(tiling.warps, tiling.stages, tiling.registers if target[0] == "s" else None)
-            made = built(getattr(module, kernel.name), target, given, types, options)
             # The run time takes a smaller tile where one does not fit, as here.
-            if made.metadata.shared <= SHARED[target]:
-                break
+            with contextlib.suppress(errors.PTXASError):
+                made = built(getattr(module, kernel.name), target, given, types, options)
+                if made.metadata.shared <= SHARED[target]:
+                    break
             tiling = tilings.SMALLER[tiling]
         assert made.asm["hsaco" if target[0] == "g" else "cubin"]
 

@@ -229,7 +229,7 @@ def keys(
     # Shares are up to 1, unless scores are NaN or infinite: then they are found with more care.
     x_1 = fine * 16 + 31
     x_2 = rows + q_start
-    if tl.sum(tl.sum(((x_1 <= x_2) & (~(total_1 <= 3.0e38))).to(tl.int32), 1), 0) > 0:
+    if tl.sum(((x_1 <= x_2) & (~(total_1 <= 3.0e38))).to(tl.int32)) > 0:
         total_1 = tl.full([BLOCK_R, BLOCK_F], 0, tl.float32)
         for member_1 in range(8):
             entry_1 = x + member_1

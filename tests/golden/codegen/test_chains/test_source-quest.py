@@ -112,7 +112,7 @@ def keys(
     # A NaN is absent: where there is one, the others are looked at one by one.
     x_2 = columns * 16
     x_3 = rows + q_start
-    if tl.sum(tl.sum(((x_2 <= x_3) & (most != most)).to(tl.int32), 1), 0) > 0:
+    if tl.sum(((x_2 <= x_3) & (most != most)).to(tl.int32)) > 0:
         most_1 = tl.full([BLOCK_R, BLOCK_C], float('-inf'), tl.float32)
         some = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
         for member_1 in range(8):
