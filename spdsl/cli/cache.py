@@ -12,7 +12,9 @@ from spdsl.cli.options import JsonOption
 from spdsl.cli.output import print_json, print_table
 from spdsl.cli.progress import progress
 
-app = typer.Typer(no_args_is_help=True, help="Kernels and measurements that are kept: list, check, prune, carry over.")
+app = typer.Typer(
+    no_args_is_help=True, help="List, check, prune and carry over the kernels and measurements that are kept."
+)
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The archive, for example `kernels.tar.gz`.")]
 

@@ -40,7 +40,7 @@ def compile_(
     parameter: ParameterOption = None,
     layer: LayerOption = None,
     shape: Annotated[
-        list[str] | None, typer.Option(help="square, offset or batched; may be repeated. Square by default.")
+        list[str] | None, typer.Option(help="One of square, offset, batched; may be repeated. Square by default.")
     ] = None,
     n: Annotated[
         int | None, typer.Option("-n", help="Take the tiles that the model chooses for this many keys.", min=1)

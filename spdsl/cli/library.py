@@ -40,7 +40,9 @@ def list_(as_json: JsonOption = False) -> None:
 
 
 def new(
-    name: Annotated[str, typer.Argument(help="The pattern's name, or a path that ends in it.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The pattern's name, or a path that ends in it.", show_default=False)
+    ],
     like: Annotated[str | None, typer.Option(help="Start from this pattern of the library.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
     as_json: JsonOption = False,

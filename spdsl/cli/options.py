@@ -43,7 +43,7 @@ GroupsOption = Annotated[int | None, typer.Option(help="Key/value heads; as many
 HeadDimOption = Annotated[int, typer.Option("--head-dim", help="Size of a query and key vector.", min=1)]
 ValueDimOption = Annotated[int | None, typer.Option("--value-dim", help="Size of a value vector, if different.", min=1)]
 DTYPES = ("bf16", "fp16", "fp32")
-DtypeOption = Annotated[str, typer.Option(help="bf16, fp16 or fp32.", autocompletion=lambda: DTYPES)]
+DtypeOption = Annotated[str, typer.Option(help="One of bf16, fp16, fp32.", autocompletion=lambda: DTYPES)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 LENGTH_HELP = "Number of keys; {:,} by default, or as many as a grid of the pattern has places."

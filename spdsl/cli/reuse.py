@@ -48,7 +48,7 @@ def reuse(
         Path | None,
         typer.Option(help="Where measurements are kept, layer by layer: what is there is not measured again."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda; cuda where there is one.")] = "auto",
+    device: Annotated[str, typer.Option(help="One of cpu, cuda; cuda where there is one.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Plan which layers of a model attend in full, and which read what the last of these has chosen.

@@ -22,7 +22,7 @@ from spdsl.cli.options import (
     parse_parameters,
 )
 from spdsl.cli.output import print_json
-from spdsl.cli.stages import Shape, Stage, Wish, intermediate
+from spdsl.cli.stages import TARGETS, Shape, Stage, Wish, intermediate
 
 STAGES = get_args(Stage)
 
@@ -37,8 +37,8 @@ def show(
     value_dim: ValueDimOption = None,
     dtype: DtypeOption = "bf16",
     layer: LayerOption = None,
-    shape: Annotated[str, typer.Option(help="square (as many queries as keys), offset or batched.")] = "square",
-    target: Annotated[str, typer.Option(help="sm_80, sm_90, sm_100, gfx942 or cpu.")] = "sm_90",
+    shape: Annotated[str, typer.Option(help="One of square (as many queries as keys), offset, batched.")] = "square",
+    target: Annotated[str, typer.Option(help=f"One of {', '.join(TARGETS)}.")] = "sm_90",
     n: Annotated[int | None, typer.Option("-n", help="tiles: number of keys.", min=1)] = None,
     nq: Annotated[int | None, typer.Option(help="tiles: number of queries, the last ones.", min=1)] = None,
     head: Annotated[int, typer.Option(help="tiles: the query head to draw.", min=0)] = 0,

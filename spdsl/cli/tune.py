@@ -65,10 +65,10 @@ def tune(
     layer: LayerOption = None,
     backward: Annotated[bool, typer.Option(help="Measure the backward pass too.")] = True,
     budget: Annotated[float | None, typer.Option(help="Seconds after which no other candidate is begun.")] = None,
-    device: Annotated[str, typer.Option(help="The device to measure on; cuda where there is one.")] = "auto",
+    device: Annotated[str, typer.Option(help="One of cpu, cuda; cuda where there is one.")] = "auto",
     gpus: Annotated[
         int,
-        typer.Option(help="So many GPUs of this machine, all of one kind, measure side by side.", min=1),
+        typer.Option(help="How many GPUs of this machine, all of one kind, measure side by side.", min=1),
     ] = 1,
     seed: Annotated[int, typer.Option(help="Seed for inputs that are not given.")] = 0,
     as_json: JsonOption = False,

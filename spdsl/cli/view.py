@@ -53,9 +53,9 @@ def view(
     layer: LayerOption = None,
     kernel: Annotated[
         str | None,
-        typer.Option(help=f"Draw the tiles that a kernel visits, one of {', '.join(KERNELS)}, over the pairs."),
+        typer.Option(help=f"Draw the tiles that a kernel visits over the pairs. One of {', '.join(KERNELS)}."),
     ] = None,
-    target: Annotated[str, typer.Option(help=f"With --kernel: one of {', '.join(TARGETS)}.")] = "sm_90",
+    target: Annotated[str, typer.Option(help=f"The target of that kernel. One of {', '.join(TARGETS)}.")] = "sm_90",
     head_dim: HeadDimOption = 64,
     dtype: DtypeOption = "bf16",
     given: Annotated[
