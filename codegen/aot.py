@@ -109,8 +109,7 @@ def _compile(kernel: Kernel, text: KernelSource, gpu: Any, target: str) -> Binar
     compiled = compile_kept(source, gpu, options_of(kernel.warps, kernel.stages, kernel.registers))
     extension = "hsaco" if target.startswith("gfx") else "cubin"
     binary = compiled.asm[extension]
-    amd = extension == "hsaco"
-    registers, spills = _amd_resources(compiled.asm["amdgcn"]) if amd else _cuda_resources(binary)
+    registers, spills = resources(compiled, target)
     return Binary(
         source=text,
         name=kernel.name,
@@ -142,6 +141,12 @@ def _is_multiple(argument: Argument, kernel: Kernel) -> bool:
     sizes = dict(kernel.constants)
     wide = sizes.get("HEAD_WIDTH", 16) % 16 == 0 and sizes.get("VALUE_WIDTH", 16) % 16 == 0
     return wide and argument.fixed and not argument.name.startswith(("t_", "list_"))
+
+
+def resources(compiled: Any, target: str) -> tuple[int, int]:
+    """Registers of a thread, and those that are spilled, of a compiled kernel."""
+    amd = target.startswith("gfx")
+    return _amd_resources(compiled.asm["amdgcn"]) if amd else _cuda_resources(compiled.asm["cubin"])
 
 
 def _cuda_resources(binary: bytes) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import triton
 from triton import knobs
@@ -86,7 +86,10 @@ class KeptCompiler:
     ) -> CompiledKernel:
         """The compiled kernel: from the cache, or made by one of all processes that want it."""
         backend = make_backend(target)
+        ask = _ask.get()
         key = _key(src, backend, backend.parse_options({**(options or {}), **src.parse_options()}))
+        if ask is not None and self.launches:
+            return ask(key, src, target, options or {})
         here, made = store(), None
 
         def make() -> dict[str, bytes]:
@@ -101,6 +104,22 @@ class KeptCompiler:
         }
         entry = here.made(key, make, kind="kernel", name=src.name, **about)
         return made if made is not None else CompiledKernel(src, _group(entry), key)
+
+
+Ask: TypeAlias = Callable[[str, Any, Any, Mapping[str, Any]], Any]
+"""Told the key of a kernel that a launch wants, its source, target and options; gives what is launched instead."""
+
+_ask: ContextVar[Ask | None] = ContextVar("_ask", default=None)
+
+
+@contextmanager
+def asking(ask: Ask) -> Iterator[None]:
+    """While this lasts, launches of this thread ask for kernels, and none is compiled."""
+    token = _ask.set(ask)
+    try:
+        yield
+    finally:
+        _ask.reset(token)
 
 
 @contextmanager

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from dataclasses import replace as changed
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
-from typing import Any, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
@@ -115,16 +117,57 @@ def mode() -> str:
 
 def tiles_for(situation: Situation) -> Chosen:
     """The tiles that were chosen for calls like these."""
+    noted = _noted.get()
     wanted = mode()
     if wanted == "off":
         return ()
     measured = store().result("tuning", situation.identity)
-    if measured is not None:
-        return chosen_of(measured["tiles"])
     known = shipped().get(situation.identity)
-    if known is not None:
+    if measured is not None:
+        found = chosen_of(measured["tiles"])
+    elif known is not None:
         return known
-    return predicted(situation) if wanted == "model" else ()
+    else:
+        found = predicted(situation) if wanted == "model" or (noted is not None and noted.by_model) else ()
+    if noted is not None and found:
+        noted.choices.append(Choice(situation=situation, tiles=found, by="model" if measured is None else "measured"))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Tiles that were chosen ``by`` the model, or as measured, for calls of one kind."""
+
+    situation: Situation
+    tiles: Chosen
+    by: Literal["model", "measured"]
+
+    @property
+    def record(self) -> list[Any]:
+        """As caches keep it: what calls like these find there."""
+        about = {"tiles": record_of(self.tiles), "gpu": self.situation.gpu, "by": self.by}
+        return ["tuning", self.situation.identity, about]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Noted:
+    by_model: bool
+    choices: list[Choice]
+
+
+_noted: ContextVar[_Noted | None] = ContextVar("_noted", default=None)
+
+
+@contextmanager
+def choosing(*, by_model: bool) -> Iterator[list[Choice]]:
+    """While this lasts, note what is chosen of that which the package does not bring; ``by_model`` says that the model
+    chooses where nothing was measured."""
+    noted = _Noted(by_model=by_model, choices=[])
+    token = _noted.set(noted)
+    try:
+        yield noted.choices
+    finally:
+        _noted.reset(token)
 
 
 @lru_cache(maxsize=1)

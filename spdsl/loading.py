@@ -127,6 +127,15 @@ def load(path_or_name: str | Path) -> Pattern:
     return Pattern(read(read_file(file), source=path, name=name or None, resolve=resolver(file.parent)))
 
 
+def packed(path: Path, name: str | None) -> Pattern:
+    """The pattern of a file that `spdsl compile` wrote: messages, plans and kernels name its text without a folder.
+
+    Raises:
+        SpatError: as `load`.
+    """
+    return Pattern(read(read_file(path), source=path.name, name=name, resolve=resolver(None)))
+
+
 def _bind(
     pattern: Pattern, parameters: Mapping[str, Any], layer: int | None, heads: int, groups: int, head_dim: int
 ) -> BoundPattern:

@@ -56,6 +56,7 @@ LAYERS = (
     (
         "spdsl.loading",
         "spdsl.api",
+        "spdsl.ahead",
         "spdsl.language",
         "spdsl.decorator",
         "spdsl.nn",

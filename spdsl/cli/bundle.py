@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,23 +11,22 @@ from spdsl import __version__
 from spdsl.cache.entries import MANIFEST as ENTRY
 from spdsl.cache.results import RESULTS, sealed
 from spdsl.cache.store import store
-from spdsl.cli.files import cannot_write, read
+from spdsl.cli.files import Given, read
+from spdsl.cli.folder import FORMAT, LOADER, refuse_other_folder, sealed_manifest, write_folder
 from spdsl.cli.options import fit_tuples
 from spdsl.cli.progress import Watch
 from spdsl.cli.stages import Wish, bound_pattern, checked_pattern, made_plan
 from spdsl.cli.tree import record
+from spdsl.cli.whole_bundle import Calls
 from spdsl.diagnostics import error
+
+LENGTH = 8192
+"""Keys of calls of a pattern with stages, where nothing says how many."""
 
 if TYPE_CHECKING:
     from spdsl.analysis.plans import Plan
     from spdsl.codegen.aot import Binary
     from spdsl.semantics.nodes import CheckedPattern
-
-MANIFEST = "manifest.json"
-LOADER = "loader.py"
-FORMAT = 2
-SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
-"""What one program may have: NVIDIA's limits for compute capability 8.0, 9.0 and 10.0, and AMD's LDS."""
 
 
 def write_bundle(
@@ -41,9 +36,12 @@ def write_bundle(
     *,
     gpu: str | None = None,
     lengths: tuple[int, int] | None = None,
+    calls: Calls | None = None,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Compile the pattern that ``word`` names for every wish, write ``output``, and return its manifest.
+
+    ``calls`` says more of those of a pattern with stages, which has one wish.
 
     With ``lengths`` (of queries and keys) kernels take the tiles that the model chooses for them on ``gpu``.  The
     folder is also a cache that is only read, so that processes need not compile.  It appears when everything has been
@@ -53,13 +51,23 @@ def write_bundle(
         SpatError: the pattern is wrong, triton is not installed (SP505), the folder holds something else (SP614), or it
             cannot be written (SP605).
     """
-    pattern = checked_pattern(read(word))
+    given = read(word)
+    pattern = checked_pattern(given)
     bound = bound_pattern(pattern, wishes[0])
-    _refuse_other_folder(output)
+    refuse_other_folder(output)
     try:
         import triton
     except ImportError:
         raise error("SP505", "kernels are compiled by triton, which is not installed", help="Install triton.") from None
+    if pattern.graph is not None:
+        return _whole(given, wishes, calls, output, gpu=gpu, lengths=lengths, watch=watch)
+    if calls is not None:
+        raise error(
+            "SP513",
+            f"`{pattern.name}` selects nothing by queries and keys, so that its kernels do not depend on calls",
+            pattern.span,
+            help=f"leave out {calls.words}",
+        )
     files: dict[str, bytes] = {f"{pattern.name}.spat": pattern.text.encode()}
     results: list[list[Any]] = []
     if lengths is not None:
@@ -77,7 +85,7 @@ def write_bundle(
         for name in (*entry.files, ENTRY)
     }
     files[RESULTS] = sealed(results)
-    files[LOADER] = _loader(pattern, wishes[0]).encode()
+    files[LOADER] = loader_of(pattern, wishes[0]).encode()
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "spdsl": __version__,
@@ -90,10 +98,40 @@ def write_bundle(
         "inputs": [record(table) for table in bound.tables],
         "kernels": kernels,
     }
-    manifest["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-    files[MANIFEST] = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
-    _write(output, files)
-    return manifest
+    found = sealed_manifest(manifest, files)
+    write_folder(output, files)
+    return found
+
+
+def _whole(
+    given: Given,
+    wishes: Sequence[Wish],
+    calls: Calls | None,
+    output: Path,
+    *,
+    gpu: str | None,
+    lengths: tuple[int, int] | None,
+    watch: Watch | None,
+) -> dict[str, Any]:
+    """The folder of a pattern with stages, whose shape follows from the lengths."""
+    from spdsl.cli.tensors import length_of
+    from spdsl.cli.whole_bundle import write_whole_bundle
+
+    if [wish.shape for wish in wishes] != ["square"]:
+        raise error(
+            "SP513",
+            f"kernels of whole calls of `{given.name}` follow from their lengths; places given as tensors, for each "
+            "sequence, are not supported",
+            help="leave out `--shape`, and say `-n` and `--nq`",
+        )
+    from spdsl.api import Pattern
+
+    parameters = fit_tuples(checked_pattern(given), wishes[0].parameters)
+    n = length_of(Pattern(checked_pattern(given)), parameters, lengths and lengths[1], LENGTH, wishes[0].layer)
+    nq = lengths[0] if lengths else n
+    return write_whole_bundle(
+        given, wishes[0], calls or Calls(), output, lengths=(nq, n), gpu=gpu, by_model=lengths is not None, watch=watch
+    )
 
 
 def _compile(pattern: CheckedPattern, wish: Wish, files: dict[str, bytes]) -> list[dict[str, Any]]:
@@ -159,12 +197,10 @@ def _with_choice(
     """The wish with the tiles that the model chooses; what it chose is added to ``results``, where calls find it."""
     from spdsl.choices import Situation, by_model, record_of
     from spdsl.costs import device_for
-    from spdsl.pipeline import bound, key_of, opened, refuse_stages
+    from spdsl.pipeline import bound, key_of, opened
     from spdsl.runtime.requests import rounded_up
 
-    whole = key_of(pattern, fit_tuples(pattern, wish.parameters), wish.layer, None, False)
-    refuse_stages(whole)
-    key, values = opened(whole)
+    key, values = opened(key_of(pattern, fit_tuples(pattern, wish.parameters), wish.layer, None, False))
     types = {"float": "float32", "int": "int32", "bool": "bool"}
     device = device_for(wish.target, gpu)
     situation = Situation(
@@ -187,7 +223,7 @@ def _with_choice(
     return replace(wish, tiles=found)
 
 
-def _loader(pattern: CheckedPattern, wish: Wish) -> str:
+def loader_of(pattern: CheckedPattern, wish: Wish) -> str:
     """A program that makes attention with the kernels of its folder."""
     given = fit_tuples(pattern, wish.parameters)
     return f'''"""Attention with the kernels of this folder, which are not compiled again.
@@ -215,6 +251,8 @@ def _text_file(kernel: Binary, wish: Wish) -> str:
 
 
 def _refuse_too_large(kernel: str, shared: int, wish: Wish) -> None:
+    from spdsl.analysis.candidates import SHARED_BYTES
+
     most = SHARED_BYTES[wish.target]
     if shared > most:
         raise error(
@@ -222,50 +260,3 @@ def _refuse_too_large(kernel: str, shared: int, wish: Wish) -> None:
             f"the kernel `{kernel}` needs {shared:,} bytes of shared memory, but {wish.target} has {most:,}",
             help=f"Choose a head dim below {max(wish.head_dim, wish.value_dim)}, or bf16.",
         )
-
-
-def _refuse_other_folder(output: Path) -> None:
-    if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise error("SP614", f"`{output}` is not a folder", help="Name a folder that is new, or was written before.")
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    try:
-        known = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-        names = {MANIFEST, *known["files"]}
-        tops = {name.partition("/")[0] for name in names}
-        ours = known["format"] <= FORMAT and {each.name for each in output.iterdir()} <= tops
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise error(
-            "SP614",
-            f"the folder `{output}` holds files that `spdsl compile` did not write",
-            help="Name a folder that is new, or was written before.",
-        )
-
-
-def _write(output: Path, files: dict[str, bytes]) -> None:
-    temporary = None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-        for name, content in files.items():
-            path = temporary / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            path.chmod(0o644)  # others may read the folder, but kernels that they can write are not run
-        for each in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
-            each.chmod(0o755)
-        if output.exists():
-            # A folder cannot be replaced in one step; the old one steps aside first.
-            old = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.old."))
-            output.rename(old / "was")
-            temporary.rename(output)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(output)
-    except OSError as refused:
-        raise cannot_write(output, refused) from None
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)

@@ -166,3 +166,79 @@ def test_the_loader(spdsl: Spdsl, good: Path, tmp_path: Path) -> None:
     )
     assert done.stdout.startswith("<attention local(window=32)> ")
     assert done.stdout.strip().endswith(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("streaming", "--batch", "2", "--no-backward"), ("`--batch`, `--no-backward`", "selects nothing")),
+        (("moba", "--shape", "batched"), ("places given as tensors", "`--nq`")),
+        (("moba", "-p", "block=0"), ("SP3",)),
+    ],
+)
+def test_calls_that_a_pattern_does_not_have(
+    spdsl: Spdsl, tmp_path: Path, words: tuple[str, ...], told: tuple[str, ...]
+) -> None:
+    answer = spdsl("compile", *words, "-o", "out")
+    assert answer.status == 1
+    assert all(each in answer.err for each in told)
+    assert not (tmp_path / "out").exists()
+
+
+SERVED = """
+import sys, torch, triton
+def refuse(*given, **named):
+    raise AssertionError("compiled anew")
+triton.compile = refuse
+from loader import attention
+from spdsl.ahead import Wanted, ahead
+from spdsl.costs import device_for
+from spdsl.samples import Sizes
+sizes = Sizes(batch=1, heads=4, groups=2, nq=512, n=512, head_dim=16)
+wanted = Wanted(attention=attention, sizes=sizes, value_dim=16, dtype=torch.bfloat16, inputs={}, backward=True)
+found = ahead(wanted, device_for("sm_90", "NVIDIA H200"), by_model=False)
+print(*sorted(key for key, _ in found.kernels))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["quest", "own.spat"])
+def test_a_bundle_of_whole_calls(spdsl: Spdsl, tmp_path: Path, name: str) -> None:
+    """Nothing that such calls launch is compiled where the folder is found, nor planned."""
+    (tmp_path / "near.spat").write_text("pattern near(reach: int = 2) { keep causal and q - k < reach }")
+    own = """use "near.spat"
+pattern own(page: int = 16) {
+  axis pg = token by page
+  let chosen = score(Q, mean(K, per = k.pg)) |> only(k.pg.last < q) |> max(per = g) |> top(4)
+  let far = attend { keep causal and chosen }
+  let local = attend { keep near() }
+  return far + local
+}
+"""
+    (tmp_path / "own.spat").write_text(own)
+    words = ("compile", name, "-o", "out", "-n", "512", "--heads", "4", "--groups", "2", "--head-dim", "16")
+    assert spdsl(*words, "--gpu", "NVIDIA H200").status == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    kernels = manifest["kernels"]
+    assert {"keys", "choose", "forward"} <= {each["name"] for each in kernels if "inference" in each["calls"]}
+    assert {"delta", "dq", "dkdv"} <= {each["name"] for each in kernels if "inference" not in each["calls"]}
+    assert set(files_in(tmp_path / "out")) == {"manifest.json", *manifest["files"]}
+    for kernel in kernels:
+        assert (tmp_path / "out" / kernel["binary"]).read_bytes().startswith(b"\x7fELF")
+        functions = ast.parse((tmp_path / "out" / kernel["source"]).read_text()).body
+        assert kernel["name"] in {each.name for each in functions if isinstance(each, ast.FunctionDef)}
+        assert kernel["shared_bytes"] <= 232_448
+    assert all("keys: *i32/16" in each["arguments"] for each in kernels if each["name"] in ("keys", "choose"))
+    paths = [str(Path(__file__).parents[2]), str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "SPDSL_CACHE_DIR": str(tmp_path / "other")}
+    done = subprocess.run(
+        [sys.executable, "-c", SERVED],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == sorted(each["key"] for each in kernels)

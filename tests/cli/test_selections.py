@@ -101,8 +101,6 @@ def test_show(spdsl: Spdsl, stage: str) -> None:
     [
         ("prove", "nsa"),
         ("prove", "moba", "--count"),
-        ("compile", "moba", "-o", "x"),
-        ("compile", "moba", "-o", "x", "-n", "8192"),
         ("show", "moba", "--emit", "tiles"),
     ],
 )

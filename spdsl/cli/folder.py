@@ -1,0 +1,77 @@
+"""The folder that `spdsl compile` writes: whole, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from spdsl.cli.files import cannot_write
+from spdsl.diagnostics import error
+
+MANIFEST = "manifest.json"
+LOADER = "loader.py"
+FORMAT = 2
+
+
+def sealed_manifest(manifest: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
+    """The manifest with the hashes of all files, to which it is added."""
+    found = manifest | {"files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}}
+    files[MANIFEST] = (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
+    return found
+
+
+def refuse_other_folder(output: Path) -> None:
+    """Refuse to replace what `spdsl compile` did not write.  Raises `SpatError` (SP614)."""
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise error("SP614", f"`{output}` is not a folder", help="Name a folder that is new, or was written before.")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    try:
+        known = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        names = {MANIFEST, *known["files"]}
+        tops = {name.partition("/")[0] for name in names}
+        ours = known["format"] <= FORMAT and {each.name for each in output.iterdir()} <= tops
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise error(
+            "SP614",
+            f"the folder `{output}` holds files that `spdsl compile` did not write",
+            help="Name a folder that is new, or was written before.",
+        )
+
+
+def write_folder(output: Path, files: dict[str, bytes]) -> None:
+    """Write files by name, all or none, in the place of those of an earlier folder.
+
+    Raises:
+        SpatError: it cannot be written (SP605).
+    """
+    temporary = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+        for name, content in files.items():
+            path = temporary / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            path.chmod(0o644)  # others may read the folder, but kernels that they can write are not run
+        for each in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
+            each.chmod(0o755)
+        if output.exists():
+            # A folder cannot be replaced in one step; the old one steps aside first.
+            old = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.old."))
+            output.rename(old / "was")
+            temporary.rename(output)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(output)
+    except OSError as refused:
+        raise cannot_write(output, refused) from None
+    finally:
+        if temporary is not None and temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)

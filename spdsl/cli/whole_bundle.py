@@ -1,0 +1,242 @@
+"""From a pattern with stages to a folder of the kernels of whole calls: selections, lists, attention, results.
+
+Which kernels these are the calls themselves tell (`spdsl.ahead`).  The folder also holds what calls look for before
+they launch: plans, generated sources, the tiles that were chosen, and the modules that start kernels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spdsl import __version__
+from spdsl.cache.entries import MANIFEST as ENTRY
+from spdsl.cache.results import RESULTS, sealed
+from spdsl.cache.store import store
+from spdsl.cli.files import Given
+from spdsl.cli.folder import FORMAT, LOADER, sealed_manifest, write_folder
+from spdsl.cli.options import fit_tuples
+from spdsl.cli.progress import Watch
+from spdsl.cli.stages import Wish, bound_pattern, checked_pattern
+from spdsl.cli.tree import record
+
+if TYPE_CHECKING:
+    from spdsl.ahead import Ahead
+    from spdsl.cache.entries import Entry
+    from spdsl.codegen.asked import AskedKernel
+
+_KINDS = ("kernel", "launcher", "plan", "source")
+"""Entries of the cache that a call looks for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """Calls of a pattern with stages, beside what a `Wish` says: ``given`` are words NAME=FILE, of whose tensors shapes
+    and types count, ``floats`` the type of float inputs that are not given."""
+
+    batch: int = 1
+    backward: bool = True
+    given: tuple[str, ...] = ()
+    floats: str = "fp32"
+
+    @property
+    def words(self) -> str:
+        """The options that ask for others than there are by default."""
+        told = {
+            "`--batch`": self.batch != 1,
+            "`--no-backward`": not self.backward,
+            "`--input`": bool(self.given),
+            "`--input-dtype`": self.floats != "fp32",
+        }
+        return ", ".join(word for word, holds in told.items() if holds)
+
+
+def write_whole_bundle(
+    given: Given,
+    wish: Wish,
+    calls: Calls,
+    output: Path,
+    *,
+    lengths: tuple[int, int],
+    gpu: str | None,
+    by_model: bool,
+    watch: Watch | None = None,
+) -> dict[str, Any]:
+    """Compile what such calls, of so many queries and keys, launch on a GPU, write ``output``, and return its manifest.
+
+    ``by_model`` lets the model choose the tiles of softmaxes for it, where nothing was measured.
+
+    Raises:
+        SpatError: the pattern is wrong, calls like these would fail, what they launch cannot be told (SP519), or the
+            folder cannot be written (SP605).
+    """
+    import torch
+    import triton
+
+    from spdsl.ahead import Wanted, ahead
+    from spdsl.api import Attention, Pattern
+    from spdsl.cli.tensors import make_inputs
+    from spdsl.codegen.launchers import build_launchers
+    from spdsl.costs import device_for
+    from spdsl.runtime.calls import DTYPES
+    from spdsl.samples import Sizes
+
+    text, own = _text(given)
+    pattern = Pattern(checked_pattern(own))
+    bound = bound_pattern(pattern.checked, wish)
+    parameters = fit_tuples(pattern.checked, wish.parameters)
+    nq, n = lengths
+    sizes = Sizes(batch=calls.batch, heads=wish.heads, groups=wish.groups, nq=nq, n=n, head_dim=wish.head_dim)
+    inputs, made_up = make_inputs(pattern, parameters, calls.given, sizes, layer=wish.layer, seed=0)
+    for name in made_up:
+        if inputs[name].dtype == torch.float32:
+            inputs[name] = inputs[name].to(DTYPES[calls.floats])
+    device = device_for(wish.target, gpu)
+    wanted = Wanted(
+        attention=Attention(pattern, parameters, layer=wish.layer),
+        sizes=sizes,
+        value_dim=wish.value_dim,
+        dtype=DTYPES[wish.dtype],
+        inputs=inputs,
+        backward=calls.backward,
+    )
+    with store().watched() as entries:
+        found = ahead(wanted, device, by_model=by_model, watch=watch)
+        launchers = build_launchers([each.made for _, each in found.kernels])
+    files = {text: own.text.encode(), RESULTS: sealed([each.record for each in found.choices])}
+    files |= _of_cache(entries.values())
+    files[LOADER] = _loader(text, own, parameters, wish.layer).encode()
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "spdsl": __version__,
+        "triton": triton.__version__,
+        "pattern": pattern.name,
+        "text": text,
+        "parameters": {name: list(value) if isinstance(value, tuple) else value for name, value in bound.parameters},
+        "heads": wish.heads,
+        "groups": wish.groups,
+        "head_dim": wish.head_dim,
+        "value_dim": wish.value_dim,
+        "dtype": wish.dtype,
+        "layer": wish.layer,
+        "target": wish.target,
+        "gpu": device.name,
+        "calls": {"batch": calls.batch, "queries": nq, "keys": n, "backward": calls.backward},
+        "inputs": [
+            {**record(each), "dtype": _type(inputs[each.name]), "shape": list(inputs[each.name].shape)}
+            for each in pattern.checked.tables
+        ],
+        "choices": [
+            {"softmax": _softmax(each.situation.key), "by": each.by, **each.record[2]["tiles"]}
+            for each in found.choices
+        ],
+        # Functions of the run time that read a number which only a run knows.  Kernels are here for what was assumed:
+        # one that is a multiple of 16, for which Triton has binaries of their own, and one that is not.
+        "decided_by_data": list(found.decided),
+        "launchers": launchers,
+        "kernels": _kernels(found, wish, files),
+    }
+    sealed_with = sealed_manifest(manifest, files)
+    write_folder(output, files)
+    return sealed_with
+
+
+def _text(given: Given) -> tuple[str, Given]:
+    """The file of the pattern's text, and what is read of it: kernels and plans tell the lines of the text, so that the
+    loader must read the same.  A text that uses others of the user's is written out."""
+    name = Path(given.name).name if given.name.endswith(".spat") else "pattern.spat"
+    if given.path is not None and re.search(r"^\s*use\b", given.text, re.MULTILINE):
+        checked = checked_pattern(given)
+        return name, replace(given, name=name, text=checked.text, pattern=checked.name, path=None)
+    return name, replace(given, name=name, path=None)
+
+
+def _of_cache(entries: Sequence[Entry] | Any) -> dict[str, bytes]:
+    """The files of entries, where a cache that is only read has them."""
+    return {
+        f"entries/{entry.key[:2]}/{entry.key}/{name}": entry.path(name).read_bytes()
+        for entry in entries
+        if entry.kind in _KINDS
+        for name in (*entry.files, ENTRY)
+    }
+
+
+def _kernels(found: Ahead, wish: Wish, files: dict[str, bytes]) -> list[dict[str, Any]]:
+    """What the manifest says of each kernel, whose files are added."""
+    from spdsl.codegen.aot import resources
+
+    described = []
+    for key, each in found.kernels:
+        assert each.made is not None
+        source = Path(each.source.fn.fn.__code__.co_filename)
+        extension = "hsaco" if wish.target.startswith("gfx") else "cubin"
+        made, binary = each.made.metadata, f"{each.source.name}.{key[:12]}.{extension}"
+        files[binary] = each.made.asm[extension]
+        files[source.name] = source.read_bytes()
+        registers, spills = resources(each.made, wish.target)
+        described.append(
+            {
+                "name": each.source.name,
+                "calls": each.calls,
+                "source": source.name,
+                "binary": binary,
+                "entry": made.name,
+                "key": key,
+                "warps": made.num_warps,
+                "stages": made.num_stages,
+                "shared_bytes": made.shared,
+                "registers": registers,
+                "spills": spills,
+                "arguments": _arguments(each),
+                "constants": _constants(each),
+            }
+        )
+    return described
+
+
+def _arguments(kernel: AskedKernel) -> list[str]:
+    """The arguments of a launch with their types; ``/16`` says that the number, or the address, is a multiple of 16."""
+    names = kernel.source.fn.arg_names
+    even = {path[0] for path, given in kernel.source.attrs.items() if ["tt.divisibility", 16] in given}
+    signature = kernel.source.signature.items()
+    return [f"{name}: {kind}{'/16' if names.index(name) in even else ''}" for name, kind in signature]
+
+
+def _constants(kernel: AskedKernel) -> dict[str, Any]:
+    names = kernel.source.fn.arg_names
+    return {names[path[0]]: value for path, value in kernel.source.constants.items() if len(path) == 1}
+
+
+def _type(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _softmax(key: str) -> str:
+    import json
+
+    return str(json.loads(key).get("softmax", ""))
+
+
+def _loader(text: str, own: Given, parameters: Any, layer: int | None) -> str:
+    """A program that makes attention with the kernels of its folder."""
+    return f'''"""Attention with the kernels of this folder, which are not compiled again.
+
+    from loader import attention
+    out = attention(q, k, v)
+"""
+
+import os
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+before = os.environ.get("SPDSL_CACHE_PATH")
+os.environ["SPDSL_CACHE_PATH"] = str(HERE) if not before else os.pathsep.join([str(HERE), before])
+
+import spdsl  # noqa: E402  # it reads the path above
+from spdsl.loading import packed  # noqa: E402
+
+attention = spdsl.compile(packed(HERE / {text!r}, {own.pattern!r}), layer={layer!r}, **{dict(parameters)!r})
+'''
