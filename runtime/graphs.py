@@ -6,7 +6,9 @@ Selections are constants; pooled tensors, gates and merges are differentiated by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import lru_cache
 
@@ -42,6 +44,7 @@ __all__ = [
     "exports",
     "lists",
     "makers",
+    "noting_parts",
     "of_member",
     "operands",
     "selections",
@@ -167,7 +170,25 @@ def _direct(key: str) -> Direct:
 def _part(given: Operands, made: Mapping[str, Tensor], key: str) -> Part:
     q, k, start = given.q, given.k, given.q_start
     shape = ("square" if q.shape[2] == k.shape[2] else "origin") if start == 0 else "offset"
-    return Part(q=q, k=k, v=given.v, tables=tuple(made.values()), key=key, shape=shape, q_start=start)
+    part = Part(q=q, k=k, v=given.v, tables=tuple(made.values()), key=key, shape=shape, q_start=start)
+    noted = _parts.get()
+    if noted is not None:
+        noted.setdefault(key, part)
+    return part
+
+
+_parts: ContextVar[dict[str, Part] | None] = ContextVar("_parts", default=None)
+
+
+@contextmanager
+def noting_parts() -> Iterator[dict[str, Part]]:
+    """While this lasts, note the softmaxes of calls by their keys; of those for each member of an axis the first."""
+    found: dict[str, Part] = {}
+    token = _parts.set(found)
+    try:
+        yield found
+    finally:
+        _parts.reset(token)
 
 
 def _merged(stage: Merge, parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,11 @@ def _tensors_of(value: object) -> list[Tensor]:
 
 
 class _Mode(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing that is watched is compiled by torch, whose compiler takes seconds to load."""
+        return False
+
     def __init__(self, notes: Notes) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.notes = notes

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from spdsl.samples import Sizes
 
 Watch: TypeAlias = Callable[[str, int, int | None], None]
 """Is told what is being done, how many steps are done, and of how many."""
+
+Trained: TypeAlias = Literal["nothing", "tensors", "all"]
+"""Of what a call has gradients: of nothing, of q, k and v, or of float inputs, too."""
 
 _ROUNDS = 8
 """How often calls are carried out at most; each time they ask for smaller kernels in the place of some."""
@@ -93,14 +96,17 @@ def ahead(wanted: Wanted, gpu: DeviceProfile, *, by_model: bool, watch: Watch | 
 
 
 def carried_out(wanted: Wanted, gpu: AbsentGpu, asked: Asked, assumed: Assumed) -> None:
-    """Calls as a process makes them first: without gradients, and with all of them."""
+    """Calls as a process makes them first: without gradients, with those of q, k and v, and with those of all."""
     pattern = wanted.attention.pattern
+    calls: list[tuple[str, Trained]] = [("inference", "nothing")]
+    if wanted.backward:
+        calls.append(("training", "tensors"))
+    if wanted.backward and any(each.is_floating_point() for each in wanted.inputs.values()):
+        calls.append(("training with inputs", "all"))
     try:
-        with standing_in(gpu, "inference", asked, assumed) as device:
-            _call(wanted, device, trained=False)
-        if wanted.backward:
-            with standing_in(gpu, "training", asked, assumed) as device:
-                _call(wanted, device, trained=True)
+        for name, trained in calls:
+            with standing_in(gpu, name, asked, assumed) as device:
+                _call(wanted, device, trained)
     except (RuntimeError, NotImplementedError) as refused:
         first = (str(refused).splitlines() or [type(refused).__name__])[0]
         raise error(
@@ -111,22 +117,22 @@ def carried_out(wanted: Wanted, gpu: AbsentGpu, asked: Asked, assumed: Assumed) 
         ) from refused
 
 
-def _call(wanted: Wanted, device: torch.device, *, trained: bool) -> None:
-    sizes = wanted.sizes
+def _call(wanted: Wanted, device: torch.device, trained: Trained) -> None:
+    sizes, backward = wanted.sizes, trained != "nothing"
 
     def like(heads: int, rows: int, dim: int) -> Tensor:
-        return torch.empty(sizes.batch, heads, rows, dim, dtype=wanted.dtype, device=device, requires_grad=trained)
+        return torch.empty(sizes.batch, heads, rows, dim, dtype=wanted.dtype, device=device, requires_grad=backward)
 
     q, k = like(sizes.heads, sizes.nq, sizes.head_dim), like(sizes.groups, sizes.n, sizes.head_dim)
     v = like(sizes.groups, sizes.n, wanted.value_dim)
     inputs = {name: torch.empty(each.shape, dtype=each.dtype, device=device) for name, each in wanted.inputs.items()}
     for each in inputs.values():
-        each.requires_grad_(trained and each.is_floating_point())
+        each.requires_grad_(trained == "all" and each.is_floating_point())
     given = wanted.attention
     # Another object: what calls of this one remember is of other devices.
     attention = Attention(given.pattern, given.parameters, layer=given.layer, deterministic=given.deterministic)
-    with torch.set_grad_enabled(trained):
+    with torch.set_grad_enabled(backward):
         out: Tensor = attention(q, k, v, **inputs)  # type: ignore[assignment, arg-type]
-    if trained:
+    if backward:
         leaves = [each for each in (q, k, v, *inputs.values()) if each.requires_grad]
         torch.autograd.grad(out, leaves, torch.empty_like(out), allow_unused=True)

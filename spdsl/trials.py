@@ -132,10 +132,17 @@ def build(made: Plan, kind: Kind, target: str) -> str:
 
 
 def bench_of(
-    key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor], timer: Timer | None = None
+    key: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Mapping[str, Tensor],
+    timer: Timer | None = None,
+    *,
+    q_start: int | None = None,
 ) -> Bench:
     """Times kernels of a pattern in a call with these tensors, on their device; by default in graphs, so that no time
-    of the host counts."""
+    of the host counts.  Queries are the last positions unless ``q_start`` says otherwise."""
     _, values = opened(key)
 
     def bench(made: Plan, kind: Kind) -> float | None:
@@ -143,7 +150,7 @@ def bench_of(
         from spdsl.runtime.triton_engine import TritonEngine
 
         try:
-            call = settled(call_of(made, values, q, k, v, tables))
+            call = settled(call_of(made, values, q, k, v, tables, q_start))
             with on(q.device):  # events and graphs are those of the current device
                 return (timer or _on_device)(_runner(TritonEngine(), call, kind))
         except Exception:  # noqa: BLE001  # too little shared memory, a compiler that gives up: no candidate
@@ -152,7 +159,15 @@ def bench_of(
     return bench
 
 
-def call_of(made: Plan, values: Sequence[int], q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor]) -> Call:
+def call_of(
+    made: Plan,
+    values: Sequence[int],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Mapping[str, Tensor],
+    q_start: int | None = None,
+) -> Call:
     """The call of a plan with these tensors; ``values`` are those of its free parameters.
 
     Raises:
@@ -161,7 +176,7 @@ def call_of(made: Plan, values: Sequence[int], q: Tensor, k: Tensor, v: Tensor, 
     pattern = made.problem.pattern
     given = {table.name: with_batch(table, tables[table.name]) for table in pattern.tables}
     names = {each.variable: value for each, value in zip(pattern.free, values, strict=True)}
-    start = k.shape[2] - q.shape[2]
+    start = k.shape[2] - q.shape[2] if q_start is None else q_start
     return check_call(Call(plan=made, q=q, k=k, v=v, q_start=start, tables=given, parameters=names))
 
 

@@ -105,15 +105,37 @@ def tune(
         SpatError: there is nothing to measure on (SP521), or a call would fail.
     """
     refuse_stages(key)
-    started, situation = time.monotonic(), situation_of(key, q, k, v)
+    situation = situation_of(key, q, k, v)
     base = plan(situation.problem(), situation.target)
-    _refuse(q)
+    refuse_without_gpu(q)
     call = call_of(base, opened(key)[1], q, k, v, tables)
-    device = _device(situation)
     kinds: list[Kind] = ["forward"]
     if backward and base.fused is None:
         kinds += ["dq", "dkdv"]
-    trials = [each for kind in kinds for each in _ordered(kind, base, call, device, situation.target)]
+    return measured(
+        situation,
+        [(kind, call) for kind in kinds],
+        lambda: (bench_of(key, q, k, v, tables, timer), *others),
+        budget=budget,
+        builders=builders,
+        watch=watch,
+    )
+
+
+def measured(
+    situation: Situation,
+    wanted: Sequence[tuple[Kind, Call]],
+    benches: Callable[[], Sequence[Bench]],
+    *,
+    budget: float | None = None,
+    builders: Workers | None = None,
+    watch: Watch = lambda text, done, steps: None,  # noqa: ARG005  # nobody watches
+) -> Tuned:
+    """Measure these kernels of calls of a kind, each in a call of its plan, on ``benches`` that are made if there is
+    something to measure, and keep the best tiles; the rest is as `tune` has it."""
+    started, device = time.monotonic(), _device(situation)
+    trials = [each for kind, call in wanted for each in _ordered(kind, call.plan, call, device, situation.target)]
+    own = {kind: getattr(call.plan, kind).tiles for kind, call in wanted}
     results = store().results
     kept = {trial: results.get("timing", _timing_key(situation, trial)) for trial in trials}
     times = {trial: value["seconds"] for trial, value in kept.items() if value is not None}
@@ -129,15 +151,14 @@ def tune(
     if waiting:
         steps = _Steps(watch=watch, done=2 * len(times), of=2 * len(trials))
         watch("compiling", steps.done, steps.of)
-        benches = (bench_of(key, q, k, v, tables, timer), *others)
-        tried(waiting, benches, situation.target, keep, builders=builders, over=over, tell=steps.tell)
+        tried(waiting, benches(), situation.target, keep, builders=builders, over=over, tell=steps.tell)
     found = [
         Measured(
             kind=trial.kind,
             tiles=trial.tiles,
             predicted=trial.predicted,
             seconds=times[trial],
-            own=trial.tiles == getattr(base, trial.kind).tiles,
+            own=trial.tiles == own[trial.kind],
         )
         for trial in trials
         if trial in times
@@ -215,7 +236,8 @@ def _device(situation: Situation) -> DeviceProfile | None:
         return None
 
 
-def _refuse(q: Tensor) -> None:
+def refuse_without_gpu(q: Tensor) -> None:
+    """Refuse to measure where there is nothing to measure on.  Raises `SpatError` (SP521)."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if q.device.type != "cuda" and not interpreted:
         raise error("SP521", "there is no GPU to measure on", help="tune on the machine that will run the kernels")

@@ -47,6 +47,7 @@ LAYERS = (
         "spdsl.merging",
         "spdsl.selecting",
         "spdsl.staged",
+        "spdsl.stage_tuning",
         "spdsl.reuse",
         "spdsl.reuse_plan",
         "spdsl.prove",

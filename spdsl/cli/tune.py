@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from spdsl.analysis.plans import Kind, Plan
     from spdsl.analysis.workers import Workers
     from spdsl.samples import Sizes
+    from spdsl.stage_tuning import TunedStages
     from spdsl.trials import Bench
     from spdsl.tuning import Tuned
 
@@ -71,15 +73,25 @@ def tune(
         typer.Option(help="How many GPUs of this machine, all of one kind, measure side by side.", min=1),
     ] = 1,
     seed: Annotated[int, typer.Option(help="Seed for inputs that are not given.")] = 0,
+    real: Annotated[
+        Path | None,
+        typer.Option(
+            "--qk",
+            metavar="FILE",
+            help="A file with `q` and `k` of (heads, tokens, dim): what a pattern selects of them is what is walked.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the model's best candidates on this GPU and keep the fastest for all calls of this kind.
 
     Lengths and parameters count rounded up to powers of two.  What was measured before is not measured again.
+    Of a pattern that selects by queries and keys, the kernels of each softmax are timed over what it selects.
 
     \b
     Examples:
       spdsl tune streaming -p window=1024 -n 32768 --heads 16
+      spdsl tune nsa -n 32768 --heads 16 --groups 1 --qk layer12.npz
       spdsl tune documents --input doc=ids.npz -n 16384 --budget 30 --gpus 8
       spdsl tune
     """
@@ -88,6 +100,15 @@ def tune(
         return
     heads, groups = head_counts(heads, groups)
     known_dtype(dtype)
+    tensors = None
+    if real is not None:
+        from spdsl.cli.tensors import queries_and_keys
+
+        tensors = queries_and_keys(real)
+        (heads, nq, head_dim), (groups, n, _) = (each.shape[1:] for each in tensors)
+        if heads % groups:
+            help = f"`{real}` has {heads} query heads, which {groups} key heads cannot share"
+            raise typer.BadParameter(help, param_hint="--qk")
     from spdsl.analysis.candidates import MOST
     from spdsl.codegen.builders import builders_for, processors
 
@@ -108,7 +129,18 @@ def tune(
             value_dim=value_dim or head_dim,
             dtype=dtype,
             seed=seed,
+            given=tensors,
         )
+        if loaded.checked.graph is not None:
+            if gpus > 1:
+                help = f"the kernels of `{loaded.name}` are timed over what it selects, on the GPU that has selected"
+                raise typer.BadParameter(help, param_hint="--gpus")
+            note_generated(generated if real is not None else ("q", "k", *generated))
+            _report_stages(_measured_stages(wanted, device, builders, backward, budget, quiet=as_json), as_json=as_json)
+            return
+        if real is not None:
+            help = f"`{loaded.name}` does not look at queries and keys: leave `--qk` out"
+            raise typer.BadParameter(help, param_hint="--qk")
         note_generated(generated)
         found = _measured(wanted, device, others, builders, backward, budget, quiet=as_json)
         _report(found, as_json=as_json)
@@ -117,7 +149,7 @@ def tune(
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Wanted:
     """The calls to tune for, as other processes are told of them: the pattern with its parameters as a ``key``, its
-    inputs on the CPU, and the sizes of the other tensors."""
+    inputs on the CPU, and the sizes of the other tensors; ``given`` are q and k where they are not drawn."""
 
     key: str
     inputs: dict[str, Tensor]
@@ -125,6 +157,7 @@ class Wanted:
     value_dim: int
     dtype: str
     seed: int
+    given: tuple[Tensor, Tensor] | None = None
 
     def on(self, device: str) -> tuple[str, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """The first arguments of `spdsl.tuning.tune`, on a device."""
@@ -139,7 +172,10 @@ class Wanted:
             shape = (sizes.batch, heads, rows, dim)
             return torch.randn(shape, generator=generator, device=where, dtype=DTYPES[self.dtype])
 
-        q, k = draw(sizes.heads, sizes.nq, sizes.head_dim), draw(sizes.groups, sizes.n, sizes.head_dim)
+        if self.given is not None:
+            q, k = (each.to(where, DTYPES[self.dtype]) for each in self.given)
+        else:
+            q, k = draw(sizes.heads, sizes.nq, sizes.head_dim), draw(sizes.groups, sizes.n, sizes.head_dim)
         v = draw(sizes.groups, sizes.n, self.value_dim)
         return self.key, q, k, v, {name: each.to(where) for name, each in self.inputs.items()}
 
@@ -164,6 +200,19 @@ def _measured(
     with progress("planning", quiet=quiet, timing=True) as watch:
         made = wanted.on("cuda:0" if others else device)
         return measure(*made, backward=backward, budget=budget, others=benches, builders=builders, watch=watch)
+
+
+def _measured_stages(
+    wanted: Wanted, device: str, builders: Workers, backward: bool, budget: float | None, *, quiet: bool
+) -> TunedStages:
+    """Measure the candidates of each softmax of a pattern that selects."""
+    from spdsl.cli.measure import note_first_kernels
+    from spdsl.stage_tuning import tune_stages
+
+    note_first_kernels()
+    with progress("selecting", quiet=quiet, timing=True) as watch:
+        made = wanted.on(device)
+        return tune_stages(*made, backward=backward, budget=budget, builders=builders, watch=watch)
 
 
 @contextmanager
@@ -244,35 +293,59 @@ def _asked(device: str, workers: Workers, held: Future[None], made: Plan, kind: 
 
 
 def _report(found: Tuned, *, as_json: bool) -> None:
+    if as_json:
+        candidates = _records(found)
+        print_json({"ok": True, "gpu": found.situation.gpu, "complete": found.complete, "candidates": candidates})
+        return
+    print_table(("kernel", "tiles", "predicted, ms", "measured, ms", ""), _rows(found))
+    if not found.complete:
+        note(_LATE)
+
+
+def _report_stages(found: TunedStages, *, as_json: bool) -> None:
+    if as_json:
+        softmaxes = [{"name": name, "candidates": _records(each)} for name, each in found.softmaxes]
+        gpu = found.softmaxes[0][1].situation.gpu
+        print_json({"ok": True, "gpu": gpu, "complete": found.complete, "softmaxes": softmaxes})
+        return
+    rows = [(name, *row) for name, each in found.softmaxes for row in _rows(each)]
+    print_table(("softmax", "kernel", "tiles", "predicted, ms", "measured, ms", ""), rows)
+    if not found.complete:
+        note(_LATE)
+
+
+_LATE = "time ran out before all candidates were measured; tune again to go on"
+
+
+def _records(found: Tuned) -> list[dict[str, object]]:
     from spdsl.choices import record_of
-    from spdsl.trials import text_of
 
     best = found.best
-    if as_json:
-        rows = [
-            {
-                "kind": each.kind,
-                "tiles": record_of(((each.kind, each.tiles),))[each.kind],
-                "predicted": each.predicted,
-                "seconds": each.seconds,
-                "own": each.own,
-                "best": best.get(each.kind) is each,
-            }
-            for each in found.measured
-        ]
-        print_json({"ok": True, "gpu": found.situation.gpu, "complete": found.complete, "candidates": rows})
-        return
-    table = []
+    return [
+        {
+            "kind": each.kind,
+            "tiles": record_of(((each.kind, each.tiles),))[each.kind],
+            "predicted": each.predicted,
+            "seconds": each.seconds,
+            "own": each.own,
+            "best": best.get(each.kind) is each,
+        }
+        for each in found.measured
+    ]
+
+
+def _rows(found: Tuned) -> list[tuple[str, ...]]:
+    from spdsl.trials import text_of
+
+    best, rows = found.best, list[tuple[str, ...]]()
     for each in sorted(found.measured, key=lambda one: (one.kind, one.seconds or 1e9)):
         marks = [
             word for word, holds in (("taken", best.get(each.kind) is each), ("the plan's own", each.own)) if holds
         ]
         measured = "does not run" if each.seconds is None else f"{each.seconds * 1e3:.4f}"
         predicted = "" if each.predicted is None else f"{each.predicted * 1e3:.4f}"
-        table.append((each.kind, text_of(each.tiles), predicted, measured, ", ".join(marks)))
-    print_table(("kernel", "tiles", "predicted, ms", "measured, ms", ""), table)
-    if not found.complete:
-        note("time ran out before all candidates were measured; tune again to go on")
+        rows.append((each.kind, text_of(each.tiles), predicted, measured, ", ".join(marks)))
+    return rows
 
 
 def _machine(device: str, *, as_json: bool) -> None:

@@ -17,10 +17,13 @@ import spdsl
 from spdsl.ahead import Wanted, carried_out
 from spdsl.analysis.candidates import SHARED_BYTES
 from spdsl.codegen.asked import Asked, AskedKernel
-from spdsl.runtime.absent import AbsentGpu
+from spdsl.runtime.absent import AbsentGpu, standing_in
 from spdsl.runtime.numbers import Assumed
 from spdsl.runtime.split import INTERPRETER
 from spdsl.samples import Sizes
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted")
 
 ROOT = Path(__file__).parents[2]
 SIZES = Sizes(batch=2, heads=4, groups=2, nq=192, n=192, head_dim=16)
@@ -36,9 +39,6 @@ RUN = """
 import json, sys
 import torch, spdsl
 from spdsl.runtime import launch, plain
-
-pytest.importorskip("triton")
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted")
 told = []
 def tell(name, values):
     told.append([name, {n: v for n, v in values.items() if type(v) in (int, bool, str)},
@@ -54,7 +54,7 @@ plain._start, launch.Loaded._run = noted, noted_run
 name, parameters, sizes = json.loads(sys.argv[1])
 batch, heads, groups, n, dim = sizes
 generator = torch.Generator().manual_seed(0)
-def like(count): return torch.randn(batch, count, n, dim, generator=generator).to(torch.bfloat16).requires_grad_()
+def like(count): return torch.randn(batch, count, n, dim, generator=generator).to(torch.float16).requires_grad_()
 q, k, v = like(heads), like(groups), like(groups)
 inputs = {"gate": torch.rand(3, heads, n, generator=generator, requires_grad=True)} if name == "nsa" else {}
 attention = spdsl.compile(name, backend="triton", **parameters)
@@ -74,7 +74,7 @@ def asked_for(name: str, parameters: Mapping[str, Any], multiprocessors: int = 1
         attention=spdsl.compile(name, **parameters),
         sizes=SIZES,
         value_dim=SIZES.head_dim,
-        dtype=torch.bfloat16,
+        dtype=torch.float16,
         inputs=gate,
         backward=True,
     )
@@ -119,3 +119,28 @@ def test_what_is_interpreted_was_asked_for(name: str) -> None:
     assert len(launched) > 5
     for kernel, numbers, tensors in launched:
         assert any(serves(each, kernel, numbers, tensors) for each in asked), (kernel, numbers, tensors)
+
+
+@pytest.mark.parametrize("name", ["quest", pytest.param("nsa", marks=pytest.mark.slow)])
+def test_calls_ask_for_the_tiles_of_their_softmaxes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tuned is what a call on a GPU asks for: the same kinds of calls."""
+    from spdsl import prepare
+    from spdsl.runtime.graphs import noting_parts
+    from spdsl.stage_tuning import situation_of_part
+
+    wanted: list[str] = []
+    tiles_for = prepare.tiles_for
+    monkeypatch.setattr(prepare, "tiles_for", lambda asked: wanted.append(asked.identity) or tiles_for(asked))  # type: ignore[func-returns-value]
+    gpu = AbsentGpu(name="NVIDIA H100 80GB", target="sm_90", multiprocessors=132)
+    attention = spdsl.compile(name, **SMALL[name])
+    asked = Asked(room=SHARED_BYTES["sm_90"], device=gpu.place)
+    with standing_in(gpu, "a call", asked, Assumed(number=32)) as device, noting_parts() as parts:
+
+        def like(heads: int) -> torch.Tensor:
+            return torch.empty(1, heads, SIZES.n, SIZES.head_dim, dtype=torch.float16, device=device)
+
+        gate = {"gate": torch.empty(3, SIZES.heads, SIZES.n, device=device)} if name == "nsa" else {}
+        attention(like(4), like(2), like(2), **gate)
+        tuned = [situation_of_part(each).identity for each in parts.values()]
+    assert len(tuned) == (3 if name == "nsa" else 1)
+    assert set(wanted) == set(tuned)
