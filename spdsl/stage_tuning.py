@@ -30,7 +30,7 @@ from spdsl.runtime.graphs import noting_parts
 from spdsl.runtime.in_turn import Part
 from spdsl.runtime.requests import rounded_up
 from spdsl.trials import Bench, Timer, bench_of, call_of
-from spdsl.tuning import Tuned, Watch, measured, refuse_without_gpu
+from spdsl.tuning import Tuned, Watch, refuse_without_gpu, tune_kernels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ def tune_stages(
         asked = _wanted(part, backward=backward)
         bench = partial(_bench, part, timer)
         own = builders if number == 0 else None
-        found.append((name, measured(situation_of_part(part), asked, bench, budget=left, builders=own, watch=tell)))
+        found.append((name, tune_kernels(situation_of_part(part), asked, bench, budget=left, builders=own, watch=tell)))
     return TunedStages(softmaxes=tuple(found))
 
 

@@ -112,7 +112,7 @@ def tune(
     kinds: list[Kind] = ["forward"]
     if backward and base.fused is None:
         kinds += ["dq", "dkdv"]
-    return measured(
+    return tune_kernels(
         situation,
         [(kind, call) for kind in kinds],
         lambda: (bench_of(key, q, k, v, tables, timer), *others),
@@ -122,7 +122,7 @@ def tune(
     )
 
 
-def measured(
+def tune_kernels(
     situation: Situation,
     wanted: Sequence[tuple[Kind, Call]],
     benches: Callable[[], Sequence[Bench]],

@@ -62,7 +62,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> dict[Tiles, float]:
     measured: list[Tiles] = []
     monkeypatch.setattr(tuning, "bench_of", lambda *call: bench)
     monkeypatch.setattr("spdsl.codegen.aot.TARGETS", ())  # nothing is compiled
-    monkeypatch.setattr(tuning, "_refuse", lambda q: None)
+    monkeypatch.setattr(tuning, "refuse_without_gpu", lambda q: None)
     monkeypatch.setattr(tuning, "target_of", lambda backend, device: "sm_90")
     monkeypatch.setattr(tuning, "measured", measured, raising=False)
     return times
