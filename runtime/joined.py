@@ -89,8 +89,7 @@ class _Joined(torch.autograd.Function):
     def forward(ctx: Any, parts: tuple[Part, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         given = _shared(parts, tensors)
         direct = plain(tensors)
-        # Kernels of later streams have run in Triton's interpreter and not yet on a GPU, where all are put together.
-        together = in_turn(given) if direct and not tensors[0].is_cuda else None
+        together = in_turn(given) if direct else None
         if together is not None:
             out, lse = together
         else:

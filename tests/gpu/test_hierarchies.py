@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import spdsl
-from spdsl.runtime import graphs, inputs
+from spdsl.runtime import graphs, inputs, joined
 from spdsl.semantics.graph import Mark, Select
 from tests.interpreter.test_chains import dense
 from tests.library.cases import Case, Sizes
+from tests.library.compare import TOLERANCE, relative_error
 from tests.library.test_selections import check
 
 pytestmark = pytest.mark.gpu
@@ -61,3 +62,36 @@ def test_kernels_choose_what_torch_does(name: str, n: int) -> None:
         # Exponentials and the means of a block that is not full are rounded, in another order.
         assert float(differ) <= (0 if name == "hip" or (n == 4096 and name == "llsa") else 2e-3), each
         assert bool(sets.any())
+
+
+STREAMS = """pattern streams(window: int in 1.. = 100, block: int in 1.. = 16) {
+  axis fine = token by block
+  let K1 = mean(K, per = k.fine)
+  let V1 = mean(V, per = k.fine)
+  return attend {
+    keep causal and (q - k < window or k.fine == q.fine)
+    keep k.fine.last <= q - window and k.fine < q.fine from (K1, V1) weight k.fine.size
+  }
+}
+"""
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=("bf16", "fp32"))
+def test_streams_go_on_from_each_other(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels of later streams add to what those before have left, also where the LSE has a gradient."""
+    monkeypatch.setattr(joined, "_put_together", lambda pairs: pytest.fail("put together"))
+    attn = spdsl.compile(spdsl.loads(STREAMS))
+    generator = torch.Generator("cuda").manual_seed(0)
+    q, k, v = (
+        torch.randn(2, heads, 777, 64, device="cuda", generator=generator).to(dtype).requires_grad_()
+        for heads in (4, 2, 2)
+    )
+    out, lse = attn(q, k, v, return_lse=True)
+    expected, expected_lse = attn.reference(q, k, v, return_lse=True)
+    d_out, d_lse = torch.randn_like(out), torch.randn_like(lse)
+    found = torch.autograd.grad((out, lse), (q, k, v), (d_out, d_lse))
+    wanted = torch.autograd.grad((expected, expected_lse), (q, k, v), (d_out.double(), d_lse.double()))
+    assert relative_error(out, expected) <= TOLERANCE[dtype]
+    assert float((lse - expected_lse).detach().abs().max()) <= 1e-3
+    for one, two in zip(found, wanted, strict=True):
+        assert relative_error(one, two) <= 2 * TOLERANCE[dtype]
