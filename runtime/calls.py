@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -201,7 +200,7 @@ class Call:
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Memory that kernels add to, or do not fill."""
-        return self.recorder.run(partial(torch.zeros, shape, dtype=dtype, device=self.q.device))
+        return self.recorder.zeros(shape, dtype, self.q.device)
 
     def hold(self) -> None:
         """Tell the recorder which tensors are made of values: tables of stages, lists of tiles and of marked rows."""

@@ -69,14 +69,17 @@ class Startable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """Memory that was taken, as it was noted."""
+    """Memory that was taken, as it was noted; ``zeroed``: and filled with zeros."""
 
     result: Tensor
+    zeroed: bool = False
 
     @property
     def again(self) -> Callable[[], Tensor]:
         """Takes as much."""
         shape, dtype, device = tuple(self.result.shape), self.result.dtype, self.result.device
+        if self.zeroed:
+            return partial(torch.zeros, shape, dtype=dtype, device=device)
         if device.type == "cuda":
             # What torch's compiled programs call: there are no arguments to be told apart.
             taken = torch._C._dynamo.guards._empty_strided_cuda  # type: ignore[attr-defined]  # noqa: SLF001

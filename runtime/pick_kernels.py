@@ -97,6 +97,27 @@ def place(keys, order, runs, entries, each, most, nothing, total, SIZE: tl.const
     tl.store(entries + pick, tl.where(real, at, -1), mask=exist)
 
 
+@triton.jit(do_not_specialize=["steps"])  # type: ignore[untyped-decorator]
+def seek(keys, starts, rows, total, steps, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where the picks of each block begin among ascending keys, by halving: ``2 ** steps`` exceeds their number."""
+    row = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    low = tl.zeros([SIZE], tl.int32)
+    high = low + total
+    for _ in tl.range(0, steps):
+        middle = (low + high) // 2
+        less = tl.load(keys + middle, mask=low < high, other=2147483647) < row
+        high = tl.where(less, high, middle)
+        low = tl.where(less, middle + 1, low)
+    tl.store(starts + row, low, mask=row <= rows)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def blank(found, total, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """No items: their blocks and ends are 0, and the last of four rows says that there is none."""
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    tl.store(found + at, tl.where(at < 3 * total, 0, -2), mask=at < 4 * total)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def carry(values, entries, found, total, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     """What belongs to each pick, where it has gone."""
@@ -208,8 +229,10 @@ def sorted_picks(lists: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
     _run(number, grid, ("keys",), lists.contiguous(), keys, each, blocks, rows, total, SIZE=_MANY)
     keys, order = keys.sort(stable=True)
     _run(place, grid, ("runs", "entries"), keys, order, runs_of, entries, each, most, rows, total, SIZE=_MANY)
-    ends = torch.arange(rows + 1, dtype=torch.int32, device=lists.device)
-    return torch.searchsorted(keys, ends, out_int32=True), runs_of, entries.view(lists.shape)
+    starts = torch.empty(rows + 1, dtype=torch.int32, device=lists.device)
+    grid = (triton.cdiv(rows + 1, 256), 1, 1)
+    _run(seek, grid, ("starts",), keys, starts, rows, total, total.bit_length(), SIZE=256)
+    return starts, runs_of, entries.view(lists.shape)
 
 
 def carried(values: Tensor, entries: Tensor) -> Tensor:
@@ -225,8 +248,9 @@ def items_of(starts: Tensor, picks: int, size: int, least: int) -> tuple[Tensor,
     items]``, and where the sums of each block begin and how many items it has."""
     rows = len(starts) - 1
     items, slots, parts = torch.empty(3, rows, dtype=torch.int32, device=starts.device)
-    found = torch.zeros(4, rows + picks // size, dtype=torch.int32, device=starts.device)
-    found[3].fill_(-2)
+    most = rows + picks // size
+    found = torch.empty(4, most, dtype=torch.int32, device=starts.device)
+    _run(blank, (triton.cdiv(4 * most, _MANY), 1, 1), ("found",), found, most, SIZE=_MANY)
     _run(count, (1, 1, 1), ("items", "slots", "parts"), starts, items, slots, parts, rows, size, least, SIZE=_MANY)
     _run(
         write,

@@ -48,6 +48,12 @@ class Recorder:
         self.notes.append(Taken(result=result))
         return result
 
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory that holds zeros."""
+        result = torch.zeros(tuple(int(size) for size in shape), dtype=dtype, device=device)
+        self.notes.append(Taken(result=result, zeroed=True))
+        return result
+
     def run(self, function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
         """The result of ``function``, which depends on nothing but what is known of a tape's calls."""
         result = function(*arguments)

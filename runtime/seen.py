@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -139,27 +140,49 @@ def _by_numbers(note: Asked) -> bool:
 
 
 _TAKES = {
-    torch.ops.aten.empty.memory_format,
-    torch.ops.aten.empty_strided.default,
-    torch.ops.aten.empty_like.default,
-    torch.ops.aten.new_empty.default,
-    torch.ops.aten.new_empty_strided.default,
+    torch.ops.aten.empty.memory_format: False,
+    torch.ops.aten.empty_strided.default: False,
+    torch.ops.aten.empty_like.default: False,
+    torch.ops.aten.new_empty.default: False,
+    torch.ops.aten.new_empty_strided.default: False,
+    torch.ops.aten.zeros.default: True,
+    torch.ops.aten.zeros_like.default: True,
+    torch.ops.aten.new_zeros.default: True,
 }
+"""What takes memory, and whether it fills it with zeros."""
 
 
-def noted(note: Note) -> notes.Note:
-    """An operation as a note of a tape; a launch is one."""
+def is_view(note: Note) -> bool:
+    """Whether an operation does nothing but look at memory of its only tensor in other ways."""
+    if not isinstance(note, Asked) or note.writes():
+        return False
+    reads, makes = note.reads(), note.makes()
+    return len(reads) == 1 and len(makes) > 0 and {storage_of(each) for each in makes} == {storage_of(reads[0])}
+
+
+def noted(note: Note) -> tuple[notes.Note, ...]:
+    """An operation as notes of a tape; a launch is one."""
     if isinstance(note, Started):
-        return note
+        return (note,)
     result, reads = note.result, tuple(note.reads())
-    if not isinstance(result, Tensor):
-        return Made(function=_several(note), arguments=reads, results=tuple(note.makes()))
-    if note.function in _TAKES and (result.is_cuda or result.is_contiguous()):
-        return Taken(result=result)
-    function = _of_tensors(note)
-    if len(reads) == 1 and storage_of(reads[0]) == storage_of(result) and not note.writes():
-        return Viewed(function=function, argument=reads[0], result=result)
-    return Done(function=function, arguments=reads, result=result)
+    zeroed, function = _TAKES.get(note.function), _of_tensors(note)
+    if isinstance(result, Tensor):
+        if zeroed is not None and (result.is_contiguous() or (result.is_cuda and not zeroed)):
+            return (Taken(result=result, zeroed=zeroed),)
+        if is_view(note):
+            return (Viewed(function=function, argument=reads[0], result=result),)
+        return (Done(function=function, arguments=reads, result=result),)
+    several = _several(function)
+    if not is_view(note):
+        return (Made(function=several, arguments=reads, results=tuple(note.makes())),)
+    return tuple(
+        Viewed(function=partial(_nth, several, at), argument=reads[0], result=each)
+        for at, each in enumerate(note.makes())
+    )
+
+
+def _nth(function: Callable[..., tuple[Tensor, ...]], at: int, given: Tensor) -> Tensor:
+    return function(given)[at]
 
 
 def _of_tensors(note: Asked) -> Callable[..., Any]:
@@ -190,7 +213,6 @@ def _of_tensors(note: Asked) -> Callable[..., Any]:
     return nested
 
 
-def _several(note: Asked) -> Callable[..., tuple[Tensor, ...]]:
-    """As `_of_tensors`, for an operation whose result is no single tensor."""
-    function = _of_tensors(note)
+def _several(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
+    """All tensors of an operation's result, which is no single one."""
     return lambda *given: tuple(tensors_in(function(*given)))

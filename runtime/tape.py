@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from spdsl.runtime.memset import clear
 from spdsl.runtime.notes import Map, Startable
 from spdsl.runtime.traced import Numbers
 
@@ -65,6 +66,21 @@ class Arena:
         for at, offset in self.parts:
             # The tensor is there so that the memory is kept until all is launched.
             tensors[at], cells[at] = made, address + offset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zero:
+    """Fills the memory at a place with zeros: ``bytes`` of it, from ``begin`` on where it was taken at once."""
+
+    at: int
+    bytes: int
+    begin: int
+    stream: int
+
+    def __call__(self, tensors: list[Any], cells: list[Any]) -> None:
+        """Fill it."""
+        if not clear(cells[self.at], self.bytes, cells[self.stream]):
+            tensors[self.at].view(-1).view(torch.uint8)[self.begin : self.begin + self.bytes].zero_()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

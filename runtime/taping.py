@@ -42,6 +42,7 @@ from spdsl.runtime.tape import (
     Start,
     Step,
     Tape,
+    Zero,
 )
 from spdsl.runtime.traced import Trace, Traced
 
@@ -201,11 +202,8 @@ class _Taping:
         """The steps, where addresses stand for what nothing but launches sees: views, and memory, which the first of
         them takes at once."""
         seen = self._seen(notes, steps, results)
-        views = {
-            self._place(note.result): (self._place(note.argument), _distance(note))
-            for note in notes
-            if isinstance(note, Viewed) and self._place(note.result) not in seen
-        }
+        looks = self._looks(notes)
+        views = {at: look for at, look in looks.items() if at not in seen}
         last = self._last(notes, views)
         small = {
             self._place(note.result): Room(bytes=_bytes(note.result), first=at, last=last[self._place(note.result)])
@@ -216,15 +214,32 @@ class _Taping:
         every: list[tuple[Step, ...]] = []
         for note, step in zip(notes, steps, strict=True):
             match note:
-                case Taken(result=result) if self._place(result) in parts:
-                    every.append(() if arena is None else (arena,))
-                    arena = None
+                case Taken(result=result, zeroed=zeroed):
+                    at = self._place(result)
+                    first, arena = ((), arena) if at not in parts or arena is None else ((arena,), None)
+                    taken = first if at in parts else (self._step(Taken(result=result)),)
+                    every.append((*taken, self._zero(at, result, parts)) if zeroed else taken)
+                case Viewed(result=result) if self._place(result) not in looks:
+                    every.append(())  # a look at a look is the first thing again
                 case Viewed(result=result) if (at := self._place(result)) in views:
                     of, distance = views[at]
-                    every.append(() if at == of else (Address(at=at, of=of, bytes=distance),))
+                    every.append((Address(at=at, of=of, bytes=distance),))
                 case _:
                     every.append((_within(parts, step),))
         yield from self._with_frees(notes, every, results, views, parts)
+
+    def _looks(self, notes: Sequence[Note]) -> dict[int, tuple[int, int]]:
+        """Of each view that is no tensor of before: what it looks at, and how many bytes behind its beginning."""
+        known, found = {at for at, each in enumerate(self.tensors) if each is not None} | set(range(self.inputs)), {}
+        for note in notes:
+            if isinstance(note, Viewed) and self._place(note.result) not in known:
+                found[self._place(note.result)] = self._place(note.argument), _distance(note)
+            known |= {self._place(each) for each in results_of(note)}
+        return found
+
+    def _zero(self, at: int, result: Tensor, parts: Mapping[int, _Part]) -> Zero:
+        begin = parts[at].begin if at in parts else 0
+        return Zero(at=at, bytes=_bytes(result), begin=begin, stream=len(self.tensors))
 
     def _seen(self, notes: Sequence[Note], steps: Sequence[Step], results: set[int]) -> set[int]:
         """The tensors that something else than a launch by addresses sees."""
@@ -246,7 +261,7 @@ class _Taping:
         for at, note in enumerate(notes):
             for each in map(self._place, (*arguments_of(note), *results_of(note))):
                 last[each] = at
-                while each in views and views[each][0] != each:
+                while each in views:
                     each = views[each][0]
                     last[each] = at
         return last

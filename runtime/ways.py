@@ -23,6 +23,7 @@ from spdsl.runtime.seen import (
     decides,
     is_among,
     is_unlike,
+    is_view,
     made_by,
     memory_of,
     noted,
@@ -111,9 +112,10 @@ def ways_of(
     constants = _constants([*parts[0], *parts[1]], given, open)
     if constants is None:
         return None
+    parts[1][:0] = _looks(parts[0], parts[1])
     made = {memory_of(each): each for note in parts[0] for each in made_by(note)}
-    read = {memory_of(each) for note in parts[1] for each in read_by(note)}
-    saved = [each for key, each in made.items() if key in read or key in wanted]
+    read = _read_first(parts[1]).union(key for key in wanted if key is not None)
+    saved = [each for key, each in made.items() if key in read]
     forward = _way(parts[0], inputs, constants, (*outputs, *saved))
     backward = _way(parts[1], (*inputs, *saved, *incoming), constants, gradients) if gradients else None
     if forward is None or (gradients and backward is None):
@@ -138,6 +140,29 @@ def _needed(notes: Sequence[Note], results: Sequence[Tensor]) -> set[int]:
             found.add(id(note))
             wanted |= reads
             storages |= {storage_of(each) for each in read_by(note)}
+    return found
+
+
+def _looks(first: Sequence[Note], second: Sequence[Note]) -> list[Note]:
+    """The views of the first notes that the second read: what they look at is saved in their place."""
+    made = dict[Hashable, Note]()
+    for note in first:
+        for each in made_by(note):
+            made.setdefault(memory_of(each), note)  # a look at a look may be the first thing again
+    read, found = _read_first(second), list[Note]()
+    for note in reversed(first):
+        if is_view(note) and any(key in read and made[key] is note for key in map(memory_of, made_by(note))):
+            read |= {memory_of(each) for each in read_by(note)}
+            found.append(note)
+    return found[::-1]
+
+
+def _read_first(notes: Sequence[Note]) -> set[Hashable]:
+    """What is read before any of the notes has made it."""
+    found, made = set[Hashable](), set[Hashable]()
+    for note in notes:
+        found |= {memory_of(each) for each in read_by(note)} - made
+        made |= {memory_of(each) for each in made_by(note)}
     return found
 
 
@@ -171,7 +196,7 @@ def _way(
     device, read = inputs[0].device, {memory_of(each) for note in part for each in read_by(note)}
     held = [each for key, each in constants.items() if key in read]
     present = [each for each in results if each is not None]
-    tape = tape_of([noted(note) for note in part], inputs, held, present, device, same=memory_of)
+    tape = tape_of([each for note in part for each in noted(note)], inputs, held, present, device, same=memory_of)
     if tape is None:
         return None
     places = iter(range(len(present)))

@@ -14,6 +14,7 @@ from torch import Tensor
 from spdsl.runtime import tape, taping
 from spdsl.runtime.notes import STREAM, Done, Entry, Grid, Note, Started, Taken, Viewed
 from spdsl.runtime.rooms import ALIGNED, Room, offsets_of
+from spdsl.runtime.seen import memory_of
 from spdsl.runtime.tape import Address, Arena, Free
 from spdsl.runtime.taping import tape_of
 
@@ -59,7 +60,8 @@ class Program:
         of, skipped = self.choose.choice(self.known), self.choose.randrange(3)
 
         def look(tensor: Tensor) -> Tensor:
-            return tensor.flatten()[min(skipped, tensor.numel() - COUNT) :]
+            flat = tensor.flatten()[min(skipped, tensor.numel() - COUNT) :]
+            return flat.view(1, -1) if tensor.dim() == 1 and skipped == 0 else flat
 
         self.known.append(look(of))
         self.notes.append(Viewed(function=look, argument=of, result=self.known[-1]))
@@ -70,12 +72,15 @@ class Program:
         self.notes.append(Done(function=doubled, arguments=(of,), result=self.known[-1]))
 
     def sum(self) -> None:
-        """Into new memory, or into what something else was in before."""
+        """Into new memory, which may hold zeros, or into what something else was in before."""
         a, b = (self.choose.choice(self.known) for _ in "ab")
         if not self.taken or self.choose.random() < 0.7:
-            self.taken.append(torch.empty(COUNT))
+            self.taken.append(torch.zeros(COUNT))
             self.known.append(self.taken[-1])
-            self.notes.append(Taken(result=self.taken[-1]))
+            zeroed = self.choose.random() < 0.4
+            self.notes.append(Taken(result=self.taken[-1], zeroed=zeroed))
+            if zeroed:
+                return
             out = self.taken[-1]
         else:
             out = self.choose.choice(self.taken)
@@ -96,7 +101,7 @@ class Program:
                     now[id(result)] = function(now[id(argument)])
                 case Started(values=values):
                     a, b, out = (now[id(each)] for each in values.values())
-                    out[:COUNT] = a[:COUNT] + b[:COUNT]
+                    out[:COUNT] = a.flatten()[:COUNT] + b.flatten()[:COUNT]
                 case _:
                     pytest.fail("another note")
         return [now[id(each)].flatten()[:COUNT] for each in self.results]
@@ -105,15 +110,24 @@ class Program:
 SMALL = 4 * COUNT
 
 
+@pytest.mark.parametrize("same", [id, memory_of])
 @pytest.mark.parametrize(("large", "freed"), [(SMALL + 1, SMALL + 1), (SMALL + 1, SMALL), (SMALL, SMALL)])
-def test_random_programs(large: int, freed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_programs(large: int, freed: int, same: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tape, "current_stream", lambda device: 0)
     monkeypatch.setattr(taping, "LARGE", large)
     monkeypatch.setattr(taping, "FREED", freed)
+    cleared = []
+
+    def clear(address: int, bytes: int, stream: int) -> bool:
+        cleared.append(stream)
+        return len(cleared) % 2 == 0 and ctypes.memset(address, 0, bytes) == address  # else by torch
+
+    monkeypatch.setattr(tape, "clear", clear)
     kinds = set[type]()
     for seed in range(100):
         program = Program(seed)
-        made = tape_of(program.notes, program.inputs, [program.constant], program.results, torch.device("cpu"))
+        given = (program.notes, program.inputs, [program.constant], program.results, torch.device("cpu"))
+        made = tape_of(*given, same=same)
         assert made is not None
         inputs = [torch.randn(2 * COUNT, generator=torch.Generator().manual_seed(each)) for each in (seed, -1)]
         wanted = program.carried_out(inputs)
@@ -127,6 +141,7 @@ def test_random_programs(large: int, freed: int, monkeypatch: pytest.MonkeyPatch
     assert Address in kinds
     assert (Arena in kinds) == (large > SMALL)
     assert large > SMALL or Free in kinds
+    assert cleared
 
 
 def test_rooms_that_are_used_at_one_time_do_not_overlap() -> None:
