@@ -15,9 +15,10 @@ from typing import Any
 
 from spdsl.diagnostics import error
 from spdsl.grammar.parse import parse
-from spdsl.semantics.bind import bind, parameter_values
+from spdsl.semantics.bind import bind
 from spdsl.semantics.check import check
 from spdsl.semantics.free import fits, reasons_to_fix
+from spdsl.semantics.given import parameter_values
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 from spdsl.semantics.softmaxes import softmax_pattern
 from spdsl.semantics.tilewise import Tilewise, tilewise

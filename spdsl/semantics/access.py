@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import build, operators
-from spdsl.semantics.expressions import Arg, Evaluator, a_kind, excerpt, plain
+from spdsl.semantics.expressions import Arg, Evaluator
 from spdsl.semantics.nodes import Const, Coord, Index, Load, Side, Table
 from spdsl.semantics.report import did_you_mean, listing
 from spdsl.semantics.values import POISON, AxisRef, Items, Poison, Scalar, TableRef, Value, describe
+from spdsl.semantics.wording import a_kind, excerpt, plain
 
 
 def _quoted(text: str) -> str:

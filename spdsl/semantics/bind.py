@@ -6,15 +6,15 @@ Does not look at inputs or lengths: those come with each call.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
-from spdsl.diagnostics import Span, SpatError, error
+from spdsl.diagnostics import Span, error
 from spdsl.semantics import nodes as ir
 from spdsl.semantics.bounds import Facts, interval
-from spdsl.semantics.fold import INT_HIGH, INT_LOW, fold
+from spdsl.semantics.fold import fold
+from spdsl.semantics.given import integer, open_parameter, values_of
 from spdsl.semantics.graph import (
     Attention,
     Merge,
@@ -23,18 +23,15 @@ from spdsl.semantics.graph import (
     Stage,
     StageGraph,
     expressions,
-    mapped,
-    needed,
 )
 from spdsl.semantics.joined_sets import with_joined_sets
 from spdsl.semantics.nesting import check_nested
-from spdsl.semantics.nodes import Attend, BoundPattern, CheckedPattern, Const, Expr, Extent, FreeParam, Parameter
-from spdsl.semantics.report import did_you_mean
+from spdsl.semantics.nodes import Attend, BoundPattern, CheckedPattern, Const, Expr, Extent
+from spdsl.semantics.regraph import mapped, needed
 from spdsl.semantics.rewrite import mentions, substitute, walk
 from spdsl.semantics.show import print_expr
 from spdsl.semantics.windows import lift_windows
 
-Value: TypeAlias = "bool | int | float"
 Fix: TypeAlias = Callable[[Expr], Expr]
 
 
@@ -58,7 +55,7 @@ def bind(
             (SP336); an axis or grid of no size (SP337); heads and groups that do not fit (SP338); a scale or cap that
             is not finite (SP339).
     """
-    values = _values(checked, parameters, free)
+    values = values_of(checked, parameters, free)
     _check_heads(heads, groups, head_dim)
     mapping: dict[Expr, Expr] = {
         Extent(name="heads"): Const(value=heads),
@@ -66,7 +63,7 @@ def bind(
         Extent(name="d"): Const(value=head_dim),
     }
     if layer is not None:
-        mapping[Extent(name="layer")] = Const(value=_integer(layer, "layer", None))
+        mapping[Extent(name="layer")] = Const(value=integer(layer, "layer", None))
     elif any(mentions(expr, Extent(name="layer")) for expr in _expressions(checked)):
         raise error(
             "SP335",
@@ -127,150 +124,6 @@ def _expressions(checked: CheckedPattern) -> list[Expr]:
         found += [grid.of, *(extent for _, extent in grid.coordinates)]
     found += () if checked.graph is None else expressions(checked.graph)
     return [expr for expr in found if expr is not None]
-
-
-# ---------------------------------------------------------------- values of parameters
-
-
-def open_parameter(declared: Parameter) -> FreeParam:
-    """A parameter as it stands in bound patterns while it is free."""
-    low, high = (None, None) if declared.bounds is None else (declared.bounds.low, declared.bounds.high)
-    return FreeParam(name=declared.name, low=_whole(low), high=_whole(high))
-
-
-def _whole(bound: float | None) -> int | None:
-    return None if bound is None else int(bound)
-
-
-def parameter_values(checked: CheckedPattern, given: Mapping[str, object]) -> dict[str, Value | tuple[Value, ...]]:
-    """The value of every parameter, given or by default.
-
-    Raises:
-        SpatError: as `bind` (SP330 to SP334).
-    """
-    return _values(checked, given, ())
-
-
-def _values(
-    checked: CheckedPattern, given: Mapping[str, object], free: Collection[str]
-) -> dict[str, Value | tuple[Value, ...]]:
-    names = [declared.name for declared in checked.parameters]
-    for name in given:
-        if name not in names:
-            has = f"its parameters are {', '.join(names)}" if names else "it has none"
-            raise error(
-                "SP330",
-                f"`{checked.name}` has no parameter `{name}`",
-                checked.span,
-                help=did_you_mean(str(name), names) or has,
-            )
-    found: dict[str, Value | tuple[Value, ...]] = {}
-    for declared in checked.parameters:
-        if declared.name in free:
-            continue
-        if declared.name in given:
-            found[declared.name] = _value(declared, given[declared.name])
-        elif declared.default is not None:
-            found[declared.name] = declared.default
-        else:
-            raise error(
-                "SP331",
-                f"`{checked.name}` needs a value for `{declared.name}`",
-                declared.span,
-                note=_kind(declared),
-                help=f"pass `{declared.name}=…`",
-            )
-    return found
-
-
-def _kind(declared: Parameter) -> str:
-    return declared.dtype if declared.length is None else f"{declared.dtype}[{declared.length}]"
-
-
-def _value(declared: Parameter, value: object) -> Value | tuple[Value, ...]:
-    if declared.length is None:
-        return _one(declared, value, declared.name)
-    items = value if isinstance(value, (tuple, list)) else (value,) if declared.length == 1 else None
-    if items is None:
-        raise error(
-            "SP334",
-            f"`{declared.name}` is a tuple of {declared.length}, but {value!r:.80} is given",
-            declared.span,
-            note=_kind(declared),
-            help=f"pass {declared.length} values",
-        )
-    if len(items) != declared.length:
-        raise error(
-            "SP334",
-            f"`{declared.name}` is a tuple of {declared.length}, but {len(items)} values are given",
-            declared.span,
-            note=_kind(declared),
-            help=f"pass {declared.length} values",
-        )
-    return tuple(_one(declared, item, f"{declared.name}[{place}]") for place, item in enumerate(items))
-
-
-def _one(declared: Parameter, value: object, name: str) -> Value:
-    found: Value
-    match declared.dtype:
-        case "bool":
-            if not isinstance(value, bool):
-                raise _wrong_kind(name, declared, value)
-            found = value
-        case "int":
-            found = _integer(value, name, declared)
-        case "float":
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise _wrong_kind(name, declared, value)
-            try:
-                found = float(value)
-            except OverflowError:
-                raise error(
-                    "SP332", f"`{name}` is larger than any float", declared.span, help="pass a smaller number"
-                ) from None
-    bounds = declared.bounds
-    if bounds is not None:
-        low, high = bounds.low, bounds.high
-        if not ((low is None or found >= low) and (high is None or found <= high)):
-            text = f"{'' if low is None else low}..{'' if high is None else high}"
-            raise error(
-                "SP333",
-                f"`{name}` is {found}, but must be in {text}",
-                declared.span,
-                note="declared here",
-                help="pass a value of this range",
-            )
-    return found
-
-
-def _integer(value: object, name: str, declared: Parameter | None) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise _wrong_kind(name, declared, value)
-    found = int(value)
-    if not INT_LOW <= found <= INT_HIGH:
-        raise error(
-            "SP332",
-            f"`{name}` does not fit into 64 bits",
-            declared.span if declared else None,
-            help="pass a smaller number",
-        )
-    return found
-
-
-def _wrong_kind(name: str, declared: Parameter | None, value: object) -> SpatError:
-    wanted = {"bool": "a bool", "int": "an int", "float": "a float"}[declared.dtype if declared else "int"]
-    return error(
-        "SP332",
-        f"`{name}` needs {wanted}, but {value!r:.80} is {_a_type(value)}",
-        declared.span if declared else None,
-        note="declared here" if declared else "",
-        help=f"pass {wanted}",
-    )
-
-
-def _a_type(value: object) -> str:
-    name = type(value).__name__
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _check_heads(heads: int, groups: int, head_dim: int) -> None:

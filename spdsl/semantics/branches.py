@@ -9,7 +9,7 @@ from typing import Literal
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import build, spaces
 from spdsl.semantics.access import load
-from spdsl.semantics.expressions import Arg, Evaluator, Invocation, excerpt
+from spdsl.semantics.expressions import Arg, Evaluator, Invocation
 from spdsl.semantics.graph import Attention, Mark, Merge, index_of, is_free, loads, on_side, ordered
 from spdsl.semantics.nesting import refines
 from spdsl.semantics.nodes import Apply, Attend, Const, Expr, Load, Side
@@ -17,6 +17,7 @@ from spdsl.semantics.report import listing
 from spdsl.semantics.rewrite import free_axes, walk
 from spdsl.semantics.selections import tensor
 from spdsl.semantics.values import POISON, Branch, Candidates, Merged, Poison, Scalar, TableRef, Value
+from spdsl.semantics.wording import excerpt
 
 _NAMES = ("queries", "keys", "values")
 

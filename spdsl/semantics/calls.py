@@ -9,13 +9,14 @@ from spdsl.grammar import nodes as syntax
 from spdsl.semantics import nodes as ir
 from spdsl.semantics import parameters
 from spdsl.semantics.build import to_float
-from spdsl.semantics.expressions import Arg, Evaluator, Invocation, Want, excerpt
+from spdsl.semantics.expressions import Arg, Evaluator, Invocation, Want
 from spdsl.semantics.names import declare
 from spdsl.semantics.nodes import Const
 from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.scope import Scope
 from spdsl.semantics.unsupported import UNSUPPORTED
 from spdsl.semantics.values import POISON, Items, Poison, Scalar, Value, describe
+from spdsl.semantics.wording import excerpt
 
 MAX_CALLS = 32
 """How deep calls of `def`s and patterns may go: they are written out by recursion."""

@@ -11,10 +11,11 @@ from spdsl.grammar.print import to_spat
 from spdsl.semantics import declarations, parameters
 from spdsl.semantics.branches import stage_of
 from spdsl.semantics.expressions import Evaluator
-from spdsl.semantics.graph import TENSORS, StageGraph, loads, needed
+from spdsl.semantics.graph import TENSORS, StageGraph, loads
 from spdsl.semantics.names import declare
 from spdsl.semantics.nodes import Attend, CheckedPattern, Parameter
 from spdsl.semantics.program import Resolve, check_definitions, collect
+from spdsl.semantics.regraph import needed
 from spdsl.semantics.report import Report, did_you_mean, listing
 from spdsl.semantics.scope import Scope
 from spdsl.semantics.titles import titles_of

@@ -9,13 +9,14 @@ from typing import Literal
 from spdsl.diagnostics import Span
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import branches, build, spaces
-from spdsl.semantics.expressions import Arg, Evaluator, excerpt
+from spdsl.semantics.expressions import Arg, Evaluator
 from spdsl.semantics.graph import is_free
 from spdsl.semantics.nodes import Attend, Expr, Extent
 from spdsl.semantics.report import listing
 from spdsl.semantics.rewrite import mentions
 from spdsl.semantics.unsupported import UNSUPPORTED_SETTINGS
 from spdsl.semantics.values import POISON, Branch, Candidates, Merged, Poison, Scalar, Value
+from spdsl.semantics.wording import excerpt
 
 SETTINGS: dict[str, frozenset[str]] = {
     "bias": frozenset("bhgqk"),

@@ -6,10 +6,11 @@ from spdsl.diagnostics import Span
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import build, clauses
 from spdsl.semantics import nodes as ir
-from spdsl.semantics.expressions import Arg, Evaluator, excerpt
+from spdsl.semantics.expressions import Arg, Evaluator
 from spdsl.semantics.names import declare
 from spdsl.semantics.nodes import Const, Coord, Expr, Index
 from spdsl.semantics.values import POISON, AxisRef, GridRef, Items, Poison, Scalar, TableRef, Value, describe
+from spdsl.semantics.wording import excerpt
 
 
 def _size(ev: Evaluator, node: syntax.Expr, context: str) -> Expr | None:

@@ -31,6 +31,7 @@ from spdsl.semantics.values import (
     Value,
     describe,
 )
+from spdsl.semantics.wording import excerpt, plain, quoted
 
 if TYPE_CHECKING:
     from spdsl.semantics.unit import Unit
@@ -221,9 +222,9 @@ class Evaluator:
             case Scalar() if want == "bool":
                 nested = isinstance(arg.node, syntax.Choose | syntax.Pipe)
                 text = f"({plain(arg.node)})" if nested else plain(arg.node)
-                help = f"compare it, for example {_quoted(f'{text} > 0')}"
+                help = f"compare it, for example {quoted(f'{text} > 0')}"
             case Scalar(dtype="bool"):
-                help = f"choose numbers by it, for example {_quoted(f'if {plain(arg.node)} then 1 else 0')}"
+                help = f"choose numbers by it, for example {quoted(f'if {plain(arg.node)} then 1 else 0')}"
             case Scalar():
                 help = "round it with `floor` or `ceil`"
             case AxisRef(name=name):
@@ -232,9 +233,9 @@ class Evaluator:
             case Candidates():
                 help = "end the selection with `|> top(…)`"
             case Items():
-                help = f"take an item, for example {_quoted(f'{plain(arg.node)}[0]')}; `x in (a, b)` compares with each"
+                help = f"take an item, for example {quoted(f'{plain(arg.node)}[0]')}; `x in (a, b)` compares with each"
             case FunctionRef(kind=kind):
-                help = f"call it: {_quoted(f'{plain(arg.node)}(…)')}" if kind != "word" else ""
+                help = f"call it: {quoted(f'{plain(arg.node)}(…)')}" if kind != "word" else ""
             case _:
                 pass
         what = describe(value)
@@ -388,29 +389,3 @@ class Evaluator:
         for name in names_of(node):
             self.scope.find(name)
             self.unit.mention(name)
-
-
-def plain(node: syntax.Expr, room: int = 40) -> str:
-    """The text of an expression as the user wrote it, if it is short and stands on one line; else ``…``."""
-    if isinstance(node, syntax.Name):
-        return node.id
-    span = node.span
-    if span is None or span.line != span.end_line:
-        return "…"
-    text = span.source.line(span.line)[span.column - 1 : span.end_column - 1]
-    return text if 0 < len(text) <= room else "…"
-
-
-def excerpt(node: syntax.Expr) -> str:
-    """The quoted text of an expression, or ``this``."""
-    text = plain(node)
-    return "this" if text == "…" else f"`{text}`"
-
-
-def a_kind(kind: str) -> str:
-    """The kind of a declaration with its article."""
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
-
-
-def _quoted(text: str) -> str:
-    return f"`{text}`"

@@ -6,12 +6,13 @@ from typing import cast
 
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import nodes as ir
-from spdsl.semantics.expressions import Evaluator, excerpt
+from spdsl.semantics.expressions import Evaluator
 from spdsl.semantics.nodes import Const, Coord, Dtype, Extent, Index, TableAxis
 from spdsl.semantics.parameters import check_range
 from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.scope import TYPES
 from spdsl.semantics.values import AxisRef, Entry, Poison, Scalar, describe
+from spdsl.semantics.wording import excerpt
 
 MAX_AXES = 3
 _NEARLY_TOKEN = ("tokens", "key", "keys")

@@ -8,7 +8,7 @@ from typing import Literal
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import build, spaces
 from spdsl.semantics.branches import merged, stage_of
-from spdsl.semantics.expressions import Evaluator, Invocation, excerpt
+from spdsl.semantics.expressions import Evaluator, Invocation
 from spdsl.semantics.fold import fold
 from spdsl.semantics.graph import Pool, is_free, ordered
 from spdsl.semantics.nodes import Const, Expr, Index
@@ -16,6 +16,7 @@ from spdsl.semantics.report import listing
 from spdsl.semantics.rewrite import substitute
 from spdsl.semantics.selections import axis_of
 from spdsl.semantics.values import POISON, Branch, Merged, Poison, Scalar, Value
+from spdsl.semantics.wording import excerpt
 
 
 def merge(ev: Evaluator, call: Invocation) -> Value:

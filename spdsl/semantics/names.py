@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from spdsl.diagnostics import Span
-from spdsl.semantics.expressions import Evaluator, a_kind
+from spdsl.semantics.expressions import Evaluator
 from spdsl.semantics.scope import ARGUMENTS, BUILTINS, TYPES, WORDS
 from spdsl.semantics.values import POISON, Value
+from spdsl.semantics.wording import a_kind
 
 
 def declare(ev: Evaluator, name: str, value: Value, span: Span | None, kind: str) -> bool:

@@ -8,11 +8,12 @@ from typing import Literal
 from spdsl.diagnostics import Span, SpatError
 from spdsl.semantics import build
 from spdsl.semantics.bounds import is_non_negative
-from spdsl.semantics.expressions import Arg, Evaluator, Want, excerpt
+from spdsl.semantics.expressions import Arg, Evaluator, Want
 from spdsl.semantics.fold import fold_constants
 from spdsl.semantics.nodes import Const, Expr
 from spdsl.semantics.ops import OPS
 from spdsl.semantics.values import POISON, Branch, Candidates, Merged, Scalar, Value, describe
+from spdsl.semantics.wording import excerpt
 
 MAX_SIZE = 20_000
 """The most nodes one expression may have when every `let` and `def` is written out."""

@@ -7,12 +7,13 @@ from typing import cast
 from spdsl.diagnostics import SpatError
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import nodes as ir
-from spdsl.semantics.expressions import Evaluator, a_kind
+from spdsl.semantics.expressions import Evaluator
 from spdsl.semantics.fold import fold_constants
 from spdsl.semantics.nodes import Bounds, Const, Dtype, Index
 from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.scope import TYPES
 from spdsl.semantics.values import POISON, Entry, Items, Poison, Scalar, Value, describe
+from spdsl.semantics.wording import a_kind
 
 
 def parameter(ev: Evaluator, node: syntax.Param) -> ir.Parameter | None:

@@ -7,11 +7,12 @@ from typing import cast
 
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import build, spaces
-from spdsl.semantics.expressions import Evaluator, Invocation, excerpt
+from spdsl.semantics.expressions import Evaluator, Invocation
 from spdsl.semantics.graph import DISTANCE, Pool, Prefix, Reduction, Windows, on_side, ordered, side_of
 from spdsl.semantics.nodes import Dtype, Side
 from spdsl.semantics.selections import axis_of, candidates, wrapped
 from spdsl.semantics.values import POISON, Candidates, Items, Poison, Scalar, Value
+from spdsl.semantics.wording import excerpt
 
 
 def pool(ev: Evaluator, call: Invocation, found: Candidates, direction: str) -> Value:

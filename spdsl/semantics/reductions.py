@@ -10,7 +10,7 @@ from typing import cast
 
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import build, operators, spaces
-from spdsl.semantics.expressions import Evaluator, Invocation, excerpt
+from spdsl.semantics.expressions import Evaluator, Invocation
 from spdsl.semantics.graph import is_free
 from spdsl.semantics.members import members
 from spdsl.semantics.nodes import Const, Coord, Dtype, Expr, Index, Noise, Reduce, Side, Top
@@ -18,6 +18,7 @@ from spdsl.semantics.pools import pool, prefix
 from spdsl.semantics.report import did_you_mean, listing
 from spdsl.semantics.selections import axis_of, select
 from spdsl.semantics.values import POISON, Branch, Candidates, Items, Merged, Poison, Scalar, Value
+from spdsl.semantics.wording import excerpt
 
 REDUCTIONS = ("any", "all", "mean", "sum", "min", "max")
 

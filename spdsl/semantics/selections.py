@@ -8,13 +8,14 @@ from typing import Literal
 from spdsl.diagnostics import Span
 from spdsl.grammar import nodes as syntax
 from spdsl.semantics import build, spaces
-from spdsl.semantics.expressions import Arg, Evaluator, Invocation, excerpt
+from spdsl.semantics.expressions import Arg, Evaluator, Invocation
 from spdsl.semantics.graph import DISTANCE, Score, Select, Softmax, is_free, on_side, ordered
 from spdsl.semantics.nesting import refines
 from spdsl.semantics.nodes import Const, Coord, Expr, Index, Load, Side
 from spdsl.semantics.report import did_you_mean, listing
 from spdsl.semantics.spaces import FALSE, TRUE
 from spdsl.semantics.values import POISON, AxisRef, Candidates, Entry, Items, Poison, Scalar, TableRef, Value
+from spdsl.semantics.wording import excerpt
 
 _TENSORS = {"Q": ("h", "q"), "K": ("g", "k"), "V": ("g", "k")}
 

@@ -10,8 +10,9 @@ from dataclasses import replace
 from itertools import count
 
 from spdsl.grammar import nodes as syntax
-from spdsl.semantics.graph import Merge, Stage, StageGraph, mapped
+from spdsl.semantics.graph import Merge, Stage, StageGraph
 from spdsl.semantics.nodes import Expr, Load
+from spdsl.semantics.regraph import mapped
 from spdsl.semantics.rewrite import transform
 
 

@@ -15,13 +15,14 @@ from spdsl.semantics import axes as axis_rules
 from spdsl.semantics import build
 from spdsl.semantics import nodes as ir
 from spdsl.semantics.bounds import Facts, Range
-from spdsl.semantics.expressions import Evaluator, excerpt
+from spdsl.semantics.expressions import Evaluator
 from spdsl.semantics.graph import Export, Stage
 from spdsl.semantics.nodes import Coord, Expr, Side
 from spdsl.semantics.report import Report, did_you_mean
 from spdsl.semantics.rewrite import on_side
 from spdsl.semantics.scope import BUILTINS
 from spdsl.semantics.values import POISON, Branch, FunctionRef, Merged, Scalar, Value
+from spdsl.semantics.wording import excerpt
 
 MAX_STEPS = 200_000
 """The most expressions that are looked at for one pattern, every call of a `def` counted."""

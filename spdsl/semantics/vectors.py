@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from spdsl.semantics import build, spaces
-from spdsl.semantics.expressions import Evaluator, Invocation, excerpt
+from spdsl.semantics.expressions import Evaluator, Invocation
 from spdsl.semantics.graph import Descend, Pool, Score, Smooth, is_free, on_side, ordered
 from spdsl.semantics.nodes import Const, Coord, Index
 from spdsl.semantics.report import listing
 from spdsl.semantics.selections import along, axis_of, candidates, keyword, wrapped
 from spdsl.semantics.values import POISON, Scalar, Value
+from spdsl.semantics.wording import excerpt
 
 TINY = 1e-24
 """The square of the length below which a vector counts as that short."""
