@@ -182,7 +182,8 @@ def rows_of(expr: Load, env: Mapping[str, Tensor | int], tables: Tables) -> Tens
     table = tables.values[expr.table]
     *rows, _ = _rows(expr.table, [*(_value(index, scope) for index in expr.indices[:-1]), 0], scope)
     sizes = zip(rows, table.shape[:-1], strict=True)
-    return table[tuple(torch.as_tensor(_clamp(row, size), device=table.device) for row, size in sizes)]
+    # Numbers stay with the host: torch would ask the device for those of an index without dimensions.
+    return table[tuple(_clamp(row, size) for row, size in sizes)]
 
 
 def listed(lists: Tensor, wanted: Value) -> Tensor:
@@ -218,7 +219,7 @@ def element_numbers(
     return found
 
 
-def _clamp(index: Value, size: int) -> Value:
+def _clamp(index: Value, size: int) -> Tensor | int:
     if isinstance(index, Tensor):
         return index.clamp(0, max(size - 1, 0))
     return min(max(int(index), 0), max(size - 1, 0))
