@@ -9,7 +9,7 @@ are noted.  It is carried out again as long as that brings kernels which are not
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -54,7 +54,8 @@ class Ahead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Calls of one kind: ``inputs`` are like the pattern's, of which shapes and types count, on any device."""
+    """Calls of one kind: ``inputs`` are like the pattern's, of which shapes and types count, on any device; ``told`` is
+    added to what the calls are named."""
 
     attention: Attention
     sizes: Sizes
@@ -62,10 +63,11 @@ class Wanted:
     dtype: torch.dtype
     inputs: Mapping[str, Tensor]
     backward: bool
+    told: str = ""
 
 
-def ahead(wanted: Wanted, gpu: DeviceProfile, *, by_model: bool, watch: Watch | None = None) -> Ahead:
-    """Compile the kernels of such calls for a GPU; ``by_model`` lets the model choose tiles for it.
+def ahead(wanted: Sequence[Wanted], gpu: DeviceProfile, *, by_model: bool, watch: Watch | None = None) -> Ahead:
+    """Compile the kernels of all such calls for a GPU; ``by_model`` lets the model choose tiles for it.
 
     Raises:
         SpatError: as a call with these sizes would, or the host has to read what only a run knows (SP519).
@@ -75,12 +77,8 @@ def ahead(wanted: Wanted, gpu: DeviceProfile, *, by_model: bool, watch: Watch | 
     decided = set[str]()
     with choosing(by_model=by_model) as choices:
         for _ in range(_ROUNDS):
-            for number in _ASSUMED:
-                assumed = Assumed(number=number)
-                carried_out(wanted, absent, asked, assumed)
-                decided |= assumed.places
-                if not assumed.places:
-                    break
+            for each in wanted:
+                decided |= _asked(each, absent, asked)
             if not asked.waiting:
                 break
             done, steps = len(asked.kernels) - len(asked.waiting), len(asked.kernels)
@@ -95,6 +93,18 @@ def ahead(wanted: Wanted, gpu: DeviceProfile, *, by_model: bool, watch: Watch | 
     )
 
 
+def _asked(wanted: Wanted, gpu: AbsentGpu, asked: Asked) -> set[str]:
+    """What such calls assume; they have asked for their kernels."""
+    found = set[str]()
+    for number in _ASSUMED:
+        assumed = Assumed(number=number)
+        carried_out(wanted, gpu, asked, assumed)
+        found |= assumed.places
+        if not assumed.places:
+            break
+    return found
+
+
 def carried_out(wanted: Wanted, gpu: AbsentGpu, asked: Asked, assumed: Assumed) -> None:
     """Calls as a process makes them first: without gradients, with those of q, k and v, and with those of all."""
     pattern = wanted.attention.pattern
@@ -105,7 +115,7 @@ def carried_out(wanted: Wanted, gpu: AbsentGpu, asked: Asked, assumed: Assumed) 
         calls.append(("training with inputs", "all"))
     try:
         for name, trained in calls:
-            with standing_in(gpu, name, asked, assumed) as device:
+            with standing_in(gpu, f"{name}{wanted.told}", asked, assumed) as device:
                 _call(wanted, device, trained)
     except (RuntimeError, NotImplementedError) as refused:
         first = (str(refused).splitlines() or [type(refused).__name__])[0]

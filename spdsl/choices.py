@@ -129,7 +129,7 @@ def tiles_for(situation: Situation) -> Chosen:
         return known
     else:
         found = predicted(situation) if wanted == "model" or (noted is not None and noted.by_model) else ()
-    if noted is not None and found:
+    if noted is not None and found and all(each.situation != situation for each in noted.choices):
         noted.choices.append(Choice(situation=situation, tiles=found, by="model" if measured is None else "measured"))
     return found
 

@@ -35,7 +35,7 @@ def write_bundle(
     output: Path,
     *,
     gpu: str | None = None,
-    lengths: tuple[int, int] | None = None,
+    lengths: Sequence[tuple[int, int]] = (),
     calls: Calls | None = None,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
@@ -43,9 +43,10 @@ def write_bundle(
 
     ``calls`` says more of those of a pattern with stages, which has one wish.
 
-    With ``lengths`` (of queries and keys) kernels take the tiles that the model chooses for them on ``gpu``.  The
-    folder is also a cache that is only read, so that processes need not compile.  It appears when everything has been
-    compiled; one that exists is replaced if it is empty or was written by this function before.
+    With ``lengths`` (of queries and keys, several for a pattern with stages) kernels take the tiles that the model
+    chooses for them on ``gpu``.  The folder is also a cache that is only read, so that processes need not compile.  It
+    appears when everything has been compiled; one that exists is replaced if it is empty or was written by this
+    function before.
 
     Raises:
         SpatError: the pattern is wrong, triton is not installed (SP505), the folder holds something else (SP614), or it
@@ -61,17 +62,18 @@ def write_bundle(
         raise error("SP505", "kernels are compiled by triton, which is not installed", help="Install triton.") from None
     if pattern.graph is not None:
         return _whole(given, wishes, calls, output, gpu=gpu, lengths=lengths, watch=watch)
-    if calls is not None:
+    if calls is not None or len(lengths) > 1:
+        words = "all but one `-n`" if calls is None else calls.words
         raise error(
             "SP513",
             f"`{pattern.name}` selects nothing by queries and keys, so that its kernels do not depend on calls",
             pattern.span,
-            help=f"leave out {calls.words}",
+            help=f"leave out {words}",
         )
     files: dict[str, bytes] = {f"{pattern.name}.spat": pattern.text.encode()}
     results: list[list[Any]] = []
-    if lengths is not None:
-        wishes = [_with_choice(pattern, wish, gpu, lengths, results) for wish in wishes]
+    if lengths:
+        wishes = [_with_choice(pattern, wish, gpu, lengths[0], results) for wish in wishes]
     with store().watched() as made:
         kernels = []
         for number, wish in enumerate(wishes):
@@ -110,7 +112,7 @@ def _whole(
     output: Path,
     *,
     gpu: str | None,
-    lengths: tuple[int, int] | None,
+    lengths: Sequence[tuple[int, int]],
     watch: Watch | None,
 ) -> dict[str, Any]:
     """The folder of a pattern with stages, whose shape follows from the lengths."""
@@ -127,10 +129,16 @@ def _whole(
     from spdsl.api import Pattern
 
     parameters = fit_tuples(checked_pattern(given), wishes[0].parameters)
-    n = length_of(Pattern(checked_pattern(given)), parameters, lengths and lengths[1], LENGTH, wishes[0].layer)
-    nq = lengths[0] if lengths else n
+    n = length_of(Pattern(checked_pattern(given)), parameters, None, LENGTH, wishes[0].layer)
     return write_whole_bundle(
-        given, wishes[0], calls or Calls(), output, lengths=(nq, n), gpu=gpu, by_model=lengths is not None, watch=watch
+        given,
+        wishes[0],
+        calls or Calls(),
+        output,
+        lengths=lengths or [(n, n)],
+        gpu=gpu,
+        by_model=bool(lengths),
+        watch=watch,
     )
 
 

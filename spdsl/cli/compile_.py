@@ -44,7 +44,13 @@ def compile_(
         list[str] | None, typer.Option(help="One of square, offset, batched; may be repeated. Square by default.")
     ] = None,
     n: Annotated[
-        int | None, typer.Option("-n", help="Take the tiles that the model chooses for this many keys.", min=1)
+        list[int] | None,
+        typer.Option(
+            "-n",
+            help="Take the tiles that the model chooses for this many keys; for a pattern that selects, the kernels of "
+            "such calls, and may be repeated.",
+            min=1,
+        ),
     ] = None,
     nq: Annotated[int | None, typer.Option(help="The number of queries with it; as many by default.", min=1)] = None,
     gpu: Annotated[str | None, typer.Option(help="The GPU for which it chooses, as it names itself.")] = None,
@@ -73,7 +79,7 @@ def compile_(
       spdsl compile local.spat -o out --target sm_90 --dtype bf16 --head-dim 128
       spdsl compile streaming -p window=512 -o out --target gfx942 --groups 2
       spdsl compile local.spat -o out --shape square --shape offset
-      spdsl compile nsa -o out -n 65536 --gpu "NVIDIA H200" --heads 64 --groups 4
+      spdsl compile nsa -o out -n 4096 -n 65536 --gpu "NVIDIA H200" --heads 64 --groups 4
       spdsl compile moba -o out -n 32768 --nq 1 --no-backward
     """
     heads, groups = head_counts(heads, groups)
@@ -102,9 +108,9 @@ def compile_(
     calls = Calls(batch=batch, backward=backward, given=tuple(given or ()), floats=known_dtype(input_dtype))
     from spdsl.cli.bundle import write_bundle
 
-    if gpu is not None and n is None:
+    if gpu is not None and not n:
         raise typer.BadParameter("say for which lengths: `-n 32768 --gpu NAME`", param_hint="--gpu")
-    lengths = None if n is None else (nq or n, n)
+    lengths = [(nq or each, each) for each in dict.fromkeys(n or ())]
     with progress("compiling", quiet=as_json) as watch:
         manifest = write_bundle(
             pattern, wishes, output, gpu=gpu, lengths=lengths, calls=None if calls == Calls() else calls, watch=watch

@@ -24,7 +24,7 @@ from spdsl.cli.stages import Wish, bound_pattern, checked_pattern
 from spdsl.cli.tree import record
 
 if TYPE_CHECKING:
-    from spdsl.ahead import Ahead
+    from spdsl.ahead import Ahead, Wanted
     from spdsl.cache.entries import Entry
     from spdsl.codegen.asked import AskedKernel
 
@@ -60,20 +60,20 @@ def write_whole_bundle(
     calls: Calls,
     output: Path,
     *,
-    lengths: tuple[int, int],
+    lengths: Sequence[tuple[int, int]],
     gpu: str | None,
     by_model: bool,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
-    """Compile what such calls, of so many queries and keys, launch on a GPU, write ``output``, and return its manifest.
+    """Compile what such calls launch on a GPU, write ``output``, and return its manifest.
 
-    ``by_model`` lets the model choose the tiles of softmaxes for it, where nothing was measured.
+    ``lengths`` are those of queries and keys, of one kind of calls each; ``by_model`` lets the model choose
+    the tiles of softmaxes for it, where nothing was measured.
 
     Raises:
         SpatError: the pattern is wrong, calls like these would fail, what they launch cannot be told (SP519), or the
             folder cannot be written (SP605).
     """
-    import torch
     import triton
 
     from spdsl.ahead import Wanted, ahead
@@ -88,21 +88,22 @@ def write_whole_bundle(
     pattern = Pattern(checked_pattern(own))
     bound = bound_pattern(pattern.checked, wish)
     parameters = fit_tuples(pattern.checked, wish.parameters)
-    nq, n = lengths
-    sizes = Sizes(batch=calls.batch, heads=wish.heads, groups=wish.groups, nq=nq, n=n, head_dim=wish.head_dim)
-    inputs, made_up = make_inputs(pattern, parameters, calls.given, sizes, layer=wish.layer, seed=0)
-    for name in made_up:
-        if inputs[name].dtype == torch.float32:
-            inputs[name] = inputs[name].to(DTYPES[calls.floats])
     device = device_for(wish.target, gpu)
-    wanted = Wanted(
-        attention=Attention(pattern, parameters, layer=wish.layer),
-        sizes=sizes,
-        value_dim=wish.value_dim,
-        dtype=DTYPES[wish.dtype],
-        inputs=inputs,
-        backward=calls.backward,
-    )
+    wanted = []
+    for nq, n in lengths:
+        sizes = Sizes(batch=calls.batch, heads=wish.heads, groups=wish.groups, nq=nq, n=n, head_dim=wish.head_dim)
+        inputs, made_up = make_inputs(pattern, parameters, calls.given, sizes, layer=wish.layer, seed=0)
+        floats = {name for name in made_up if inputs[name].is_floating_point()}
+        one = Wanted(
+            attention=Attention(pattern, parameters, layer=wish.layer),
+            sizes=sizes,
+            value_dim=wish.value_dim,
+            dtype=DTYPES[wish.dtype],
+            inputs={name: each.to(DTYPES[calls.floats]) if name in floats else each for name, each in inputs.items()},
+            backward=calls.backward,
+            told="" if len(lengths) == 1 else f" of {n} keys",
+        )
+        wanted.append(one)
     with store().watched() as entries:
         found = ahead(wanted, device, by_model=by_model, watch=watch)
         launchers = build_launchers([each.made for _, each in found.kernels])
@@ -124,11 +125,8 @@ def write_whole_bundle(
         "layer": wish.layer,
         "target": wish.target,
         "gpu": device.name,
-        "calls": {"batch": calls.batch, "queries": nq, "keys": n, "backward": calls.backward},
-        "inputs": [
-            {**record(each), "dtype": _type(inputs[each.name]), "shape": list(inputs[each.name].shape)}
-            for each in pattern.checked.tables
-        ],
+        "calls": [_described(each) for each in wanted],
+        "inputs": [record(each) for each in pattern.checked.tables],
         "choices": [
             {"softmax": _softmax(each.situation.key), "by": each.by, **each.record[2]["tiles"]}
             for each in found.choices
@@ -210,8 +208,14 @@ def _constants(kernel: AskedKernel) -> dict[str, Any]:
     return {names[path[0]]: value for path, value in kernel.source.constants.items() if len(path) == 1}
 
 
-def _type(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _described(wanted: Wanted) -> dict[str, Any]:
+    sizes = wanted.sizes
+    inputs = {
+        name: {"dtype": str(each.dtype).removeprefix("torch."), "shape": list(each.shape)}
+        for name, each in wanted.inputs.items()
+    }
+    told = {"batch": sizes.batch, "queries": sizes.nq, "keys": sizes.n}
+    return {**told, "backward": wanted.backward, "inputs": inputs}
 
 
 def _softmax(key: str) -> str:

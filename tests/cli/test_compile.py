@@ -172,6 +172,7 @@ def test_the_loader(spdsl: Spdsl, good: Path, tmp_path: Path) -> None:
     ("words", "told"),
     [
         (("streaming", "--batch", "2", "--no-backward"), ("`--batch`, `--no-backward`", "selects nothing")),
+        (("streaming", "-n", "512", "-n", "1024"), ("all but one `-n`", "selects nothing")),
         (("moba", "--shape", "batched"), ("places given as tensors", "`--nq`")),
         (("moba", "-p", "block=0"), ("SP3",)),
     ],
@@ -196,7 +197,7 @@ from spdsl.costs import device_for
 from spdsl.samples import Sizes
 sizes = Sizes(batch=1, heads=4, groups=2, nq=512, n=512, head_dim=16)
 wanted = Wanted(attention=attention, sizes=sizes, value_dim=16, dtype=torch.bfloat16, inputs={}, backward=True)
-found = ahead(wanted, device_for("sm_90", "NVIDIA H200"), by_model=False)
+found = ahead([wanted], device_for("sm_90", "NVIDIA H200"), by_model=False)
 print(*sorted(key for key, _ in found.kernels))
 """
 
