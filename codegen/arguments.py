@@ -88,9 +88,12 @@ def _picked_lists(frame: Frame) -> tuple[Argument, ...]:
         return ()
     if picks.order == "gathered":
         return GATHERED
-    bounds = ("list_begin", "list_end")
+    bounds: tuple[str, ...] = ("list_begin", "list_end")
+    rows = "rows"
+    if picks.where is not None:
+        bounds, rows = ("list_begin",), "n + 1: where the keys from each on stand"
     return (
-        *(Argument(name=name, type="*i32", note="[batch or 1, lists of heads or 1, rows]") for name in bounds),
+        *(Argument(name=name, type="*i32", note=f"[batch or 1, lists of heads or 1, {rows}]") for name in bounds),
         Argument(name="list_tiles", type="*i32"),
         *((Argument(name="list_bits", type="*i32", note="queries of each block"),) if picks.order == "union" else ()),
         Argument(name="list_stride_b", type="i32"),

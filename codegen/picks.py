@@ -134,7 +134,7 @@ def _fine(
     whole = Define(name="last_turn", value=truncated(floordiv(keys, number(columns))))
     setup = (
         *bounds,
-        PickedBounds(runs=None if union else picks.rows // picks.positions),
+        PickedBounds(runs=None if union else picks.rows // picks.positions, within=picks.where is not None),
         Define(name="turns", value=choose(TOUCHED, truncated(ceildiv(keys, columns)), number(0))),
         *(() if masked == Const(value=True) else (whole,)),
     )

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
-from spdsl.codegen.arith import compare, either, index, mul, number
+from spdsl.analysis.tiles import PickWalk
+from spdsl.codegen.arith import choose, compare, either, index, mul, number
 from spdsl.codegen.blocks import Block, Define, If, Mask, Speaks
 from spdsl.codegen.frame import Frame
 from spdsl.codegen.programs import positions
@@ -90,11 +91,15 @@ def kinds(frame: Frame, mode: Mode, speaks: Expr) -> tuple[Block, ...]:
     if mode == "full":
         return (none,)
     gathers, placed = frame.place_tile(speaks)
-    look = (
+    look: tuple[Block, ...] = (
         positions(frame, "k" if frame.by == "query" else "q", "walked"),
         *gathers,
         Speaks(name=KIND.name, value=placed),
     )
+    if isinstance(frame.kernel.walk, PickWalk) and frame.kernel.walk.speaks:
+        # Full tiles are those of the set without these tables.
+        counts = either(MASKED, compare("gt", KIND, number(1)))
+        return (*look, Define(name=KIND.name, value=choose(counts, KIND, number(0))))
     return look if mode == "masked" else (If(condition=MASKED, body=look, otherwise=(none,)),)
 
 

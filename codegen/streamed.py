@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Plan
+from spdsl.analysis.tiles import PickWalk
 from spdsl.codegen import split
 from spdsl.codegen.arguments import length_arguments, list_arguments, parameter_arguments, table_arguments
 from spdsl.codegen.blocks import (
@@ -148,7 +149,7 @@ def _fetch(plan: Plan) -> tuple[tuple[Block, ...], Mode]:
     tiles = plan.forward
     frame = Frame(plan=plan, kernel=tiles, by="query")
     only = mode_of(tiles.walk, _walker(Frame(plan=plan, kernel=tiles, by="query"), ()))
-    quiet = None if only == "full" or tiles.picks is not None else silence(frame, frame.keep())
+    quiet = None if only == "full" or not _may_be_quiet(tiles) else silence(frame, frame.keep())
 
     def body(mode: Mode) -> tuple[Block, ...]:
         told = FLAGS[mode] if only == "either" else None
@@ -182,7 +183,7 @@ def _compute(frame: Frame, mode: Mode, *, queries_back: bool) -> tuple[Block, ..
     """The blocks of a computing group."""
     plan = frame.plan
     keep, bias = frame.keep(), frame.bias
-    quiet = None if mode == "full" or frame.kernel.picks is not None else silence(frame, keep)
+    quiet = None if mode == "full" or not _may_be_quiet(frame.kernel) else silence(frame, keep)
     frame.hoist.share((keep,) if bias is None else (keep, bias))
     sink = None if plan.sink_logit is None else frame.hoist.place(truncated(plan.sink_logit), 1)
     bias_blocks, bias = ((), None) if bias is None else frame.place_tile(bias)
@@ -228,6 +229,11 @@ def _compute(frame: Frame, mode: Mode, *, queries_back: bool) -> tuple[Block, ..
         ),
         *split.end(frame, SUMS, end),
     )
+
+
+def _may_be_quiet(kernel: KernelPlan) -> bool:
+    """Whether it is asked what tables say of a tile: of picked blocks where most need no mask but for that."""
+    return not isinstance(kernel.walk, PickWalk) or kernel.walk.speaks
 
 
 def _begin(frame: Frame) -> tuple[Block, ...]:

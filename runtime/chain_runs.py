@@ -25,6 +25,8 @@ from spdsl.runtime.memo import Memo
 from spdsl.runtime.notes import Grid
 from spdsl.runtime.operands import TERMS, Operand, operand
 from spdsl.runtime.plain import Launch, start
+from spdsl.runtime.probes import probed_rows
+from spdsl.runtime.row_sums import empty_sums, join_sums, row_parts
 from spdsl.runtime.split import multiprocessors
 from spdsl.runtime.stage_values import refuse_unequal
 from spdsl.runtime.tilings import SMALLER, Tiling, columns_of, rows_of, tiling_of
@@ -127,10 +129,29 @@ class Run:
         others = [axis for axis in stage.axes if axis not in (rows_axis, stage.over)]
         heads = math.prod(arrays.lines.size(axis) for axis in others)
         rows = arrays.lines.size(rows_axis)
-        found = torch.empty(self.batch, heads, rows, 2, dtype=torch.float32, device=arrays.lines.device)
-        given = {"sums": found, "chunk_rows": rows, "column_count": arrays.lines.size(stage.over), "heads": heads}
-        grid = lambda tiling: (-(-rows // rows_of(kernel, tiling)), self.batch * heads, 1)  # noqa: E731
-        self.launch(kernel, given, grid, rows * heads, ("sums",))
+        lines, owners, columns = arrays.lines, self.batch * heads, arrays.lines.size(stage.over)
+        probed = probed_rows(stage.only, rows, lines.n, lines.q_start) if rows_axis == "q" else range(rows)
+        shared = row_parts(probed, rows, owners, columns, multiprocessors(lines.device))
+        found = empty_sums((self.batch, heads, rows, 2), lines.device, whole=shared.count >= rows)
+        sums, first = found, 0
+        if shared.parts > 1:
+            shape = (shared.parts, owners, shared.count, 2)
+            sums, first = torch.empty(shape, dtype=torch.float32, device=lines.device), shared.begin
+        given = {
+            "sums": sums,
+            "sum_first": first,
+            "sum_rows": sums.shape[2],
+            "begin": shared.begin,
+            "count": shared.count,
+            "parts": shared.parts,
+            "chunk_rows": rows,
+            "column_count": columns,
+            "heads": heads,
+        }
+        grid = lambda tiling: (-(-shared.count // rows_of(kernel, tiling)), owners, shared.parts)  # noqa: E731
+        self.launch(kernel, given, grid, min(rows, shared.count) * heads, ("sums",))
+        if shared.parts > 1:
+            join_sums(sums, found, shared.begin)
         arrays.divisors[kernel.stage] = found
         return found
 

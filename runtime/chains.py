@@ -20,9 +20,10 @@ from spdsl.runtime.chain_kernels import loaded
 from spdsl.runtime.chain_runs import Run
 from spdsl.runtime.choosing import KEYS, WIDEST, Room
 from spdsl.runtime.cut_kernels import cuts_of
+from spdsl.runtime.cut_marks import up_to_cuts
 from spdsl.runtime.jointly import chosen_jointly
 from spdsl.runtime.memo import Memo
-from spdsl.runtime.ranking import FAR, counted, joined
+from spdsl.runtime.ranking import FAR, joined
 from spdsl.runtime.tilings import LEAST, rows_of
 from spdsl.semantics.graph import Select
 from spdsl.semantics.nodes import Const
@@ -108,7 +109,7 @@ def _chosen_entries(arrays: Arrays, name: str) -> Tensor | None:
     run.ends = torch.zeros(1, run.batch, -(-count // LEAST.rows), dtype=torch.int32, device=device)
     if stage.by == "mass" or columns > WIDEST:
         run.keyed(0, count)
-        chosen = _up_to_cuts(run, stage).view(run.batch, count, -1)[..., :columns]
+        chosen = _up_to_cuts(run, stage).view(run.batch, count, columns)
         return chosen if rows else chosen[:, 0]
     # There are few rows: with room for all entries nobody waits for how many are chosen.
     width = columns
@@ -122,18 +123,11 @@ def _chosen_entries(arrays: Arrays, name: str) -> Tensor | None:
 
 
 def _up_to_cuts(run: Run, stage: Select) -> Tensor:
-    """Which keys of long rows are chosen, bools ``[rows, pitch]``."""
-    keys, by = run.keys.view(-1, run.keys.shape[-1]), run.loaded.chain.by
+    """Which keys of long rows are chosen, bools ``[rows, columns]``."""
+    keys, others = run.keys.view(-1, run.keys.shape[-1]), None
     cuts = cuts_of(keys, stage.by, run.amounts(stage, 0, run.keys.shape[1]), signed=stage.least is not None)
-    last, ties = cuts[:, :1], cuts[:, 1:]
     if stage.least is not None:
         number = max(0, int(run.arrays.evaluate(stage.least, (), None, Memo())))
         amount = torch.full((1,), min(number, keys.shape[1]), dtype=torch.int32, device=keys.device)
-        other = cuts_of(keys, "count", amount)
-        # Both sets begin the same order: the one with the lower cut is the larger.
-        more = torch.where(last == other[:, :1], torch.maximum(ties, other[:, 1:]), ties)
-        ties = torch.where(other[:, :1] < last, other[:, 1:], more)
-        last = torch.minimum(last, other[:, :1])
-    equal = (keys == last) & ((keys != ABSENT) if by == "count" else (keys > 0))
-    beyond = (keys > last) if by == "count" else (keys > last) | (keys < 0)
-    return beyond | equal & (counted(equal) <= ties)
+        others = cuts_of(keys, "count", amount)
+    return up_to_cuts(keys, cuts, others, run.loaded.chain.by, run.columns)

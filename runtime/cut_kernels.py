@@ -19,8 +19,8 @@ from spdsl.runtime.plain import Launch, start
 STEPS = 8
 """Steps of four bits."""
 
-PARTS, TILE = 64, 256
-"""Programs of a row, and the keys that one looks at together."""
+PARTS, TILE, LEAST = 256, 256, 4
+"""Programs of a row, at most, the keys that one looks at together, and how many times it does at least."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -48,16 +48,20 @@ def _weight(key, BY: tl.constexpr, SIGNED: tl.constexpr):  # type: ignore[no-unt
 def sum_beyond(  # type: ignore[no-untyped-def]
     keys,  # [rows, pitch], int32
     prefixes,  # [rows], int64: the bits of the cut that are known
-    sums,  # [rows, parts, 32], fp64: what a part has at or beyond each of 17 numbers
+    sums,  # [rows, parts, 32], fp64: what a part has at or beyond each of 17 numbers; later not what is beyond the last
     pitch,
     total,  # keys of a row
     shift,
     BY: tl.constexpr,
     SIGNED: tl.constexpr,
+    FIRST: tl.constexpr,
     PARTS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """What the keys of a row weigh at or beyond the prefix, and it with 1 to 15 in its next four bits."""
+    """What the keys of a row weigh at or beyond the prefix, and it with 1 to 15 in its next four bits.
+
+    After the first step few keys begin as the cut does: tiles without any are only read.
+    """
     part, row = tl.program_id(0) % PARTS, (tl.program_id(0) // PARTS).to(tl.int64)
     prefix = tl.load(prefixes + row)
     step = tl.arange(0, 32)
@@ -70,7 +74,12 @@ def sum_beyond(  # type: ignore[no-untyped-def]
         digit = tl.minimum(tl.maximum(digit, -1), 16).to(tl.int32)
         if BY == "mass":
             digit = tl.where(key < 0, 16, digit)
-        found += tl.where(digit[:, None] >= step[None, :], weight[:, None], 0.0)
+        if FIRST:
+            found += tl.where(digit[:, None] >= step[None, :], weight[:, None], 0.0)
+        else:
+            digit = tl.where(digit == 16, -1, digit)
+            if tl.max(digit, 0) >= 0:
+                found += tl.where(digit[:, None] >= step[None, :], weight[:, None], 0.0)
     tl.store(sums + (row * PARTS + part) * 32 + step, tl.sum(found, 0))
 
 
@@ -104,6 +113,7 @@ def next_bits(  # type: ignore[no-untyped-def]
     else:
         wanted = tl.load(state + row * 2)
         beyond = tl.load(state + row * 2 + 1)
+        whole += beyond
         prefix = tl.load(prefixes + row)
     enough = (whole >= wanted) & (step >= 1) & (step < 16)
     digit = tl.sum(enough.to(tl.int64), 0)
@@ -163,7 +173,7 @@ def cuts_of(keys: Tensor, by: str, amounts: Tensor, *, signed: bool = False) -> 
     below 0 has none.
     """
     (rows, total), device = keys.shape, keys.device
-    parts = min(PARTS, 1 << max(0, -(-total // TILE) - 1).bit_length())
+    parts = min(PARTS, 1 << max(0, -(-total // (LEAST * TILE)) - 1).bit_length())
     prefixes = torch.zeros(rows, dtype=torch.int64, device=device)
     sums = torch.empty(rows, parts, 32, dtype=torch.float64, device=device)
     state = torch.empty(rows, 2, dtype=torch.float64, device=device)
@@ -171,12 +181,12 @@ def cuts_of(keys: Tensor, by: str, amounts: Tensor, *, signed: bool = False) -> 
     for step in range(STEPS):
         shift = 4 * (STEPS - 1 - step)
         given = {"keys": keys, "prefixes": prefixes, "sums": sums, "pitch": keys.stride(0), "total": total}
-        given |= {"shift": shift, "BY": by, "SIGNED": signed, "PARTS": parts, "TILE": TILE}
-        _start(sum_beyond, (parts * rows, 1, 1), given, ("sums",), device)
+        given |= {"shift": shift, "BY": by, "SIGNED": signed, "FIRST": step == 0, "PARTS": parts, "TILE": TILE}
+        start_kernel(sum_beyond, (parts * rows, 1, 1), given, ("sums",), device)
         given = {"sums": sums, "amounts": amounts, "amount_stride": int(amounts.numel() > 1), "prefixes": prefixes}
         given |= {"state": state, "cuts": cuts, "shift": shift, "BY": by, "FIRST": step == 0}
         given |= {"LAST": step == STEPS - 1, "PARTS": parts}
-        _start(next_bits, (rows, 1, 1), given, ("prefixes", "state", "cuts"), device)
+        start_kernel(next_bits, (rows, 1, 1), given, ("prefixes", "state", "cuts"), device)
     return cuts
 
 
@@ -189,7 +199,7 @@ def cuts_by_row(keys: Tensor, cuts: Tensor, by: str, columns: int) -> Tensor:
     counts = torch.empty(owners, rows, 2, dtype=torch.int32, device=keys.device)
     given = {"keys": keys, "cuts": cuts, "counts": counts, "rows": rows, "pitch": pitch}
     given |= {"columns": columns, "BY": by}
-    _start(count_chosen, (rows * owners, 1, 1), {**given, "WIDTH": 1024}, ("counts",), keys.device)
+    start_kernel(count_chosen, (rows * owners, 1, 1), {**given, "WIDTH": 1024}, ("counts",), keys.device)
     above, equal = counts.long().unbind(-1)
     left = cuts[:, 1:] - (equal.cumsum(-1) - equal)
     ties = torch.minimum(left.clamp(min=0), equal)
@@ -198,7 +208,8 @@ def cuts_by_row(keys: Tensor, cuts: Tensor, by: str, columns: int) -> Tensor:
     return found.view(-1, 3)
 
 
-def _start(
+def start_kernel(
     function: object, grid: Grid, values: dict[str, object], writes: tuple[str, ...], device: torch.device
 ) -> None:
+    """Launch on the device of the tensors."""
     start(Launch(function=function, grid=grid, values=values, options=options_of(8), writes=writes, device=device))

@@ -77,7 +77,7 @@ def evaluate(
     if isinstance(value, Tensor):
         return value
     device = next((x.device for x in (*env.values(), *tables.values.values()) if isinstance(x, Tensor)), None)
-    return torch.tensor(value, device=device, dtype=real if isinstance(value, float) else None)
+    return torch.full((), value, device=device, dtype=real if isinstance(value, float) else None)
 
 
 def value_of(
@@ -274,8 +274,8 @@ def _is_int(x: Value) -> bool:
 def _pair(x: Value, y: Value) -> tuple[Tensor, Tensor]:
     """Both as tensors of one type on one device."""
     device = x.device if isinstance(x, Tensor) else y.device if isinstance(y, Tensor) else None
-    a = x if isinstance(x, Tensor) else torch.tensor(x, device=device)
-    b = y if isinstance(y, Tensor) else torch.tensor(y, device=device)
+    a = _on(x, device)
+    b = _on(y, device)
     kind = torch.promote_types(a.dtype, b.dtype)
     if kind == torch.float32 and torch.float64 in (a.dtype, b.dtype):
         kind = torch.float64
@@ -316,7 +316,13 @@ def _where(condition: Value, x: Value, y: Value) -> Value:
 
 
 def _pair_or_numbers(x: Value, y: Value, device: torch.device) -> tuple[Tensor, Tensor]:
-    return _pair(torch.as_tensor(x, device=device), torch.as_tensor(y, device=device))
+    return _pair(_on(x, device).to(device), _on(y, device).to(device))
+
+
+def _on(value: Value, device: torch.device | None) -> Tensor:
+    """A number as a tensor that is made there: one of the host comes from nowhere, for who watches what is asked of
+    torch."""
+    return value if isinstance(value, Tensor) else torch.full((), value, device=device)
 
 
 def _round(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -23,7 +23,7 @@ _recent: ByContent[Marks] = ByContent(size=16)
 
 def with_marks(call: Call) -> Call:
     """The call with the rows that its kernels gather, if they do."""
-    marked = call.plan.forward.marked
+    marked = call.plan.dkdv.marked
     if marked is None:
         return call
     read = sorted({node.table for node in walk(marked.where) if isinstance(node, Load)})

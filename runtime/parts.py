@@ -33,8 +33,11 @@ def parts_of(call: Call, kinds: Callable[[Call], Sequence[Kind]]) -> Iterator[Ca
     will run."""
     yield call
     for plan in call.plan.more:
-        part = with_marks(materialise(replace(call, plan=plan, lists={})))
-        part = lists_for(part, kinds(part))
+        part = materialise(replace(call, plan=plan, lists={}))
+        wanted = kinds(part)
+        # The host waits for the number of marked rows.
+        gathers = not wanted or any(getattr(plan, kind).marked is not None for kind in wanted)
+        part = lists_for(with_marks(part) if gathers else part, wanted)
         # Also where no row is marked: that is known of these values alone.
         part.hold()
         if part.marks is None or part.marks.rows.shape[-1]:

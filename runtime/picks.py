@@ -20,6 +20,7 @@ from spdsl.runtime.calls import Call, GatheredItems, PickedItems, TileList
 from spdsl.runtime.checks import captured
 from spdsl.runtime.ranking import FAR
 from spdsl.runtime.recent import ByContent
+from spdsl.runtime.shared_keys import shared_keys, shared_turns
 
 T = TypeVar("T")
 
@@ -42,6 +43,8 @@ def picked_lists(call: Call, kernel: KernelPlan) -> TileList | PickedItems | Gat
     makes them of other picks."""
     picks = kernel.picks
     assert picks is not None
+    if picks.where is not None:
+        return shared_keys(call, picks.where)
     given = call.tables[picks.table]
     (declared,) = (each for each in call.plan.tables if each.name == picks.table)
     request = _Request(
@@ -330,11 +333,13 @@ def picked_visits(call: Call, kernel: KernelPlan) -> PickedVisits:
         longest = int(count.max()) if count.numel() else 0
         return PickedVisits(touched=int(count.sum()), longest=longest, metadata=lists.nbytes)
     count = (lists.end - lists.begin).long()
-    if picks.order == "alike":
+    if picks.where is not None:
+        count = shared_turns(call, kernel, lists).long()
+    elif picks.order == "alike":
         every = -(-call.q.shape[2] // picks.positions)
         run = torch.arange(every, device=count.device) // (picks.rows // picks.positions)
         count = count[..., run]
-    count = -(-count * picks.block // kernel.block_k) if picks.fine else count
+    count = -(-count * picks.block // kernel.block_k) if picks.fine and picks.rows else count
     owners = call.q.shape[1] // picks.heads
     times = (call.q.shape[0] // count.shape[0]) * (owners // count.shape[1]) * tiles
     return PickedVisits(

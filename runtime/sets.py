@@ -71,7 +71,7 @@ def _lists(arrays: Arrays, name: str) -> Tensor:
 
 _SMALL = 1 << 23
 """Entries of all pairs of a set up to which its lists have room for every key, so that the host need not wait for the
-longest."""
+longest; or so many that they take no more memory than queries of 16 bits."""
 
 
 def _width(arrays: Arrays, name: str) -> int | None:
@@ -83,4 +83,5 @@ def _width(arrays: Arrays, name: str) -> int | None:
         case _:
             keys = on_side(stage.axes, "k")
             pairs = lines.batch * math.prod(lines.size(axis) for axis in stage.axes)
-            return lines.size(keys) if keys is not None and arrays.kernels and pairs <= _SMALL else None
+            room = max(_SMALL, lines.batch * lines.heads * lines.nq * lines.pattern.head_dim // 2)
+            return lines.size(keys) if keys is not None and arrays.kernels and pairs <= room else None

@@ -71,9 +71,17 @@ class Ways:
         return self.forward.nbytes + (0 if self.backward is None else self.backward.nbytes)
 
 
+_TIMES = 4
+"""How many times the memory of the inputs may be held while a selection is watched, beyond `ROOM`, but at most half of
+what is free."""
+
+
 def watch(make: Callable[[], tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Way | None]:
     """What ``make`` makes of the inputs, and how to make it of others; None where that is not known."""
-    notes = Notes(room=ROOM + sum(each.untyped_storage().nbytes() for each in inputs))
+    room = ROOM + _TIMES * sum(each.untyped_storage().nbytes() for each in inputs)
+    if inputs[0].is_cuda:
+        room = min(room, torch.cuda.mem_get_info(inputs[0].device)[0] // 2)
+    notes = Notes(room=room)
     with noting(notes):
         results = make()
     ways = None if notes.blind else ways_of(notes, len(notes.seen), inputs, results)

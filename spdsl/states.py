@@ -27,7 +27,7 @@ def tile_states(call: Call, kernel: KernelPlan, *, head: int, batch: int = 0) ->
     Under residues the tiles of class 0 and of the class that it meets; on a grid boxes, counted row by row, and after
     them the tiles of rows after the grid.  Of gathered rows those of the first sequence.
     """
-    if call.marks is not None:
+    if kernel.marked is not None:
         return torch.full(marked_tiles(call, kernel), PARTIAL, dtype=torch.int8)
     match kernel.walk:
         case BoxWalk() as walk:

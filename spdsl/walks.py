@@ -77,7 +77,9 @@ def describe(kernel: KernelPlan, plan: Plan, call: Call | None = None) -> tuple[
             return (*lines, "rows much longer than the others are cut into parts") if kernel.splits else lines
         case PickWalk(bounds=slot):
             assert kernel.picks is not None
-            return (*_picks(kernel.picks), _picked(slot, kernel))
+            picks = kernel.picks
+            who = _picks(picks) if picks.where is None else _shared(picks.where, plan)
+            return (*who, _picked(slot, kernel))
         case _:
             assert_never(kernel.walk)
 
@@ -85,7 +87,8 @@ def describe(kernel: KernelPlan, plan: Plan, call: Call | None = None) -> tuple[
 def visits(call: Call, kernel: KernelPlan) -> Visits:
     """How many tiles a kernel visits in a call."""
     match kernel.walk:
-        case SlotWalk() if call.marks is not None:
+        case SlotWalk() if kernel.marked is not None:
+            assert call.marks is not None
             own, walked = marked_tiles(call, kernel)
             heads = call.q.shape[0] * call.q.shape[1]
             return Visits(touched=own * walked * heads, full=0, longest=walked, metadata=call.marks.rows.nbytes)
@@ -196,6 +199,11 @@ def _marked(marked: Marked, plan: Plan) -> str:
     stages: Mapping[str, Expr] = {each.name: each.value for each in plan.stages}
     where = word(marked.where, _CULPRIT, stages)
     return f"the {side} with `{where}` are listed at run time and gathered into tiles; these meet all others"
+
+
+def _shared(where: Expr, plan: Plan) -> tuple[str, ...]:
+    stages: Mapping[str, Expr] = {each.name: each.value for each in plan.stages}
+    return (f"each head's keys with `{word(where, _CULPRIT, stages)}` are listed at run time and gathered into tiles",)
 
 
 def _picks(picks: Picks) -> tuple[str, ...]:

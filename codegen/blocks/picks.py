@@ -74,9 +74,11 @@ class PackedPositions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickedBounds:
-    """Read ``begin`` and ``end`` of the program's list: that of its tile, or of ``runs`` tiles that are neighbours."""
+    """Read ``begin`` and ``end`` of the program's list: that of its tile, or of ``runs`` tiles that are neighbours;
+    with ``within`` of what a head has picked for all of its queries, from key ``lo`` to before ``hi``."""
 
     runs: int | None
+    within: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

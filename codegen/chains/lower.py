@@ -325,6 +325,12 @@ def _softmax(values: Values, stage: Stage) -> ChainKernel:
     program = values.program
     place = _start(values, *_axes(stage))
     has_full = scan_columns(values, place, stage.only)
+    program.line("# A part of these tiles is this program's.")
+    program.line("share = tl.cdiv(tl.maximum(tile_end - tile_begin, 0), parts)")
+    program.line("tile_begin = tile_begin + part * share")
+    program.line("tile_end = tl.minimum(tile_begin + share, tile_end)")
+    program.line("full_begin = tl.minimum(tl.maximum(full_begin, tile_begin), tile_end)")
+    program.line("full_end = tl.minimum(tl.maximum(full_end, full_begin), tile_end)")
     program.line("largest = tl.full([BLOCK_R], float('-inf'), tl.float32)")
     program.line("total = tl.zeros([BLOCK_R], tl.float32)")
     if has_full:

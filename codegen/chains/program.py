@@ -57,6 +57,7 @@ NOTHING = Known()
 
 RESERVED = (
     *("largest", "total", "logit", "key", "keys", "key_row", "sums", "at", "finite", "n", "nq", "heads", "pitch"),
+    *("sum_first", "sum_rows", "begin", "share", "parts"),
     *("outer", "upper", "ordinary", "full", "rest", "tile", "scan", "each", "fine", "whole", "any_there", "all_there"),
     *("part", "part_there", "part_left", "row_value", "row_count", "deep"),
     *("entry_left", "entry_there", "left", "count", "entries", "owners", "owner"),

@@ -1,28 +1,41 @@
 """Kernels of sets whose rows of one side are marked, in a table or by their remainder: they gather these, and meet all
-rows of the other side."""
+rows of the other side.
+
+Keys that heads have marked each for itself are listed for each head where programs own queries: such a kernel walks
+what all queries of a head have picked, no further than the rest of the set reaches.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from spdsl.analysis.few import FEW, few_tiles, heads_together
-from spdsl.analysis.picking import tiles_in
+from spdsl.analysis.picking import one_slot, tiles_in
+from spdsl.analysis.picks import conjunction
 from spdsl.analysis.plans import KernelPlan, Kind, Problem
 from spdsl.analysis.sizing import tiles_for
-from spdsl.analysis.specialising import why_plain
+from spdsl.analysis.specialising import copies_tiles, why_plain
 from spdsl.analysis.stages import Staged
-from spdsl.analysis.tiles import COUNT, Interval, Marked, Slot, SlotWalk
+from spdsl.analysis.tiles import COUNT, Interval, Marked, Picks, PickWalk, Slot, SlotWalk, TileRelation
+from spdsl.analysis.tiling import picked_tiles, positions_of
 from spdsl.analysis.unions import is_mark
-from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Side
+from spdsl.semantics.nodes import Const, Expr, Extent, Side
 from spdsl.semantics.rewrite import conjuncts, free_indices
 
 
-def gathering(kind: Kind, staged: Staged, problem: Problem, target: str, side: Side) -> KernelPlan:
-    """The kernel of a set whose rows of one side are marked: it gathers these, and meets all rows of the other."""
+def gathering(
+    kind: Kind, staged: Staged, problem: Problem, target: str, side: Side, relation: Callable[..., TileRelation]
+) -> KernelPlan:
+    """The kernel of a set whose rows of one side are marked: it gathers these, and meets all rows of the other.
+
+    ``relation`` gives that of a set in tiles of some size.
+    """
     clauses = conjuncts(staged.keep)
     where = [clause for clause in clauses if free_indices(clause) == {side} or is_mark(clause, side)]
     read = frozenset[str]().union(*map(free_indices, where))
+    if read & {"h", "g"} and kind in ("forward", "dq") and not problem.few:
+        return _by_head(kind, where, [clause for clause in clauses if clause not in where], problem, target, relation)
     shares = problem.pattern.heads > problem.pattern.groups
     # What one head of a group has marked is gathered for all of them, and tested for each.
     rest = [clause for clause in clauses if clause not in where or (shares and "h" in free_indices(clause))]
@@ -46,14 +59,59 @@ def gathering(kind: Kind, staged: Staged, problem: Problem, target: str, side: S
         stages=tiles.stages,
         walk=SlotWalk(slots=(Slot(touched=every),), long=long),
         plain=FEW if few else why_plain(kind, problem, target, marked=True) or "",
-        marked=Marked(side=side, where=_conjunction(where), keep=_conjunction(rest), by_group=bool(read & {"h", "g"})),
+        marked=Marked(side=side, where=conjunction(where), keep=conjunction(rest), by_group=bool(read & {"h", "g"})),
         splits=few or (long is not None and not (kind == "dkdv" and grouped and bool(problem.gradients))),
         packed=together,
         few=few,
     )
 
 
-def _conjunction(clauses: Sequence[Expr]) -> Expr:
-    if not clauses:
-        return Const(value=True)
-    return reduce(lambda a, b: Apply(op="and", args=(a, b), dtype="bool", span=a.span), clauses)
+def _by_head(
+    kind: Kind,
+    where: Sequence[Expr],
+    rest: Sequence[Expr],
+    problem: Problem,
+    target: str,
+    relation: Callable[..., TileRelation],
+) -> KernelPlan:
+    """The kernel by query of keys that each head has marked: ``where`` says which, ``rest`` what is left to test."""
+    pattern, positions = problem.pattern, positions_of(problem.dtype, 1)
+    tiles = picked_tiles(
+        kind,
+        dtype=problem.dtype,
+        head_dim=pattern.head_dim,
+        value_dim=problem.value_dim,
+        positions=positions,
+        heads=1,
+        block=1,
+        run=positions,
+        fine=True,
+        gathered=False,
+        target=target,
+    )
+    given = dict(problem.tiles).get(kind)
+    tiles = tiles if given is None or given.specialised else given
+    keep = conjunction(rest)
+    found = relation(replace(tiles, block_k=1), keep=keep)
+    return KernelPlan(
+        kind=kind,
+        block_q=tiles.block_q,
+        block_k=tiles.block_k,
+        warps=tiles.warps,
+        stages=tiles.stages,
+        walk=PickWalk(bounds=one_slot(found.by_query, False, replace(tiles, block_k=1))),
+        notes=found.notes,
+        plain=why_plain(kind, problem, target, marked=True) or "",
+        picks=Picks(
+            table="",
+            rows=0,
+            block=1,
+            heads=1,
+            positions=tiles.block_q,
+            order="alike",
+            keep=keep,
+            fine=True,
+            where=conjunction(where),
+        ),
+        descriptors=copies_tiles(problem, target),
+    )

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from spdsl.analysis.picks import FINEST, Picked, picked
+from spdsl.analysis.picks import FINEST, Picked, conjunction, picked
 from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Kind, Problem, TableGradient, Tiles
 from spdsl.analysis.specialising import copies_tiles, why_plain
 from spdsl.analysis.stages import Staged
 from spdsl.analysis.tiles import Interval, PickOrder, Picks, PickWalk, Slot, SlotWalk, TileRelation, Walk, lanes_of
 from spdsl.analysis.tiling import BITS, CROWD, FEW, KEPT, TILE, picked_tiles, positions_of
-from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Load
-from spdsl.semantics.rewrite import free_indices
+from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Load, Table
+from spdsl.semantics.rewrite import conjuncts, free_indices
 from spdsl.semantics.rewrite import walk as nodes_of
 
 
@@ -108,7 +108,10 @@ def picking(
     )
     streamed = kind == "dkdv" and _is_streamed(chosen, problem, target, heads)
     tiles = STREAMED if streamed else tiles
-    copied = _copied_tiles(chosen, problem, target) if kind == "forward" and alike and heads == 1 else None
+    quiet = None if fine else _quiet(chosen.keep, staged.tables)
+    copied = None
+    if kind == "forward" and alike and heads == 1:
+        copied = _copied_tiles(chosen, problem, target, looks=quiet is not None)
     if copied is not None:
         tiles, streamed = copied, True
     given = dict(problem.tiles).get(kind)
@@ -121,14 +124,17 @@ def picking(
     positions = tiles.block_q // lanes
     gathered = order == "gathered"
     grain = replace(tiles, block_q=1 if gathered else positions, block_k=1 if fine and not gathered else tiles.block_k)
-    rest = relation(grain, keep=chosen.keep)
+    quiet = quiet if streamed and kind == "forward" else None
+    rest = relation(grain, keep=chosen.keep if quiet is None else quiet)
     return KernelPlan(
         kind=kind,
         block_q=tiles.block_q,
         block_k=tiles.block_k,
         warps=tiles.warps,
         stages=tiles.stages,
-        walk=PickWalk(bounds=_one_slot(rest.by_key if gathered else rest.by_query, gathered, grain)),
+        walk=PickWalk(
+            bounds=one_slot(rest.by_key if gathered else rest.by_query, gathered, grain), speaks=quiet is not None
+        ),
         notes=rest.notes,
         plain="" if streamed else why_plain(kind, problem, target) or "",
         picks=Picks(
@@ -147,13 +153,31 @@ def picking(
     )
 
 
+def _quiet(keep: Expr, tables: Sequence[Table]) -> Expr | None:
+    """The set without its clauses that tables tell of single keys, of which most tiles have none; None where there are
+    no such clauses, or others that read tables of keys."""
+    listed = {table.name for table in tables if table.listed}
+    clauses = conjuncts(keep)
+    spoken = [clause for clause in clauses if _tells_of_keys(clause, listed)]
+    rest = [clause for clause in clauses if clause not in spoken]
+    read = (node for clause in rest for node in nodes_of(clause) if isinstance(node, Load))
+    return conjunction(rest) if spoken and not any("k" in free_indices(node) for node in read) else None
+
+
+def _tells_of_keys(clause: Expr, listed: set[str]) -> bool:
+    inner = clause.args[0] if isinstance(clause, Apply) and clause.op == "not" else clause
+    free = free_indices(inner)
+    return isinstance(inner, Load) and inner.table not in listed and "k" in free and "q" not in free
+
+
 STREAMED = Tiles(block_q=64, block_k=64, warps=4, stages=2, specialised=True)
 """Tiles of a kernel by key for which a warp copies queries: two programs of this size share an SM of Hopper."""
 
 
-def _copied_tiles(chosen: Picked, problem: Problem, target: str) -> Tiles | None:
+def _copied_tiles(chosen: Picked, problem: Problem, target: str, *, looks: bool) -> Tiles | None:
     """The tiles of a forward in which queries of a tile have picked alike, where the copy engine can take blocks from
-    where they lie; None where it cannot, and where single blocks of narrow rows are as fast without it.
+    where they lie; None where it cannot, and where single blocks of narrow rows are as fast without it, unless nobody
+    else ``looks`` at tables for the warps that compute.
 
     By what was fastest on an H200: two groups where both sides fill their tiles, or share wide blocks that are put
     together; elsewhere one group, so that two programs share an SM.
@@ -168,7 +192,7 @@ def _copied_tiles(chosen: Picked, problem: Problem, target: str) -> Tiles | None
         return replace(_COPIED, block_q=2 * GROUP_ROWS, block_k=2 * TILE, stages=2 if wide else 4)
     if long and wide and together:
         return replace(_COPIED, block_q=2 * GROUP_ROWS, stages=4)
-    return _COPIED if wide or together or long else None
+    return _COPIED if wide or together or long or looks else None
 
 
 _COPIED = Tiles(block_q=GROUP_ROWS, block_k=TILE, warps=4, stages=3, specialised=True)
@@ -195,7 +219,7 @@ def _is_streamed(chosen: Picked, problem: Problem, target: str, heads: int) -> b
     return target == "sm_90" and copies_tiles(problem, target) and plain and not reads and fits
 
 
-def _one_slot(walk: Walk, gathered: bool, tiles: Tiles) -> Slot:
+def one_slot(walk: Walk, gathered: bool, tiles: Tiles) -> Slot:
     """The one run of neighbouring tiles of a walk, the same for all heads; all tiles, none of them full, where it has
     no such form."""
     match walk:

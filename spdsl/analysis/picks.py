@@ -62,7 +62,7 @@ def picked(keep: Expr, tables: Sequence[Table]) -> Picked | None:
     rest = [clause for clause in clauses if clause != load]
     by_head = Index(name="h") in heads
     most = listed[load.table].most
-    return Picked(table=load.table, rows=rows, block=block, by_head=by_head, most=most, keep=_all(rest))
+    return Picked(table=load.table, rows=rows, block=block, by_head=by_head, most=most, keep=conjunction(rest))
 
 
 _HEADS = (Index(name="h"), Index(name="g"))
@@ -79,7 +79,8 @@ def _run(index: Expr, side: Side) -> int | None:
             return None
 
 
-def _all(clauses: Sequence[Expr]) -> Expr:
+def conjunction(clauses: Sequence[Expr]) -> Expr:
+    """All of these at once; true where there are none."""
     if not clauses:
         return Const(value=True)
     return reduce(lambda a, b: Apply(op="and", args=(a, b), dtype="bool", span=b.span), clauses)

@@ -100,7 +100,7 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
 
     def kernel(kind: Kind) -> KernelPlan:
         if side is not None:
-            return gathering(kind, staged, problem, target, side)
+            return gathering(kind, staged, problem, target, side, partial(_relation, staged, problem))
         unpicked = "" if target == "cpu" else why_unpicked(kind, staged, problem, gradients)
         if unpicked is None:
             found = picking(kind, staged, problem, target, partial(_relation, staged, problem))

@@ -165,10 +165,12 @@ class PickWalk:
     """The tiles of keys that queries have picked (`Picks`); by key, the queries that have picked a tile's block.
 
     The run time lists them.  ``bounds`` are those of the rest of the set, by key of queries one by one: tiles outside
-    of ``touched`` keep nothing, and those in ``full`` need no mask for it.
+    of ``touched`` keep nothing, and those in ``full`` need no mask for it.  With ``speaks`` that is so of the rest
+    without what tables tell of single keys, and tiles of which these tell something are masked wherever they lie.
     """
 
     bounds: Slot
+    speaks: bool = False
 
 
 Walk: TypeAlias = SlotWalk | BoxWalk | DistanceWalk | ListWalk | PickWalk
@@ -241,7 +243,9 @@ class Picks:
     ``table`` lists the blocks of ``block`` keys that each run of ``rows`` queries has picked, once for ``heads`` query
     heads that are neighbours; so a tile of queries holds all of these for ``positions`` queries, head by head.  The
     ``order`` says which queries these are.  With ``fine`` blocks are gathered into tiles of keys.  ``keep`` is what is
-    left to test of a query and a key that it has picked.
+    left to test of a query and a key that it has picked.  With ``where`` all queries of a head have picked the same
+    single keys, those for which it holds: there is no table, ``rows`` is 0, and a tile meets those of these keys that
+    lie between the bounds of its walk.
     """
 
     table: str
@@ -252,6 +256,7 @@ class Picks:
     order: PickOrder
     keep: Expr
     fine: bool = False
+    where: Expr | None = None
 
     @property
     def lanes(self) -> int:

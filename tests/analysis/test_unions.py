@@ -94,16 +94,24 @@ def test_marked_rows_are_gathered() -> None:
     assert [kernel.splits for kernel in queries.kernels] == [True, True, False]
 
 
-def test_marks_of_heads_are_gathered_for_their_group() -> None:
+def test_marks_of_heads_are_gathered_by_head_and_by_key_for_their_group() -> None:
     for table, groups, tested in (("h", 4, False), ("h", 2, True), ("g", 2, False)):
         text = f"pattern some() {{ input own: bool[{table}, token]  keep causal and (q - k < 128 or own[{table}, k]) }}"
         pattern = bound(spdsl.compile(spdsl.loads(text))._key, 4, groups, 64)
         (marked,) = plan(Problem(pattern=pattern, dtype="bf16", value_dim=64, shape="square"), "sm_90").more
-        for kernel in marked.kernels:
-            assert kernel.marked is not None
-            assert kernel.marked.by_group
-            assert word(kernel.marked.where) == f"own[{table}, k]"
-            assert ("own" in word(kernel.marked.keep)) == tested
+        for kernel in (marked.forward, marked.dq):
+            assert kernel.picks is not None
+            assert kernel.picks.where is not None
+            assert word(kernel.picks.where) == f"own[{table}, k]"
+            assert "own" not in word(kernel.picks.keep)
+            # No tile is met that lies behind the queries, and few need a mask.
+            assert isinstance(kernel.walk, PickWalk)
+            assert word(kernel.walk.bounds.touched.hi) == "min(64 * i - 64, n)"
+            assert kernel.walk.bounds.full is not None
+        assert marked.dkdv.marked is not None
+        assert marked.dkdv.marked.by_group
+        assert word(marked.dkdv.marked.where) == f"own[{table}, k]"
+        assert ("own" in word(marked.dkdv.marked.keep)) == tested
     # Queries that heads have marked are not.
     assert planned("input own: bool[h, token]\n  keep causal and (q - k < 128 or own[h, q])").more == ()
 
@@ -119,7 +127,8 @@ def test_what_is_picked_leaves_out_marked_keys() -> None:
     (marked,) = found.more
     assert isinstance(found.forward.walk, PickWalk)
     assert word(found.keep).count("not") == 1
-    assert marked.forward.marked is not None
+    assert marked.forward.picks is not None
+    assert marked.forward.picks.where is not None
     assert "not" not in word(marked.keep)
 
 

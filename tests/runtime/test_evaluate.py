@@ -10,6 +10,8 @@ import torch
 from spdsl.runtime.evaluate import TORCH_OPS, Tables, apply, evaluate, tables_for
 from spdsl.runtime.philox import uniform
 from spdsl.runtime.ranges import RANGE_OPS
+from spdsl.runtime.seen import made_by, read_by
+from spdsl.runtime.watched import Notes, noting
 from spdsl.semantics.nodes import Noise, Table
 from spdsl.semantics.ops import OPS
 from tests.runtime.build import B, H, K, Q, const, load, op, table
@@ -100,3 +102,17 @@ def test_noise_is_philox() -> None:
     assert torch.equal(drawn, uniform(3, [torch.tensor([[0], [1]]), torch.arange(4)]))
     assert bool(((drawn >= 0) & (drawn < 1)).all())
     assert len(drawn.unique()) == 8
+
+
+def test_numbers_of_the_host_come_from_what_is_asked_of_torch() -> None:
+    """Who watches a call has to know where all tensors come from; on a GPU one made of a number did not say so."""
+    expr = op("where", op("lt", Q, 3), Q, 0)
+    notes = Notes(room=1 << 20)
+    q = torch.arange(5)
+    with noting(notes):
+        found = evaluate(expr, {"q": q})
+    assert found.tolist() == [0, 1, 2, 0, 0]
+    known = {id(q)}
+    for note in notes.seen:
+        assert {id(each) for each in read_by(note)} <= known
+        known |= {id(each) for each in made_by(note)}

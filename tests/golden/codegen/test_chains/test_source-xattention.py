@@ -58,9 +58,11 @@ def leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_la
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "column_count", "chunk_rows", "stage_0_q_rows", "stage_0_k_rows"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "column_count", "chunk_rows", "sum_first", "sum_rows", "begin", "count", "parts", "stage_0_q_rows", "stage_0_k_rows"])
 def sums_stage_5(
-    sums,  # [batch, heads, chunk_rows, 2]: log2 of the sum of each row, and log2 of the most that an entry has of it
+    sums,  # [parts, batch, heads, sum_rows, 2]: log2 of the sum of a row, and log2 of the most that an entry has of it
+    sum_first, sum_rows,  # the first row that has a place there, and how many have
+    begin, count, parts,  # the first row that has programs, how many have, and how many programs share the columns
     stage_0_q,  # [batch, h, q, d]
     stage_0_q_b, stage_0_q_h, stage_0_q_r, stage_0_q_f, stage_0_q_rows, stage_0_q_size,
     stage_0_k,  # [batch, g, k, d], each a sum of 2
@@ -73,12 +75,13 @@ def sums_stage_5(
     BLOCK_C: tl.constexpr,
 ):
     """The sums of the softmax stage_5."""
-    row_tiles = tl.cdiv(chunk_rows, BLOCK_R)
-    owner = tl.program_id(0) // row_tiles
+    row_tiles = tl.cdiv(count, BLOCK_R)
+    part = tl.program_id(0) % parts
+    owner = tl.program_id(0) // parts // row_tiles
     b = owner // heads
     head = owner % heads
     # Under a causal condition the last rows are the longest.
-    row_first = (row_tiles - 1 - tl.program_id(0) % row_tiles) * BLOCK_R
+    row_first = begin + (row_tiles - 1 - tl.program_id(0) // parts % row_tiles) * BLOCK_R
     row_last = tl.minimum(row_first + BLOCK_R, chunk_rows) - 1
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
     tiles = tl.cdiv(column_count, BLOCK_C)
@@ -100,6 +103,12 @@ def sums_stage_5(
             full_begin = tl.minimum(full_begin, tl.min(tl.where(whole, each, tiles), 0))
             full_end = tl.minimum(full_end, tl.min(tl.where(whole | (each < full_begin), tiles, each), 0))
     full_end = tl.minimum(full_end, tl.maximum(tile_end, full_begin))
+    # A part of these tiles is this program's.
+    share = tl.cdiv(tl.maximum(tile_end - tile_begin, 0), parts)
+    tile_begin = tile_begin + part * share
+    tile_end = tl.minimum(tile_begin + share, tile_end)
+    full_begin = tl.minimum(tl.maximum(full_begin, tile_begin), tile_end)
+    full_end = tl.minimum(tl.maximum(full_end, full_begin), tile_end)
     largest = tl.full([BLOCK_R], float('-inf'), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     only = (rows * 4 + 3 >= tl.maximum(q_start, 0)) & (rows * 4 + 3 <= q_start + nq - 1)
@@ -193,7 +202,8 @@ def sums_stage_5(
         logit_1 = tl.where(only_8, number(total_1 * 1.4426950408889634), float('-inf'))
         logit = tl.where(columns < column_count, logit_1, float('-inf'))
         largest, total = add_up(tl.broadcast_to(logit, BLOCK_R, BLOCK_C), largest, total)
-    at = sums + (owner.to(tl.int64) * chunk_rows + row_first + tl.arange(0, BLOCK_R)) * 2
+    owners = tl.num_programs(0) // parts // row_tiles
+    at = sums + ((part * owners + owner).to(tl.int64) * sum_rows + row_first - sum_first + tl.arange(0, BLOCK_R)) * 2
     in_rows = row_first + tl.arange(0, BLOCK_R) <= row_last
     # Infinite entries share what there is, and all others are nothing beside them.
     finite = (total > 0) & (largest < 3.0e38)
@@ -369,11 +379,11 @@ def keys(
             total_3 += tl.where(only_16, total_7, 0)
             most_of = tl.load(stage_5_sums + row_of * 2 + 1)
             only_17 = found_6 & (x_7 <= entry)
-            share = tl.where(only_17, tl.exp2(tl.minimum(number(total_3 * 1.4426950408889634 - log_sum), most_of)), 0.0)
+            share_1 = tl.where(only_17, tl.exp2(tl.minimum(number(total_3 * 1.4426950408889634 - log_sum), most_of)), 0.0)
             holds = (x_4 + member_2 < count_cell) & (tl.maximum(tl.minimum(tl.minimum(x + x_10 + 3, x_5), q_start + nq - 1) - tl.maximum(tl.maximum(x + x_10, x), tl.maximum(q_start, 0)) + 1, 0) > 0)
             only_18 = found_6 & (x_7 <= entry) & holds
             x_12 = tl.cast(tl.maximum(tl.minimum(tl.minimum(x + x_10 + 3, x_5), q_start + nq - 1) - tl.maximum(tl.maximum(x + x_10, x), tl.maximum(q_start, 0)) + 1, 0), tl.float32)
-            total_2 += tl.where(only_18, share * x_12, 0)
+            total_2 += tl.where(only_18, share_1 * x_12, 0)
         holds_1 = (x_6 + member < ((n + 3) >> 2)) & (tl.maximum(tl.minimum(tl.minimum(x_2 + x_3 + 3, x_13), n - 1) - tl.maximum(tl.maximum(x_2 + x_3, x_2), 0) + 1, 0) > 0)
         only_19 = found & holds_1
         x_14 = tl.cast(tl.maximum(tl.minimum(tl.minimum(x_2 + x_3 + 3, x_13), n - 1) - tl.maximum(tl.maximum(x_2 + x_3, x_2), 0) + 1, 0), tl.float32)
