@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 import spdsl
-from spdsl.runtime.whole_calls import WholeCalls
 
 Row = dict[str, object]
 Inputs = dict[str, Tensor]
@@ -152,9 +151,8 @@ def measured(case: Case, *, timed: bool = True) -> Row:
 
 def steps(attn: spdsl.Attention) -> dict[str, list[int] | None]:
     """How many steps are repeated in each way, of calls with gradients and without."""
-    kinds = [each for each in attn._direct._kinds.values() if isinstance(each, WholeCalls)]  # noqa: SLF001
     found: dict[str, list[int] | None] = {}
-    for kind in kinds:
+    for kind in attn._direct._whole.values():  # noqa: SLF001
         ways = None if kind.ways is None else kind.ways[0]
         both = [] if ways is None else [way for way in (ways.forward, ways.backward) if way is not None]
         found["both" if kind.trained else "forward"] = [len(way.tape.flat) for way in both] or None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from spdsl.runtime.recorder import Recorder
 from spdsl.runtime.tape import Tape
 from spdsl.runtime.traced import Trace
 from spdsl.runtime.whole_calls import Found, Make, WholeCalls
+
+T = TypeVar("T")
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 Tapes: TypeAlias = "Recent[Tape]"
@@ -167,18 +169,21 @@ def _known(tapes: Tapes, same: Hashable | None) -> Tape | None:
 
 
 class Direct:
-    """The kinds of calls of one `Attention`: ``key`` and ``values`` as the operators take them, ``names`` of inputs;
-    ``made`` as `Kind` has it."""
+    """The kinds of calls of one `Attention`; of patterns with stages, of whole calls.
+
+    ``key`` and ``values`` are as the operators take them, ``names`` those of inputs, ``made`` is as `Kind` has it.
+    """
 
     def __init__(self, key: str, values: tuple[int, ...], names: tuple[str, ...], *, made: bool = False) -> None:
         self._key, self._values, self._names, self._made = key, values, names, made
-        self._kinds: dict[Hashable, Kind | WholeCalls] = {}
+        self._kinds: dict[Hashable, Kind] = {}
+        self._whole: dict[Hashable, WholeCalls] = {}
         self._growing: dict[Hashable, Growing] = {}
 
     @property
     def is_new(self) -> bool:
         """Whether no call is known yet."""
-        return not self._kinds
+        return not (self._kinds or self._whole)
 
     def __reduce__(self) -> tuple[Callable[..., Direct], tuple[str, tuple[int, ...], tuple[str, ...]]]:
         """Copies, also in other processes, begin without known calls."""
@@ -217,7 +222,8 @@ class Direct:
                 if found is not None:
                     out, lse = found
                     return out, lse
-        kind = self._kinds.get(_place(tensors, first))
+        place = _place(tensors, first)
+        kind = self._kinds.get(place) or self._whole.get(place)
         return None if kind is None else kind(tensors)
 
     def attend(
@@ -229,12 +235,12 @@ class Direct:
             return operator.attend(q, k, v, tables, places, self._key, shape, start, self._values)  # type: ignore[no-any-return]
         place = _place(tensors, start)
         kind = self._kinds.get(place)
-        if not isinstance(kind, Kind):
+        if kind is None:
             trained = _is_trained(tensors)
             growing = None if tables else self._grows(tensors)
             settings = (self._key, shape, start, self._values)
             kind = Kind(settings=settings, tables=len(tables), trained=trained, growing=growing, made=self._made)
-            self._remember(place, kind)
+            _remember(self._kinds, place, kind)
         return kind(tensors)
 
     def whole(self, make: Make, tensors: tuple[Tensor, ...], start: int) -> Found:
@@ -242,16 +248,11 @@ class Direct:
         if not _repeatable(tensors):
             return make(tensors)
         place = _place(tensors, start)
-        kind = self._kinds.get(place)
-        if not isinstance(kind, WholeCalls):
+        kind = self._whole.get(place)
+        if kind is None:
             kind = WholeCalls(make=make, trained=_is_trained(tensors), kind_of=kind_of, plain=_repeatable)
-            self._remember(place, kind)
+            _remember(self._whole, place, kind)
         return kind(tensors)
-
-    def _remember(self, place: Hashable, kind: Kind | WholeCalls) -> None:
-        if len(self._kinds) >= _KINDS:
-            self._kinds.clear()
-        self._kinds[place] = kind
 
     def _grows(self, tensors: tuple[Tensor, ...]) -> Growing | None:
         """Where tapes of calls with longer keys are kept, for calls that may have one."""
@@ -261,6 +262,12 @@ class Direct:
         if place not in self._growing and len(self._growing) >= _KINDS:
             self._growing.clear()
         return self._growing.setdefault(place, Growing())
+
+
+def _remember(kinds: dict[Hashable, T], place: Hashable, kind: T) -> None:
+    if len(kinds) >= _KINDS:
+        kinds.clear()
+    kinds[place] = kind
 
 
 def _repeatable(tensors: Sequence[Tensor]) -> bool:

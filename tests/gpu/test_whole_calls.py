@@ -9,7 +9,6 @@ from torch import Tensor
 import spdsl
 from spdsl import staged
 from spdsl.runtime import graphs, repeated
-from spdsl.runtime.whole_calls import WholeCalls
 
 pytestmark = pytest.mark.gpu
 
@@ -54,7 +53,7 @@ def test_repeated_calls(name: str, trained: bool, carried_out: list[str]) -> Non
 
     for seed in range(4):
         given = tensors(name, seed, trained=trained)
-        other._direct._kinds.clear()
+        other._direct._whole.clear()
         repeated._steps.entries.clear()
         repeated._sights.entries.clear()
         graphs._direct.cache_clear()
@@ -63,7 +62,7 @@ def test_repeated_calls(name: str, trained: bool, carried_out: list[str]) -> Non
             error = (one.float() - two.float()).norm() / two.float().norm()
             assert float(error) <= 1e-3
     assert len(carried_out) == 2 + 4
-    (kind,) = (each for each in attn._direct._kinds.values() if isinstance(each, WholeCalls))
+    (kind,) = attn._direct._whole.values()
     assert kind.ways is not None
 
 

@@ -63,7 +63,7 @@ def call(attn: spdsl.Attention, given: list[Tensor]) -> Tensor:
 
 def forget(attn: spdsl.Attention) -> spdsl.Attention:
     """A pattern whose next call repeats nothing."""
-    attn._direct._kinds.clear()
+    attn._direct._whole.clear()
     repeated._steps.entries.clear()
     repeated._sights.entries.clear()
     graphs._direct.cache_clear()
@@ -71,7 +71,7 @@ def forget(attn: spdsl.Attention) -> spdsl.Attention:
 
 
 def kinds(attn: spdsl.Attention) -> list[WholeCalls]:
-    return [each for each in attn._direct._kinds.values() if isinstance(each, WholeCalls)]
+    return list(attn._direct._whole.values())
 
 
 @pytest.fixture
