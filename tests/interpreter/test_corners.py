@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from tests.semantics.corners import CORNERS, Corner
+from tests.semantics.corner import Corner
+from tests.semantics.corners import CORNERS
 from tests.semantics.test_corners import compare
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")

@@ -10,7 +10,8 @@ import torch
 
 import spdsl
 from spdsl.diagnostics import SpatError
-from tests.semantics.corners import CORNERS, Corner, Point
+from tests.semantics.corner import Corner, Point
+from tests.semantics.corners import CORNERS
 
 
 def expected(case: Corner) -> np.ndarray:
