@@ -24,7 +24,7 @@ from spdsl.analysis.cost import (
 )
 from spdsl.analysis.device import COSTS, Dense, DensePass, DeviceProfile, Rate
 from spdsl.analysis.plans import Tiles
-from spdsl.analysis.sharing import held, program_share
+from spdsl.analysis.sharing import as_cut, held, program_share
 from spdsl.analysis.work import Before, Work
 
 Row: TypeAlias = dict[str, Any]
@@ -120,7 +120,7 @@ def _pass(times: dict[_Shape, float], operations: float, multiprocessors: int) -
 
 
 def _features(row: Row, device: DeviceProfile, rate: Rate) -> list[float]:
-    [work] = works_of(row)
+    work = as_cut(works_of(row)[0], device.multiprocessors)
     share = work.masked / work.touched if work.touched else 0.0
     long = work.longest or work.touched / work.programs
     per = device.multiprocessors

@@ -30,7 +30,8 @@ def study(rows: Sequence[Row], device: DeviceProfile) -> dict[str, Any]:
     """Errors of predicted times, what the model's first choice costs against the best of those measured, and how often
     it says rightly whether dense attention is faster."""
     errors: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
+    current = current_of(rows)
+    for row in current:
         if "dense" not in row:
             errors[row["kind"]].append(seconds(row, device) / row["seconds"] - 1)
     first, own = regrets(rows, device)
@@ -39,8 +40,21 @@ def study(rows: Sequence[Row], device: DeviceProfile) -> dict[str, Any]:
         "all": _spread([each for found in errors.values() for each in found]),
         "first_choice": _regret(first),
         "default_choice": _regret(own),
-        "verdict": _verdicts(rows, device),
+        "verdict": _verdicts(current, device),
+        "verdict_by_run": {
+            run: _verdicts([row for row in current if row["run"] == run], device) for run in _runs(current)
+        },
     }
+
+
+def current_of(rows: Sequence[Row]) -> list[Row]:
+    """Those that are not ``stale``: times of kernels that have changed since, which stand beside others of their run
+    alone."""
+    return [row for row in rows if not row.get("stale")]
+
+
+def _runs(rows: Sequence[Row]) -> list[int]:
+    return sorted({row["run"] for row in rows if "dense" in row})
 
 
 def regrets(rows: Sequence[Row], device: DeviceProfile) -> tuple[list[float], list[float]]:
@@ -48,7 +62,7 @@ def regrets(rows: Sequence[Row], device: DeviceProfile) -> tuple[list[float], li
     of every subject; and the plan's own tiles."""
     cases: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        if "dense" not in row and not row.get("now"):  # times of one run are compared with each other
+        if "dense" not in row:  # times of one run are compared with each other
             rows_of = str([each["rows"] for each in row["works"]])
             cases[row.get("run"), row["subject"], row["kind"], rows_of].append(row)
     first, own = [], []
@@ -87,7 +101,7 @@ def _verdicts(rows: Sequence[Row], device: DeviceProfile) -> dict[str, Any]:
                 measured = mean(row[direction] for row in dense[subject]) / sum(
                     mean(row["seconds"] for row in kernels[kind]) for kind in kinds
                 )
-                predicted = dense_for(kernels["forward"][0], device)[direction == "backward"] / sum(
+                predicted = dense_for(kernels[kinds[0]][0], device)[direction == "backward"] / sum(
                     seconds(kernels[kind][0], device) for kind in kinds
                 )
                 found.append((subject, direction, round(measured, 3), round(predicted, 3)))
@@ -199,12 +213,12 @@ def main() -> None:
     rows = [row for row in raw["rows"] if "dense" in row or any(each["full"] + each["masked"] for each in row["works"])]
     roles = {row["subject"]: row["role"] for row in rows if "role" in row}
     by_role = {role: [row for row in rows if roles.get(row["subject"]) == role] for role in ROLES}
-    before = profile_for(raw["machine"]["name"], "sm_90")
-    device = completed(fit(by_role["fit"], raw["machine"]), before)
-    device = replace(device, dense=fit_dense(by_role["fit"], device) or before.dense, about=arguments.about)
+    before, fitted = profile_for(raw["machine"]["name"], "sm_90"), current_of(by_role["fit"])
+    device = completed(fit(fitted, raw["machine"]), before)
+    device = replace(device, dense=fit_dense(fitted, device) or before.dense, about=arguments.about)
     found = {role: study(some, device) for role, some in by_role.items()}
     found["check and suite"] = study(by_role["check"] + by_role["suite"], device)
-    timed = [row for row in rows if "works" in row and "dense" not in row]
+    timed = [row for row in current_of(rows) if "works" in row and "dense" not in row]
     for row in sorted(timed, key=lambda row: -abs(seconds(row, device) / row["seconds"] - 1))[: arguments.worst]:
         error, ms = seconds(row, device) / row["seconds"] - 1, row["seconds"] * 1e3
         tiles = " ".join(str(each) for each in row["works"][0]["tiles"].values())
@@ -230,7 +244,7 @@ def plot(by_role: dict[str, list[Row]], device: DeviceProfile, path: Path) -> No
     looks = {"fit": ("masks of the fit", "tab:grey", "o"), "check": ("other masks and shapes", "tab:blue", "^")}
     looks["suite"] = ("the suite", "tab:orange", "s")
     for role, (words, colour, marker) in looks.items():
-        some = [row for row in by_role[role] if "dense" not in row]
+        some = [row for row in current_of(by_role[role]) if "dense" not in row]
         measured = [row["seconds"] * 1e3 for row in some]
         predicted = [seconds(row, device) * 1e3 for row in some]
         left.scatter(measured, predicted, s=9, c=colour, marker=marker, label=words, lw=0)

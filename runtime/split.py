@@ -15,18 +15,13 @@ import torch
 from torch import Tensor
 
 from spdsl.analysis.plans import KernelPlan
+from spdsl.analysis.sharing import PARTS, TURNS, cut_into
 from spdsl.analysis.tiles import COUNT, Interval, ListWalk, SlotWalk
 from spdsl.runtime.calls import Call, RowOrder, TileList
 from spdsl.runtime.evaluate import value_of
 from spdsl.runtime.tile_grid import TileGrid
 from spdsl.semantics.nodes import Extent
 from spdsl.semantics.rewrite import walk
-
-PARTS = 2
-"""Parts of all long rows together, for each multiprocessor of the device: what bounds their memory."""
-
-TURNS = 16
-"""The least number of tiles that is worth a part of its own."""
 
 FEW_TURNS = 4
 """The same for few queries, whose tiles are small."""
@@ -72,14 +67,20 @@ def split_of(call: Call, kernel: KernelPlan, programs: int, heads: int) -> Split
         ratio = call.q.shape[1] // call.k.shape[1]
         parts = parts_for(programs * each, most * ratio, TURNS, call.q.device)
         return Split(long=programs, others=0, parts=min(parts, max(1, most)))
-    lo, hi = _rows(kernel.walk.long, call)
-    first = min(max(lo * kernel.classes, 0), programs)
-    long = min(max(hi * kernel.classes, first), programs) - first
-    grid = TileGrid.of(kernel)
-    most = grid.key_tiles(call.keys) if grid.by == "query" else grid.query_tiles(call.q.shape[2])
+    first, long, most = long_rows(call, kernel, kernel.walk.long, programs)
     return Split(
         long=long, others=programs - long, parts=parts_for(long * each, most, TURNS, call.q.device), first=first
     )
+
+
+def long_rows(call: Call, kernel: KernelPlan, interval: Interval, programs: int) -> tuple[int, int, int]:
+    """The first of the rows of an ``interval`` that are cut, of ``programs`` rows; how many they are, and how many
+    tiles one of them has at most."""
+    lo, hi = _rows(interval, call)
+    first = min(max(lo * kernel.classes, 0), programs)
+    grid = TileGrid.of(kernel)
+    most = grid.key_tiles(call.keys) if grid.by == "query" else grid.query_tiles(call.q.shape[2])
+    return first, min(max(hi * kernel.classes, first), programs) - first, most
 
 
 def _rows(interval: Interval, call: Call) -> tuple[int, int]:
@@ -96,7 +97,7 @@ def _rows(interval: Interval, call: Call) -> tuple[int, int]:
 def parts_for(rows: int, turns: int, least: int, device: torch.device) -> int:
     """Into how many parts to cut ``rows`` long rows, over heads and sequences, with at most ``turns`` tiles each, and
     at least ``least`` for a part."""
-    return max(1, min(PARTS * multiprocessors(device) // max(1, rows), turns // least))
+    return cut_into(rows, turns, least, multiprocessors(device))
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -18,6 +18,7 @@ from spdsl.analysis.device import DeviceProfile, profile_for
 from spdsl.analysis.few import SCARCE
 from spdsl.analysis.pairs import Subject
 from spdsl.analysis.plans import KernelPlan, Kind
+from spdsl.analysis.sharing import TURNS
 from spdsl.analysis.tiles import SlotWalk
 from spdsl.analysis.work import Before, Work, work_of
 from spdsl.analysis.worker import bounded
@@ -25,7 +26,7 @@ from spdsl.cache.store import store
 from spdsl.runtime.calls import Call
 from spdsl.runtime.evenness import is_even
 from spdsl.runtime.parts import parts_of
-from spdsl.runtime.split import TURNS
+from spdsl.runtime.split import long_rows
 from spdsl.runtime.tile_grid import TileGrid
 from spdsl.semantics.nodes import BoundPattern
 
@@ -39,6 +40,9 @@ Verdict: TypeAlias = Literal["faster", "about as fast", "slower"]
 CLOSE = 0.07
 """Differences of predicted times below which the model does not say which is faster: by what is right most often for
 the masks on which it was fitted."""
+
+ROW_NUMBERS = 2
+"""Lists with a number for each row that the fused kernel copies: the LSE, and the sums of dO·O."""
 
 _SECONDS = 2.0
 """How long isl may take to prove that a pattern is causal."""
@@ -200,6 +204,7 @@ def work(call: Call, kernel: KernelPlan) -> Work:
     owners = call.k.shape[1] if kernel.by == "key" else heads
     programs = _tiles(call, kernel) * owners * batch
     longest = visits.longest * (heads // owners)
+    long = most = 0
     if kernel.splits and isinstance(kernel.walk, SlotWalk) and kernel.walk.long is None and not kernel.few:
         # All rows are cut, into parts for all multiprocessors.
         programs = max(programs, SCARCE)
@@ -207,6 +212,9 @@ def work(call: Call, kernel: KernelPlan) -> Work:
     elif kernel.splits:
         # Rows much longer than the others are cut into parts.
         longest = min(longest, 2 * visits.touched // max(1, programs) + TURNS)
+        if isinstance(kernel.walk, SlotWalk) and kernel.walk.long is not None:
+            _, long, most = long_rows(call, kernel, kernel.walk.long, _tiles(call, kernel))
+            long *= owners * batch
     return work_of(
         call.plan,
         kernel,
@@ -216,6 +224,8 @@ def work(call: Call, kernel: KernelPlan) -> Work:
         longest=longest,
         rows=nq * heads * batch,
         heads=owners * batch,
+        long=long,
+        most=most,
         even=even,
         queued=kernel.persistent and not even,
         before=_before(call, kernel),
@@ -234,11 +244,12 @@ def _before(call: Call, kernel: KernelPlan) -> Before:
     """What runs ahead of a kernel, in which tensors are read by residue class or a table is searched."""
     searched = call.keys if kernel.cuts is not None else 0
     if kernel.classes == 1 or not kernel.descriptors:
-        return Before(searched=searched)
+        short_of_four = kernel.kind == "fused" and kernel.boxes is None and call.q.shape[2] % 4 != 0
+        return Before(searched=searched, filled=ROW_NUMBERS if short_of_four else 0)
     short = [each for each in (call.q, call.k, call.v) if each.shape[2] % kernel.classes]
     copies, size = len(short), sum(2 * each.numel() * each.element_size() for each in short)
     if kernel.kind == "fused":
-        copies += 2  # what is known of every row
+        copies += ROW_NUMBERS
         shorter = [each for each in short if each is not call.q]
         copies, size = copies + len(shorter), size + sum(2 * each.numel() * each.element_size() for each in shorter)
     return Before(searched=searched, copies=copies, bytes=size)

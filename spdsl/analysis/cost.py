@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from spdsl.analysis.device import DensePass, DeviceProfile, Rate
-from spdsl.analysis.sharing import busiest, held, program_share
+from spdsl.analysis.sharing import as_cut, busiest, cut_parts, from_a_queue, held, program_share
 from spdsl.analysis.work import Work
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ PROBE = 4e-7
 """Seconds of one step of a search in a sorted table: two reads that wait for each other."""
 
 
-COPY, SUMS = 4, 5
-"""Starts that a copy of rows takes, and clearing and scaling the sums of dQ: small kernels that wait for each other."""
+COPY, FILL, SUMS = 4, 2, 2
+"""Starts that a copy of rows takes, filling up a list of numbers, and scaling the sums of dQ, which are cleared by the
+kernel before: small kernels that wait for each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +75,13 @@ def estimate(work: Work, device: DeviceProfile, *, pairs: int | None = None, siz
     if work.reads:
         return _of_reading(work, device)
     rate, near = rate_for(work, device)
+    together = _together(work, device)
+    work = as_cut(work, device.multiprocessors)
     terms = terms_of(work, rate, device.multiprocessors)
     spread = sum(each.count * each.cost for each in terms) / device.multiprocessors
     busiest = sum(held(work, each.count, each.longest, device.multiprocessors, rate) * each.cost for each in terms)
     end = busiest - spread
-    start = device.launch + _before(work, device)
+    start = device.launch + _before(work, device) + together
     useful = work.flops if pairs is None else work.flops * pairs / max(1, _area(work) * work.touched)
     floor = max(useful / device.matrix_rate, size / device.copy_rate)
     return Estimate(
@@ -198,11 +201,20 @@ def _scaled(rate: Rate, work: Work) -> Rate:
     )
 
 
+def _together(work: Work, device: DeviceProfile) -> float:
+    """What puts the parts of long rows together: a kernel that reads what each of them has written, in fp32."""
+    parts = cut_parts(work, device.multiprocessors)
+    own = work.tiles.block_k if work.kind in ("dkdv", "fused") else work.tiles.block_q
+    width = {"forward": work.value_dim, "dq": work.head_dim}.get(work.kind, work.head_dim + work.value_dim)
+    return device.launch + parts * own * width * 4 * 2 / device.copy_rate if parts else 0.0
+
+
 def _before(work: Work, device: DeviceProfile) -> float:
     """What runs ahead of the kernel itself, and beside it: the fused backward clears its sums of dQ and scales them in
     the end."""
     before = work.before
-    found = COPY * before.copies * device.launch + before.bytes / device.copy_rate
+    starts = COPY * before.copies + FILL * before.filled + from_a_queue(work, device.multiprocessors)  # it is cleared
+    found = starts * device.launch + before.bytes / device.copy_rate
     if before.searched:
         found += device.launch + PROBE * math.log2(before.searched + 1)
     if work.kind == "fused":

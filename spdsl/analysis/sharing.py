@@ -8,6 +8,7 @@ causal rows, with windows and with sinks.  From these lengths follows what is do
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from spdsl.analysis.device import Rate
 from spdsl.analysis.plans import GROUP_ROWS
@@ -16,14 +17,39 @@ from spdsl.analysis.work import Work
 SORTED = 0.1
 """The share of the longest program that is not hidden behind others where the longest of all heads start first."""
 
-OVERLAP = 0.7
-"""What is left of a program's own time where it begins while the one before it ends."""
+OVERLAP = 0.5
+"""What is left of a program's own time where it begins while the one before it ends, as all do but the first."""
 
 PROGRAM = 2.0
 """Tiles that take about as long as what a program does beside its own; for the number of turns alone."""
 
 ROUNDS = 64
 """Rounds after which all multiprocessors have met rows of all lengths."""
+
+
+PARTS = 2
+"""Parts of all long rows together, for each multiprocessor of the device: what bounds their memory."""
+
+TURNS = 16
+"""The least number of tiles that is worth a part of its own."""
+
+
+def cut_into(rows: int, turns: int, least: int, multiprocessors: int) -> int:
+    """Into how many parts ``rows`` long rows are cut, over heads and sequences, which have at most ``turns`` tiles
+    each, and at least ``least`` for a part."""
+    return max(1, min(PARTS * multiprocessors // max(1, rows), turns // least))
+
+
+def cut_parts(work: Work, multiprocessors: int) -> int:
+    """All parts of long rows together; 0 where none is cut."""
+    parts = cut_into(work.long, work.most, TURNS, multiprocessors)
+    return work.long * parts if parts > 1 else 0
+
+
+def as_cut(work: Work, multiprocessors: int) -> Work:
+    """The work with a program for each part of a long row."""
+    parts = cut_parts(work, multiprocessors)
+    return replace(work, programs=work.programs - work.long + parts) if parts else work
 
 
 def held(work: Work, count: float, longest: float, multiprocessors: int, rate: Rate) -> float:
@@ -45,13 +71,24 @@ def goes_round(work: Work, multiprocessors: int) -> bool:
 
 def program_share(work: Work, multiprocessors: int) -> float:
     """The share of a program's own time that counts."""
-    return OVERLAP if (work.even or work.queued) and _is_long(work, multiprocessors) else 1.0
+    if not (work.even or work.queued) or not _is_long(work, multiprocessors):
+        return 1.0
+    return OVERLAP + (1 - OVERLAP) * _at_once(work, multiprocessors) / work.programs
+
+
+def from_a_queue(work: Work, multiprocessors: int) -> bool:
+    """Whether programs take tiles of their own from a queue."""
+    return work.queued and _is_long(work, multiprocessors)
 
 
 def _is_long(work: Work, multiprocessors: int) -> bool:
     """Whether there is so much to do that programs do several tiles of their own, if they can."""
-    at_once = multiprocessors * (2 if work.tiles.block_q == GROUP_ROWS else 1)
-    return work.programs > 2 * at_once
+    return work.programs > 2 * _at_once(work, multiprocessors)
+
+
+def _at_once(work: Work, multiprocessors: int) -> int:
+    """Programs that run side by side, of kernels that do several tiles of their own."""
+    return multiprocessors * (2 if work.tiles.block_q == GROUP_ROWS else 1)
 
 
 def busiest(programs: int, count: float, longest: float, multiprocessors: int, *, alike: bool, tail: float) -> float:

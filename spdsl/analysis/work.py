@@ -16,11 +16,13 @@ SOFTCAP = 16
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Before:
     """Small kernels ahead of a kernel: ``copies`` of rows by residue class move so many ``bytes``; a sorted table of
-    ``searched`` rows is searched for the ends of each tile, if that is not 0."""
+    ``searched`` rows is searched for the ends of each tile, if that is not 0; so many lists with a number for each row
+    are ``filled`` up to a multiple of four."""
 
     searched: int = 0
     copies: int = 0
     bytes: int = 0
+    filled: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,8 @@ class Work:
     ``programs`` own a tile each; ``full`` and ``masked`` tiles are walked, ``longest`` of them by one program (0 where
     programs are much alike).  ``operations`` and ``loads`` are what masking one pair takes, ``extra`` what bias and
     soft cap add to every logit.  ``listed``: tiles are found through memory.  ``rows`` counts queries over batch and
-    heads; ``heads`` are those whose rows programs own, of all sequences.  ``even``: programs do several tiles of their
+    heads; ``heads`` are those whose rows programs own, of all sequences.  ``long`` rows over all heads, of at most
+    ``most`` tiles, are cut into parts, of which each has a program.  ``even``: programs do several tiles of their
     own, every so many-th, and ``queued``: whichever comes next; each begins while the one before ends.  ``before`` is
     what has to be done before the kernel begins.  ``reads``: where a call has few queries, the bytes of the keys and
     values that it reads, which take the time.
@@ -52,6 +55,8 @@ class Work:
     listed: bool
     rows: int
     heads: int
+    long: int = 0
+    most: int = 0
     even: bool = False
     queued: bool = False
     before: Before = Before()  # it is frozen
@@ -80,6 +85,8 @@ def work_of(
     longest: int,
     rows: int,
     heads: int,
+    long: int,
+    most: int,
     even: bool,
     queued: bool,
     before: Before,
@@ -105,6 +112,8 @@ def work_of(
         listed=isinstance(kernel.walk, ListWalk | DistanceWalk | PickWalk),
         rows=rows,
         heads=heads,
+        long=long,
+        most=most,
         even=even,
         queued=queued,
         before=before,

@@ -224,8 +224,7 @@ def _others(gpus: int) -> Iterator[dict[str, Workers]]:
     """
     with ExitStack() as stack:
         found: dict[str, Workers] = {}
-        if gpus > 1:
-            _check_gpus(gpus)
+        if gpus > 1 and _are_there(gpus):
             from spdsl.analysis.workers import Workers
 
             for number in range(1, gpus):
@@ -234,14 +233,21 @@ def _others(gpus: int) -> Iterator[dict[str, Workers]]:
         yield found
 
 
-def _check_gpus(count: int) -> None:
+def _are_there(count: int) -> bool:
+    """Whether there are so many GPUs of one kind; without any, that there is nothing to measure on is said later.
+
+    Raises:
+        SpatError: there are fewer, or of several kinds (SP613).
+    """
     import torch
 
     from spdsl.diagnostics import error
 
     here = torch.cuda.device_count()
+    if here == 0:
+        return False
     if count > here:
-        there = {0: "no GPU", 1: "one GPU"}.get(here, f"{here} GPUs")
+        there = "one GPU" if here == 1 else f"{here} GPUs"
         raise error("SP613", f"`--gpus {count}`, but this machine has {there}", help="Ask for as many as there are.")
     names = sorted({torch.cuda.get_device_name(number) for number in range(count)})
     if len(names) > 1:
@@ -250,6 +256,7 @@ def _check_gpus(count: int) -> None:
             f"the first {count} GPUs are of several kinds: {', '.join(names)}",
             help="Choose those of one kind with `CUDA_VISIBLE_DEVICES`: times of one say nothing of the other.",
         )
+    return True
 
 
 def _get_ready(device: str) -> None:

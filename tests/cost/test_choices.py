@@ -211,11 +211,14 @@ def test_backward_kernels_are_measured_where_they_run(hopper: dict[Tiles, float]
     assert {each.kind for each in found.measured} == {"forward", "dq", "dkdv"}
 
 
-def test_nothing_to_measure_on() -> None:
+def test_nothing_to_measure_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SpatError, match="SP521"):
         tune(key_of("causal"), *tensors(), {})
     assert run(["tune", "causal", "--device", "cpu"]) == 1
     assert run(["tune", "--device", "cpu"]) == 1
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert run(["tune", "causal", "--gpus", "2", "--device", "cpu"]) == 1
+    assert "SP521" in capsys.readouterr().err
 
 
 def test_the_command(
@@ -296,7 +299,7 @@ def test_the_command_spreads_over_gpus(
     hopper: dict[Tiles, float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A second GPU, stood for by a process that has the same bench."""
-    monkeypatch.setattr(command, "_check_gpus", lambda count: None)
+    monkeypatch.setattr(command, "_are_there", lambda count: True)
     monkeypatch.setattr(command.Wanted, "on", lambda wanted, device: (wanted.key, *tensors(512, 2), {}))
     words = ["tune", "sliding_window", "-n", "512", "--heads", "2", "--gpus", "2", "--json"]
     assert run(words) == 0
