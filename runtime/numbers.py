@@ -91,6 +91,7 @@ class Standing(TorchFunctionMode):
         asked = next((each for each in (*args, *named.values()) if _is_device(each)), None)
         if unknown:
             return self._without_numbers(func, args, named)
+        named.pop("pin_memory", None)  # there is no driver that could
         if not ours and (asked is None or torch.device(asked).type != "cuda"):
             return func(*args, **named)
         return self._with_numbers(func, args, named, tensors, asked)
@@ -102,8 +103,7 @@ class Standing(TorchFunctionMode):
     ) -> Any:
         """Of tensors whose numbers are known, or of none."""
         to_gpu = asked is not None and torch.device(asked).type == "cuda"
-        named.pop("pin_memory", None)
-        if to_gpu and not tensors and func in _EMPTY:
+        if to_gpu and not tensors and (func in _EMPTY or _is_short(named.get("dtype"), func)):
             return func(*_on(_META, args), **_on(_META, named))
         found = func(*_on(_CPU, args), **_on(_CPU, named))
         if func in _READS:
@@ -274,3 +274,14 @@ _SIZED: Mapping[Any, Callable[..., Any]] = {
 
 _EMPTY = frozenset({torch.empty, torch.empty_strided})
 """What makes memory that something else fills."""
+
+_FILLED = frozenset({torch.zeros, torch.ones, torch.full})
+"""What makes memory that something else goes on with, where it holds floats."""
+
+
+def _is_short(dtype: torch.dtype | None, func: Any) -> bool:
+    """Whether a function makes results, outputs and gradients: places and sizes are ints, or numbers of 64 bits."""
+    if dtype is None and func is torch.full:  # its type is that of the number
+        return False
+    floats = torch.get_default_dtype() if dtype is None else dtype
+    return func in _FILLED and floats in (torch.float32, torch.float16, torch.bfloat16)

@@ -117,3 +117,13 @@ def test_gradients_come_by_the_same_way(device: torch.device) -> None:
     (found,) = torch.autograd.grad(Doubled.apply(x).sum(), x)  # type: ignore[no-untyped-call]
     assert seen == [device]
     assert found.device == device
+
+
+def test_results_and_gradients_are_of_one_kind(device: torch.device) -> None:
+    """Zeros that others are added to have no numbers, as what is added has none; places do."""
+    assert [
+        torch.zeros(2, dtype=dtype, device=device).untyped_storage().device.type
+        for dtype in (torch.float32, torch.int64)
+    ] == ["meta", "cpu"]
+    assert torch.full((2,), 3, device=device).tolist() == [3, 3]
+    assert torch.empty(2, dtype=torch.bool, pin_memory=True).device.type == "cpu"
