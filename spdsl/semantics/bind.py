@@ -27,6 +27,7 @@ from spdsl.semantics.graph import (
 from spdsl.semantics.joined_sets import with_joined_sets
 from spdsl.semantics.nesting import check_nested
 from spdsl.semantics.nodes import Attend, BoundPattern, CheckedPattern, Const, Expr, Extent
+from spdsl.semantics.outside import refuse_outside
 from spdsl.semantics.regraph import mapped, needed
 from spdsl.semantics.rewrite import mentions, substitute, walk
 from spdsl.semantics.show import print_expr
@@ -53,7 +54,7 @@ def bind(
         SpatError: a parameter that is unknown (SP330), missing (SP331), of the wrong kind (SP332), out of range (SP333)
             or of the wrong length (SP334); no layer for a pattern that asks for it (SP335); arithmetic that fails
             (SP336); an axis or grid of no size (SP337); heads and groups that do not fit (SP338); a scale or cap that
-            is not finite (SP339).
+            is not finite (SP339); stages or gates that read outside of an input (SP320).
     """
     values = values_of(checked, parameters, free)
     _check_heads(heads, groups, head_dim)
@@ -111,6 +112,7 @@ def bind(
     if bound.graph is None:
         return lift_windows(bound)
     check_nested(bound)
+    refuse_outside(bound, facts)
     return bound
 
 

@@ -79,9 +79,11 @@ def _round(op: str) -> Handler:
     def handler(ev: Evaluator, call: Invocation) -> Value:
         if not plain_arguments(ev, call, 1):
             return POISON
-        value = ev.expect(call.args[0], "number", f"`{call.name}`")
-        # An int is its own floor.
-        return POISON if value is None else value if value.dtype == "int" else ev.combine(op, (value,), call.span)
+        value = call.args[0].value
+        if isinstance(value, Scalar) and value.dtype == "int":
+            # An int is its own floor.
+            return value
+        return ev.operate(op, call.args, call.span, f"`{call.name}`")
 
     return handler
 

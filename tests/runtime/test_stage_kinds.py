@@ -51,6 +51,17 @@ def test_rank(nq: int) -> None:
             assert chosen == [[j] for j in order] + [[]] * (3 - len(order))
 
 
+def test_whole_parts_of_candidates() -> None:
+    """What is removed stays removed, and ties of floors go to the smaller index."""
+    q, k, v = tensors()
+    found = exported("let s = score(Q, K) |> only(causal)\n export x = floor(s) |> top(2)", q, k, v)[0]
+    value = scores(q, k)[0].floor()
+    for h in range(4):
+        for t in range(N):
+            best = sorted(range(t + 1), key=lambda j, h=h, t=t: (-value[h, t, j].item(), j))[:2]
+            assert found[h, t].nonzero().flatten().tolist() == sorted(best)
+
+
 def test_several_axes_have_one_budget() -> None:
     q, k, v = tensors()
     found = exported("export x = score(Q, K) |> only(causal) |> top(7, over = (h, k))", q, k, v)[0]

@@ -175,6 +175,31 @@ def test_inputs_that_do_not_fit(name: str, given: dict[str, Tensor], code: str) 
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("body", "is_refused"),
+    [
+        ("return gate[2, h, q] * attend { keep causal }", True),
+        ("return gate[0 - 1, h, q] * attend { keep causal }", True),
+        ("return gate[0, h, q] * by_head[h] * attend { keep causal }", True),
+        ("return gate[0, h, q] * (if h < 3 then by_head[h] else 0.0) * attend { keep causal }", False),
+        ("keep (score(Q, K) * by_head[h] * gate[1, h, q]) |> top(2)", True),
+        ("keep (score(Q, K) * by_head[h] * gate[1, h, q]) |> only(h < 3) |> top(2)", False),
+        ("keep causal\n export x = by_head[h] * gate[0, h, q]", True),
+    ],
+)
+def test_inputs_that_are_read_outside(body: str, is_refused: bool) -> None:
+    text = f"pattern outside() {{ input gate: float[2, h, q]\n input by_head: float[3]\n {body} }}"
+    q, k, v = torch.randn(3, 1, 4, 9, 8)
+    given = {"gate": torch.ones(2, 4, 9), "by_head": torch.ones(3)}
+    if not is_refused:
+        attn = spdsl.compile(spdsl.loads(text))
+        assert relative_error(attn(q, k, v, **given), attn.reference(q, k, v, **given)) <= 1e-5
+        return
+    with pytest.raises(SpatError) as caught:
+        spdsl.compile(spdsl.loads(text))(q, k, v, **given)
+    assert caught.value.code == "SP320"
+
+
 def test_sizes_that_do_not_nest() -> None:
     text = """pattern mixed(block: int = 20, stride: int = 8) {
       axis cell = token by stride
