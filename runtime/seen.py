@@ -105,10 +105,14 @@ def changing_among(notes: Sequence[Note], inputs: Iterable[Tensor]) -> set[int]:
 
 
 def unknown_among(notes: Iterable[Note], known: Iterable[Tensor]) -> set[int]:
-    """The storages of which it was not seen what they are made of: they are not among those of ``known``, no numbers
-    that the host has written down, and are not made of these; or of others."""
+    """The storages of which it was not seen what they are made of: they are not among those of ``known``, hold no
+    numbers that the host has written down, and are not made of these alone."""
     seen, found = {storage_of(each) for each in known}, set[int]()
     for note in notes:
+        if isinstance(note, Asked) and note.function is torch.ops.aten.lift_fresh.default:
+            # What the host has written down into a new tensor, on whichever device.
+            seen.update(storage_of(each) for each in note.makes())
+            continue
         for each in read_by(note):
             if storage_of(each) not in seen and not (each.is_cpu and each.numel() == 1):
                 found.add(storage_of(each))

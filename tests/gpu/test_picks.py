@@ -211,3 +211,13 @@ def test_unions_of_more_lists_than_a_grid_has_columns() -> None:
         theirs = two.view(count.numel(), width)[:, : mine.shape[1]]
         assert torch.equal(mine[here], theirs[here])
     assert torch.equal((found.end - found.begin).cpu(), wanted.end - wanted.begin)
+
+
+@pytest.mark.parametrize(("heads", "runs", "most", "blocks"), [(3, 999, 5, 40), (1, 70, 100, 5000), (2, 1, 1, 3)])
+def test_picks_in_the_order_of_their_blocks(heads: int, runs: int, most: int, blocks: int) -> None:
+    table = lists((2, heads, runs, most), blocks, 1)
+    wanted, found = picks.transposed(table, blocks), picks.transposed(table.cuda(), blocks)
+    count = int(wanted.starts[-1])
+    assert torch.equal(found.starts.cpu(), wanted.starts)
+    assert torch.equal(found.runs[:count].cpu(), wanted.runs[:count])
+    assert torch.equal(found.entries.cpu(), wanted.entries)

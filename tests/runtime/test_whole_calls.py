@@ -86,6 +86,14 @@ def test_a_number_of_a_tensor_from_nowhere_decides() -> None:
     assert calls.ways is None
 
 
+def test_numbers_that_the_host_writes_down_are_constants() -> None:
+    calls = kind(lambda tensors: (tensors[0] * torch.tensor([1.0, 2.0, 3.0]) + torch.as_tensor(5), None), trained=False)
+    for seed in range(4):
+        given = leaves(seed, trained=False)
+        assert torch.equal(calls(given)[0], given[0] * torch.tensor([1.0, 2.0, 3.0]) + 5)
+    assert calls.ways is not None
+
+
 @pytest.mark.parametrize("changed", ["other", "in place"])
 def test_what_a_cache_has_made_of_an_input_is_no_constant(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent, "counts", lambda tensor: not tensor.is_inference())  # as on a GPU
