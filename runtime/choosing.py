@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spdsl.codegen.binaries import options_of
 from spdsl.codegen.chains.emit import emit_choose
+from spdsl.codegen.chains.parts import ABSENT
 from spdsl.codegen.load import load
 from spdsl.runtime.plain import Launch, start
 
@@ -101,6 +102,21 @@ def choose(given: Keys, by: str, amounts: Tensor, room: Room | None, *, cut: boo
     room = Room(lists=torch.empty(given.chunks, given.rows, most, dtype=torch.int32, device=device))
     run(room, cuts, find=False, write=True)
     return room.lists
+
+
+def largest(value: Tensor, only: Tensor, count: int) -> Tensor:
+    """The lists of the ``count`` largest of rows ``[…, columns]``, fp32, where ``only`` holds, int32 ``[…, count]``; a
+    NaN is absent, and of equal ones the first are taken."""
+    shape, columns = value.shape[:-1], value.shape[-1]
+    bits = (value + 0.0).contiguous().view(torch.int32)
+    keys = torch.where(only & ~value.isnan(), bits ^ ((bits >> 31) & 0x7FFFFFFF), ABSENT)
+    keys = torch.nn.functional.pad(keys, (0, -columns % 16), value=ABSENT).view(1, -1, columns + -columns % 16)
+    rows, device = keys.shape[1], keys.device
+    ends = torch.full((1, 1), columns, dtype=torch.int32, device=device)
+    held = Keys(keys=keys, chunks=1, rows=rows, pitch=keys.shape[-1], columns=columns, ends=ends, block=rows)
+    room = Room(lists=torch.empty(1, rows, count, dtype=torch.int32, device=device))
+    amount = torch.full((1,), count, dtype=torch.int32, device=device)
+    return choose(held, "count", amount, room).view(*shape, count)
 
 
 def marked(keys: Tensor, columns: int, width: int | None) -> Tensor:

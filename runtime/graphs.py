@@ -22,6 +22,7 @@ from spdsl.runtime.direct import Direct
 from spdsl.runtime.exported import exports
 from spdsl.runtime.in_turn import Part
 from spdsl.runtime.inputs import Inputs, arrays_of, graph_of
+from spdsl.runtime.invited import invited, mean_of_invited
 from spdsl.runtime.joined import attend_jointly, joint
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.sets import lists
@@ -65,6 +66,8 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
     values = arrays_of(pattern, call, grad=True) if trained or known.read else replace(chosen, attended={})
     found: dict[str, tuple[Tensor, Tensor]] = {}
     alone = {stage.name for stage in graph.attentions} - {name for parts in together.values() for name in parts}
+    means = invited(graph)
+    alone -= {each.attention.name for each in means.values()}
 
     def part(name: str) -> Part:
         stage = graph.stage(name)
@@ -78,6 +81,9 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
                 found[name] = _softmax(pattern, stage, call, chosen, values, key_of(name))
             case Merge(name=name) if name in together:
                 found[name] = attend_jointly([part(each) for each in together[name]])
+            case Merge(name=name) if name in means:
+                out = mean_of_invited(means[name], chosen, call.q, call.k, call.v, call.q_start)
+                found[name] = out, out.new_full(out.shape[:3], torch.nan, dtype=torch.float32)
             case Merge(parts=parts) if all(name in found for name in parts):
                 found[stage.name] = _merged(stage, [found[name] for name in parts])
             case _:
