@@ -32,10 +32,12 @@ def tiles_of_lists(lists: Tensor, points: Tensor) -> Truth:
 
 
 def _chunk(lists: Tensor, first: int, size: int, tile: Tensor, index: Tensor, tiles: int) -> Truth:
-    flat = lists.flatten(-2) - first
+    flat = lists.flatten(-2) - first if first else lists.flatten(-2)
     inside = (flat >= 0) & (flat < size)
     counts = torch.zeros(*flat.shape[:-1], size + 1, dtype=torch.int32, device=flat.device)
-    counts.scatter_add_(-1, torch.where(inside, flat, size).long(), inside.int())
+    # What is elsewhere counts in a place of its own.
+    one = torch.ones((), dtype=torch.int32, device=flat.device)
+    counts.scatter_add_(-1, torch.where(inside, flat, size).long(), one.expand(flat.shape))
     seen = counts[..., index]
     room = torch.zeros(*flat.shape[:-1], tiles, dtype=torch.int32, device=flat.device)
     touched = room.index_add(-1, tile, (seen > 0).int())
