@@ -28,7 +28,7 @@ from benchmarks import sampled
 from spdsl.pipeline import bound
 from spdsl.runtime import graphs
 from spdsl.semantics.nodes import BoundPattern
-from spdsl.staged import in_order
+from spdsl.staged import in_order, with_lifetimes
 
 Inputs = dict[str, Tensor]
 Result = dict[str, object]
@@ -293,6 +293,9 @@ def selection(
 ) -> Callable[[], dict[str, Tensor]]:
     """What computes all selections of a pattern, as lists."""
     pattern, call = call_of(attn, q, k, v, inputs)
+    given = attn._open_key, q, k, v, inputs, None, 0  # noqa: SLF001  # as calls have it
+    if with_lifetimes(*given)[0] != given[0]:
+        return lambda: {name: each for name, each in with_lifetimes(*given)[1].items() if name not in inputs}
     return lambda: graphs.selections(pattern, call)
 
 

@@ -36,7 +36,7 @@ from spdsl.runtime.softmax_operands import (
     selections,
 )
 from spdsl.semantics.graph import Attention, Merge
-from spdsl.semantics.nodes import BoundPattern, Table
+from spdsl.semantics.nodes import BoundPattern, Expr, Table
 
 __all__ = [
     "Inputs",
@@ -46,6 +46,7 @@ __all__ = [
     "lists",
     "makers",
     "noting_parts",
+    "numbers",
     "of_member",
     "operands",
     "selections",
@@ -103,6 +104,12 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
         exist = torch.arange(call.q.shape[2], device=result.device) + call.q_start >= 0
         result = torch.where(exist[:, None], result, 0.0)
     return result.expand(shape).to(call.q.dtype), None
+
+
+def numbers(pattern: BoundPattern, call: Inputs, value: Expr, axes: tuple[str, ...]) -> Tensor:
+    """What an expression of a pattern is along some axes, behind one for the batch; whole numbers are doubles."""
+    found = arrays_of(pattern, call, grad=False).full(value, axes, None, Memo())
+    return found.float() if found.is_floating_point() else found.double()
 
 
 def attend_anywhere(

@@ -19,6 +19,7 @@ from spdsl.semantics.bind import bind
 from spdsl.semantics.check import check
 from spdsl.semantics.free import fits, reasons_to_fix
 from spdsl.semantics.given import parameter_values
+from spdsl.semantics.lifetimes import Lifetimes, lifetimes
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 from spdsl.semantics.softmaxes import softmax_pattern
 from spdsl.semantics.tilewise import Tilewise, tilewise
@@ -140,6 +141,10 @@ def bound(key: str, heads: int, groups: int, head_dim: int) -> BoundPattern:
         order = tilewise(found)
         assert order is not None
         found = order.pattern
+    if "lifetimes" in fields:
+        lives = lifetimes(found)
+        assert lives is not None
+        found = lives.pattern
     return softmax_pattern(found, fields["softmax"]) if "softmax" in fields else found
 
 
@@ -153,6 +158,13 @@ def order_of(key: str, heads: int, groups: int, head_dim: int) -> tuple[str, Til
     """The key of the pattern over tokens in the order of their tiles, and that order, where nothing else counts."""
     found = tilewise(bound(key, heads, groups, head_dim))
     return None if found is None else (json.dumps(json.loads(key) | {"tilewise": True}), found)
+
+
+@lru_cache(maxsize=512)
+def lives_of(key: str, heads: int, groups: int, head_dim: int) -> tuple[str, Lifetimes] | None:
+    """The key of the pattern by lifetimes of keys, and what these are of, where its selection has some."""
+    found = lifetimes(bound(key, heads, groups, head_dim))
+    return None if found is None else (json.dumps(json.loads(key) | {"lifetimes": True}), found)
 
 
 @lru_cache(maxsize=512)

@@ -38,7 +38,7 @@ from spdsl.semantics.graph import (
 from spdsl.semantics.nodes import Const, Load
 from spdsl.semantics.show import stage_text
 from spdsl.semantics.titles import titled, titles
-from spdsl.staged import in_order
+from spdsl.staged import in_order, with_lifetimes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,8 @@ class GraphReport:
     """What `Attention.explain` tells about a pattern with stages; ``softmaxes`` by what the pattern calls them.
 
     ``makers`` says how each set of pairs is made, by what the pattern calls it; ``tilewise``: tokens are put in the
-    order of their tiles before, and the output is put back.
+    order of their tiles before, and the output is put back; ``lifetimes``: of the keys that are chosen it is found
+    until which query they are, and which live for a run of queries.
     """
 
     pattern: str
@@ -90,6 +91,7 @@ class GraphReport:
     head_dim: int
     exports: tuple[ExportReport, ...] = ()
     tilewise: bool = False
+    lifetimes: bool = False
 
     @property
     def products(self) -> int:
@@ -117,6 +119,7 @@ class GraphReport:
         """The report as lines to read."""
         lines = [f"{self.pattern}: stages that run before attention"]
         lines += ["  over tokens in the order of their tiles, which are blocks of them"] if self.tilewise else []
+        lines += ["  keys are kept from their own query on until one that is found for each"] if self.lifetimes else []
         for stage in self.stages:
             cost = f"{stage.numbers:,} numbers"
             cost += f", {stage.products:,} multiply-adds" if stage.products else ""
@@ -141,6 +144,7 @@ def explain_stages(
     check_tensors(q, k, v)
     start = first_query(bound(key, q.shape[1], k.shape[1], q.shape[3]).attend, q.shape[2], k.shape[2])
     key, (q, k, v), tables, order = in_order(key, q, k, v, tables, None, start)
+    chosen, (key, tables) = key, with_lifetimes(key, q, k, v, tables, None, start)
     pattern = bound(key, q.shape[1], k.shape[1], q.shape[3])
     assert pattern.graph is not None
     on_gpu = q.device.type == "cuda" if target is None else target != "cpu"
@@ -175,6 +179,7 @@ def explain_stages(
         softmaxes=tuple(softmaxes),
         head_dim=q.shape[3],
         tilewise=order is not None,
+        lifetimes=key != chosen,
         exports=tuple(_export(pattern.graph, each, lines) for each in pattern.graph.exports),
     )
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spdsl import prepare
-from spdsl.pipeline import bound, order_of, softmax_key
+from spdsl.pipeline import bound, lives_of, order_of, softmax_key
 from spdsl.runtime.direct import Direct
 from spdsl.runtime.tile_order import in_tiles, out_of_tiles, tables_in_tiles
 from spdsl.runtime.transforms import second_derivative
@@ -45,6 +45,7 @@ def attend(
     if order is not None:
         out, lse = attend(q, k, v, tables, None, key, start)
         return out_of_tiles(out, 2, order), None if lse is None else out_of_tiles(lse, 2, order)
+    key, tables = with_lifetimes(key, q, k, v, tables, places, start)
     made = bound(key, q.shape[1], k.shape[1], q.shape[3])
     kernels = prepare.choose_backend(json.loads(key)["backend"], q.device) == "triton"
     return graphs.attend_anywhere(made, q, k, v, tables, places, start, partial(softmax_key, key), kernels)
@@ -64,6 +65,27 @@ def in_order(
     own, order = found
     moved = in_tiles(q, 2, order), in_tiles(k, 2, order), in_tiles(v, 2, order)
     return own, moved, tables_in_tiles(tables, bound(key, *sizes).tables, order), order
+
+
+def with_lifetimes(
+    key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor], places: Tensor | None, start: int
+) -> tuple[str, Mapping[str, Tensor]]:
+    """The key and the inputs of the same call by the lifetimes of keys, where these are all that a selection says.
+
+    As they are where keys have none, or queries are not all of the tokens.
+    """
+    sizes = q.shape[1], k.shape[1], q.shape[3]
+    found = lives_of(key, *sizes)
+    if found is None or places is not None or start != 0 or q.shape[2] != k.shape[2]:
+        return key, tables
+    from spdsl.runtime import graphs
+    from spdsl.runtime.lives import lives
+
+    own, how = found
+    call = graphs.Inputs(q=q, k=k, v=v, tables=tables, q_start=0)
+    with torch.no_grad():
+        until, alive = lives(graphs.numbers(bound(key, *sizes), call, how.value, (*how.heads, "k")), how.most)
+    return own, {**tables, how.until: until, how.alive: alive}
 
 
 def attend_again(
