@@ -13,6 +13,7 @@ from torch import Tensor
 import spdsl
 from benchmarks import host
 from spdsl.diagnostics import SpatError
+from spdsl.runtime import launch as launch_module
 from spdsl.runtime import operator, split
 from spdsl.runtime.tape import Arena, Launch, Operation, Start, Tape
 
@@ -155,17 +156,18 @@ def touched(step: object) -> set[int]:
             return set()
 
 
-def test_more_sequences_than_a_gpu_starts_programs_for(launches: list[Launched]) -> None:
-    attn = spdsl.compile("streaming", backend="triton")
-    leaves = [torch.zeros(1 << 16, 1, 1, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+def test_more_heads_than_a_gpu_starts_programs_for(launches: list[Launched], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_module, "_PROGRAMS", 1)
+    attn, leaves, given = kinds_of("streaming")
 
     def both() -> None:
-        out = attn(*leaves)
+        out = attn(*leaves, **given)
         assert isinstance(out, Tensor)
         torch.autograd.grad(out.sum(), leaves)
 
-    with pytest.raises(SpatError, match=r"would start .* programs for 65536 sequences of 1 heads"):
+    with pytest.raises(SpatError, match=r"would start .* programs for 1 sequences of 2 heads") as caught:
         both()
+    assert caught.value.code == "SP510"
 
 
 # ---------------------------------------------------------------- growing caches
