@@ -212,7 +212,8 @@ def by_model(situation: Situation, device: DeviceProfile) -> Chosen:
 
 def variants(kind: Kind, base: Plan, target: str) -> dict[Tiles, Plan]:
     """A plan with each of the candidates of a kernel, the plan's own first."""
-    problem, own = base.problem, getattr(base, kind)
+    # Of a union each candidate is a plan of all parts.
+    problem, own = base.problem if base.union is None else base.union, getattr(base, kind)
     sizes = {"head_dim": problem.pattern.head_dim, "value_dim": problem.value_dim}
     found = {own.tiles: base}
     for tiles in candidates(kind, dtype=problem.dtype, target=target, default=own, **sizes):

@@ -53,7 +53,7 @@ def plan(problem: Problem, target: str) -> Plan:
     if not all(_pays(part) for part in more):
         return _plan(problem, target, begin)
     together = _plan(problem, target, begin) if any(part.forward.marked for part in more) else None
-    return replace(_plan(first, target, begin), more=more, together=together)
+    return replace(_plan(first, target, begin), more=more, together=together, union=problem if more else None)
 
 
 def _pays(part: Plan) -> bool:

@@ -198,7 +198,7 @@ class Plan:
     which have no pair in common with this one nor with each other; ``place`` is where a plan stands among them.
     Kernels of a later place go on from the output and LSE that are there already, and add to the gradients.
     ``together`` is the plan of the whole union as one set, where the values of a call decide which is better: whether
-    marked rows stand apart.
+    marked rows stand apart.  ``union`` is the problem of all parts, of which ``problem`` is the first.
     """
 
     problem: Problem
@@ -217,6 +217,7 @@ class Plan:
     more: tuple[Plan, ...] = ()
     place: int = 0
     together: Plan | None = None
+    union: Problem | None = None
 
     @property
     def parts(self) -> tuple[Plan, ...]:

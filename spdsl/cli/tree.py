@@ -12,7 +12,7 @@ from typing import Any, get_args
 from spdsl.semantics.nodes import Expr
 from spdsl.semantics.show import print_expr
 
-_HIDDEN = ("span", "source", "text")
+_HIDDEN = ("span", "source", "text", "union")
 _WIDTH = 100
 
 

@@ -336,8 +336,11 @@ def test_unions_are_tuned(hopper: dict[Tiles, float]) -> None:
     base = plan(found.situation.problem(), "sm_90")
     call = choices.call_of(found.situation, base)
     times = choices.candidate_times("forward", base, call, H200, "sm_90")
-    alone = choices.candidate_times("forward", choices.changed(base, more=()), call, H200, "sm_90")
+    alone = choices.candidate_times("forward", choices.changed(base, more=(), union=None), call, H200, "sm_90")
     assert times[base.forward.tiles] > 1.2 * alone[base.forward.tiles]  # its second part counts
+    others = variants("forward", base, "sm_90")
+    assert len(others) > 1
+    assert {len(each.parts) for each in others.values()} == {len(base.parts)}
 
 
 def test_stages_are_refused() -> None:
