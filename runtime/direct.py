@@ -213,6 +213,8 @@ class Direct:
             tensors += (places,)
         if not _repeatable(tensors):
             return None
+        if start is None and places is None and q.shape[-2] > k.shape[-2]:
+            return None  # it is refused, whereas one that says where such queries begin is not
         first = k.shape[-2] - q.shape[-2] if start is None else start
         if self._growing:
             growing = self._growing.get(_growing_place(tensors))

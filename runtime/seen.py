@@ -190,13 +190,15 @@ def _nth(function: Callable[..., tuple[Tensor, ...]], at: int, given: Tensor) ->
 
 
 def _of_tensors(note: Asked) -> Callable[..., Any]:
-    """An operation as a function of its tensors, in the order of `Asked.reads`."""
-    function, arguments, named = note.function, list(note.arguments), dict(note.named)
-    at = tuple(place for place, each in enumerate(arguments) if isinstance(each, Tensor))
-    if len(at) == len(arguments) and not named:
+    """An operation as a function of its tensors, in the order of `Asked.reads`; it holds none of those of the note."""
+    function, named = note.function, dict(note.named)
+    at = tuple(place for place, each in enumerate(note.arguments) if isinstance(each, Tensor))
+    if len(at) == len(note.arguments) and not named:
         return function  # type: ignore[no-any-return]
     leaves, shape = tree_flatten((note.arguments, named))
-    if len(at) == sum(isinstance(each, Tensor) for each in leaves):
+    places = tuple(place for place, each in enumerate(leaves) if isinstance(each, Tensor))
+    if len(at) == len(places):
+        arguments = [None if isinstance(each, Tensor) else each for each in note.arguments]
 
         def direct(*given: Tensor) -> Any:
             filled = arguments.copy()
@@ -205,10 +207,10 @@ def _of_tensors(note: Asked) -> Callable[..., Any]:
             return function(*filled, **named)
 
         return direct
-    places = tuple(place for place, each in enumerate(leaves) if isinstance(each, Tensor))
+    others = [None if isinstance(each, Tensor) else each for each in leaves]
 
     def nested(*given: Tensor) -> Any:
-        filled = list(leaves)
+        filled = others.copy()
         for place, each in zip(places, given, strict=True):
             filled[place] = each
         arguments, named = tree_unflatten(filled, shape)

@@ -111,10 +111,11 @@ def test_gradients_follow_the_mode_of_the_call() -> None:
 
 def test_more_queries_than_keys_are_refused_again() -> None:
     attn, (q, k, v) = spdsl.compile("causal"), tensors(requires_grad=False)
-    attn(q, k[:, :, :30], v[:, :, :30], q_start=0)
-    with pytest.raises(spdsl.SpatError) as caught:
-        attn(q, k[:, :, :30], v[:, :, :30])
-    assert caught.value.code == "SP304"
+    for q_start in (0, -10):  # where the queries of the refused call would begin
+        attn(q, k[:, :, :30], v[:, :, :30], q_start=q_start)
+        with pytest.raises(spdsl.SpatError) as caught:
+            attn(q, k[:, :, :30], v[:, :, :30])
+        assert caught.value.code == "SP304"
 
 
 def test_few_kinds_are_remembered() -> None:

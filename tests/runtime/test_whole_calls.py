@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import checkpoint
 
@@ -144,6 +145,26 @@ def test_what_depends_on_no_tensor_is_kept_with_the_steps() -> None:
         given = leaves(seed, trained=False)
         assert torch.equal(calls(given)[0], given[0] * torch.arange(3.0))
     assert len(made) == 2
+
+
+def test_steps_hold_nothing_of_the_call_that_was_watched() -> None:
+    """Whatever stands beside the tensors of an operation: a number, a name, a list of tensors."""
+
+    def make(tensors: Sequence[Tensor]) -> Found:
+        a, b, c = tensors
+        both = torch.cat([torch.add(a, b, alpha=2), torch.mul(c, torch.arange(3.0))], dim=1)
+        return torch.sum(both.softmax(1), 0, keepdim=True, dtype=torch.float64), None
+
+    calls, gone = kind(make, trained=False), list[StorageWeakRef]()
+    for seed in range(2):
+        given = leaves(seed, trained=False)
+        gone += [StorageWeakRef(each.untyped_storage()) for each in given]
+        calls(given)
+    del given
+    assert calls.ways is not None
+    assert all(each.expired() for each in gone)
+    held = {id(each): each for each in calls.ways[0].forward.tape.tensors if each is not None}
+    assert calls.ways[0].nbytes == sum(each.untyped_storage().nbytes() for each in held.values()) == 12
 
 
 def test_checkpoints_of_activations() -> None:
