@@ -1,0 +1,50 @@
+"""Keys that each head has marked beside blocks that its queries have picked, on a GPU, both ways, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import spdsl
+from spdsl.runtime.ranking import FAR
+
+pytestmark = pytest.mark.gpu
+
+TEXT = """pattern picked() {{
+  axis blk = token by {block}
+  input chosen: bool[h, q.blk, k.blk]
+  input column: bool[h, token]
+  keep causal and (chosen or column[h, k])
+}}
+"""
+
+
+@pytest.mark.parametrize(("block", "dim"), [(64, 64), (64, 128), (128, 64), (128, 128), (32, 128)])
+@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+def test_blocks_and_columns(block: int, dim: int, share: float) -> None:
+    """Also with no column, or all of them."""
+    batch, heads, groups, n = 2, 4, 2, 1111
+    chance = torch.Generator().manual_seed(block + dim)
+    make = {"generator": chance}
+    q, d_out = torch.randn(2, batch, heads, n, dim, **make).bfloat16().cuda()
+    k, v = torch.randn(2, batch, groups, n, dim, **make).bfloat16().cuda()
+    rows = -(-n // block)
+    picked = torch.rand(batch, heads, rows, rows, **make) < 0.3
+    column = (torch.rand(batch, heads, n, **make) < share).cuda()
+    lists = torch.where(picked, torch.arange(rows), FAR).sort(-1).values.int().cuda()
+    leaves = [each.requires_grad_() for each in (q, k, v)]
+    attn = spdsl.compile(spdsl.loads(TEXT.format(block=block)))
+    out = attn(*leaves, chosen=lists, column=column)
+    assert isinstance(out, torch.Tensor)
+    found = [out, *torch.autograd.grad(out, leaves, d_out)]
+    at = torch.arange(n, device="cuda")
+    keep = picked.cuda()[:, :, at // block][:, :, :, at // block] | column[:, :, None]
+    keep = keep & (at <= at[:, None])
+    exact = [each.detach().double().requires_grad_() for each in leaves]
+    keys, values = (each.repeat_interleave(heads // groups, 1) for each in exact[1:])
+    scores = (exact[0] @ keys.mT / dim**0.5).masked_fill(~keep, -torch.inf)
+    weights = torch.where(keep.any(-1, keepdim=True), scores.softmax(-1), 0.0)
+    wanted = [weights @ values]
+    wanted += torch.autograd.grad(wanted[0], exact, d_out.double())
+    for one, other, limit in zip(found, wanted, (1e-2, 2e-2, 2e-2, 2e-2), strict=True):
+        assert float((one.double() - other).norm() / other.norm()) <= limit
