@@ -12,7 +12,7 @@ from spdsl.cache.entries import MANIFEST as ENTRY
 from spdsl.cache.results import RESULTS, sealed
 from spdsl.cache.store import store
 from spdsl.cli.files import Given, read
-from spdsl.cli.folder import FORMAT, LOADER, refuse_other_folder, sealed_manifest, write_folder
+from spdsl.cli.folder import FORMAT, LOADER, loader_of, refuse_other_folder, sealed_manifest, text_file, write_folder
 from spdsl.cli.options import fit_tuples
 from spdsl.cli.progress import Watch
 from spdsl.cli.stages import Wish, bound_pattern, checked_pattern, made_plan
@@ -70,7 +70,9 @@ def write_bundle(
             pattern.span,
             help=f"leave out {words}",
         )
-    files: dict[str, bytes] = {f"{pattern.name}.spat": pattern.text.encode()}
+    text, own = text_file(given)
+    pattern = checked_pattern(own)
+    files: dict[str, bytes] = {text: own.text.encode()}
     results: list[list[Any]] = []
     if lengths:
         wishes = [_with_choice(pattern, wish, gpu, lengths[0], results) for wish in wishes]
@@ -87,13 +89,13 @@ def write_bundle(
         for name in (*entry.files, ENTRY)
     }
     files[RESULTS] = sealed(results)
-    files[LOADER] = loader_of(pattern, wishes[0]).encode()
+    files[LOADER] = loader_of(text, own, fit_tuples(pattern, wishes[0].parameters), wishes[0].layer).encode()
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "spdsl": __version__,
         "triton": triton.__version__,
         "pattern": pattern.name,
-        "text": f"{pattern.name}.spat",
+        "text": text,
         "parameters": {name: list(value) if isinstance(value, tuple) else value for name, value in bound.parameters},
         **{name: value for name, value in asdict(wishes[0]).items() if name not in ("parameters", "shape", "tiles")},
         "tiles": {wish.shape: {kind: asdict(tiles) for kind, tiles in wish.tiles} for wish in wishes},
@@ -229,28 +231,6 @@ def _with_choice(
     if found:
         results.append(["tuning", situation.identity, {"tiles": record_of(found), "gpu": device.name, "by": "model"}])
     return replace(wish, tiles=found)
-
-
-def loader_of(pattern: CheckedPattern, wish: Wish) -> str:
-    """A program that makes attention with the kernels of its folder."""
-    given = fit_tuples(pattern, wish.parameters)
-    return f'''"""Attention with the kernels of this folder, which are not compiled again.
-
-    from loader import attention
-    out = attention(q, k, v)
-"""
-
-import os
-from pathlib import Path
-
-HERE = Path(__file__).resolve().parent
-before = os.environ.get("SPDSL_CACHE_PATH")
-os.environ["SPDSL_CACHE_PATH"] = str(HERE) if not before else os.pathsep.join([str(HERE), before])
-
-import spdsl  # noqa: E402  # it reads the path above
-
-attention = spdsl.compile(HERE / "{pattern.name}.spat", layer={wish.layer!r}, **{given!r})
-'''
 
 
 def _text_file(kernel: Binary, wish: Wish) -> str:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spdsl.cli.files import cannot_write
+from spdsl.cli.files import Given, cannot_write
+from spdsl.cli.options import Value
+from spdsl.cli.stages import checked_pattern
 from spdsl.diagnostics import error
 
 MANIFEST = "manifest.json"
@@ -22,6 +27,38 @@ def sealed_manifest(manifest: dict[str, Any], files: dict[str, bytes]) -> dict[s
     found = manifest | {"files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}}
     files[MANIFEST] = (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
     return found
+
+
+def text_file(given: Given) -> tuple[str, Given]:
+    """The file of the pattern's text, and what is read of it: kernels and plans tell the lines of the text, so that the
+    loader must read the same.  A text that uses others of the user's is written out."""
+    name = Path(given.name).name if given.name.endswith(".spat") else "pattern.spat"
+    if given.path is not None and re.search(r"^\s*use\b", given.text, re.MULTILINE):
+        checked = checked_pattern(given)
+        return name, replace(given, name=name, text=checked.text, pattern=checked.name, path=None)
+    return name, replace(given, name=name, path=None)
+
+
+def loader_of(text: str, own: Given, parameters: Mapping[str, Value], layer: int | None) -> str:
+    """A program that makes attention with the kernels of its folder."""
+    return f'''"""Attention with the kernels of this folder, which are not compiled again.
+
+    from loader import attention
+    out = attention(q, k, v)
+"""
+
+import os
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+before = os.environ.get("SPDSL_CACHE_PATH")
+os.environ["SPDSL_CACHE_PATH"] = str(HERE) if not before else os.pathsep.join([str(HERE), before])
+
+import spdsl  # noqa: E402  # it reads the path above
+from spdsl.loading import packed  # noqa: E402
+
+attention = spdsl.compile(packed(HERE / {text!r}, {own.pattern!r}), layer={layer!r}, **{dict(parameters)!r})
+'''
 
 
 def refuse_other_folder(output: Path) -> None:

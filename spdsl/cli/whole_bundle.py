@@ -6,9 +6,8 @@ they launch: plans, generated sources, the tiles that were chosen, and the modul
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from spdsl.cache.entries import MANIFEST as ENTRY
 from spdsl.cache.results import RESULTS, sealed
 from spdsl.cache.store import store
 from spdsl.cli.files import Given
-from spdsl.cli.folder import FORMAT, LOADER, sealed_manifest, write_folder
+from spdsl.cli.folder import FORMAT, LOADER, loader_of, sealed_manifest, text_file, write_folder
 from spdsl.cli.options import fit_tuples
 from spdsl.cli.progress import Watch
 from spdsl.cli.stages import Wish, bound_pattern, checked_pattern
@@ -84,7 +83,7 @@ def write_whole_bundle(
     from spdsl.runtime.calls import DTYPES
     from spdsl.samples import Sizes
 
-    text, own = _text(given)
+    text, own = text_file(given)
     pattern = Pattern(checked_pattern(own))
     bound = bound_pattern(pattern.checked, wish)
     parameters = fit_tuples(pattern.checked, wish.parameters)
@@ -109,7 +108,7 @@ def write_whole_bundle(
         launchers = build_launchers([each.made for _, each in found.kernels])
     files = {text: own.text.encode(), RESULTS: sealed([each.record for each in found.choices])}
     files |= _of_cache(entries.values())
-    files[LOADER] = _loader(text, own, parameters, wish.layer).encode()
+    files[LOADER] = loader_of(text, own, parameters, wish.layer).encode()
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "spdsl": __version__,
@@ -140,16 +139,6 @@ def write_whole_bundle(
     sealed_with = sealed_manifest(manifest, files)
     write_folder(output, files)
     return sealed_with
-
-
-def _text(given: Given) -> tuple[str, Given]:
-    """The file of the pattern's text, and what is read of it: kernels and plans tell the lines of the text, so that the
-    loader must read the same.  A text that uses others of the user's is written out."""
-    name = Path(given.name).name if given.name.endswith(".spat") else "pattern.spat"
-    if given.path is not None and re.search(r"^\s*use\b", given.text, re.MULTILINE):
-        checked = checked_pattern(given)
-        return name, replace(given, name=name, text=checked.text, pattern=checked.name, path=None)
-    return name, replace(given, name=name, path=None)
 
 
 def _of_cache(entries: Sequence[Entry] | Any) -> dict[str, bytes]:
@@ -222,25 +211,3 @@ def _softmax(key: str) -> str:
     import json
 
     return str(json.loads(key).get("softmax", ""))
-
-
-def _loader(text: str, own: Given, parameters: Any, layer: int | None) -> str:
-    """A program that makes attention with the kernels of its folder."""
-    return f'''"""Attention with the kernels of this folder, which are not compiled again.
-
-    from loader import attention
-    out = attention(q, k, v)
-"""
-
-import os
-from pathlib import Path
-
-HERE = Path(__file__).resolve().parent
-before = os.environ.get("SPDSL_CACHE_PATH")
-os.environ["SPDSL_CACHE_PATH"] = str(HERE) if not before else os.pathsep.join([str(HERE), before])
-
-import spdsl  # noqa: E402  # it reads the path above
-from spdsl.loading import packed  # noqa: E402
-
-attention = spdsl.compile(packed(HERE / {text!r}, {own.pattern!r}), layer={layer!r}, **{dict(parameters)!r})
-'''

@@ -153,8 +153,17 @@ def test_the_model_chooses(spdsl: Spdsl, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_loader(spdsl: Spdsl, good: Path, tmp_path: Path) -> None:
+    # Kernels tell the lines of the text; of one that no other test has read.
+    good.write_text("# A window.\n\n" + good.read_text().replace("= 8", "= 9"))
     assert spdsl(*WORDS, "--target", "sm_80").status == 0
-    code = "from loader import attention; import os; print(attention, os.environ['SPDSL_CACHE_PATH'])"
+    code = """
+import os, sys, torch
+from loader import attention
+from spdsl.kernels import sources
+print(attention, os.environ['SPDSL_CACHE_PATH'])
+q = torch.zeros((), dtype=torch.float16).expand(1, 2, 64, 16)
+sys.stderr.write(sources(attention._key, q, q, q, "sm_80")["local.py"])
+"""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path / "out",
@@ -166,6 +175,7 @@ def test_the_loader(spdsl: Spdsl, good: Path, tmp_path: Path) -> None:
     )
     assert done.stdout.startswith("<attention local(window=32)> ")
     assert done.stdout.strip().endswith(str(tmp_path / "out"))
+    assert done.stderr == (tmp_path / "out" / "local.square.py").read_text()  # else they were compiled anew
 
 
 @pytest.mark.parametrize(
