@@ -157,7 +157,7 @@ CASES = (
         heads=6,
         groups=2,
         backward=False,
-        why="on random tensors no head is trusted, and the probe's columns and diagonals touch most tiles",
+        why="columns and diagonals of its probe touch most tiles of random tensors",
     ),
     Case(
         pattern="minference_blocks",

@@ -173,7 +173,7 @@ def explain_stages(
             if not isinstance(stage, Attention | Merge)
         ),
         makers=tuple(
-            (called[name], re.sub(r"stage_\d+", lambda found: called.get(found[0], found[0]), how))
+            (called.get(name, name), re.sub(r"stage_\d+", lambda found: called.get(found[0], found[0]), how))
             for name, how in graphs.makers(pattern, replace(call, kernels=on_gpu)).items()
         ),
         softmaxes=tuple(softmaxes),

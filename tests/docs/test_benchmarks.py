@@ -148,6 +148,17 @@ def test_growth_of_hierarchies_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 
+def test_the_table_of_whole_calls() -> None:
+    """Every call that is slower than dense attention says why."""
+    from benchmarks import whole
+
+    page = (BENCHMARKS.parent / "docs" / "library.md").read_text(encoding="utf-8")
+    rows = json.loads((BENCHMARKS / "results" / "h200-2026-11-29-whole.json").read_text(encoding="utf-8"))
+    assert page == between(page, whole.table(rows)), "run `python -m benchmarks.whole` with --table"
+    assert "`: ." not in whole.table(rows)
+    assert {row["pattern"] for row in rows} <= {case.name for case in whole.CASES}
+
+
 def test_tensors_of_a_file_are_repeated_and_rotated(tmp_path: Path) -> None:
     """Products of rotated rows depend on how far they are apart, also across the seam."""
     from benchmarks import hierarchies
