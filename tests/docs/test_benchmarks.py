@@ -139,9 +139,10 @@ def test_growth_of_hierarchies_is_drawn(tmp_path: Path) -> None:
     told = {(hierarchies.named(case), case.n) for case in hierarchies.growing()}
     assert {(row["pattern"], row["n"]) for row in rows} == told
     times = {(row["pattern"], row["n"]): row["graph_ms"] for row in rows}
-    first = hierarchies.LENGTHS[0]
-    for name in ("llsa of three levels", "hip, 512 first chunks"):
-        for n in hierarchies.LENGTHS:
+    # Of a causal hierarchy the first 32,768 queries have less to choose from than its budget.
+    begins = {"llsa of three levels": hierarchies.LENGTHS[0], "hip, 512 first chunks": hierarchies.LENGTHS[1]}
+    for name, first in begins.items():
+        for n in hierarchies.LENGTHS[hierarchies.LENGTHS.index(first) :]:
             law = n * math.log(n) / (first * math.log(first))
             assert times[name, n] <= 1.1 * law * times[name, first], (name, n)
     hierarchies.plot(rows, tmp_path / "growth.png")
