@@ -38,6 +38,22 @@ class Recent(Generic[T]):
         _keep_last(self.entries, key, found, self.size)
         return found[0]
 
+    def find(self, key: Hashable) -> T | None:
+        """The result under ``key``, if it is there."""
+        with _lock:
+            found = self.entries.get(key)
+            if found is None:
+                return None
+            self.entries.move_to_end(key)
+        return found[0]
+
+    def drop(self, key: Hashable, value: T) -> None:
+        """Forget the result under ``key`` if it is this one."""
+        with _lock:
+            found = self.entries.get(key)
+            if found is not None and found[0] is value:
+                del self.entries[key]
+
 
 _lock = threading.Lock()  # threads may call at once; results are made outside of it
 

@@ -3,12 +3,15 @@
 From: the arrays of a call, and the name of a selection, or of a softmax.  To: its lists, or all
 sets of the softmax.  What decides is remembered under the kinds of
 all tensors, as in `spdsl.runtime.direct`.  The first call of a kind is only noted and the second one watched, which
-takes longer: where caches grow, each kind is met once.
+takes longer: where caches grow, each kind is met once.  `spdsl.runtime.sights` says when a kind is watched again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -20,18 +23,25 @@ from spdsl.runtime.notices import is_watched
 from spdsl.runtime.recent import Recent
 from spdsl.runtime.seen import is_twice
 from spdsl.runtime.shelf import SHELF
+from spdsl.runtime.sights import Sights
 from spdsl.runtime.ways import Way, watch
 
 _KINDS = 256
 """Kinds of selections that are remembered."""
 
-_steps: Recent[Way | None] = Recent(size=_KINDS)
 
-_sights: Recent[None] = Recent(size=_KINDS)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Known:
+    """The steps of a kind, and when it was met."""
+
+    steps: Way
+    sights: Sights
+
+
+_steps: Recent[Known] = Recent(size=_KINDS)
+
+_sights: Recent[Sights] = Recent(size=_KINDS)
 """Kinds that were met; apart from those with steps, which many that are met once would drive out."""
-
-_captured: dict[int, Way] = {}
-"""Steps that CUDA graphs were captured with, by identity: graphs read what these keep as long as the process runs."""
 
 
 def repeated(arrays: Arrays, name: str, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -42,21 +52,30 @@ def repeated(arrays: Arrays, name: str, make: Callable[[], tuple[Tensor, ...]]) 
         return make()
     key: Hashable = (id(lines.pattern), name, lines.q_start, *map(kind_of, tensors))
     capturing = captured(tensors[0])
-    if key not in _steps.entries:
-        is_first = key not in _sights.entries
-        _sights.get(key, lines.pattern, lambda: None)
+    known = _steps.find(key)
+    if known is None:
         # What is made in a capture holds nothing before the graph is replayed.
-        if is_first or capturing or is_twice(tensors):
+        sights = _sights.get(key, lines.pattern, Sights)
+        if capturing or is_twice(tensors) or not sights.is_due():
             return make()
         found, steps = watch(make, tensors)
-        _steps.get(key, lines.pattern, lambda: steps)
-        if steps is not None:
-            SHELF.put(steps, steps.tape.device, steps.nbytes, lambda: _steps.entries.pop(key, None))
+        if steps is None:
+            sights.tries += 1
+        else:
+            made = Known(steps=steps, sights=sights)
+            _steps.get(key, lines.pattern, lambda: made)
+            SHELF.put(steps, steps.tape.device, steps.nbytes, partial(_forget, key, ref(made)))
         return found
-    steps = _steps.get(key, None, lambda: None)
-    if steps is None:
-        return make()
-    SHELF.use(steps)
+    known.sights.repeats += 1
+    SHELF.use(known.steps)
     if capturing:
-        _captured[id(steps)] = steps
-    return tuple(each for each in steps.play(tensors) if each is not None)
+        SHELF.pin(known.steps)
+    return tuple(each for each in known.steps.play(tensors) if each is not None)
+
+
+def _forget(key: Hashable, gone: ref[Known]) -> None:
+    """Others need the room."""
+    known = gone()
+    if known is not None:
+        _steps.drop(key, known)
+        known.sights.lost()

@@ -52,9 +52,13 @@ class _Entry:
 
 @dataclass(slots=True)
 class Shelf:
-    """What holds memory, by identity, in the order of use; whoever keeps it is asked to forget it."""
+    """What holds memory, by identity, in the order of use; whoever keeps it is asked to forget it.
+
+    ``pinned`` are those that graphs read: they stay, and count, as long as the process runs.
+    """
 
     entries: OrderedDict[int, _Entry] = field(default_factory=OrderedDict)
+    pinned: dict[int, object] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def put(self, steps: object, device: torch.device, nbytes: int, forget: Callable[[], object]) -> None:
@@ -66,19 +70,27 @@ class Shelf:
             return
         most = room(device)
         with self.lock:
+            self.entries.pop(id(steps), None)  # of others that had this identity, with their place
             self.entries[id(steps)] = _Entry(steps=ref(steps), device=device, nbytes=nbytes, forget=forget)
             alive = [(place, each) for place, each in self.entries.items() if each.steps() is not None]
-            held = sum(each.nbytes for _, each in alive if each.device == device)
-            forgotten = []
-            self.entries.clear()
-            for place, each in alive:
-                if each.device == device and held > most:
+            here = [(place, each) for place, each in alive if each.device == device]
+            held = sum(each.nbytes for _, each in here)
+            fixed = sum(each.nbytes for place, each in here if place in self.pinned)
+            if fixed + nbytes > most and id(steps) not in self.pinned:
+                here = here[-1:]  # no room can be made for these
+            forgotten = dict[int, _Entry]()
+            for place, each in here:
+                if held > most and place not in self.pinned:
                     held -= each.nbytes
-                    forgotten.append(each)
-                else:
-                    self.entries[place] = each
-        for each in forgotten:
+                    forgotten[place] = each
+            self.entries.clear()
+            self.entries.update((place, each) for place, each in alive if place not in forgotten)
+        for each in forgotten.values():
             each.forget()
+
+    def pin(self, steps: object) -> None:
+        """A graph is captured with these."""
+        self.pinned[id(steps)] = steps
 
     def use(self, steps: object) -> None:
         """These are the last to be forgotten."""

@@ -59,11 +59,15 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Ways:
-    """The forward, whose last ``saved`` results go into the backward behind the inputs, before what comes in."""
+    """The forward, whose last ``saved`` results go into the backward behind the inputs, before what comes in.
+
+    ``apart`` are the outputs that depend on nothing that wants a gradient.
+    """
 
     forward: Way
     backward: Way | None
     saved: int
+    apart: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
@@ -128,7 +132,8 @@ def ways_of(
     backward = _way(parts[1], (*inputs, *saved, *incoming), constants, gradients) if gradients else None
     if forward is None or (gradients and backward is None):
         return None
-    return Ways(forward=forward, backward=backward, saved=len(saved))
+    apart = tuple(at for at, each in enumerate(outputs) if not each.requires_grad)
+    return Ways(forward=forward, backward=backward, saved=len(saved), apart=apart)
 
 
 def _is_open(note: Note, open: set[int]) -> bool:

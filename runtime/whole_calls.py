@@ -2,14 +2,15 @@
 
 From: the tensors of a call, and what carries it out.  To: output and LSE, differentiable.  The first call of a kind is
 carried out as it is; the second is watched, and so is its backward (`spdsl.runtime.ways`); one at a time, and ever less
-often while nothing comes of it.  A backward unlike the one that was watched carries the call out again.
+often while little comes of it (`spdsl.runtime.sights`).  A backward unlike the one that was watched carries the call
+out again.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 from weakref import WeakSet, ref
@@ -21,14 +22,12 @@ from spdsl.runtime.checks import captured, check_earlier
 from spdsl.runtime.notices import is_watched
 from spdsl.runtime.seen import is_twice
 from spdsl.runtime.shelf import SHELF
+from spdsl.runtime.sights import Sights
 from spdsl.runtime.watched import ROOM, Notes, noting
 from spdsl.runtime.ways import Ways, ways_of
 
 Found: TypeAlias = "tuple[Tensor, Tensor | None]"
 Make: TypeAlias = Callable[[Sequence[Tensor]], Found]
-
-_TRIES = 3
-"""Calls of a kind that are watched until their end."""
 
 _TIMES = 12
 """How many times the memory of the inputs may be held while a call is watched, beyond `ROOM`; all that are watched
@@ -39,24 +38,20 @@ _open: WeakSet[Notes] = WeakSet()
 
 _lock = threading.Lock()
 
-_captured: dict[int, Ways] = {}
-"""Steps that CUDA graphs were captured with, by identity: graphs read what these keep as long as the process runs."""
-
 
 @dataclass(kw_only=True, eq=False)
 class WholeCalls:
     """Calls of one kind; ``trained`` says whether any tensor wants a gradient.
 
     ``kind_of`` tells kinds of tensors apart, and ``plain`` says whether operations on tensors do what they always do.
-    Beside the steps stands which kind of backward they hold for.  ``sights`` counts calls that might have been watched.
+    Beside the steps stands which kind of backward they hold for.
     """
 
     make: Make
     trained: bool
     kind_of: Callable[[Tensor], Hashable]
     plain: Callable[[Sequence[Tensor]], bool]
-    sights: int = 0
-    tries: int = 0
+    sights: Sights = field(default_factory=Sights)
     ways: tuple[Ways, Hashable] | None = None
     open: ref[Notes] | None = None
 
@@ -68,10 +63,11 @@ class WholeCalls:
         if is_watched() or (self.trained and _hooked()) or (kept is None and (capturing or not self.watches(tensors))):
             return self.make(tensors)
         if kept is not None:
+            self.sights.repeats += 1
             SHELF.use(kept[0])
             if capturing:
-                _captured[id(kept[0])] = kept[0]
-        if self.trained:
+                SHELF.pin(kept[0])
+        if self.trained and (kept is None or kept[0].backward is not None):
             return _Whole.apply(self, kept, *tensors)  # type: ignore[no-any-return, no-untyped-call]
         if kept is not None:
             return _pair(kept[0].forward.play(tensors))
@@ -81,12 +77,11 @@ class WholeCalls:
         return found
 
     def watches(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether a call is watched: the second, the fourth, the eighth."""
+        """Whether a call is watched."""
         notes = None if self.open is None else self.open()
-        if self.tries >= _TRIES or (notes is not None and not notes.blind) or is_twice(tensors):
+        if (notes is not None and not notes.blind) or is_twice(tensors):
             return False
-        self.sights += 1
-        return self.sights > 1 and self.sights & (self.sights - 1) == 0
+        return self.sights.is_due()
 
     def notes(self, tensors: Sequence[Tensor]) -> Notes:
         """Room for what is seen of a call."""
@@ -111,16 +106,20 @@ class WholeCalls:
 
     def keep(self, notes: Notes, ways: Ways | None, place: Hashable) -> None:
         """Keep the steps of what was seen until its end."""
-        self.tries += 1
         self.ways = kept = None if ways is None or notes.blind else (ways, place)
         notes.give_up()
-        if kept is not None:
-            SHELF.put(kept[0], kept[0].forward.tape.device, kept[0].nbytes, partial(_give_up, ref(self)))
+        if kept is None:
+            self.sights.tries += 1
+        else:
+            tape, forget = kept[0].forward.tape, partial(_give_up, ref(self), ref(kept[0]))
+            SHELF.put(kept[0], tape.device, kept[0].nbytes, forget)
 
-    def forget(self, kept: object) -> None:
-        """Watch the next call, if these are the steps that are kept."""
-        if self.ways is kept:
-            self.ways, self.sights = None, 1
+    def forget(self, ways: Ways) -> None:
+        """Do without these steps, if they are those that are kept."""
+        kept = self.ways
+        if kept is not None and kept[0] is ways:
+            self.ways = None
+            self.sights.lost()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -133,11 +132,11 @@ class _Seen:
     found: Found
 
 
-def _give_up(kind: ref[WholeCalls]) -> None:
+def _give_up(kind: ref[WholeCalls], gone: ref[Ways]) -> None:
     """Others need the room."""
-    here = kind()
-    if here is not None:
-        here.ways = None
+    here, ways = kind(), gone()
+    if here is not None and ways is not None:
+        here.forget(ways)
 
 
 def _hooked() -> bool:
@@ -166,6 +165,8 @@ class _Whole(torch.autograd.Function):
         if kept is not None:
             ways, _ = kept
             results = ways.forward.play(tensors)
+            if ways.apart:
+                ctx.mark_non_differentiable(*(results[at] for at in ways.apart))
             count = len(results) - ways.saved
             ctx.save_for_backward(*tensors, *results[count:])
             return _pair(results[:count])
@@ -174,9 +175,14 @@ class _Whole(torch.autograd.Function):
         with torch.enable_grad():
             found = kind.watched(leaves, notes)
         ctx.save_for_backward(*tensors)
-        ctx.seen = _Seen(notes=notes, middle=len(notes.seen), leaves=leaves, found=found)
-        out, lse = found
-        return out.detach(), None if lse is None else lse.detach()
+        ends = _present(found)
+        made = [each.detach() for each in ends]
+        ctx.mark_non_differentiable(*(own for own, each in zip(made, ends, strict=True) if not each.requires_grad))
+        if any(each.requires_grad for each in ends):
+            ctx.seen = _Seen(notes=notes, middle=len(notes.seen), leaves=leaves, found=found)
+        else:  # there will be no backward
+            kind.keep(notes, ways_of(notes, len(notes.seen), leaves, ends), None)
+        return _pair(made)
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -192,7 +198,8 @@ class _Whole(torch.autograd.Function):
         graph = torch.is_grad_enabled()  # of the gradients
         plain = kind.plain((*tensors, *given))
         if seen is not None and not graph:
-            if not plain or is_twice((*tensors, *given)):
+            # What is made in a capture holds nothing before the graph is replayed.
+            if not plain or is_twice((*tensors, *given)) or captured(tensors[0]):
                 seen.notes.give_up()
                 return None, None, *_gradients(seen.found, seen.leaves, incoming, graph=False)
             found = _watched(kind, seen, incoming, place)
@@ -201,8 +208,10 @@ class _Whole(torch.autograd.Function):
         elif ctx.kept is not None and plain and not graph:
             ways, known = ctx.kept
             if place == known:
+                if captured(tensors[0]):
+                    SHELF.pin(ways)  # the forward need not be part of the graph
                 return None, None, *ways.backward.play((*tensors, *saved, *given))
-            kind.forget(ctx.kept)
+            kind.forget(ways)
         return None, None, *_again(kind.make, tensors, needs, incoming, graph=graph)
 
 
@@ -239,8 +248,11 @@ def _again(
 def _gradients(
     found: Found, leaves: Sequence[Tensor], incoming: Sequence[Tensor | None], *, graph: bool
 ) -> list[Tensor | None]:
-    """The gradients of the leaves that want one."""
+    """The gradients of the leaves that want one, as far as what was found depends on them."""
     pairs = [(end, each) for end, each in zip(found, incoming, strict=True) if end is not None and each is not None]
+    pairs = [(end, each) for end, each in pairs if end.requires_grad]
+    if not pairs:
+        return [None] * len(leaves)
     ends, given = zip(*pairs, strict=True)
     wanted = [each for each in leaves if each.requires_grad]
     made = iter(torch.autograd.grad(ends, wanted, given, allow_unused=True, create_graph=graph))

@@ -188,9 +188,8 @@ def test_steps_are_repeated(case: Case, monkeypatch: pytest.MonkeyPatch) -> None
     for _ in range(2):
         (first,) = graphs.selections(pattern, call).values()
     # The first call may compile, the second is watched.
-    ((steps, _),) = repeated._steps.entries.values()
-    assert steps is not None
-    assert steps.tape.flat is not steps.tape.plain
+    ((known, _),) = repeated._steps.entries.values()
+    assert known.steps.tape.flat is not known.steps.tape.plain
     _, other = call_of(case, 1)
     with torch.cuda.stream(torch.cuda.Stream()):
         (second,) = graphs.selections(pattern, other).values()

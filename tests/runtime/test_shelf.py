@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from spdsl.diagnostics import SpatError
-from spdsl.runtime import shelf, whole_calls
+from spdsl.runtime import repeated, shelf, whole_calls
 from spdsl.runtime.direct import kind_of, plain
+from spdsl.runtime.recent import Recent
 from spdsl.runtime.shelf import Shelf, room
 from spdsl.runtime.whole_calls import Found, WholeCalls
 
@@ -83,6 +87,86 @@ def test_no_room(bounded: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
         call(one)
         assert one.ways is None
     assert not bounded.entries
+
+
+def test_a_number_that_was_used_before_has_no_old_place() -> None:
+    """What tells steps apart may tell others apart later."""
+    mine, steps, gone = Shelf(), [kind() for _ in range(3)], list[int]()
+    for at in (0, 1, 0, 2):
+        mine.put(steps[at], CPU, room(CPU) // 2, partial(gone.append, at))
+    assert gone == [1]
+
+
+def test_what_does_not_fit_at_all_drives_nothing_out(bounded: Shelf) -> None:
+    steps, gone = [kind() for _ in range(3)], list[int]()
+    for at, nbytes in enumerate((SIZE, SIZE, 3 * SIZE)):
+        bounded.put(steps[at], CPU, nbytes, partial(gone.append, at))
+    assert gone == [2]
+
+
+def test_what_graphs_read_stays_and_counts(bounded: Shelf) -> None:
+    steps, gone = [kind() for _ in range(4)], list[int]()
+    bounded.put(steps[0], CPU, SIZE, partial(gone.append, 0))
+    bounded.pin(steps[0])
+    for at in (1, 2, 3):
+        bounded.put(steps[at], CPU, SIZE, partial(gone.append, at))
+    assert gone == [1, 2]
+    assert held(bounded) == 2 * SIZE
+
+
+def test_kinds_that_take_the_room_of_others(bounded: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are watched ever less often; and as soon as there is room their steps stay."""
+    kinds, turns = [kind() for _ in range(3)], list[int]()
+    watched = WholeCalls.watched
+    for turn in range(64):
+        monkeypatch.setattr(WholeCalls, "watched", lambda *given, at=turn: (turns.append(at), watched(*given))[1])
+        for each in kinds:
+            call(each)
+    assert sum(turn >= 32 for turn in turns) <= 8  # of 96 calls
+    monkeypatch.setenv("SPDSL_STEPS_LIMIT", "1 GB")
+    for _ in range(64):
+        for each in kinds:
+            call(each)
+    assert all(each.ways is not None for each in kinds)
+    kinds[0].forget(kinds[0].ways[0])  # type: ignore[index]  # after many calls that repeated them
+    call(kinds[0])
+    assert kinds[0].ways is not None
+
+
+def test_selections_without_room(bounded: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeated, "_steps", Recent(size=2))
+    monkeypatch.setattr(repeated, "_sights", Recent(size=2))
+    monkeypatch.setattr(repeated, "SHELF", bounded)
+    watch, watched = repeated.watch, list[int]()
+    lines: Any = SimpleNamespace(pattern=object(), q_start=0, device=CPU)
+
+    def select(turn: int) -> None:
+        given = torch.randn(1000)
+        monkeypatch.setattr(repeated, "watch", lambda *given: (watched.append(turn), watch(*given))[1])
+        arrays: Any = SimpleNamespace(tensors={"q": given}, lines=lines, known=False)
+        (found,) = repeated.repeated(arrays, "some", lambda: (given + torch.arange(1000.0),))
+        assert torch.equal(found, given + torch.arange(1000.0))
+
+    monkeypatch.setenv("SPDSL_STEPS_LIMIT", "0")
+    for turn in range(1, 17):
+        select(turn)
+    assert watched == [2, 4, 8, 16]
+    monkeypatch.setenv("SPDSL_STEPS_LIMIT", "1 GB")
+    for turn in range(17, 40):
+        select(turn)
+    assert watched == [2, 4, 8, 16, 32]
+    ((known, _),) = repeated._steps.entries.values()
+    assert known.sights.repeats == 7
+
+
+def test_others_are_not_dropped() -> None:
+    memory: Recent[object] = Recent(size=2)
+    one, other = object(), object()
+    memory.get("key", None, lambda: one)
+    memory.drop("key", other)
+    assert memory.find("key") is one
+    memory.drop("key", one)
+    assert memory.find("key") is None
 
 
 def test_how_much_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import checkpoint
 
-from spdsl.runtime import recent
+from spdsl.runtime import recent, whole_calls
 from spdsl.runtime.direct import Direct, kind_of, plain
 from spdsl.runtime.notices import is_watched, watched
 from spdsl.runtime.ready import Ready
 from spdsl.runtime.recent import ByContent
+from spdsl.runtime.shelf import Shelf
+from spdsl.runtime.sights import Sights
 from spdsl.runtime.watched import ROOM, Notes
 from spdsl.runtime.whole_calls import Found, WholeCalls
 
@@ -204,6 +206,65 @@ def test_a_subset_of_the_gradients() -> None:
         assert same(torch.autograd.grad(out, some, d_out), gradients(given, d_out)[: len(some)])
 
 
+@pytest.mark.parametrize("lse", [False, True], ids=["of nothing", "of another result"])
+def test_an_input_that_a_result_does_not_depend_on(lse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that only a selection reads: the result of each call is as that of the first."""
+
+    def make(tensors: Sequence[Tensor]) -> Found:
+        a, b, c = tensors
+        return a * b, c * 2 if lse else None
+
+    calls = kind(make)
+    for seed in range(4):
+        a, b, c = leaves(seed, trained=False)
+        c.requires_grad_()
+        out, other = calls((a, b, c))
+        assert torch.equal(out, a * b)
+        assert not out.requires_grad
+        scale = torch.ones(2, 3, requires_grad=True)
+        (out * scale + (0 if other is None else other)).sum().backward()
+        assert torch.equal(scale.grad, a * b) if scale.grad is not None else False
+        assert (c.grad is None) is not lse
+        if seed == 1:
+            assert calls.ways is not None
+            calls.make = lambda _: pytest.fail("carried out again")
+
+
+def test_gradients_of_nothing_that_the_results_depend_on() -> None:
+    """They are asked for alone, by a backward that is unlike the one that was watched."""
+    calls = kind(lambda tensors: (tensors[0] * tensors[1], None))
+    for seed in range(4):
+        given = leaves(seed)
+        out, _ = calls(given)
+        wanted = given if seed < 2 else given[2:]
+        found = torch.autograd.grad(out, wanted, torch.ones(2, 3), allow_unused=True)
+        assert found[-1] is None
+
+
+def test_captures_of_the_backward_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its graph reads what the steps hold; and nothing of a capture is kept."""
+    mine, calls = Shelf(), kind(Product())
+    monkeypatch.setattr(whole_calls, "SHELF", mine)
+
+    def call(*, capturing: bool) -> None:
+        given, d_out = leaves(0), torch.full((2, 3), 2.0)
+        out, _ = calls(given)
+        with monkeypatch.context() as context:
+            context.setattr(whole_calls, "captured", lambda tensor: capturing)
+            assert same(torch.autograd.grad(out, given, d_out), gradients(given, d_out))
+
+    call(capturing=False)
+    call(capturing=True)
+    assert calls.ways is None
+    while calls.ways is None:
+        assert calls.sights.met < 4
+        call(capturing=False)
+    call(capturing=False)
+    assert not mine.pinned
+    call(capturing=True)
+    assert list(mine.pinned.values()) == [calls.ways[0]]
+
+
 def test_two_calls_before_either_backward() -> None:
     """One at a time is watched."""
     make = Product()
@@ -215,7 +276,7 @@ def test_two_calls_before_either_backward() -> None:
             assert same(torch.autograd.grad(out, given, d_out), gradients(given, d_out))
     # As it is and watched; repeated.
     assert make.times == 2
-    calls.ways, calls.sights = None, 1
+    calls.ways, calls.sights = None, Sights(met=1)
     pairs = [(given, calls(given)[0]) for given in (leaves(0), leaves(1))]
     assert make.times == 4
     for given, out in pairs:
@@ -233,11 +294,11 @@ def test_calls_that_can_have_no_steps_use_up_no_tries() -> None:
         if seed % 2:  # of the others nobody asks for gradients
             assert same(torch.autograd.grad(out, given, a), gradients(given, a.detach()))
     assert calls.ways is None
-    assert calls.tries == 0
+    assert calls.sights.tries == 0
     while calls.ways is None:
-        given = leaves(calls.sights)
+        given = leaves(calls.sights.met)
         torch.autograd.grad(calls(given)[0], given, torch.ones(2, 3))
-        assert calls.sights <= 16
+        assert calls.sights.met <= 16
 
 
 @pytest.mark.parametrize("part", ["forward", "backward"])
@@ -279,7 +340,7 @@ def test_threads_that_call_while_steps_are_forgotten() -> None:
             d_out = d_out.mT.contiguous().mT if turn % 3 == 0 else d_out
             out, _ = calls(given)
             right &= same(torch.autograd.grad(out, given, d_out), gradients(given, d_out))
-            calls.tries = 0
+            calls.sights.met = 1
         return right
 
     with ThreadPoolExecutor(4) as pool:
