@@ -14,6 +14,7 @@ from spdsl.runtime.lines import Lines
 from spdsl.runtime.operator import with_batch
 from spdsl.semantics.graph import Attention, StageGraph, loads, parts
 from spdsl.semantics.nodes import BoundPattern
+from spdsl.semantics.shared_axes import check_shared
 
 _BUDGET = {"cpu": 1 << 22, "cuda": 1 << 27}
 """Numbers that a chunk of rows may have."""
@@ -45,6 +46,7 @@ def arrays_of(pattern: BoundPattern, call: Inputs, *, grad: bool) -> Arrays:
     _refuse_lists(pattern)
     tables = {table.name: with_batch(table, call.tables[table.name]) for table in pattern.tables}
     check_inputs(pattern.tables, tables, call.q, call.k, call.v, call.q_start)
+    check_shared(pattern, {name: table.shape[0] for name, table in tables.items()})
     tensors = {"Q": call.q, "K": call.k, "V": call.v, **tables}
     if not grad:
         tensors = {name: tensor.detach() for name, tensor in tensors.items()}

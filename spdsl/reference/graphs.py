@@ -12,6 +12,7 @@ from spdsl.reference import attention, stages
 from spdsl.reference.worlds import World
 from spdsl.semantics.graph import Attention, Merge, is_free
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern
+from spdsl.semantics.shared_axes import check_shared
 from spdsl.semantics.softmaxes import MEMBER, POSITIONS, softmax_pattern
 
 
@@ -25,6 +26,7 @@ def attend(
     graph = pattern.graph
     assert graph is not None
     given = {table.name: _batched(tables[table.name], len(table.axes), table.axes[:1]) for table in pattern.tables}
+    check_shared(pattern, {name: table.shape[0] for name, table in given.items()})
     existing = (torch.arange(q.shape[2], device=q.device) + q_start >= 0)[:, None]
     world = World(
         pattern=pattern,

@@ -239,3 +239,25 @@ def test_a_choice_by_request_visits_the_branch_of_each() -> None:
     streaming = sum(len({*range(max(0, t - 63), t + 1), *range(min(64, t + 1))}) for t in range(1024))
     # Tiles of 64 × 64: two sequences, of 16 rows each.
     assert counts == [(2 * streaming, 2 * (1 + 2 + 14 * 3)), (1024 * 1025, 2 * 16 * 17 // 2)]
+
+
+DEEP = """pattern deep() {
+  input cut: int[token] sorted
+  axis chunk = token by cut
+  axis pair = chunk by 2
+  let chosen = score(Q, mean(K, per = k.pair)) |> top(1)
+  keep causal and chosen
+}"""
+
+
+@pytest.mark.parametrize("pattern", ["dhsa", spdsl.loads(DEEP)], ids=["dhsa", "divided again"])
+def test_all_sequences_share_the_axes_of_stages(pattern: str | spdsl.Pattern) -> None:
+    q, k, v = torch.randn(3, 2, 1, 12, D)
+    cut = torch.arange(12, dtype=torch.int32) // 4
+    attn = spdsl.compile(pattern)
+    wanted = attn.reference(q, k, v, cut=cut[None])
+    torch.testing.assert_close(attn(q, k, v, cut=cut[None]).double(), wanted, rtol=1e-4, atol=1e-5)
+    for call in (attn, attn.reference):
+        with pytest.raises(spdsl.SpatError, match=r"makes the axis `(chunk|pair)` of a stage") as caught:
+            call(q, k, v, cut=torch.stack([cut, cut]))
+        assert caught.value.code == "SP346"
