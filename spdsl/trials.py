@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
+from threading import Lock
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -56,7 +57,7 @@ def tried(
     over: Callable[[], bool] = lambda: False,
     tell: Callable[[str], None] = lambda text: None,  # noqa: ARG005  # nobody listens
 ) -> dict[Trial, float | None]:
-    """Build all, and time each on the first of the ``benches`` that is free once it is built.
+    """Build all, and time each on the first of the ``benches`` that is free: of those that are built the first.
 
     ``keep`` gets every time as soon as it is there, from whichever thread; once it is ``over``, nothing more is begun,
     and what is left has no time.  ``builders`` are those of `builders_for`, where they were started before.  ``tell``
@@ -67,9 +68,10 @@ def tried(
         idle.put(bench)
     found: dict[Trial, float | None] = {}
 
-    def time(trial: Trial, built: Future[str]) -> None:
+    def time(turns: _Turns) -> None:
         if over():
             return
+        trial, built = turns.next()
         with suppress(OSError, EOFError, TimeoutError):  # a child that broke off: it is built where it is timed
             tell(built.result())
         bench = idle.get()
@@ -82,10 +84,26 @@ def tried(
             idle.put(bench)
 
     with _threads(len(benches)) as timers, _building(trials, target, builders) as built:
-        timed = [timers.submit(time, *each) for each in zip(trials, built, strict=True)]
+        turns = _Turns(waiting=list(zip(trials, built, strict=True)))
+        timed = [timers.submit(time, turns) for _ in trials]
         for done in as_completed(timed):
             done.result()
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Turns:
+    """What is not timed yet, in order, and when it is built: one that takes long holds up no other."""
+
+    waiting: list[tuple[Trial, Future[str]]]
+    lock: Lock = field(default_factory=Lock)
+
+    def next(self) -> tuple[Trial, Future[str]]:
+        """The first that is built; waits until there is one."""
+        with self.lock:
+            wait([built for _, built in self.waiting], return_when=FIRST_COMPLETED)
+            ready = next(at for at, (_, built) in enumerate(self.waiting) if built.done())
+            return self.waiting.pop(ready)
 
 
 @contextmanager
