@@ -78,45 +78,37 @@ def bound(lists, begin, end, rows, most, blocks, ROWS: tl.constexpr, MOST: tl.co
     tl.store(end + row, first.to(tl.int32) + tl.sum(picked.to(tl.int32), 1), mask=row < rows)
 
 
-@triton.jit(do_not_specialize=["runs", "most", "blocks", "chunks", "size"])  # type: ignore[untyped-decorator]
-def tally(lists, counts, runs, most, blocks, chunks, size, MOST: tl.constexpr):  # type: ignore[no-untyped-def]
-    """How many of the ``size`` runs of a chunk have picked each block of their heads, ``[heads, blocks, chunks]``."""
-    head, chunk = (tl.program_id(0) // chunks).to(tl.int64), tl.program_id(0) % chunks
-    place = tl.arange(0, MOST)
-    for run in tl.range(chunk * size, tl.minimum((chunk + 1) * size, runs)):
-        block = tl.load(lists + (head * runs + run) * most + place, mask=place < most, other=blocks)
-        tl.atomic_add(counts + (head * blocks + block) * chunks + chunk, 1, mask=block < blocks, sem="relaxed")
+@triton.jit  # type: ignore[untyped-decorator]
+def number(lists, keys, each, blocks, nothing, total, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The number of each pick's block over all heads, which have ``each`` picks; ``nothing`` for no pick."""
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    block = tl.load(lists + at, mask=at < total, other=0)
+    tl.store(keys + at, tl.where(block < blocks, at // each * blocks + block, nothing), mask=at < total)
 
 
-@triton.jit(do_not_specialize=["runs", "most", "blocks", "chunks", "size"])  # type: ignore[untyped-decorator]
-def settle(  # type: ignore[no-untyped-def]
-    lists, counts, ends, runs_of, entries, runs, most, blocks, chunks, size, MOST: tl.constexpr
-):
-    """The runs in the order of their blocks, and where each pick has gone, -1 for none.
-
-    ``ends`` are sums of ``counts``, which are counted down.
-    """
-    head, chunk = (tl.program_id(0) // chunks).to(tl.int64), tl.program_id(0) % chunks
-    place = tl.arange(0, MOST)
-    for run in tl.range(chunk * size, tl.minimum((chunk + 1) * size, runs)):
-        pick = (head * runs + run) * most + place
-        block = tl.load(lists + pick, mask=place < most, other=blocks)
-        picked = block < blocks
-        cell = (head * blocks + block) * chunks + chunk
-        left = tl.atomic_add(counts + cell, -1, mask=picked, sem="relaxed")
-        to = tl.load(ends + cell, mask=picked, other=0) - left
-        tl.store(runs_of + to, run, mask=picked)
-        tl.store(entries + pick, tl.where(picked, to, -1), mask=place < most)
-        # The next run comes after this one.
-        tl.debug_barrier()
+@triton.jit  # type: ignore[untyped-decorator]
+def place(keys, order, runs, entries, each, most, nothing, total, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The runs of queries in the order of their blocks, and where each pick has gone, -1 for none."""
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    exist = at < total
+    pick = tl.load(order + at, mask=exist, other=0)
+    real = tl.load(keys + at, mask=exist, other=0) < nothing
+    tl.store(runs + at, (pick % each // most).to(tl.int32), mask=exist)
+    tl.store(entries + pick, tl.where(real, at, -1), mask=exist)
 
 
-@triton.jit(do_not_specialize=["rows", "chunks"])  # type: ignore[untyped-decorator]
-def begins(ends, starts, rows, chunks, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Where the picks of each block begin: where those of the one before end."""
+@triton.jit(do_not_specialize=["steps"])  # type: ignore[untyped-decorator]
+def seek(keys, starts, rows, total, steps, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where the picks of each block begin among ascending keys, by halving: ``2 ** steps`` exceeds their number."""
     row = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    end = tl.load(ends + row.to(tl.int64) * chunks - 1, mask=(row > 0) & (row <= rows), other=0)
-    tl.store(starts + row, end, mask=row <= rows)
+    low = tl.zeros([SIZE], tl.int32)
+    high = low + total
+    for _ in tl.range(0, steps):
+        middle = (low + high) // 2
+        less = tl.load(keys + middle, mask=low < high, other=2147483647) < row
+        high = tl.where(less, high, middle)
+        low = tl.where(less, middle + 1, low)
+    tl.store(starts + row, low, mask=row <= rows)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -228,34 +220,18 @@ def bounds(lists: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
     return begin, end
 
 
-_CHUNK = 32
-"""Runs of queries, at least, that one program puts in order one by one."""
-
-
 def sorted_picks(lists: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the picks of each block begin, the runs of queries in that order, and where each pick has gone.
-
-    They are counted by chunks of runs, of which there are so few that memory for the counts is some times that of the
-    picks; torch's sort takes the host ten launches.
-    """
+    """Where the picks of each block begin, the runs of queries in that order, and where each pick has gone."""
     batch, heads, runs, most = lists.shape
-    rows, device = batch * heads * blocks, lists.device
-    size = max(_CHUNK, _power(blocks // max(1, 4 * most)))
-    chunks = max(1, -(-runs // size))
-    lists, power = lists.contiguous(), _power(most)
-    runs_of, entries = torch.empty(2, lists.numel(), dtype=torch.int32, device=device)
-    counts = torch.zeros(rows * chunks, dtype=torch.int32, device=device)
-    grid, sizes, warps = (
-        (batch * heads * chunks, 1, 1),
-        (runs, most, blocks, chunks, size),
-        max(1, min(4, power // 128)),
-    )
-    _run(tally, grid, ("counts",), lists, counts, *sizes, MOST=power, warps=warps)
-    ends = counts.cumsum(0, dtype=torch.int32)
-    written = ("counts", "runs_of", "entries")
-    _run(settle, grid, written, lists, counts, ends, runs_of, entries, *sizes, MOST=power, warps=warps)
-    starts = torch.empty(rows + 1, dtype=torch.int32, device=device)
-    _run(begins, (triton.cdiv(rows + 1, 256), 1, 1), ("starts",), ends, starts, rows, chunks, SIZE=256)
+    rows, each, total = batch * heads * blocks, runs * most, lists.numel()
+    keys, runs_of, entries = torch.empty(3, total, dtype=torch.int32, device=lists.device)
+    grid = (triton.cdiv(total, _MANY), 1, 1)
+    _run(number, grid, ("keys",), lists.contiguous(), keys, each, blocks, rows, total, SIZE=_MANY)
+    keys, order = keys.sort(stable=True)
+    _run(place, grid, ("runs", "entries"), keys, order, runs_of, entries, each, most, rows, total, SIZE=_MANY)
+    starts = torch.empty(rows + 1, dtype=torch.int32, device=lists.device)
+    grid = (triton.cdiv(rows + 1, 256), 1, 1)
+    _run(seek, grid, ("starts",), keys, starts, rows, total, total.bit_length(), SIZE=256)
     return starts, runs_of, entries.view(lists.shape)
 
 
