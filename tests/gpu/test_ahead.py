@@ -50,7 +50,7 @@ def test_calls_compile_nothing(tmp_path: Path, name: str) -> None:
     gpu = torch.cuda.get_device_name()
     environment = os.environ | {"SPDSL_CACHE_DIR": str(tmp_path / "builder"), "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run([*command, "--gpu", gpu], env=environment, check=True, cwd=ROOT, capture_output=True, timeout=300)
-    paths = [str(ROOT), str(tmp_path / "out")]
+    paths = [str(ROOT), str(tmp_path / "out"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "SPDSL_CACHE_DIR": str(tmp_path / "runner")}
     done = subprocess.run(
         [sys.executable, "-c", SERVED], env=environment, capture_output=True, text=True, timeout=300, check=False
