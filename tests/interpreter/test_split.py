@@ -99,7 +99,7 @@ PROGRAMS = {
         kinds=("dkdv",),
     ),
     "causal table": Program(
-        text="input marked: bool[h, token]\n  keep causal and (abs(q - k) <= 20 or marked[h, k])  sink_logit 0.5",
+        text="input marked: bool[h, token]\n  keep causal and (abs(q - k) <= 20 or marked[h, k // 2])  sink_logit 0.5",
         inputs=_marked_by_head,
         kinds=ALL,
     ),
