@@ -150,7 +150,7 @@ CASES = (
         inputs=_centres,
         why="the host asks for its operations of torch one by one, which takes most of the time",
     ),
-    Case(pattern="flux", n=131072, heads=16, groups=4, dim=128, inputs=_stream),
+    Case(pattern="flux", label="flux, streaming", n=131072, heads=16, groups=4, dim=128, inputs=_stream),
     Case(
         pattern="flexprefill",
         n=131072,
@@ -275,6 +275,11 @@ def measured(case: Case, *, prepare: bool = False) -> Row:
     return row
 
 
+def _factor(value: float) -> str:
+    """A factor with two digits after the point, or two in all where it is small."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
 def table(rows: Sequence[Row]) -> str:
     """Results as Markdown, a line for each case, and why some are slower than dense attention."""
     cases = {case.name: case for case in CASES}
@@ -290,7 +295,7 @@ def table(rows: Sequence[Row]) -> str:
         for ours, theirs in (("forward_ms", "dense_ms"), ("both_ms", "dense_both_ms")):
             known = ours in row and theirs in row
             times = [f"{row[name]:.2f}" for name in (ours, theirs)] if known else ["–", "–"]
-            cells += [*times, f"{row[theirs] / row[ours]:.2f}" if known else "–"]
+            cells += [*times, _factor(row[theirs] / row[ours]) if known else "–"]
         cells.append(f"{row['exports_ms']:.2f}" if "exports_ms" in row else "–")
         lines.append(f"| {' | '.join(cells)} |")
         why = cases[row["pattern"]].why

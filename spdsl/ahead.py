@@ -121,7 +121,7 @@ def carried_out(wanted: Wanted, gpu: AbsentGpu, asked: Asked, assumed: Assumed) 
         first = (str(refused).splitlines() or [type(refused).__name__])[0]
         raise error(
             "SP519",
-            f"what calls of `{pattern.name}` launch cannot be told without a run: {first}",
+            f"calls of `{pattern.name}` read numbers that only a run knows, so that their kernels cannot be told: {first}",
             pattern.checked.span,
             help="run it on the GPU once, and carry the cache: `spdsl cache export`",
         ) from refused

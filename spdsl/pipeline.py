@@ -189,7 +189,7 @@ def refuse_stages(key: str) -> None:
     if pattern.graph is not None and "softmax" not in fields:
         raise error(
             "SP290",
-            f"this command for `{pattern.name}`, whose stages depend on queries and keys, is not supported yet",
+            f"`{pattern.name}` has stages that depend on queries and keys, which this command does not take yet",
             pattern.span,
             help="`spdsl explain` and `spdsl show --emit plan` tell how it is computed; `spdsl compile` builds what a "
             "call launches, and `spdsl tune` tunes its softmaxes",

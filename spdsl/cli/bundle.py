@@ -121,17 +121,19 @@ def _whole(
     from spdsl.cli.tensors import length_of
     from spdsl.cli.whole_bundle import write_whole_bundle
 
+    pattern = checked_pattern(given)
     if [wish.shape for wish in wishes] != ["square"]:
         raise error(
             "SP513",
-            f"kernels of whole calls of `{given.name}` follow from their lengths; places given as tensors, for each "
+            f"kernels of whole calls of `{pattern.name}` follow from their lengths; places given as tensors, for each "
             "sequence, are not supported",
+            pattern.span,
             help="leave out `--shape`, and say `-n` and `--nq`",
         )
     from spdsl.api import Pattern
 
-    parameters = fit_tuples(checked_pattern(given), wishes[0].parameters)
-    n = length_of(Pattern(checked_pattern(given)), parameters, None, LENGTH, wishes[0].layer)
+    parameters = fit_tuples(pattern, wishes[0].parameters)
+    n = length_of(Pattern(pattern), parameters, None, LENGTH, wishes[0].layer)
     return write_whole_bundle(
         given,
         wishes[0],

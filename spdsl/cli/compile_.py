@@ -110,6 +110,8 @@ def compile_(
 
     if gpu is not None and not n:
         raise typer.BadParameter("say for which lengths: `-n 32768 --gpu NAME`", param_hint="--gpu")
+    if nq is not None and not n:
+        raise typer.BadParameter("say for how many keys: `-n 32768 --nq 1`", param_hint="--nq")
     lengths = [(nq or each, each) for each in dict.fromkeys(n or ())]
     with progress("compiling", quiet=as_json) as watch:
         manifest = write_bundle(

@@ -91,7 +91,7 @@ def tune(
     \b
     Examples:
       spdsl tune streaming -p window=1024 -n 32768 --heads 16
-      spdsl tune nsa -n 32768 --heads 16 --groups 1 --qk layer12.npz
+      spdsl tune nsa --qk layer12.npz
       spdsl tune documents --input doc=ids.npz -n 16384 --budget 30 --gpus 8
       spdsl tune
     """

@@ -181,9 +181,9 @@ sys.stderr.write(sources(attention._key, q, q, q, "sm_80")["local.py"])
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("streaming", "--batch", "2", "--no-backward"), ("`--batch`, `--no-backward`", "selects nothing")),
-        (("streaming", "-n", "512", "-n", "1024"), ("all but one `-n`", "selects nothing")),
-        (("moba", "--shape", "batched"), ("places given as tensors", "`--nq`")),
+        (("streaming", "--batch", "2", "--no-backward"), ("SP513", "`--batch`, `--no-backward`", "selects nothing")),
+        (("streaming", "-n", "512", "-n", "1024"), ("SP513", "all but one `-n`", "selects nothing")),
+        (("moba", "--shape", "batched"), ("SP513", "places given as tensors", "`--nq`")),
         (("moba", "-p", "block=0"), ("SP3",)),
     ],
 )
@@ -194,6 +194,20 @@ def test_calls_that_a_pattern_does_not_have(
     assert answer.status == 1
     assert all(each in answer.err for each in told)
     assert not (tmp_path / "out").exists()
+
+
+def test_calls_that_only_a_run_knows(spdsl: Spdsl, tmp_path: Path) -> None:
+    sizes = ("-n", "256", "--heads", "2", "--head-dim", "16", "--no-backward")
+    answer = spdsl("compile", "rectified", "-o", "out", *sizes)
+    assert answer.status == 1
+    assert "SP519" in answer.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_queries_without_keys(spdsl: Spdsl) -> None:
+    answer = spdsl("compile", "quest", "-o", "out", "--nq", "1")
+    assert answer.status == 2
+    assert "--nq" in answer.err
 
 
 SERVED = """
