@@ -67,7 +67,8 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
     values = arrays_of(pattern, call, grad=True) if trained or known.read else replace(chosen, attended={})
     found: dict[str, tuple[Tensor, Tensor]] = {}
     alone = {stage.name for stage in graph.attentions} - {name for parts in together.values() for name in parts}
-    means = invited(graph)
+    # Where there is nothing to invite, members attend one by one.
+    means = invited(graph) if call.q.numel() and call.k.numel() else {}
     alone -= {each.attention.name for each in means.values()}
 
     def part(name: str) -> Part:

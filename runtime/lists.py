@@ -184,7 +184,12 @@ def _decided(call: Call, block_q: int, block_k: int) -> Decided:
         full, masked = (torch.cat([x.expand(*outer, -1, -1) for x in each], -2) for each in zip(*parts, strict=True))
         return Decided(full=full, masked=masked)
 
-    return _by_query(call, block_q, block_k, False, made, lambda parts: parts[0])
+    return _by_query(call, block_q, block_k, False, made, _only)
+
+
+def _only(parts: Sequence[T]) -> T:
+    """The one part that there is."""
+    return parts[0]
 
 
 def _compact(call: Call, block_q: int, block_k: int, exact: bool | None) -> TileList:

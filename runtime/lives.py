@@ -48,12 +48,12 @@ def _ranks(value: Tensor) -> tuple[Tensor, Tensor]:
 def _last_ranks(rank: Tensor, order: Tensor, most: int) -> Tensor:
     """For each query the rank of the last that is kept of the keys up to it; ``n`` where fewer than ``most`` exist.
 
-    Ranks are counted in buckets.  Before a run, the last few of those that are kept are found: its bucket by how many
-    keys of the prefix there are up to each, and which of the bucket by the places of its keys.  Within a run, the last
-    one is among these few and the keys of the run.
+    Ranks are counted in buckets.  Before a run, the last few of those that are kept are found, one more than a run may
+    drive out: its bucket by how many keys of the prefix there are up to each, and which of the bucket by the places of
+    its keys.  Within a run, the last one is among these few and the keys of the run.
     """
     rows, n = rank.shape
-    few, buckets = min(most, RUN), -(-n // RUN)
+    few, buckets = min(most, RUN + 1), -(-n // RUN)
     runs = -(-n // RUN)
     padded = torch.nn.functional.pad(rank, (0, runs * RUN - n), value=n).view(rows, runs, RUN)
     members = torch.nn.functional.pad(order, (0, buckets * RUN - n), value=n)

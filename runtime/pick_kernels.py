@@ -104,7 +104,7 @@ def seek(keys, starts, rows, total, steps, SIZE: tl.constexpr):  # type: ignore[
     low = tl.zeros([SIZE], tl.int32)
     high = low + total
     for _ in tl.range(0, steps):
-        middle = (low + high) // 2
+        middle = low + (high - low) // 2
         less = tl.load(keys + middle, mask=low < high, other=2147483647) < row
         high = tl.where(less, high, middle)
         low = tl.where(less, middle + 1, low)

@@ -49,7 +49,7 @@ def array_at(arrays: Arrays, node: Load, axes: tuple[str, ...], rows: Tensor | N
                     value = value.index_select(1 + place, points.clamp(0, value.shape[1 + place] - 1))
                 else:
                     line = arrays.lines.coordinate(position.partition(".")[2], at_side(axes, position), points)
-                    value = value.index_select(1 + place, line)
+                    value = value.index_select(1 + place, line.clamp(0, value.shape[1 + place] - 1))
         # Rows are taken before numbers become larger.
         value = _real(value)
         labels = tuple(at_side(axes, label) if side_of(label) == "q" else label for label in labels)

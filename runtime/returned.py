@@ -34,6 +34,8 @@ def by_kernel(arrays: Arrays, result: Expr, dtype: torch.dtype) -> Tensor | None
         return None
     if arrays.lines.q_start and any(read.every > 1 for read in plan.reads):
         return None  # blocks are counted from position 0
+    if arrays.lines.nq > arrays.lines.n and any(read.every > 1 for read in plan.reads):
+        return None  # there are as many blocks as keys have
     every = {**arrays.tensors, **arrays.attended}
     tables = tuple(dict.fromkeys(read.table for read in plan.reads))
     if not all(name in every for name in tables):

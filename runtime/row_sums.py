@@ -46,7 +46,7 @@ def row_parts(probed: range, rows: int, owners: int, columns: int, at_once: int)
     side."""
     begin = probed.start // BLOCK * BLOCK
     count = max(1, -(-(min(probed.stop, rows) - begin) // BLOCK)) * BLOCK
-    parts = max(1, min(2 * at_once * BLOCK // (count * owners), MOST, columns // SHARE))
+    parts = max(1, min(2 * at_once * BLOCK // max(1, count * owners), MOST, columns // SHARE))
     return RowParts(begin=begin, count=count, parts=parts)
 
 

@@ -121,7 +121,8 @@ def carried_out(wanted: Wanted, gpu: AbsentGpu, asked: Asked, assumed: Assumed) 
         first = (str(refused).splitlines() or [type(refused).__name__])[0]
         raise error(
             "SP519",
-            f"calls of `{pattern.name}` read numbers that only a run knows, so that their kernels cannot be told: {first}",
+            f"calls of `{pattern.name}` read numbers that only a run knows, so that their kernels cannot be told: "
+            f"{first}",
             pattern.checked.span,
             help="run it on the GPU once, and carry the cache: `spdsl cache export`",
         ) from refused

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from spdsl import prepare
 from spdsl.pipeline import bound, lives_of, order_of, softmax_key
+from spdsl.runtime.checks import check_inputs
 from spdsl.runtime.direct import Direct
+from spdsl.runtime.operator import with_batch
 from spdsl.runtime.tile_order import in_tiles, out_of_tiles, tables_in_tiles
 from spdsl.runtime.transforms import second_derivative
 from spdsl.semantics.tilewise import Tilewise
@@ -63,8 +65,12 @@ def in_order(
     if found is None or places is not None or start != 0 or not q.shape[2] == k.shape[2] == found[1].tokens:
         return key, (q, k, v), tables, None
     own, order = found
+    pattern = bound(key, *sizes)
+    check_inputs(
+        pattern.tables, {each.name: with_batch(each, tables[each.name]) for each in pattern.tables}, q, k, v, start
+    )
     moved = in_tiles(q, 2, order), in_tiles(k, 2, order), in_tiles(v, 2, order)
-    return own, moved, tables_in_tiles(tables, bound(key, *sizes).tables, order), order
+    return own, moved, tables_in_tiles(tables, pattern.tables, order), order
 
 
 def with_lifetimes(

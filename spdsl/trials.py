@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
-from contextlib import contextmanager, suppress
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
-from threading import Lock
+from threading import Condition
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -72,8 +72,12 @@ def tried(
         if over():
             return
         trial, built = turns.next()
-        with suppress(OSError, EOFError, TimeoutError):  # a child that broke off: it is built where it is timed
+        try:
             tell(built.result())
+        except CancelledError:  # something else failed, and builders were ended
+            return
+        except (OSError, EOFError, TimeoutError):
+            pass  # a child that broke off: it is built where it is timed
         bench = idle.get()
         try:
             if not over():
@@ -96,14 +100,26 @@ class _Turns:
     """What is not timed yet, in order, and when it is built: one that takes long holds up no other."""
 
     waiting: list[tuple[Trial, Future[str]]]
-    lock: Lock = field(default_factory=Lock)
+    changed: Condition = field(default_factory=Condition)
+
+    def __post_init__(self) -> None:
+        # Futures that are cancelled tell those who asked to be called, but not those who `wait` for them.
+        for _, built in tuple(self.waiting):
+            built.add_done_callback(self._tell)
+
+    def _tell(self, built: Future[str]) -> None:
+        del built
+        with self.changed:
+            self.changed.notify_all()
 
     def next(self) -> tuple[Trial, Future[str]]:
-        """The first that is built; waits until there is one."""
-        with self.lock:
-            wait([built for _, built in self.waiting], return_when=FIRST_COMPLETED)
-            ready = next(at for at, (_, built) in enumerate(self.waiting) if built.done())
-            return self.waiting.pop(ready)
+        """The first that is built, or cancelled; waits until there is one."""
+        with self.changed:
+            while True:
+                for at, (_, built) in enumerate(self.waiting):
+                    if built.done():
+                        return self.waiting.pop(at)
+                self.changed.wait()
 
 
 @contextmanager

@@ -312,8 +312,11 @@ def _report(found: Tuned, *, as_json: bool) -> None:
 def _report_stages(found: TunedStages, *, as_json: bool) -> None:
     if as_json:
         softmaxes = [{"name": name, "candidates": _records(each)} for name, each in found.softmaxes]
-        gpu = found.softmaxes[0][1].situation.gpu
+        gpu = found.softmaxes[0][1].situation.gpu if found.softmaxes else None
         print_json({"ok": True, "gpu": gpu, "complete": found.complete, "softmaxes": softmaxes})
+        return
+    if not found.softmaxes:
+        note("no softmax of this pattern runs kernels that have tiles to choose from: there is nothing to tune")
         return
     rows = [(name, *row) for name, each in found.softmaxes for row in _rows(each)]
     print_table(("softmax", "kernel", "tiles", "predicted, ms", "measured, ms", ""), rows)

@@ -97,3 +97,20 @@ def test_what_torch_computes() -> None:
     assert graph is not None
     labels = {"gate": ("g", "q"), **{stage.name: stage.axes for stage in graph.stages}}
     assert returned(graph.result, labels, {}) == "the way in which `gate` is read"
+
+
+def test_more_queries_than_keys() -> None:
+    """There are as many blocks as keys have; queries past the last of them have its gate."""
+    head = "  axis blk = token by 4\n  input gate: float[h, q.blk]\n  let near = attend { keep k < 8 }\n"
+    attn = spdsl.compile(
+        spdsl.loads(f"pattern program() {{\n{head}  return gate[h, q.blk] * near\n}}"), backend="triton"
+    )
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(1, 2, 23, D, generator=generator), torch.randn(1, 2, 10, D, generator=generator)
+    room = torch.full((2, 40), 777.0)
+    gate = room.flatten()[:6].view(2, 3)  # what lies behind is not its own
+    gate.copy_(torch.rand(2, 3, generator=generator))
+    found, expected = attn(q, k, k, gate=gate, q_start=0), attn.reference(q, k, k, gate=gate, q_start=0)
+    assert isinstance(found, Tensor)
+    assert isinstance(expected, Tensor)
+    assert relative_error(found, expected) < 1e-5

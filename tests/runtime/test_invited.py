@@ -71,3 +71,11 @@ def test_other_sets_are_walked_one_by_one(keep: str, more: str) -> None:
     graph = compiled(keep=keep, more=more).bind(4, 2, 16).graph
     assert graph is not None
     assert invited_of(graph) == {}
+
+
+@pytest.mark.parametrize(("nq", "n"), [(0, 31), (0, 0)])
+def test_nothing_to_invite(nq: int, n: int) -> None:
+    q, k = torch.zeros(1, 4, nq, 16), torch.zeros(1, 2, n, 16)
+    out = compiled()(q, k, k, mu=torch.zeros(4, 5, 16))
+    assert isinstance(out, Tensor)
+    assert out.shape == q.shape

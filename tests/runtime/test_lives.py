@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -31,17 +31,19 @@ def text(
 
 
 @given(
-    n=st.sampled_from([1, 5, RUN, RUN + 1, 150]),
-    most=st.sampled_from([1, 3, RUN, RUN + 1, 100]),
+    n=st.sampled_from([1, 5, RUN, RUN + 1, 150, 260]),
+    most=st.sampled_from([1, 3, RUN, RUN + 1, 100, 200]),
     kinds=st.sampled_from([2, 7, 1000]),
+    rising=st.sampled_from([0, 0, 1, -1]),
     seed=st.integers(0, 1000),
 )
+@example(n=260, most=200, kinds=2, rising=1, seed=0)
 @settings(max_examples=25, deadline=None)
-def test_the_best_of_every_prefix(n: int, most: int, kinds: int, seed: int) -> None:
+def test_the_best_of_every_prefix(n: int, most: int, kinds: int, rising: int, seed: int) -> None:
     """Ties go to the smaller index, NaN is absent, infinities are ordinary."""
     generator = torch.Generator().manual_seed(seed)
-    value = torch.randint(0, kinds, (2, n), generator=generator).float()
-    for corner in (math.nan, -math.inf, math.inf):
+    value = torch.randint(0, kinds, (2, n), generator=generator).float() + 1000.0 * rising * torch.arange(n)
+    for corner in (math.nan, -math.inf, math.inf) if not rising else ():
         value[torch.rand(2, n, generator=generator) < 0.07] = corner
     until, lists = lives(value[None], most)
     for row in range(2):
