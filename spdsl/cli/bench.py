@@ -127,6 +127,10 @@ def _print(result: dict[str, Any]) -> None:
     if result["selection_ms"] is not None:
         share = result["selection_ms"] / first["ms"]
         typer.echo(f"the selection alone: {result['selection_ms']:.3f} ms, {share:.0%} of the forward call")
+    if result["near_ties"]["rows"]:
+        typer.echo(
+            "near ties: {rows} of {of} rows have other keys, and no part in the errors".format(**result["near_ties"])
+        )
     if not result["ok"]:
         typer.echo(styled("an error is above its limit", fg=typer.colors.RED, bold=True))
 

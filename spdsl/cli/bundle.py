@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spdsl import __version__
 from spdsl.cache.entries import MANIFEST as ENTRY
 from spdsl.cache.results import RESULTS, sealed
 from spdsl.cache.store import store
 from spdsl.cli.files import Given, read
-from spdsl.cli.folder import FORMAT, LOADER, loader_of, refuse_other_folder, sealed_manifest, text_file, write_folder
+from spdsl.cli.folder import LOADER, head_of, loader_of, refuse_other_folder, sealed_manifest, text_file, write_folder
 from spdsl.cli.options import fit_tuples
 from spdsl.cli.progress import Watch
 from spdsl.cli.stages import Wish, bound_pattern, checked_pattern, made_plan
@@ -20,13 +20,13 @@ from spdsl.cli.tree import record
 from spdsl.cli.whole_bundle import Calls
 from spdsl.diagnostics import error
 
-LENGTH = 8192
-"""Keys of calls of a pattern with stages, where nothing says how many."""
-
 if TYPE_CHECKING:
     from spdsl.analysis.plans import Plan
     from spdsl.codegen.aot import Binary
     from spdsl.semantics.nodes import CheckedPattern
+
+LENGTH = 8192
+"""Keys of calls of a pattern with stages, where nothing says how many."""
 
 
 def write_bundle(
@@ -56,12 +56,10 @@ def write_bundle(
     pattern = checked_pattern(given)
     bound = bound_pattern(pattern, wishes[0])
     refuse_other_folder(output)
-    try:
-        import triton
-    except ImportError:
-        raise error("SP505", "kernels are compiled by triton, which is not installed", help="Install triton.") from None
+    if find_spec("triton") is None:
+        raise error("SP505", "kernels are compiled by triton, which is not installed", help="Install triton.")
     if pattern.graph is not None:
-        return _whole(given, wishes, calls, output, gpu=gpu, lengths=lengths, watch=watch)
+        return _whole(given, pattern, wishes, calls, output, gpu=gpu, lengths=lengths, watch=watch)
     if calls is not None or len(lengths) > 1:
         words = "all but one `-n`" if calls is None else calls.words
         raise error(
@@ -91,13 +89,7 @@ def write_bundle(
     files[RESULTS] = sealed(results)
     files[LOADER] = loader_of(text, own, fit_tuples(pattern, wishes[0].parameters), wishes[0].layer).encode()
     manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "spdsl": __version__,
-        "triton": triton.__version__,
-        "pattern": pattern.name,
-        "text": text,
-        "parameters": {name: list(value) if isinstance(value, tuple) else value for name, value in bound.parameters},
-        **{name: value for name, value in asdict(wishes[0]).items() if name not in ("parameters", "shape", "tiles")},
+        **head_of(pattern.name, text, bound, wishes[0]),
         "tiles": {wish.shape: {kind: asdict(tiles) for kind, tiles in wish.tiles} for wish in wishes},
         "inputs": [record(table) for table in bound.tables],
         "kernels": kernels,
@@ -109,6 +101,7 @@ def write_bundle(
 
 def _whole(
     given: Given,
+    pattern: CheckedPattern,
     wishes: Sequence[Wish],
     calls: Calls | None,
     output: Path,
@@ -121,7 +114,6 @@ def _whole(
     from spdsl.cli.tensors import length_of
     from spdsl.cli.whole_bundle import write_whole_bundle
 
-    pattern = checked_pattern(given)
     if [wish.shape for wish in wishes] != ["square"]:
         raise error(
             "SP513",

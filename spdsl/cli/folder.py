@@ -8,18 +8,38 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from spdsl import __version__
 from spdsl.cli.files import Given, cannot_write
 from spdsl.cli.options import Value
-from spdsl.cli.stages import checked_pattern
+from spdsl.cli.stages import Wish, checked_pattern
 from spdsl.diagnostics import error
+
+if TYPE_CHECKING:
+    from spdsl.semantics.nodes import BoundPattern
 
 MANIFEST = "manifest.json"
 LOADER = "loader.py"
 FORMAT = 2
+
+
+def head_of(name: str, text: str, pattern: BoundPattern, wish: Wish) -> dict[str, Any]:
+    """What the manifest of every folder begins with: versions, the pattern ``name`` in the file ``text``, and sizes."""
+    import triton
+
+    own = {key: value for key, value in asdict(wish).items() if key not in ("parameters", "shape", "tiles")}
+    return {
+        "format": FORMAT,
+        "spdsl": __version__,
+        "triton": triton.__version__,
+        "pattern": name,
+        "text": text,
+        "parameters": {key: list(value) if isinstance(value, tuple) else value for key, value in pattern.parameters},
+        **own,
+    }
 
 
 def sealed_manifest(manifest: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:

@@ -305,7 +305,12 @@ def near_ties(attention: Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Map
         out, truth = attention(q, k, v, **inputs), attention.reference(q, k, v, **inputs)
     assert isinstance(out, Tensor)
     assert isinstance(truth, Tensor)
-    off: Tensor = (out.double() - truth).norm(dim=-1) > CHOSEN_OTHERWISE * LIMITS[q.dtype] * truth.norm(dim=-1)
+    return off_rows(out, truth)
+
+
+def off_rows(out: Tensor, truth: Tensor) -> Tensor:
+    """The rows ``[batch, heads, nq]`` of an output that are so wrong that they must have other keys."""
+    off: Tensor = (out.double() - truth).norm(dim=-1) > CHOSEN_OTHERWISE * LIMITS[out.dtype] * truth.norm(dim=-1)
     return off
 
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
-from spdsl.cli.measure import MOST_TIES, distance, near_ties
+from spdsl.cli.measure import distance, off_rows
 from spdsl.cli.tensors import fixed_length
 
 if TYPE_CHECKING:
@@ -83,28 +84,22 @@ def checked_sizes(task: Race) -> Race | None:
 
 def errors_of_all(
     attention: Attention, tensors: tuple[Tensor, ...], d_out: Tensor, inputs: Mapping[str, Any], *, backward: bool
-) -> tuple[dict[str, float], bool]:
-    """Errors of the output and of the worst gradient, by direction, without rows of near ties; if these are few."""
+) -> tuple[dict[str, float], Tensor]:
+    """Errors of the output and of the worst gradient, by direction, without rows of near ties; and which these are,
+    ``[batch, heads, nq]``."""
     from spdsl.api import raise_pending
 
-    q, k, v = tensors
-    ties = near_ties(attention, q, k, v, inputs)
     leaves = [each.detach().requires_grad_(backward) for each in tensors]
     exact = [each.detach().double().requires_grad_(backward) for each in tensors]
     out, truth = attention(*leaves, **inputs), attention.reference(*exact, **inputs)
     assert isinstance(out, Tensor)
     assert isinstance(truth, Tensor)
     raise_pending()
+    ties = off_rows(out.detach(), truth.detach())
     found = {"fwd": distance(out.detach()[~ties], truth.detach()[~ties])}
     if backward:
         looked = d_out.masked_fill(ties[..., None], 0.0)
-        ours = _gradients(out, leaves, looked)
-        theirs = _gradients(truth, exact, looked.double())
+        ours = torch.autograd.grad(out, leaves, looked)
+        theirs = torch.autograd.grad(truth, exact, looked.double())
         found["bwd"] = max(distance(one, other) for one, other in zip(ours, theirs, strict=True))
-    return found, int(ties.sum()) <= -(-ties.numel() // MOST_TIES)
-
-
-def _gradients(out: Tensor, leaves: list[Tensor], d_out: Tensor) -> tuple[Tensor, ...]:
-    import torch
-
-    return torch.autograd.grad(out, leaves, d_out)
+    return found, ties

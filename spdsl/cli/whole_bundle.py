@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spdsl import __version__
 from spdsl.cache.entries import MANIFEST as ENTRY
 from spdsl.cache.results import RESULTS, sealed
 from spdsl.cache.store import store
 from spdsl.cli.files import Given
-from spdsl.cli.folder import FORMAT, LOADER, loader_of, sealed_manifest, text_file, write_folder
+from spdsl.cli.folder import LOADER, head_of, loader_of, sealed_manifest, text_file, write_folder
 from spdsl.cli.options import fit_tuples
 from spdsl.cli.progress import Watch
 from spdsl.cli.stages import Wish, bound_pattern, checked_pattern
@@ -73,8 +72,6 @@ def write_whole_bundle(
         SpatError: the pattern is wrong, calls like these would fail, what they launch cannot be told (SP519), or the
             folder cannot be written (SP605).
     """
-    import triton
-
     from spdsl.ahead import Wanted, ahead
     from spdsl.api import Attention, Pattern
     from spdsl.cli.tensors import make_inputs
@@ -110,19 +107,7 @@ def write_whole_bundle(
     files |= _of_cache(entries.values())
     files[LOADER] = loader_of(text, own, parameters, wish.layer).encode()
     manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "spdsl": __version__,
-        "triton": triton.__version__,
-        "pattern": pattern.name,
-        "text": text,
-        "parameters": {name: list(value) if isinstance(value, tuple) else value for name, value in bound.parameters},
-        "heads": wish.heads,
-        "groups": wish.groups,
-        "head_dim": wish.head_dim,
-        "value_dim": wish.value_dim,
-        "dtype": wish.dtype,
-        "layer": wish.layer,
-        "target": wish.target,
+        **head_of(pattern.name, text, bound, wish),
         "gpu": device.name,
         "calls": [_described(each) for each in wanted],
         "inputs": [record(each) for each in pattern.checked.tables],

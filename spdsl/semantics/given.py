@@ -74,18 +74,11 @@ def _value(declared: Parameter, value: object) -> Value | tuple[Value, ...]:
     if declared.length is None:
         return _one(declared, value, declared.name)
     items = value if isinstance(value, (tuple, list)) else (value,) if declared.length == 1 else None
-    if items is None:
+    if items is None or len(items) != declared.length:
+        found = f"{value!r:.80} is" if items is None else f"{len(items)} values are"
         raise error(
             "SP334",
-            f"`{declared.name}` is a tuple of {declared.length}, but {value!r:.80} is given",
-            declared.span,
-            note=_kind(declared),
-            help=f"pass {declared.length} values",
-        )
-    if len(items) != declared.length:
-        raise error(
-            "SP334",
-            f"`{declared.name}` is a tuple of {declared.length}, but {len(items)} values are given",
+            f"`{declared.name}` is a tuple of {declared.length}, but {found} given",
             declared.span,
             note=_kind(declared),
             help=f"pass {declared.length} values",

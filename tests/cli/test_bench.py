@@ -91,11 +91,23 @@ def test_a_pattern_that_selects(spdsl: Spdsl, tmp_path: Path) -> None:
     # Of two blocks of eight at most, and of the one that there is in the first eight rows.
     assert 0 < found["kept"] < 16 * 200 / 200**2
     assert found["checked_at"] == 200
+    assert found["near_ties"] == {"rows": 0, "of": 2 * 200}
     assert found["selection_ms"] > 0
     mine, dense = (row for row in found["results"] if row["direction"] == "bwd")
     assert dense["impl"] == "sdpa, causal"
     assert 0 < mine["error"] < 2e-5
     assert "the selection alone" in spdsl("bench", "chooses.spat", *SMALL, "--no-backward", "--no-dense").out
+
+
+def test_a_softmax_over_blocks_alone_is_not_causal(spdsl: Spdsl, tmp_path: Path) -> None:
+    (tmp_path / "coarse.spat").write_text(
+        "pattern coarse() {\n  axis blk = token by 8\n"
+        "  return attend(Q, mean(K, per = k.blk), mean(V, per = k.blk)) { keep k.blk <= q.blk }\n}\n"
+    )
+    found = spdsl("bench", "coarse.spat", *SMALL, "--no-backward", "--json").json
+    assert found["ok"]
+    assert [row["impl"] for row in found["results"]] == ["spdsl", "sdpa"]
+    assert found["selection_ms"] is None
 
 
 def test_a_pattern_that_selects_is_checked_with_fewer_keys(
