@@ -224,6 +224,16 @@ def check_input(
         _check_size(table, axis, size, q, k, extents, ragged=ragged)
 
 
+def refuse_many(count: int, what: str) -> None:
+    """Refuse lists of more than numbers of 32 bits can tell.  Raises `SpatError` (SP510)."""
+    if count >= 1 << 31:
+        raise error(
+            "SP510",
+            f"{count:,} {what} are more than lists of 32 bits can number",
+            help="call it with fewer sequences or heads at a time, and put the results together",
+        )
+
+
 _THINGS = {"token": "keys", "q": "queries", "h": "heads", "g": "groups", "b": "sequences"}
 
 

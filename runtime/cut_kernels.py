@@ -166,6 +166,11 @@ def count_chosen(  # type: ignore[no-untyped-def]
     tl.store(counts + row * 2 + 1, tl.sum(equal, 0))
 
 
+def parts_of(count: int, width: int, most: int) -> int:
+    """How many programs share ``count`` entries, of which each looks at ``width`` together: a power of two."""
+    return min(most, 1 << max(0, -(-count // width) - 1).bit_length())
+
+
 def cuts_of(keys: Tensor, by: str, amounts: Tensor, *, signed: bool = False) -> Tensor:
     """The cuts of rows of keys ``[rows, total]``: int32 ``[rows, 2]``, the last key and how many entries with it.
 
@@ -173,7 +178,7 @@ def cuts_of(keys: Tensor, by: str, amounts: Tensor, *, signed: bool = False) -> 
     below 0 has none.
     """
     (rows, total), device = keys.shape, keys.device
-    parts = min(PARTS, 1 << max(0, -(-total // (LEAST * TILE)) - 1).bit_length())
+    parts = parts_of(total, LEAST * TILE, PARTS)
     prefixes = torch.zeros(rows, dtype=torch.int64, device=device)
     sums = torch.empty(rows, parts, 32, dtype=torch.float64, device=device)
     state = torch.empty(rows, 2, dtype=torch.float64, device=device)

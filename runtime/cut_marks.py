@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spdsl.runtime.cut_kernels import start_kernel
+from spdsl.runtime.cut_kernels import parts_of, start_kernel
 
 PARTS, SPAN = 64, 1024
 """Programs of a row, at most, and the keys that one looks at together."""
@@ -23,7 +23,7 @@ def up_to_cuts(keys: Tensor, cuts: Tensor, others: Tensor | None, by: str, colum
     With the ``others`` of the same order, what either of both sets has: that with the lower cut is the larger.
     """
     rows, device = keys.shape[0], keys.device
-    parts = min(PARTS, 1 << max(0, -(-columns // SPAN) - 1).bit_length())
+    parts = parts_of(columns, SPAN, PARTS)
     counts = torch.empty(rows, parts, dtype=torch.int32, device=device)
     chosen = torch.empty(rows, columns, dtype=torch.uint8, device=device)
     given: dict[str, object] = {

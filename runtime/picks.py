@@ -17,7 +17,7 @@ from torch import Tensor
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import Picks
 from spdsl.runtime.calls import Call, GatheredItems, PickedItems, TileList
-from spdsl.runtime.checks import captured
+from spdsl.runtime.checks import captured, refuse_many
 from spdsl.runtime.ranking import FAR
 from spdsl.runtime.recent import ByContent
 from spdsl.runtime.shared_keys import shared_keys, shared_turns
@@ -86,6 +86,9 @@ class _Request:
     def lists(self, given: Tensor) -> TileList | PickedItems | GatheredItems:
         """The lists of picks, those of a moment ago where these are the same."""
         picks = self.picks
+        refuse_many(
+            self.shape[0] * self.shape[1] // picks.heads * given.shape[-2] * given.shape[-1], "picks of all heads"
+        )
         sizes = (picks.rows, picks.block, picks.heads, self.shape, self.n, self.q_start)
         if picks.order != "gathered":
             key = (picks.order, picks.positions, *sizes)

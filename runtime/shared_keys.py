@@ -19,7 +19,8 @@ from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import PickWalk
 from spdsl.codegen.binaries import options_of
 from spdsl.runtime.calls import Call, TileList
-from spdsl.runtime.checks import captured
+from spdsl.runtime.checks import captured, refuse_many
+from spdsl.runtime.cut_kernels import parts_of
 from spdsl.runtime.evaluate import evaluate, tables_for
 from spdsl.runtime.pairs import Pairs, pairs_of
 from spdsl.runtime.plain import start_given
@@ -79,10 +80,11 @@ def listed_keys(found: Tensor) -> tuple[Tensor, Tensor]:
     """Of bools ``[batch, heads, n]``: where the keys from each position on stand, and the keys.
 
     These are int32 ``[batch, heads, n + 1]`` and ``[batch * heads * n + 1]``; what stands behind the last key of a head
-    is nothing, as is the last element.
+    is nothing, as is the last element.  Raises `SpatError` (SP510) for 2^31 keys of all heads or more.
     """
     batch, heads, n = found.shape
     rows = batch * heads
+    refuse_many(rows * n, "keys of all heads")
     before = torch.empty(batch, heads, n + 1, dtype=torch.int32, device=found.device)
     keys = torch.empty(rows * n + 1, dtype=torch.int32, device=found.device)
     if found.device.type == "cuda":
@@ -99,7 +101,7 @@ def listed_keys(found: Tensor) -> tuple[Tensor, Tensor]:
 def list_by_kernels(found: Tensor, before: Tensor, keys: Tensor) -> None:
     """Fill both in two launches."""
     n, rows, device = found.shape[-1], found.shape[:-1].numel(), found.device
-    parts = min(PARTS, 1 << max(0, -(-n // WIDTH) - 1).bit_length())
+    parts = parts_of(n, WIDTH, PARTS)
     counts = torch.empty(rows, parts, dtype=torch.int32, device=device)
     marks, sizes = found.contiguous().view(torch.uint8), {"PARTS": parts, "WIDTH": WIDTH}
     start_given(count_keys, (rows * parts, 1, 1), (marks, counts, n), sizes, ("counts",), options_of(4), device)

@@ -8,7 +8,6 @@ are noted.  It is carried out again as long as that brings kernels which are not
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -21,6 +20,7 @@ from spdsl.analysis.device import DeviceProfile
 from spdsl.api import Attention
 from spdsl.choices import Choice, choosing
 from spdsl.codegen.asked import Asked, AskedKernel
+from spdsl.codegen.builders import processors
 from spdsl.diagnostics import error
 from spdsl.runtime.absent import AbsentGpu, standing_in
 from spdsl.runtime.numbers import Assumed
@@ -82,7 +82,7 @@ def ahead(wanted: Sequence[Wanted], gpu: DeviceProfile, *, by_model: bool, watch
             if not asked.waiting:
                 break
             done, steps = len(asked.kernels) - len(asked.waiting), len(asked.kernels)
-            for name in asked.compile(os.cpu_count() or 1):
+            for name in asked.compile(processors()):
                 done += 1
                 if watch is not None:
                     watch(f"compiled {name}", done, steps)

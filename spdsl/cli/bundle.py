@@ -13,7 +13,7 @@ from spdsl.cache.results import RESULTS, sealed
 from spdsl.cache.store import store
 from spdsl.cli.files import Given, read
 from spdsl.cli.folder import LOADER, head_of, loader_of, refuse_other_folder, sealed_manifest, text_file, write_folder
-from spdsl.cli.options import fit_tuples
+from spdsl.cli.options import LENGTH, fit_tuples
 from spdsl.cli.progress import Watch
 from spdsl.cli.stages import Wish, bound_pattern, checked_pattern, made_plan
 from spdsl.cli.tree import record
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from spdsl.analysis.plans import Plan
     from spdsl.codegen.aot import Binary
     from spdsl.semantics.nodes import CheckedPattern
-
-LENGTH = 8192
-"""Keys of calls of a pattern with stages, where nothing says how many."""
 
 
 def write_bundle(

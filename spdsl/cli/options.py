@@ -51,6 +51,9 @@ LENGTH_HELP = "Number of keys; {:,} by default, or as many as a grid of the patt
 MOST_TOKENS = 1 << 26
 """Positions of more do not fit the arithmetic of the kernels."""
 
+LENGTH = 8192
+"""Keys of the calls that `tune` measures and `compile` builds for, where nothing says how many."""
+
 _INT = re.compile(r"[+-]?\d{1,30}\Z")
 
 

@@ -13,6 +13,7 @@ import typer
 
 from spdsl.cli.loading import load_pattern
 from spdsl.cli.options import (
+    LENGTH,
     LENGTH_HELP,
     MOST_TOKENS,
     DtypeOption,
@@ -41,10 +42,6 @@ if TYPE_CHECKING:
     from spdsl.stage_tuning import TunedStages
     from spdsl.trials import Bench
     from spdsl.tuning import Tuned
-
-
-LENGTH = 8192
-"""Keys, where neither the command nor the pattern says how many."""
 
 
 def tune(

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from spdsl.diagnostics import SpatError
 from spdsl.runtime import picks
 from spdsl.runtime.picks import as_they_are, by_key, gathered, part_size, transposed, unions
 from spdsl.runtime.ranking import FAR
+from spdsl.runtime.shared_keys import listed_keys
 
 
 def lists(shape: tuple[int, int, int, int], blocks: int, seed: int) -> Tensor:
@@ -125,3 +127,10 @@ def test_bits_of_keys(block: int, keys: int, n: int, monkeypatch: pytest.MonkeyP
     moved = picks.carried(bits, given).tolist()
     for entry, mark in zip(given.entries.flatten().tolist(), bits.flatten().tolist(), strict=True):
         assert entry < 0 or moved[entry] == mark
+
+
+def test_lists_that_32_bits_do_not_number() -> None:
+    """Nothing of that size is made: what is given has no memory of its own."""
+    with pytest.raises(SpatError, match="2,147,483,648 keys of all heads") as refused:
+        listed_keys(torch.zeros(1, 1, 1, dtype=torch.bool).expand(2, 1 << 10, 1 << 20))
+    assert refused.value.code == "SP510"
