@@ -16,7 +16,7 @@ from torch import Tensor
 
 import spdsl
 from benchmarks.cases import CASES, Case
-from spdsl.analysis.tiles import Boxes
+from spdsl.analysis.box_tiles import Boxes
 from spdsl.explain import Report, call_like, explain
 from spdsl.runtime.calls import Call
 from spdsl.runtime.evaluate import evaluate

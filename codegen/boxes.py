@@ -10,8 +10,9 @@ from functools import reduce
 from math import prod
 from typing import TYPE_CHECKING
 
+from spdsl.analysis.box_tiles import Boxes
 from spdsl.analysis.plans import KernelPlan
-from spdsl.analysis.tiles import Boxes, BoxWalk, Interval
+from spdsl.analysis.tiles import BoxWalk, Interval
 from spdsl.codegen.arith import add, ceildiv, choose, compare, either, index, maximum, mul, number, sub
 from spdsl.codegen.blocks import Block, BoxLanes, By, Define, Loop, Part
 from spdsl.codegen.expressions import truncated

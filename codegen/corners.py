@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from spdsl.analysis.box_tiles import Boxes
 from spdsl.analysis.plans import GROUP_ROWS
-from spdsl.analysis.tiles import Boxes
 from spdsl.codegen.blocks import Argument, Corner
 from spdsl.codegen.frame import Frame, head_of
 from spdsl.codegen.tensors import joined_heads, plain_tensor

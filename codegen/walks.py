@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from spdsl.analysis.tiles import Boxes, BoxWalk, DistanceWalk, ListWalk, Picks, PickWalk, Shape, Slot, SlotWalk, Walk
+from spdsl.analysis.box_tiles import Boxes
+from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, Picks, PickWalk, Shape, Slot, SlotWalk, Walk
 from spdsl.codegen.arith import (
     add,
     both,

@@ -12,8 +12,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from spdsl.analysis.box_tiles import Boxes
 from spdsl.analysis.plans import KernelPlan
-from spdsl.analysis.tiles import Boxes, BoxWalk, Interval
+from spdsl.analysis.tiles import BoxWalk, Interval
 from spdsl.runtime.calls import Call
 from spdsl.runtime.evaluate import Tables, evaluate, tables_for
 from spdsl.runtime.pairs import Pairs, pairs_of

@@ -27,11 +27,11 @@ from spdsl.runtime.pairs import Pairs, pairs_by_batch
 from spdsl.runtime.picks import picked_lists
 from spdsl.runtime.ranges import Truth, truth_shape
 from spdsl.runtime.recent import ByContent
-from spdsl.runtime.roomy import ROOM, Decided
 from spdsl.runtime.slots import slot_lists
 from spdsl.runtime.split import order_of
 from spdsl.runtime.tile_grid import By, TileGrid
 from spdsl.runtime.turns import with_turns
+from spdsl.runtime.wide_lists import MOST, Decided
 from spdsl.semantics.nodes import Load
 from spdsl.semantics.rewrite import walk as parts_of
 
@@ -139,8 +139,8 @@ def tile_lists(
     kept = _passing if _selects(call) else _recent
     grid = TileGrid(by=by, block_q=block_q, block_k=block_k)
     rows = grid.key_tiles(call.keys) if by == "key" else grid.query_tiles(call.q.shape[2])
-    roomy = exact is None and _has_room(call, grid)
-    if roomy:
+    wide = exact is None and _may_be_wide(call, grid)
+    if wide:
         decided = _decided(call, block_q, block_k)
         lists = _derived(kept, decided, by, rows, lambda given: given.lists(by, rows))
     else:
@@ -151,7 +151,7 @@ def tile_lists(
         ratio = call.q.shape[1] // lists.begin.shape[1]
         lists = _derived(kept, lists, "for heads", ratio, partial(_for_heads, ratio=ratio))
     if split is not None:
-        most = _most(call, grid, split) if roomy else None
+        most = _most(call, grid, split) if wide else None
         numbers = (split, call.q.shape[0], most)
         lists = _derived(kept, lists, "in order", numbers, partial(_in_order, call=call, heads=split, longest=most))
     if turns:
@@ -163,12 +163,12 @@ _UNASKED = frozenset({"cuda"})
 """Kinds of devices that the host does not wait for where it can do without."""
 
 
-def _has_room(call: Call, grid: TileGrid) -> bool:
+def _may_be_wide(call: Call, grid: TileGrid) -> bool:
     """Whether rows may have room for all tiles: those of selections are made anew in each call, and few."""
     if not _selects(call) or call.places is not None or call.q.device.type not in _UNASKED:
         return False
     batch, heads, queries, _ = call.q.shape
-    return batch * heads * -(-queries // grid.block_q) * -(-call.keys // grid.block_k) <= ROOM
+    return batch * heads * -(-queries // grid.block_q) * -(-call.keys // grid.block_k) <= MOST
 
 
 def _decided(call: Call, block_q: int, block_k: int) -> Decided:

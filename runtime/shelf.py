@@ -25,7 +25,7 @@ _ON_HOST = 1 << 28
 """Bytes of room where there is no GPU."""
 
 
-def room(device: torch.device) -> int:
+def limit(device: torch.device) -> int:
     """The bytes that steps may hold on a device.
 
     Raises:
@@ -68,7 +68,7 @@ class Shelf:
         """
         if not nbytes:
             return
-        most = room(device)
+        most = limit(device)
         with self.lock:
             self.entries.pop(id(steps), None)  # of others that had this identity, with their place
             self.entries[id(steps)] = _Entry(steps=ref(steps), device=device, nbytes=nbytes, forget=forget)

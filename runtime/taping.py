@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from typing_extensions import assert_never
 
+from spdsl.runtime.arena import Claim, offsets_of
 from spdsl.runtime.notes import (
     Done,
     Made,
@@ -29,7 +30,6 @@ from spdsl.runtime.notes import (
     arguments_of,
     results_of,
 )
-from spdsl.runtime.rooms import Room, offsets_of
 from spdsl.runtime.tape import (
     Address,
     Arena,
@@ -206,7 +206,7 @@ class _Taping:
         views = {at: look for at, look in looks.items() if at not in seen}
         last = self._last(notes, views)
         small = {
-            self._place(note.result): Room(bytes=_bytes(note.result), first=at, last=last[self._place(note.result)])
+            self._place(note.result): Claim(bytes=_bytes(note.result), first=at, last=last[self._place(note.result)])
             for at, note in enumerate(notes)
             if isinstance(note, Taken) and self._place(note.result) not in seen and _bytes(note.result) < LARGE
         }
@@ -299,14 +299,14 @@ def _distance(note: Viewed) -> int:
 
 
 def _arena(
-    notes: Sequence[Note], rooms: Mapping[int, Room], place: Callable[[Tensor], int]
+    notes: Sequence[Note], claims: Mapping[int, Claim], place: Callable[[Tensor], int]
 ) -> tuple[Arena, dict[int, _Part]]:
     """The memory of these numbers taken at once, and where each of them is in it."""
-    begins, size = offsets_of(tuple(rooms.values()))
-    offsets = dict(zip(rooms, begins, strict=True))
+    begins, size = offsets_of(tuple(claims.values()))
+    offsets = dict(zip(claims, begins, strict=True))
     results = {place(note.result): note.result for note in notes if isinstance(note, Taken)}
     parts = {at: _Part.of(results[at], begin) for at, begin in offsets.items()}
-    device = results[next(iter(rooms))].device
+    device = results[next(iter(claims))].device
     memory = Taken(result=torch.empty(size, dtype=torch.uint8, device=device))
     return Arena(take=memory.again, parts=tuple(offsets.items())), parts
 

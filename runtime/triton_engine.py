@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spdsl.analysis.tiles import Boxes, tiles_among
+from spdsl.analysis.box_tiles import Boxes
+from spdsl.analysis.tiles import tiles_among
 from spdsl.codegen.results import partial_pointer
 from spdsl.runtime.calls import Call, Gradients
 from spdsl.runtime.growing import opened

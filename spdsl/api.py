@@ -14,6 +14,7 @@ from spdsl import prepare as _prepare  # installs the planner of the operators
 from spdsl import reference, staged
 from spdsl.arguments import (
     autocast,
+    checked_pages,
     first_query,
     gathered,
     place,
@@ -27,7 +28,7 @@ from spdsl.diagnostics import SpatError, error
 from spdsl.library import names
 from spdsl.loading import Pattern, load, loads
 from spdsl.pipeline import Value, bound, key_of, listed_key, opened
-from spdsl.reuse import as_bools, given_as_lists
+from spdsl.reuse import given_as_lists, written_out
 from spdsl.runtime import operator
 from spdsl.runtime.checks import check_tensors, raise_pending
 from spdsl.runtime.direct import Direct
@@ -195,7 +196,7 @@ class Attention:
         """A call whose keys lie in pages."""
         if self.pattern.checked.graph is not None:
             raise refuse_paged("stages by queries and keys")
-        k, v, places = self._pages(q, k, v, pages, given)
+        k, v, places = checked_pages(q, k, v, pages, given)
         tables = list(tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device).values())
         refuse_transforms((q, k, v, *tables))
         if torch.compiler.is_compiling():
@@ -203,22 +204,6 @@ class Attention:
         else:
             out, lse = self._direct.attend(q, k, v, tables, places, PAGED, 0)
         return (out, lse) if return_lse else out
-
-    def _pages(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        pages: Tensor,
-        given: tuple[int | Tensor | None, int | Tensor | None, int | Tensor | None],
-        *,
-        any_type: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        for name, x in (("k", k), ("v", v)):
-            if x.dim() != 4:
-                raise error("SP340", f"`{name}` has {x.dim()} dimensions", help="pages are [pages, page, heads, dim]")
-        check_tensors(q, k.transpose(1, 2), v.transpose(1, 2), any_type=any_type, paged=True)
-        return place_pages(q, k, v, pages, *given)
 
     def _of_lists(self, names: tuple[str, ...]) -> Attention:
         """The same for calls that give these inputs as lists."""
@@ -271,7 +256,7 @@ class Attention:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The meaning of a call: dense, in float64, differentiable by autograd.  Arguments and result as in a call."""
         if pages is not None:
-            k, v, found = self._pages(q, k, v, pages, (q_start, k_start, k_len), any_type=True)
+            k, v, found = checked_pages(q, k, v, pages, (q_start, k_start, k_len), any_type=True)
             q_start, _, k_len = found[:, :3].unbind(1)
             k, v = gathered(k, found, 3), gathered(v, found, 3)
         check_tensors(q, k, v, any_type=True)
@@ -281,7 +266,7 @@ class Attention:
         if return_lse:
             reference.refuse_no_lse(pattern)
         tables = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
-        tables = self._as_bools(pattern, tables, q, k)
+        tables = written_out(pattern, tables, q, k)
         rows = k.shape[2]
         kept_k, kept_v, places, _, start = place(q, k, v, q_start, k_start, k_len)
         if places is None:
@@ -289,16 +274,6 @@ class Attention:
             k, v, q_start, k_start, k_len = kept_k, kept_v, start, None, None
         out, lse = reference.attend(pattern, q, k, v, tables=tables, q_start=q_start, k_start=k_start, k_len=k_len)
         return (out, lse) if return_lse and lse is not None else out
-
-    def _as_bools(self, pattern: BoundPattern, tables: dict[str, Tensor], q: Tensor, k: Tensor) -> dict[str, Tensor]:
-        """Inputs for the reference, lists written out."""
-        names = given_as_lists(self.pattern.checked.tables, tables)
-        if not names:
-            return tables
-        from spdsl.runtime.lines import sizes_of_keys
-
-        sizes = sizes_of_keys(pattern, tables, q, k)
-        return {name: as_bools(table, sizes[name]) if name in names else table for name, table in tables.items()}
 
     def exports(
         self,
@@ -325,7 +300,7 @@ class Attention:
             return {}
         check_tensors(q, k, v)
         given = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
-        given = self._as_bools(pattern, given, q, k)
+        given = written_out(pattern, given, q, k)
         k, v, _, _, start = place(q, k, v, q_start, None, None)
         from spdsl.runtime import graphs
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from spdsl.analysis.few import ROWS
 from spdsl.diagnostics import error
 from spdsl.pipeline import Value
+from spdsl.runtime.checks import check_tensors
 from spdsl.runtime.transforms import refuse_paged
 from spdsl.semantics.nodes import Attend, Table
 from spdsl.semantics.rewrite import free_indices
@@ -158,6 +159,27 @@ def place_pages(
     table = pages.to(device=q.device, dtype=torch.int32)
     head = _places(q, pages.shape[1] * k.shape[1], q_start, None, k_len)
     return k.transpose(1, 2), v.transpose(1, 2), torch.cat((head, table), dim=1)
+
+
+def checked_pages(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pages: Tensor,
+    given: tuple[int | Tensor | None, int | Tensor | None, int | Tensor | None],
+    *,
+    any_type: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `place_pages`, of tensors that have not been looked at; ``given`` are q_start, k_start and k_len.
+
+    Raises:
+        SpatError: tensors that do not fit (SP340 to SP345), or what `place_pages` refuses.
+    """
+    for name, x in (("k", k), ("v", v)):
+        if x.dim() != 4:
+            raise error("SP340", f"`{name}` has {x.dim()} dimensions", help="pages are [pages, page, heads, dim]")
+    check_tensors(q, k.transpose(1, 2), v.transpose(1, 2), any_type=any_type, paged=True)
+    return place_pages(q, k, v, pages, *given)
 
 
 def gathered(x: Tensor, places: Tensor, first: int) -> Tensor:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from spdsl.diagnostics import error
+from spdsl.runtime.lines import sizes_of_keys
 from spdsl.runtime.ranking import FAR
-from spdsl.semantics.nodes import Table
+from spdsl.semantics.nodes import BoundPattern, Table
 
 
 def takes_lists(table: Table) -> bool:
@@ -55,3 +56,12 @@ def as_bools(lists: Tensor, size: int) -> Tensor:
     """The set that lists stand for, bool ``[…, size]``."""
     room = torch.zeros(*lists.shape[:-1], size + 1, dtype=torch.bool, device=lists.device)
     return room.scatter_(-1, lists.long().clamp(max=size), True)[..., :size]
+
+
+def written_out(pattern: BoundPattern, given: dict[str, Tensor], q: Tensor, k: Tensor) -> dict[str, Tensor]:
+    """The inputs of a call with these queries and keys, lists among them as bools."""
+    names = given_as_lists(pattern.tables, given)
+    if not names:
+        return given
+    sizes = sizes_of_keys(pattern, given, q, k)
+    return {name: as_bools(table, sizes[name]) if name in names else table for name, table in given.items()}

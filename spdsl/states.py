@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from typing_extensions import assert_never
 
+from spdsl.analysis.box_tiles import Boxes
 from spdsl.analysis.plans import KernelPlan
-from spdsl.analysis.tiles import Boxes, BoxWalk, DistanceWalk, ListWalk, PickWalk, SlotWalk
+from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, PickWalk, SlotWalk
 from spdsl.runtime.box_visits import box_states
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.lists import listed

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 from typing_extensions import assert_never
 
+from spdsl.analysis.box_tiles import Boxes
 from spdsl.analysis.cuts import tables_of
 from spdsl.analysis.plans import KernelPlan, Plan
 from spdsl.analysis.tiles import (
     FAR,
-    Boxes,
     BoxWalk,
     Cuts,
     DistanceWalk,

@@ -3,11 +3,11 @@ rows compute less."""
 
 from __future__ import annotations
 
+from spdsl.analysis.box_tiles import BoxRelation
 from spdsl.analysis.plans import KernelPlan, Kind, Problem, Tiles
 from spdsl.analysis.sizing import tiles_for
 from spdsl.analysis.specialising import copies_tiles, why_plain
 from spdsl.analysis.stages import Staged, extents_of, leading_grid
-from spdsl.analysis.tiles import BoxRelation
 from spdsl.analysis.worker import find_boxes
 
 

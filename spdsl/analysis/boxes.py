@@ -25,21 +25,10 @@ from spdsl.analysis.box_sizes import (
     value,
     with_examples,
 )
+from spdsl.analysis.box_tiles import BoxAxis, Boxes, BoxRelation
 from spdsl.analysis.relation import tile_relation
 from spdsl.analysis.residues import residues_of
-from spdsl.analysis.tiles import (
-    FAR,
-    BoxAxis,
-    Boxes,
-    BoxRelation,
-    BoxWalk,
-    Interval,
-    Residues,
-    Slot,
-    SlotWalk,
-    TileRelation,
-    Walk,
-)
+from spdsl.analysis.tiles import FAR, BoxWalk, Interval, Residues, Slot, SlotWalk, TileRelation, Walk
 from spdsl.semantics import build
 from spdsl.semantics.bounds import Facts
 from spdsl.semantics.fold import fold

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from spdsl.analysis.tiles import Boxes, Cuts, Marked, Pairs, Picks, Residues, Shape, SlotWalk, Walk
+from spdsl.analysis.box_tiles import Boxes
+from spdsl.analysis.tiles import Cuts, Marked, Pairs, Picks, Residues, Shape, SlotWalk, Walk
 from spdsl.semantics.nodes import BoundPattern, Expr, Side, Table
 
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32"]

@@ -19,7 +19,8 @@ from concurrent.futures import TimeoutError as LateError
 from functools import lru_cache
 from typing import IO, Any, TypeVar
 
-from spdsl.analysis.tiles import BoxRelation, ListWalk, Residues, Shape, TileRelation
+from spdsl.analysis.box_tiles import BoxRelation
+from spdsl.analysis.tiles import ListWalk, Residues, Shape, TileRelation
 from spdsl.semantics.nodes import Expr, Table
 
 T = TypeVar("T")

@@ -119,7 +119,7 @@ def tune(
         n = length_of(loaded, values, n, LENGTH, layer)
         sizes = Sizes(batch=batch, heads=heads, groups=groups, nq=nq or n, n=n, head_dim=head_dim)
         inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
-        wanted = Wanted(
+        wanted = ToTune(
             key=key_of(loaded.checked, values, layer, None, False),
             inputs=inputs,
             sizes=sizes,
@@ -144,7 +144,7 @@ def tune(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Wanted:
+class ToTune:
     """The calls to tune for, as other processes are told of them: the pattern with its parameters as a ``key``, its
     inputs on the CPU, and the sizes of the other tensors; ``given`` are q and k where they are not drawn."""
 
@@ -178,7 +178,7 @@ class Wanted:
 
 
 def _measured(
-    wanted: Wanted,
+    wanted: ToTune,
     device: str,
     others: dict[str, Workers],
     builders: Workers,
@@ -200,7 +200,7 @@ def _measured(
 
 
 def _measured_stages(
-    wanted: Wanted, device: str, builders: Workers, backward: bool, budget: float | None, *, quiet: bool
+    wanted: ToTune, device: str, builders: Workers, backward: bool, budget: float | None, *, quiet: bool
 ) -> TunedStages:
     """Measure the candidates of each softmax of a pattern that selects."""
     from spdsl.cli.measure import note_first_kernels
@@ -269,7 +269,7 @@ _benches: dict[str, Bench] = {}
 """In the process of a device: what times kernels there."""
 
 
-def _hold(wanted: Wanted, device: str) -> None:
+def _hold(wanted: ToTune, device: str) -> None:
     from spdsl.trials import bench_of
 
     _benches[device] = bench_of(*wanted.on(device))

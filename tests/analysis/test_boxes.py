@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from spdsl.analysis.box_sizes import Reach, best_sizes
+from spdsl.analysis.box_tiles import Boxes, BoxRelation
 from spdsl.analysis.boxes import boxes_of
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Problem
 from spdsl.analysis.stages import stage
-from spdsl.analysis.tiles import Boxes, BoxRelation, BoxWalk, Interval
+from spdsl.analysis.tiles import BoxWalk, Interval
 from spdsl.semantics.nodes import BoundPattern, Index, Side
 from spdsl.semantics.rewrite import free_indices
 from tests.analysis.build import Term, h, load, maximum, minimum

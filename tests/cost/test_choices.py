@@ -300,7 +300,7 @@ def test_the_command_spreads_over_gpus(
 ) -> None:
     """A second GPU, stood for by a process that has the same bench."""
     monkeypatch.setattr(command, "_are_there", lambda count: True)
-    monkeypatch.setattr(command.Wanted, "on", lambda wanted, device: (wanted.key, *tensors(512, 2), {}))
+    monkeypatch.setattr(command.ToTune, "on", lambda wanted, device: (wanted.key, *tensors(512, 2), {}))
     words = ["tune", "sliding_window", "-n", "512", "--heads", "2", "--gpus", "2", "--json"]
     assert run(words) == 0
     found = json.loads(capsys.readouterr().out)

@@ -16,7 +16,7 @@ from spdsl.diagnostics import SpatError
 from spdsl.runtime import repeated, shelf, whole_calls
 from spdsl.runtime.direct import kind_of, plain
 from spdsl.runtime.recent import Recent
-from spdsl.runtime.shelf import Shelf, room
+from spdsl.runtime.shelf import Shelf, limit
 from spdsl.runtime.whole_calls import Found, WholeCalls
 
 CPU = torch.device("cpu")
@@ -93,7 +93,7 @@ def test_a_number_that_was_used_before_has_no_old_place() -> None:
     """What tells steps apart may tell others apart later."""
     mine, steps, gone = Shelf(), [kind() for _ in range(3)], list[int]()
     for at in (0, 1, 0, 2):
-        mine.put(steps[at], CPU, room(CPU) // 2, partial(gone.append, at))
+        mine.put(steps[at], CPU, limit(CPU) // 2, partial(gone.append, at))
     assert gone == [1]
 
 
@@ -171,17 +171,17 @@ def test_others_are_not_dropped() -> None:
 
 def test_how_much_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPDSL_STEPS_LIMIT", raising=False)
-    assert room(CPU) == 1 << 28
+    assert limit(CPU) == 1 << 28
 
     class Card:
         total_memory = 80 << 30
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card())
     shelf._share.cache_clear()
-    assert room(torch.device("cuda", 0)) == (80 << 30) // 64
+    assert limit(torch.device("cuda", 0)) == (80 << 30) // 64
     shelf._share.cache_clear()
     monkeypatch.setenv("SPDSL_STEPS_LIMIT", "1.5 MB")
-    assert room(CPU) == 3 << 19
+    assert limit(CPU) == 3 << 19
     monkeypatch.setenv("SPDSL_STEPS_LIMIT", "much")
     with pytest.raises(SpatError, match="SP509"):
-        room(CPU)
+        limit(CPU)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime import tape, taping
+from spdsl.runtime.arena import ALIGNED, Claim, offsets_of
 from spdsl.runtime.notes import STREAM, Done, Entry, Grid, Note, Started, Taken, Viewed
-from spdsl.runtime.rooms import ALIGNED, Room, offsets_of
 from spdsl.runtime.seen import memory_of
 from spdsl.runtime.tape import Address, Arena, Free
 from spdsl.runtime.taping import tape_of
@@ -144,19 +144,21 @@ def test_random_programs(large: int, freed: int, same: Any, monkeypatch: pytest.
     assert cleared
 
 
-def test_rooms_that_are_used_at_one_time_do_not_overlap() -> None:
+def test_parts_that_are_used_at_one_time_do_not_overlap() -> None:
     choose = random.Random(3)
     for _ in range(200):
-        rooms = []
+        claims = []
         for _ in range(choose.randrange(1, 9)):
             first = choose.randrange(10)
-            rooms.append(Room(bytes=choose.randrange(2000), first=first, last=choose.randrange(first, 12)))
-        begins, size = offsets_of(rooms)
+            claims.append(Claim(bytes=choose.randrange(2000), first=first, last=choose.randrange(first, 12)))
+        begins, size = offsets_of(claims)
         assert all(each % ALIGNED == 0 for each in begins)
-        assert size <= sum(-(-each.bytes // ALIGNED) * ALIGNED for each in rooms)
+        assert size <= sum(-(-each.bytes // ALIGNED) * ALIGNED for each in claims)
         for step in range(12):
             here = [
-                (at, at + each.bytes) for at, each in zip(begins, rooms, strict=True) if each.first <= step <= each.last
+                (at, at + each.bytes)
+                for at, each in zip(begins, claims, strict=True)
+                if each.first <= step <= each.last
             ]
             assert all(end <= size for _, end in here)
             used = [byte for begin, end in here for byte in range(begin, end)]
@@ -164,5 +166,5 @@ def test_rooms_that_are_used_at_one_time_do_not_overlap() -> None:
 
 
 def test_memory_is_used_again() -> None:
-    rooms = [Room(bytes=1000, first=at, last=at + 1) for at in range(20)]
-    assert offsets_of(rooms)[1] == 2 * 1024
+    claims = [Claim(bytes=1000, first=at, last=at + 1) for at in range(20)]
+    assert offsets_of(claims)[1] == 2 * 1024

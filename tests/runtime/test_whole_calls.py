@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from spdsl.runtime import recent, whole_calls
 from spdsl.runtime.direct import Direct, kind_of, plain
 from spdsl.runtime.notices import is_watched, watched
-from spdsl.runtime.ready import Ready
 from spdsl.runtime.recent import ByContent
 from spdsl.runtime.shelf import Shelf
 from spdsl.runtime.sights import Sights
@@ -374,29 +373,3 @@ def test_all_that_are_watched_hold_at_most_half_of_what_is_free(free: int, monke
     for each in open:
         each.give_up()
     assert kind(Product()).notes(given).room == open[0].room
-
-
-class Event:
-    """An event that passes after having been asked for some times."""
-
-    def __init__(self, times: int) -> None:
-        self.times, self.waited = times, 0
-
-    def query(self) -> bool:
-        self.times -= 1
-        return self.times < 0
-
-    def wait(self, stream: object) -> None:
-        self.waited += 1
-
-
-def test_streams_wait_until_what_is_kept_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    event: Any = Event(2)
-    ready, device = Ready(event), torch.device("cuda", 0)
-    for _ in range(5):
-        ready.wait(device)
-    assert event.waited == 2
-    assert ready.event is None
-    assert Ready.on(torch.device("cpu")).event is None

@@ -10,26 +10,26 @@ ALIGNED = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """So many bytes, used from one step until another, both included."""
+class Claim:
+    """So many bytes, which are used from one step until another, both included."""
 
     bytes: int
     first: int
     last: int
 
 
-def offsets_of(rooms: Sequence[Room]) -> tuple[list[int], int]:
-    """Where each room begins, and how many bytes there are in all.
+def offsets_of(claims: Sequence[Claim]) -> tuple[list[int], int]:
+    """Where what each claims begins, and how many bytes there are in all.
 
     The largest come first, each as low as those that are used with it allow.
     """
-    placed: list[tuple[int, int, Room]] = []
-    begins = [0] * len(rooms)
-    for at in sorted(range(len(rooms)), key=lambda at: -rooms[at].bytes):
-        room, size, begin = rooms[at], -(-rooms[at].bytes // ALIGNED) * ALIGNED, 0
+    placed: list[tuple[int, int, Claim]] = []
+    begins = [0] * len(claims)
+    for at in sorted(range(len(claims)), key=lambda at: -claims[at].bytes):
+        claim, size, begin = claims[at], -(-claims[at].bytes // ALIGNED) * ALIGNED, 0
         for low, high, other in sorted(placed, key=lambda each: each[0]):
-            if other.first <= room.last and room.first <= other.last and low < begin + size and begin < high:
+            if other.first <= claim.last and claim.first <= other.last and low < begin + size and begin < high:
                 begin = high
         begins[at] = begin
-        placed.append((begin, begin + size, room))
+        placed.append((begin, begin + size, claim))
     return begins, max((high for _, high, _ in placed), default=0)

@@ -11,8 +11,8 @@ import spdsl
 from spdsl.runtime import lists as module
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.lists import tile_lists
-from spdsl.runtime.roomy import Decided
 from spdsl.runtime.ways import watch
+from spdsl.runtime.wide_lists import Decided
 from tests.library.cases import Case, Sizes
 from tests.library.test_selections import check
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spdsl.runtime.calls import TileList
 
-ROOM = 1 << 23
+MOST = 1 << 23
 """Tiles, over heads and sequences, up to which rows have room for all."""
 
 
