@@ -43,7 +43,8 @@ def _of_shares(heads: _Heads, softmax: Softmax, total: Total) -> Expr:
     values, program = heads.values, heads.values.program
     late = heads.is_asked_late()
     total.begin()
-    heads.each(lambda at: total.add(values.share(softmax, at, masked=not late, plain=True), build.TRUE, None))
+    with values.taken_for_ordinary():
+        heads.each(lambda at: total.add(values.share(softmax, at, masked=not late, plain=True), build.TRUE, None))
     only = values.at(heads.stage.only, heads.place) if late else build.TRUE
     program.line("# Shares are up to 1, unless scores are NaN or infinite: then they are found with more care.")
     with heads.where(only, f"~({total.value} <= 3.0e38)"):
@@ -56,7 +57,8 @@ def _extreme(heads: _Heads, total: Total) -> Expr:
     """The largest or smallest of the values of several heads, which are present or absent together."""
     values, program, stage = heads.values, heads.values.program, heads.stage
     total.begin(plain=True)
-    heads.each(lambda at: total.add_plain(values.at(stage.value, at)))
+    with values.taken_for_ordinary():
+        heads.each(lambda at: total.add_plain(values.at(stage.value, at)))
     only = values.at(stage.only, heads.place)
     program.line("# A NaN is absent: where there is one, the others are looked at one by one.")
     with heads.where(only, f"{total.value} != {total.value}"):

@@ -351,7 +351,8 @@ def _add_full(values: Values, stage: Softmax, place: Place) -> None:
     with program.loop("for full in range(full_begin, full_end):", 0, "full"):
         program.known["columns"] = Known(depth=1, column=True)
         program.line("columns = full * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]")
-        exponent = program.text(values.exponent(stage, place))
+        with values.taken_for_ordinary():
+            exponent = program.text(values.exponent(stage, place))
         program.line(f"largest, total = add_plain(tl.broadcast_to({exponent}, BLOCK_R, BLOCK_C), largest, total)")
     program.line("# A sum that is no number says that one was: then these tiles are gone through like others.")
     program.line("ordinary = tl.sum((total != total).to(tl.int32), 0) == 0")

@@ -48,8 +48,8 @@ def product(values: Values, stage: Score, place: Place, *, turned: bool = False)
     rows = _first_alike(values, rows)
     found: Expr | None = None
     for of_query, of_key in terms.pairs or ((0, 0),):
-        if found is not None and terms.queries > 1 and (of_query, of_key) == (0, 0):
-            # What is infinite has no smaller terms, and is told by the largest alone, of the right sign.
+        if found is not None and not values.ordinary and (of_query, of_key) == (0, 0):
+            # What is infinite is told by the product of the largest terms alone, of the right sign.
             sums = program.atom(found)
             finite = f'tl.where(tl.abs({sums}) < float("inf"), {sums}, 0.0)'
             found = program.let("product", finite, program.of(found), "float")

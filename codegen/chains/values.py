@@ -6,7 +6,8 @@ sums that a kernel before this one has left.  Nothing crosses from one entry of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from spdsl.codegen.chains.affine import tidy
@@ -55,7 +56,8 @@ class Values:
     """The values of the stages of a pattern in one kernel.
 
     ``terms`` says of how many numbers those of queries and of keys are sums, by the name of the score; ``deep`` is
-    how many queries are folded into a row, if any are.
+    how many queries are folded into a row, if any are.  While numbers are taken for ``ordinary``, an infinite query
+    may leave NaNs, for which whoever says so looks afterwards.
     """
 
     pattern: BoundPattern
@@ -73,6 +75,7 @@ class Values:
     done: dict[tuple[object, ...], tuple[Expr, object]] = field(default_factory=dict)
     fold: Fold | None = None
     deep: int | None = None
+    ordinary: bool = False
 
     def __post_init__(self) -> None:
         self.places = Places(pattern=self.pattern)
@@ -88,6 +91,13 @@ class Values:
             arrays=tuple(self.arrays.items()),
             reduced=tuple((name, node) for node, name in self.reduced.items()),
         )
+
+    @contextmanager
+    def taken_for_ordinary(self) -> Iterator[None]:
+        """While this lasts, no number is taken for infinite."""
+        self.ordinary = True
+        yield
+        self.ordinary = False
 
     # ------------------------------------------------------------ expressions
 
@@ -150,7 +160,7 @@ class Values:
 
     def stage(self, stage: Stage, place: Place) -> Expr:
         """The value of a stage at a place."""
-        key = (stage.name, place.key)
+        key = (stage.name, place.key, self.ordinary)
         if key in self.done:
             value, scope = self.done[key]
             if any(scope is each for each in self.program.stack):

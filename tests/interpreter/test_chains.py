@@ -194,6 +194,32 @@ def test_products_of_numbers_of_32_bits(shares: str, monkeypatch: pytest.MonkeyP
     assert made.startswith("by kernels")
 
 
+INFINITE_QUERIES = """pattern pooled() {
+  axis blk = token by 8
+  let chosen = score(Q, mean(K, per = k.blk)) |> only(k.blk <= q.blk)%s |> top(2)
+  keep causal and chosen
+}
+"""
+
+
+@pytest.mark.parametrize("reduced", ["", " |> max(per = g)", " |> softmax |> sum(per = g)"])
+def test_infinite_queries_and_keys_that_are_sums_of_terms(reduced: str) -> None:
+    """Smaller terms of another sign, or of nothing, leave a score as infinite as the largest says."""
+    pattern = spdsl.compile(spdsl.loads(INFINITE_QUERIES % reduced)).bind(2, 1, 16)
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, heads, 44, 16, generator=generator).half() for heads in (2, 1))
+    for row in range(17, 44):
+        q[0, row % 2, row, row % 16] = float("inf") if row % 3 else float("-inf")
+    k[0, 0, 8:16] = 0.5  # a mean that is one term
+    sets = []
+    for kernels in (True, False):
+        call = graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=kernels)
+        assert not kernels or all(word.startswith("by kernels") for word in graphs.makers(pattern, call).values())
+        (found,) = graphs.selections(pattern, call).values()
+        sets.append(dense(found, 6))
+    assert torch.equal(*sets)
+
+
 @pytest.mark.parametrize("counts", [(1, 1), (1, 3), (3, 3)])
 def test_terms_are_as_exact_as_what_they_add_up_to(counts: tuple[int, int]) -> None:
     terms = Terms(queries=counts[0], keys=counts[1])

@@ -89,8 +89,9 @@ def keys(
         start = stage_0_q + tl.cast(b, tl.int64) * stage_0_q_b + tl.cast(each_j, tl.int64) * stage_0_q_j
         query = tl.load(start + tl.cast(rows, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
         product = tl.dot(query, key_1)
-        product_1 = tl.dot(query, key_2, product)
-        score = product_1 * stage_0_scale
+        product_1 = tl.where(tl.abs(product) < float("inf"), product, 0.0)
+        product_2 = tl.dot(query, key_2, product_1)
+        score = product_2 * stage_0_scale
         total_1 += wt_at * tl.where(score < 0.0, 0.0, score)
     x_4 = rows + q_start
     key = count_key(total_1, columns <= x_4, False)

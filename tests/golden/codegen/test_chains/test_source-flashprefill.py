@@ -133,10 +133,11 @@ def keys(
     there_1 = (columns >= 0) & (columns < stage_1_k_rows)
     key_1 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
     product = tl.dot(query, key_1)
+    product_1 = tl.where(tl.abs(product) < float("inf"), product, 0.0)
     start_2 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(x_2, tl.int64) * stage_1_k_g
     key_2 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
-    product_1 = tl.dot(query, key_2, product)
-    score = product_1 * stage_1_scale
+    product_2 = tl.dot(query, key_2, product_1)
+    score = product_2 * stage_1_scale
     entry_1 = deep >> 7
     value_of = tl.load(stage_4 + tl.cast(b, tl.int64) * stage_4_b + tl.cast(head, tl.int64) * stage_4_h + tl.cast(tl.minimum(tl.maximum(entry_1, 0), stage_4_rows - 1), tl.int64) * stage_4_q).to(tl.float32)
     present_1 = (1 <= ((n + 127) >> 7)) & ((deep >> 7) * 128 + 1 <= q_start + nq) & (128 <= q_start + nq) & (tl.maximum(q_start, 0) <= (deep >> 7) * 128 + 127) & (tl.maximum(q_start, 0) + 1 <= q_start + nq)

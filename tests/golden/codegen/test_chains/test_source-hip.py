@@ -125,19 +125,21 @@ def keys(
             both = paired(first + half // 2, first + half + half // 2, BLOCK_C)
             key_1 = tl.load(start_1 + tl.cast(both, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
             product = tl.trans(tl.dot(tl.trans(key_1), tl.trans(query)))
+            product_1 = tl.where(tl.abs(product) < float("inf"), product, 0.0)
             key_2 = tl.load(start_2 + tl.cast(both, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
-            product_1 = tl.trans(tl.dot(tl.trans(key_2), tl.trans(query), tl.trans(product)))
-            met = tl.max(product_1, 0)[None, :] * stage_0_scale
+            product_2 = tl.trans(tl.dot(tl.trans(key_2), tl.trans(query), tl.trans(product_1)))
+            met = tl.max(product_2, 0)[None, :] * stage_0_scale
             met = sortable(tl.where(met == met, met, 0.0))
             seen_0, seen_1 = parted(met, BLOCK_C)
             best = tl.maximum(best, tl.maximum(seen_0, seen_1))
             first = tl.where(seen_1 > seen_0, first + half, first)
             half = half // 2
         key_3 = tl.load(start_1 + tl.cast(first, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
-        product_2 = tl.trans(tl.dot(tl.trans(key_3), tl.trans(query)))
+        product_3 = tl.trans(tl.dot(tl.trans(key_3), tl.trans(query)))
+        product_4 = tl.where(tl.abs(product_3) < float("inf"), product_3, 0.0)
         key_4 = tl.load(start_2 + tl.cast(first, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
-        product_3 = tl.trans(tl.dot(tl.trans(key_4), tl.trans(query), tl.trans(product_2)))
-        met = tl.max(product_3, 0)[None, :] * stage_0_scale
+        product_5 = tl.trans(tl.dot(tl.trans(key_4), tl.trans(query), tl.trans(product_4)))
+        met = tl.max(product_5, 0)[None, :] * stage_0_scale
         met = sortable(tl.where(met == met, met, 0.0))
         best = tl.maximum(best, met)
     may = may & ~whole
@@ -148,10 +150,11 @@ def keys(
         middle_0 = tl.minimum((2 * first + half) // 2, n - 1)
         there_2 = (middle_0 >= 0) & (middle_0 < stage_0_k_rows)
         key_5 = tl.load(start_1 + tl.cast(middle_0, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_2 & (feature_1 < stage_0_k_size), other=0.0)
-        product_4 = tl.dot(query, key_5)
+        product_6 = tl.dot(query, key_5)
+        product_7 = tl.where(tl.abs(product_6) < float("inf"), product_6, 0.0)
         key_6 = tl.load(start_2 + tl.cast(middle_0, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_2 & (feature_1 < stage_0_k_size), other=0.0)
-        product_5 = tl.dot(query, key_6, product_4)
-        score = product_5 * stage_0_scale
+        product_8 = tl.dot(query, key_6, product_7)
+        score = product_8 * stage_0_scale
         holds_1 = 256 <= middle_0
         met = tl.where(score == score, sortable(score), -2147483647)
         met = tl.max(tl.where(exist & (holds & holds_1 & (members - middle_0 >= 1024)), met, -2147483648), 0)[None, :]
@@ -160,10 +163,11 @@ def keys(
         middle_1 = tl.minimum((2 * (first + half) + (size - half)) // 2, n - 1)
         there_3 = (middle_1 >= 0) & (middle_1 < stage_0_k_rows)
         key_7 = tl.load(start_1 + tl.cast(middle_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
-        product_6 = tl.dot(query, key_7)
+        product_9 = tl.dot(query, key_7)
+        product_10 = tl.where(tl.abs(product_9) < float("inf"), product_9, 0.0)
         key_8 = tl.load(start_2 + tl.cast(middle_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
-        product_7 = tl.dot(query, key_8, product_6)
-        score_1 = product_7 * stage_0_scale
+        product_11 = tl.dot(query, key_8, product_10)
+        score_1 = product_11 * stage_0_scale
         holds_2 = 256 <= middle_1
         met = tl.where(score_1 == score_1, sortable(score_1), -2147483647)
         met = tl.max(tl.where(exist & (holds & holds_2 & (members - middle_1 >= 1024)), met, -2147483648), 0)[None, :]

@@ -155,11 +155,12 @@ def sums_stage_2(
         there_2 = (columns >= 0) & (columns < stage_1_k_rows)
         key_3 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_2 & (feature_1 < stage_1_k_size), other=0.0)
         product_2 = tl.dot(query, key_3)
+        product_3 = tl.where(tl.abs(product_2) < float("inf"), product_2, 0.0)
         key_4 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_2 & (feature_1 < stage_1_k_size), other=0.0)
-        product_3 = tl.dot(query, key_4, product_2)
+        product_4 = tl.dot(query, key_4, product_3)
         x_1 = columns * 16 + 31
         only = x_1 <= x_2
-        logit_1 = tl.where(only, number(product_3 * factor), float('-inf'))
+        logit_1 = tl.where(only, number(product_4 * factor), float('-inf'))
         logit = tl.where(columns < column_count, logit_1, float('-inf'))
         largest, total = add_up(tl.broadcast_to(logit, BLOCK_R, BLOCK_C), largest, total)
     owners = tl.num_programs(0) // parts // row_tiles
@@ -248,9 +249,10 @@ def keys(
             start_3 = stage_1_q + tl.cast(b, tl.int64) * stage_1_q_b + tl.cast(entry_1, tl.int64) * stage_1_q_h
             query_1 = tl.load(start_3 + tl.cast(rows, tl.int64) * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
             product_2 = tl.dot(query_1, key_1)
-            product_3 = tl.dot(query_1, key_2, product_2)
+            product_3 = tl.where(tl.abs(product_2) < float("inf"), product_2, 0.0)
+            product_4 = tl.dot(query_1, key_2, product_3)
             most_of = tl.load(stage_2_sums + row_of_1 * 2 + 1)
-            share_2 = tl.exp2(tl.minimum(number(product_3 * factor - log_sum_1), most_of))
+            share_2 = tl.exp2(tl.minimum(number(product_4 * factor - log_sum_1), most_of))
             total_1 += share_2
     total_2 = tl.where(x_1 <= x_2, total_1, 0.0)
     holds = (fine >= 0) & (fine <= ((n + 15) >> 4) - 1)

@@ -79,10 +79,11 @@ def keys(
     there_2 = (columns >= 0) & (columns < stage_8_k_rows)
     key_1 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_8_k_r + feature_1 * stage_8_k_f, mask=there_2 & (feature_1 < stage_8_k_size), other=0.0)
     product = tl.dot(query, key_1)
+    product_1 = tl.where(tl.abs(product) < float("inf"), product, 0.0)
     start_2 = stage_8_k + tl.cast(b, tl.int64) * stage_8_k_b + tl.cast(x, tl.int64) * stage_8_k_g
     key_2 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_8_k_r + feature_1 * stage_8_k_f, mask=there_2 & (feature_1 < stage_8_k_size), other=0.0)
-    product_1 = tl.dot(query, key_2, product)
-    score = product_1 * stage_8_scale
+    product_2 = tl.dot(query, key_2, product_1)
+    score = product_2 * stage_8_scale
     key = count_key(score, True, False)
     key = tl.where(there, key, -2147483648)
     tl.store(keys + key_row * pitch + candidates, key, mask=(rows <= row_last) & (candidates < total))

@@ -78,10 +78,11 @@ def keys(
     there_1 = (columns >= 0) & (columns < stage_1_k_rows)
     key_1 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
     product = tl.dot(query, key_1)
+    product_1 = tl.where(tl.abs(product) < float("inf"), product, 0.0)
     start_2 = stage_1_k + tl.cast(b, tl.int64) * stage_1_k_b + tl.cast(x, tl.int64) * stage_1_k_g
     key_2 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_1_k_r + feature_1 * stage_1_k_f, mask=there_1 & (feature_1 < stage_1_k_size), other=0.0)
-    product_1 = tl.dot(query, key_2, product)
-    score = product_1 * stage_1_scale
+    product_2 = tl.dot(query, key_2, product_1)
+    score = product_2 * stage_1_scale
     x_1 = (rows + q_start) >> 9
     key = count_key(score, columns < x_1, False)
     leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_last)

@@ -121,12 +121,14 @@ def keys(
             query_3 = tl.load(start_5 + tl.cast(rows, tl.int64) * stage_1_q_r + feature * stage_1_q_f, mask=there & (feature < stage_1_q_size), other=0.0)
             query_4 = (tl.where(query_3 < 0.0, 0.0, query_3)).to(query_3.dtype)
             product_4 = tl.dot(query_4, key_1)
-            product_5 = tl.dot(query_4, key_2, product_4)
-            score_2 = product_5 * stage_1_scale
+            product_5 = tl.where(tl.abs(product_4) < float("inf"), product_4, 0.0)
+            product_6 = tl.dot(query_4, key_2, product_5)
+            score_2 = product_6 * stage_1_scale
             query_5 = (tl.where(-query_3 < 0.0, 0.0, -query_3)).to(query_3.dtype)
-            product_6 = tl.dot(query_5, key_3)
-            product_7 = tl.dot(query_5, key_4, product_6)
-            score_3 = product_7 * stage_3_scale
+            product_7 = tl.dot(query_5, key_3)
+            product_8 = tl.where(tl.abs(product_7) < float("inf"), product_7, 0.0)
+            product_9 = tl.dot(query_5, key_4, product_8)
+            score_3 = product_9 * stage_3_scale
             value = score_2 - score_3
             counts = value == value
             most_1 = tl.where(counts, tl.maximum(most_1, value), most_1)

@@ -121,10 +121,11 @@ def sums_stage_1(
         there_2 = (columns >= 0) & (columns < stage_0_k_rows)
         key_3 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_2 & (feature_1 < stage_0_k_size), other=0.0)
         product_2 = tl.dot(query, key_3)
+        product_3 = tl.where(tl.abs(product_2) < float("inf"), product_2, 0.0)
         key_4 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_2 & (feature_1 < stage_0_k_size), other=0.0)
-        product_3 = tl.dot(query, key_4, product_2)
+        product_4 = tl.dot(query, key_4, product_3)
         only = columns <= rows
-        logit_1 = tl.where(only, number(product_3 * factor), float('-inf'))
+        logit_1 = tl.where(only, number(product_4 * factor), float('-inf'))
         logit = tl.where(columns < column_count, logit_1, float('-inf'))
         largest, total = add_up(tl.broadcast_to(logit, BLOCK_R, BLOCK_C), largest, total)
     owners = tl.num_programs(0) // parts // row_tiles
@@ -186,11 +187,12 @@ def keys(
     there_1 = (columns >= 0) & (columns < stage_0_k_rows)
     key_1 = tl.load(start_1 + tl.cast(columns, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
     product = tl.dot(query, key_1)
+    product_1 = tl.where(tl.abs(product) < float("inf"), product, 0.0)
     start_2 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(head, tl.int64) * stage_0_k_h
     key_2 = tl.load(start_2 + tl.cast(columns, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
-    product_1 = tl.dot(query, key_2, product)
+    product_2 = tl.dot(query, key_2, product_1)
     most_of = tl.load(stage_1_sums + row_of * 2 + 1)
     only = columns <= rows
-    share_1 = tl.where(only, tl.exp2(tl.minimum(number(product_1 * factor - log_sum), most_of)), 0.0)
+    share_1 = tl.where(only, tl.exp2(tl.minimum(number(product_2 * factor - log_sum), most_of)), 0.0)
     key = tl.where((columns <= rows) & (share_1 > 0.002), 1, -2147483648)
     leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_last)

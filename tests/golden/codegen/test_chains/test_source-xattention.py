@@ -144,9 +144,10 @@ def sums_stage_5(
         there_1 = (entry_1 >= 0) & (entry_1 < stage_0_k_rows)
         key_1 = tl.load(start_1 + tl.cast(entry_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
         product = tl.dot(query, key_1)
+        product_1 = tl.where(tl.abs(product) < float("inf"), product, 0.0)
         key_2 = tl.load(start_2 + tl.cast(entry_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
-        product_1 = tl.dot(query, key_2, product)
-        score = product_1 * stage_0_scale
+        product_2 = tl.dot(query, key_2, product_1)
+        score = product_2 * stage_0_scale
         total_2 += tl.where(only, score, 0)
         holds_1 = columns * 4 <= n - 1
         only_1 = found & holds_1
@@ -157,10 +158,11 @@ def sums_stage_5(
         entry_3 = columns * 4 + 1
         there_3 = (entry_3 >= 0) & (entry_3 < stage_0_k_rows)
         key_3 = tl.load(start_1 + tl.cast(entry_3, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
-        product_2 = tl.dot(query_1, key_3)
+        product_3 = tl.dot(query_1, key_3)
+        product_4 = tl.where(tl.abs(product_3) < float("inf"), product_3, 0.0)
         key_4 = tl.load(start_2 + tl.cast(entry_3, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
-        product_3 = tl.dot(query_1, key_4, product_2)
-        score_1 = product_3 * stage_0_scale
+        product_5 = tl.dot(query_1, key_4, product_4)
+        score_1 = product_5 * stage_0_scale
         total_3 += tl.where(only_2, score_1, 0)
         holds_2 = columns * 4 + 1 <= n - 1
         only_3 = found_1 & holds_2
@@ -171,10 +173,11 @@ def sums_stage_5(
         entry_5 = columns * 4 + 2
         there_5 = (entry_5 >= 0) & (entry_5 < stage_0_k_rows)
         key_5 = tl.load(start_1 + tl.cast(entry_5, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_5 & (feature_1 < stage_0_k_size), other=0.0)
-        product_4 = tl.dot(query_2, key_5)
+        product_6 = tl.dot(query_2, key_5)
+        product_7 = tl.where(tl.abs(product_6) < float("inf"), product_6, 0.0)
         key_6 = tl.load(start_2 + tl.cast(entry_5, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_5 & (feature_1 < stage_0_k_size), other=0.0)
-        product_5 = tl.dot(query_2, key_6, product_4)
-        score_2 = product_5 * stage_0_scale
+        product_8 = tl.dot(query_2, key_6, product_7)
+        score_2 = product_8 * stage_0_scale
         total_4 += tl.where(only_4, score_2, 0)
         holds_3 = columns * 4 + 2 <= n - 1
         only_5 = found_2 & holds_3
@@ -185,10 +188,11 @@ def sums_stage_5(
         entry_7 = columns * 4 + 3
         there_7 = (entry_7 >= 0) & (entry_7 < stage_0_k_rows)
         key_7 = tl.load(start_1 + tl.cast(entry_7, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_7 & (feature_1 < stage_0_k_size), other=0.0)
-        product_6 = tl.dot(query_3, key_7)
+        product_9 = tl.dot(query_3, key_7)
+        product_10 = tl.where(tl.abs(product_9) < float("inf"), product_9, 0.0)
         key_8 = tl.load(start_2 + tl.cast(entry_7, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_7 & (feature_1 < stage_0_k_size), other=0.0)
-        product_7 = tl.dot(query_3, key_8, product_6)
-        score_3 = product_7 * stage_0_scale
+        product_11 = tl.dot(query_3, key_8, product_10)
+        score_3 = product_11 * stage_0_scale
         total_5 += tl.where(only_6, score_3, 0)
         holds_4 = columns * 4 + 3 <= n - 1
         only_7 = found_3 & holds_4
@@ -342,8 +346,9 @@ def keys(
             there = (entry_1 >= 0) & (entry_1 < stage_0_q_rows)
             query = tl.load(start + tl.cast(entry_1, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
             product = tl.dot(query, key_1)
-            product_1 = tl.dot(query, key_2, product)
-            score = product_1 * stage_0_scale
+            product_1 = tl.where(tl.abs(product) < float("inf"), product, 0.0)
+            product_2 = tl.dot(query, key_2, product_1)
+            score = product_2 * stage_0_scale
             total_4 += tl.where(only_9, score, 0)
             only_13 = found_7 & only_1
             total_3 += tl.where(only_13, total_4, 0)
@@ -351,9 +356,10 @@ def keys(
             entry_3 = x + x_10 - q_start + 2
             there_2 = (entry_3 >= 0) & (entry_3 < stage_0_q_rows)
             query_1 = tl.load(start + tl.cast(entry_3, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_2 & (feature < stage_0_q_size), other=0.0)
-            product_2 = tl.dot(query_1, key_3)
-            product_3 = tl.dot(query_1, key_4, product_2)
-            score_1 = product_3 * stage_0_scale
+            product_3 = tl.dot(query_1, key_3)
+            product_4 = tl.where(tl.abs(product_3) < float("inf"), product_3, 0.0)
+            product_5 = tl.dot(query_1, key_4, product_4)
+            score_1 = product_5 * stage_0_scale
             total_5 += tl.where(only_10, score_1, 0)
             only_14 = found_8 & only_3
             total_3 += tl.where(only_14, total_5, 0)
@@ -361,9 +367,10 @@ def keys(
             entry_5 = x + x_10 - q_start + 1
             there_4 = (entry_5 >= 0) & (entry_5 < stage_0_q_rows)
             query_2 = tl.load(start + tl.cast(entry_5, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_4 & (feature < stage_0_q_size), other=0.0)
-            product_4 = tl.dot(query_2, key_5)
-            product_5 = tl.dot(query_2, key_6, product_4)
-            score_2 = product_5 * stage_0_scale
+            product_6 = tl.dot(query_2, key_5)
+            product_7 = tl.where(tl.abs(product_6) < float("inf"), product_6, 0.0)
+            product_8 = tl.dot(query_2, key_6, product_7)
+            score_2 = product_8 * stage_0_scale
             total_6 += tl.where(only_11, score_2, 0)
             only_15 = found_9 & only_5
             total_3 += tl.where(only_15, total_6, 0)
@@ -371,9 +378,10 @@ def keys(
             entry_7 = x + x_10 - q_start
             there_6 = (entry_7 >= 0) & (entry_7 < stage_0_q_rows)
             query_3 = tl.load(start + tl.cast(entry_7, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_6 & (feature < stage_0_q_size), other=0.0)
-            product_6 = tl.dot(query_3, key_7)
-            product_7 = tl.dot(query_3, key_8, product_6)
-            score_3 = product_7 * stage_0_scale
+            product_9 = tl.dot(query_3, key_7)
+            product_10 = tl.where(tl.abs(product_9) < float("inf"), product_9, 0.0)
+            product_11 = tl.dot(query_3, key_8, product_10)
+            score_3 = product_11 * stage_0_scale
             total_7 += tl.where(only_12, score_3, 0)
             only_16 = found_10 & only_7
             total_3 += tl.where(only_16, total_7, 0)
