@@ -11,8 +11,10 @@ remembered by device is mistaken for what a real one was asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from threading import RLock
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +26,7 @@ from spdsl.codegen.asked import Asked
 from spdsl.runtime import checks
 from spdsl.runtime.notices import watched
 from spdsl.runtime.numbers import Assumed, Standing
+from spdsl.runtime.vendor import working_for
 
 _FIRST = 100
 """Numbers of GPUs from here on stand for absent ones."""
@@ -50,7 +53,7 @@ class AbsentGpu:
 
     @property
     def place(self) -> int:
-        """One that no machine has, and another for each kind of GPU."""
+        """One that no machine has, and another for each kind of GPU, up to so many kinds."""
         return _FIRST + _numbers.setdefault(self, len(_numbers)) % _MANY
 
     @property
@@ -61,26 +64,63 @@ class AbsentGpu:
 
 @contextmanager
 def standing_in(gpu: AbsentGpu, call: str, asked: Asked, assumed: Assumed) -> Iterator[torch.device]:
-    """While this lasts, there is this GPU and no other; yields its device.
+    """While this lasts, there is this GPU and no other for this thread; yields its device.
 
-    Notes which kernels the ``call`` of this name has ``asked`` for, and what is ``assumed``.
+    Notes which kernels the ``call`` of this name has ``asked`` for, and what is ``assumed``.  Other threads go on as
+    they were, unless they want a GPU stood in for, too: they wait until this ends.
     """
-    device = torch.device("cuda", gpu.place)
-    standing = Standing(device=device, assumed=assumed)
-    with ExitStack() as stack:
-        for name, answer in _answers(gpu).items():
-            stack.enter_context(patch.object(torch.cuda, name, answer))
-        # A mode is taken away from what a function of torch calls, as the engine of gradients calls ours.
-        stack.enter_context(patch.object(torch.autograd, "_engine_run_backward", standing.during(_run_backward)))
-        stack.enter_context(patch.object(checks, "_pending", []))
-        stack.enter_context(_config.patch(meta_nonzero_assume_all_nonzero=True))  # type: ignore[attr-defined]
-        stack.enter_context(patch.object(torch.version, "hip", "6" if gpu.is_amd else None))
-        stack.enter_context(_driver(gpu))
-        stack.enter_context(asked.during(call))
-        # As whoever watches it has a mode, is told of launches, and is served nothing that was made before.
-        stack.enter_context(watched(standing))
-        stack.enter_context(standing)
-        yield device
+    with _one_at_a_time:
+        device = torch.device("cuda", gpu.place)
+        standing = Standing(device=device, assumed=assumed)
+        with ExitStack() as stack:
+            for name, answer in _answers(gpu).items():
+                stack.enter_context(_here(torch.cuda, name, answer))
+            stack.enter_context(patch.object(torch.cuda, "Event", _events(torch.cuda.Event)))
+            # A mode is taken away from what a function of torch calls, as the engine of gradients calls ours.
+            stack.enter_context(_here(torch.autograd, "_engine_run_backward", standing.during(_run_backward)))
+            stack.enter_context(checks.noted_apart())
+            stack.enter_context(_config.patch(meta_nonzero_assume_all_nonzero=True))  # type: ignore[attr-defined]
+            stack.enter_context(working_for(amd=gpu.is_amd))
+            stack.enter_context(_driver(gpu))
+            stack.enter_context(asked.during(call))
+            # As whoever watches it has a mode, is told of launches, and is served nothing that was made before.
+            stack.enter_context(watched(standing))
+            stack.enter_context(standing)
+            token = _standing.set(True)
+            try:
+                yield device
+            finally:
+                _standing.reset(token)
+
+
+_one_at_a_time = RLock()
+"""Whoever stands in: what is put in the place of torch's functions is taken away in turn."""
+
+_standing: ContextVar[bool] = ContextVar("_standing", default=False)
+"""Whether this thread has a GPU stood in for."""
+
+
+def _here(owner: object, name: str, answer: Callable[..., Any]) -> AbstractContextManager[object]:
+    """While this lasts, a function answers so in this thread, and as before in others."""
+    theirs = getattr(owner, name)
+
+    def answered(*args: Any, **kwargs: Any) -> Any:
+        return (answer if _standing.get() else theirs)(*args, **kwargs)
+
+    return patch.object(owner, name, answered)
+
+
+def _events(theirs: type) -> type:
+    """The class of events, which makes other ones in threads with a GPU stood in for."""
+
+    class Kind(type):
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            return _Event() if _standing.get() else theirs(*args, **kwargs)
+
+        def __instancecheck__(cls, instance: object) -> bool:
+            return isinstance(instance, _Event | theirs)
+
+    return Kind("Event", (), {})
 
 
 def _answers(gpu: AbsentGpu) -> Mapping[str, Any]:
@@ -95,7 +135,6 @@ def _answers(gpu: AbsentGpu) -> Mapping[str, Any]:
         minor=minor,
     )
     return {
-        "Event": _Event,
         "current_device": lambda: gpu.place,
         "get_device_name": lambda device=None: gpu.name,  # noqa: ARG005
         "get_device_capability": lambda device=None: (major, minor),  # noqa: ARG005
@@ -119,16 +158,23 @@ class _Event:
 
 @contextmanager
 def _driver(gpu: AbsentGpu) -> Iterator[None]:
-    """While this lasts, Triton takes the GPU for the one it works for."""
+    """While this lasts, Triton takes the GPU for the one that this thread works for."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
     amd = GPUTarget("hip", gpu.target, 64)
     target = amd if gpu.is_amd else GPUTarget("cuda", int(gpu.target.removeprefix("sm_")), 32)
-    stub = SimpleNamespace(
+    theirs = driver._active  # noqa: SLF001  # without asking for one where there is none
+    ours = SimpleNamespace(
         get_current_target=lambda: target,
         get_current_device=lambda: gpu.place,
         get_current_stream=lambda device: 0,  # noqa: ARG005
     )
-    with patch.object(driver, "_active", stub):
+
+    class Active:
+        def __getattr__(self, name: str) -> Any:
+            others = (driver.default if theirs is None else theirs) if not _standing.get() else ours
+            return getattr(others, name)
+
+    with patch.object(driver, "_active", Active()):
         yield

@@ -30,6 +30,7 @@ from spdsl.runtime.row_sums import empty_sums, join_sums, row_parts
 from spdsl.runtime.split import multiprocessors
 from spdsl.runtime.stage_values import refuse_unequal
 from spdsl.runtime.tilings import SMALLER, Tiling, columns_of, rows_of, tiling_of
+from spdsl.runtime.vendor import is_amd
 from spdsl.semantics.graph import Mark, Score, Select, Softmax, Stage, on_side
 from spdsl.semantics.nodes import Const
 
@@ -230,7 +231,7 @@ class Run:
         while True:
             # All in the first dimension, as the others end at 65,535.
             programs = math.prod(grid(tiling)), 1, 1
-            options = options_of(tiling.warps, tiling.stages, None if torch.version.hip else tiling.registers)
+            options = options_of(tiling.warps, tiling.stages, None if is_amd() else tiling.registers)
             blocks = {"BLOCK_R": rows_of(kernel, tiling), "BLOCK_C": columns_of(kernel, tiling)}
             launch = Launch(
                 function=function,

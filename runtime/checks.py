@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
@@ -43,6 +45,24 @@ class _Pending:
 
 
 _pending: list[_Pending] = []
+
+_apart: ContextVar[list[_Pending] | None] = ContextVar("_apart", default=None)
+
+
+@contextmanager
+def noted_apart() -> Iterator[None]:
+    """While this lasts, checks of this thread are nobody's: they are of a GPU that is not there."""
+    token = _apart.set([])
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
+
+def _noted() -> list[_Pending]:
+    """The checks that have been begun, of this process."""
+    given = _apart.get()
+    return _pending if given is None else given
 
 
 def check_call(call: Call, *, narrow: bool = False) -> Call:
@@ -81,7 +101,7 @@ def check_earlier() -> None:
     Raises:
         SpatError: as `check_call`.
     """
-    if _pending and not torch.cuda.is_current_stream_capturing():
+    if _noted() and not torch.cuda.is_current_stream_capturing():
         _raise_known(wait=False)
 
 
@@ -353,7 +373,7 @@ def _defer(faults: tuple[Fault, ...]) -> None:
     flags = torch.empty(found.shape, dtype=torch.bool, pin_memory=True).copy_(found, non_blocking=True)
     event = torch.cuda.Event()
     event.record()
-    _pending.append(_Pending(faults=faults, flags=flags, event=event))
+    _noted().append(_Pending(faults=faults, flags=flags, event=event))
 
 
 def _raise_known(*, wait: bool) -> None:
@@ -364,12 +384,13 @@ def _raise_known(*, wait: bool) -> None:
 
 def _known(*, wait: bool) -> Iterator[SpatError]:
     """The errors of checks that have ended, which are then forgotten."""
-    for each in list(_pending):
+    noted = _noted()
+    for each in list(noted):
         if wait:
             each.event.synchronize()
         elif not each.event.query():
             continue
-        _pending.remove(each)
+        noted.remove(each)
         for fault, flag in zip(each.faults, each.flags.tolist(), strict=True):
             if flag:
                 yield fault.error()

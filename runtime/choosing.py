@@ -16,6 +16,7 @@ from spdsl.codegen.chains.emit import emit_choose
 from spdsl.codegen.chains.parts import ABSENT
 from spdsl.codegen.load import load
 from spdsl.runtime.plain import Launch, start
+from spdsl.runtime.vendor import is_amd
 
 KEYS = 1 << 25
 """Keys that are held at once, of four bytes each."""
@@ -71,7 +72,7 @@ def choose(given: Keys, by: str, amounts: Tensor, room: Room | None, *, cut: boo
     wide = min(WIDEST, max(64, 1 << (given.columns - 1).bit_length()))
     # A row is held by as few warps as have room for it: within a warp, sums take no shared memory.
     each, warps = max(1, AT_ONCE // wide), max(1, min(16, wide // OF_WARP))
-    few = not torch.version.hip and OF_WARP < wide <= 16 * OF_WARP
+    few = not is_amd() and OF_WARP < wide <= 16 * OF_WARP
     shape = {"ROWS": each, "WIDTH": wide, "ONE": given.columns <= wide, "BY": by, "BLOCK_R": given.block}
     fixed = {"keys": given.keys, "row_ends": given.ends, "ends_first": given.ends_first, "rows": rows}
     fixed |= {"amounts": amounts, "amount_stride": int(amounts.numel() > 1)}

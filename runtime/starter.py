@@ -23,6 +23,7 @@ from spdsl.codegen.blocks import Argument, Kernel
 from spdsl.codegen.gluon import layout_of
 from spdsl.runtime.notes import STREAM, Entry, Grid, Mapped
 from spdsl.runtime.traced import Traced
+from spdsl.runtime.vendor import is_amd
 
 _MOST = 64
 """Binaries that a starter remembers."""
@@ -259,7 +260,7 @@ def launch_key(arguments: tuple[Any, ...], fixed: tuple[bool, ...]) -> Hashable 
 
     ``fixed`` says which arguments are specialised.  On AMD, Triton also looks at sizes of memory.
     """
-    if torch.version.hip is not None:
+    if is_amd():
         return None
     parts: list[Hashable] = []
     for value, specialised in zip(arguments, fixed, strict=True):

@@ -20,6 +20,7 @@ from spdsl.diagnostics import error
 from spdsl.pipeline import bound, closed, free_names
 from spdsl.runtime.calls import DTYPES
 from spdsl.runtime.requests import Prepared, Request, install, rounded_up
+from spdsl.runtime.vendor import is_amd
 from spdsl.semantics.free import LARGEST
 
 BACKENDS = ("cpu", "triton")
@@ -161,7 +162,7 @@ def target_of(backend: str, device: torch.device) -> str:
     if device.type != "cuda":
         # Triton's interpreter does not run Gluon: kernels are those of a machine that has none.
         return "sm_100" if os.environ.get("TRITON_INTERPRET") == "1" else "sm_90"
-    if torch.version.hip:
+    if is_amd():
         return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,8 +14,11 @@ from spdsl.codegen.asked import Asked
 from spdsl.runtime.absent import AbsentGpu, standing_in
 from spdsl.runtime.notices import is_watched
 from spdsl.runtime.numbers import Assumed
+from spdsl.runtime.vendor import is_amd
 
 pytest.importorskip("triton")
+from triton.runtime import driver
+
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted")
 
 GPU = AbsentGpu(name="NVIDIA H200", target="sm_90", multiprocessors=132)
@@ -31,7 +36,7 @@ def device(assumed: Assumed) -> Iterator[torch.device]:
 
 
 def test_torch_is_told_of_it_and_afterwards_no_more() -> None:
-    before = torch.cuda.is_available(), torch.cuda.get_device_name, torch.version.hip
+    before = torch.cuda.is_available(), torch.cuda.get_device_name, torch.cuda.Event, is_amd()
     with standing_in(GPU, "a call", Asked(room=1, device=GPU.place), Assumed(number=32)) as device:
         assert torch.cuda.get_device_name(device) == "NVIDIA H200"
         assert torch.cuda.get_device_capability(device) == (9, 0)
@@ -40,16 +45,54 @@ def test_torch_is_told_of_it_and_afterwards_no_more() -> None:
         x = torch.empty(2, 3, device="cuda")
         assert (x.device, x.is_cuda, x.is_cpu) == (device, True, False)
         assert is_watched()
-    assert (torch.cuda.is_available(), torch.cuda.get_device_name, torch.version.hip) == before
+    assert (torch.cuda.is_available(), torch.cuda.get_device_name, torch.cuda.Event, is_amd()) == before
     assert x.device.type == "meta"
     assert not is_watched()
+
+
+def test_other_threads_go_on_as_they_were() -> None:
+    """What they ask, what they differentiate, and whom Triton works for; two that stand in take turns."""
+
+    class Driver:
+        def get_current_device(self) -> str:
+            return "theirs"
+
+    def theirs() -> tuple[object, ...]:
+        x = torch.ones(2, requires_grad=True)
+        (gradient,) = torch.autograd.grad((x * torch.arange(2)).sum(), x)
+        working_for = driver.active.get_current_device()
+        return torch.cuda.is_available(), is_amd(), is_watched(), str(gradient.device), working_for
+
+    def stand_in(seed: int) -> list[object]:
+        gpu = AbsentGpu(name=f"GPU {seed}", target="gfx942" if seed % 2 else "sm_90", multiprocessors=100 + seed)
+        with standing_in(gpu, "a call", Asked(room=1, device=gpu.place), Assumed(number=32)):
+            return [torch.cuda.get_device_name(), is_amd(), driver.active.get_current_device() == gpu.place]
+
+    before = torch.cuda.Event, torch.cuda.get_device_name, torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+    with patch.object(driver, "_active", Driver()), ThreadPoolExecutor(4) as pool:
+        wanted = theirs()
+        with standing_in(GPU, "a call", Asked(room=1, device=GPU.place), Assumed(number=32)):
+            assert pool.submit(theirs).result() == wanted
+            assert pool.submit(lambda: isinstance(torch.cuda.Event, type)).result()
+            waiting = [pool.submit(stand_in, seed) for seed in range(4)]
+            assert torch.cuda.get_device_name() == GPU.name
+        assert [each.result() for each in waiting] == [[f"GPU {seed}", bool(seed % 2), True] for seed in range(4)]
+        assert theirs() == wanted
+    assert before == (torch.cuda.Event, torch.cuda.get_device_name, torch.autograd._engine_run_backward)  # type: ignore[attr-defined]
+
+
+def test_an_error_leaves_torch_as_it_was() -> None:
+    before = {name: getattr(torch.cuda, name) for name in dir(torch.cuda)}
+    with pytest.raises(ValueError, match="wrong"), standing_in(GPU, "x", Asked(room=1, device=100), Assumed(number=32)):
+        raise ValueError("wrong")
+    assert {name: getattr(torch.cuda, name) for name in dir(torch.cuda)} == before
 
 
 def test_gpus_are_told_apart() -> None:
     other = AbsentGpu(name="AMD MI300X", target="gfx942", multiprocessors=304)
     assert other.place != GPU.place
     with standing_in(other, "a call", Asked(room=1, device=other.place), Assumed(number=32)) as device:
-        assert torch.version.hip
+        assert is_amd()
         assert torch.cuda.get_device_properties(device).gcnArchName == "gfx942"
 
 
