@@ -163,11 +163,13 @@ class Loaded:
         told = {name: concrete(value) for name, value in given.items()}
         x, y, z = (concrete(size) for size in grid)
         if max(y, z) > _PROGRAMS:
+            pattern = self.plan.problem.pattern
             raise error(
                 "SP510",
-                f"the kernel `{kernel.name}` of `{self.plan.problem.pattern.name}` would start {x} × {y} × {z} "
+                f"the kernel `{kernel.name}` of `{pattern.name}` would start {x} × {y} × {z} "
                 f"programs for {call.q.shape[0]} sequences of {call.q.shape[1]} heads, but a GPU starts 65,535 along "
                 "the second and the third dimension",
+                pattern.span,
                 help="call it with fewer sequences at a time, and put the results together",
             )
         # What the launcher itself does with tensors is no part of what is computed.

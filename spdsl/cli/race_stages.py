@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from spdsl.cli.measure import distance, off_rows
+from spdsl.cli.measure import distance, excused
 from spdsl.cli.tensors import fixed_length
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def errors_of_all(
     assert isinstance(out, Tensor)
     assert isinstance(truth, Tensor)
     raise_pending()
-    ties = off_rows(out.detach(), truth.detach())
+    ties = excused(attention, tensors, inputs, out.detach(), truth.detach())
     found = {"fwd": distance(out.detach()[~ties], truth.detach()[~ties])}
     if backward:
         looked = d_out.masked_fill(ties[..., None], 0.0)

@@ -146,7 +146,8 @@ def tune(
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ToTune:
     """The calls to tune for, as other processes are told of them: the pattern with its parameters as a ``key``, its
-    inputs on the CPU, and the sizes of the other tensors; ``given`` are q and k where they are not drawn."""
+    inputs on the CPU, and the sizes of the other tensors; ``given`` are q and k of one sequence, where they are not
+    drawn."""
 
     key: str
     inputs: dict[str, Tensor]
@@ -170,7 +171,8 @@ class ToTune:
             return torch.randn(shape, generator=generator, device=where, dtype=DTYPES[self.dtype])
 
         if self.given is not None:
-            q, k = (each.to(where, DTYPES[self.dtype]) for each in self.given)
+            # One sequence, which stands for all.
+            q, k = (each.to(where, DTYPES[self.dtype]).expand(sizes.batch, -1, -1, -1) for each in self.given)
         else:
             q, k = draw(sizes.heads, sizes.nq, sizes.head_dim), draw(sizes.groups, sizes.n, sizes.head_dim)
         v = draw(sizes.groups, sizes.n, self.value_dim)

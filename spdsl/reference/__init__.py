@@ -5,7 +5,7 @@ the fast paths, which are tested against it.  Memory and time grow with queries 
 """
 
 from spdsl.reference.attention import mask
-from spdsl.reference.calls import attend, exports
+from spdsl.reference.calls import attend, doubtful, exports
 from spdsl.reference.graphs import refuse_no_lse
 
-__all__ = ["attend", "exports", "mask", "refuse_no_lse"]
+__all__ = ["attend", "doubtful", "exports", "mask", "refuse_no_lse"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spdsl.diagnostics import error
-from spdsl.reference import attention, graphs
+from spdsl.reference import attention, graphs, margins
 from spdsl.semantics.nodes import BoundPattern
 
 Place = int | Tensor | None
@@ -38,6 +38,17 @@ def exports(
 ) -> dict[str, Tensor]:
     """The exports of a pattern by name, ``[batch, *axes]``, floats in float64."""
     return {} if pattern.graph is None else _each(pattern, q, k, v, tables, (q_start, None, None))[2]
+
+
+def doubtful(
+    pattern: BoundPattern, q: Tensor, k: Tensor, v: Tensor, *, tables: Mapping[str, Tensor], q_start: int
+) -> Tensor:
+    """The rows ``[batch, heads, nq]`` with a selection so near a tie that rounding may decide it."""
+    if pattern.graph is None:
+        return torch.zeros(q.shape[:3], dtype=torch.bool, device=q.device)
+    with torch.no_grad():
+        world, _ = graphs.carried_out(pattern, q, k, v, tables=tables, q_start=q_start)
+        return margins.doubtful(world)
 
 
 def _each(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,17 +26,31 @@ def attend(
     """
     graph = pattern.graph
     assert graph is not None
+    world, found = carried_out(pattern, q, k, v, tables=tables, q_start=q_start)
+    exports = {each.name: stages.export(world, each) for each in graph.exports}
+    if graph.returned is not None:
+        return *found[graph.returned], exports
+    out = world.whole(graph.result, ("h", "q", "d"))
+    return torch.where(_existing(world), out, 0.0), None, exports
+
+
+def carried_out(
+    pattern: BoundPattern, q: Tensor, k: Tensor, v: Tensor, *, tables: Mapping[str, Tensor], q_start: int
+) -> tuple[World, dict[str, tuple[Tensor, Tensor]]]:
+    """The call with the arrays of all stages, and outputs and LSEs of the softmaxes."""
+    graph = pattern.graph
+    assert graph is not None
     given = {table.name: _batched(tables[table.name], len(table.axes), table.axes[:1]) for table in pattern.tables}
     check_shared(pattern, {name: table.shape[0] for name, table in given.items()})
-    existing = (torch.arange(q.shape[2], device=q.device) + q_start >= 0)[:, None]
     world = World(
         pattern=pattern,
-        arrays={"Q": torch.where(existing, q.double(), 0.0), "K": k.double(), "V": v.double(), **given},
+        arrays={"Q": q.double(), "K": k.double(), "V": v.double(), **given},
         batch=q.shape[0],
         nq=q.shape[2],
         n=k.shape[2],
         q_start=q_start,
     )
+    world = replace(world, arrays={**world.arrays, "Q": torch.where(_existing(world), world.arrays["Q"], 0.0)})
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for stage in graph.stages:
         match stage:
@@ -47,11 +62,12 @@ def attend(
                 world = stages.add(world, stage)
                 continue
         world = stages.with_array(world, stage.name, stage.axes, found[stage.name][0])
-    exports = {each.name: stages.export(world, each) for each in graph.exports}
-    if graph.returned is not None:
-        return *found[graph.returned], exports
-    out = world.whole(graph.result, ("h", "q", "d"))
-    return torch.where(existing, out, 0.0), None, exports
+    return world, found
+
+
+def _existing(world: World) -> Tensor:
+    """Which queries exist, ``[nq, 1]``."""
+    return (torch.arange(world.nq, device=world.device) + world.q_start >= 0)[:, None]
 
 
 def _batched(table: Tensor, axes: int, first: tuple[object, ...]) -> Tensor:

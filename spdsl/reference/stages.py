@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def add(world: World, stage: Stage) -> World:
         case Prefix():
             array = _prefix(world, stage)
         case Descend():
-            array = _descend(world, stage)
+            array, _ = descended(world, stage)
         case Mark(value=value):
             array = world.whole(value, stage.axes)
         case Attention() | Merge():
@@ -110,29 +110,50 @@ def _softmax(world: World, stage: Softmax) -> Tensor:
 
 
 def _select(world: World, stage: Select) -> Tensor:
-    axes = tuple(axis for axis in stage.axes if axis != stage.rank)
-    # What is ranked together stands last, as one dimension.
-    ranked = [1 + axes.index(axis) for axis in (*stage.also, stage.over)]
-    last = list(range(-len(ranked), 0))
-    parts = world.together((stage.value, stage.only, stage.forced), axes)
-    value, only, forced = (part.detach().movedim(ranked, last) for part in parts)
-    sizes = value.shape[len(value.shape) - len(ranked) :]
-    value, only, forced = (part.flatten(-len(ranked)) for part in (value, only, forced))
-    amount = world.evaluate(stage.amount, axes).double().movedim(ranked, last).flatten(-len(ranked))
-    chosen, place = _chosen(world, stage, value, only, forced, amount)
+    entries = ranked(world, stage)
+    kept, place = chosen(world, stage, entries)
     if stage.rank is not None:
-        one_by_one = torch.stack([chosen & (place == number) for number in range(int(amount.max()))])
-        return one_by_one.movedim(-1, 2 + axes.index(stage.over)).movedim(0, 1 + stage.axes.index(stage.rank))
-    whole: Tensor = chosen.unflatten(-1, sizes)
-    return whole.movedim(last, ranked)
+        one_by_one = torch.stack([kept & (place == number) for number in range(int(entries.amount.max()))])
+        over = entries.axes.index(stage.over)
+        return one_by_one.movedim(-1, 2 + over).movedim(0, 1 + stage.axes.index(stage.rank))
+    return entries.restored(kept)
 
 
-def _chosen(
-    world: World, stage: Select, value: Tensor, only: Tensor, forced: Tensor, amount: Tensor
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranked:
+    """What is ranked together along the last dimension, and how many of it, or what share; ``axes`` without ranks."""
+
+    axes: tuple[str, ...]
+    value: Tensor
+    only: Tensor
+    forced: Tensor
+    amount: Tensor
+    dimensions: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    def restored(self, found: Tensor) -> Tensor:
+        """Something for each entry, ``[batch, *axes]``."""
+        whole: Tensor = found.unflatten(-1, self.sizes)
+        return whole.movedim(tuple(range(-len(self.sizes), 0)), self.dimensions)
+
+
+def ranked(world: World, stage: Select) -> Ranked:
+    """The entries of a selection."""
+    axes = tuple(axis for axis in stage.axes if axis != stage.rank)
+    dimensions = tuple(1 + axes.index(axis) for axis in (*stage.also, stage.over))
+    last = tuple(range(-len(dimensions), 0))
+    parts = world.together((stage.value, stage.only, stage.forced), axes)
+    value, only, forced = (part.detach().movedim(dimensions, last) for part in parts)
+    sizes = tuple(value.shape[value.dim() - len(last) :])
+    value, only, forced = (part.flatten(-len(last)) for part in (value, only, forced))
+    amount = world.evaluate(stage.amount, axes).double().movedim(dimensions, last).flatten(-len(last))
+    return Ranked(axes=axes, value=value, only=only, forced=forced, amount=amount, dimensions=dimensions, sizes=sizes)
+
+
+def chosen(world: World, stage: Select, entries: Ranked) -> tuple[Tensor, Tensor]:
     """What is chosen along the last dimension, and the place of each entry in the order."""
-    dim = -1
-    only = only & ~value.isnan()
+    dim, value, forced, amount = -1, entries.value, entries.forced, entries.amount
+    only = entries.only & ~value.isnan()
     rank = torch.where(only & ~forced, value, -math.inf)
     order = rank.argsort(dim=dim, descending=True, stable=True)
     present = only | forced
@@ -167,7 +188,9 @@ def _smooth(world: World, stage: Smooth) -> Tensor:
     return (value @ near / width).movedim(-1, dim)
 
 
-def _descend(world: World, stage: Descend) -> Tensor:
+def descended(world: World, stage: Descend, margin: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The best values of the members, and in which of them two halves differed by no more than this share of the
+    largest value."""
     inner = tuple("k" if axis == stage.per else axis for axis in stage.axes)
     dim = 1 + inner.index("k")
     value, only = world.together((stage.value, stage.only), inner)
@@ -175,12 +198,14 @@ def _descend(world: World, stage: Descend) -> Tensor:
     value = torch.where(only, value, math.nan).movedim(dim, -1)
     line = world.points("k", stage.value)
     member = world.at_position(stage.per.partition(".")[2], line)
-    found = []
+    least = margin * torch.where(value.isfinite(), value.abs(), 0.0).max() if value.numel() else value.sum()
+    found, near = [], []
     for each in range(world.count("k", stage.per.partition(".")[2])):
         positions = line[member == each]
         best = torch.full(value.shape[:-1], math.nan, dtype=value.dtype, device=value.device)
         first = torch.full(value.shape[:-1], int(positions[0]) if len(positions) else 0, device=value.device)
         size = torch.full_like(first, len(positions))
+        alike = torch.zeros_like(best, dtype=torch.bool)
         while int(size.max()) > 1:
             half = (size + 1) // 2
             starts, lengths = (first, first + half), (half, size - half)
@@ -190,13 +215,17 @@ def _descend(world: World, stage: Descend) -> Tensor:
                 here = value.gather(-1, middle.clamp(max=value.shape[-1] - 1)[..., None])[..., 0]
                 seen.append(torch.where(length > 0, here, math.nan))
             better = (seen[1] > seen[0]) | (seen[0].isnan() & ~seen[1].isnan())
+            alike = alike | ((size > 1) & ((seen[1] - seen[0]).abs() <= least))
             best = torch.where(size > 1, torch.fmax(best, torch.fmax(*seen)), best)
             first, size = torch.where(better, starts[1], starts[0]), torch.where(better, lengths[1], lengths[0])
         if len(positions) == 1:
             best = value[..., int(positions[0])]
         found.append(best)
-    whole = torch.stack(found, -1) if found else value[..., :0]
-    return whole.movedim(-1, 1 + stage.axes.index(stage.per))
+        near.append(alike)
+    place = 1 + stage.axes.index(stage.per)
+    if not found:
+        return value[..., :0].movedim(-1, place), value[..., :0].movedim(-1, place) > 0
+    return torch.stack(found, place), torch.stack(near, place)
 
 
 def _prefix(world: World, stage: Prefix) -> Tensor:
@@ -281,13 +310,13 @@ def _counts(world: World, stage: Pool, entries: int) -> Tensor:
         return torch.ones(entries, 1, dtype=torch.int64, device=device)
     positions = world.points(side, Index(name=side))
     exist = (positions >= 0) & ((positions < world.n) if side == "k" else True)
-    of_entries = _members(world, over, entries, positions) & exist
+    of_entries = members(world, over, entries, positions) & exist
     if per is None:
         shared = of_entries.sum(1, keepdim=True)
         return (shared > 0).long() if stage.windows else shared
     name = per.partition(".")[2]
     count = world.count(side, name)
-    of_members = _members(world, per, count, positions) & exist
+    of_members = members(world, per, count, positions) & exist
     if stage.windows is None:
         return _shared(of_entries, of_members)
     return _windows(world, stage, of_entries, of_members).long()
@@ -316,7 +345,7 @@ def _windows(world: World, stage: Pool, of_entries: Tensor, of_members: Tensor) 
     return (first <= two[1]) & (two[0] <= last)
 
 
-def _members(world: World, axis: str, count: int, positions: Tensor) -> Tensor:
+def members(world: World, axis: str, count: int, positions: Tensor) -> Tensor:
     """Which positions belong to each entry of an axis, bool ``[entries, positions]``."""
     name = axis.partition(".")[2]
     line = torch.arange(count, device=world.device)[:, None]

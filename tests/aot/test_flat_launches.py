@@ -168,6 +168,7 @@ def test_more_heads_than_a_gpu_starts_programs_for(launches: list[Launched], mon
     with pytest.raises(SpatError, match=r"would start .* programs for 1 sequences of 2 heads") as caught:
         both()
     assert caught.value.code == "SP510"
+    assert str(caught.value.place).startswith("streaming.spat:")
 
 
 # ---------------------------------------------------------------- growing caches
