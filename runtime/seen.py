@@ -91,16 +91,30 @@ def is_among(note: Note, storages: set[int]) -> bool:
     return any(storage_of(each) in storages for each in (*read_by(note), *made_by(note)))
 
 
-def changing_among(notes: Sequence[Note], inputs: Iterable[Tensor]) -> set[int]:
-    """The storages whose numbers depend on the inputs, and those in which anything is written."""
+def changing_among(notes: Sequence[Note], inputs: Iterable[Tensor], *, settled: bool) -> set[int]:
+    """The storages whose numbers depend on the inputs, and those in which anything is written; with ``settled`` not
+    those that were made here and hold what they do as soon as anybody reads them, whatever the inputs are."""
     found = {storage_of(each) for each in inputs}
-    found |= {storage_of(each) for note in notes for each in written_by(note)}
+    found |= _written_again(notes) if settled else {storage_of(each) for note in notes for each in written_by(note)}
     before = 0
     while len(found) > before:
         before = len(found)
         for note in notes:
-            if isinstance(note, Asked) and is_among(note, found):
-                found |= {storage_of(each) for each in note.makes()}
+            if is_among(note, found):
+                found |= {storage_of(each) for each in (*made_by(note), *written_by(note))}
+    return found
+
+
+def _written_again(notes: Sequence[Note]) -> set[int]:
+    """The storages that are older, or that somebody reads before the last has written there."""
+    made, read, found = set[int](), set[int](), set[int]()
+    for note in notes:
+        written = {storage_of(each) for each in written_by(note)}
+        found |= {each for each in written if each in read or each not in made}
+        reads = {storage_of(each) for each in read_by(note)}
+        made |= {storage_of(each) for each in made_by(note)} - reads
+        if not is_view(note) and not (isinstance(note, Asked) and note.function in _TAKES):
+            read |= reads - written
     return found
 
 
@@ -118,6 +132,8 @@ def unknown_among(notes: Iterable[Note], known: Iterable[Tensor]) -> set[int]:
                 found.add(storage_of(each))
         of_unknown = any(storage_of(each) in found for each in read_by(note))
         (found if of_unknown else seen).update(storage_of(each) for each in made_by(note))
+        if of_unknown:
+            found.update(storage_of(each) for each in written_by(note))
     return found
 
 

@@ -36,6 +36,8 @@ from spdsl.runtime.tape import Tape
 from spdsl.runtime.taping import tape_of
 from spdsl.runtime.watched import ROOM, Notes, noting
 
+Constants: TypeAlias = dict[Hashable, Tensor]
+
 KEPT = 1 << 24
 """Bytes of what does not depend on the tensors, and is kept with the steps."""
 
@@ -102,7 +104,7 @@ def ways_of(
     gradients: Sequence[Tensor | None] = (),
 ) -> Ways | None:
     """The steps of a call, whose notes end before the ``middle``, and of its backward, if there was one."""
-    seen, every = notes.seen, (*inputs, *incoming)
+    every = (*inputs, *incoming)
     given, ends = [memory_of(each) for each in every], [memory_of(each) for each in outputs]
     wanted = [None if each is None else memory_of(each) for each in gradients]
     results = [*outputs, *(each for each in gradients if each is not None)]
@@ -111,19 +113,12 @@ def ways_of(
         return None
     if gradients and {storage_of(each) for each in outputs} & {storage_of(each) for each in every}:
         return None
-    changing, unknown = changing_among(seen, every), unknown_among(seen, (*notes.trusted, *every))
-    open = changing | unknown
-    if any(storage_of(each) not in changing for each in results) or any(_is_open(note, open) for note in seen):
+    # What kernels make of positions alone is done once, too, unless it is too much to keep.
+    needed = _needed_of(notes, middle, every, results, settled=True)
+    needed = _needed_of(notes, middle, every, results, settled=False) if needed is None else needed
+    if needed is None:
         return None
-    needed = _needed([note for note in seen if is_among(note, changing)], results)
-    parts = [[note for note in part if id(note) in needed] for part in (seen[:middle], seen[middle:])]
-    # What is saved may be read again.
-    earlier = {storage_of(each) for each in (*every, *(made for note in seen[:middle] for made in made_by(note)))}
-    if any(storage_of(each) in earlier for note in parts[1] for each in written_by(note)):
-        return None
-    constants = _constants([*parts[0], *parts[1]], given, open)
-    if constants is None:
-        return None
+    parts, constants = needed
     parts[1][:0] = _looks(parts[0], parts[1])
     made = {memory_of(each): each for note in parts[0] for each in made_by(note)}
     read = _read_first(parts[1]).union(key for key in wanted if key is not None)
@@ -134,6 +129,28 @@ def ways_of(
         return None
     apart = tuple(at for at, each in enumerate(outputs) if not each.requires_grad)
     return Ways(forward=forward, backward=backward, saved=len(saved), apart=apart)
+
+
+def _needed_of(
+    notes: Notes, middle: int, every: Sequence[Tensor], results: Sequence[Tensor], *, settled: bool
+) -> tuple[list[list[Note]], Constants] | None:
+    """The notes of both parts that have to be repeated for the results, and what they read that is not; None where the
+    course may be another, or too much were kept.  ``settled`` as in `changing_among`."""
+    seen = notes.seen
+    written = {storage_of(each) for note in seen for each in written_by(note)}
+    own = [each for each in results if storage_of(each) in written]  # nobody else may have these
+    changing = changing_among(seen, (*every, *own), settled=settled)
+    open = changing | unknown_among(seen, (*notes.trusted, *every))
+    if any(storage_of(each) not in changing for each in results) or any(_is_open(note, open) for note in seen):
+        return None
+    found = _needed([note for note in seen if is_among(note, changing)], results)
+    parts = [[note for note in part if id(note) in found] for part in (seen[:middle], seen[middle:])]
+    # What is saved may be read again.
+    earlier = {storage_of(each) for each in (*every, *(made for note in seen[:middle] for made in made_by(note)))}
+    if any(storage_of(each) in earlier for note in parts[1] for each in written_by(note)):
+        return None
+    constants = _constants([*parts[0], *parts[1]], (memory_of(each) for each in every), open)
+    return None if constants is None else (parts, constants)
 
 
 def _is_open(note: Note, open: set[int]) -> bool:
@@ -183,10 +200,7 @@ def _made(notes: Sequence[Note]) -> set[Hashable]:
     return {memory_of(each) for note in notes for each in made_by(note)}
 
 
-Constants: TypeAlias = dict[Hashable, Tensor]
-
-
-def _constants(notes: Sequence[Note], given: Sequence[Hashable], open: set[int]) -> Constants | None:
+def _constants(notes: Sequence[Note], given: Iterable[Hashable], open: set[int]) -> Constants | None:
     """What the steps read that no step makes; None if its storage is among those that may change from call to call,
     or there is too much."""
     others, found = _made(notes).union(given), Constants()

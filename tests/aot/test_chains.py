@@ -172,13 +172,14 @@ def test_choosing_is_built(by: str, target: str) -> None:
 def test_cuts_of_long_rows_are_built(by: str, target: str) -> None:
     from spdsl.runtime import cut_kernels
 
-    types = dict.fromkeys(("keys", "cuts", "counts"), "*i32") | {"prefixes": "*i64", "sums": "*fp64"}
-    types |= {"state": "*fp64", "amounts": "*i32" if by == "count" else "*fp64"}
-    shape = {"BY": by, "PARTS": cut_kernels.PARTS}
-    for function, given in (
-        (cut_kernels.sum_beyond, {**shape, "SIGNED": False, "TILE": cut_kernels.TILE}),
-        (cut_kernels.next_bits, {**shape, "FIRST": True, "LAST": True}),
-        (cut_kernels.count_chosen, {"BY": by, "WIDTH": 1024}),
+    types = dict.fromkeys(("keys", "cuts", "counts", "arrived", "found"), "*i32")
+    types |= {"sums": "*fp64", "amounts": "*i32" if by == "count" else "*fp64"}
+    shape = {name: getattr(cut_kernels, name) for name in ("BITS", "TILE", "TILES")}
+    shape |= {"BY": by, "SIGNED": False, "TOGETHER": target[0] == "s", "PARTS": 32}
+    for function, given, warps in (
+        (cut_kernels.seek_cuts, shape, cut_kernels.WARPS),
+        (cut_kernels.count_chosen, {"BY": by, "WIDTH": 1024}, 8),
+        (cut_kernels.share_ties, {"WIDTH": cut_kernels.RANKED}, 8),
     ):
-        made = built(function, target, given, types, options_of(8))
+        made = built(function, target, given, types, options_of(warps))
         assert made.metadata.shared <= SHARED[target]

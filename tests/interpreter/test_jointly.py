@@ -34,7 +34,8 @@ def test_cuts_are_those_of_a_sort(by: str, amount: float, forced: float, monkeyp
     from spdsl.runtime import cut_kernels
     from spdsl.runtime.cut_kernels import cuts_by_row, cuts_of
 
-    monkeypatch.setattr(cut_kernels, "TILE", 128)
+    monkeypatch.setattr(cut_kernels, "TILE", 16)
+    monkeypatch.setattr(cut_kernels, "TILES", 2)
     rows, columns, pitch = 5, 37, 48
     generator = torch.Generator().manual_seed(7)
     kinds = torch.tensor(CORNERS if by == "count" else SHARES)
