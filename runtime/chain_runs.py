@@ -86,21 +86,21 @@ class Run:
             operands=operands,
             batch=max(batches, default=1),
             heads=arrays.lines.size(chain.heads) if chain.heads else 1,
-            columns=arrays.lines.size(chain.columns),
+            columns=arrays.lines.size(chain.columns) if chain.columns else 1,
         )
 
     # ------------------------------------------------------------ each kernel
 
-    def reduced(self, kernel: ChainKernel) -> Tensor:
+    def reduced(self, kernel: ChainKernel, tiling: Tiling | None = None) -> Tensor:
         """What a reduction leaves for each row, ``[batch, heads, rows]``."""
         arrays, chain = self.arrays, self.loaded.chain
-        rows = arrays.lines.size(chain.rows)
+        rows = arrays.lines.size(chain.rows) if chain.rows else 1
         dtype = torch.float32 if arrays.stages[chain.stage].dtype == "float" else torch.uint8
         found = torch.empty(self.batch, self.heads, rows, dtype=dtype, device=arrays.lines.device)
         every = self.batch * self.heads
         given = {"left_here": found, "chunk_rows": rows, "column_count": self.columns, "heads": self.heads}
         grid = lambda tiling: (-(-rows // rows_of(kernel, tiling)), every, 1)  # noqa: E731
-        self.launch(kernel, given, grid, rows * every, ("left_here",))
+        self.launch(kernel, given, grid, rows * every, ("left_here",), tiling)
         return found if dtype == torch.float32 else found.view(torch.bool)
 
     def left(self, kernel: ChainKernel) -> Tensor:

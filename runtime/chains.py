@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from spdsl.codegen.chains.alone import is_alone
 from spdsl.codegen.chains.columns import belongs_to_columns, is_without_queries
 from spdsl.codegen.chains.parts import ABSENT
 from spdsl.codegen.chains.rows import is_of_blocks, is_of_rows
@@ -24,9 +25,13 @@ from spdsl.runtime.cut_marks import up_to_cuts
 from spdsl.runtime.jointly import chosen_jointly
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.ranking import FAR, joined
-from spdsl.runtime.tilings import LEAST, rows_of
-from spdsl.semantics.graph import Select
+from spdsl.runtime.tilings import LEAST, Tiling, rows_of
+from spdsl.semantics.graph import DISTANCE, Mark, Pool, Select, Stage
 from spdsl.semantics.nodes import Const
+
+
+_ONE_ROW = Tiling(rows=1, columns=1024, warps=4, stages=1)
+"""The tile of a reduction that leaves one number."""
 
 
 def chosen_lists(arrays: Arrays, name: str, width: int | None, lists: Callable[[str], Tensor]) -> Tensor | None:
@@ -78,6 +83,8 @@ def made_whole(arrays: Arrays, name: str) -> Tensor | None:
     stage = arrays.stages[name]
     if is_without_queries(stage):
         return _chosen_entries(arrays, name)
+    if is_alone(stage):
+        return _alone(arrays, stage)
     of_rows = is_of_rows(arrays.stages, name) or is_of_blocks(arrays.stages, name)
     if not of_rows and not belongs_to_columns(stage):
         return None
@@ -94,6 +101,22 @@ def made_whole(arrays: Arrays, name: str) -> Tensor | None:
     return values if found.chain.heads else values[:, 0]
 
 
+def _alone(arrays: Arrays, stage: Stage) -> Tensor | None:
+    """A condition without queries, or a reduction of such numbers: ``[batch or 1, axis, …]``; or None."""
+    lines, axes = arrays.lines, (*stage.axes, getattr(stage, "over", DISTANCE))
+    if not all(lines.is_even(axis.partition(".")[2]) for axis in axes if "." in axis):
+        return None
+    found = loaded(arrays, stage.name)
+    if found is None:
+        return None
+    run, (kernel,) = Run.of(arrays, found), found.chain.kernels
+    if run.columns <= 0:
+        return None
+    values = run.left(kernel) if isinstance(stage, Mark) else run.reduced(kernel, _ONE_ROW)[..., 0]
+    values = values if found.chain.heads else values[:, 0]
+    return values if found.chain.columns or isinstance(stage, Pool) else values[..., 0]
+
+
 def _chosen_entries(arrays: Arrays, name: str) -> Tensor | None:
     """A selection without queries, bools ``[batch or 1, …, entries]``, or None."""
     found, stage = loaded(arrays, name), arrays.stages[name]
@@ -104,8 +127,10 @@ def _chosen_entries(arrays: Arrays, name: str) -> Tensor | None:
     count, columns = (arrays.lines.size(rows) if rows else 1), run.columns
     if columns <= 0:
         return None
-    nothing = 0 if found.chain.by == "mass" else ABSENT
-    run.keys = torch.full((run.batch, count, -(-columns // 16) * 16), nothing, dtype=torch.int32, device=device)
+    nothing, pitch = 0 if found.chain.by == "mass" else ABSENT, -(-columns // 16) * 16
+    run.keys = torch.empty(run.batch, count, pitch, dtype=torch.int32, device=device)
+    if pitch > columns:
+        run.keys.fill_(nothing)
     run.ends = torch.zeros(1, run.batch, -(-count // LEAST.rows), dtype=torch.int32, device=device)
     if stage.by == "mass" or columns > WIDEST:
         run.keyed(0, count)

@@ -15,7 +15,7 @@ from spdsl.codegen.binaries import options_of
 from spdsl.codegen.chains.parts import ABSENT
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.choosing import KEYS, marked
-from spdsl.runtime.diagonals import distances_of, numbers_before
+from spdsl.runtime.diagonals import distances_of, distances_before
 from spdsl.runtime.plain import Launch, start
 from spdsl.runtime.ranking import joined
 from spdsl.semantics.graph import Pool, on_side
@@ -106,7 +106,7 @@ def lists_of_diagonals(arrays: Arrays, name: str, width: int | None) -> Tensor |
     assert isinstance(stage, Pool)
     source = distances_of(dict(arrays.stages), stage)
     assert source is not None
-    before = numbers_before(arrays, stage, source)
+    before = distances_before(arrays, stage, source)
     heads = before.shape[1:-1].numel()
     before = before.reshape(before.shape[0], heads, -1)
     every, rows, columns = before.shape[0] * heads, lines.size(row), lines.size(stage.axes[-1])

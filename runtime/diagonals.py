@@ -70,15 +70,19 @@ def seen_from_blocks(arrays: Arrays, stage: Pool, source: Expr, rows: Tensor) ->
     k0, k1 = (lines.edge(names[1], column, last=last) for last in (False, True))
     q0, q1 = q0.clamp(min=max(lines.q_start, 0)), q1.clamp(max=lines.q_start + lines.nq - 1)
     k1 = k1.clamp(max=lines.n - 1)
-    before = numbers_before(arrays, stage, source)
+    before = distances_before(arrays, stage, source)
     last = before.shape[-1] - 1
     low = (q0 - k1 - lines.first_distance).clamp(0, last)
     high = (q1 - k0 - lines.first_distance + 1).clamp(0, last)
     return (before[..., high] > before[..., low]) & (q0 <= q1) & (k0 <= k1)
 
 
-def numbers_before(arrays: Arrays, stage: Pool, source: Expr) -> Tensor:
+def distances_before(arrays: Arrays, stage: Pool, source: Expr) -> Tensor:
     """How many distances of a set are smaller than each, and then all, int32 ``[batch or 1, …, distances + 1]``."""
     heads = tuple(axis for axis in stage.axes if "." not in axis)
     chosen = arrays.full(source, (*heads, DISTANCE), None, Memo())
-    return torch.nn.functional.pad(counted(chosen), (1, 0))
+    if not arrays.kernels:
+        return torch.nn.functional.pad(counted(chosen), (1, 0))
+    from spdsl.runtime.shared_keys import numbers_before
+
+    return numbers_before(chosen)

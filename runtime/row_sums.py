@@ -53,11 +53,11 @@ def row_parts(probed: range, rows: int, owners: int, columns: int, at_once: int)
 def empty_sums(shape: tuple[int, ...], device: torch.device, *, whole: bool) -> Tensor:
     """Room for sums ``[batch, heads, rows, 2]``; where programs do not fill the ``whole`` of it, that of rows that have
     no entries."""
-    found = torch.empty(shape, dtype=torch.float32, device=device)
-    if not whole:
-        found[..., 0] = INFINITE
-        found[..., 1] = torch.inf
-    return found
+    if whole:
+        return torch.empty(shape, dtype=torch.float32, device=device)
+    nothing = torch.full((2,), torch.inf, device=device)
+    nothing[:1].fill_(INFINITE)
+    return nothing.expand(shape).clone(memory_format=torch.contiguous_format)
 
 
 def join_sums(parts: Tensor, sums: Tensor, first: int) -> None:

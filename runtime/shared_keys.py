@@ -98,15 +98,24 @@ def listed_keys(found: Tensor) -> tuple[Tensor, Tensor]:
     return before, keys.scatter_(0, at, key.flatten())
 
 
-def list_by_kernels(found: Tensor, before: Tensor, keys: Tensor) -> None:
-    """Fill both in two launches."""
+def numbers_before(found: Tensor) -> Tensor:
+    """Of bools ``[…, n]`` how many are true before each, and then all, int32 ``[…, n + 1]``."""
+    if found.device.type == "cuda":
+        before = torch.empty(*found.shape[:-1], found.shape[-1] + 1, dtype=torch.int32, device=found.device)
+        list_by_kernels(found, before, None)
+        return before
+    return torch.nn.functional.pad(counted(found), (1, 0))
+
+
+def list_by_kernels(found: Tensor, before: Tensor, keys: Tensor | None) -> None:
+    """Fill both in two launches; without ``keys``, each head counts from 0 on."""
     n, rows, device = found.shape[-1], found.shape[:-1].numel(), found.device
     parts = parts_of(n, WIDTH, PARTS)
     counts = torch.empty(rows, parts, dtype=torch.int32, device=device)
     marks, sizes = found.contiguous().view(torch.uint8), {"PARTS": parts, "WIDTH": WIDTH}
     start_given(count_keys, (rows * parts, 1, 1), (marks, counts, n), sizes, ("counts",), options_of(4), device)
-    given, writes = (marks, counts, before, keys, n), ("before", "keys")
-    start_given(list_keys, (rows * parts, 1, 1), given, sizes, writes, options_of(4), device)
+    given, listed = (marks, counts, before, before if keys is None else keys, n), {"LIST": keys is not None}
+    start_given(list_keys, (rows * parts, 1, 1), given, sizes | listed, ("before", "keys"), options_of(4), device)
 
 
 @triton.jit(do_not_specialize=["n"])  # type: ignore[untyped-decorator]
@@ -123,12 +132,14 @@ def count_keys(found, counts, n, PARTS: tl.constexpr, WIDTH: tl.constexpr):  # t
 
 
 @triton.jit(do_not_specialize=["n"])  # type: ignore[untyped-decorator]
-def list_keys(found, counts, before, keys, n, PARTS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """List the keys of a part of a head."""
+def list_keys(  # type: ignore[no-untyped-def]
+    found, counts, before, keys, n, PARTS: tl.constexpr, WIDTH: tl.constexpr, LIST: tl.constexpr
+):
+    """Number the keys of a part of a head, and list them."""
     part, row = tl.program_id(0) % PARTS, (tl.program_id(0) // PARTS).to(tl.int64)
     parts = tl.arange(0, PARTS)
     earlier = tl.sum(tl.where(parts < part, tl.load(counts + row * PARTS + parts), 0), 0)
-    place_of = (row * n).to(tl.int32) + earlier
+    place_of = earlier + (row * n).to(tl.int32) if LIST else earlier
     share = tl.cdiv(n, PARTS)
     end = tl.minimum((part + 1) * share, n)
     for first in range(part * share, end, WIDTH):
@@ -136,7 +147,8 @@ def list_keys(found, counts, before, keys, n, PARTS: tl.constexpr, WIDTH: tl.con
         is_one = (tl.load(found + row * n + at, mask=at < end, other=0) != 0).to(tl.int32)
         place = place_of + tl.cumsum(is_one, 0) - is_one
         tl.store(before + row * (n + 1) + at, place, mask=at < end)
-        tl.store(keys + place, at, mask=is_one != 0)
+        if LIST:
+            tl.store(keys + place, at, mask=is_one != 0)
         place_of += tl.sum(is_one, 0)
     # Whoever has the last key, or would have it, says where the list ends.
     tl.store(before + row * (n + 1) + n, place_of, mask=part == PARTS - 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from spdsl.diagnostics import error
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.ranking import best, heaviest, in_order
+from spdsl.semantics.build import TRUE
 from spdsl.semantics.graph import Score, Select, Softmax, side_of
 from spdsl.semantics.nodes import Const, Expr
 from spdsl.semantics.rewrite import free_axes
@@ -62,10 +63,14 @@ def softmax(arrays: Arrays, stage: Softmax, rows: Tensor | None, memo: Memo) -> 
     """Shares of the entries that are present; 0 for all others."""
     dim = 1 + stage.axes.index(stage.over)
     value = arrays.full(stage.value, stage.axes, rows, memo)
-    only = arrays.filter(stage.only, stage.axes, rows, memo)
-    value = value.masked_fill(~only, -torch.inf)
+    if stage.only != TRUE:
+        value = value.masked_fill(~arrays.filter(stage.only, stage.axes, rows, memo), -torch.inf)
     if not value.shape[dim]:
         return value
+    if arrays.kernels and dim == value.dim() - 1 and not value.requires_grad:
+        from spdsl.runtime.share_kernels import shares_of
+
+        return shares_of(value)
     largest = value.amax(dim, keepdim=True).detach()
     # Where kernels do the rest this is little, and not worth waiting for a number in every call.
     if not arrays.kernels and bool(torch.isfinite(torch.where(largest == -torch.inf, 0.0, largest)).all()):

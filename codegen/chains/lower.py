@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from spdsl.codegen.chains.alone import entries_of, is_alone, write_alone
 from spdsl.codegen.chains.candidates import Candidates, candidates_of, outer_of
 from spdsl.codegen.chains.columns import belongs_to_columns, is_without_queries, write_columns
 from spdsl.codegen.chains.descents import Descent, descent_of, write_descent
@@ -115,6 +116,9 @@ def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, Terms]
     if is_without_queries(stage):
         assert isinstance(stage, Select)
         return _without_queries(pattern, stages, stage)
+    if is_alone(stage):
+        assert isinstance(stage, Mark | Pool)
+        return _alone(pattern, stages, stage)
     if not isinstance(stage, Select | Mark):
         raise UncoveredError("sets that are neither chosen nor compared")
     heads, rows, columns = _axes(stage)
@@ -244,6 +248,15 @@ def _of_columns(pattern: BoundPattern, stages: dict[str, Stage], stage: Pool, te
     return Chain(stage=stage.name, by="mark", heads=heads, rows="q", columns=columns, kernels=tuple(kernels))
 
 
+def _alone(pattern: BoundPattern, stages: dict[str, Stage], stage: Mark | Pool) -> Chain:
+    """The kernel of a condition without queries, or of a reduction of such numbers."""
+    heads = next((axis for axis in stage.axes if axis in ("h", "g")), None)
+    values = Values(pattern=pattern, stages=stages, terms={}, program=Program(), alone=True)
+    write_alone(values, stage)
+    kernel = _kernel(values, "values", stage, "values" if isinstance(stage, Pool) else "columns")
+    return Chain(stage=stage.name, by="mark", heads=heads, rows="", columns=entries_of(stage), kernels=(kernel,))
+
+
 def _without_queries(pattern: BoundPattern, stages: dict[str, Stage], stage: Select) -> Chain:
     """The kernel of a selection among keys, or distances, for each head: heads are the rows of its tile."""
     rows = next((axis for axis in stage.axes if axis != stage.over), None)
@@ -296,10 +309,12 @@ def _written(values: Values, stage: Select | Mark, place: Place, among: Candidat
     """The kernel that leaves the keys of a tile."""
     program = values.program
     where = build.disj(stage.only, stage.forced) if isinstance(stage, Select) else stage.value
+    nothing = 0 if isinstance(stage, Select) and keys_by(stage) == "mass" else ABSENT
     # Candidates lie anywhere.
     touches = may(values, place, where) if among is None else build.TRUE
     if touches != build.TRUE:
-        write_passed(values, stage, place, where, touches)
+        # Many programs look at the keys of a row without queries, and know no end of it.
+        write_passed(values, place, where, touches, nothing, always=on_side(stage.axes, "q") is None)
     match stage:
         case Mark(value=value):
             text = f"tl.where({program.text(values.at(value, place))}, 1, {ABSENT})"
@@ -310,7 +325,6 @@ def _written(values: Values, stage: Select | Mark, place: Place, among: Candidat
             text = f"{text}({program.text(what)}, {given}, {program.text(values.at(forced, place))})"
     program.line(f"key = {text}")
     if among is not None:
-        nothing = 0 if isinstance(stage, Select) and keys_by(stage) == "mass" else ABSENT
         program.line(f"key = tl.where(there, key, {nothing})")
         program.line(
             "tl.store(keys + key_row * pitch + candidates, key, mask=(rows <= row_last) & (candidates < total))"

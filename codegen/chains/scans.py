@@ -10,13 +10,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from spdsl.codegen.chains.affine import tidy
-from spdsl.codegen.chains.parts import ABSENT
 from spdsl.codegen.chains.places import Place
 from spdsl.codegen.chains.presence import opened
 from spdsl.codegen.chains.program import NOTHING, Known, Program
 from spdsl.codegen.chains.touched import intervals
 from spdsl.semantics import build
-from spdsl.semantics.graph import Mark, Select
 from spdsl.semantics.nodes import Expr, Index
 from spdsl.semantics.rewrite import conjuncts, walk
 
@@ -44,14 +42,15 @@ def must(values: Values, place: Place, condition: Expr) -> Expr:
     return tidy(intervals(values, ENDS).must(opened(values, condition, place)))
 
 
-def write_passed(values: Values, stage: Select | Mark, place: Place, where: Expr, touches: Expr) -> None:
-    """Leave a tile in which no entry can be chosen: nothing is there if a tile after it may have some."""
+def write_passed(values: Values, place: Place, where: Expr, touches: Expr, nothing: int, *, always: bool) -> None:
+    """Leave a tile in which no entry can be chosen: ``nothing`` is there if a tile after it may have some, or
+    ``always``."""
     program = values.program
     program.line("# No entry of the tile can be chosen.")
     rest = may(values, place, where, {**ENDS, "columns": (Index(name="column_first"), Index(name="column_end"))})
+    rest = build.TRUE if always else rest
     program.declare("column_end", NOTHING)
     program.line("column_end = column_count - 1")
-    nothing = 0 if isinstance(stage, Select) and stage.by == "mass" else ABSENT
     after, touched = program.text(rest), program.text(touches)
     with program.loop(f"if ~({touched}):", 0):
         if rest != touches:

@@ -56,8 +56,8 @@ class Values:
     """The values of the stages of a pattern in one kernel.
 
     ``terms`` says of how many numbers those of queries and of keys are sums, by the name of the score; ``deep`` is
-    how many queries are folded into a row, if any are.  While numbers are taken for ``ordinary``, an infinite query
-    may leave NaNs, for which whoever says so looks afterwards.
+    how many queries are folded into a row, if any are; ``alone``: all that is read was made beforehand.  While numbers
+    are taken for ``ordinary``, an infinite query may leave NaNs, for which whoever says so looks afterwards.
     """
 
     pattern: BoundPattern
@@ -76,6 +76,7 @@ class Values:
     fold: Fold | None = None
     deep: int | None = None
     ordinary: bool = False
+    alone: bool = False
 
     def __post_init__(self) -> None:
         self.places = Places(pattern=self.pattern)
@@ -170,7 +171,7 @@ class Values:
         match stage:
             case Pool() if closed is not None:
                 value = self.program.name("present", closed)
-            case _ if belongs_to_rows(stage) or is_made_before(stage):
+            case _ if self.alone or belongs_to_rows(stage) or is_made_before(stage):
                 value = self._made(stage, place)
             case Score():
                 value = score(self, stage, place)

@@ -14,7 +14,9 @@ from torch import Tensor
 import spdsl
 from spdsl import reference
 from spdsl.codegen.chains import scans
+from spdsl.codegen.chains.alone import is_alone
 from spdsl.runtime import graphs, inputs
+from spdsl.runtime.chains import made_whole
 from spdsl.semantics.graph import Select
 from tests.interpreter.test_chains import dense
 from tests.interpreter.test_searches import whole
@@ -149,3 +151,67 @@ def test_shares_of_the_mass() -> None:
     for name, each in wanted.items():
         assert torch.equal(found[name], each), name
         assert 0 < int(each.sum()) < each.numel()
+
+
+ABSENT_ONES = """pattern some() {
+  let seen = score(Q, K) |> only(causal and q >= n - 16) |> softmax |> sum(over = q)
+  export most = seen |> only(k >= 140) |> top_p(0.5, least = 30)
+  export few = seen |> only(k >= 140) |> top(30)
+  export share = seen |> only(k >= 140) |> top_p(0.99)
+  keep causal
+}
+"""
+
+
+def test_tiles_without_any_key() -> None:
+    """What is absent is not chosen, however many are asked for, whatever memory held before."""
+    q, k = whole(1, 2, 150, 16).half(), whole(1, 1, 150, 16, seed=1).half()
+    found = exported_sets(ABSENT_ONES, q, k)
+    for name, each in found.items():
+        assert int(each.sum()) == (2 * 10 if name != "share" else int(each[..., 140:].sum())), name
+        assert not bool(each[..., :140].any()), name
+
+
+def exported_sets(text: str, q: Tensor, k: Tensor) -> dict[str, Tensor]:
+    pattern = spdsl.compile(spdsl.loads(text)).bind(q.shape[1], k.shape[1], q.shape[3])
+    made = graphs.exports(pattern, graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=True))
+    wanted = graphs.exports(pattern, graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=False))
+    assert all(torch.equal(made[name], each) for name, each in wanted.items())
+    return made
+
+
+ALONE = """pattern some() {
+  axis blk = token by 8
+  let seen = score(Q, K) |> only(causal and q >= n - 16) |> softmax
+  let column = seen |> sum(over = q)
+  let shown = (column |> sum(per = k.blk)) / 16
+  let spread = sum(if shown > 0.0 then -shown * log(shown) else 0.0, over = k.blk)
+  let most = max(shown, over = k.blk)
+  let trusted = spread > 2.0 and most < 0.35
+  let key = if trusted then column |> top(3) else column |> top(7)
+  let slash = seen |> sum(per = q - k)
+  let far = if trusted then slash |> top(2) else slash |> top(5)
+  keep causal and (key or any(far, per = (q.blk, k.blk)))
+}
+"""
+
+
+def test_numbers_of_heads() -> None:
+    """Conditions without queries, and reductions to one number for each head, are kernels, and what torch makes."""
+    pattern = spdsl.compile(spdsl.loads(ALONE)).bind(6, 2, 16)
+    assert pattern.graph is not None
+    names = [stage.name for stage in pattern.graph.stages if is_alone(stage)]
+    assert len(names) >= 5
+    generator = torch.Generator().manual_seed(3)
+    q, k = (torch.randn(2, heads, 90, 16, generator=generator) for heads in (6, 2))
+    q[:, 4], k[:, 1, 5] = 2.0, 2.0  # of one head one key has nearly all
+    found = []
+    for kernels in (True, False):
+        call = graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=kernels)
+        arrays = inputs.arrays_of(pattern, call, grad=False)
+        found.append([arrays.whole(name) for name in names])
+        assert not kernels or all(made_whole(arrays, name) is not None for name in names)
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(*torch.broadcast_tensors(mine, theirs))
+    conditions = [each for each in found[0] if each.dtype == torch.bool and each.dim() == 2 and each.shape[1] == 6]
+    assert any(bool(each.any()) and not bool(each.all()) for each in conditions)

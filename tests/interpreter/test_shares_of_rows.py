@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from spdsl.codegen.chains.parts import ABSENT
-from spdsl.runtime import cut_marks, row_sums, shared_keys
+from spdsl.runtime import cut_marks, row_sums, share_kernels, shared_keys
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
@@ -29,6 +29,10 @@ def test_keys_of_each_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_keys, "WIDTH", 16)
     shared_keys.list_by_kernels(found, *others)
     assert torch.equal(others[0], before)
+    numbers = torch.zeros_like(before)
+    shared_keys.list_by_kernels(found, numbers, None)
+    assert torch.equal(numbers, shared_keys.numbers_before(found))
+    assert torch.equal(numbers, before - before[..., :1])
     for ends in before.flatten(0, 1):
         some = slice(int(ends[0]), int(ends[-1]))
         assert torch.equal(others[1][some], keys[some])
@@ -74,3 +78,15 @@ def test_sums_of_parts() -> None:
     assert whole[0, 0, 133, 1] == -torch.log2(torch.tensor(3.0))
     assert torch.isinf(whole[0, :, :, 1]).sum() == 599
     assert (whole[0, :, :128, 0] == row_sums.INFINITE).all()
+
+
+@pytest.mark.parametrize("columns", [1, 40, 1500])
+def test_shares_of_scores(columns: int) -> None:
+    """A NaN is absent, infinite scores share all there is, and a row without entries has zeros."""
+    score = torch.randn(2, 4, columns, generator=torch.Generator().manual_seed(columns)) * 9
+    score[0, 1], score[0, 2], score[0, 3, ::2] = -torch.inf, torch.nan, -torch.inf
+    score[1, 0, ::3], score[1, 1, -1], score[1, 2] = torch.inf, torch.nan, -3e38
+    found = share_kernels.shares_of(score)
+    clean = score.double().nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    clean[1, 0] = torch.where(clean[1, 0] == torch.inf, 0.0, -torch.inf)
+    torch.testing.assert_close(found, clean.softmax(-1).nan_to_num(0.0).float())
