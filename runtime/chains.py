@@ -29,7 +29,6 @@ from spdsl.runtime.tilings import LEAST, Tiling, rows_of
 from spdsl.semantics.graph import DISTANCE, Mark, Pool, Select, Stage
 from spdsl.semantics.nodes import Const
 
-
 _ONE_ROW = Tiling(rows=1, columns=1024, warps=4, stages=1)
 """The tile of a reduction that leaves one number."""
 

@@ -20,7 +20,7 @@ from spdsl.runtime.notes import Grid
 from spdsl.runtime.plain import Launch, start
 from spdsl.runtime.split import multiprocessors
 
-BITS = 4
+BITS = 3
 """Bits of a key that a step finds."""
 
 TILE, TILES, WARPS = 512, 4, 16
@@ -68,10 +68,7 @@ def _add_step(  # type: ignore[no-untyped-def]
     COUNT: tl.constexpr = 1 << BITS
     shift = tl.cast(BITS * (STEPS - 1 - step), tl.uint32)
     least = tl.arange(0, COUNT)[:, None]
-    if BY == "count":
-        found = tl.zeros([COUNT, TILE], tl.int32)
-    else:
-        found = tl.zeros([COUNT, TILE], tl.float64)
+    found = tl.zeros([COUNT, TILE], tl.int32 if BY == "count" else tl.float64)
     forced = tl.zeros([TILE], tl.float64)
     for first in range(part * TILE * TILES, total, parts * TILE * TILES):
         for each in tl.static_range(TILES):

@@ -15,7 +15,7 @@ from spdsl.codegen.binaries import options_of
 from spdsl.codegen.chains.parts import ABSENT
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.choosing import KEYS, marked
-from spdsl.runtime.diagonals import distances_of, distances_before
+from spdsl.runtime.diagonals import distances_before, distances_of
 from spdsl.runtime.plain import Launch, start
 from spdsl.runtime.ranking import joined
 from spdsl.semantics.graph import Pool, on_side
