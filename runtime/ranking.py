@@ -1,7 +1,7 @@
 """Which candidates are the best: by number, or by their share of the sum.
 
 From: values ``[…, candidates]``, what is present, and what is forced.  To: bools of that shape.  The order is forced
-candidates, larger values, smaller indices; a NaN is absent.
+candidates by their indices, then larger values, then smaller indices; a NaN is absent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def in_order(value: Tensor, only: Tensor, forced: Tensor | None, count: int) -> 
     only = only & ~value.isnan()
     there = only if forced is None else only | forced
     # Sorts are stable, so that the last one counts most: what is absent comes last, what is forced first.
-    order = torch.where(only, value, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    ranked = only if forced is None else only & ~forced
+    order = torch.where(ranked, value, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     for later in (~there,) if forced is None else (~forced, ~there):
         key = later.gather(-1, order).to(torch.uint8)
         order = order.gather(-1, key.argsort(dim=-1, stable=True))

@@ -36,7 +36,9 @@ from spdsl.analysis.unions import disjoint_sets
 from spdsl.analysis.worker import derive, find_residues
 from spdsl.diagnostics import error
 from spdsl.semantics.differentiate import derivative
-from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load, Side
+from spdsl.semantics.fold import fold
+from spdsl.semantics.nodes import BoundPattern, Const, Expr, Extent, Load, Side
+from spdsl.semantics.rewrite import substitute
 from spdsl.semantics.rewrite import walk as nodes_of
 
 
@@ -47,6 +49,7 @@ def plan(problem: Problem, target: str) -> Plan:
     Raises:
         SpatError: the pattern needs something that cannot be planned (SP4xx).
     """
+    problem = _placed(problem)
     (first, _), *others = _disjoint(problem, target) or ((problem, None),)
     begin = int(problem.later)
     more = tuple(_plan(other, target, place, side) for place, (other, side) in enumerate(others, begin + 1))
@@ -54,6 +57,28 @@ def plan(problem: Problem, target: str) -> Plan:
         return _plan(problem, target, begin)
     together = _plan(problem, target, begin) if any(part.forward.marked for part in more) else None
     return replace(_plan(first, target, begin), more=more, together=together, union=problem if more else None)
+
+
+def _placed(problem: Problem) -> Problem:
+    """With the position of the first query where the shape says it: a kernel of square calls is not told."""
+    if problem.shape != "square":
+        return problem
+    attend = problem.pattern.attend
+
+    def placed(expr: Expr | None) -> Expr | None:
+        if expr is None or _FIRST not in nodes_of(expr):
+            return expr
+        return fold(substitute(expr, {_FIRST: Const(value=0)}))
+
+    keep, bias, sink = (placed(each) for each in (attend.keep, attend.bias, attend.sink_logit))
+    if keep is attend.keep and bias is attend.bias and sink is attend.sink_logit:
+        return problem
+    assert keep is not None
+    made = replace(attend, keep=keep, bias=bias, sink_logit=sink)
+    return replace(problem, pattern=replace(problem.pattern, attend=made))
+
+
+_FIRST = Extent(name="q_start")
 
 
 def _pays(part: Plan) -> bool:

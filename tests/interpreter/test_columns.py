@@ -215,3 +215,20 @@ def test_numbers_of_heads() -> None:
         torch.testing.assert_close(*torch.broadcast_tensors(mine, theirs))
     conditions = [each for each in found[0] if each.dtype == torch.bool and each.dim() == 2 and each.shape[1] == 6]
     assert any(bool(each.any()) and not bool(each.all()) for each in conditions)
+
+
+@pytest.mark.parametrize("nq", [24, 7])
+def test_attention_over_chosen_distances(nq: int) -> None:
+    """Distances count from the first query, of which kernels of square calls are not told."""
+    chosen = "score(Q, K, scale = 1.0) |> only(causal and q >= n - 3) |> sum(per = q - k) |> top(4, over = q - k)"
+    attn = spdsl.compile(spdsl.loads(f"pattern some() {{ let c = {chosen} keep causal and c }}"), backend="triton")
+    q, k = whole(1, 2, nq, 16), whole(1, 2, 24, 16, seed=1)
+    leaves = [q.requires_grad_(), k.requires_grad_(), k.detach().clone().requires_grad_()]
+    out, wanted = attn(*leaves), attn.reference(*leaves)
+    assert isinstance(out, Tensor)
+    assert isinstance(wanted, Tensor)
+    assert torch.allclose(out.double(), wanted, rtol=1e-5, atol=1e-6)
+    d_out = torch.ones_like(out)
+    found, exact = torch.autograd.grad(out, leaves, d_out), torch.autograd.grad(wanted, leaves, d_out.double())
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

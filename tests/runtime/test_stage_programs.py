@@ -134,6 +134,20 @@ def test_corners_of_the_order(picks: int) -> None:
     assert bool(torch.isfinite(out).all())
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_forced_entries_one_by_one_are_those_together(count: int) -> None:
+    """They come by their indices, whatever their scores."""
+    best = "score(Q, K) |> only(k < q) |> force(k == 0 or k == 2)"
+    ranked, together = f"any({best} |> top({count}, rank = a), over = a)", f"{best} |> top({count})"
+    text = f"pattern some() {{ let c = {ranked} keep causal and c export c = c export other = {together} }}"
+    attn = spdsl.compile(spdsl.loads(text))
+    q, k, v = torch.randn(3, 1, 2, 9, 8, generator=torch.Generator().manual_seed(0))
+    found = attn.exports(q, k, v)
+    wanted = reference.exports(attn.bind(2, 2, 8), q, k, v, tables={}, q_start=0)["c"]
+    assert torch.equal(found["c"], wanted)
+    assert torch.equal(found["other"], wanted)
+
+
 def test_softmax_of_infinite_scores_and_of_nothing() -> None:
     attn = spdsl.compile(
         spdsl.loads("""pattern infinite() {
