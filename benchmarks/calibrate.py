@@ -36,7 +36,7 @@ from spdsl.costs import is_causal, work
 from spdsl.kernels import plan_like
 from spdsl.runtime.calls import Call
 from spdsl.runtime.checks import check_call
-from spdsl.runtime.operator import with_batch
+from spdsl.runtime.evaluate import with_batch
 from spdsl.runtime.parts import parts_of, settled
 
 Row: TypeAlias = dict[str, Any]

@@ -177,7 +177,7 @@ CASES = (
     Case(
         pattern="dhsa",
         inputs=_chunks,
-        why="single tokens that chunks of varying length have chosen are looked up pair by pair",
+        why="timed when single tokens were looked up pair by pair; they are gathered since",
         **PROMPT,
     ),
     Case(pattern="sparsed_build", inputs=_prompt, exports=True, backward=False, why=EVERYTHING, **VIDEO),

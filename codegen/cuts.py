@@ -52,7 +52,8 @@ def lower_intervals(plan: Plan) -> tuple[Kernel, ...]:
     for kernel in plan.kernels:
         cuts = kernel.cuts
         name = interval_kernel(kernel)
-        if cuts is not None and name not in found:
+        # Those of gathered rows come with the list of these.
+        if cuts is not None and kernel.marked is None and name not in found:
             found[name] = _lower(plan, kernel, cuts, name)
     return tuple(found.values())
 

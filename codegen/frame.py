@@ -130,6 +130,7 @@ class Frame:
         where they are narrow, or as wide as the tiles of keys: see `WIDE`."""
         picks = self.kernel.picks
         scattered = picks is not None and (picks.order == "gathered" if side == "q" else self.gathers_keys)
+        scattered = scattered or self.kernel.gathers(side)
         dims = [padded(dim) for dim in (self.plan.problem.pattern.head_dim, self.plan.problem.value_dim)]
         several = picks is not None and picks.lanes > 1
         unfit = min(dims) < (WIDE if several else WIDE // 2) or (several and self.kernel.block_k in dims)

@@ -89,6 +89,8 @@ def _walk(kernel: KernelPlan) -> str:
             return f"tiles at listed distances from {kinds}"
         case SlotWalk(slots=slots, cuts=cuts):
             cut = "" if cuts is None else f" within intervals of {', '.join(tables_of(cuts))}"
+            if kernel.marked is not None and kernel.marked.alike:
+                return f"keys with like intervals gathered{cut}"
             if kernel.marked is not None:
                 return f"marked {'queries' if kernel.marked.side == 'q' else 'keys'} gathered, and all others"
             apart = "" if kernel.residues is None else f", rows of {kernel.classes} residue classes apart"

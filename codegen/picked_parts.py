@@ -41,12 +41,15 @@ ROWS = (
 BLOCKS = Argument(name="blocks", type="i32", note="blocks of keys of a head")
 
 
+ENDS = Argument(name="list_ends", type="*i32", note="of pieces of runs, whose first queries are listed")
+
 BITS = Argument(name="list_bits", type="*i64", note="keys of the tile that each has picked")
 
 
 def picked_arguments(picks: Picks, sums: Sums) -> tuple[Argument, ...]:
     """The lists of a kernel by key, and the memory for parts."""
-    return (*ITEMS, *((BITS,) if picks.fine else ()), BLOCKS, *_memory(sums))
+    bits, ends = (BITS,) if picks.fine else (), (ENDS,) if picks.runs else ()
+    return (*ITEMS, *bits, *ends, BLOCKS, *_memory(sums))
 
 
 def _memory(sums: Sums) -> tuple[Argument, ...]:

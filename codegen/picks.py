@@ -170,7 +170,7 @@ def _by_key(
     picks: Picks, bounds: tuple[Block, ...], full: tuple[Expr, Expr] | None, walker: Walker
 ) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     masked: Expr = Const(value=True)
-    full = None if picks.fine else full
+    full = None if picks.fine or picks.runs else full
     if full is not None:
         nearest, farthest = (Param(name=name, dtype="int") for name in ("nearest", "farthest"))
         masked = either(compare("lt", nearest, full[0]), compare("ge", farthest, full[1]))
@@ -182,6 +182,7 @@ def _by_key(
         padded=picks.lanes != picks.heads,
         heads=picks.heads,
         bits=picks.fine,
+        pieces=bool(picks.runs),
     )
     body = (queries, Define(name="masked", value=masked), *walker.body("either"))
     first, last, turns = (Param(name=name, dtype="int") for name in ("first", "last", "turns"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -67,7 +67,8 @@ class PickedItems:
     its sums are kept, -1 if the block has no other item, -2 if there is no such item.  ``row_slots`` and ``row_parts``
     tell for each block where its sums begin and how many items it has.  Every head of a sequence has ``blocks``, and
     there is room for ``kept`` sums.  ``bits``, in int64, are those of the keys that each of the ``queries`` has picked,
-    where a block is a tile of keys that are picked one by one.
+    where a block is a tile of keys that are picked one by one.  With ``ends`` the
+    ``queries`` are the first ones of pieces of runs of uneven length, and this says which are the first after these.
     """
 
     rows: Tensor
@@ -80,12 +81,13 @@ class PickedItems:
     blocks: int
     kept: int
     bits: Tensor | None = None
+    ends: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All that kernels read."""
-        bits = () if self.bits is None else (self.bits,)
-        return self.rows, self.first, self.last, self.slots, self.row_slots, self.row_parts, self.queries, *bits
+        more = (each for each in (self.bits, self.ends) if each is not None)
+        return self.rows, self.first, self.last, self.slots, self.row_slots, self.row_parts, self.queries, *more
 
     @property
     def nbytes(self) -> int:
@@ -118,6 +120,28 @@ class GatheredItems:
     def nbytes(self) -> int:
         """The size of the tensors."""
         return sum(each.nbytes for each in self.tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpannedKeys:
+    """All keys, int32 ``[batch or 1, groups or 1, n]``, those of a tile alike in the intervals of queries that they
+    keep, and what the walks of tiles are clamped by, int32 ``[batch or 1, groups or 1, tiles, 4]`` (see `Cuts`)."""
+
+    rows: Tensor
+    intervals: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that kernels read."""
+        return self.rows, self.intervals
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the tensors."""
+        return self.rows.nbytes + self.intervals.nbytes
+
+
+Lists: TypeAlias = TileList | PickedItems | GatheredItems | SpannedKeys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +184,7 @@ class Call:
     axis of size 1 or batch unless its declaration names ``b``.  ``places`` is int32 ``[batch, 3]`` (q_start, k_start,
     k_len) for the shape ``batched``, else None.  ``lists`` maps the kind of a kernel (``forward``, ``dq``, ``dkdv``,
     ``fused``) to its lists, where its walk is a `ListWalk`, or to those of distances of a `DistanceWalk`, or to
-    what is picked, of a `PickWalk`.
+    what is picked, of a `PickWalk`, or to keys in the order of what they keep.
     ``marks`` are the rows that the plan's kernels gather.
     ``parameters`` are the values of the pattern's free parameters by the names of their variables.  ``deterministic``
     asks for gradients that repeat bitwise.  What the call does on the device goes through its ``recorder``; with
@@ -177,7 +201,7 @@ class Call:
     q_start: int = 0
     places: Tensor | None = None
     tables: dict[str, Tensor] = field(default_factory=dict)
-    lists: dict[str, TileList | PickedItems | GatheredItems] = field(default_factory=dict)
+    lists: dict[str, Lists] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     marks: Marks | None = None
     deterministic: bool = False

@@ -16,6 +16,7 @@ from spdsl.analysis.tiles import FAR_ROW, Cut, Cuts
 from spdsl.runtime.evaluate import Tables, evaluate
 from spdsl.runtime.pairs import Pairs
 from spdsl.runtime.tile_grid import TileGrid
+from spdsl.semantics.nodes import Index
 
 _FURTHEST = (1 << 63) - 1
 
@@ -65,6 +66,11 @@ def _ends(cut: Cut, cuts: Cuts, own: Tensor, exists: Tensor, pairs: Pairs, table
     wanted = wanted.view(*[1] * (4 - wanted.dim()), *wanted.shape)
     start = 0 if walked == "k" else pairs.q_start
     first, end = max(0, start), start + (pairs.keys if walked == "k" else pairs.queries)
+    if cut.mark == Index(name=walked):
+        # The position that reaches a value is the value itself, or the next.
+        above = torch.tensor([edge == "gt" for edge in (cut.start, cut.start, cut.end, cut.end)], device=wanted.device)
+        at = (wanted.clamp(first - 1, end) + above).clamp(min=first)
+        return torch.where(at < end, at - start, FAR_ROW)
     low = torch.full_like(wanted, first)
     high = torch.full_like(wanted, max(first, end))
     for _ in range((end - first).bit_length() if end > first else 0):

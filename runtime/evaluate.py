@@ -56,6 +56,12 @@ class Tables:
 NO_TABLES = Tables()
 
 
+def with_batch(table: Table, tensor: Tensor) -> Tensor:
+    """The input with a leading batch axis, unless it names one or has one already."""
+    names_batch = any(axis.kind == "b" for axis in table.axes)
+    return tensor if names_batch or tensor.dim() > len(table.axes) else tensor.unsqueeze(0)
+
+
 def tables_for(declared: Sequence[Table], values: Mapping[str, Tensor]) -> Tables:
     """The tables of a call; ``values`` may hold results of stages, which have no declaration and no axis ``q``."""
     axes = {t.name: tuple(n for n, axis in enumerate(t.axes) if axis.kind == "q") for t in declared}

@@ -10,8 +10,8 @@ from torch import Tensor
 from spdsl.diagnostics import error
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.checks import check_inputs
+from spdsl.runtime.evaluate import with_batch
 from spdsl.runtime.lines import Lines
-from spdsl.runtime.operator import with_batch
 from spdsl.semantics.graph import Attention, StageGraph, loads, parts
 from spdsl.semantics.nodes import BoundPattern
 from spdsl.semantics.shared_axes import check_shared

@@ -22,7 +22,7 @@ from spdsl.codegen.load import load
 from spdsl.codegen.lower import lower
 from spdsl.codegen.tables import INTERVALS
 from spdsl.diagnostics import error
-from spdsl.runtime.calls import DTYPES, Call, GatheredItems, PickedItems, TileList
+from spdsl.runtime.calls import DTYPES, Call, GatheredItems, Lists, PickedItems, SpannedKeys
 from spdsl.runtime.evenness import Rounds, heads_together, rounds_for
 from spdsl.runtime.interval_kernels import interval_values
 from spdsl.runtime.notices import is_watched
@@ -264,10 +264,19 @@ def call_values(call: Call, kind: str) -> dict[str, Value]:
     if kind in call.lists:
         values |= _list_values(call.lists[kind])
     if call.marks is not None:
-        batch, groups, count = call.marks.rows.shape
-        values |= {"marks": call.marks.rows, "marks_stride_b": groups * count if batch > 1 else 0}
-        values |= {"marks_stride_g": count if groups > 1 else 0, "marked_rows": count}
+        values |= _row_values(call.marks.rows)
     return values
+
+
+def _row_values(rows: Tensor) -> dict[str, Value]:
+    """Rows that tiles are gathered from, ``[batch or 1, groups or 1, rows]``."""
+    batch, groups, count = rows.shape
+    return {
+        "marks": rows,
+        "marks_stride_b": groups * count if batch > 1 else 0,
+        "marks_stride_g": count if groups > 1 else 0,
+        "marked_rows": count,
+    }
 
 
 def _table_values(name: str, tensor: Tensor, has_batch: bool) -> dict[str, Value]:
@@ -298,7 +307,15 @@ def split_values(split: Split, items: int) -> dict[str, Value]:
     return values
 
 
-def _list_values(lists: TileList | PickedItems | GatheredItems) -> dict[str, Value]:
+def _list_values(lists: Lists) -> dict[str, Value]:
+    if isinstance(lists, SpannedKeys):
+        batch, groups, tiles, _ = lists.intervals.shape
+        return {
+            **_row_values(lists.rows),
+            INTERVALS: lists.intervals,
+            f"{INTERVALS}_stride_b": groups * tiles * 4 if batch > 1 else 0,
+            f"{INTERVALS}_stride_h": tiles * 4,
+        }
     if isinstance(lists, GatheredItems):
         return {
             "item_rows": lists.rows,
@@ -320,6 +337,7 @@ def _list_values(lists: TileList | PickedItems | GatheredItems) -> dict[str, Val
             "list_tiles": lists.queries,
             "blocks": lists.blocks,
             **({} if lists.bits is None else {"list_bits": lists.bits}),
+            **({} if lists.ends is None else {"list_ends": lists.ends}),
         }
     begin, middle, end = (each.contiguous() for each in (lists.begin, lists.middle, lists.end))
     batch, heads, rows = begin.shape

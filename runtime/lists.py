@@ -28,6 +28,7 @@ from spdsl.runtime.picks import picked_lists
 from spdsl.runtime.ranges import Truth, truth_shape
 from spdsl.runtime.recent import ByContent
 from spdsl.runtime.slots import slot_lists
+from spdsl.runtime.spans import spanned_keys
 from spdsl.runtime.split import order_of
 from spdsl.runtime.tile_grid import By, TileGrid
 from spdsl.runtime.turns import with_turns
@@ -98,6 +99,8 @@ def lists_for(call: Call, kinds: Sequence[Kind]) -> Call:
                 lists[kind] = distance_lists(call, kernel)
             case PickWalk():
                 lists[kind] = picked_lists(call, kernel)
+            case SlotWalk() if kernel.marked is not None and kernel.marked.alike:
+                lists[kind] = spanned_keys(call, kernel)
             case SlotWalk() | BoxWalk():
                 pass
     return replace(call, lists=lists) if len(lists) > len(call.lists) else call

@@ -25,22 +25,30 @@ def lives(value: Tensor, most: int) -> tuple[Tensor, Tensor]:
     if n == 0:
         return value.int(), value.new_empty((*shape, 0, most + RUN), dtype=torch.int32)
     rank, order = _ranks(value.reshape(-1, n))
-    last = _last_ranks(rank, order, most)
+    kernels = value.device.type == "cuda"
+    last = last_by_kernels(rank, order, most) if kernels else _last_ranks(rank, order, most)
     # The ranks of the last that are kept fall from query to query; the first below that of a key ends its life.
     at = torch.arange(n, device=value.device)
-    ends = torch.searchsorted(-last, -rank, right=True)
-    until = torch.where(rank < n, torch.maximum(ends, at), 0)
-    lists = _of_runs(until, most + RUN)
-    return until.int().view(value.shape), lists.view(*shape, *lists.shape[1:])
+    ends = torch.searchsorted(-last, -rank.to(last.dtype), right=True)
+    until = torch.where(rank < n, torch.maximum(ends, at), 0).int()
+    if kernels:
+        from spdsl.runtime.life_kernels import living
+
+        lists = living(until, most + RUN, RUN)
+    else:
+        lists = _of_runs(until, most + RUN)
+    return until.view(value.shape), lists.view(*shape, *lists.shape[1:])
 
 
 def _ranks(value: Tensor) -> tuple[Tensor, Tensor]:
     """The place of each key, the best first and absent ones ``n``; and the keys in this order, with ``n`` for those."""
     n = value.shape[1]
     absent = value.isnan()
-    order = value.masked_fill(absent, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-    order = order.gather(1, absent.gather(1, order).int().sort(dim=1, stable=True).indices)
-    places = torch.arange(n, device=value.device).expand_as(order)
+    # The first of what is sorted so are those that are absent.
+    order = value.sort(dim=1, descending=True, stable=True).indices
+    places = torch.arange(n, device=value.device)
+    order = order.gather(1, (places + absent.sum(1, keepdim=True)) % n)
+    places = places.expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)
     return rank.masked_fill(absent, n), order.masked_fill(absent.gather(1, order), n)
 
@@ -70,6 +78,27 @@ def _last_ranks(rank: Tensor, order: Tensor, most: int) -> Tensor:
         kept = _best(past[..., :-1].cumsum(2), members, start, range(most - few + 1, most + 1), n)
         found.append(_within(kept, own, few, n))
     return torch.cat(found, 1).flatten(1)[:, :n]
+
+
+def last_by_kernels(rank: Tensor, order: Tensor, most: int) -> Tensor:
+    """As `_last_ranks`, int32, by a kernel that counts buckets up to each, some runs at a time."""
+    from spdsl.runtime.life_kernels import last_ranks
+
+    rows, n = rank.shape
+    runs = buckets = -(-n // RUN)
+    rank, order = rank.int(), order.int()
+    padded = torch.nn.functional.pad(rank, (0, runs * RUN - n), value=n).view(rows, runs, RUN)
+    before = torch.zeros(rows, 1, buckets + 1, dtype=torch.int32, device=rank.device)
+    last = torch.empty_like(rank)
+    for first in range(0, runs, _RUNS):
+        own = padded[:, first : first + _RUNS]
+        counts = torch.zeros(rows, own.shape[1], buckets + 1, dtype=torch.int32, device=rank.device)
+        # Absent keys have a bucket of their own, which no one looks at.
+        counts.scatter_add_(2, torch.where(own < n, own // RUN, buckets).long(), torch.ones_like(own))
+        past = counts.cumsum(1, dtype=torch.int32).sub_(counts).add_(before)
+        before = past[:, -1:] + counts[:, -1:]
+        last_ranks(rank, order, past[..., :-1].cumsum(2, dtype=torch.int32), last, most, first, RUN)
+    return last
 
 
 def _best(counts: Tensor, members: Tensor, start: Tensor, places: range, n: int) -> Tensor:

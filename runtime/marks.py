@@ -24,7 +24,7 @@ _recent: ByContent[Marks] = ByContent(size=16)
 def with_marks(call: Call) -> Call:
     """The call with the rows that its kernels gather, if they do."""
     marked = call.plan.dkdv.marked
-    if marked is None:
+    if marked is None or marked.alike:
         return call
     read = sorted({node.table for node in walk(marked.where) if isinstance(node, Load)})
     numbers = (call.q.shape[0], call.q.shape[2], call.keys, call.q_start, *call.parameters.values())

@@ -16,13 +16,13 @@ from torch import Tensor
 from spdsl.runtime import checks
 from spdsl.runtime.calls import Call, Gradients
 from spdsl.runtime.engines import engine_for
+from spdsl.runtime.evaluate import with_batch
 from spdsl.runtime.lists import lists_for
 from spdsl.runtime.parts import kinds_of, settled
 from spdsl.runtime.recorder import Recorder
 from spdsl.runtime.requests import PAGED, Prepared, request
 from spdsl.runtime.stages import materialise
 from spdsl.runtime.transforms import refuse_paged, second_derivative
-from spdsl.semantics.nodes import Table
 
 
 def foresee_gradients(
@@ -177,12 +177,6 @@ def check_values(
     prepared = request(q, k, v, tables, key, shape, values, None)
     call = _call(prepared, q, k, v, tables, places, q_start, values, Recorder())
     return checks.check_values(materialise(call), narrow=prepared.backend != "cpu")
-
-
-def with_batch(table: Table, tensor: Tensor) -> Tensor:
-    """The input with a leading batch axis, unless it names one or has one already."""
-    names_batch = any(axis.kind == "b" for axis in table.axes)
-    return tensor if names_batch or tensor.dim() > len(table.axes) else tensor.unsqueeze(0)
 
 
 @torch.library.custom_op("spdsl::attend", mutates_args=())

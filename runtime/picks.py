@@ -20,7 +20,8 @@ from spdsl.runtime.calls import Call, GatheredItems, PickedItems, TileList
 from spdsl.runtime.checks import captured, refuse_many
 from spdsl.runtime.ranking import FAR
 from spdsl.runtime.recent import ByContent
-from spdsl.runtime.shared_keys import shared_keys, shared_turns
+from spdsl.runtime.runs import joined_lists, pieces_of, runs_of
+from spdsl.runtime.shared_keys import shared_keys
 
 T = TypeVar("T")
 
@@ -56,8 +57,9 @@ def picked_lists(call: Call, kernel: KernelPlan) -> TileList | PickedItems | Gat
         n=call.k.shape[2],
         q_start=call.q_start,
     )
-    lists = request.lists(given)
-    call.recorder.made(lists.tensors, request.tensors, given)
+    tables = (given, call.tables[picks.runs]) if picks.runs else (given,)
+    lists = request.lists(*tables)
+    call.recorder.made(lists.tensors, request.tensors, *tables)
     return lists
 
 
@@ -79,23 +81,28 @@ class _Request:
         """How many blocks of keys there are."""
         return -(-self.n // self.picks.block)
 
-    def tensors(self, given: Tensor) -> tuple[Tensor, ...]:
+    def tensors(self, *given: Tensor) -> tuple[Tensor, ...]:
         """The tensors of the lists, in the order of their fields."""
-        return self.lists(given).tensors
+        return self.lists(*given).tensors
 
-    def lists(self, given: Tensor) -> TileList | PickedItems | GatheredItems:
-        """The lists of picks, those of a moment ago where these are the same."""
+    def lists(self, given: Tensor, runs: Tensor | None = None) -> TileList | PickedItems | GatheredItems:
+        """The lists of picks, those of a moment ago where these are the same; ``runs`` is the table of runs."""
         picks = self.picks
         refuse_many(
             self.shape[0] * self.shape[1] // picks.heads * given.shape[-2] * given.shape[-1], "picks of all heads"
         )
         sizes = (picks.rows, picks.block, picks.heads, self.shape, self.n, self.q_start)
+        if runs is not None and picks.order != "gathered":
+            key = (picks.runs, picks.positions, *sizes)
+            return _remembered(_passing, key, (given, runs), lambda: self._joined(self._table(given), runs))
+        if runs is not None:
+            return self._pieces(self._table(given), runs)
         if picks.order != "gathered":
             key = (picks.order, picks.positions, *sizes)
-            return _remembered(_passing, key, given, lambda: self._by_query(self._table(given)))
+            return _remembered(_passing, key, (given,), lambda: self._by_query(self._table(given)))
         if picks.fine:
             return self._fine_by_key(self._table(given))
-        lists = _remembered(_turned, sizes, given, lambda: transposed(self._owned(self._table(given)), self.blocks))
+        lists = _remembered(_turned, sizes, (given,), lambda: transposed(self._owned(self._table(given)), self.blocks))
         return by_key(lists) if self.by == "key" else gathered(lists, picks.positions)
 
     def _table(self, given: Tensor) -> Tensor:
@@ -117,6 +124,30 @@ class _Request:
             table = table.index_select(2, run.clamp(min=0)).masked_fill((at < 0)[:, None], FAR)
         return unions(table, picks.positions, self.blocks)
 
+    def _joined(self, table: Tensor, runs: Tensor) -> TileList:
+        """What the runs of each tile of queries have picked, which a table tells."""
+        size, queries = self.picks.positions, self.shape[2]
+        pieces = pieces_of(runs_of(runs, queries, self.q_start), table.shape[-2], size, aligned=True)
+        begin, end, tiles, bits = joined_lists(pieces, table, size, queries, self.blocks)
+        return TileList(begin=begin, middle=begin, end=end, tiles=tiles, bits=bits)
+
+    def _pieces(self, table: Tensor, runs: Tensor) -> PickedItems:
+        """The pieces of runs that have picked each block of keys, or any key of each tile."""
+        picks, queries, blocks, of_keys = self.picks, self.shape[2], self.blocks, None
+        pieces = pieces_of(runs_of(runs, queries, self.q_start), table.shape[-2], picks.positions, aligned=False)
+        if picks.fine:
+            blocks = -(-self.n // self.keys)
+            table, of_keys = coarser(table, picks.block, self.keys, self.n)
+        # Heads and sequences that share lists have them sorted once.
+        given = transposed(pieces.lists(table).contiguous(), blocks)
+        items = by_key(given)
+        if of_keys is not None:
+            of_keys = of_keys.index_select(-2, pieces.run.clamp(0, max(of_keys.shape[-2] - 1, 0)))
+            items = replace(items, bits=carried(of_keys.contiguous(), given))
+        items = for_owners(items, (self.shape[0], self.shape[1] // picks.heads), (table.shape[0], table.shape[1]))
+        first, end = (each.int()[items.queries.long()] for each in (pieces.first, pieces.last))
+        return replace(items, queries=first, ends=end)
+
     def _fine_by_key(self, table: Tensor) -> PickedItems:
         """The queries that have picked any key of each tile, with bits for its keys."""
         lists, bits = (self._owned(each) for each in coarser(table, self.picks.block, self.keys, self.n))
@@ -124,9 +155,9 @@ class _Request:
         return replace(by_key(given), bits=carried(bits, given))
 
 
-def _remembered(recent: ByContent[T], key: Hashable, given: Tensor, make: Callable[[], T]) -> T:
+def _remembered(recent: ByContent[T], key: Hashable, given: tuple[Tensor, ...], make: Callable[[], T]) -> T:
     """What was made of these picks, and is kept; not in a CUDA graph, which is replayed with other ones."""
-    return make() if captured(given) else recent.get(key, (given,), None, make, compare=False)
+    return make() if captured(given[0]) else recent.get(key, given, None, make, compare=False)
 
 
 def as_they_are(table: Tensor, blocks: int) -> TileList:
@@ -259,6 +290,38 @@ def by_key(given: Transposed) -> PickedItems:
     )
 
 
+def for_owners(items: PickedItems, owners: tuple[int, int], given: tuple[int, int]) -> PickedItems:
+    """Items of lists that sequences or heads share, for each of them; ``owners`` are those, ``given`` those of lists.
+
+    What queries have picked stands there once, sums are kept for each.
+    """
+    (batch, heads), (of_batch, of_heads) = owners, given
+    if owners == given:
+        return items
+    device = items.rows.device
+    # Which of the sequences and heads that share a list each copy of the items is for.
+    copy = torch.arange(batch // of_batch * (heads // of_heads), device=device)
+    sequence, head = copy.div(heads // of_heads, rounding_mode="floor"), copy % (heads // of_heads)
+    owner = items.rows.div(items.blocks, rounding_mode="floor").long()
+    sequence = sequence[:, None] + owner.div(of_heads, rounding_mode="floor")
+    owner = sequence * heads + head[:, None] + owner % of_heads
+    kept = (copy * items.kept)[:, None]
+    shape = (of_batch, of_heads, items.blocks)
+    number = copy.view(batch // of_batch, heads // of_heads, 1)
+    number = number.expand(batch, heads, 1) if items.blocks else number
+    row_slots = items.row_slots.view(shape) + number * items.kept
+    return replace(
+        items,
+        rows=(owner * items.blocks + items.rows % max(items.blocks, 1)).flatten().int(),
+        first=items.first.repeat(len(copy)),
+        last=items.last.repeat(len(copy)),
+        slots=torch.where(items.slots < 0, items.slots, items.slots + kept).flatten().int(),
+        row_slots=row_slots.expand(batch, heads, -1).flatten().int(),
+        row_parts=items.row_parts.view(shape).expand(batch, heads, -1).flatten(),
+        kept=items.kept * len(copy),
+    )
+
+
 def gathered(given: Transposed, size: int) -> GatheredItems:
     """The queries that have picked each block, in tiles of ``size``, and where each pick has gone."""
     rows, first, last, _ = items_of(given, size, 0)[0]
@@ -310,43 +373,3 @@ def carried(values: Tensor, given: Transposed) -> Tensor:
 def part_size(picks: int) -> int:
     """How many picks a part holds."""
     return max(LEAST, 1 << (max(1, picks // PROGRAMS) - 1).bit_length())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PickedVisits:
-    """Tiles that a kernel walks over heads and sequences, the most of one program, and bytes of its lists."""
-
-    touched: int
-    longest: int
-    metadata: int
-
-
-def picked_visits(call: Call, kernel: KernelPlan) -> PickedVisits:
-    """What a kernel walks in a call."""
-    picks = kernel.picks
-    assert picks is not None
-    lists = picked_lists(call, kernel)
-    tiles = max(1, picks.block // kernel.block_k)
-    if isinstance(lists, GatheredItems):
-        used = int((lists.last > lists.first).sum())
-        return PickedVisits(touched=used * tiles, longest=tiles, metadata=lists.nbytes)
-    if isinstance(lists, PickedItems):
-        queries = (lists.last - lists.first).long() * picks.rows
-        count = -(-queries // picks.positions) * tiles
-        longest = int(count.max()) if count.numel() else 0
-        return PickedVisits(touched=int(count.sum()), longest=longest, metadata=lists.nbytes)
-    count = (lists.end - lists.begin).long()
-    if picks.where is not None:
-        count = shared_turns(call, kernel, lists).long()
-    elif picks.order == "alike":
-        every = -(-call.q.shape[2] // picks.positions)
-        run = torch.arange(every, device=count.device) // (picks.rows // picks.positions)
-        count = count[..., run]
-    count = -(-count * picks.block // kernel.block_k) if picks.fine and picks.rows else count
-    owners = call.q.shape[1] // picks.heads
-    times = (call.q.shape[0] // count.shape[0]) * (owners // count.shape[1]) * tiles
-    return PickedVisits(
-        touched=int(count.sum()) * times,
-        longest=int(count.max()) * tiles if count.numel() else 0,
-        metadata=lists.nbytes,
-    )

@@ -21,7 +21,7 @@ from spdsl.codegen.binaries import options_of
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.checks import captured, refuse_many
 from spdsl.runtime.cut_kernels import parts_of
-from spdsl.runtime.evaluate import evaluate, tables_for
+from spdsl.runtime.evaluate import evaluate, tables_for, with_batch
 from spdsl.runtime.pairs import Pairs, pairs_of
 from spdsl.runtime.plain import start_given
 from spdsl.runtime.ranking import counted
@@ -69,8 +69,8 @@ class _Request:
         """The lists."""
         pairs = self.pairs
         env = pairs.extents() | pairs.outer(1) | {"k": torch.arange(pairs.keys, device=pairs.device)}
-        names = (table.name for table in self.declared)
-        found = evaluate(self.where, env, tables_for(self.declared, dict(zip(names, given, strict=True))))
+        values = {each.name: with_batch(each, tensor) for each, tensor in zip(self.declared, given, strict=True)}
+        found = evaluate(self.where, env, tables_for(self.declared, values))
         batch, heads, _ = torch.broadcast_shapes((1, 1, pairs.keys), found.shape)
         before, keys = listed_keys(found.expand(batch, heads, pairs.keys))
         return TileList(begin=before, middle=before, end=before, tiles=keys)

@@ -10,8 +10,8 @@ from torch import Tensor
 from typing_extensions import assert_never
 
 from spdsl.pipeline import Value
+from spdsl.runtime.evaluate import with_batch
 from spdsl.runtime.lines import Lines
-from spdsl.runtime.operator import with_batch
 from spdsl.semantics.bind import bind
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern, Const, Extent, Table, TableAxis
 

@@ -19,7 +19,7 @@ from spdsl import prepare
 from spdsl.pipeline import bound, lives_of, order_of, softmax_key
 from spdsl.runtime.checks import check_inputs
 from spdsl.runtime.direct import Direct
-from spdsl.runtime.operator import with_batch
+from spdsl.runtime.evaluate import with_batch
 from spdsl.runtime.tile_order import in_tiles, out_of_tiles, tables_in_tiles
 from spdsl.runtime.transforms import second_derivative
 from spdsl.semantics.tilewise import Tilewise

@@ -16,6 +16,7 @@ from spdsl.runtime.box_visits import box_states
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.lists import listed
 from spdsl.runtime.marks import marked_tiles
+from spdsl.runtime.spans import spanned_keys, spanned_tiles
 from spdsl.runtime.tile_grid import TileGrid
 from spdsl.semantics.nodes import Side
 
@@ -28,6 +29,8 @@ def tile_states(call: Call, kernel: KernelPlan, *, head: int, batch: int = 0) ->
     Under residues the tiles of class 0 and of the class that it meets; on a grid boxes, counted row by row, and after
     them the tiles of rows after the grid.  Of gathered rows those of the first sequence.
     """
+    if kernel.marked is not None and kernel.marked.alike:
+        return _spanned(call, kernel, head, batch)
     if kernel.marked is not None:
         return torch.full(marked_tiles(call, kernel), PARTIAL, dtype=torch.int8)
     match kernel.walk:
@@ -54,11 +57,23 @@ def _listed(call: Call, kernel: KernelPlan, lists: TileList, head: int, batch: i
     return states
 
 
+def _spanned(call: Call, kernel: KernelPlan, head: int, batch: int) -> Tensor:
+    found = spanned_tiles(call, kernel)
+    own = head * found.shape[1] // call.q.shape[1]
+    first, whole, edge, last = (each[:, None] for each in found[min(batch, found.shape[0] - 1), own].unbind(-1))
+    tile = torch.arange(-(-call.q.shape[2] // kernel.block_q), device=found.device)
+    full = (whole <= tile) & (tile < edge)
+    return torch.where(full, FULL, torch.where((first <= tile) & (tile < last), PARTIAL, EMPTY)).to(torch.int8)
+
+
 def tile_rows(call: Call, kernel: KernelPlan, side: Side) -> Tensor:
     """The rows that the tiles of a side hold, ``[tiles, rows of one]`` in the order of `tile_states`; -1 for none."""
     length = call.q.shape[2] if side == "q" else call.keys
     block = kernel.block_q if side == "q" else kernel.block_k
-    if call.marks is not None and kernel.gathers(side):
+    if kernel.gathers(side) and (kernel.marked is not None and kernel.marked.alike):
+        rows = spanned_keys(call, kernel).rows[0, 0].long()
+        rows = torch.nn.functional.pad(rows, (0, -length % block), value=length).view(-1, block)
+    elif call.marks is not None and kernel.gathers(side):
         marks = call.marks.rows[0].long()
         rows = torch.nn.functional.pad(marks, (0, -len(marks) % block), value=length).view(-1, block)
     elif kernel.boxes is not None:

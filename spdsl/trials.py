@@ -24,8 +24,8 @@ from spdsl.codegen.builders import builders_for
 from spdsl.pipeline import opened
 from spdsl.runtime.calls import Call
 from spdsl.runtime.checks import check_call
+from spdsl.runtime.evaluate import with_batch
 from spdsl.runtime.lists import lists_for
-from spdsl.runtime.operator import with_batch
 from spdsl.runtime.parts import settled
 from spdsl.runtime.recorder import Recorder
 

@@ -33,7 +33,8 @@ from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.distance_lists import distance_lists
 from spdsl.runtime.lists import listed
 from spdsl.runtime.marks import marked_tiles
-from spdsl.runtime.picks import picked_visits
+from spdsl.runtime.picked_visits import picked_visits
+from spdsl.runtime.spans import spanned_keys, spanned_tiles
 from spdsl.runtime.tile_grid import TileGrid
 from spdsl.runtime.visits import Visits, list_visits, slot_visits
 from spdsl.semantics.nodes import Apply, Const, Expr, Index, Load
@@ -63,6 +64,8 @@ def describe(kernel: KernelPlan, plan: Plan, call: Call | None = None) -> tuple[
             lines += () if cuts is None else _cuts(cuts)
             lines += _long(long, kernel) if kernel.splits and not kernel.few else ()
             lines += (_few(kernel),) if kernel.few or (kernel.splits and long is None) else ()
+            if kernel.marked is not None and kernel.marked.alike:
+                return (_ALIKE, *lines)
             if kernel.marked is not None:
                 return (_marked(kernel.marked, plan), *lines)
             return lines if kernel.residues is None else (_residues(kernel.residues), *lines)
@@ -87,6 +90,15 @@ def describe(kernel: KernelPlan, plan: Plan, call: Call | None = None) -> tuple[
 def visits(call: Call, kernel: KernelPlan) -> Visits:
     """How many tiles a kernel visits in a call."""
     match kernel.walk:
+        case SlotWalk() if kernel.marked is not None and kernel.marked.alike:
+            first, whole, edge, last = spanned_tiles(call, kernel).unbind(-1)
+            times = call.q.shape[0] * call.q.shape[1] // (first.shape[0] * first.shape[1])
+            return Visits(
+                touched=int((last - first).sum()) * times,
+                full=int((edge - whole).sum()) * times,
+                longest=int((last - first).max()) if first.numel() else 0,
+                metadata=spanned_keys(call, kernel).nbytes,
+            )
         case SlotWalk() if kernel.marked is not None:
             assert call.marks is not None
             own, walked = marked_tiles(call, kernel)
@@ -194,6 +206,9 @@ def _cuts(cuts: Cuts) -> tuple[str, str]:
     )
 
 
+_ALIKE = "keys that keep nearly the same interval of queries are gathered into tiles, in an order made at run time"
+
+
 def _marked(marked: Marked, plan: Plan) -> str:
     side = "keys" if marked.side == "k" else "queries"
     stages: Mapping[str, Expr] = {each.name: each.value for each in plan.stages}
@@ -209,6 +224,7 @@ def _shared(where: Expr, plan: Plan) -> tuple[str, ...]:
 def _picks(picks: Picks) -> tuple[str, ...]:
     heads = "each head" if picks.heads == 1 else f"{picks.heads} heads together"
     who = "every query" if picks.rows == 1 else f"every {picks.rows} queries"
+    who = f"every run of `{picks.runs}`" if picks.runs else who
     picked = f"for {heads} {who} picked blocks of {picks.block} keys"
     rows = f"a tile holds {picks.positions} {'query' if picks.positions == 1 else 'queries'} with these heads"
     if picks.order == "gathered":

@@ -126,7 +126,8 @@ class PickedQueries:
     """Read which queries the walked tile ``t`` holds: ``positions`` of those in runs of ``rows`` that are listed.
 
     Names ``q_listed``, their rows, past the end where there are none, and with ``ends`` the rows ``nearest`` and
-    ``farthest``, between which they lie.  With ``bits`` those of the keys of the tile that each has picked.
+    ``farthest``, between which they lie.  With ``bits`` those of the keys of the tile that each has picked.  With
+    ``pieces`` what is listed is the first query of each piece of a run, which has ``rows`` at most, and where it ends.
     """
 
     rows: int
@@ -136,6 +137,7 @@ class PickedQueries:
     bits: bool
     padded: bool
     heads: int
+    pieces: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

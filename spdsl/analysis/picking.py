@@ -28,7 +28,8 @@ def why_unpicked(kind: Kind, staged: Staged, problem: Problem, gradients: Sequen
         return ""
     heads = 1 if chosen.by_head else pattern.heads // pattern.groups
     alike = _order(kind, chosen, problem) == "alike"
-    if kind != "dkdv" and chosen.fine and not alike and positions_of(problem.dtype, heads) > CROWD:
+    crowd = chosen.fine and not chosen.runs and positions_of(problem.dtype, heads) > CROWD
+    if kind != "dkdv" and crowd and not alike:
         return f"{positions_of(problem.dtype, heads)} queries of a tile, each with keys of its own, meet most keys"
     if kind == "dkdv" and heads < pattern.heads // pattern.groups:
         return "heads that share keys have picked each for itself"
@@ -47,7 +48,7 @@ def _order(kind: Kind, chosen: Picked, problem: Problem) -> PickOrder:
         return "gathered"
     if _alike(chosen, problem, heads):
         return "alike"
-    if chosen.fine:
+    if chosen.fine or chosen.runs:
         return "union"
     kept = chosen.rows == 1 and chosen.most is not None and chosen.most <= KEPT
     return "gathered" if lanes_of(heads) <= FEW and kept else "union"
@@ -58,7 +59,7 @@ def _alike(chosen: Picked, problem: Problem, heads: int) -> int:
 
     A tile of a run that is shorter than others has fewer rows: one matrix instruction takes 16.
     """
-    if problem.shape not in ("square", "origin"):
+    if problem.shape not in ("square", "origin") or chosen.runs:
         return 0
     most = positions_of(problem.dtype, heads)
     if chosen.rows % most == 0:
@@ -139,13 +140,14 @@ def picking(
         plain="" if streamed else why_plain(kind, problem, target) or "",
         picks=Picks(
             table=chosen.table,
-            rows=chosen.rows,
+            rows=positions if chosen.runs else chosen.rows,
             block=chosen.block,
             heads=heads,
             positions=positions,
             order=order,
             keep=chosen.keep,
             fine=fine,
+            runs=chosen.runs,
         ),
         specialised=streamed,
         # Where both sides are needed and one is gathered, it has no neighbours that the copy engine could take.
@@ -215,7 +217,7 @@ def _is_streamed(chosen: Picked, problem: Problem, target: str, heads: int) -> b
     plain = plain and pattern.attend.bias is None and pattern.attend.softcap is None
     reads = any(isinstance(node, Load) or node == Index(name="h") for node in nodes_of(chosen.keep))
     fits = heads == lanes_of(heads) and _LEAST <= heads <= STREAMED.block_q and chosen.block % STREAMED.block_k == 0
-    fits = fits and dims == {128} and problem.shape != "batched" and not chosen.fine
+    fits = fits and dims == {128} and problem.shape != "batched" and not chosen.fine and not chosen.runs
     return target == "sm_90" and copies_tiles(problem, target) and plain and not reads and fits
 
 

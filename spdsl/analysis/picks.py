@@ -22,6 +22,7 @@ are gathered into a tile."""
 class Picked:
     """Runs of ``rows`` queries look up blocks of ``block`` keys in the lists of ``table``; ``keep`` is the rest.
 
+    Where runs are of uneven length, the sorted table ``runs`` says which each query belongs to, and ``rows`` is 0.
     ``by_head``: each query head has lists of its own, else the heads of a group share them.  No list is longer than
     ``most``, if that is known.
     """
@@ -32,6 +33,7 @@ class Picked:
     by_head: bool
     most: int | None
     keep: Expr
+    runs: str = ""
 
     @property
     def fine(self) -> bool:
@@ -48,7 +50,8 @@ def picked(keep: Expr, tables: Sequence[Table]) -> Picked | None:
         return None
     (load,) = read
     *heads, query, key = load.indices
-    rows, block = _run(query, "q"), _run(key, "k")
+    runs = _table_of_runs(query, tables)
+    rows, block = 0 if runs else _run(query, "q"), _run(key, "k")
     # Runs of queries are counted from position 0 on, single queries from the first of the call.
     if rows is None or (rows == 1) != (listed[load.table].axes[len(heads)].kind == "q"):
         return None
@@ -62,10 +65,21 @@ def picked(keep: Expr, tables: Sequence[Table]) -> Picked | None:
     rest = [clause for clause in clauses if clause != load]
     by_head = Index(name="h") in heads
     most = listed[load.table].most
-    return Picked(table=load.table, rows=rows, block=block, by_head=by_head, most=most, keep=conjunction(rest))
+    rest_of = conjunction(rest)
+    return Picked(table=load.table, rows=rows, block=block, by_head=by_head, most=most, keep=rest_of, runs=runs)
 
 
 _HEADS = (Index(name="h"), Index(name="g"))
+
+
+def _table_of_runs(index: Expr, tables: Sequence[Table]) -> str:
+    """The sorted table of tokens that says which run a query belongs to; empty where it is none."""
+    match index:
+        case Load(table=name, indices=(Index(name="q"),)):
+            (table,) = (each for each in tables if each.name == name)
+            return name if table.sorted and [axis.kind for axis in table.axes] == ["token"] else ""
+        case _:
+            return ""
 
 
 def _run(index: Expr, side: Side) -> int | None:

@@ -19,6 +19,7 @@ from spdsl.analysis.picking import picking, why_unpicked
 from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Kind, Plan, Problem, TableGradient, Tiles
 from spdsl.analysis.room import refuse_large_numbers
 from spdsl.analysis.sizing import tiles_for
+from spdsl.analysis.spanning import spanning
 from spdsl.analysis.specialising import copies_tiles, looks_up, may_persist, why_plain
 from spdsl.analysis.stages import Staged, covering_grid, extents_of, leading_grid, stage
 from spdsl.analysis.tiles import (
@@ -126,6 +127,9 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
     def kernel(kind: Kind) -> KernelPlan:
         if side is not None:
             return gathering(kind, staged, problem, target, side, partial(_relation, staged, problem))
+        spans = spanning(staged, problem, target) if kind == "dkdv" and target != "cpu" else None
+        if spans is not None:
+            return spans
         unpicked = "" if target == "cpu" else why_unpicked(kind, staged, problem, gradients)
         if unpicked is None:
             found = picking(kind, staged, problem, target, partial(_relation, staged, problem))

@@ -215,13 +215,15 @@ class Marked:
     """Tiles of one ``side`` are made of the rows for which ``where`` holds, in order, wherever they stand.
 
     The run time lists these rows; how many there are is `COUNT`.  ``keep`` is what is left to test of their pairs.
-    ``by_group``: each key head has rows of its own, those for which ``where`` holds for any of its query heads.
+    ``by_group``: each key head has rows of its own, those for which ``where`` holds for any of its query heads.  With
+    ``alike`` these are all rows, in such an order that those of a tile keep nearly the same interval of the other side.
     """
 
     side: Side
     where: Expr
     keep: Expr
     by_group: bool = False
+    alike: bool = False
 
 
 COUNT = Extent(name="marked_rows")
@@ -242,7 +244,8 @@ class Picks:
     ``order`` says which queries these are.  With ``fine`` blocks are gathered into tiles of keys.  ``keep`` is what is
     left to test of a query and a key that it has picked.  With ``where`` all queries of a head have picked the same
     single keys, those for which it holds: there is no table, ``rows`` is 0, and a tile meets those of these keys that
-    lie between the bounds of its walk.
+    lie between the bounds of its walk.  With ``runs`` that table says which run of queries each belongs to; a tile by
+    query then holds parts of several, and by key these are cut into pieces of ``rows`` queries at most.
     """
 
     table: str
@@ -254,6 +257,7 @@ class Picks:
     keep: Expr
     fine: bool = False
     where: Expr | None = None
+    runs: str = ""
 
     @property
     def lanes(self) -> int:

@@ -177,7 +177,7 @@ def picked_tiles(
         case "dq" if fine and hopper and width <= 64:
             return Tiles(block_q=rows, block_k=keys, warps=2 if rows <= 16 else 4, stages=2 if rows <= 16 else 3)
         case "forward" | "dq" if fine and hopper:
-            return Tiles(block_q=rows, block_k=keys, warps=8 if wide or (kind == "dq" and rows > 16) else 4, stages=2)
+            return Tiles(block_q=rows, block_k=keys, warps=8 if wide else 4, stages=2 if wide else 3)
         case "forward":
             return Tiles(block_q=rows, block_k=keys, warps=8 if wide else 4, stages=3 if hopper else 1)
         case "dq":

@@ -125,6 +125,8 @@ def _kernels(pattern: Pattern, values: dict[str, Value], look: Look) -> list[Ker
 
 def _rows(call: Call, kernel: KernelPlan) -> str:
     """Which rows the tiles of a kernel hold; nothing where they are consecutive."""
+    if kernel.marked is not None and kernel.marked.alike:
+        return "of keys with like intervals"
     if call.marks is not None:
         return "of marked rows"
     if kernel.classes > 1:

@@ -100,7 +100,16 @@ def _tables(
     one = TableAxis(kind="axis", size=Extent(name="n"), label=f"k.{axes[1]}")
     return (
         Table(name=until, dtype="int", axes=(*shared, token), bounds=None, sorted=False),
-        Table(name=alive, dtype="bool", axes=(*shared, run, one), bounds=None, sorted=False, listed=True, most=most),
+        Table(
+            name=alive,
+            dtype="bool",
+            axes=(*shared, run, one),
+            bounds=None,
+            sorted=False,
+            listed=True,
+            most=most,
+            implied=True,
+        ),
     )
 
 

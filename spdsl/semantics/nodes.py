@@ -227,7 +227,8 @@ class Table(Node):
     """A declared input, or a stage (``made``).
 
     ``listed``: a bool table that is given as lists.  In place of its last axis stand, ascending, the indices of its
-    true elements, at most ``most`` if that is known, and then numbers too large to be one.
+    true elements, at most ``most`` if that is known, and then numbers too large to be one.  ``implied``: it is true
+    wherever the other clauses of the sets that read it hold.
     """
 
     name: str
@@ -238,6 +239,7 @@ class Table(Node):
     made: bool = False
     listed: bool = False
     most: int | None = None
+    implied: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -180,10 +180,9 @@ def test_intervals_equal_those_of_torch(seed: int, tmp_path: Path) -> None:
     from spdsl.kernels import plan_like
     from spdsl.runtime.calls import Call
     from spdsl.runtime.cuts import intervals
-    from spdsl.runtime.evaluate import tables_for
+    from spdsl.runtime.evaluate import tables_for, with_batch
     from spdsl.runtime.interval_kernels import interval_values
     from spdsl.runtime.launch import call_values, loaded
-    from spdsl.runtime.operator import with_batch
     from spdsl.runtime.pairs import pairs_of
     from spdsl.runtime.tile_grid import TileGrid
 
