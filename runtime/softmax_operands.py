@@ -120,9 +120,10 @@ def selections(pattern: BoundPattern, call: Inputs) -> dict[str, Tensor]:
 
 
 def _read_as_lists(pattern: BoundPattern) -> list[str]:
-    """The stages that softmaxes read as lists."""
+    """The stages that softmaxes read as lists; others that they read are given."""
+    stages = {stage.name for stage in graph_of(pattern).stages}
     tables = (table for stage in graph_of(pattern).attentions for table in _pattern_of(pattern, stage.name).tables)
-    return list(dict.fromkeys(table.name for table in tables if table.listed))
+    return list(dict.fromkeys(table.name for table in tables if table.listed and table.name in stages))
 
 
 def makers(pattern: BoundPattern, call: Inputs) -> dict[str, str]:

@@ -7,6 +7,7 @@ call's tables.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -50,12 +51,24 @@ _SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelCost:
-    """One kernel of a plan: what it does, and how long that takes.  ``part`` is where its plan stands in a union."""
+    """One kernel of a plan: what it does, and how long that takes.  ``part`` is where its plan stands in a union.
+
+    ``pairs`` are those that it has to compute, if that is known, and ``size`` the bytes that it reads and writes at
+    least.
+    """
 
     kind: Kind
     part: int
     work: Work
     estimate: Estimate
+    pairs: int | None
+    size: int
+
+    @staticmethod
+    def of(work: Work, device: DeviceProfile, *, part: int, pairs: int | None, size: int) -> KernelCost:
+        """The cost of this work."""
+        found = estimate(work, device, pairs=pairs, size=size)
+        return KernelCost(kind=work.kind, part=part, work=work, estimate=found, pairs=pairs, size=size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,18 +166,23 @@ def predict(
     kernels = []
     for part in parts_of(call, lambda _: ()):
         for kernel in part.plan.kernels:
-            done = work(part, kernel)
-            size = _bytes(part, kernel)
             share = pairs if not call.plan.more else None
-            found = estimate(done, device, pairs=share, size=size)
-            kernels.append(KernelCost(kind=kernel.kind, part=part.plan.place, work=done, estimate=found))
+            size = _bytes(part, kernel)
+            kernels.append(KernelCost.of(work(part, kernel), device, part=part.plan.place, pairs=share, size=size))
     against = against or ("causal" if is_causal(call.plan.problem.pattern) else "full")
-    batch, heads, nq, dim = call.q.shape
-    n, value_dim = call.keys, call.v.shape[3]
-    dense = dense_seconds(batch * heads, nq, n, dim, value_dim, device, causal=against == "causal")
-    kinds = {"fused"} if call.plan.fused is not None else {"dq", "dkdv"}
+    batch, heads, nq, _ = call.q.shape
+    return summed(kernels, device, against=against, heads=batch * heads, nq=nq, n=call.keys)
+
+
+def summed(
+    kernels: Sequence[KernelCost], device: DeviceProfile, *, against: Against, heads: int, nq: int, n: int
+) -> Prediction:
+    """The times of a call by those of its kernels; ``heads`` are those of all sequences."""
+    first = kernels[0].work
+    dense = dense_seconds(heads, nq, n, first.head_dim, first.value_dim, device, causal=against == "causal")
+    kinds = {"fused"} if any(each.kind == "fused" and each.part == 0 for each in kernels) else {"dq", "dkdv"}
     backward = [each for each in kernels if each.kind in (kinds if each.part == 0 else {"dq", "dkdv"})]
-    before = delta_seconds(kernels[0].work, device)
+    before = delta_seconds(first, device)
     return Prediction(
         device=device,
         kernels=tuple(kernels),

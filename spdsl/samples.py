@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,10 +37,12 @@ def sample_inputs(
     layer: int | None = None,
     seed: int = 0,
     known: Mapping[str, Tensor] | None = None,
+    most: int | None = None,
 ) -> dict[str, Tensor]:
     """All declared inputs by name, in order: those that are ``known``, and others at random within their ranges.
 
-    Ids rise every 64 tokens or so where a table is sorted, one bool in ten is true, numbers are small.
+    Ids rise every 64 tokens or so where a table is sorted, one bool in ten is true, numbers are small.  In inputs of
+    more than ``most`` floats one stands for all.
 
     Raises:
         SpatError: parameters that do not fit.
@@ -52,7 +55,7 @@ def sample_inputs(
     for table in sorted(bound.tables, key=lambda each: not each.sorted):
         # Sorted tables come first: axes by them have as many members as their last value says.
         own = given.get(table.name)
-        tables[table.name] = _random(table, bound, tables, sizes, generator) if own is None else own
+        tables[table.name] = _random(table, bound, tables, sizes, generator, most) if own is None else own
     return {table.name: tables[table.name] for table in pattern.tables}
 
 
@@ -78,13 +81,20 @@ def drawn(sizes: Sizes, value_dim: int, dtype: torch.dtype, seed: int) -> tuple[
 
 
 def _random(
-    table: Table, bound: BoundPattern, known: Mapping[str, Tensor], sizes: Sizes, generator: torch.Generator
+    table: Table,
+    bound: BoundPattern,
+    known: Mapping[str, Tensor],
+    sizes: Sizes,
+    generator: torch.Generator,
+    most: int | None,
 ) -> Tensor:
     shape = [_extent(axis, bound, known, sizes) for axis in table.axes]
     low, high = (table.bounds.low, table.bounds.high) if table.bounds else (None, None)
     if table.dtype == "bool":
         return torch.rand(shape, generator=generator) < 0.1
     if table.dtype == "float":
+        if most is not None and math.prod(shape) > most:
+            return torch.full((), 0.0 if low is None else float(low)).expand(shape)
         drawn = torch.rand(shape, generator=generator)
         start = float(low) if low is not None else 0.0
         stop = float(high) if high is not None else start + 1.0

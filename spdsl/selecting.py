@@ -35,7 +35,7 @@ from spdsl.semantics.graph import (
     parts,
     side_of,
 )
-from spdsl.semantics.nodes import Const, Load
+from spdsl.semantics.nodes import BoundPattern, Const, Load
 from spdsl.semantics.show import stage_text
 from spdsl.semantics.titles import titled, titles
 from spdsl.staged import in_order, with_lifetimes
@@ -81,7 +81,8 @@ class GraphReport:
 
     ``makers`` says how each set of pairs is made, by what the pattern calls it; ``tilewise``: tokens are put in the
     order of their tiles before, and the output is put back; ``lifetimes``: of the keys that are chosen it is found
-    until which query they are, and which live for a run of queries.
+    until which query they are, and which live for a run of queries.  ``estimated`` says what of the softmaxes was not
+    counted for these sizes and tensors, and how it was found instead.
     """
 
     pattern: str
@@ -92,6 +93,7 @@ class GraphReport:
     exports: tuple[ExportReport, ...] = ()
     tilewise: bool = False
     lifetimes: bool = False
+    estimated: tuple[str, ...] = ()
 
     @property
     def products(self) -> int:
@@ -128,13 +130,21 @@ class GraphReport:
         lines += [f"{name} is made {how}" for name, how in self.makers]
         lines.append(f"scores are {self.share:.1%} of the multiply-adds of the forward pass")
         lines += [each.text() for each in self.exports]
+        lines += [f"estimated: {each}" for each in self.estimated]
         for name, report in self.softmaxes:
             lines += [f"softmax {name}", *(f"  {line}" for line in report.text().splitlines())]
         return "\n".join(lines)
 
 
 def explain_stages(
-    key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor], target: str | None = None
+    key: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Mapping[str, Tensor],
+    target: str | None = None,
+    *,
+    gpu: str | None = None,
 ) -> GraphReport:
     """Count what the stages of a pattern make of these tensors, and what its softmaxes then visit.
 
@@ -162,25 +172,32 @@ def explain_stages(
         if stage.member is not None:
             # The first member stands for all.
             tables = graphs.of_member(made, stage.member, 0)
-        report = explain(own, made.q, made.k, made.v, tables, target, q_start=made.q_start)
+        report = explain(own, made.q, made.k, made.v, tables, target, gpu=gpu, q_start=made.q_start)
         softmaxes.append((called[stage.name], replace(report, pattern=called[stage.name])))
     assert lines is not None
+    found = described(pattern, replace(call, kernels=on_gpu), lines, kept)
+    return replace(found, softmaxes=tuple(softmaxes), tilewise=order is not None, lifetimes=key != chosen)
+
+
+def described(pattern: BoundPattern, call: graphs.Inputs, lines: Lines, kept: Mapping[str, int]) -> GraphReport:
+    """What is known of stages by the shapes of a call, without softmaxes; ``kept`` are the bytes of what is kept."""
+    graph = pattern.graph
+    assert graph is not None
+    called = titles(graph)
     return GraphReport(
         pattern=pattern.name,
         stages=tuple(
-            _stage(pattern.graph, stage, stage_text(shown), lines, kept.get(stage.name, 0))
-            for stage, shown in zip(pattern.graph.stages, titled(pattern.graph).stages, strict=True)
+            _stage(graph, stage, stage_text(shown), lines, kept.get(stage.name, 0))
+            for stage, shown in zip(graph.stages, titled(graph).stages, strict=True)
             if not isinstance(stage, Attention | Merge)
         ),
         makers=tuple(
             (called.get(name, name), re.sub(r"stage_\d+", lambda found: called.get(found[0], found[0]), how))
-            for name, how in graphs.makers(pattern, replace(call, kernels=on_gpu)).items()
+            for name, how in graphs.makers(pattern, call).items()
         ),
-        softmaxes=tuple(softmaxes),
-        head_dim=q.shape[3],
-        tilewise=order is not None,
-        lifetimes=key != chosen,
-        exports=tuple(_export(pattern.graph, each, lines) for each in pattern.graph.exports),
+        softmaxes=(),
+        head_dim=call.q.shape[3],
+        exports=tuple(_export(graph, each, lines) for each in graph.exports),
     )
 
 

@@ -31,11 +31,11 @@ from spdsl.cli.progress import progress
 from spdsl.cli.stages import TARGETS
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from spdsl.analysis.device import DeviceProfile
     from spdsl.api import Pattern
+    from spdsl.foretold import Foretelling
     from spdsl.runtime.calls import Call
     from spdsl.samples import Sizes
     from spdsl.whatif import Row
@@ -88,10 +88,11 @@ def explain(
         raise typer.BadParameter(f"`{target}` is not one of {', '.join(TARGETS)}", param_hint="--target")
     loaded, values = load_pattern(pattern, parse_parameters(parameter))
     from spdsl.cli.measure import DTYPES
-    from spdsl.cli.tensors import fixed_length, length_of, make_inputs, note_generated
+    from spdsl.cli.tensors import MANY, fixed_length, length_of, make_inputs, note_generated, shorter_inputs
     from spdsl.costs import device_for
     from spdsl.explain import call_like
     from spdsl.explain import explain as count
+    from spdsl.foretold import Foretelling
     from spdsl.pipeline import key_of, listed_key
     from spdsl.reuse import given_as_lists
     from spdsl.samples import Sizes, shaped
@@ -100,7 +101,7 @@ def explain(
     n = length_of(loaded, values, n, LENGTH, layer)
     sizes = Sizes(batch=1, heads=heads, groups=groups, nq=nq or n, n=n, head_dim=head_dim)
     ratio, square = heads // groups, nq is None
-    inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
+    inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed, most=MANY)
     key = key_of(loaded.checked, values, layer, None, False)
     lists = given_as_lists(loaded.checked.tables, inputs)
     key = listed_key(key, lists) if lists else key
@@ -109,7 +110,26 @@ def explain(
         if over or plot:
             message = f"no table over sizes is made of `{loaded.name}` yet, which selects by scores; vary `-n` instead"
             raise typer.BadParameter(message, param_hint="--over" if over else "--plot")
-        _stages(key, sizes, value_dim or head_dim, DTYPES[dtype], inputs, generated, target, seed, as_json)
+
+        def made(other: Sizes) -> Mapping[str, Tensor]:
+            """The inputs of other sizes: what is given, as far as these reach."""
+            return inputs if other == sizes else shorter_inputs(loaded, values, inputs, generated, other, layer, seed)
+
+        _stages(
+            Foretelling(
+                key=key,
+                sizes=sizes,
+                value_dim=value_dim or head_dim,
+                dtype=DTYPES[dtype],
+                inputs=made,
+                target=target,
+                gpu=gpu,
+                seed=seed,
+                fixed=fixed_length(loaded, values, layer) is not None,
+            ),
+            generated,
+            as_json,
+        )
         return
     q, k, v = shaped(sizes, value_dim or head_dim, DTYPES[dtype])
 
@@ -159,28 +179,23 @@ def explain(
             typer.echo("\n".join(grows.lines()))
 
 
-def _stages(
-    key: str,
-    sizes: Sizes,
-    value_dim: int,
-    dtype: torch.dtype,
-    inputs: Mapping[str, Tensor],
-    generated: tuple[str, ...],
-    target: str,
-    seed: int,
-    as_json: bool,
-) -> None:
-    """Explain a pattern with stages, for random queries and keys."""
+def _stages(told: Foretelling, generated: tuple[str, ...], as_json: bool) -> None:
+    """Explain a pattern with stages: for random queries and keys, or without them where these would be many."""
     from spdsl.cli.tensors import note_generated
     from spdsl.samples import drawn
     from spdsl.selecting import explain_stages
 
-    with progress("selecting and counting", quiet=as_json):
-        report = explain_stages(key, *drawn(sizes, value_dim, dtype, seed), inputs, target)
+    short = told.is_short()
+    with progress("selecting and counting" if short else "counting", quiet=as_json):
+        if short:
+            tensors = drawn(told.sizes, told.value_dim, told.dtype, told.seed)
+            report = explain_stages(told.key, *tensors, told.inputs(told.sizes), told.target, gpu=told.gpu)
+        else:
+            report = told.report()
     if as_json:
         print_json({"ok": True, **report.as_dict(), "generated_inputs": list(generated)})
         return
-    note_generated((*generated, "q", "k"))
+    note_generated((*generated, "q", "k") if short else generated)
     typer.echo(report.text())
 
 

@@ -19,6 +19,9 @@ from spdsl.samples import Sizes, sample_inputs
 if TYPE_CHECKING:
     from spdsl.api import Pattern
 
+MANY = 1 << 22
+"""Floats of an input of which one stands for all where only counts are asked for."""
+
 ENDINGS = (".npz", ".npy", ".pt")
 
 
@@ -73,8 +76,9 @@ def make_inputs(
     layer: int | None,
     seed: int,
     file: Mapping[str, Tensor] | None = None,
+    most: int | None = None,
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The declared inputs, and the names of those made up.
+    """The declared inputs, and the names of those made up; in these one number may stand for more than ``most``.
 
     They come from ``--input NAME=FILE`` first, then from ``file`` by name; `sample_inputs` makes up what is missing.
 
@@ -91,8 +95,28 @@ def make_inputs(
             has = ", ".join(f"`{each}`" for each in pattern.inputs) or "none"
             raise error("SP301", f"`{pattern.name}` has no input `{name}`", help=f"Its inputs: {has}.")
         read[name] = _pick(read_tensors(Path(path)), name, path)
-    tables = sample_inputs(pattern.checked, parameters, sizes, layer=layer, seed=seed, known=read)
+    tables = sample_inputs(pattern.checked, parameters, sizes, layer=layer, seed=seed, known=read, most=most)
     return tables, tuple(name for name in tables if name not in read)
+
+
+def shorter_inputs(
+    pattern: Pattern,
+    parameters: Mapping[str, Value],
+    inputs: Mapping[str, Tensor],
+    generated: Sequence[str],
+    sizes: Sizes,
+    layer: int | None,
+    seed: int,
+) -> dict[str, Tensor]:
+    """The inputs of a shorter call: those that were ``generated`` anew, the first entries of those given."""
+    given = {name: each for name, each in inputs.items() if name not in generated}
+    made = sample_inputs(pattern.checked, parameters, sizes, layer=layer, seed=seed, most=MANY)
+    for name, whole in given.items():
+        axes = range(whole.dim() - made[name].dim(), whole.dim())  # one of sequences may come first
+        for axis, size in zip(axes, made[name].shape, strict=True):
+            whole = whole.narrow(axis, 0, min(size, whole.shape[axis]))
+        made[name] = whole
+    return made
 
 
 def queries_and_keys(path: Path) -> tuple[Tensor, Tensor]:

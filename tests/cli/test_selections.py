@@ -36,6 +36,32 @@ def test_explain_makes_inputs_that_fit(spdsl: Spdsl, name: str) -> None:
     assert answer.status == 0, answer
 
 
+def test_explain_tells_of_keys_that_live_for_a_while_on_a_gpu(spdsl: Spdsl) -> None:
+    answer = spdsl("explain", "dma", "-n", "200", *SMALL, "-p", "width=50")
+    assert answer.status == 0, answer
+    assert "keys are kept from their own query on" in answer.out
+
+
+def test_explain_of_long_calls_computes_no_scores(spdsl: Spdsl) -> None:
+    answer = spdsl("explain", "moba", "-n", "65536", *SMALL, "-p", "block=64")
+    assert answer.status == 0, answer
+    (line,) = (line for line in answer.out.splitlines() if line.startswith("estimated: "))
+    assert "softmax attend, as `chosen` would be of independent scores" in line
+    assert "4 heads, 65,536 queries, 65,536 keys" in answer.out
+
+
+def test_explain_takes_the_first_of_an_input_for_shorter_calls(
+    spdsl: Spdsl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(torch.randn(4, 1024, 16), "gate.pt")
+    words = ("explain", "seer_attention", "-n", "65536", *SMALL, "--input", "GQ=gate.pt", "--target", "cpu")
+    answer = spdsl(*words)
+    assert answer.status == 0, answer
+    assert "the input `GK` is made up" in answer.err
+    assert "GQ" not in answer.err
+
+
 def test_explain_counts_candidates_alone(spdsl: Spdsl) -> None:
     answer = spdsl("explain", "llsa", "-n", "1024", *SMALL, "-p", "block=4", "-p", "picks=3,2", "--target", "cpu")
     assert answer.status == 0, answer
