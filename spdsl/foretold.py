@@ -24,8 +24,8 @@ from spdsl.explain import Report, explain
 from spdsl.extrapolation import Longer
 from spdsl.kernels import plan_like
 from spdsl.pipeline import bound, lives_of, softmax_key
+from spdsl.runtime.evaluate import with_batch
 from spdsl.runtime.lines import Lines
-from spdsl.runtime.operator import with_batch
 from spdsl.samples import Sizes, drawn, shaped
 from spdsl.selecting import GraphReport, described, explain_stages
 from spdsl.semantics.graph import Attention, Select, StageGraph, expressions, loads, on_side
