@@ -15,17 +15,18 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.codegen.binaries import options_of
+from spdsl.runtime.chain_kernels import loaded
+from spdsl.runtime.chain_runs import Run
 from spdsl.runtime.choosing import KEYS, Keys, Room, choose
 from spdsl.runtime.notes import Grid
 from spdsl.runtime.plain import Launch, start
 from spdsl.runtime.ranking import FAR, joined
+from spdsl.runtime.sweeps import swept_lists
 from spdsl.runtime.tilings import Tiling
 from spdsl.semantics.graph import Stage
 
 if TYPE_CHECKING:
     from spdsl.codegen.chains.candidates import Candidates
-    from spdsl.runtime.chain_runs import Run
-
 
 SCORED, SEARCHED = (64, 4, 2), (64, 4, 1)
 """Candidates of a tile that are scored, or searched, the warps of its program, and stages of its loop."""
@@ -64,6 +65,25 @@ def name_candidates(  # type: ignore[no-untyped-def]
 
 def among_candidates(run: Run, stage: Stage, width: int | None) -> Tensor:
     """The lists of a selection, int32 ``[batch, heads, rows, most]``."""
+    swept, arrays = swept_lists(run), run.arrays
+    if swept is None:
+        return _searched(run, stage, width, 0)
+    done = swept[stage.name].shape[2]
+    if done == arrays.lines.size(run.loaded.chain.rows):
+        return swept[stage.name]
+    # The rows behind these are searched, by one selection after the other.
+    lists: dict[str, Tensor] = {}
+    for name, some in swept.items():
+        found = loaded(arrays, name)
+        assert found is not None
+        each = run if name == stage.name else Run.of(arrays, found)
+        each.lists = lists.__getitem__
+        lists[name] = joined([some, _searched(each, arrays.stages[name], some.shape[-1], done)], 2)
+    return lists[stage.name]
+
+
+def _searched(run: Run, stage: Stage, width: int | None, begin: int) -> Tensor:
+    """The lists of the rows from ``begin`` on."""
     chain, kernel, lines = run.loaded.chain, run.loaded.chain.kernels[-1], run.arrays.lines
     device, outer = lines.device, _Outer.of(run)
     batch, heads = max(run.batch, 1 if outer is None else outer.lists.shape[0]), run.heads
@@ -77,7 +97,7 @@ def among_candidates(run: Run, stage: Stage, width: int | None) -> Tensor:
     columns, warps, stages = SEARCHED if chain.queries else SCORED
     tiling = Tiling(rows=block, columns=columns, warps=warps, stages=stages)
     made = []
-    for first in range(0, rows, step):
+    for first in range(begin, rows, step):
         some = min(step, rows - first)
         keys = torch.empty(every, some, pitch, dtype=torch.int32, device=device)
         given = {"keys": keys, "first_row": first, "chunk_rows": some, "column_count": run.columns}

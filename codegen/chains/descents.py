@@ -77,7 +77,7 @@ def write_descent(values: Values, found: Descent, heads: str | None, row: str, k
     """
     program, pool = values.program, found.pool
     members = values.places.members("q", row, Index(name="row_first"), None)
-    step, offset = _sampled(pool.only)
+    step, offset = sampled(pool.only)
     step, offset = (step, offset) if members.most % step == 0 else (1, 0)
     if members.last is not None or members.most // step > MOST:
         raise UncoveredError("searches for blocks of queries that are large or uneven")
@@ -205,7 +205,7 @@ def _ends(
     return may, tidy(known.must(opened(values, rest, place)))
 
 
-def _sampled(only: Expr) -> tuple[int, int]:
+def sampled(only: Expr) -> tuple[int, int]:
     """The step and the remainder of the queries that a condition leaves, whatever the key; 1 and 0 without such."""
     return next((found for each in conjuncts(only) if (found := _sample(each)) is not None), (1, 0))
 

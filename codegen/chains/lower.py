@@ -20,6 +20,7 @@ from spdsl.codegen.chains.program import NOTHING, Known, Program
 from spdsl.codegen.chains.reductions import pooled
 from spdsl.codegen.chains.rows import belongs_to_rows, is_of_blocks, is_of_rows, write_reduction
 from spdsl.codegen.chains.scans import may, scan_columns, write_passed
+from spdsl.codegen.chains.sweeps import Sweep, sweep_of, write_sweep
 from spdsl.codegen.chains.values import Values
 from spdsl.semantics import build
 from spdsl.semantics.graph import (
@@ -40,7 +41,7 @@ from spdsl.semantics.rewrite import free_axes
 from spdsl.semantics.show import stage_text
 
 By: TypeAlias = Literal["count", "mass", "mark"]
-Role: TypeAlias = Literal["keys", "sums", "values", "columns", "distances"]
+Role: TypeAlias = Literal["keys", "sums", "values", "columns", "distances", "sweep"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class ChainKernel:
 
     ``sums``: whether it goes through the columns of its rows; ``loops``: how deep loops are nested otherwise; ``fold``:
     whether a column is made of finer ones; ``deep``: how many queries are folded into a row, if any.  Its ``role``: to
-    leave keys, the sums of a softmax, or a value for each row, column or distance.
+    leave keys, the sums of a softmax, a value for each row, column or distance, or what searches meet in all blocks.
     """
 
     name: str
@@ -72,7 +73,8 @@ class Chain:
     ``heads`` is the axis of heads of the selection, ``rows`` and ``columns`` its axes of queries and keys; without
     queries heads are the rows, and "" is one row.  With
     ``among`` keys are those of candidates, in the order of the list that these are members of; with ``queries``
-    candidates are searched, and a tile holds so many queries of one row.
+    candidates are searched, and a tile holds so many queries of one row; where a ``sweep`` can take the place of this
+    search and of those above, its kernel is the first.
     """
 
     stage: str
@@ -83,6 +85,7 @@ class Chain:
     kernels: tuple[ChainKernel, ...]
     among: Candidates | None = None
     queries: int = 0
+    sweep: Sweep | None = None
 
 
 def keys_by(stage: Select) -> Literal["count", "mass"]:
@@ -190,16 +193,22 @@ def _searched(
     queries = write_descent(values, found, heads, rows, columns)
     program.line(f"key = tl.where(there, best, {ABSENT})")
     program.line("tl.store(keys + key_row * pitch + candidates, key, mask=candidates < total)")
-    kernel = _kernel(values, "keys", stage, "keys")
+    kernels = [_kernel(values, "keys", stage, "keys")]
+    sweep = sweep_of(pattern, stages, stage, terms)
+    if sweep is not None:
+        swept = Values(pattern=pattern, stages=stages, terms=terms, program=Program())
+        write_sweep(swept, sweep, found.pool)
+        kernels.insert(0, _kernel(swept, "sweep", stage, "sweep"))
     return Chain(
         stage=stage.name,
         by="count",
         heads=heads,
         rows=rows,
         columns=columns,
-        kernels=(kernel,),
+        kernels=tuple(kernels),
         among=among,
         queries=queries,
+        sweep=sweep,
     )
 
 

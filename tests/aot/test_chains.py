@@ -35,8 +35,11 @@ QUICK = (
     ("hip", "sm_90"),
     ("vertical_slash", "gfx942"),
 )
-TERMS = {name: Terms(queries=3, keys=3) for name in ("vsa", "seer_attention")} | {"llsa": LONG}
-"""Where queries are means or gates, of 32 bits; and one pattern as it is for tensors of 32 bits."""
+TERMS = {name: Terms(queries=3, keys=3) for name in ("vsa", "seer_attention")} | {
+    "llsa": LONG,
+    "hip": Terms(queries=1, keys=1),
+}
+"""Where queries are means or gates, of 32 bits; one pattern as it is for tensors of 32 bits; and keys as they are."""
 
 
 def chain_of(name: str) -> Chain:
@@ -93,7 +96,7 @@ def types_of(kernel: ChainKernel) -> tuple[dict[str, str], dict[str, Any]]:
     ],
 )
 def test_built(name: str, target: str) -> None:
-    from spdsl.runtime import among, tilings
+    from spdsl.runtime import among, sweeps, tilings
 
     chain = chain_of(name)
     module = load(emit_chain(chain, name))
@@ -106,6 +109,10 @@ def test_built(name: str, target: str) -> None:
         if chain.among is not None or chain.queries:
             columns, warps, stages = among.SEARCHED if chain.queries else among.SCORED
             tiling = tilings.Tiling(rows=16, columns=columns, warps=warps, stages=stages)
+        if kernel.role == "sweep":
+            if target != "sm_90":
+                continue  # rows are searched there
+            tiling, types = tilings.SWEPT, types | dict.fromkeys(sweeps.WRITTEN, "*i32")
         while True:
             given = {**fixed, "BLOCK_R": tilings.rows_of(kernel, tiling)}
             given["BLOCK_C"] = tilings.columns_of(kernel, tiling)

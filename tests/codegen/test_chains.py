@@ -28,11 +28,15 @@ from spdsl.semantics.rewrite import transform
 
 
 def chain(name: str, **parameters: object) -> Chain:
-    """The kernels of the last selection of a library pattern, for 16 heads of two groups in 16 bits."""
+    """The kernels of the last selection of a library pattern, for 16 heads of two groups in 16 bits.
+
+    Keys are sums of two numbers, but those of hip are as they are given.
+    """
     pattern = spdsl.compile(name, **parameters).bind(16, 2, 64)  # type: ignore[arg-type]
     assert pattern.graph is not None
     *_, chosen = (stage.name for stage in pattern.graph.stages if isinstance(stage, Select | Mark))
-    terms = tuple((stage.name, Terms(queries=1, keys=2)) for stage in pattern.graph.stages if isinstance(stage, Score))
+    each = Terms(queries=1, keys=1 if name == "hip" else 2)
+    terms = tuple((stage.name, each) for stage in pattern.graph.stages if isinstance(stage, Score))
     return lower_chain(pattern, chosen, terms)
 
 

@@ -47,10 +47,174 @@ def parted(both, COUNT: tl.constexpr):
 
 
 @triton.jit
+def largest_of(product, factor, PARTS: tl.constexpr, PLACES: tl.constexpr):
+    """The largest of the queries of each pair of a row and a head, for all keys of a tile that all meet; a NaN is
+    absent, the largest of nothing 0.  A thread has all queries of a pair."""
+    parts = tl.reshape(product, [PARTS, PLACES // 2, 4, 2, product.shape[1]])
+    met = tl.max(tl.max(parts, 3), 1) * factor
+    return sortable(tl.where(met == met, met, 0.0))
+
+
+@triton.jit
+def largest_met(score, only, PARTS: tl.constexpr, PLACES: tl.constexpr):
+    """The same of those that meet a key; where all of these are NaNs, the largest of nothing is 0."""
+    met = tl.where(score == score, sortable(score), -2147483647)
+    met = tl.where(only, met, -2147483648)
+    parts = tl.reshape(met, [PARTS, PLACES // 2, 4, 2, score.shape[1]])
+    met = tl.max(tl.max(parts, 3), 1)
+    return tl.where(met == -2147483647, 0, met)
+
+
+@triton.jit
+def leave_swept(swept_best, swept_first, swept_middle, places, span, column_count, there_is, best, first, middle):
+    """Store what is known of the blocks of a span."""
+    BLOCKS: tl.constexpr = best.shape[2]
+    block = span * BLOCKS + tl.arange(0, BLOCKS)[None, None, :]
+    there = there_is & (block < column_count)
+    tl.store(swept_best + places + block, best, mask=there)
+    tl.store(swept_first + places + block, first, mask=there)
+    tl.store(swept_middle + places + block, middle, mask=there)
+
+
+@triton.jit
 def leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_last):
     """Store the keys of a tile, and where the rows of tiles end."""
     tl.atomic_max(row_end, column_last + 1)
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
+
+
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "column_count", "chunk_rows", "first_row", "parts", "part_spans", "stage_0_q_rows", "stage_0_k_rows"])
+def sweep(
+    # [batch * heads, chunk_rows, pitch], int32: of each block the best that a search meets, its first and middle key.
+    swept_best, swept_first, swept_middle,
+    stage_0_q,  # [batch, h, q, d]
+    stage_0_q_b, stage_0_q_h, stage_0_q_r, stage_0_q_f, stage_0_q_rows, stage_0_q_size,
+    stage_0_k,  # [batch, g, k, d]
+    stage_0_k_b, stage_0_k_g, stage_0_k_r, stage_0_k_f, stage_0_k_rows, stage_0_k_size,
+    stage_0_scale,
+    STAGE_0_Q: tl.constexpr,
+    STAGE_0_K: tl.constexpr,
+    n, nq, q_start, first_row, chunk_rows, column_count, pitch, heads, parts, part_spans,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """What searches meet in all blocks of 8 keys, for some rows of q.row and heads of a group."""
+    SIZE: tl.constexpr = 8
+    SPAN: tl.constexpr = BLOCK_C * SIZE
+    SHARE: tl.constexpr = 8  # heads of a group
+    PLACES: tl.constexpr = 16  # of the queries of a row
+    PAIRS: tl.constexpr = BLOCK_R // PLACES
+    PARTS: tl.constexpr = PAIRS // 4
+    tiles = tl.cdiv(chunk_rows * SHARE, PAIRS)
+    # Programs at one time meet the same keys.
+    tile = tl.program_id(0) % tiles
+    part = tl.program_id(0) // tiles % parts
+    owner = tl.program_id(0) // tiles // parts
+    b = owner // (heads // SHARE)
+    group = owner % (heads // SHARE)
+    part_begin = part * part_spans
+    part_end = tl.minimum(part_begin + part_spans, tl.cdiv(column_count, BLOCK_C))
+    # Of eight neighbouring places a thread of the matrix unit holds two: these are queries of one pair.
+    at = tl.arange(0, BLOCK_R)[:, None]
+    pair = tile * PAIRS + at // (4 * PLACES) * 4 + at // 2 % 4
+    query_at = at // 8 % (PLACES // 2) * 2 + at % 2
+    row = first_row + tl.minimum(pair // SHARE, chunk_rows - 1)
+    head = group * SHARE + pair % SHARE
+    row_first = first_row + tile * PAIRS // SHARE
+    row_last = first_row + tl.minimum((tile * PAIRS + PAIRS - 1) // SHARE, chunk_rows - 1)
+    blocks = tl.arange(0, BLOCK_C)[None, :]
+    pairs = tile * PAIRS + tl.arange(0, PARTS)[:, None, None] * 4 + tl.arange(0, 4)[None, :, None]
+    there_is = pairs // SHARE < chunk_rows
+    owners = b * heads + group * SHARE + pairs % SHARE
+    places = (owners.to(tl.int64) * chunk_rows + pairs // SHARE) * pitch
+    nothing = tl.full([PARTS, 4, BLOCK_C], -2147483648, tl.int32)
+    # Past the last query the tile has this one again, which changes no maximum.
+    members = row * 64 + tl.minimum(query_at, 15) * 4
+    exist = (members >= tl.maximum(q_start, 0)) & (members < q_start + nq)
+    all_exist = (row_first * 64 >= tl.maximum(q_start, 0)) & (row_last * 64 + 60 < q_start + nq)
+    any_exist = (row_last * 64 + 60 >= q_start) & (row_first * 64 < q_start + nq)
+    front = nothing
+    even = nothing
+    best_1 = nothing
+    middle_1 = nothing
+    best_2 = nothing
+    middle_2 = nothing
+    half_3 = nothing
+    begin, finish = part_end, part_begin
+    full_begin, full_end = part_begin, part_begin
+    x = row_last * 64
+    x_1 = row_first * 64
+    for span in range(part_begin, part_end):
+        key_first = span * SPAN
+        key_last = tl.minimum(key_first + SPAN, n) - 1
+        touched = any_exist & (key_first < n) & ((-key_last + 256 <= 0) & (x - key_first - 964 >= 0))
+        begin = tl.where(touched, tl.minimum(begin, span), begin)
+        finish = tl.where(touched, span + 1, finish)
+        whole = all_exist & (key_first + SPAN <= n) & ((-key_first + 256 <= 0) & (x_1 - key_last - 1024 >= 0))
+        starts = whole & (full_end == full_begin)
+        full_end = tl.where(starts | (whole & (full_end == span)), span + 1, full_end)
+        full_begin = tl.where(starts, span, full_begin)
+        if not touched:
+            leave_swept(swept_best, swept_first, swept_middle, places, span, column_count, there_is, nothing, nothing, nothing)
+    finish = tl.maximum(begin, finish)
+    full_begin = tl.where(full_end == full_begin, begin, full_begin)
+    full_end = tl.maximum(full_begin, full_end)
+    # Spans of which every key is met by all queries, where no condition is looked at.
+    entry = members - q_start
+    feature = tl.arange(0, STAGE_0_Q)[None, :]
+    start = stage_0_q + tl.cast(b, tl.int64) * stage_0_q_b + tl.cast(head, tl.int64) * stage_0_q_h
+    there = (entry >= 0) & (entry < stage_0_q_rows)
+    query = tl.load(start + tl.cast(entry, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
+    feature_1 = tl.arange(0, STAGE_0_K)[:, None]
+    start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(group, tl.int64) * stage_0_k_g
+    for step in range(full_begin * SIZE, full_end * SIZE):
+        turn, span = step % SIZE, step // SIZE
+        middle = span * SPAN + blocks * SIZE + turn
+        key_1 = tl.load(start_1 + tl.cast(middle, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
+        product = tl.trans(tl.dot(tl.trans(key_1), tl.trans(query)))
+        met = largest_of(product, stage_0_scale, PARTS, PLACES)
+        best, half = tl.maximum(even, met), met
+        inside = tl.where(half > middle_1, best, best_1)
+        above = tl.maximum(tl.maximum(middle_1, half), inside)
+        best_1 = tl.where(turn % 4 == 1, best, best_1)
+        middle_1 = tl.where(turn % 4 == 1, half, middle_1)
+        best, half = above, even
+        inside = tl.where(half > middle_2, best, best_2)
+        above = tl.maximum(tl.maximum(middle_2, half), inside)
+        best_2 = tl.where(turn % 8 == 3, best, best_2)
+        middle_2 = tl.where(turn % 8 == 3, half, middle_2)
+        best, half = above, half_3
+        if turn == SIZE - 1:
+            leave_swept(swept_best, swept_first, swept_middle, places, span, column_count, there_is, best, front, half)
+        front = tl.where(turn == 0, met, front)
+        half_3 = tl.where(turn % 8 == 4, met, half_3)
+        even = tl.where(turn % 2 == 0, met, even)
+    holds = (members & 3) == 0
+    for step in tl.range(begin * SIZE, (finish - (full_end - full_begin)) * SIZE, num_stages=1):
+        turn, span = step % SIZE, step // SIZE
+        span = tl.where(span < full_begin, span, span + full_end - full_begin)
+        wanted = span * SPAN + blocks * SIZE + turn
+        middle = tl.minimum(wanted, n - 1)
+        key_2 = tl.load(start_1 + tl.cast(middle, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
+        product_1 = tl.trans(tl.dot(tl.trans(key_2), tl.trans(query)))
+        holds_1 = 256 <= middle
+        met = largest_met(product_1 * stage_0_scale, exist & (wanted < n) & (holds & holds_1 & (members - middle >= 1024)), PARTS, PLACES)
+        best, half = tl.maximum(even, met), met
+        inside = tl.where(half > middle_1, best, best_1)
+        above = tl.maximum(tl.maximum(middle_1, half), inside)
+        best_1 = tl.where(turn % 4 == 1, best, best_1)
+        middle_1 = tl.where(turn % 4 == 1, half, middle_1)
+        best, half = above, even
+        inside = tl.where(half > middle_2, best, best_2)
+        above = tl.maximum(tl.maximum(middle_2, half), inside)
+        best_2 = tl.where(turn % 8 == 3, best, best_2)
+        middle_2 = tl.where(turn % 8 == 3, half, middle_2)
+        best, half = above, half_3
+        if turn == SIZE - 1:
+            leave_swept(swept_best, swept_first, swept_middle, places, span, column_count, there_is, best, front, half)
+        front = tl.where(turn == 0, met, front)
+        half_3 = tl.where(turn % 8 == 4, met, half_3)
+        even = tl.where(turn % 2 == 0, met, even)
 
 
 @triton.jit(do_not_specialize=["n", "nq", "q_start", "column_count", "chunk_rows", "stage_0_q_rows", "stage_0_k_rows", "first_row", "total", "list_b", "list_h", "list_r", "list_count"])
@@ -59,8 +223,8 @@ def keys(
     lists, list_b, list_h, list_r, list_count,  # [batch, heads, rows, width]: of what there are members
     stage_0_q,  # [batch, h, q, d]
     stage_0_q_b, stage_0_q_h, stage_0_q_r, stage_0_q_f, stage_0_q_rows, stage_0_q_size,
-    stage_0_k,  # [batch, g, k, d], each a sum of 2
-    stage_0_k_b, stage_0_k_g, stage_0_k_r, stage_0_k_f, stage_0_k_t, stage_0_k_rows, stage_0_k_size,
+    stage_0_k,  # [batch, g, k, d]
+    stage_0_k_b, stage_0_k_g, stage_0_k_r, stage_0_k_f, stage_0_k_rows, stage_0_k_size,
     stage_0_scale,
     STAGE_0_Q: tl.constexpr,
     STAGE_0_K: tl.constexpr,
@@ -117,29 +281,22 @@ def keys(
     query = tl.load(start + tl.cast(entry, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_1 & (feature < stage_0_q_size), other=0.0)
     x = head >> 3
     feature_1 = tl.arange(0, STAGE_0_K)[:, None]
-    start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(x, tl.int64) * stage_0_k_g + 1 * stage_0_k_t
-    start_2 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(x, tl.int64) * stage_0_k_g
+    start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(x, tl.int64) * stage_0_k_g
     if whole:
         half = tl.full([], 4, tl.int32)
         for level in range(2):
             both = paired(first + half // 2, first + half + half // 2, BLOCK_C)
             key_1 = tl.load(start_1 + tl.cast(both, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
             product = tl.trans(tl.dot(tl.trans(key_1), tl.trans(query)))
-            product_1 = tl.where(tl.abs(product) < float("inf"), product, 0.0)
-            key_2 = tl.load(start_2 + tl.cast(both, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
-            product_2 = tl.trans(tl.dot(tl.trans(key_2), tl.trans(query), tl.trans(product_1)))
-            met = tl.max(product_2, 0)[None, :] * stage_0_scale
+            met = tl.max(product, 0)[None, :] * stage_0_scale
             met = sortable(tl.where(met == met, met, 0.0))
             seen_0, seen_1 = parted(met, BLOCK_C)
             best = tl.maximum(best, tl.maximum(seen_0, seen_1))
             first = tl.where(seen_1 > seen_0, first + half, first)
             half = half // 2
-        key_3 = tl.load(start_1 + tl.cast(first, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
-        product_3 = tl.trans(tl.dot(tl.trans(key_3), tl.trans(query)))
-        product_4 = tl.where(tl.abs(product_3) < float("inf"), product_3, 0.0)
-        key_4 = tl.load(start_2 + tl.cast(first, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
-        product_5 = tl.trans(tl.dot(tl.trans(key_4), tl.trans(query), tl.trans(product_4)))
-        met = tl.max(product_5, 0)[None, :] * stage_0_scale
+        key_2 = tl.load(start_1 + tl.cast(first, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
+        product_1 = tl.trans(tl.dot(tl.trans(key_2), tl.trans(query)))
+        met = tl.max(product_1, 0)[None, :] * stage_0_scale
         met = sortable(tl.where(met == met, met, 0.0))
         best = tl.maximum(best, met)
     may = may & ~whole
@@ -149,12 +306,9 @@ def keys(
         half = (size + 1) // 2
         middle_0 = tl.minimum((2 * first + half) // 2, n - 1)
         there_2 = (middle_0 >= 0) & (middle_0 < stage_0_k_rows)
-        key_5 = tl.load(start_1 + tl.cast(middle_0, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_2 & (feature_1 < stage_0_k_size), other=0.0)
-        product_6 = tl.dot(query, key_5)
-        product_7 = tl.where(tl.abs(product_6) < float("inf"), product_6, 0.0)
-        key_6 = tl.load(start_2 + tl.cast(middle_0, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_2 & (feature_1 < stage_0_k_size), other=0.0)
-        product_8 = tl.dot(query, key_6, product_7)
-        score = product_8 * stage_0_scale
+        key_3 = tl.load(start_1 + tl.cast(middle_0, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_2 & (feature_1 < stage_0_k_size), other=0.0)
+        product_2 = tl.dot(query, key_3)
+        score = product_2 * stage_0_scale
         holds_1 = 256 <= middle_0
         met = tl.where(score == score, sortable(score), -2147483647)
         met = tl.max(tl.where(exist & (holds & holds_1 & (members - middle_0 >= 1024)), met, -2147483648), 0)[None, :]
@@ -162,12 +316,9 @@ def keys(
         seen_0 = tl.where((half > 0) & there, met, -2147483648)
         middle_1 = tl.minimum((2 * (first + half) + (size - half)) // 2, n - 1)
         there_3 = (middle_1 >= 0) & (middle_1 < stage_0_k_rows)
-        key_7 = tl.load(start_1 + tl.cast(middle_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
-        product_9 = tl.dot(query, key_7)
-        product_10 = tl.where(tl.abs(product_9) < float("inf"), product_9, 0.0)
-        key_8 = tl.load(start_2 + tl.cast(middle_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
-        product_11 = tl.dot(query, key_8, product_10)
-        score_1 = product_11 * stage_0_scale
+        key_4 = tl.load(start_1 + tl.cast(middle_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
+        product_3 = tl.dot(query, key_4)
+        score_1 = product_3 * stage_0_scale
         holds_2 = 256 <= middle_1
         met = tl.where(score_1 == score_1, sortable(score_1), -2147483647)
         met = tl.max(tl.where(exist & (holds & holds_2 & (members - middle_1 >= 1024)), met, -2147483648), 0)[None, :]
