@@ -6,16 +6,19 @@ what share.  To: the numbers of the chosen entries, ascending.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from spdsl.codegen.binaries import options_of
 from spdsl.codegen.chains.emit import emit_choose
 from spdsl.codegen.chains.parts import ABSENT
 from spdsl.codegen.load import load
-from spdsl.runtime.plain import Launch, start
+from spdsl.runtime.plain import Launch, start, start_given
 from spdsl.runtime.vendor import is_amd
 
 KEYS = 1 << 25
@@ -30,6 +33,12 @@ OF_WARP = 512
 REGISTERS = 64
 """The most registers of a thread where rows are neither short nor so long that it holds more keys than these, so that
 twice as many programs share a multiprocessor."""
+
+_COLUMNS = 1024
+"""Numbers of which a program makes keys."""
+
+_GRID = 65535
+"""The most programs along all axes of a grid but the first."""
 
 AT_ONCE = 256
 """Keys of short rows that one program looks at."""
@@ -105,16 +114,39 @@ def choose(given: Keys, by: str, amounts: Tensor, room: Room | None, *, cut: boo
     return room.lists
 
 
+@triton.jit(do_not_specialize=["columns", "pitch", "stride"])  # type: ignore[untyped-decorator]
+def in_order(  # type: ignore[no-untyped-def]
+    value, only, keys, columns, pitch, stride, LONG: tl.constexpr, ABSENT: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Keys of numbers: ints in their order, zeros of both signs one number."""
+    row = tl.program_id(0 if LONG else 1).to(tl.int64)
+    column = tl.program_id(1 if LONG else 0) * COLUMNS + tl.arange(0, COLUMNS)
+    number = tl.load(value + row * columns + column, mask=column < columns, other=0.0) + 0.0
+    there = tl.load(only + row * stride + column, mask=column < columns, other=0) != 0
+    bits = number.to(tl.int32, bitcast=True)
+    key = tl.where(there & (number == number), bits ^ ((bits >> 31) & 0x7FFFFFFF), ABSENT)
+    tl.store(keys + row * pitch + column, key, mask=column < pitch)
+
+
 def largest(value: Tensor, only: Tensor, count: int) -> Tensor:
     """The lists of the ``count`` largest of rows ``[…, columns]``, fp32, where ``only`` holds, int32 ``[…, count]``; a
     NaN is absent, and of equal ones the first are taken."""
-    shape, columns = value.shape[:-1], value.shape[-1]
-    bits = (value + 0.0).contiguous().view(torch.int32)
-    keys = torch.where(only & ~value.isnan(), bits ^ ((bits >> 31) & 0x7FFFFFFF), ABSENT)
-    keys = torch.nn.functional.pad(keys, (0, -columns % 16), value=ABSENT).view(1, -1, columns + -columns % 16)
-    rows, device = keys.shape[1], keys.device
+    shape, columns, device = value.shape[:-1], value.shape[-1], value.device
+    rows, pitch = math.prod(shape), columns + -columns % 16
+    alike = only.numel() == columns == only.shape[-1]
+    there = only if alike else only.expand(value.shape)
+    keys = torch.empty(1, rows, pitch, dtype=torch.int32, device=device)
+    start_given(
+        in_order,
+        (-(-pitch // _COLUMNS), rows, 1) if rows <= _GRID else (rows, -(-pitch // _COLUMNS), 1),
+        (value.contiguous(), there.contiguous(), keys, columns, pitch, 0 if alike else columns),
+        {"LONG": rows > _GRID, "ABSENT": ABSENT, "COLUMNS": _COLUMNS},
+        ("keys",),
+        options_of(4),
+        device,
+    )
     ends = torch.full((1, 1), columns, dtype=torch.int32, device=device)
-    held = Keys(keys=keys, chunks=1, rows=rows, pitch=keys.shape[-1], columns=columns, ends=ends, block=rows)
+    held = Keys(keys=keys, chunks=1, rows=rows, pitch=pitch, columns=columns, ends=ends, block=rows)
     room = Room(lists=torch.empty(1, rows, count, dtype=torch.int32, device=device))
     amount = torch.full((1,), count, dtype=torch.int32, device=device)
     return choose(held, "count", amount, room).view(*shape, count)

@@ -29,6 +29,8 @@ WIDEST = 2048
 _PAIRS = 1 << 28
 """Pairs that are computed at once."""
 
+_CAUSAL = Apply(op="le", args=(Index(name="k"), Index(name="q")), dtype="bool")
+
 _MOST = 512
 """Graphs that are remembered."""
 
@@ -76,7 +78,7 @@ def _invited_by(graph: StageGraph, merge: Merge, read: frozenset[str]) -> Invite
     if not plain or stage.member != merge.over or (stage.rows, stage.columns) != ("q", "k"):
         return None
     sides: dict[str, Select] = {}
-    rest: Expr = build.TRUE
+    rest: list[Expr] = []
     for clause in conjuncts(attend.keep):
         chosen = stages.get(clause.table) if isinstance(clause, Load) else None
         if isinstance(chosen, Select) and chosen.over in ("q", "k") and chosen.over not in sides:
@@ -84,12 +86,12 @@ def _invited_by(graph: StageGraph, merge: Merge, read: frozenset[str]) -> Invite
                 return None
             sides[chosen.over] = chosen
         elif all(_is_of_positions(node) for node in walk(clause)):
-            rest = build.conj(rest, clause)
+            rest.append(clause)
         else:
             return None
     if len(sides) < 2:
         return None
-    return Invited(attention=stage, queries=sides["q"], keys=sides["k"], rest=rest)
+    return Invited(attention=stage, queries=sides["q"], keys=sides["k"], rest=build.conj(*rest))
 
 
 def _is_of_members(chosen: Select, member: str) -> bool:
@@ -104,18 +106,32 @@ def _is_of_positions(node: Expr) -> bool:
 
 def mean_of_invited(given: Invited, chosen: Arrays, q: Tensor, k: Tensor, v: Tensor, q_start: int) -> Tensor:
     """The output ``[batch, heads, nq, dv]``: of each query the mean over the members that keep something of it."""
-    (batch, heads, queries, _), (groups, keys) = q.shape, k.shape[1:3]
     with torch.no_grad():
-        asked, answered = (_entries(chosen, each, batch, heads) for each in (given.queries, given.keys))
-    owner = torch.arange(batch * heads, device=q.device).view(batch, heads, 1, 1)
-    rows = owner * queries + asked.clamp(max=queries - 1)
-    sequence, head = owner // heads, owner % heads
-    columns = (sequence * groups + head // (heads // groups)) * keys + answered.clamp(max=keys - 1)
+        asked, answered = (_entries(chosen, each, *q.shape[:2]) for each in (given.queries, given.keys))
     match given.attention.attend.scale:
         case Const(value=value):
             factor = float(value)
         case _:
             factor = 1 / math.sqrt(q.shape[-1])
+    if chosen.kernels and given.rest in (build.TRUE, _CAUSAL):
+        from spdsl.runtime.items import LARGEST, Lists, mean_of_lists
+
+        if max(q.shape[-1], v.shape[-1]) <= LARGEST:
+            lists = Lists(queries=asked, keys=answered, causal=given.rest == _CAUSAL)
+            return mean_of_lists(q, k, v, lists, factor, q_start)
+    return _mean_by_torch(given.rest, (asked.long(), answered.long()), (q, k, v), q_start, factor)
+
+
+def _mean_by_torch(
+    rest: Expr, entries: tuple[Tensor, Tensor], tensors: tuple[Tensor, Tensor, Tensor], q_start: int, factor: float
+) -> Tensor:
+    """As `mean_of_invited`, for any condition on pairs."""
+    (asked, answered), (q, k, v) = entries, tensors
+    (batch, heads, queries, _), (groups, keys) = q.shape, k.shape[1:3]
+    owner = torch.arange(batch * heads, device=q.device).view(batch, heads, 1, 1)
+    rows = owner * queries + asked.clamp(max=queries - 1)
+    sequence, head = owner // heads, owner % heads
+    columns = (sequence * groups + head // (heads // groups)) * keys + answered.clamp(max=keys - 1)
     flat = [x.reshape(-1, x.shape[-1]) for x in (q, k, v)]
     total = q.new_zeros(batch * heads * queries, v.shape[-1], dtype=torch.promote_types(q.dtype, torch.float32))
     count = total.new_zeros(len(total))
@@ -126,7 +142,7 @@ def mean_of_invited(given: Invited, chosen: Arrays, q: Tensor, k: Tensor, v: Ten
         at, to = rows[:, :, some].flatten(0, 1), columns[:, :, some].flatten(0, 1)
         place, key = asked[:, :, some].flatten(0, 1)[..., None], answered[:, :, some].flatten(0, 1)[..., None, :]
         there = (place < queries) & (key < keys)
-        pairs = there & evaluate(given.rest, {**extents, "q": place + q_start, "k": key})
+        pairs = there & evaluate(rest, {**extents, "q": place + q_start, "k": key})
         kept = pairs.any(-1, keepdim=True)
         # A row that keeps nothing attends to something, which is then left out.
         own = scaled_dot_product_attention(flat[0][at], flat[1][to], flat[2][to], attn_mask=pairs | ~kept, scale=factor)
@@ -137,8 +153,7 @@ def mean_of_invited(given: Invited, chosen: Arrays, q: Tensor, k: Tensor, v: Ten
 
 
 def _entries(arrays: Arrays, stage: Select, batch: int, heads: int) -> Tensor:
-    """The entries that are chosen, ascending, int64 ``[batch, heads, members, width]``; where there are fewer, how many
-    there are to choose from."""
+    """The entries that are chosen, ascending, ints ``[batch, heads, members, width]``, and then numbers of none."""
     assert isinstance(stage.amount, Const)
     size = arrays.lines.size(stage.over)
     width = max(0, min(int(stage.amount.value), size))
@@ -148,7 +163,7 @@ def _entries(arrays: Arrays, stage: Select, batch: int, heads: int) -> Tensor:
         rows = arrays.lines.points_of_rows("q") if stage.over == "q" else None
         value = arrays.full(stage.value, stage.axes, rows, Memo())
         only = arrays.filter(stage.only, stage.axes, rows, Memo())
-        found = largest(value, only, width).clamp(max=size).long()
+        found = largest(value, only, width)
     else:
         chosen = arrays.whole(stage.name)
         place = torch.where(chosen, chosen.cumsum(-1) - 1, width).clamp(max=width)

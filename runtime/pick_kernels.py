@@ -223,16 +223,31 @@ def bounds(lists: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
 def sorted_picks(lists: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
     """Where the picks of each block begin, the runs of queries in that order, and where each pick has gone."""
     batch, heads, runs, most = lists.shape
-    rows, each, total = batch * heads * blocks, runs * most, lists.numel()
-    keys, runs_of, entries = torch.empty(3, total, dtype=torch.int32, device=lists.device)
+    each, total = runs * most, lists.numel()
+    keys, order, starts = by_block(lists, blocks)
+    runs_of, entries = torch.empty(2, total, dtype=torch.int32, device=lists.device)
     grid = (triton.cdiv(total, _MANY), 1, 1)
-    _run(number, grid, ("keys",), lists.contiguous(), keys, each, blocks, rows, total, SIZE=_MANY)
+    nothing = batch * heads * blocks
+    _run(place, grid, ("runs", "entries"), keys, order, runs_of, entries, each, most, nothing, total, SIZE=_MANY)
+    return starts, runs_of, entries.view(lists.shape)
+
+
+def by_block(lists: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The picks of lists ``[batch, heads, runs, most]`` by their blocks, those of none last.
+
+    These are the numbers of the blocks, int32, which picks they are, int64, and where those of each block begin, int32
+    ``[batch * heads * blocks + 1]``.
+    """
+    batch, heads, runs, most = lists.shape
+    rows, total = batch * heads * blocks, lists.numel()
+    keys = torch.empty(total, dtype=torch.int32, device=lists.device)
+    grid = (triton.cdiv(total, _MANY), 1, 1)
+    _run(number, grid, ("keys",), lists.contiguous(), keys, runs * most, blocks, rows, total, SIZE=_MANY)
     keys, order = keys.sort(stable=True)
-    _run(place, grid, ("runs", "entries"), keys, order, runs_of, entries, each, most, rows, total, SIZE=_MANY)
     starts = torch.empty(rows + 1, dtype=torch.int32, device=lists.device)
     grid = (triton.cdiv(rows + 1, 256), 1, 1)
     _run(seek, grid, ("starts",), keys, starts, rows, total, total.bit_length(), SIZE=256)
-    return starts, runs_of, entries.view(lists.shape)
+    return keys, order, starts
 
 
 def carried(values: Tensor, entries: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def score(arrays: Arrays, stage: Score, rows: Tensor | None, memo: Memo) -> Tens
     scale = 1 / math.sqrt(size) if stage.scale is None else float(arrays.evaluate(stage.scale, (), None, memo))
     product = torch.einsum(f"{spelled[0]},{spelled[1]}->{spelled[2]}", one, two)
     if scale != 1:
-        product = product * scale
+        product = product.mul_(scale)  # it is new: einsum has made it
     if "r" in names and "h" in stage.axes:
         place = 1 + wanted.index("g")
         product = product.flatten(place, place + 1)

@@ -29,9 +29,35 @@ def test_the_largest_of_rows() -> None:
         assert torch.equal(dense(largest(value, only, count), 45), best(value, only, None, count))
 
 
-def test_clusters() -> None:
+@pytest.mark.parametrize(
+    ("batch", "heads", "groups", "n", "nq", "clusters", "width"),
+    [(2, 2, 1, 75, 75, 2, 66), (1, 2, 2, 45, 21, 2, 9)],
+)
+def test_clusters(batch: int, heads: int, groups: int, n: int, nq: int, clusters: int, width: int) -> None:
+    """Output and gradients; tiles of more and of fewer rows than a member has, and queries that are the last ones."""
     generator = torch.Generator().manual_seed(1)
-    q, k, v = (torch.randn(1, heads, 45, 16, generator=generator) for heads in (4, 2, 2))
-    mu = torch.randn(4, 3, 16, generator=generator)
-    attn = spdsl.compile("routing", clusters=3, width=9, backend="triton")
+    shapes = (heads, nq), (groups, n), (groups, n)
+    given = [torch.randn(batch, *shape, 16, generator=generator).requires_grad_() for shape in shapes]
+    mu = torch.randn(heads, clusters, 16, generator=generator)
+    attn = spdsl.compile("routing", clusters=clusters, width=width, backend="triton")
+    results = []
+    for call in (attn, attn.reference):
+        out = call(*given, mu=mu)
+        assert isinstance(out, torch.Tensor)
+        results.append((out, *torch.autograd.grad(out.square().sum(), given)))
+    for found, wanted in zip(*results, strict=True):
+        assert torch.allclose(found.double(), wanted.double(), atol=2e-5)
+
+
+def test_other_conditions_are_left_to_torch() -> None:
+    text = """pattern near(clusters: int in 1..) {
+  input mu: float[h, c: clusters, d]
+  let asks = score(Q, mu) |> top(6, over = q)
+  let answers = score(K, mu) |> top(6, over = k)
+  return mean(attend { keep q - k < 9 and asks and answers }, over = c)
+}"""
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(1, heads, 30, 16, generator=generator) for heads in (2, 1, 1))
+    mu = torch.randn(2, 2, 16, generator=generator)
+    attn = spdsl.compile(spdsl.loads(text), clusters=2, backend="triton")
     assert torch.allclose(attn(q, k, v, mu=mu), attn.reference(q, k, v, mu=mu).float(), atol=1e-5)

@@ -1,0 +1,253 @@
+"""Softmaxes of items by kernels, with their gradients: see `spdsl.runtime.item_kernels`.
+
+From: tensors of a call, and items, which are lists of members or intervals of positions.  To: the mean over members of
+each query, or output and LSE of every item.  Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spdsl.codegen.binaries import options_of
+from spdsl.runtime import item_kernels as kernels
+from spdsl.runtime.pick_kernels import by_block
+from spdsl.runtime.plain import start_given
+from spdsl.runtime.transforms import second_derivative
+
+LARGEST = 256
+"""Features up to which a row of queries, keys or values is held by one program."""
+
+_WIDE = 128
+"""Features up to which tiles have 64 rows of 16 bits, so that two fit a multiprocessor; else half of them."""
+
+_NARROW = 64
+"""Features up to which four warps have the registers for a tile."""
+
+_ROWS = 16
+"""Rows that one program adds up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lists:
+    """Members that list queries and keys, int32 ``[batch, heads, members, most]``, what is past the last for none;
+    ``causal``: keys up to each query."""
+
+    queries: Tensor
+    keys: Tensor
+    causal: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spans:
+    """The first and the last key of each query of each member, int32 ``[batch, heads, members, nq]``.
+
+    They are empty where the last comes before the first.  ``order``, int32 ``[batch, heads, items]``, is that of their
+    first keys, which ``begins`` are, ascending.
+    """
+
+    low: Tensor
+    high: Tensor
+    order: Tensor
+    begins: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Launches:
+    """The launches of a call."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    given: Lists | Spans
+    scale: float
+    q_start: int
+
+    @property
+    def owners(self) -> int:
+        """Heads of all sequences."""
+        return self.q.shape[0] * self.q.shape[1]
+
+    @property
+    def items(self) -> int:
+        """Items of a head."""
+        match self.given:
+            case Lists(queries=queries):
+                return queries.shape[2] * queries.shape[3]
+            case Spans(order=order):
+                return order.shape[2]
+
+    @property
+    def block(self) -> int:
+        """Rows of a tile."""
+        return 64 if self.q.element_size() == 2 and self.features <= _WIDE else 32
+
+    @property
+    def features(self) -> int:
+        """Features of queries or of values, of whichever there are more."""
+        return max(self.q.shape[-1], self.v.shape[-1])
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of items."""
+        match self.given:
+            case Lists(queries=queries):
+                return int(queries.shape[2]) * -(-queries.shape[3] // self.block)
+            case Spans():
+                return -(-self.items // self.block)
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows of items, their first and last keys, and lists of keys, as far as there are any."""
+        match self.given:
+            case Lists(queries=queries, keys=keys):
+                return queries, queries, queries, keys
+            case Spans(order=order, low=low, high=high):
+                return order, low, high, order
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Sizes, and where the first query stands."""
+        width, keys, key_width = 0, 0, 0
+        if isinstance(self.given, Lists):
+            width, key_width = self.given.queries.shape[3], self.given.keys.shape[3]
+            keys = self.given.keys.shape[2] * key_width
+        return self.items, width, keys, key_width, self.q.shape[2], self.k.shape[2], self.q_start
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of batch, heads and rows."""
+        return tuple(size for each in (self.q, self.k, self.v) for size in each.stride()[:3])
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """Heads, and how many share keys."""
+        return self.q.shape[1], self.q.shape[1] // self.k.shape[1]
+
+    def start(self, kernel: Any, grid: tuple[int, int, int], arguments: tuple[object, ...], *writes: str) -> None:
+        """Launch one of the kernels that attend, or those of their gradients."""
+        constants = {
+            "LISTED": isinstance(self.given, Lists),
+            "CAUSAL": isinstance(self.given, Lists) and self.given.causal,
+            "EXACT": self.q.dtype == torch.float32,
+            "D": self.q.shape[-1],
+            "DV": self.v.shape[-1],
+            "BLOCK_D": power(self.q.shape[-1]),
+            "BLOCK_DV": power(self.v.shape[-1]),
+            "BLOCK_M": self.block,
+            "BLOCK_N": self.block,
+        }
+        options = options_of(4 if self.features <= _NARROW else 8, 2)
+        start_given(kernel, grid, arguments, constants, writes, options, self.q.device)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Output, fp32 ``[batch, heads, items, dv]``, and LSE."""
+        shape = (*self.q.shape[:2], self.items)
+        out, lse = (self.q.new_empty(size, dtype=torch.float32) for size in ((*shape, self.v.shape[-1]), shape))
+        tensors = (self.q, self.k, self.v, out, lse, *self.rows)
+        arguments = (*tensors, self.scale, *self.numbers, *self.heads, *self.strides)
+        self.start(kernels.attend, (self.tiles, self.owners, 1), arguments, "out", "lse")
+        return out, lse
+
+    def of_queries(self, out: Tensor, lse: Tensor, d_out: Tensor, d_lse: Tensor, shares: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of the query of each item, fp32 ``[batch, heads, items, d]``, and what `of_keys` needs of it."""
+        d_q = self.q.new_empty((*lse.shape, self.q.shape[-1]), dtype=torch.float32)
+        delta = torch.empty_like(lse)
+        tensors = (self.q, self.k, self.v, out, lse, d_out, d_lse, shares, delta, d_q, *self.rows)
+        arguments = (*tensors, self.scale, *self.numbers, *self.heads, *self.strides)
+        self.start(kernels.of_queries, (self.tiles, self.owners, 1), arguments, "delta", "d_q")
+        return d_q, delta
+
+    def of_keys(self, lse: Tensor, d_out: Tensor, shares: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of keys and values: fp32 ``[batch, heads, listed, …]``, or as they are."""
+        match self.given:
+            case Lists(keys=keys):
+                shape: tuple[int, ...] = (*keys.shape[:2], keys.shape[2] * keys.shape[3])
+                dtype, tiles, starts = torch.float32, keys.shape[2] * -(-keys.shape[3] // self.block), keys
+            case Spans() as spans:
+                shape, dtype, tiles = self.k.shape[:3], self.k.dtype, -(-self.k.shape[2] // self.block)
+                starts = met(spans, tiles, self.block)
+        d_k, d_v = (self.q.new_empty((*shape, each.shape[-1]), dtype=dtype) for each in (self.k, self.v))
+        tensors = (self.q, self.k, self.v, lse, d_out, shares, delta, d_k, d_v, *self.rows, starts)
+        arguments = (*tensors, self.scale, *self.numbers, tiles, *self.heads, *self.strides)
+        self.start(kernels.of_keys, (tiles, shape[0] * shape[1], 1), arguments, "d_k", "d_v")
+        return d_k, d_v
+
+
+def power(number: int) -> int:
+    """A size of tiles that holds so many."""
+    return 1 << max(4, (number - 1).bit_length())
+
+
+def met(spans: Spans, tiles: int, block: int) -> Tensor:
+    """From which item on, and up to which, some may meet each tile of keys: int32 ``[batch, heads, tiles, 2]``."""
+    sizes: Tensor = (spans.high - spans.low + 1).clamp(min=0).amax((2, 3))[..., None]
+    first = torch.arange(tiles, device=sizes.device, dtype=torch.int32) * block
+    ends = torch.stack([first - sizes + 1, (first + block).expand(*sizes.shape[:2], -1)], -1)
+    ends = ends.flatten(2).to(spans.begins.dtype).contiguous()
+    found: Tensor = torch.searchsorted(spans.begins, ends, out_int32=True).view(*sizes.shape[:2], tiles, 2)
+    return found
+
+
+def added_up(given: Tensor, order: Tensor, starts: Tensor, like: Tensor, lse: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of each row of ``like`` the sum of its items, in its type; with an LSE the mean of those that keep something, and
+    the share of each."""
+    rows, size = like.numel() // like.shape[-1], given.shape[-1]
+    found = like.new_empty((*like.shape[:3], size))
+    shares = given.new_empty(like.shape[:3]) if lse is not None else given
+    constants = {"MEAN": lse is not None, "SIZE": size, "BLOCK": power(size), "ROWS": _ROWS}
+    arguments = (given, given if lse is None else lse, order, starts, found, shares, rows)
+    start_given(
+        kernels.add_up, (-(-rows // _ROWS), 1, 1), arguments, constants, ("found", "shares"), options_of(4), like.device
+    )
+    return found, shares
+
+
+def readable(tensor: Tensor) -> Tensor:
+    """A tensor whose features lie side by side."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def mean_of_lists(q: Tensor, k: Tensor, v: Tensor, lists: Lists, scale: float, q_start: int) -> Tensor:
+    """The output ``[batch, heads, nq, dv]``: of each query the mean over the members that keep something of it."""
+    return _Mean.apply(q, k, v, lists.queries, lists.keys, lists.causal, scale, q_start)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Mean(torch.autograd.Function):
+    """`mean_of_lists`, differentiable in queries, keys and values."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, causal: bool, scale: float, start: int
+    ) -> Tensor:
+        q, k, v = map(readable, (q, k, v))
+        lists = Lists(queries=queries.contiguous(), keys=keys.contiguous(), causal=causal)
+        run = _Launches(q=q, k=k, v=v, given=lists, scale=scale, q_start=start)
+        out, lse = run.forward()
+        _, order, starts = by_block(lists.queries, q.shape[2])
+        found, shares = added_up(out, order, starts, q, lse)
+        ctx.numbers = causal, scale, start
+        ctx.save_for_backward(q, k, v, lists.queries, lists.keys, out, lse, order, starts, shares)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise second_derivative()
+        q, k, v, queries, keys, out, lse, order, starts, shares = ctx.saved_tensors
+        causal, scale, start = ctx.numbers
+        lists = Lists(queries=queries, keys=keys, causal=causal)
+        run = _Launches(q=q, k=k, v=v, given=lists, scale=scale, q_start=start)
+        d_out = d_out.contiguous()
+        of_items, delta = run.of_queries(out, lse, d_out, lse, shares)
+        d_q = added_up(of_items, order, starts, q, None)[0] if ctx.needs_input_grad[0] else None
+        d_k, d_v = None, None
+        if any(ctx.needs_input_grad[1:3]):
+            of_keys, of_values = run.of_keys(lse, d_out, shares, delta)
+            by_group = keys.view(keys.shape[0], k.shape[1], -1, keys.shape[-1])
+            _, order, starts = by_block(by_group, k.shape[2])
+            d_k, d_v = (added_up(each, order, starts, k, None)[0] for each in (of_keys, of_values))
+        return d_q, d_k, d_v, None, None, None, None, None
