@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -50,6 +51,9 @@ from spdsl.semantics.graph import (
 from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load, Noise, Reduce
 from spdsl.semantics.rewrite import children, free_axes
 
+if TYPE_CHECKING:
+    from spdsl.runtime.stripes import Placed
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrays:
@@ -58,8 +62,8 @@ class Arrays:
     ``tensors`` holds Q, K, V and the inputs, each with a leading batch axis of size 1 or batch; ``budget`` is how many
     numbers a chunk of rows may have.  ``kernels``: selections are made by generated kernels where these can.  ``known``
     keeps arrays that are made once, ``sums`` those up to each key, ``divisors`` what kernels divide the rows of
-    softmaxes by, ``listed`` sets of pairs as lists of keys, ``attended`` what softmaxes have returned, in the type of
-    the call; ``tried`` are those that kernels need not be asked for again.
+    softmaxes by, ``listed`` sets of pairs as lists of keys, ``placed`` selections by rank, ``attended`` what softmaxes
+    have returned, in the type of the call; ``tried`` are those that kernels need not be asked for again.
     """
 
     lines: Lines
@@ -72,6 +76,7 @@ class Arrays:
     divisors: dict[str, Tensor] = field(default_factory=dict)
     listed: dict[str, Tensor] = field(default_factory=dict)
     attended: dict[str, Tensor] = field(default_factory=dict)
+    placed: dict[str, Placed] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
 
     # ------------------------------------------------------------ arrays of stages
@@ -88,7 +93,9 @@ class Arrays:
             self.known[name] = self._make(stage, everything, Memo())
         if name in self.known:
             found = self.known[name]
-            return found if own is None or rows is None else found.index_select(1 + stage.axes.index(own), rows)
+            if own is None or rows is None or rows is self.lines.points_of_rows(own):
+                return found
+            return found.index_select(1 + stage.axes.index(own), rows)
         assert own is not None
         rows = self.lines.points_of_rows(own) if rows is None else rows
         key = name, id(rows)
@@ -102,6 +109,10 @@ class Arrays:
             return
         self.tried.add(name)
         found = block_means(self, self.stages[name])
+        if found is None:
+            from spdsl.runtime.placed import at_places
+
+            found = at_places(self, self.stages[name])
         if found is None and not any(each.requires_grad for each in self.tensors.values()):
             from spdsl.runtime.chains import made_whole
 

@@ -35,6 +35,7 @@ from spdsl.runtime.softmax_operands import (
     operands_of,
     selections,
 )
+from spdsl.runtime.spanned import attended, spanned
 from spdsl.semantics.graph import Attention, Merge
 from spdsl.semantics.nodes import BoundPattern, Expr, Table
 
@@ -64,12 +65,14 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
     chosen = arrays_of(pattern, call, grad=False)
     trained = torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v, *call.tables.values()))
     # What selections are made of is made once, where nothing is differentiated.
-    values = arrays_of(pattern, call, grad=True) if trained or known.read else replace(chosen, attended={})
+    values = arrays_of(pattern, call, grad=True) if trained or known.read else chosen
+    values = replace(values, attended={}, placed=chosen.placed)
     found: dict[str, tuple[Tensor, Tensor]] = {}
     alone = {stage.name for stage in graph.attentions} - {name for parts in together.values() for name in parts}
     # Where there is nothing to invite, members attend one by one.
     means = invited(graph) if call.q.numel() and call.k.numel() else {}
     alone -= {each.attention.name for each in means.values()}
+    spans = spanned(graph) if chosen.kernels else {}
 
     def part(name: str) -> Part:
         stage = graph.stage(name)
@@ -80,7 +83,8 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
     for stage in graph.stages:
         match stage:
             case Attention(name=name) if name in alone:
-                found[name] = _softmax(pattern, stage, call, chosen, values, key_of(name))
+                made = attended(spans[name], chosen, call.q, call.k, call.v) if name in spans else None
+                found[name] = made if made is not None else _softmax(pattern, stage, call, chosen, values, key_of(name))
             case Merge(name=name) if name in together:
                 found[name] = attend_jointly([part(each) for each in together[name]])
             case Merge(name=name) if name in means:
@@ -96,9 +100,9 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
     if chosen.kernels:
         from spdsl.runtime.returned import by_kernel
 
-        made = by_kernel(values, graph.result, call.q.dtype)
-        if made is not None:
-            return made, None
+        returned = by_kernel(values, graph.result, call.q.dtype)
+        if returned is not None:
+            return returned, None
     result = torch.as_tensor(values.evaluate(graph.result, ("h", "q", "d"), None, Memo()))
     shape = (call.q.shape[0], call.q.shape[1], call.q.shape[2], result.shape[-1])
     if call.q_start < 0:

@@ -114,7 +114,8 @@ def mean_of_invited(given: Invited, chosen: Arrays, q: Tensor, k: Tensor, v: Ten
         case _:
             factor = 1 / math.sqrt(q.shape[-1])
     if chosen.kernels and given.rest in (build.TRUE, _CAUSAL):
-        from spdsl.runtime.items import LARGEST, Lists, mean_of_lists
+        from spdsl.runtime.items import LARGEST, Lists
+        from spdsl.runtime.member_means import mean_of_lists
 
         if max(q.shape[-1], v.shape[-1]) <= LARGEST:
             lists = Lists(queries=asked, keys=answered, causal=given.rest == _CAUSAL)

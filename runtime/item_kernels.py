@@ -77,12 +77,17 @@ def product(x, y, EXACT: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["items", "width", "keys", "key_width", "nq", "n", "q_start"])  # type: ignore[untyped-decorator]
 def attend(  # type: ignore[no-untyped-def]
-    q, k, v, out, lse, rows, low, high, columns, scale, items, width, keys, key_width, nq, n, q_start, heads, ratio,
+    q, k, v, out, lse, out_before, lse_before, rows, low, high, columns, scale,
+    items, width, keys, key_width, nq, n, q_start, heads, ratio,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n,
+    LATER: tl.constexpr,
     LISTED: tl.constexpr, CAUSAL: tl.constexpr, EXACT: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Output, fp32 ``[owners, items, dv]``, and LSE ``[owners, items]``: zeros and −inf where nothing is kept."""
+    """Output ``[owners, items, dv]``, and LSE ``[owners, items]``: zeros and −inf where nothing is kept.
+
+    What is ``LATER`` goes on from the output and LSE of another softmax of its queries, ``[owners, nq, …]``.
+    """
     tile = tl.program_id(0)
     owner = tl.program_id(1).to(tl.int64)
     batch, head = owner // heads, owner % heads
@@ -96,6 +101,11 @@ def attend(  # type: ignore[no-untyped-def]
     total = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     divisor = tl.zeros([BLOCK_M], tl.float32)
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    if LATER:
+        found = tile * BLOCK_M + tl.arange(0, BLOCK_M) < items
+        total += gathered(out_before + owner * nq * DV, query, found, DV, DV, BLOCK_DV).to(tl.float32)
+        largest = tl.load(lse_before + owner * nq + query, mask=found, other=float("-inf")) * 1.4426950408889634
+        divisor = tl.where(largest > float("-inf"), 1.0, 0.0)
     for base in tl.range(begin, end, BLOCK_N):
         key = key_at(columns, owner, keys, base + tl.arange(0, BLOCK_N), end, n, LISTED)
         there = gathered(k, key, key < n, k_n, D, BLOCK_D)
@@ -118,7 +128,8 @@ def attend(  # type: ignore[no-untyped-def]
     else:
         exist = tile * BLOCK_M + tl.arange(0, BLOCK_M) < items
     to = owner * items + row
-    tl.store(out + to[:, None] * DV + feature[None, :], total, mask=exist[:, None] & (feature < DV)[None, :])
+    mask = exist[:, None] & (feature < DV)[None, :]
+    tl.store(out + to[:, None] * DV + feature[None, :], total.to(out.dtype.element_ty), mask=mask)
     log = (largest + tl.log2(tl.where(kept, divisor, 1.0))) * 0.6931471805599453
     tl.store(lse + to, tl.where(kept, log, float("-inf")), mask=exist)
 
@@ -156,7 +167,7 @@ def of_queries(  # type: ignore[no-untyped-def]
     v += batch * v_b + head // ratio * v_h
     to = owner * items + row
     given = given_to(d_out, shares, owner, row, query, exist, items, nq, LISTED, DV, BLOCK_DV)
-    made = gathered(out + owner * items * DV, row, exist, DV, DV, BLOCK_DV)
+    made = gathered(out + owner * items * DV, row, exist, DV, DV, BLOCK_DV).to(tl.float32)
     less = tl.sum(given * made, 1)
     if not LISTED:
         less -= tl.load(d_lse + to, mask=exist, other=0.0)

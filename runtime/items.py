@@ -1,7 +1,7 @@
-"""Softmaxes of items by kernels, with their gradients: see `spdsl.runtime.item_kernels`.
+"""The launches of softmaxes of items, and of their gradients: see `spdsl.runtime.item_kernels`.
 
-From: tensors of a call, and items, which are lists of members or intervals of positions.  To: the mean over members of
-each query, or output and LSE of every item.  Nothing here waits for the device.
+From: tensors of a call, and items, which are lists of members or intervals of positions.  To: output and LSE of every
+item, and gradients.  Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from torch import Tensor
 
 from spdsl.codegen.binaries import options_of
 from spdsl.runtime import item_kernels as kernels
-from spdsl.runtime.pick_kernels import by_block
 from spdsl.runtime.plain import start_given
-from spdsl.runtime.transforms import second_derivative
 
 LARGEST = 256
 """Features up to which a row of queries, keys or values is held by one program."""
@@ -26,9 +24,6 @@ _WIDE = 128
 
 _NARROW = 64
 """Features up to which four warps have the registers for a tile."""
-
-_ROWS = 16
-"""Rows that one program adds up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +36,7 @@ class Lists:
     causal: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Spans:
     """The first and the last key of each query of each member, int32 ``[batch, heads, members, nq]``.
 
@@ -56,7 +51,7 @@ class Spans:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Launches:
+class Launches:
     """The launches of a call."""
 
     q: Tensor
@@ -127,7 +122,9 @@ class _Launches:
         """Heads, and how many share keys."""
         return self.q.shape[1], self.q.shape[1] // self.k.shape[1]
 
-    def start(self, kernel: Any, grid: tuple[int, int, int], arguments: tuple[object, ...], *writes: str) -> None:
+    def start(
+        self, kernel: Any, grid: tuple[int, int, int], arguments: tuple[object, ...], *writes: str, **others: bool
+    ) -> None:
         """Launch one of the kernels that attend, or those of their gradients."""
         constants = {
             "LISTED": isinstance(self.given, Lists),
@@ -139,17 +136,26 @@ class _Launches:
             "BLOCK_DV": power(self.v.shape[-1]),
             "BLOCK_M": self.block,
             "BLOCK_N": self.block,
+            **others,
         }
         options = options_of(4 if self.features <= _NARROW else 8, 2)
         start_given(kernel, grid, arguments, constants, writes, options, self.q.device)
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """Output, fp32 ``[batch, heads, items, dv]``, and LSE."""
+    def forward(
+        self, dtype: torch.dtype = torch.float32, earlier: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Output ``[batch, heads, items, dv]`` and LSE.
+
+        Where there is an ``earlier`` softmax of all members, ``[batch, heads, nq, …]``, it goes on from that.
+        """
         shape = (*self.q.shape[:2], self.items)
-        out, lse = (self.q.new_empty(size, dtype=torch.float32) for size in ((*shape, self.v.shape[-1]), shape))
-        tensors = (self.q, self.k, self.v, out, lse, *self.rows)
+        out = self.q.new_empty((*shape, self.v.shape[-1]), dtype=dtype)
+        lse = self.q.new_empty(shape, dtype=torch.float32)
+        before = (out, lse) if earlier is None else earlier
+        tensors = (self.q, self.k, self.v, out, lse, *before, *self.rows)
         arguments = (*tensors, self.scale, *self.numbers, *self.heads, *self.strides)
-        self.start(kernels.attend, (self.tiles, self.owners, 1), arguments, "out", "lse")
+        grid = (self.tiles, self.owners, 1)
+        self.start(kernels.attend, grid, arguments, "out", "lse", LATER=earlier is not None)
         return out, lse
 
     def of_queries(self, out: Tensor, lse: Tensor, d_out: Tensor, d_lse: Tensor, shares: Tensor) -> tuple[Tensor, ...]:
@@ -192,62 +198,6 @@ def met(spans: Spans, tiles: int, block: int) -> Tensor:
     return found
 
 
-def added_up(given: Tensor, order: Tensor, starts: Tensor, like: Tensor, lse: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Of each row of ``like`` the sum of its items, in its type; with an LSE the mean of those that keep something, and
-    the share of each."""
-    rows, size = like.numel() // like.shape[-1], given.shape[-1]
-    found = like.new_empty((*like.shape[:3], size))
-    shares = given.new_empty(like.shape[:3]) if lse is not None else given
-    constants = {"MEAN": lse is not None, "SIZE": size, "BLOCK": power(size), "ROWS": _ROWS}
-    arguments = (given, given if lse is None else lse, order, starts, found, shares, rows)
-    start_given(
-        kernels.add_up, (-(-rows // _ROWS), 1, 1), arguments, constants, ("found", "shares"), options_of(4), like.device
-    )
-    return found, shares
-
-
 def readable(tensor: Tensor) -> Tensor:
     """A tensor whose features lie side by side."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def mean_of_lists(q: Tensor, k: Tensor, v: Tensor, lists: Lists, scale: float, q_start: int) -> Tensor:
-    """The output ``[batch, heads, nq, dv]``: of each query the mean over the members that keep something of it."""
-    return _Mean.apply(q, k, v, lists.queries, lists.keys, lists.causal, scale, q_start)  # type: ignore[no-any-return, no-untyped-call]
-
-
-class _Mean(torch.autograd.Function):
-    """`mean_of_lists`, differentiable in queries, keys and values."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, causal: bool, scale: float, start: int
-    ) -> Tensor:
-        q, k, v = map(readable, (q, k, v))
-        lists = Lists(queries=queries.contiguous(), keys=keys.contiguous(), causal=causal)
-        run = _Launches(q=q, k=k, v=v, given=lists, scale=scale, q_start=start)
-        out, lse = run.forward()
-        _, order, starts = by_block(lists.queries, q.shape[2])
-        found, shares = added_up(out, order, starts, q, lse)
-        ctx.numbers = causal, scale, start
-        ctx.save_for_backward(q, k, v, lists.queries, lists.keys, out, lse, order, starts, shares)
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise second_derivative()
-        q, k, v, queries, keys, out, lse, order, starts, shares = ctx.saved_tensors
-        causal, scale, start = ctx.numbers
-        lists = Lists(queries=queries, keys=keys, causal=causal)
-        run = _Launches(q=q, k=k, v=v, given=lists, scale=scale, q_start=start)
-        d_out = d_out.contiguous()
-        of_items, delta = run.of_queries(out, lse, d_out, lse, shares)
-        d_q = added_up(of_items, order, starts, q, None)[0] if ctx.needs_input_grad[0] else None
-        d_k, d_v = None, None
-        if any(ctx.needs_input_grad[1:3]):
-            of_keys, of_values = run.of_keys(lse, d_out, shares, delta)
-            by_group = keys.view(keys.shape[0], k.shape[1], -1, keys.shape[-1])
-            _, order, starts = by_block(by_group, k.shape[2])
-            d_k, d_v = (added_up(each, order, starts, k, None)[0] for each in (of_keys, of_values))
-        return d_q, d_k, d_v, None, None, None, None, None

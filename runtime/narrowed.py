@@ -152,6 +152,15 @@ def _sampled(arrays: Arrays, stage: Pool, entries: Tensor, weights: Tensor) -> t
     return entries.gather(-1, order), (weights * there).gather(-1, order)
 
 
+def at_points(arrays: Arrays, at: Points, expr: Expr) -> Tensor:
+    """An expression at pairs, ``[batch or 1, heads or 1, rows or 1, keys or 1]``; of other sets it knows nothing."""
+
+    def refuse(_: Arrays, __: str) -> Tensor:
+        raise NotNarrowedError("sets of pairs")
+
+    return _Values(arrays, at, refuse).of(expr)
+
+
 # ---------------------------------------------------------------- searches inside of blocks
 
 

@@ -1,0 +1,62 @@
+"""The best keys at set distances from each query, in their order, by one kernel.
+
+A tile of neighbouring queries meets, at one distance, as many neighbouring keys: their products are those of rows in
+pairs.  What is best so far stays in registers, so that nothing is held but the results.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["count", "nq", "n", "q_start", "heads"])  # type: ignore[untyped-decorator]
+def best_at(  # type: ignore[no-untyped-def]
+    left, right, distances, places, values, scale, count, nq, n, q_start, heads,
+    left_b, left_h, left_n, left_each, right_b, right_h, right_n, right_each,
+    PICKS: tl.constexpr, POWER: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
+    UNROLL: tl.constexpr,
+):  # fmt: skip
+    """``PICKS`` places and values of each query, ``[owners, picks, nq]``: keys, and −1 where there are fewer.
+
+    Distances descend, so that of equal values the first key is met first.
+    """
+    FAR: tl.constexpr = -2147483648
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    owner = tl.program_id(1).to(tl.int64)
+    batch, head = owner // heads, owner % heads
+    row = tile * BLOCK + tl.arange(0, BLOCK)
+    feature = tl.arange(0, BLOCK_D)
+    at = left + batch * left_b + head // left_each * left_h + row.to(tl.int64)[:, None] * left_n + feature[None, :]
+    query = tl.load(at, mask=(row < nq)[:, None] & (feature < D)[None, :], other=0.0).to(tl.float32)
+    right += batch * right_b + head // right_each * right_h
+    slot = tl.arange(0, POWER)
+    # A value and, below it, the place among the distances, the first the largest: no two are alike.
+    best = (tl.full([BLOCK, POWER], FAR, tl.int64) << 32) + slot[None, :]
+    # What is further away than the last query of the tile is no candidate of any.
+    begin = 0
+    last = tl.minimum(tile * BLOCK + BLOCK, nq) - 1 + q_start
+    for base in tl.range(0, count, BLOCK):
+        place = base + tl.arange(0, BLOCK)
+        begin += tl.sum((tl.load(distances + place, mask=place < count, other=-2147483648) > last).to(tl.int32))
+    for step in tl.range(begin, count, loop_unroll_factor=UNROLL):
+        key = row + q_start - tl.load(distances + step)
+        exist = (row < nq) & (row + q_start >= 0) & (key >= 0) & (key < n)
+        at = right + key.to(tl.int64)[:, None] * right_n + feature[None, :]
+        other = tl.load(at, mask=exist[:, None] & (feature < D)[None, :], other=0.0).to(tl.float32)
+        value = tl.sum(query * other, 1) * scale + 0.0
+        bits = value.to(tl.int32, bitcast=True)
+        order = tl.where(exist & (value == value), bits ^ ((bits >> 31) & 0x7FFFFFFF), FAR)
+        new = (order.to(tl.int64) << 32) + tl.where(order == FAR, 0, count - step + POWER)
+        least = tl.min(best, 1)
+        best = tl.where((best == least[:, None]) & (new > least)[:, None], new[:, None], best)
+    best = tl.sort(best, 1, descending=True)
+    order = (best >> 32).to(tl.int32)
+    exist = order != FAR
+    step = count + POWER - (best & 0x7FFFFFFF).to(tl.int32)
+    distance = tl.load(distances + tl.where(exist, step, 0), mask=exist, other=0)
+    bits = order ^ ((order >> 31) & 0x7FFFFFFF)
+    to = (owner * PICKS + slot[None, :]) * nq + row[:, None]
+    mask = (row < nq)[:, None] & (slot < PICKS)[None, :]
+    tl.store(places + to, tl.where(exist, row[:, None] + q_start - distance, -1), mask=mask)
+    tl.store(values + to, tl.where(exist, bits.to(tl.float32, bitcast=True), 0.0), mask=mask)

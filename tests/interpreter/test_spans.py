@@ -1,0 +1,89 @@
+"""Keys at set distances chosen in their order, and spans around them, by kernels in Triton's interpreter.
+
+Run with ``TRITON_INTERPRET=1``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+import spdsl
+from spdsl.pipeline import bound
+from spdsl.runtime import graphs
+from spdsl.runtime.inputs import arrays_of
+from spdsl.runtime.ranking import in_order
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+
+
+def tensors(batch: int, heads: int, groups: int, n: int, nq: int) -> list[Tensor]:
+    """Queries, keys, values, and queries that search."""
+    generator = torch.Generator().manual_seed(n)
+    shapes = (batch, heads, nq), (batch, groups, n), (batch, groups, n), (batch, heads, nq)
+    return [torch.randn(*shape, 16, generator=generator).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "groups", "n", "nq", "parameters"),
+    [
+        (1, 2, 1, 70, 70, {"local": 8}),
+        (2, 1, 1, 66, 13, {"local": 3, "ahead": 0.7, "picks": 2}),
+        pytest.param(2, 4, 2, 300, 131, {"local": 20, "picks": 5, "back": 0.4}, marks=pytest.mark.slow),
+    ],
+)
+def test_output_and_gradients(
+    batch: int, heads: int, groups: int, n: int, nq: int, parameters: dict[str, object]
+) -> None:
+    given = tensors(batch, heads, groups, n, nq)
+    attn = spdsl.compile("superlinear", backend="triton", **parameters)  # type: ignore[arg-type]
+    results = []
+    for call in (attn, attn.reference):
+        out = call(*given[:3], Q1=given[3])
+        assert isinstance(out, Tensor)
+        results.append((out, *torch.autograd.grad(out.square().sum(), given)))
+    for found, wanted in zip(*results, strict=True):
+        assert torch.allclose(found.double(), wanted.double(), atol=2e-5)
+
+
+def test_nothing_is_as_large_as_all_pairs() -> None:
+    """The candidates are asked for alone, and members attend together."""
+    seen: list[int] = []
+
+    class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = func(*args, **(kwargs or {}))
+            seen.extend(each.untyped_storage().nbytes() for each in (result,) if isinstance(each, Tensor))
+            return result
+
+    attn = spdsl.compile("superlinear", local=15, backend="triton")
+    q, k, v, search = (each.detach() for each in tensors(1, 1, 1, 250, 250))
+    with Watching(), torch.no_grad():
+        attn(q, k, v, Q1=search)
+    assert max(seen) < 250 * 250 * 4
+
+
+def test_the_best_at_distances() -> None:
+    """In their order: ties go to the smaller key, a NaN is absent, and there may be fewer than are asked for."""
+    from spdsl.runtime.stripes import placed
+
+    attn = spdsl.compile("superlinear", picks=3, local=2, backend="triton")
+    pattern = bound(attn._key, 1, 1, 16)
+    # Whole numbers: many scores are equal.
+    generator = torch.Generator().manual_seed(4)
+    q, k, search = (torch.randint(-1, 2, (1, 1, 90, 16), generator=generator).float() for _ in range(3))
+    k[:, :, ::7] = torch.nan
+    k[:, :, ::5], search[..., 0] = torch.inf, search[..., 0].abs() + 1
+    call = graphs.Inputs(q=q, k=k, v=k, tables={"Q1": search[0]}, q_start=0, kernels=True)
+    arrays = arrays_of(pattern, call, grad=False)
+    found = placed(arrays, "stage_1")
+    assert found is not None
+    line = torch.arange(90)
+    distance = line[:, None] - line
+    stripe = ((distance + 1).clamp(min=0).double().sqrt() % 1 == 0) & (distance >= 2)
+    wanted = in_order(search @ k.transpose(2, 3), stripe.expand(1, 1, 90, 90), None, 3)
+    keys = torch.where(wanted.any(-1), wanted.int().argmax(-1), -1).permute(1, 2, 0, 3)
+    assert torch.equal(found.places, keys.int())
