@@ -128,9 +128,27 @@ def _read_as_lists(pattern: BoundPattern) -> list[str]:
 
 def makers(pattern: BoundPattern, call: Inputs) -> dict[str, str]:
     """How the `selections` of a call are made, and what these are made of beforehand, in words."""
-    chosen = arrays_of(pattern, call, grad=False)
-    names = [stage.name for stage in graph_of(pattern).stages if is_without_queries(stage) or belongs_to_columns(stage)]
-    return {name: _maker(chosen, name) for name in dict.fromkeys((*names, *_read_as_lists(pattern)))}
+    chosen, graph = arrays_of(pattern, call, grad=False), graph_of(pattern)
+    names = [stage.name for stage in graph.stages if is_without_queries(stage) or belongs_to_columns(stage)]
+    names += _read_as_lists(pattern)
+    if not chosen.kernels:
+        return {name: _maker(chosen, name) for name in dict.fromkeys(names)}
+    from spdsl.runtime.invited import invited
+    from spdsl.runtime.spans import spanned
+    from spdsl.runtime.stripes import striped
+
+    stages, told = dict(chosen.stages), dict[str, str]()
+    told |= {name: "by a kernel: best_at" for name in stages if striped(pattern, stages, stages[name]) is not None}
+    for each in invited(graph).values():
+        told |= {
+            stage.name: "by products of torch, and kernels: in_order, choose" for stage in (each.queries, each.keys)
+        }
+    # What members attend to at once is no list.
+    at_once = [each.attention for each in spanned(graph).values()]
+    apart = {table.name for stage in at_once for table in _pattern_of(pattern, stage.name).tables}
+    told |= {stage.name: "by a kernel for all members: attend" for stage in at_once}
+    others = [name for name in dict.fromkeys(names) if name not in told and name not in apart]
+    return told | {name: _maker(chosen, name) for name in others}
 
 
 def _maker(chosen: Arrays, name: str) -> str:

@@ -42,8 +42,8 @@ def best_at(  # type: ignore[no-untyped-def]
     for step in tl.range(begin, count, loop_unroll_factor=UNROLL):
         key = row + q_start - tl.load(distances + step)
         exist = (row < nq) & (row + q_start >= 0) & (key >= 0) & (key < n)
-        at = right + key.to(tl.int64)[:, None] * right_n + feature[None, :]
-        other = tl.load(at, mask=exist[:, None] & (feature < D)[None, :], other=0.0).to(tl.float32)
+        there = right + key.to(tl.int64)[:, None] * right_n + feature[None, :]
+        other = tl.load(there, mask=exist[:, None] & (feature < D)[None, :], other=0.0).to(tl.float32)
         value = tl.sum(query * other, 1) * scale + 0.0
         bits = value.to(tl.int32, bitcast=True)
         order = tl.where(exist & (value == value), bits ^ ((bits >> 31) & 0x7FFFFFFF), FAR)

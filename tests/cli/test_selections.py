@@ -150,7 +150,8 @@ def test_refusals_name_the_pattern(spdsl: Spdsl, command: tuple[str, ...]) -> No
         ("infllm_v2", "cpu", "chosen is made by torch, some rows at a time"),
         ("vertical_slash", "sm_90", "diagonal is made by kernels: keys, choose"),
         ("flexprefill", "sm_90", "attend_sets_1 is made by kernels: note_entries, choose"),
-        ("superlinear", "sm_90", "by torch, some rows at a time, because of sets for each place in an order"),
+        ("superlinear", "sm_90", "anchor is made by a kernel: best_at"),
+        ("superlinear", "sm_90", "spans is made by a kernel for all members: attend"),
     ],
 )
 def test_explain_tells_how_sets_are_made(spdsl: Spdsl, name: str, target: str, words: str) -> None:
