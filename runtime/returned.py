@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -19,12 +19,14 @@ from spdsl.codegen.returned import ROWS, Read, Returned, emit_returned, returned
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.plain import start_given
 from spdsl.runtime.transforms import second_derivative
+from spdsl.semantics.free_sums import FEATURES, written_out
+from spdsl.semantics.graph import Pool, Stage, is_free
 from spdsl.semantics.nodes import Axis, BoundPattern, Const, Expr, Index
 
 _MOST = 512
 """Results whose kernels are remembered."""
 
-_known: dict[int, tuple[Expr, Returned | str, Any]] = {}
+_known: dict[tuple[int, tuple[int, ...]], tuple[Expr, Returned | str, Any]] = {}
 
 
 def by_kernel(arrays: Arrays, result: Expr, dtype: torch.dtype) -> Tensor | None:
@@ -36,8 +38,11 @@ def by_kernel(arrays: Arrays, result: Expr, dtype: torch.dtype) -> Tensor | None
         return None  # blocks are counted from position 0
     if arrays.lines.nq > arrays.lines.n and any(read.every > 1 for read in plan.reads):
         return None  # there are as many blocks as keys have
-    every = {**arrays.tensors, **arrays.attended}
     tables = tuple(dict.fromkeys(read.table for read in plan.reads))
+    wide = {read.table for read in plan.reads if read.wide}
+    every = {**arrays.tensors, **arrays.attended}
+    # Numbers for each query, such as the shares of members, are little.
+    every |= {name: arrays.whole(name) for name in tables if name in arrays.stages and name not in {*every, *wide}}
     if not all(name in every for name in tables):
         return None
     lines, tensors = arrays.lines, [every[name] for name in tables]
@@ -50,17 +55,24 @@ def by_kernel(arrays: Arrays, result: Expr, dtype: torch.dtype) -> Tensor | None
 
 
 def _plan(arrays: Arrays, result: Expr) -> tuple[Returned | str, Any]:
+    sizes = tuple(arrays.lines.size(each.over) for each in arrays.stages.values() if _is_of_members(each))
     # By identity: hashing an expression takes longer than a launch.  The entry keeps it alive.
-    if id(result) not in _known:
+    key = id(result), sizes
+    if key not in _known:
         if len(_known) >= _MOST:
             _known.clear()
         pattern = arrays.lines.pattern
         labels = {table.name: arrays.lines.labels(table.name) for table in pattern.tables}
         labels |= {name: stage.axes for name, stage in arrays.stages.items()}
-        plan = returned(result, labels, _blocks(pattern))
+        plan = returned(written_out(result, arrays.stages, arrays.lines.size), labels, _blocks(pattern))
         module = None if isinstance(plan, str) else load(emit_returned(plan, pattern.name))
-        _known[id(result)] = result, plan, module
-    return _known[id(result)][1:]
+        _known[key] = result, plan, module
+    return _known[key][1:]
+
+
+def _is_of_members(stage: Stage) -> TypeGuard[Pool]:
+    """Whether a stage is a sum over a free axis that may be written out."""
+    return isinstance(stage, Pool) and stage.kind == "sum" and is_free(stage.over) and stage.over not in FEATURES
 
 
 def _blocks(pattern: BoundPattern) -> dict[str, int]:

@@ -151,6 +151,7 @@ def test_refusals_name_the_pattern(spdsl: Spdsl, command: tuple[str, ...]) -> No
         ("vertical_slash", "sm_90", "diagonal is made by kernels: keys, choose"),
         ("flexprefill", "sm_90", "attend_sets_1 is made by kernels: note_entries, choose"),
         ("superlinear", "sm_90", "anchor is made by a kernel: best_at"),
+        ("ada_snapkv", "sm_90", "by torch, some rows at a time, because of selections over several axes"),
         ("superlinear", "sm_90", "spans is made by a kernel for all members: attend"),
     ],
 )
