@@ -43,7 +43,7 @@ def array_at(arrays: Arrays, node: Load, axes: tuple[str, ...], rows: Tensor | N
             if side_of(position) == "q":
                 points = arrays.points(at_side(axes, position), rows)
                 if position == "q" and label == "q":
-                    if rows is not None:
+                    if rows is not None and rows is not arrays.lines.points_of_rows("q"):
                         value = value.index_select(1 + place, rows)
                 elif position == at_side(axes, position):
                     value = value.index_select(1 + place, points.clamp(0, value.shape[1 + place] - 1))

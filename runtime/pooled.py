@@ -52,6 +52,8 @@ def pooled(arrays: Arrays, stage: Pool, rows: Tensor | None, memo: Memo) -> Tens
         only = only.unflatten(dim, each) if only.shape[dim] > 1 else only.unsqueeze(dim)
         return reduced(stage.kind, value, only, None, dim + 1)
     if side_of(stage.over) is None:
+        if stage.kind == "sum" and stage.only == TRUE:
+            return value.sum(dim)
         return reduced(stage.kind, value, only, None, dim)
     shares = arrays.lines.shares(stage.over, stage.per, stage.windows)
     if stage.per is None:

@@ -32,9 +32,9 @@ def score(arrays: Arrays, stage: Score, rows: Tensor | None, memo: Memo) -> Tens
     size, other = one.shape[left[0].index(stage.over)], two.shape[right[0].index(stage.over)]
     refuse_unequal(stage, size, other)
     scale = 1 / math.sqrt(size) if stage.scale is None else float(arrays.evaluate(stage.scale, (), None, memo))
+    if scale != 1:  # the smaller side takes less time than the product
+        one, two = (one * scale, two) if one.numel() < two.numel() else (one, two * scale)
     product = torch.einsum(f"{spelled[0]},{spelled[1]}->{spelled[2]}", one, two)
-    if scale != 1:
-        product = product.mul_(scale)  # it is new: einsum has made it
     if "r" in names and "h" in stage.axes:
         place = 1 + wanted.index("g")
         product = product.flatten(place, place + 1)

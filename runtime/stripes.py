@@ -32,8 +32,10 @@ LARGEST = 256
 _ROWS = 64
 """Queries of a program."""
 
-_UNROLL = 2
+_UNROLL = 4
 """Distances that are under way at one time."""
+
+_WARPS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +130,7 @@ def _placed(arrays: Arrays, found: Striped, head: str) -> Placed | None:
     strides = (*_strides(left, heads), *_strides(right, heads))
     grid = (-(-lines.nq // _ROWS), lines.batch * heads, 1)
     writes = ("places", "values")
-    start_given(best_at, grid, (*arguments, *strides), constants, writes, options_of(4), left.device)
+    start_given(best_at, grid, (*arguments, *strides), constants, writes, options_of(_WARPS), left.device)
     return Placed(places=places, values=values)
 
 

@@ -29,7 +29,7 @@ from spdsl.runtime.ways import Ways, ways_of
 Found: TypeAlias = "tuple[Tensor, Tensor | None]"
 Make: TypeAlias = Callable[[Sequence[Tensor]], Found]
 
-_TIMES = 12
+_TIMES = 32
 """How many times the memory of the inputs may be held while a call is watched, beyond `ROOM`; all that are watched
 may hold at most half of what is free."""
 
