@@ -35,7 +35,7 @@ from spdsl.runtime.softmax_operands import (
     operands_of,
     selections,
 )
-from spdsl.runtime.spanned import attended, spanned
+from spdsl.runtime.stretches import attended, stretched
 from spdsl.semantics.graph import Attention, Merge
 from spdsl.semantics.nodes import BoundPattern, Expr, Table
 
@@ -72,7 +72,7 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
     # Where there is nothing to invite, members attend one by one.
     means = invited(graph) if call.q.numel() and call.k.numel() else {}
     alone -= {each.attention.name for each in means.values()}
-    spans = spanned(graph) if chosen.kernels else {}
+    stretches = stretched(graph) if chosen.kernels else {}
 
     def part(name: str) -> Part:
         stage = graph.stage(name)
@@ -83,7 +83,7 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
     for stage in graph.stages:
         match stage:
             case Attention(name=name) if name in alone:
-                made = attended(spans[name], chosen, call.q, call.k, call.v) if name in spans else None
+                made = attended(stretches[name], chosen, call.q, call.k, call.v) if name in stretches else None
                 found[name] = made if made is not None else _softmax(pattern, stage, call, chosen, values, key_of(name))
             case Merge(name=name) if name in together:
                 found[name] = attend_jointly([part(each) for each in together[name]])

@@ -37,7 +37,7 @@ class Lists:
 
 
 @dataclass(frozen=True, slots=True)
-class Spans:
+class Stretches:
     """The first and the last key of each query of each member, int32 ``[batch, heads, members, nq]``.
 
     They are empty where the last comes before the first.  ``order``, int32 ``[batch, heads, items]``, is that of their
@@ -57,7 +57,7 @@ class Launches:
     q: Tensor
     k: Tensor
     v: Tensor
-    given: Lists | Spans
+    given: Lists | Stretches
     scale: float
     q_start: int
 
@@ -72,7 +72,7 @@ class Launches:
         match self.given:
             case Lists(queries=queries):
                 return queries.shape[2] * queries.shape[3]
-            case Spans(order=order):
+            case Stretches(order=order):
                 return order.shape[2]
 
     @property
@@ -91,7 +91,7 @@ class Launches:
         match self.given:
             case Lists(queries=queries):
                 return int(queries.shape[2]) * -(-queries.shape[3] // self.block)
-            case Spans():
+            case Stretches():
                 return -(-self.items // self.block)
 
     @property
@@ -100,7 +100,7 @@ class Launches:
         match self.given:
             case Lists(queries=queries, keys=keys):
                 return queries, queries, queries, keys
-            case Spans(order=order, low=low, high=high):
+            case Stretches(order=order, low=low, high=high):
                 return order, low, high, order
 
     @property
@@ -173,9 +173,9 @@ class Launches:
             case Lists(keys=keys):
                 shape: tuple[int, ...] = (*keys.shape[:2], keys.shape[2] * keys.shape[3])
                 dtype, tiles, starts = torch.float32, keys.shape[2] * -(-keys.shape[3] // self.block), keys
-            case Spans() as spans:
+            case Stretches() as stretches:
                 shape, dtype, tiles = self.k.shape[:3], self.k.dtype, -(-self.k.shape[2] // self.block)
-                starts = met(spans, tiles, self.block)
+                starts = met(stretches, tiles, self.block)
         d_k, d_v = (self.q.new_empty((*shape, each.shape[-1]), dtype=dtype) for each in (self.k, self.v))
         tensors = (self.q, self.k, self.v, lse, d_out, shares, delta, d_k, d_v, *self.rows, starts)
         arguments = (*tensors, self.scale, *self.numbers, tiles, *self.heads, *self.strides)
@@ -188,13 +188,13 @@ def power(number: int) -> int:
     return 1 << max(4, (number - 1).bit_length())
 
 
-def met(spans: Spans, tiles: int, block: int) -> Tensor:
+def met(stretches: Stretches, tiles: int, block: int) -> Tensor:
     """From which item on, and up to which, some may meet each tile of keys: int32 ``[batch, heads, tiles, 2]``."""
-    sizes: Tensor = (spans.high - spans.low + 1).clamp(min=0).amax((2, 3))[..., None]
+    sizes: Tensor = (stretches.high - stretches.low + 1).clamp(min=0).amax((2, 3))[..., None]
     first = torch.arange(tiles, device=sizes.device, dtype=torch.int32) * block
     ends = torch.stack([first - sizes + 1, (first + block).expand(*sizes.shape[:2], -1)], -1)
-    ends = ends.flatten(2).to(spans.begins.dtype).contiguous()
-    found: Tensor = torch.searchsorted(spans.begins, ends, out_int32=True).view(*sizes.shape[:2], tiles, 2)
+    ends = ends.flatten(2).to(stretches.begins.dtype).contiguous()
+    found: Tensor = torch.searchsorted(stretches.begins, ends, out_int32=True).view(*sizes.shape[:2], tiles, 2)
     return found
 
 

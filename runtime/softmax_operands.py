@@ -134,7 +134,7 @@ def makers(pattern: BoundPattern, call: Inputs) -> dict[str, str]:
     if not chosen.kernels:
         return {name: _maker(chosen, name) for name in dict.fromkeys(names)}
     from spdsl.runtime.invited import invited
-    from spdsl.runtime.spans import spanned
+    from spdsl.runtime.stretches import stretched
     from spdsl.runtime.stripes import striped
 
     stages, told = dict(chosen.stages), dict[str, str]()
@@ -144,7 +144,7 @@ def makers(pattern: BoundPattern, call: Inputs) -> dict[str, str]:
             stage.name: "by products of torch, and kernels: in_order, choose" for stage in (each.queries, each.keys)
         }
     # What members attend to at once is no list.
-    at_once = [each.attention for each in spanned(graph).values()]
+    at_once = [each.attention for each in stretched(graph).values()]
     apart = {table.name for stage in at_once for table in _pattern_of(pattern, stage.name).tables}
     told |= {stage.name: "by a kernel for all members: attend" for stage in at_once}
     others = [name for name in dict.fromkeys(names) if name not in told and name not in apart]

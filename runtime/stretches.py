@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime.arrays import Arrays
-from spdsl.runtime.items import LARGEST, Spans
-from spdsl.runtime.member_spans import attend_spans, in_order
+from spdsl.runtime.items import LARGEST, Stretches
+from spdsl.runtime.member_stretches import attend_stretches, in_order
 from spdsl.runtime.memo import Memo
 from spdsl.semantics import build
 from spdsl.semantics.graph import Attention, Mark, StageGraph, index_of, loads
@@ -44,7 +44,7 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spanned:
+class Stretched:
     """A softmax for each member: over ``own`` keys, and those of ``near``, if there are any, in common."""
 
     attention: Attention
@@ -52,22 +52,22 @@ class Spanned:
     near: Interval | None
 
 
-_spanned: dict[int, tuple[StageGraph, dict[str, Spanned]]] = {}
+_stretched: dict[int, tuple[StageGraph, dict[str, Stretched]]] = {}
 
 
-def spanned(graph: StageGraph) -> dict[str, Spanned]:
+def stretched(graph: StageGraph) -> dict[str, Stretched]:
     """The softmaxes of a graph whose members have intervals, by name."""
     # By identity: hashing a graph takes longer than a launch.  The entry keeps it alive.
     key = id(graph)
-    if key not in _spanned:
-        if len(_spanned) >= _MOST:
-            _spanned.clear()
-        found = {stage.name: _spanned_by(graph, stage) for stage in graph.attentions if stage.member is not None}
-        _spanned[key] = graph, {name: each for name, each in found.items() if each is not None}
-    return _spanned[key][1]
+    if key not in _stretched:
+        if len(_stretched) >= _MOST:
+            _stretched.clear()
+        found = {stage.name: _stretched_by(graph, stage) for stage in graph.attentions if stage.member is not None}
+        _stretched[key] = graph, {name: each for name, each in found.items() if each is not None}
+    return _stretched[key][1]
 
 
-def _spanned_by(graph: StageGraph, stage: Attention) -> Spanned | None:
+def _stretched_by(graph: StageGraph, stage: Attention) -> Stretched | None:
     attend = stage.attend
     own = [(stage.query, "Q"), (stage.key, "K"), (stage.value, "V")]
     plain = attend.bias is None and attend.softcap is None and attend.sink_logit is None
@@ -99,7 +99,7 @@ def _spanned_by(graph: StageGraph, stage: Attention) -> Spanned | None:
             return None
     made = [_all([_bound(each) for each in branch]) for branch in parts]
     if not made:
-        return Spanned(attention=stage, own=common, near=None)
+        return Stretched(attention=stage, own=common, near=None)
     if len(made) != 2 or any(each is None for each in made):
         return None
     # What is near is the same for all members, and one comparison, so that what is left of the other is an interval.
@@ -110,7 +110,7 @@ def _spanned_by(graph: StageGraph, stage: Attention) -> Spanned | None:
     near, other, outside = made[at], made[1 - at], _bound(_negated(parts[at][0]))
     if near is None or other is None or outside is None:
         return None
-    return Spanned(attention=stage, own=other.and_(outside).and_(common), near=near.and_(common))
+    return Stretched(attention=stage, own=other.and_(outside).and_(common), near=near.and_(common))
 
 
 def _is_of_stages(expr: Expr, graph: StageGraph) -> bool:
@@ -179,7 +179,7 @@ def _linear(expr: Expr) -> tuple[int, Expr] | None:
             return None
 
 
-def attended(given: Spanned, chosen: Arrays, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
+def attended(given: Stretched, chosen: Arrays, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
     """Output ``[batch, heads, members, nq, dv]``, and LSE, or None where members attend one by one."""
     stage = given.attention
     assert stage.member is not None
@@ -193,14 +193,16 @@ def attended(given: Spanned, chosen: Arrays, q: Tensor, k: Tensor, v: Tensor) ->
         case _:
             scale = 1 / math.sqrt(q.shape[-1])
     with torch.no_grad():
-        own = _spans(chosen, given.own, ("h", stage.member, "q"), (*q.shape[:2], members, q.shape[2]))
+        own = _stretches(chosen, given.own, ("h", stage.member, "q"), (*q.shape[:2], members, q.shape[2]))
         near = None
         if given.near is not None:
-            near = _spans(chosen, given.near, ("h", "q"), (*q.shape[:2], 1, q.shape[2]))
-    return attend_spans(q, k, v, own, near, scale, chosen.lines.q_start)
+            near = _stretches(chosen, given.near, ("h", "q"), (*q.shape[:2], 1, q.shape[2]))
+    return attend_stretches(q, k, v, own, near, scale, chosen.lines.q_start)
 
 
-def _spans(arrays: Arrays, interval: Interval, axes: tuple[str, ...], shape: tuple[int, int, int, int]) -> Spans:
+def _stretches(
+    arrays: Arrays, interval: Interval, axes: tuple[str, ...], shape: tuple[int, int, int, int]
+) -> Stretches:
     """The intervals of a call, and the order of their beginnings; those of no keys begin behind all."""
     last, device = arrays.lines.n - 1, arrays.lines.device
     memo = Memo()
