@@ -88,7 +88,9 @@ def _reasons(pattern: BoundPattern, graph: StageGraph, stage: Stage) -> Iterator
             yield "the neighbours of keys that it sees take part", stage.span
         case Softmax(over=over) | Select(over=over) if "." in over and _reads_summaries(graph, stage, over):
             rows = on_side(stage.axes, "q")
-            if rows != "q":
+            if rows != "q" and any(isinstance(each, Pool) and side_of(each.over) == "q" for each in graph.stages):
+                pass  # told where queries are pooled
+            elif rows != "q":
                 yield "its block of queries is pooled", stage.span
             elif not _is_complete(pattern, stage.only, rows, over):
                 yield f"it may see a part of `{over}` whose rest comes later", stage.span

@@ -123,7 +123,7 @@ def _print(result: dict[str, Any]) -> None:
     head = ("", "", "ms", "useful TFLOP/s", "floor ms", "of the floor", "kept of computed", "error")
     print_table(head, (_line(row) for row in result["results"]))
     for direction, factor in result["faster_than_dense"].items():
-        typer.echo(f"{_NAMES[direction]}: {factor:.2f} times as fast as dense attention")
+        typer.echo(f"{_NAMES[direction]}: {factor:.{2 if factor >= 0.1 else 4}f} times as fast as dense attention")
     if result["selection_ms"] is not None:
         share = result["selection_ms"] / first["ms"]
         typer.echo(f"the selection alone: {result['selection_ms']:.3f} ms, {share:.0%} of the forward call")

@@ -27,6 +27,8 @@ def attribute(ev: Evaluator, node: syntax.Attribute) -> Value:
                 entry = ev.scope.entries.get(node.name)
                 if entry is not None and isinstance(entry.value, Poison):
                     return POISON
+                if entry is None and ev.unit.comes_later(node.name):
+                    return ev.unit.refuse_early(ev, node.name, node.span)
                 help = did_you_mean(node.name, ev.scope.coordinates)
                 if entry is not None:
                     help = f"`{node.name}` is {a_kind(entry.kind)}, not an axis or grid coordinate"

@@ -129,12 +129,8 @@ class Unit:
             return FunctionRef(name=name, kind="pattern")
         if name in FUNCTIONS or name in UNSUPPORTED:
             return FunctionRef(name=name, kind="function")
-        if name in self.later and not self.trail:
-            span = self.later[name]
-            line = f"declared on line {span.line}" if span else ""
-            return evaluator.error(
-                "SP208", f"`{name}` is used before it is declared", node.span, note=line, help="move it up"
-            )
+        if self.comes_later(name):
+            return self.refuse_early(evaluator, name, node.span)
         if name in evaluator.scope.coordinates:
             return evaluator.error("SP201", f"`{name}` needs a side", node.span, help=f"write `q.{name}` or `k.{name}`")
         if self.library.incomplete:
@@ -144,6 +140,16 @@ class Unit:
         return evaluator.error(
             "SP201", f"unknown name `{name}`", node.span, help=did_you_mean(name, known) or UNDECLARED
         )
+
+    def comes_later(self, name: str) -> bool:
+        """Whether the pattern declares a name further down."""
+        return name in self.later and not self.trail
+
+    def refuse_early(self, evaluator: Evaluator, name: str, span: Span | None) -> Value:
+        """A name that is declared further down is a mistake (SP208)."""
+        declared = self.later[name]
+        line = f"declared on line {declared.line}" if declared else ""
+        return evaluator.error("SP208", f"`{name}` is used before it is declared", span, note=line, help="move it up")
 
     def stage_name(self) -> str:
         """A name for the next stage, which no input has."""
