@@ -23,7 +23,7 @@ import torch
 from torch.fx.experimental import _config
 
 from spdsl.codegen.asked import Asked
-from spdsl.runtime import checks
+from spdsl.runtime.deferred import noted_apart
 from spdsl.runtime.notices import watched
 from spdsl.runtime.numbers import Assumed, Standing
 from spdsl.runtime.vendor import working_for
@@ -78,7 +78,7 @@ def standing_in(gpu: AbsentGpu, call: str, asked: Asked, assumed: Assumed) -> It
             stack.enter_context(patch.object(torch.cuda, "Event", _events(torch.cuda.Event)))
             # A mode is taken away from what a function of torch calls, as the engine of gradients calls ours.
             stack.enter_context(_here(torch.autograd, "_engine_run_backward", standing.during(_run_backward)))
-            stack.enter_context(checks.noted_apart())
+            stack.enter_context(noted_apart())
             stack.enter_context(_config.patch(meta_nonzero_assume_all_nonzero=True))  # type: ignore[attr-defined]
             stack.enter_context(working_for(amd=gpu.is_amd))
             stack.enter_context(_driver(gpu))

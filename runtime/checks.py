@@ -1,28 +1,26 @@
 """What must hold of the tensors of a call: shapes, types and devices always, values as soon as they are known.
 
 On the CPU, and everywhere under ``SPDSL_VERIFY=1``, wrong values raise at once.  On a GPU they set flags; without
-waiting for the device, the error is raised by the next call or by `raise_pending`.  Until then memory stays in
-bounds, because indices are clamped.
+waiting for the device, the error is raised later (`spdsl.runtime.deferred`).  Until then memory stays in bounds, because
+indices are clamped.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from spdsl.diagnostics import SpatError, error
 from spdsl.runtime.calls import DTYPES, PLACES, Call
+from spdsl.runtime.deferred import check_earlier, defer
 from spdsl.runtime.evaluate import evaluate, tables_for
 from spdsl.runtime.pairs import pairs_of
 from spdsl.runtime.recent import Recent, identity, weakly
 from spdsl.runtime.stages import materialise
-from spdsl.runtime.values import Fault, value_faults
+from spdsl.runtime.values import value_faults
 from spdsl.semantics.nodes import Extent, Grid, Index, Load, Table, TableAxis
 from spdsl.semantics.rewrite import walk
 
@@ -33,36 +31,6 @@ _TYPES: dict[str, tuple[torch.dtype, ...]] = {
 }
 
 _checked: Recent[bool] = Recent(size=64)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pending:
-    """Faults that a device was asked for, ``flags`` in their order, and the event after which they are known."""
-
-    faults: tuple[Fault, ...]
-    flags: Tensor
-    event: torch.cuda.Event = field(compare=False)
-
-
-_pending: list[_Pending] = []
-
-_apart: ContextVar[list[_Pending] | None] = ContextVar("_apart", default=None)
-
-
-@contextmanager
-def noted_apart() -> Iterator[None]:
-    """While this lasts, checks of this thread are nobody's: they are of a GPU that is not there."""
-    token = _apart.set([])
-    try:
-        yield
-    finally:
-        _apart.reset(token)
-
-
-def _noted() -> list[_Pending]:
-    """The checks that have been begun, of this process."""
-    given = _apart.get()
-    return _pending if given is None else given
 
 
 def check_call(call: Call, *, narrow: bool = False) -> Call:
@@ -93,25 +61,6 @@ def captured(tensor: Tensor) -> bool:
     """Whether a call of this tensor becomes part of a CUDA graph, which is captured without asking for the state of the
     stream and replayed with other values."""
     return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def check_earlier() -> None:
-    """Raise the error of an earlier call, if it is known by now.
-
-    Raises:
-        SpatError: as `check_call`.
-    """
-    if _noted() and not torch.cuda.is_current_stream_capturing():
-        _raise_known(wait=False)
-
-
-def raise_pending() -> None:
-    """Wait for the checks of earlier calls and raise the error that one of them has found.
-
-    Raises:
-        SpatError: as `check_call`.
-    """
-    _raise_known(wait=True)
 
 
 # ---------------------------------------------------------------- shapes, types, devices
@@ -362,38 +311,10 @@ def check_values(call: Call, *, narrow: bool) -> bool:
                 raise fault.error()
         _checked.get(key, (call.plan.keep, weakly(*tables)), lambda: True)
     elif faults:
-        _defer(faults)
+        defer(faults)
         _checked.get(key, (call.plan.keep, weakly(*tables)), lambda: True)
     # What is asked on the CPU may depend on values.
     return bool(faults) or call.q.device.type == "cpu"
-
-
-def _defer(faults: tuple[Fault, ...]) -> None:
-    found = torch.stack([fault.flag.any() for fault in faults])
-    flags = torch.empty(found.shape, dtype=torch.bool, pin_memory=True).copy_(found, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    _noted().append(_Pending(faults=faults, flags=flags, event=event))
-
-
-def _raise_known(*, wait: bool) -> None:
-    found = list(_known(wait=wait))
-    if found:
-        raise found[0]
-
-
-def _known(*, wait: bool) -> Iterator[SpatError]:
-    """The errors of checks that have ended, which are then forgotten."""
-    noted = _noted()
-    for each in list(noted):
-        if wait:
-            each.event.synchronize()
-        elif not each.event.query():
-            continue
-        noted.remove(each)
-        for fault, flag in zip(each.faults, each.flags.tolist(), strict=True):
-            if flag:
-                yield fault.error()
 
 
 def _wrong(code: str, message: str, help: str) -> SpatError:

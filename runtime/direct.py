@@ -18,7 +18,8 @@ from torch.autograd import forward_ad
 
 from spdsl.analysis.few import ROWS
 from spdsl.runtime import operator
-from spdsl.runtime.checks import captured, check_earlier
+from spdsl.runtime.checks import captured
+from spdsl.runtime.deferred import check_earlier
 from spdsl.runtime.growing import Growing
 from spdsl.runtime.notices import is_watched
 from spdsl.runtime.recent import Recent, identity, weakly

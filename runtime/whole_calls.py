@@ -18,7 +18,8 @@ from weakref import WeakSet, ref
 import torch
 from torch import Tensor
 
-from spdsl.runtime.checks import captured, check_earlier
+from spdsl.runtime.checks import captured
+from spdsl.runtime.deferred import check_earlier
 from spdsl.runtime.notices import is_watched
 from spdsl.runtime.seen import is_twice
 from spdsl.runtime.shelf import SHELF

@@ -30,7 +30,8 @@ from spdsl.loading import Pattern, load, loads
 from spdsl.pipeline import Value, bound, key_of, listed_key, opened
 from spdsl.reuse import given_as_lists, written_out
 from spdsl.runtime import operator
-from spdsl.runtime.checks import check_tensors, raise_pending
+from spdsl.runtime.checks import check_tensors
+from spdsl.runtime.deferred import raise_pending
 from spdsl.runtime.direct import Direct
 from spdsl.runtime.requests import PAGED
 from spdsl.runtime.transforms import refuse_paged, refuse_transforms

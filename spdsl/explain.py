@@ -19,7 +19,8 @@ from spdsl.kernels import plan_like
 from spdsl.pipeline import Value, values_of
 from spdsl.planning import Chosen
 from spdsl.runtime.calls import Call
-from spdsl.runtime.checks import check_call, check_tensors, raise_pending
+from spdsl.runtime.checks import check_call, check_tensors
+from spdsl.runtime.deferred import raise_pending
 from spdsl.runtime.evaluate import with_batch
 from spdsl.runtime.parts import parts_of, settled
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from spdsl.diagnostics import SpatError
 from spdsl.runtime import values
 from spdsl.runtime.calls import Call
-from spdsl.runtime.checks import check_call, raise_pending
+from spdsl.runtime.checks import check_call
+from spdsl.runtime.deferred import raise_pending
 from spdsl.semantics.nodes import Bounds, Expr, Grid, Index, Table
 from tests.runtime.build import CAUSAL, H, K, Q, const, every, load, op, plan, table
 
