@@ -1,8 +1,8 @@
 """What must hold of the tensors of a call: shapes, types and devices always, values as soon as they are known.
 
 On the CPU, and everywhere under ``SPDSL_VERIFY=1``, wrong values raise at once.  On a GPU they set flags; without
-waiting for the device, the error is raised later (`spdsl.runtime.deferred`).  Until then memory stays in bounds, because
-indices are clamped.
+waiting for the device, the error is raised later (`spdsl.runtime.deferred`).  Until then memory stays in bounds,
+because indices are clamped.
 """
 
 from __future__ import annotations
