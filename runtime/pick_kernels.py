@@ -67,6 +67,31 @@ def unite(  # type: ignore[no-untyped-def]
     tl.store(end + row, (row * width).to(tl.int32) + tl.sum(first.to(tl.int32), 0))
 
 
+@triton.jit(do_not_specialize=["most", "blocks", "width"])  # type: ignore[untyped-decorator]
+def coarsen(  # type: ignore[no-untyped-def]
+    lists, tiles, bits, most, blocks, width, BLOCK: tl.constexpr, KEYS: tl.constexpr, MOST: tl.constexpr
+):
+    """The tiles of keys in which the blocks of a list lie, and the keys of each that they hold, as bits."""
+    FAR: tl.constexpr = 2147483647
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, MOST)
+    block = tl.load(lists + row * most + at, mask=at < most, other=FAR)
+    exist = block < blocks
+    first = tl.where(exist, block, 0) * BLOCK
+    tile = tl.where(exist, first // KEYS, -1)
+    new = exist & ((at == 0) | (tl.gather(tile, tl.maximum(at - 1, 0), 0) != tile))
+    last = exist & ((at == MOST - 1) | (tl.gather(tile, tl.minimum(at + 1, MOST - 1), 0) != tile))
+    bit = tl.full([MOST], (1 << BLOCK) - 1, tl.int64) << (first % KEYS).to(tl.int64)
+    _, together = tl.associative_scan((tile, bit), 0, either)
+    count = tl.sum(new.to(tl.int32), 0)
+    to = row * width + tl.cumsum(new.to(tl.int32), 0) - 1
+    tl.store(tiles + to, tile, mask=last)
+    tl.store(bits + to, together, mask=last)
+    rest = (at >= count) & (at < width)
+    tl.store(tiles + row * width + at, FAR, mask=rest)
+    tl.store(bits + row * width + at, tl.zeros([MOST], tl.int64), mask=rest)
+
+
 @triton.jit(do_not_specialize=["rows", "most", "blocks"])  # type: ignore[untyped-decorator]
 def bound(lists, begin, end, rows, most, blocks, ROWS: tl.constexpr, MOST: tl.constexpr):  # type: ignore[no-untyped-def]
     """Where each list begins, and where what it has picked ends."""
@@ -208,6 +233,19 @@ def united(lists: Tensor, positions: int, blocks: int) -> tuple[Tensor, Tensor, 
         warps=warps,
     )
     return begin, end, found, bits
+
+
+def coarser(lists: Tensor, block: int, keys: int, n: int) -> tuple[Tensor, Tensor]:
+    """Lists of tiles of ``keys`` keys, and the bits of the keys of each, int64, for lists that one program holds."""
+    most = lists.shape[-1]
+    width = max(1, min(most, -(-n // keys)))
+    tiles = torch.empty(*lists.shape[:-1], width, dtype=torch.int32, device=lists.device)
+    bits = torch.empty(tiles.shape, dtype=torch.int64, device=lists.device)
+    rows, power = lists.shape[:-1].numel(), _power(max(most, width))
+    numbers, sizes = (most, -(-n // block), width), {"BLOCK": block, "KEYS": keys, "MOST": power}
+    warps = max(1, min(8, power // 128))
+    _run(coarsen, (rows, 1, 1), ("tiles", "bits"), lists.contiguous(), tiles, bits, *numbers, warps=warps, **sizes)
+    return tiles, bits
 
 
 def bounds(lists: Tensor, blocks: int) -> tuple[Tensor, Tensor]:

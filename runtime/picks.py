@@ -112,7 +112,12 @@ class _Request:
 
     def _owned(self, table: Tensor) -> Tensor:
         """A list for every sequence and all heads that share it."""
-        return table.expand(self.shape[0], self.shape[1] // self.picks.heads, -1, -1)
+        return table.expand(*self._owners, -1, -1)
+
+    @property
+    def _owners(self) -> tuple[int, int]:
+        """How many sequences there are, and how many heads that share a list count as one."""
+        return self.shape[0], self.shape[1] // self.picks.heads
 
     def _by_query(self, table: Tensor) -> TileList:
         picks = self.picks
@@ -144,15 +149,16 @@ class _Request:
         if of_keys is not None:
             of_keys = of_keys.index_select(-2, pieces.run.clamp(0, max(of_keys.shape[-2] - 1, 0)))
             items = replace(items, bits=carried(of_keys.contiguous(), given))
-        items = for_owners(items, (self.shape[0], self.shape[1] // picks.heads), (table.shape[0], table.shape[1]))
+        items = for_owners(items, self._owners, (table.shape[0], table.shape[1]))
         first, end = (each.int()[items.queries.long()] for each in (pieces.first, pieces.last))
         return replace(items, queries=first, ends=end)
 
     def _fine_by_key(self, table: Tensor) -> PickedItems:
         """The queries that have picked any key of each tile, with bits for its keys."""
-        lists, bits = (self._owned(each) for each in coarser(table, self.picks.block, self.keys, self.n))
+        lists, bits = coarser(table, self.picks.block, self.keys, self.n)
         given = transposed(lists, -(-self.n // self.keys))
-        return replace(by_key(given), bits=carried(bits, given))
+        items = replace(by_key(given), bits=carried(bits, given))
+        return for_owners(items, self._owners, (table.shape[0], table.shape[1]))
 
 
 def _remembered(recent: ByContent[T], key: Hashable, given: tuple[Tensor, ...], make: Callable[[], T]) -> T:
@@ -339,6 +345,11 @@ def coarser(table: Tensor, block: int, keys: int, n: int) -> tuple[Tensor, Tenso
 
     Both are ``[batch or 1, heads or 1, runs, most]``.
     """
+    if table.device.type == "cuda":
+        from spdsl.runtime import pick_kernels
+
+        if pick_kernels.fits(1, table.shape[-1]):
+            return pick_kernels.coarser(table, block, keys, n)
     width = max(1, min(table.shape[-1], -(-n // keys)))
     step = max(1, _AT_ONCE // max(1, table.shape[0] * table.shape[1] * table.shape[-1]))
     parts = [_coarser(some, block, keys, n, width) for some in table.split(step, dim=2)]

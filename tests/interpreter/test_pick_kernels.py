@@ -56,3 +56,12 @@ def test_items(size: int, least: int) -> None:
     found = pick_kernels.items_of(given.starts, len(given.runs), size, least)
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("block", "keys", "n", "most"), [(1, 64, 300, 40), (4, 32, 130, 6), (8, 16, 20, 3)])
+def test_tiles_and_bits_of_keys(block: int, keys: int, n: int, most: int) -> None:
+    table = lists((1, 2, 9, most), -(-n // block), n)
+    for one, other in zip(
+        pick_kernels.coarser(table, block, keys, n), picks.coarser(table, block, keys, n), strict=True
+    ):
+        assert torch.equal(one, other)

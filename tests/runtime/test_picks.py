@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spdsl.diagnostics import SpatError
 from spdsl.runtime import picks
-from spdsl.runtime.picks import as_they_are, by_key, gathered, part_size, transposed, unions
+from spdsl.runtime.picks import as_they_are, by_key, for_owners, gathered, part_size, transposed, unions
 from spdsl.runtime.ranking import FAR
 from spdsl.runtime.shared_keys import listed_keys
 
@@ -127,6 +127,32 @@ def test_bits_of_keys(block: int, keys: int, n: int, monkeypatch: pytest.MonkeyP
     moved = picks.carried(bits, given).tolist()
     for entry, mark in zip(given.entries.flatten().tolist(), bits.flatten().tolist(), strict=True):
         assert entry < 0 or moved[entry] == mark
+
+
+@pytest.mark.parametrize("given", [(1, 1), (1, 3), (2, 1), (2, 3)])
+def test_lists_that_sequences_and_heads_share(given: tuple[int, int]) -> None:
+    """Each has the queries of its own list, and sums of its own."""
+    blocks, own = 4, (2, 3)
+    table = lists((*given, 700, 3), blocks, 7)
+    found = for_owners(by_key(transposed(table, blocks)), own, given)
+    wanted = by_key(transposed(table.expand(*own, -1, -1).contiguous(), blocks))
+    kept: list[set[int]] = [set() for _ in range(6 * blocks)]
+    queries: list[dict[int, list[int]]] = [{} for _ in range(2)]
+    for which, items in enumerate((found, wanted)):
+        columns = (items.rows, items.first, items.last, items.slots)
+        for row, first, last, slot in zip(*(each.tolist() for each in columns), strict=True):
+            if slot == -2:
+                continue
+            queries[which].setdefault(row, []).extend(items.queries[first:last].tolist())
+            if which == 0 and slot >= 0:
+                kept[row].add(slot)
+    assert {row: sorted(each) for row, each in queries[0].items()} == queries[1]
+    for row, slots in enumerate(kept):
+        parts, first = int(found.row_parts[row]), int(found.row_slots[row])
+        assert slots == (set(range(first, first + parts)) if parts > 1 else set())
+    every = [slot for slots in kept for slot in slots]
+    assert len(set(every)) == len(every)
+    assert max(every, default=-1) < found.kept
 
 
 def test_lists_that_32_bits_do_not_number() -> None:
