@@ -388,6 +388,7 @@ class Step:
             boxes=frame.boxes,
             after=frame.after,
             parts=entry_sizes(frame) if gathered else parts,
+            heads_first=frame.spans,
         )
 
 

@@ -91,6 +91,11 @@ class Frame:
         return self.kernel.kind == "fused"
 
     @property
+    def spans(self) -> bool:
+        """Whether keys are gathered by the intervals that they keep, those that keep most first."""
+        return self.kernel.marked is not None and self.kernel.marked.alike
+
+    @property
     def loops_over_heads(self) -> bool:
         """Whether a program loops over the query heads of its group."""
         return self.by == "key" and self.ratio > 1 and self.kernel.picks is None

@@ -51,6 +51,7 @@ def program(frame: Frame, *, reverse: bool) -> tuple[Block, ...]:
         classes=frame.classes,
         counted=frame.kernel.counted,
         looped=frame.kernel.persistent,
+        heads_first=frame.spans,
     )
     if frame.kernel.splits:
         begin = WorkItem(

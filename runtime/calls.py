@@ -124,8 +124,9 @@ class GatheredItems:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpannedKeys:
-    """All keys, int32 ``[batch or 1, groups or 1, n]``, those of a tile alike in the intervals of queries that they
-    keep, and what the walks of tiles are clamped by, int32 ``[batch or 1, groups or 1, tiles, 4]`` (see `Cuts`)."""
+    """All keys tile by tile, int32 ``[batch or 1, groups or 1, rows of tiles]``, those of a tile alike in the intervals
+    of queries that they keep, and `n` for none; and what the walks of tiles are clamped by, int32 ``[batch or 1, groups
+    or 1, tiles, 4]`` (see `Cuts`)."""
 
     rows: Tensor
     intervals: Tensor

@@ -66,8 +66,26 @@ class _Request:
         found = intervals(single, self.pairs, tables, TileGrid(by="key", block_q=1, block_k=1))
         found = found if self.cuts.heads else found.unsqueeze(1)
         start, end = found[..., 0], found[..., 3].clamp(max=self.pairs.queries)
-        rows = order_of(start, end, self.cuts.block)
-        return SpannedKeys(rows=rows.int(), intervals=_of_tiles(start, end, rows, self.cuts.block).int())
+        rows, ends = tiles_of(start, end, self.cuts.block)
+        return SpannedKeys(rows=rows.int(), intervals=ends.int())
+
+
+def tiles_of(start: Tensor, end: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """The keys by their intervals ``[…, n]`` tile by tile, ``n`` for what fills up the last, and the ends of tiles.
+
+    Those are where some key of a tile begins to keep queries, where all do, where some no longer does, and where none
+    does, ``[…, tiles, 4]``; of a tile with a key that keeps nothing there is no query that all keep.  Tiles that walk
+    farthest are first, so that none of them is left when the others are done.
+    """
+    keeps, n = start < end, start.shape[-1]
+    rows, pad = order_of(start, end, block), (0, -n % block)
+    first, last = (torch.where(keeps, start, FAR_ROW).gather(-1, rows), torch.where(keeps, end, 0).gather(-1, rows))
+    first = torch.nn.functional.pad(first, pad, value=FAR_ROW).unflatten(-1, (-1, block))
+    last = torch.nn.functional.pad(last, pad, value=0).unflatten(-1, (-1, block))
+    ends = torch.stack((first.amin(-1), first.amax(-1), last.amin(-1), last.amax(-1)), dim=-1)
+    tiles = torch.nn.functional.pad(rows, pad, value=n).unflatten(-1, (-1, block))
+    farthest = (ends[..., 3] - ends[..., 0]).sort(dim=-1, descending=True, stable=True).indices[..., None]
+    return tiles.take_along_dim(farthest, -2).flatten(-2), ends.take_along_dim(farthest, -2)
 
 
 def order_of(start: Tensor, end: Tensor, block: int) -> Tensor:
@@ -84,17 +102,6 @@ def order_of(start: Tensor, end: Tensor, block: int) -> Tensor:
     within = torch.where(strip % 2 == 0, end, FAR_ROW - end)
     order = (strip * (2 * FAR_ROW) + within).sort(dim=-1, stable=True).indices
     return by_start.gather(-1, order)
-
-
-def _of_tiles(start: Tensor, end: Tensor, rows: Tensor, block: int) -> Tensor:
-    """Where some key of each tile begins to keep queries, where all do, where some no longer does, and where none does,
-    ``[…, tiles, 4]``; of a tile with a key that keeps nothing there is no query that all keep."""
-    keeps = start < end
-    first, last = (torch.where(keeps, each, other).gather(-1, rows) for each, other in ((start, FAR_ROW), (end, 0)))
-    pad = (0, -rows.shape[-1] % block)
-    first = torch.nn.functional.pad(first, pad, value=FAR_ROW).unflatten(-1, (-1, block))
-    last = torch.nn.functional.pad(last, pad, value=0).unflatten(-1, (-1, block))
-    return torch.stack((first.amin(-1), first.amax(-1), last.amin(-1), last.amax(-1)), dim=-1)
 
 
 def spanned_tiles(call: Call, kernel: KernelPlan) -> Tensor:

@@ -71,8 +71,7 @@ def tile_rows(call: Call, kernel: KernelPlan, side: Side) -> Tensor:
     length = call.q.shape[2] if side == "q" else call.keys
     block = kernel.block_q if side == "q" else kernel.block_k
     if kernel.gathers(side) and (kernel.marked is not None and kernel.marked.alike):
-        rows = spanned_keys(call, kernel).rows[0, 0].long()
-        rows = torch.nn.functional.pad(rows, (0, -length % block), value=length).view(-1, block)
+        rows = spanned_keys(call, kernel).rows[0, 0].long().view(-1, block)
     elif call.marks is not None and kernel.gathers(side):
         marks = call.marks.rows[0].long()
         rows = torch.nn.functional.pad(marks, (0, -len(marks) % block), value=length).view(-1, block)

@@ -20,6 +20,7 @@ class Program:
     ``reverse`` starts with the last tile, which under causal patterns has the longest row.  With ``classes`` a program
     owns a tile of one residue class of the rows, ``q_class`` or ``k_class``.  With ``counted`` the tiles of all heads
     and sequences are counted through, and ``item`` is the number of this one, with ``looped`` of those of the program.
+    With ``heads_first`` a kernel by key starts the first tiles of all heads before the second ones.
     """
 
     by: By
@@ -29,6 +30,7 @@ class Program:
     classes: int | None = None
     counted: bool = False
     looped: bool = False
+    heads_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,15 +79,22 @@ def test_tiles_walk_what_their_keys_keep(n: int, most: int, missing: int, seed: 
     for sequence in range(2):
         for group in range(2):
             rows = found.rows[sequence, group].tolist()
-            assert sorted(rows) == list(range(n))
-            for tile, keys in enumerate(rows[i : i + block] for i in range(0, n, block)):
+            assert sorted(rows) == [*range(n), *[n] * (-n % block)]
+            lengths = []
+            for tile, every in enumerate(rows[i : i + block] for i in range(0, n, block)):
+                keys = [key for key in every if key < n]
                 kept = torch.stack([(at >= key) & (at < until[sequence, group, key]) for key in keys])
                 some = {i for i in range(-(-nq // size)) if kept[:, i * size : (i + 1) * size].any()}
                 first, whole, edge, last = walked[sequence, group, tile].tolist()
                 assert some <= set(range(first, last))
                 assert not some or {first, last - 1} <= some
                 assert all(kept[:, i * size : (i + 1) * size].all() for i in range(whole, edge))
+                assert len(keys) == block or whole >= edge
                 total += max(0, last - first)
+                lengths.append(
+                    int(found.intervals[sequence, group, tile, 3] - found.intervals[sequence, group, tile, 0])
+                )
+            assert lengths == sorted(lengths, reverse=True)
     assert visits(call, made.dkdv).touched == 2 * total
     states = tile_states(call, made.dkdv, head=3, batch=1)
     first, whole, edge, last = walked[1, 1].unbind(-1)
