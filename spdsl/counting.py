@@ -36,7 +36,7 @@ def count_pairs(call: Call) -> int:
         return on_grid
     problem = call.plan.problem
     selection = picked(call.plan.keep, call.plan.tables)
-    if selection is not None:
+    if selection is not None and not selection.runs:
         return count_picks(call, selection)
     relation = derive(
         call.plan.keep,

@@ -135,10 +135,11 @@ class Foretelling:
     def _looks(self, shapes: Shapes, key: str, stage: Attention) -> bool:
         """Whether what stages choose is looked at pair by pair, as where it is no part of a union of its own."""
         made = plan_like(softmax_key(key, stage.name), *shapes.of(stage), self.target).plan
+        chosen = [(part, picked(part.keep, part.tables)) for part in made.parts]
         return any(
-            picked(part.keep, part.tables) is None
+            (found is None or bool(found.runs))
             and any(table.listed and table.name in loads(part.keep) for table in part.tables)
-            for part in made.parts
+            for part, found in chosen
         )
 
     @staticmethod

@@ -61,7 +61,7 @@ def describe(kernel: KernelPlan, plan: Plan, call: Call | None = None) -> tuple[
     match kernel.walk:
         case SlotWalk(slots=slots, cuts=cuts, long=long):
             lines = tuple(_slot(slot, kernel) for slot in slots) or ("no tile is touched",)
-            lines += () if cuts is None else _cuts(cuts)
+            lines += () if cuts is None else _cuts(cuts, gathered=kernel.marked is not None)
             lines += _long(long, kernel) if kernel.splits and not kernel.few else ()
             lines += (_few(kernel),) if kernel.few or (kernel.splits and long is None) else ()
             if kernel.marked is not None and kernel.marked.alike:
@@ -195,13 +195,14 @@ def _plainer(node: Expr) -> Expr | None:
             return None
 
 
-def _cuts(cuts: Cuts) -> tuple[str, str]:
+def _cuts(cuts: Cuts, *, gathered: bool) -> tuple[str, str]:
     """What the ints are that bounds of slots load."""
     own, walked = ("query", "key") if cuts.by == "query" else ("key", "query")
     first, second, third, last = cuts.names
     made_of = ", ".join(f"`{name}`" for name in tables_of(cuts)) or "positions"
+    found = "they come with the order of the keys" if gathered else "a kernel finds them"
     return (
-        f"intervals of {made_of} clamp the tiles; a kernel finds them, 4 ints for every tile of {cuts.block}:",
+        f"intervals of {made_of} clamp the tiles; {found}, 4 ints for every tile of {cuts.block}:",
         f"some {own} of the tile keeps {walked} rows from {first} to {last}, all keep those from {second} to {third}",
     )
 

@@ -30,7 +30,7 @@ def test_explain_tells_stages_and_softmaxes(spdsl: Spdsl) -> None:
     assert "16,384 numbers, 262,144 multiply-adds" in answer.out
 
 
-@pytest.mark.parametrize("name", ["dsa", "seer_attention", "llsa", "sparsed_build", "dma"])
+@pytest.mark.parametrize("name", ["dsa", "seer_attention", "llsa", "sparsed_build", "dma", "dhsa"])
 def test_explain_makes_inputs_that_fit(spdsl: Spdsl, name: str) -> None:
     answer = spdsl("explain", name, "-n", "200", "--nq", "150", *SMALL, "--target", "cpu")
     assert answer.status == 0, answer
