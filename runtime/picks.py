@@ -185,11 +185,11 @@ def unions(table: Tensor, positions: int, blocks: int) -> TileList:
     """The blocks that any of ``positions`` neighbouring queries has picked, ascending, with a bit for each of these."""
     batch, heads, queries, most = table.shape
     if table.device.type == "cuda":
-        from spdsl.runtime.pick_kernels import fits, united
+        from spdsl.runtime import noted_unions, pick_kernels
 
-        if fits(positions, most):
-            begin, end, tiles_of, bits = united(table, positions, blocks)
-            return TileList(begin=begin, middle=begin, end=end, tiles=tiles_of, bits=bits)
+        united = pick_kernels.united if pick_kernels.fits(positions, most) else noted_unions.united
+        begin, end, tiles_of, bits = united(table, positions, blocks)
+        return TileList(begin=begin, middle=begin, end=end, tiles=tiles_of, bits=bits)
     table = torch.nn.functional.pad(table, (0, 0, 0, -queries % positions), value=FAR)
     tiles = table.shape[2] // positions
     place = torch.arange(positions, dtype=torch.int32, device=table.device)[:, None]

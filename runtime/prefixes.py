@@ -39,11 +39,13 @@ def prefix(arrays: Arrays, stage: Prefix, rows: Tensor | None, memo: Memo) -> Te
         # What belongs to keys is summed up once; sums in float64 stay exact enough for differences of any length.
         value = arrays.full(stage.value, inner, None, memo)
         only = arrays.filter(stage.only, inner, None, memo)
-        total = torch.where(only, value, 0.0).double().cumsum(dim)
+        # Rows of keys lie together: to add along another dimension takes a hundred times as long.
+        found = torch.where(only, value, 0.0).movedim(dim, -1).double().cumsum(-1)
         if stage.kind == "mean":
-            counts = only.expand(torch.broadcast_shapes(only.shape, value.shape)).cumsum(dim)
-            total = total / counts.clamp(min=1)
-        arrays.sums[stage.name] = torch.nn.functional.pad(total.movedim(dim, -1), (1, 0)).movedim(-1, dim).float()
+            there = only.expand(torch.broadcast_shapes(only.shape, (1,) * value.dim())).movedim(dim, -1)
+            counts = there.expand(*there.shape[:-1], found.shape[-1]).cumsum(-1)
+            found = found / counts.clamp(min=1)
+        arrays.sums[stage.name] = torch.nn.functional.pad(found, (1, 0)).float().movedim(-1, dim)
     numbers = arrays.lines.points("q") if rows is None else rows + arrays.lines.q_start
-    found: Tensor = arrays.sums[stage.name]
-    return found.index_select(dim, (numbers + 1).clamp(0, found.shape[dim] - 1))
+    sums: Tensor = arrays.sums[stage.name]
+    return sums.index_select(dim, (numbers + 1).clamp(0, sums.shape[dim] - 1))

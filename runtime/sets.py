@@ -13,8 +13,9 @@ from spdsl.runtime.memo import Memo
 from spdsl.runtime.narrowed import chosen_among
 from spdsl.runtime.ranking import as_lists, joined
 from spdsl.runtime.repeated import repeated
-from spdsl.semantics.graph import Select, on_side, side_of
-from spdsl.semantics.nodes import Const, Table
+from spdsl.semantics.graph import Select, on_side
+from spdsl.semantics.nodes import Expr, Load, Table
+from spdsl.semantics.rewrite import free_axes, walk
 
 
 def lists(arrays: Arrays, name: str) -> Tensor:
@@ -77,11 +78,23 @@ longest; or so many that they take no more memory than queries of 16 bits."""
 def _width(arrays: Arrays, name: str) -> int | None:
     """The most elements of a row, where they are known without a look at the set, or room for all is little."""
     stage, lines = arrays.stages[name], arrays.lines
-    match stage:
-        case Select(by="count", amount=Const(value=count), over=over, also=()) if side_of(over) == "k":
-            return max(0, min(int(count), lines.size(over)))
-        case _:
-            keys = on_side(stage.axes, "k")
-            pairs = lines.batch * math.prod(lines.size(axis) for axis in stage.axes)
-            room = max(_SMALL, lines.batch * lines.heads * lines.nq * lines.pattern.head_dim // 2)
-            return lines.size(keys) if keys is not None and arrays.kernels and pairs <= room else None
+    keys = on_side(stage.axes, "k")
+    if keys is None:
+        return None
+    size, count = lines.size(keys), None
+    if isinstance(stage, Select) and stage.by == "count":
+        count = _number(arrays, stage.amount)
+        if count is not None and not stage.also and stage.over == keys:
+            return max(0, min(count, size))
+    most = size if count is None else max(0, min(count, size))
+    rows = lines.batch * math.prod(lines.size(axis) for axis in stage.axes if axis != keys)
+    room = max(_SMALL, lines.batch * lines.heads * lines.nq * lines.pattern.head_dim // 2)
+    return most if arrays.kernels and rows * most <= room else None
+
+
+def _number(arrays: Arrays, expr: Expr) -> int | None:
+    """The value of an expression, where it is that of every row and depends on lengths alone."""
+    if free_axes(expr) or any(isinstance(node, Load) for node in walk(expr)):
+        return None
+    value = arrays.evaluate(expr, (), None, Memo())
+    return None if isinstance(value, Tensor) else int(value)

@@ -77,7 +77,7 @@ class Ways:
         return self.forward.nbytes + (0 if self.backward is None else self.backward.nbytes)
 
 
-_TIMES = 4
+_TIMES = 12
 """How many times the memory of the inputs may be held while a selection is watched, beyond `ROOM`, but at most half of
 what is free."""
 

@@ -14,7 +14,7 @@ from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Kind, Problem, TableGra
 from spdsl.analysis.specialising import copies_tiles, why_plain
 from spdsl.analysis.stages import Staged
 from spdsl.analysis.tiles import Interval, PickOrder, Picks, PickWalk, Slot, SlotWalk, TileRelation, Walk, lanes_of
-from spdsl.analysis.tiling import BITS, CROWD, FEW, KEPT, TILE, picked_tiles, positions_of
+from spdsl.analysis.tiling import BITS, FEW, KEPT, TILE, picked_tiles, positions_of
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Load, Table
 from spdsl.semantics.rewrite import conjuncts, free_indices
 from spdsl.semantics.rewrite import walk as nodes_of
@@ -27,10 +27,6 @@ def why_unpicked(kind: Kind, staged: Staged, problem: Problem, gradients: Sequen
     if chosen is None or problem.shape == "batched" or kind == "fused":
         return ""
     heads = 1 if chosen.by_head else pattern.heads // pattern.groups
-    alike = _order(kind, chosen, problem) == "alike"
-    crowd = chosen.fine and not chosen.runs and positions_of(problem.dtype, heads) > CROWD
-    if kind != "dkdv" and crowd and not alike:
-        return f"{positions_of(problem.dtype, heads)} queries of a tile, each with keys of its own, meet most keys"
     if kind == "dkdv" and heads < pattern.heads // pattern.groups:
         return "heads that share keys have picked each for itself"
     if kind == "dkdv" and any(each.by == "key" for each in gradients):

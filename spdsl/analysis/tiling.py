@@ -111,9 +111,6 @@ def _takes_scratch(walk: Walk | None) -> bool:
 BITS = 32
 """Queries of a tile that have a bit each in the list of what they have picked."""
 
-CROWD = 8
-"""Queries of a tile up to which single keys that any of them has picked are gathered."""
-
 FEW = 4
 """Heads that share a list, up to which queries are gathered by the blocks that they have picked: a tile of neighbours
 would hold many queries, which have picked many blocks."""

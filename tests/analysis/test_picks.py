@@ -99,11 +99,10 @@ def test_runs_shorter_than_a_tile(block: int, fine: bool) -> None:
     for shape, own in (("square", True), ("origin", True), ("offset", False)):
         problem = Problem(pattern=pattern, dtype="bf16", value_dim=64, shape=shape, tables=tables)  # type: ignore[arg-type]
         kernel = plan(problem, "sm_90").forward
-        # Queries of several runs have a bit each, but not for keys one by one.
-        assert isinstance(kernel.walk, PickWalk) == (own or block >= 16)
-        if kernel.picks is not None:
-            expected = ("alike", fine, 16) if own else ("union", False, 32)
-            assert (kernel.picks.order, kernel.picks.fine, kernel.block_q) == expected
+        # Queries of several runs have a bit each.
+        assert kernel.picks is not None
+        expected = ("alike", fine, 16) if own else ("union", block < 16, 32)
+        assert (kernel.picks.order, kernel.picks.fine, kernel.block_q) == expected
 
 
 def test_fine_blocks_are_gathered() -> None:
@@ -112,7 +111,9 @@ def test_fine_blocks_are_gathered() -> None:
     assert made.forward.picks is not None
     assert made.forward.picks.fine
     assert isinstance(made.dkdv.walk, PickWalk)
-    assert isinstance(planned("causal and chosen", block=8, heads=4).forward.walk, ListWalk)  # 16 queries to a tile
+    shared = planned("causal and chosen", block=8, heads=4).forward
+    assert shared.picks is not None
+    assert (shared.picks.order, shared.picks.fine, shared.picks.positions) == ("union", True, 16)
     assert isinstance(planned("causal and chosen", block=24).forward.walk, ListWalk)
 
 

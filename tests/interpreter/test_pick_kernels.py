@@ -6,21 +6,36 @@ Run with ``TRITON_INTERPRET=1``.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
-from spdsl.runtime import pick_kernels, picks
+from spdsl.runtime import noted_unions, pick_kernels, picks
 from tests.runtime.test_picks import lists
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
 
+United = Callable[[Tensor, int, int], tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+@pytest.mark.parametrize("united", [pick_kernels.united, noted_unions.united], ids=["sorted", "noted"])
 @pytest.mark.parametrize(("positions", "queries", "most", "blocks"), [(4, 10, 3, 7), (32, 40, 5, 3), (1, 5, 2, 9)])
-def test_unions(positions: int, queries: int, most: int, blocks: int) -> None:
-    table = lists((2, 2, queries, most), blocks, positions)
+def test_unions(positions: int, queries: int, most: int, blocks: int, united: United) -> None:
+    _same_unions(lists((2, 2, queries, most), blocks, positions), positions, blocks, united)
+
+
+def test_unions_of_long_lists_some_tiles_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noted_unions, "HELD", 3 * 1216)
+    monkeypatch.setattr(noted_unions, "STEP", 64)
+    _same_unions(lists((1, 2, 37, 50), 1201, 16), 16, 1201, noted_unions.united)
+
+
+def _same_unions(table: Tensor, positions: int, blocks: int, united: United) -> None:
     wanted = picks.unions(table, positions, blocks)
-    begin, end, tiles, bits = pick_kernels.united(table, positions, blocks)
+    begin, end, tiles, bits = united(table, positions, blocks)
     assert torch.equal(end - begin, wanted.end - wanted.begin)
     assert wanted.bits is not None
     ends = zip(begin.flatten().tolist(), end.flatten().tolist(), wanted.begin.flatten().tolist(), strict=True)

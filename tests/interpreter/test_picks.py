@@ -86,6 +86,7 @@ PROGRAMS = {
     "sink": Program(of="g, q", heads=6, groups=2, more="sink_logit rest[h]  softcap 5.0", trained=(("rest", "h"),)),
     "fine, 16 heads": Program(heads=16, block=4, picks=7),
     "fine, 64 heads": Program(heads=64, block=1, picks=21, nq=30, n=80),
+    "fine, 4 heads": Program(heads=8, groups=2, block=1, picks=11, nq=33, n=60),
     "fine, and a window": Program(
         heads=16,
         block=1,

@@ -363,13 +363,13 @@ class OnCuda:
         return 1 << 30
 
 
-@pytest.mark.parametrize("free", [0, 1 << 20, 80 << 30])
+@pytest.mark.parametrize("free", [0, 1 << 20, 320 << 30])
 def test_all_that_are_watched_hold_at_most_half_of_what_is_free(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 320 << 30))
     given: list[Any] = [OnCuda()] * 3
     open = [kind(Product()).notes(given) for _ in range(3)]
     assert sum(each.room for each in open) <= free // 2
-    assert open[0].room == min(free // 2, ROOM + 36 * given[0].nbytes())
+    assert open[0].room == min(free // 2, ROOM + 96 * given[0].nbytes())
     for each in open:
         each.give_up()
     assert kind(Product()).notes(given).room == open[0].room
