@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from spdsl.codegen.chains.below import below
 from spdsl.codegen.chains.coverage import uncovered
 from spdsl.codegen.chains.emit import emit_chain
-from spdsl.codegen.chains.lower import Chain, below, lower_chain
+from spdsl.codegen.chains.lower import Chain, lower_chain
 from spdsl.codegen.chains.parts import Terms
 from spdsl.codegen.chains.places import UncoveredError
 from spdsl.codegen.load import load

@@ -61,13 +61,15 @@ class Run:
         by_name = {each.name: each for kernel in chain.kernels for each in kernel.arguments.vectors}
         operands: dict[str, Operand] = {}
         made: dict[object, Operand] = {}
+        paired = any(kernel.paired for kernel in chain.kernels)
         for name, vectors in sorted(by_name.items(), reverse=True):  # queries before keys
             query = operands.get(name.removesuffix("_k") + "_q")
             dtype = query.tensor.dtype if query is not None and query.is_short else None
             dtype = TERMS if dtype is None and vectors.terms > 1 else dtype
             key = (vectors.expr, vectors.axes, vectors.terms, dtype)
             if key not in made:
-                made[key] = operand(arrays, vectors, dtype)
+                given = operand(arrays, vectors, dtype)
+                made[key] = given.near(vectors.rows, vectors.feature) if paired else given
             operands[name] = made[key]
         for stage in read_of(arrays, chain.stage).scores:
             ends = [operands[end].size(stage.over) for end in (f"{stage.name}_q", f"{stage.name}_k") if end in operands]

@@ -6,7 +6,7 @@ that their products, which matrix units make, are as exact as those of 32 bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ _SHORT = (torch.bfloat16, torch.float16)
 
 TERMS = torch.bfloat16
 """The type of the terms of queries of 32 bits: of the same range, so that sums of them are no larger."""
+
+
+APART = 1 << 17
+"""Numbers between rows, or features, from which on 32 bits do not hold their places in a tile of cells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,11 @@ class Operand:
     def size(self, axis: str) -> int:
         """The size of an axis."""
         return self.tensor.shape[self.tensor.dim() - len(self.axes) + self.axes.index(axis)]
+
+    def near(self, rows: str, feature: str) -> Operand:
+        """The same with rows that lie near each other."""
+        apart = max(self.stride(rows), self.stride(feature)) >= APART
+        return replace(self, tensor=self.tensor.contiguous()) if apart else self
 
     @property
     def is_short(self) -> bool:

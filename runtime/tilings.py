@@ -24,6 +24,8 @@ _OF_LOOP = Tiling(rows=64, columns=128, warps=4, stages=3)
 _FOLDED = Tiling(rows=64, columns=128, warps=4, stages=2)
 _DEEP = Tiling(rows=128, columns=64, warps=4, stages=2)
 _DEEP_ROWS = Tiling(rows=128, columns=64, warps=8, stages=2, registers=128)
+_PAIRED = Tiling(rows=128, columns=128, warps=8, stages=3)
+_PAIRED_SHORT = Tiling(rows=64, columns=128, warps=4, stages=2)
 _SMALL = Tiling(rows=64, columns=64, warps=4, stages=2)
 _OF_FEW = Tiling(rows=32, columns=64, warps=4, stages=2)
 _SUMS_OF_TERMS = Tiling(rows=128, columns=64, warps=8, stages=2)
@@ -39,6 +41,8 @@ SMALLER = {
     _OF_COLUMNS: _OF_FEW_COLUMNS,
     _OF_FEW_COLUMNS: _LEAST_OF_COLUMNS,
     _LARGE: _SMALL,
+    _PAIRED: _PAIRED_SHORT,
+    _PAIRED_SHORT: _SMALL,
     _OF_SUMS: _SMALL,
     _OF_LOOP: _SMALL,
     _FOLDED: _SMALL,
@@ -59,12 +63,15 @@ def tiling_of(kernel: ChainKernel, *, long: bool, few: bool) -> Tiling:
     program; reductions keep one more tile in registers for each loop.  Where queries are sums of terms, too, a program
     fills the memory of a multiprocessor.  Products of 32 bits (``long``), which no matrix unit makes, take the least,
     and where there are ``few`` rows, tiles are small enough for all multiprocessors, the more so where a program goes
-    through all columns of what loops add up.  Distances need twice as many columns as rows.
+    through all columns of what loops add up.  Scores that are sums of products keep nothing but these, and what is read
+    for each is used by as many rows and columns as there can be.  Distances need twice as many columns as rows.
     """
     if kernel.role in ("columns", "distances"):
         return _OF_FEW_COLUMNS if long else _OF_COLUMNS
     if long:
         return LEAST
+    if kernel.paired:
+        return _PAIRED
     if kernel.deep is not None:
         return _DEEP if kernel.role == "keys" else _DEEP_ROWS
     if kernel.role == "values" and kernel.loops > 1:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from spdsl.codegen.chains.below import below
 from spdsl.codegen.chains.candidates import outer_of
 from spdsl.codegen.chains.columns import is_without_queries
 from spdsl.codegen.chains.descents import descent_of
-from spdsl.codegen.chains.lower import below, ranks_together
+from spdsl.codegen.chains.lower import ranks_together
 from spdsl.semantics.graph import Descend, Prefix, Score, Select, Smooth, Stage, ranks_queries, side_of
 
 

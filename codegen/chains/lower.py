@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from spdsl.codegen.chains.alone import entries_of, is_alone, write_alone
+from spdsl.codegen.chains.below import below, softmaxes
 from spdsl.codegen.chains.candidates import Candidates, candidates_of, outer_of
 from spdsl.codegen.chains.columns import belongs_to_columns, is_without_queries, write_columns
 from spdsl.codegen.chains.descents import Descent, descent_of, write_descent
-from spdsl.codegen.chains.parts import ABSENT, Arguments, Fold, Terms
+from spdsl.codegen.chains.parts import ABSENT, Arguments, Fold, Terms, Tile
 from spdsl.codegen.chains.places import FIRST_DISTANCE, Place, UncoveredError
 from spdsl.codegen.chains.program import NOTHING, Known, Program
 from spdsl.codegen.chains.reductions import pooled
-from spdsl.codegen.chains.rows import belongs_to_rows, is_of_blocks, is_of_rows, write_reduction
+from spdsl.codegen.chains.rows import is_of_blocks, is_of_rows, write_reduction
 from spdsl.codegen.chains.scans import may, scan_columns, write_passed
 from spdsl.codegen.chains.sweeps import Sweep, sweep_of, write_sweep
 from spdsl.codegen.chains.values import Values
@@ -31,12 +32,10 @@ from spdsl.semantics.graph import (
     Softmax,
     Stage,
     is_free,
-    loads,
     on_side,
-    parts,
     side_of,
 )
-from spdsl.semantics.nodes import BoundPattern, Expr, Extent, Index
+from spdsl.semantics.nodes import BoundPattern, Expr, Extent, Index, Param
 from spdsl.semantics.rewrite import free_axes
 from spdsl.semantics.show import stage_text
 
@@ -49,8 +48,9 @@ class ChainKernel:
     """A kernel: what it computes (a `Softmax`, or the last stage), its lines, and what it takes besides lengths.
 
     ``sums``: whether it goes through the columns of its rows; ``loops``: how deep loops are nested otherwise; ``fold``:
-    whether a column is made of finer ones; ``deep``: how many queries are folded into a row, if any.  Its ``role``: to
-    leave keys, the sums of a softmax, a value for each row, column or distance, or what searches meet in all blocks.
+    whether a column is made of finer ones; ``deep``: how many queries are folded into a row, if any; ``paired``: how
+    many products a score is the sum of, or 0.  Its ``role``: to leave keys, the sums of a softmax, a value for each
+    row, column or distance, or what searches meet in all blocks.
     """
 
     name: str
@@ -64,6 +64,7 @@ class ChainKernel:
     role: Role
     fold: Fold | None
     deep: int | None
+    paired: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,28 +143,6 @@ def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, Terms]
     kernels.append(_keys(values, stage, among))
     by: By = stage.by if isinstance(stage, Select) else "mark"
     return Chain(stage=name, by=by, heads=heads, rows=rows, columns=columns, kernels=tuple(kernels), among=among)
-
-
-def below(stages: dict[str, Stage], name: str) -> tuple[str, ...]:
-    """The stages of which a stage is made, itself last; those without queries, and reductions that leave a value for
-    each row of these, are arrays that are made beforehand."""
-    found: dict[str, None] = {}
-
-    def visit(each: str) -> None:
-        beforehand = each != name and (on_side(stages[each].axes, "q") is None or belongs_to_rows(stages[each]))
-        if each not in found and not beforehand:
-            for part in parts(stages[each]):
-                for other in sorted(loads(part) & set(stages)):
-                    visit(other)
-            found[each] = None
-
-    visit(name)
-    return tuple(found)
-
-
-def softmaxes(stages: dict[str, Stage], name: str) -> tuple[str, ...]:
-    """The softmaxes of which a stage is made, inner ones first."""
-    return tuple(each for each in below(stages, name) if isinstance(stages[each], Softmax))
 
 
 def _axes(stage: Stage) -> tuple[str | None, str, str]:
@@ -311,6 +290,9 @@ def _keys(values: Values, stage: Select | Mark, among: Candidates | None) -> Cha
     program.declare("columns", Known(column=True))
     for name in ("column_first", "column_last") if among is None else ("candidates", "there"):
         program.declare(name, NOTHING)
+    if among is None:
+        values.tiles["rows"] = Tile(first=Index(name="row_first"), size="BLOCK_R")
+        values.tiles["columns"] = Tile(first=Index(name="column_first"), size="BLOCK_C")
     return _written(values, stage, place, among)
 
 
@@ -354,6 +336,7 @@ def _softmax(values: Values, stage: Stage) -> ChainKernel:
     program.line("tile_end = tl.minimum(tile_begin + share, tile_end)")
     program.line("full_begin = tl.minimum(tl.maximum(full_begin, tile_begin), tile_end)")
     program.line("full_end = tl.minimum(tl.maximum(full_end, full_begin), tile_end)")
+    values.tiles["rows"] = Tile(first=Index(name="row_first"), size="BLOCK_R")
     program.line("largest = tl.full([BLOCK_R], float('-inf'), tl.float32)")
     program.line("total = tl.zeros([BLOCK_R], tl.float32)")
     if has_full:
@@ -361,11 +344,18 @@ def _softmax(values: Values, stage: Stage) -> ChainKernel:
     with program.loop("for rest in range(tile_begin, tile_end - (full_end - full_begin)):", 0, "rest"):
         program.known["columns"] = Known(depth=1, column=True)
         program.line("tile = tl.where(rest < full_begin, rest, rest + full_end - full_begin)")
+        program.known["tile"] = Known(depth=1)
+        values.tiles["columns"] = _tile_of_columns(program, "tile")
         program.line("columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]")
         logit = program.text(values.logit(stage, place))
         program.line(f"logit = tl.where(columns < column_count, {logit}, float('-inf'))")
         program.line("largest, total = add_up(tl.broadcast_to(logit, BLOCK_R, BLOCK_C), largest, total)")
     return _kernel(values, f"sums_{stage.name}", stage, "sums")
+
+
+def _tile_of_columns(program: Program, number: str) -> Tile:
+    program.known["BLOCK_C"] = NOTHING
+    return Tile(first=build.mul(Index(name=number), Param(name="BLOCK_C", dtype="int")), size="BLOCK_C")
 
 
 def _add_full(values: Values, stage: Softmax, place: Place) -> None:
@@ -374,6 +364,7 @@ def _add_full(values: Values, stage: Softmax, place: Place) -> None:
     with program.loop("for full in range(full_begin, full_end):", 0, "full"):
         program.known["columns"] = Known(depth=1, column=True)
         program.line("columns = full * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]")
+        values.tiles["columns"] = _tile_of_columns(program, "full")
         with values.taken_for_ordinary():
             exponent = program.text(values.exponent(stage, place))
         program.line(f"largest, total = add_plain(tl.broadcast_to({exponent}, BLOCK_R, BLOCK_C), largest, total)")
@@ -397,6 +388,7 @@ def _kernel(values: Values, name: str, stage: Stage, role: Role) -> ChainKernel:
         role=role,
         fold=values.fold,
         deep=values.deep,
+        paired=values.paired,
         arguments=values.arguments(),
         helpers=tuple(sorted(program.helpers)),
     )

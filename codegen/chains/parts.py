@@ -66,6 +66,14 @@ class Fold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """Neighbouring entries: the ``first`` one, and how many, by the name of a compile-time size."""
+
+    first: Expr
+    size: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
     """Everything that a kernel takes: ``sizes`` of axes and ``factors`` of scores by the names of the arguments, and
     ``tables`` with the number of their axes; ``arrays`` of earlier stages, one value for each row, with their axes, and

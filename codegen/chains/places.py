@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 
 from spdsl.codegen.chains.affine import Sum, sum_of, tidy
 from spdsl.semantics import axes as axis_rules
@@ -168,8 +169,12 @@ class Places:
     def _linear(self, axis: str, *, last: bool) -> Sum:
         return sum_of(self._edge(axis, Index(name="?"), last=last))
 
-    def shared(self, over: str, entry: Expr, per: str, other: Expr, begin: Expr, end: Expr) -> Expr:
-        """How many of the positions from ``begin`` to ``end`` an entry shares with one of another axis."""
-        first = build.apply("max", build.apply("max", self.first(over, entry), self.first(per, other)), begin)
-        last = build.apply("min", build.apply("min", self.last(over, entry), self.last(per, other)), end)
-        return tidy(build.apply("max", build.add(build.sub(last, first), 1), Const(value=0)))
+    def shared(self, over: str, entry: Expr, per: str, other: Expr, begin: Expr, end: Expr) -> tuple[Expr, Expr]:
+        """How many of the positions from ``begin`` to ``end`` an entry shares with one of another axis, and whether
+        any; of the first of the two axes alone, if both are the same."""
+        firsts = tuple(dict.fromkeys((self.first(over, entry), self.first(per, other), begin)))
+        lasts = tuple(dict.fromkeys((self.last(over, entry), self.last(per, other), end)))
+        first = reduce(lambda left, right: build.apply("max", left, right), firsts)
+        last = reduce(lambda left, right: build.apply("min", left, right), lasts)
+        some = build.conj(*(tidy(build.apply("le", low, high)) for low in firsts for high in lasts))
+        return tidy(build.apply("max", build.add(build.sub(last, first), 1), Const(value=0))), some

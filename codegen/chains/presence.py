@@ -1,12 +1,13 @@
 """Whether any entry of an axis fulfils a condition on indices alone, in closed form instead of by going through them.
 
 From: a reduction ``any`` whose condition is a conjunction of comparisons.  To: a condition without the entry: every
-comparison that reads it bounds it from one side, and there is one if the bounds leave room.  What counts modulo
-something, reads numbers, or is no conjunction has no such form.
+comparison that reads it bounds it from one side, and there is one if the bounds leave room.  A remainder that one
+member has says which it is; what else counts modulo something, reads numbers, or is no conjunction has no such form.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,10 @@ from spdsl.codegen.chains.affine import Sum, sum_of, tidy
 from spdsl.codegen.chains.places import Place, UncoveredError
 from spdsl.codegen.chains.reductions import count, member, positions
 from spdsl.semantics import build
+from spdsl.semantics.bounds import is_non_negative
 from spdsl.semantics.graph import DISTANCE, Pool, Stage, side_of
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Load
-from spdsl.semantics.rewrite import conjuncts, transform, walk
+from spdsl.semantics.rewrite import conjuncts, substitute, transform, walk
 
 if TYPE_CHECKING:
     from spdsl.codegen.chains.values import Values
@@ -79,7 +81,13 @@ def _without_entry(values: Values, stage: Pool, place: Place) -> Expr | None:
         return None
     kept: list[Expr] = []
     condition = _within(opened(values, build.conj(stage.value, stage.only), at), entry, most)
-    for part in conjuncts(condition) + conjuncts(there):
+    parts = conjuncts(condition) + conjuncts(there)
+    for part in parts:
+        only = _only_member(part, entry, most)
+        if only is not None:
+            parts = [tidy(substitute(each, {entry: only})) for each in parts if each != part]
+            break
+    for part in parts:
         if entry not in set(walk(part)):
             kept.append(part)
         elif not bounds.add(part, entry):
@@ -87,11 +95,11 @@ def _without_entry(values: Values, stage: Pool, place: Place) -> Expr | None:
     kept += bounds.meet()
     if any(isinstance(node, Load) for part in kept for node in walk(part)):
         return None
-    return tidy(build.conj(*dict.fromkeys(part for each in kept for part in conjuncts(tidy(each)))))
+    return tidy(build.conj(*dict.fromkeys(_alike(part) for each in kept for part in conjuncts(tidy(each)))))
 
 
 def _within(expr: Expr, entry: Expr, most: int | None) -> Expr:
-    """The condition for the numbers of members, of which a larger number is no multiple."""
+    """The condition for the numbers of members, of which a larger number is no multiple and leaves all of a sum."""
     if most is None:
         return expr
 
@@ -99,10 +107,35 @@ def _within(expr: Expr, entry: Expr, most: int | None) -> Expr:
         match node:
             case Apply(op="floordiv", args=(inner, Const(value=int() as by))) if inner == entry and most <= by:
                 return Const(value=0)
+            case Apply(op="mod", args=(inner, Const(value=int() as by))):
+                whole = sum_of(inner)
+                first = whole.constant % by
+                for factor in (1, -1):
+                    fits = tuple((term, (each - factor) % by) for term, each in whole.terms) == ((entry, 0),)
+                    if fits and 0 <= first + factor * (most - 1) < by:
+                        return Sum(terms=((entry, factor),), constant=first).expr()
+                return None
             case _:
                 return None
 
     return tidy(transform(expr, rewrite))
+
+
+def _only_member(part: Expr, entry: Expr, most: int | None) -> Expr | None:
+    """The one of ``most`` members for which a sum of it has a remainder, where there are as many of these."""
+    match part:
+        case Apply(op="eq", args=(Apply(op="mod", args=(inner, Const(value=int() as by))), Const(value=int() as rest))):
+            whole = sum_of(inner)
+        case _:
+            return None
+    others = Sum(terms=tuple(each for each in whole.terms if each[0] != entry), constant=whole.constant - rest)
+    factor = dict(whole.terms).get(entry, 0) % by
+    if most != by or not 0 <= rest < by or factor not in (1, by - 1):
+        return None
+    if any(entry in set(walk(term)) for term, _ in others.terms):
+        return None
+    found = others.expr() if factor == by - 1 else build.apply("neg", others.expr())
+    return tidy(build.mod(found, by))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,12 +171,33 @@ class _Bounds:
     def meet(self) -> list[Expr]:
         """Conditions under which an int lies between all bounds."""
         found = [*self.others]
-        for low, below in self.low:
-            for high, above in self.high:
+        highs = _tightest(self.high, lambda one, other: build.sub(one, other))
+        for low, below in _tightest(self.low, lambda one, other: build.sub(other, one)):
+            for high, above in highs:
                 if below > 1 < above:
                     low, below = build.apply("neg", build.floordiv(build.apply("neg", low), below)), 1
                 found.append(_at_most(build.mul(low, above), build.mul(high, below)))
         return found
+
+
+def _tightest(bounds: list[tuple[Expr, int]], beyond: Callable[[Expr, Expr], Expr]) -> list[tuple[Expr, int]]:
+    """The bounds without those that lie ``beyond`` another, as far as ints tell that are not below 0."""
+    kept: list[tuple[Expr, int]] = []
+    for place, (bound, by) in enumerate(bounds):
+        others = kept + bounds[place + 1 :]
+        if not any(by == each and is_non_negative(tidy(beyond(bound, other))) for other, each in others):
+            kept.append((bound, by))
+    return kept
+
+
+def _alike(part: Expr) -> Expr:
+    """A comparison of ints in the one form that all have which say the same."""
+    match part:
+        case Apply(op="lt" | "le" | "gt" | "ge" as op, args=(left, right)) if left.dtype == right.dtype == "int":
+            low, high = (left, right) if op in ("lt", "le") else (right, left)
+            return tidy(_at_most(build.add(low, 1) if op in ("lt", "gt") else low, high))
+        case _:
+            return part
 
 
 def _at_most(low: Expr, high: Expr) -> Expr:

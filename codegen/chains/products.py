@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from spdsl.codegen.chains.affine import Sum, sum_of, tidy
 from spdsl.codegen.chains.parts import LONG, Terms, Vectors
 from spdsl.codegen.chains.places import Place, UncoveredError
-from spdsl.codegen.chains.program import NOTHING
+from spdsl.codegen.chains.program import NOTHING, Known
 from spdsl.semantics import build
 from spdsl.semantics.graph import Score, index_of, on_side, side_of
-from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Param
+from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Param
 from spdsl.semantics.rewrite import free_axes, transform
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ def scale(values: Values, stage: Score) -> str:
     return name
 
 
-def product(values: Values, stage: Score, place: Place, *, turned: bool = False) -> Expr:
-    """A matrix product; ``turned`` with keys, all of which exist, as the rows of the matrix unit: there, few queries
-    take less of it."""
+def product(values: Values, stage: Score, place: Place, *, turned: bool = False, so_far: Expr | None = None) -> Expr:
+    """A matrix product, added to what there is ``so_far``; ``turned`` with keys, all of which exist, as the rows of the
+    matrix unit: there, few queries take less of it."""
     program = values.program
     query, key = stage.left, stage.right
     if on_side(free_axes(query), "k") is not None:
@@ -46,10 +47,11 @@ def product(values: Values, stage: Score, place: Place, *, turned: bool = False)
     rows = _vectors(values, f"{stage.name}_q", query, stage.over, "q", terms)
     columns = _vectors(values, f"{stage.name}_k", key, stage.over, "k", terms)
     rows = _first_alike(values, rows)
-    found: Expr | None = None
+    found = so_far
     for of_query, of_key in terms.pairs or ((0, 0),):
-        if found is not None and not values.ordinary and (of_query, of_key) == (0, 0):
+        if found is not so_far and not values.ordinary and (of_query, of_key) == (0, 0):
             # What is infinite is told by the product of the largest terms alone, of the right sign.
+            assert found is not None
             sums = program.atom(found)
             finite = f'tl.where(tl.abs({sums}) < float("inf"), {sums}, 0.0)'
             found = program.let("product", finite, program.of(found), "float")
@@ -57,12 +59,12 @@ def product(values: Values, stage: Score, place: Place, *, turned: bool = False)
         right = _tile(values, columns, place, key, terms, of_key, exist=turned)
         what = program.of(left) | program.of(right)
         factors = [program.text(left), program.text(right)]
-        so_far = [] if found is None else [program.atom(found)]
+        added = [] if found is None else [program.atom(found)]
         if turned:
             factors.reverse()
-            factors, so_far = ([f"tl.trans({each})" for each in part] for part in (factors, so_far))
+            factors, added = ([f"tl.trans({each})" for each in part] for part in (factors, added))
         precision = ', input_precision="ieee"' if terms == LONG else ""
-        text = f"tl.dot({', '.join((*factors, *so_far))}{precision})"
+        text = f"tl.dot({', '.join((*factors, *added))}{precision})"
         text = f"tl.trans({text})" if turned else text
         found = program.let("product", text, what, "float")
     assert found is not None
@@ -103,19 +105,23 @@ def _tile(
         base.append(f"{term} * {name}_t")
     entry = values.at(index_of(vectors.rows), place)
     entry = build.sub(entry, Extent(name="q_start")) if vectors.rows == "q" else entry
-    entry = program.name("entry", entry)
+    entry = entry if values.paired else program.name("entry", entry)
     whole = what | program.of(entry)
     feature = f"tl.arange(0, {name.upper()})"
     feature = program.atom(
         program.let("feature", f"{feature}[None, :]" if is_query else f"{feature}[:, None]", NOTHING, "int")
     )
     start = program.atom(program.let("start", " + ".join(base), what, "int"))
-    at = program.atom(entry)
-    mask = f"{feature} < {name}_size"
-    if not exist:
-        inside = program.atom(program.let("there", f"({at} >= 0) & ({at} < {name}_rows)", program.of(entry), "bool"))
-        mask = f"{inside} & ({mask})"
-    text = f"tl.load({start} + tl.cast({at}, tl.int64) * {name}_r + {feature} * {name}_f, mask={mask}, other=0.0)"
+    near = _neighbours(values, name, entry, what, start, feature) if values.paired else None
+    if near is not None:
+        text = near
+    else:
+        at = program.atom(entry)
+        mask = f"{feature} < {name}_size"
+        if not exist:
+            inside = f"({at} >= 0) & ({at} < {name}_rows)"
+            mask = f"{program.atom(program.let('there', inside, program.of(entry), 'bool'))} & ({mask})"
+        text = f"tl.load({start} + tl.cast({at}, tl.int64) * {name}_r + {feature} * {name}_f, mask={mask}, other=0.0)"
     text += ".to(tl.float32)" if terms == LONG else ""
     found = program.let("query" if is_query else "key", text, whole, "float")
     if not is_query:
@@ -127,6 +133,31 @@ def _tile(
         return found
     plain = "" if terms == LONG else f".to({program.atom(found)}.dtype)"
     return program.let("query", f"({program.text(made)}){plain}", whole, "float")
+
+
+def _neighbours(values: Values, name: str, entry: Expr, what: Known, start: str, feature: str) -> str | None:
+    """How a tile is loaded of rows that lie evenly: their places beside the first one take 32 bits and stay, and one
+    number moves; None where the entries are others."""
+    program, whole = values.program, sum_of(tidy(entry))
+    found = [(term, factor) for term, factor in whole.terms if program.of(term).row or program.of(term).column]
+    match found:
+        case [(Index(name=tile), int() as factor)] if tile in values.tiles and factor > 0:
+            pass
+        case _:
+            return None
+    near, lies = values.tiles[tile], program.known[tile]
+    rest = Sum(terms=tuple(each for each in whole.terms if each not in found), constant=whole.constant)
+    first_of = build.add(rest.expr(), build.mul(near.first, factor))
+    first = program.atom(program.name("first", first_of))
+    shape = "[:, None]" if lies.row else "[None, :]"
+    along = program.let("along", f"tl.arange(0, {near.size}){shape} * {factor}", replace(lies, depth=0), "int")
+    offset = f"{program.atom(along)} * {name}_r + {feature} * {name}_f"
+    offset = program.atom(program.let("offset", offset, replace(lies, depth=0), "int"))
+    known = what | program.of(first_of)
+    begin = program.atom(program.let("begins", f"{start} + tl.cast({first}, tl.int64) * {name}_r", known, "int"))
+    inside = f"({program.atom(along)} >= -{first}) & ({program.atom(along)} < {name}_rows - {first})"
+    there = program.atom(program.let("there", inside, known | program.of(along), "bool"))
+    return f"tl.load({begin} + {offset}, mask={there} & ({feature} < {name}_size), other=0.0)"
 
 
 _HOLE = Param(name="?", dtype="float")

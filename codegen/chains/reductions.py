@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from spdsl.codegen.chains.affine import sum_of, tidy
 from spdsl.codegen.chains.heads import over_heads
-from spdsl.codegen.chains.parts import Fold
+from spdsl.codegen.chains.parts import Fold, Tile
 from spdsl.codegen.chains.places import Members, Place, UncoveredError
 from spdsl.codegen.chains.program import NOTHING, Known
 from spdsl.codegen.chains.totals import Total, is_share
@@ -78,15 +78,19 @@ def _fold_of(values: Values, stage: Pool, place: Place, members: Members) -> tup
         or own.depth > 0
         or "column_first" not in program.known
         or place.at[stage.per] != columns
-        or stage.kind != "max"
+        or stage.kind not in ("max", "sum")
     ):
         return None
-    if members.last is not None or members.weighed or len(whole.terms) != 1 or not is_share(values, stage.value):
+    if members.last is not None or len(whole.terms) != 1 or not is_share(values, stage.value):
         return None
     ((term, size),) = whole.terms
     more = members.most - size
     if term != columns or size < 2 or size & (size - 1) or not 0 <= more <= size:
         return None
+    if stage.kind == "max" and members.weighed:
+        return None
+    if stage.kind == "sum" and (more or whole.constant or stage.windows is not None or size > DEEPEST):
+        return None  # what belongs to one column alone is added up
     fold = Fold(size=size, more=more)
     return (fold, whole.constant) if values.fold in (None, fold) else None
 
@@ -96,27 +100,44 @@ def _folded(values: Values, stage: Pool, place: Place, given: tuple[Fold, int]) 
     assert stage.per is not None
     if values.fold is None:
         values.fold = fold
-        program.line(f"fine = column_first * {fold.size} + {first} + tl.arange(0, BLOCK_F)[None, :]")
+        offset = f" + {first}" if first else ""
+        program.line(f"fine = column_first * {fold.size}{offset} + tl.arange(0, BLOCK_F)[None, :]")
         program.known["fine"] = Known(column=True, fine=True)
-    fine = Param(name="fine", dtype="int")
-    at = Place(at={**{axis: entry for axis, entry in place.at.items() if axis != stage.per}, stage.over: fine})
-    begin, end = positions(stage.over)
-    last = end if stage.over in ("q", "k") else build.sub(count(values, stage.over), 1)
-    there = build.conj(build.apply("ge", fine, begin), build.apply("le", fine, last))
+        begin = build.add(build.mul(Index(name="column_first"), fold.size), first)
+        values.tiles["fine"] = Tile(first=begin, size="BLOCK_F")
+    fine = Index(name="fine") if first >= 0 else Param(name="fine", dtype="int")
+    at, there, weight = _inside(values, stage, place, fine)
     value = values.at(stage.value, at)
     only = tidy(build.conj(values.at(stage.only, at), there))
+    value = value if weight is None else program.name("value", build.mul(value, weight))
     text = f"tl.where({program.text(only)}, {program.atom(value)}, 0.0)"
-    text = f"fold_max({text}, BLOCK_R, BLOCK_C, {fold.size}, {fold.more})"
-    return program.let("most", text, Known(depth=program.of(value).depth, row=True, column=True), "float")
+    more = f", {fold.more}" if stage.kind == "max" else ""
+    text = f"fold_{stage.kind}({text}, BLOCK_R, BLOCK_C, {fold.size}{more})"
+    return program.let("folded", text, Known(depth=program.of(value).depth, row=True, column=True), "float")
+
+
+def _inside(values: Values, stage: Pool, place: Place, entry: Expr) -> tuple[Place, Expr, Expr | None]:
+    """The place of a member of a larger tile, which lies inside its entry; whether it exists, and how often it
+    counts, if more than once."""
+    at = Place(at={**{axis: each for axis, each in place.at.items() if axis != stage.per}, stage.over: entry})
+    begin, end = positions(stage.over)
+    last = end if stage.over in ("q", "k") else build.sub(count(values, stage.over), 1)
+    there = build.conj(build.apply("ge", entry, begin), build.apply("le", entry, last))
+    if stage.kind not in ("sum", "mean") or stage.windows is not None or stage.over in ("q", "k"):
+        return at, there, None
+    weight, some = values.places.shared(stage.over, entry, stage.over, entry, begin, end)
+    return at, tidy(build.conj(there, some)), weight
 
 
 def _is_deep(values: Values, stage: Pool, place: Place, members: Members) -> bool:
     """Whether the members of the rows of a tile are the rows of a larger one: the queries of blocks, one after the
     other."""
     rows = Index(name="rows")
-    if stage.over != "q" or stage.per is None or place.at[stage.per] != rows or members.last is not None:
+    if side_of(stage.over) != "q" or stage.per is None or place.at[stage.per] != rows or members.last is not None:
         return False
     whole, size = sum_of(members.first), members.most
+    if stage.over != "q" and (stage.kind != "sum" or stage.windows is not None):
+        return False
     even = whole.terms == ((rows, size),) and whole.constant == 0 and size & (size - 1) == 0
     return even and 1 < size <= DEEPEST and stage.dtype in ("float", "bool") and values.deep in (None, size)
 
@@ -130,14 +151,14 @@ def _folded_rows(values: Values, stage: Pool, place: Place, members: Members) ->
         with program.inside(0):
             program.declare("deep", Known(row=True, deep=True))
             program.line(f"deep = row_first * {size} + tl.arange(0, BLOCK_Q)[:, None]")
-    at = Place(at={**{axis: entry for axis, entry in place.at.items() if axis != stage.per}, stage.over: deep})
-    begin, end = positions(stage.over)
-    there = build.conj(build.apply("ge", deep, begin), build.apply("le", deep, end))
+            values.tiles["deep"] = Tile(first=build.mul(Index(name="row_first"), size), size="BLOCK_Q")
+    at, there, weight = _inside(values, stage, place, deep)
     value, only = values.at(stage.value, at), program.name("only", tidy(build.conj(values.at(stage.only, at), there)))
+    value = value if weight is None else build.mul(value, weight)
     what = program.of(value) | program.of(only)
-    rows, columns = Known(row=True, column=what.column).sizes
+    rows, columns = Known(row=True, column=what.column, fine=what.fine).sizes
     text = f"{program.atom(value)}, {program.atom(only)}, {rows}, {columns}, {size}"
-    inner = Known(depth=what.depth, row=True, column=what.column)
+    inner = Known(depth=what.depth, row=True, column=what.column, fine=what.fine)
     return program.let("folded", f"deep_{stage.kind}({text})", inner, stage.dtype)
 
 
@@ -168,8 +189,8 @@ def member(
         there = build.conj(there, build.apply("le", entry, members.last))
     if not members.weighed:
         return at, tidy(there), None
-    weight = values.places.shared(over, entry, per, place.at[per], begin, end)
-    return at, tidy(build.conj(there, build.apply("gt", weight, 0))), weight
+    weight, shares = values.places.shared(over, entry, per, place.at[per], begin, end)
+    return at, tidy(build.conj(there, shares)), weight
 
 
 def positions(axis: str) -> tuple[Expr, Expr]:

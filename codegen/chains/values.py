@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from spdsl.codegen.chains.affine import tidy
 from spdsl.codegen.chains.columns import is_made_before
-from spdsl.codegen.chains.parts import Arguments, Fold, Sums, Terms, Vectors
+from spdsl.codegen.chains.paired import pairs_of, write_pairs
+from spdsl.codegen.chains.parts import Arguments, Fold, Sums, Terms, Tile, Vectors
 from spdsl.codegen.chains.places import FIRST_DISTANCE, Place, Places, UncoveredError
 from spdsl.codegen.chains.presence import presence
 from spdsl.codegen.chains.products import product, scale, score
@@ -58,6 +59,7 @@ class Values:
     ``terms`` says of how many numbers those of queries and of keys are sums, by the name of the score; ``deep`` is
     how many queries are folded into a row, if any are; ``alone``: all that is read was made beforehand.  While numbers
     are taken for ``ordinary``, an infinite query may leave NaNs, for which whoever says so looks afterwards.
+    ``paired`` is how many products a score is the sum of; ``tiles`` are those of neighbours, by the names of entries.
     """
 
     pattern: BoundPattern
@@ -77,6 +79,8 @@ class Values:
     deep: int | None = None
     ordinary: bool = False
     alone: bool = False
+    paired: int = 0
+    tiles: dict[str, Tile] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.places = Places(pattern=self.pattern)
@@ -176,7 +180,8 @@ class Values:
             case Score():
                 value = score(self, stage, place)
             case Pool():
-                value = pooled(self, stage, place)
+                pairs = pairs_of(self, stage, place)
+                value = pooled(self, stage, place) if pairs is None else write_pairs(self, pairs, place)
             case Softmax():
                 value = self.share(stage, place)
             case Mark(value=expr):

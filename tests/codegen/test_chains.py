@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import random
 from collections.abc import Callable, Mapping
+from itertools import product
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from spdsl.codegen.chains.values import Values
 from spdsl.runtime.lines import Lines
 from spdsl.semantics import build
 from spdsl.semantics.graph import Mark, Pool, Score, Select, Windows, index_of
-from spdsl.semantics.nodes import Apply, BoundPattern, Const, Expr, Extent, Index
+from spdsl.semantics.nodes import Apply, BoundPattern, Const, Coord, Expr, Extent, Index, Load
 from spdsl.semantics.ops import OPS
 from spdsl.semantics.rewrite import transform
 
@@ -30,12 +31,12 @@ from spdsl.semantics.rewrite import transform
 def chain(name: str, **parameters: object) -> Chain:
     """The kernels of the last selection of a library pattern, for 16 heads of two groups in 16 bits.
 
-    Keys are sums of two numbers, but those of hip are as they are given.
+    Keys are sums of two numbers, but those of hip and xattention are as they are given.
     """
     pattern = spdsl.compile(name, **parameters).bind(16, 2, 64)  # type: ignore[arg-type]
     assert pattern.graph is not None
     *_, chosen = (stage.name for stage in pattern.graph.stages if isinstance(stage, Select | Mark))
-    each = Terms(queries=1, keys=1 if name == "hip" else 2)
+    each = Terms(queries=1, keys=1 if name in ("hip", "xattention") else 2)
     terms = tuple((stage.name, each) for stage in pattern.graph.stages if isinstance(stage, Score))
     return lower_chain(pattern, chosen, terms)
 
@@ -229,10 +230,11 @@ def test_members_are_those_of_tables(over: str, per: str, windows: Windows | Non
             there = 0 <= at < lines.size(over) and (members.last is None or at <= value(members.last, env))
             weight = 1
             if there and members.weighed:
-                shared = places.shared(
+                shared, some = places.shared(
                     over, Const(value=at), per, Const(value=entry), Const(value=0), Const(value=n - 1)
                 )
                 weight = value(shared, {})
+                assert bool(value(some, {})) == (weight > 0)
             if there and weight:
                 found[at] = weight
         row, times = shares.entries[entry].tolist(), shares.weights[entry].tolist()
@@ -285,6 +287,55 @@ def test_presence_is_that_of_an_entry(over: str, per: str | None, seed: int) -> 
         for column in range(0, 20, 3):
             here = env | {"rows": row, "columns": column, "count_small": 10**6}
             assert bool(value(found, here)) == any(_holds(condition, over, each, column) for each in entries)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_presence_of_pairs_that_a_remainder_tells(seed: int) -> None:
+    """Of every entry of 24 queries, and of 24 keys, those whose sum or difference has a remainder."""
+    rng, pattern = random.Random(seed), bound()
+    sign = rng.choice((1, -1))
+    straight = {1: 23, -1: 0}[sign]  # else what is found goes around the ends of an entry
+    rest = rng.choice((straight, rng.randrange(24)))
+    both = build.add(Index(name="q"), build.mul(Index(name="k"), sign))
+    condition = build.apply("eq", build.mod(both, 24), rest)
+    shared = {"kind": "any", "only": build.TRUE, "windows": None, "dtype": "bool"}
+    inner = Pool(name="s", axes=("q.wide", "k"), value=condition, over="q", per="q.wide", **shared)
+    read = Load(table="s", dtype="bool", indices=(Coord(side="q", axis="wide"), Index(name="k")))
+    outer = Pool(name="t", axes=("q.wide", "k.wide"), value=read, over="k", per="k.wide", **shared)
+    values = Values(pattern=pattern, stages={"s": inner, "t": outer}, terms={}, program=Program())
+    row_of = {"q.wide": Index(name="rows")}
+    of_key = presence(values, inner, Place(at={**row_of, "k": Index(name="columns")}))
+    of_entry = presence(values, outer, Place(at={**row_of, "k.wide": Index(name="columns")}))
+    assert of_key is not None
+    assert (of_entry is not None) == (rest == straight)
+    start, count, n = rng.randint(-5, 60), rng.randint(1, 60), rng.randint(1, 90)
+    env = {"q_start": start, "nq": count, "n": n}
+    for row, key in product(range(5), range(n)):
+        queries = [q for q in range(row * 24, row * 24 + 24) if max(start, 0) <= q < start + count]
+        here = {**env, "rows": row}
+        assert bool(value(of_key, {**here, "columns": key})) == any((q + sign * key) % 24 == rest for q in queries)
+        if of_entry is not None and key % 24 == 0:
+            keys = range(key, min(key + 24, n))
+            seen = any((q + sign * k) % 24 == rest for q in queries for k in keys)
+            assert bool(value(of_entry, {**here, "columns": key // 24})) == seen
+
+
+@pytest.mark.parametrize("stages", ["(q + k) % 8 == 3", "(q - k) % 8 == 5", "(k - q) % 8 == 0", "(2 * q + k) % 8 == 1"])
+def test_sums_along_the_diagonals_of_cells_are_one_product(stages: str) -> None:
+    """A key of each cell has one query: a loop of products that add up, for any slope."""
+    text = f"""pattern some() {{
+      axis cell = token by 8
+      let share = score(Q, K) |> only({stages}) |> sum(per = (q.cell, k.cell)) |> softmax
+      let chosen = share |> top(2)
+      keep chosen
+    }}"""
+    pattern = spdsl.compile(spdsl.loads(text)).bind(2, 2, 16)
+    assert pattern.graph is not None
+    (chosen,) = (stage.name for stage in pattern.graph.stages if isinstance(stage, Select))
+    terms = tuple((stage.name, Terms(queries=1, keys=1)) for stage in pattern.graph.stages if isinstance(stage, Score))
+    *_, kernel = lower_chain(pattern, chosen, terms).kernels
+    sloped = "2" in stages
+    assert kernel.paired == (0 if sloped else 8)
 
 
 @pytest.mark.parametrize("seed", range(30))

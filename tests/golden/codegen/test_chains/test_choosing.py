@@ -49,16 +49,18 @@ def between(low, high, of_low, of_high, wanted, turn, WIDTH: tl.constexpr):
 
     Where rows are long, there is a guess beside: as if the logarithm of how many keys there are fell evenly.
     """
-    middle = (low & high) + ((low ^ high) >> 1)
-    half = 0.5 * number_of(low) + 0.5 * number_of(high)
-    bits = half.to(tl.int32, bitcast=True)
-    at = tl.where(turn % 2 == 0, bits ^ ((bits >> 31) & 0x7FFFFFFF), middle)
+    at = (low & high) + ((low ^ high) >> 1)
+    # Every lane of a row's warps computes this: what is not asked for is left out.
+    if turn % 2 == 0:
+        half = 0.5 * number_of(low) + 0.5 * number_of(high)
+        bits = half.to(tl.int32, bitcast=True)
+        at = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     if WIDTH >= 1024:
-        above = tl.log2(of_low.to(tl.float32) + 0.5)
-        part = (above - tl.log2(wanted.to(tl.float32) + 0.5)) / (above - tl.log2(of_high.to(tl.float32) + 0.5))
-        step = part * (high.to(tl.float32) - low.to(tl.float32))
-        guess = (low.to(tl.int64) + step.to(tl.int64)).to(tl.int32)
-        at = tl.where(turn % 3 == 0, guess, at)
+        if turn % 3 == 0:
+            above = tl.log2(of_low.to(tl.float32) + 0.5)
+            part = (above - tl.log2(wanted.to(tl.float32) + 0.5)) / (above - tl.log2(of_high.to(tl.float32) + 0.5))
+            step = part * (high.to(tl.float32) - low.to(tl.float32))
+            at = (low.to(tl.int64) + step.to(tl.int64)).to(tl.int32)
     return tl.minimum(tl.maximum(at, low + 1), high - 1)
 
 

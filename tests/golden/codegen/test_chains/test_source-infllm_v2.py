@@ -42,6 +42,13 @@ def fold_max(value, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexp
     return most
 
 
+
+@triton.jit
+def fold_sum(value, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr):
+    """The sum of SIZE neighbours."""
+    return tl.sum(tl.reshape(value, [ROWS, COLUMNS, SIZE]), 2)
+
+
 @triton.jit
 def number(x):
     """-inf in place of a NaN; in Triton's interpreter a maximum would leave it."""
@@ -256,12 +263,12 @@ def keys(
             total_1 += share_2
     total_2 = tl.where(x_1 <= x_2, total_1, 0.0)
     holds = (fine >= 0) & (fine <= ((n + 15) >> 4) - 1)
-    most = fold_max(tl.where((x_1 <= x_2) & holds, total_2, 0.0), BLOCK_R, BLOCK_C, 4, 1)
+    folded = fold_max(tl.where((x_1 <= x_2) & holds, total_2, 0.0), BLOCK_R, BLOCK_C, 4, 1)
     x_3 = columns * 64 + 15
     holds_1 = columns * 4 <= ((n + 15) >> 4)
     holds_2 = 31 <= rows + q_start
     present = (x_3 <= x_2) & holds_1 & holds_2 & (1 <= ((n + 15) >> 4))
     holds_3 = columns == 0
     x_4 = (rows + q_start) >> 6
-    key = count_key(most, present, holds_3 | (0 <= x_4 - columns) & (x_4 - columns < 32))
+    key = count_key(folded, present, holds_3 | (0 <= x_4 - columns) & (x_4 - columns < 32))
     leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_last)

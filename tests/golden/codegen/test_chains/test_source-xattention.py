@@ -27,6 +27,83 @@ def mass_key(value, only, forced):
 
 
 @triton.jit
+def fold_max(value, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, MORE: tl.constexpr):
+    """The largest of SIZE neighbours, and of the MORE after them; at the last column of these there is none."""
+    parts = tl.reshape(value, [ROWS, COLUMNS, SIZE])
+    most = tl.max(parts, 2)
+    if MORE > 0:
+        place = tl.arange(0, SIZE)[None, None, :]
+        first = tl.max(tl.where(place < MORE, parts, 0.0), 2)
+        next = tl.minimum(tl.arange(0, COLUMNS) + 1, COLUMNS - 1)[None, :]
+        most = tl.maximum(most, tl.gather(first, tl.broadcast_to(next, [ROWS, COLUMNS]), 1))
+    return most
+
+
+
+@triton.jit
+def fold_sum(value, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr):
+    """The sum of SIZE neighbours."""
+    return tl.sum(tl.reshape(value, [ROWS, COLUMNS, SIZE]), 2)
+
+
+@triton.jit
+def deep_parts(value, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr):
+    """SIZE neighbouring rows for each of ROWS."""
+    return tl.reshape(tl.broadcast_to(value, ROWS * SIZE, COLUMNS), [ROWS, SIZE, COLUMNS])
+
+
+
+@triton.jit
+def deep_sum(value, only, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr):
+    """The sum of SIZE rows, of those that are there."""
+    value = tl.broadcast_to(tl.where(only, value, 0.0), ROWS * SIZE, COLUMNS)
+    if ROWS == 1:
+        total = tl.sum(value, 0)[None, :]
+    else:
+        total = tl.sum(tl.reshape(value, [ROWS, SIZE, COLUMNS]), 1)
+    return total
+
+
+
+@triton.jit
+def deep_mean(value, only, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr):
+    """The mean of SIZE rows, of those that are there; of none, 0."""
+    count = tl.sum(deep_parts(only.to(tl.int32), ROWS, COLUMNS, SIZE), 1)
+    return deep_sum(value, only, ROWS, COLUMNS, SIZE) / tl.maximum(count, 1)
+
+
+
+@triton.jit
+def deep_max(value, only, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr):
+    """The largest of SIZE rows, of those that are there and no NaN; of none, 0."""
+    there = only & (value == value)
+    most = tl.max(deep_parts(tl.where(there, value, float("-inf")), ROWS, COLUMNS, SIZE), 1)
+    some = tl.max(deep_parts(there.to(tl.int32), ROWS, COLUMNS, SIZE), 1)
+    return tl.where(some > 0, most, 0.0)
+
+
+
+@triton.jit
+def deep_min(value, only, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr):
+    """The smallest of SIZE rows, of those that are there and no NaN; of none, 0."""
+    return -deep_max(-value, only, ROWS, COLUMNS, SIZE)
+
+
+
+@triton.jit
+def deep_any(value, only, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr):
+    """Whether one of SIZE rows holds, of those that are there."""
+    return tl.max(deep_parts((value & only).to(tl.int32), ROWS, COLUMNS, SIZE), 1) > 0
+
+
+
+@triton.jit
+def deep_all(value, only, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr):
+    """Whether all of SIZE rows hold, of those that are there."""
+    return tl.min(deep_parts((value | ~only).to(tl.int32), ROWS, COLUMNS, SIZE), 1) > 0
+
+
+@triton.jit
 def number(x):
     """-inf in place of a NaN; in Triton's interpreter a maximum would leave it."""
     return tl.where(x == x, x, float("-inf"))
@@ -65,8 +142,8 @@ def sums_stage_5(
     begin, count, parts,  # the first row that has programs, how many have, and how many programs share the columns
     stage_0_q,  # [batch, h, q, d]
     stage_0_q_b, stage_0_q_h, stage_0_q_r, stage_0_q_f, stage_0_q_rows, stage_0_q_size,
-    stage_0_k,  # [batch, g, k, d], each a sum of 2
-    stage_0_k_b, stage_0_k_g, stage_0_k_r, stage_0_k_f, stage_0_k_t, stage_0_k_rows, stage_0_k_size,
+    stage_0_k,  # [batch, g, k, d]
+    stage_0_k_b, stage_0_k_g, stage_0_k_r, stage_0_k_f, stage_0_k_rows, stage_0_k_size,
     stage_0_scale,
     STAGE_0_Q: tl.constexpr,
     STAGE_0_K: tl.constexpr,
@@ -87,19 +164,24 @@ def sums_stage_5(
     tiles = tl.cdiv(column_count, BLOCK_C)
     # The first and the last tile that the condition touches, and the first run of those that it leaves whole.
     tile_begin, tile_end, full_begin, full_end = tiles, 0, tiles, tiles
-    holds = (row_last * 4 - tl.maximum(q_start, 0) + 3 >= 0) & (row_first * 4 - q_start - nq + 1 <= 0)
-    for scan in range(0, tl.where((row_last * 4 - tl.maximum(q_start, 0) + 3 >= 0) & (row_first * 4 - q_start - nq + 1 <= 0), tiles, 0), 128):
+    holds = tl.maximum(q_start, 0) - row_last * 4 - 3 <= 0
+    holds_1 = row_first * 4 - q_start - nq + 1 <= 0
+    x = row_first * 4
+    holds_2 = tl.maximum(q_start, 0) - row_first * 4 - 3 <= 0
+    holds_3 = row_last * 4 - q_start - nq + 1 <= 0
+    x_1 = row_last * 4
+    for scan in range(0, tl.where((tl.maximum(q_start, 0) - row_last * 4 - 3 <= 0) & (row_first * 4 - q_start - nq + 1 <= 0) & (tl.maximum(q_start, 0) - q_start - nq + 1 <= 0), tiles, 0), 128):
         run_end = tl.minimum(scan + 128, tiles)
         columns_first = scan * BLOCK_C
         columns_last = tl.minimum(run_end * BLOCK_C, column_count) - 1
-        if (holds & (columns_first * 4 - n + 1 <= 0) & (columns_first - row_last <= 0)) & (columns_first <= columns_last):
+        if (holds & (columns_first * 4 - n + 1 <= 0) & holds_1 & (tl.maximum(q_start, 0) - q_start - nq + 1 <= 0) & (columns_first * 4 + x - n - q_start - nq + 5 <= 0) & (columns_first - row_last <= 0)) & (columns_first <= columns_last):
             each = scan + tl.arange(0, 128)
             column_first = each * BLOCK_C
             column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
-            touched = (holds & (column_first * 4 - n + 1 <= 0) & (column_first - row_last <= 0)) & (each < tiles)
+            touched = (holds & (column_first * 4 - n + 1 <= 0) & holds_1 & (tl.maximum(q_start, 0) - q_start - nq + 1 <= 0) & (column_first * 4 + x - n - q_start - nq + 5 <= 0) & (column_first - row_last <= 0)) & (each < tiles)
             tile_begin = tl.minimum(tile_begin, tl.min(tl.where(touched, each, tiles), 0))
             tile_end = tl.maximum(tile_end, tl.max(tl.where(touched, each + 1, 0), 0))
-            whole = (False) & (column_first + BLOCK_C <= column_count)
+            whole = (holds_2 & (column_last * 4 - n + 1 <= 0) & holds_3 & (tl.maximum(q_start, 0) - q_start - nq + 1 <= 0) & (column_last * 4 + x_1 - n - q_start - nq + 5 <= 0) & (column_last - row_first <= 0)) & (column_first + BLOCK_C <= column_count)
             full_begin = tl.minimum(full_begin, tl.min(tl.where(whole, each, tiles), 0))
             full_end = tl.minimum(full_end, tl.min(tl.where(whole | (each < full_begin), tiles, each), 0))
     full_end = tl.minimum(full_end, tl.maximum(tile_end, full_begin))
@@ -111,99 +193,95 @@ def sums_stage_5(
     full_end = tl.minimum(tl.maximum(full_end, full_begin), tile_end)
     largest = tl.full([BLOCK_R], float('-inf'), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
-    only = (rows * 4 + 3 >= tl.maximum(q_start, 0)) & (rows * 4 + 3 <= q_start + nq - 1)
-    entry = rows * 4 - q_start + 3
     feature = tl.arange(0, STAGE_0_Q)[None, :]
     start = stage_0_q + tl.cast(b, tl.int64) * stage_0_q_b + tl.cast(head, tl.int64) * stage_0_q_h
-    there = (entry >= 0) & (entry < stage_0_q_rows)
-    query = tl.load(start + tl.cast(entry, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
-    x = head >> 3
+    along = tl.arange(0, BLOCK_R)[:, None] * 4
+    offset = along * stage_0_q_r + feature * stage_0_q_f
+    x_2 = head >> 3
     feature_1 = tl.arange(0, STAGE_0_K)[:, None]
-    start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(x, tl.int64) * stage_0_k_g + 1 * stage_0_k_t
-    start_2 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(x, tl.int64) * stage_0_k_g
-    only_2 = (rows * 4 + 2 >= tl.maximum(q_start, 0)) & (rows * 4 + 2 <= q_start + nq - 1)
-    entry_2 = rows * 4 - q_start + 2
-    there_2 = (entry_2 >= 0) & (entry_2 < stage_0_q_rows)
-    query_1 = tl.load(start + tl.cast(entry_2, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_2 & (feature < stage_0_q_size), other=0.0)
-    only_4 = (rows * 4 + 1 >= tl.maximum(q_start, 0)) & (rows * 4 + 1 <= q_start + nq - 1)
-    entry_4 = rows * 4 - q_start + 1
-    there_4 = (entry_4 >= 0) & (entry_4 < stage_0_q_rows)
-    query_2 = tl.load(start + tl.cast(entry_4, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_4 & (feature < stage_0_q_size), other=0.0)
-    only_6 = (rows * 4 >= tl.maximum(q_start, 0)) & (rows * 4 <= q_start + nq - 1)
-    entry_6 = rows * 4 - q_start
-    there_6 = (entry_6 >= 0) & (entry_6 < stage_0_q_rows)
-    query_3 = tl.load(start + tl.cast(entry_6, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_6 & (feature < stage_0_q_size), other=0.0)
+    start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(x_2, tl.int64) * stage_0_k_g
+    along_1 = tl.arange(0, BLOCK_C)[None, :] * 4
+    offset_1 = along_1 * stage_0_k_r + feature_1 * stage_0_k_f
+    x_5 = rows * 4
+    for full in range(full_begin, full_end):
+        columns = full * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+        total_1 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
+        x_3 = full * BLOCK_C * 4
+        for pair in range(4):
+            first = -pair - q_start + x + 3
+            begins = start + tl.cast(first, tl.int64) * stage_0_q_r
+            there = (along >= -first) & (along < stage_0_q_rows - first)
+            query = tl.load(begins + offset, mask=there & (feature < stage_0_q_size), other=0.0)
+            first_1 = pair + x_3
+            begins_1 = start_1 + tl.cast(first_1, tl.int64) * stage_0_k_r
+            there_1 = (along_1 >= -first_1) & (along_1 < stage_0_k_rows - first_1)
+            key_1 = tl.load(begins_1 + offset_1, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+            product = tl.dot(query, key_1, total_1)
+            total_1 = product
+        # Beside what is infinite, a pair that does not exist is no zero.
+        x_4 = columns * 4
+        if tl.sum((total_1 != total_1).to(tl.int32)) > 0:
+            total_1 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
+            for pair_1 in range(4):
+                first_2 = -pair_1 - q_start + x + 3
+                begins_2 = start + tl.cast(first_2, tl.int64) * stage_0_q_r
+                there_2 = (along >= -first_2) & (along < stage_0_q_rows - first_2)
+                query_1 = tl.load(begins_2 + offset, mask=there_2 & (feature < stage_0_q_size), other=0.0)
+                first_3 = pair_1 + x_3
+                begins_3 = start_1 + tl.cast(first_3, tl.int64) * stage_0_k_r
+                there_3 = (along_1 >= -first_3) & (along_1 < stage_0_k_rows - first_3)
+                key_2 = tl.load(begins_3 + offset_1, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
+                product_1 = tl.dot(query_1, key_2)
+                holds_4 = x_4 + pair_1 <= n - 1
+                holds_5 = (x_5 - pair_1 + 3 >= tl.maximum(q_start, 0)) & (x_5 - pair_1 + 3 <= q_start + nq - 1)
+                total_1 += tl.where(holds_4 & holds_5, product_1, 0.0)
+        score = total_1 * stage_0_scale
+        largest, total = add_plain(tl.broadcast_to(score * 1.4426950408889634, BLOCK_R, BLOCK_C), largest, total)
+    # A sum that is no number says that one was: then these tiles are gone through like others.
+    ordinary = tl.sum((total != total).to(tl.int32), 0) == 0
+    largest = tl.where(ordinary, largest, float('-inf'))
+    total = tl.where(ordinary, total, 0.0)
+    full_end = tl.where(ordinary, full_end, full_begin)
+    holds_8 = tl.maximum(q_start, 0) <= rows * 4 + 3
+    holds_10 = rows * 4 + 1 <= q_start + nq
     for rest in range(tile_begin, tile_end - (full_end - full_begin)):
         tile = tl.where(rest < full_begin, rest, rest + full_end - full_begin)
         columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-        total_1 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
-        found = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-        found = found | only
         total_2 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
-        entry_1 = columns * 4
-        there_1 = (entry_1 >= 0) & (entry_1 < stage_0_k_rows)
-        key_1 = tl.load(start_1 + tl.cast(entry_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
-        product = tl.dot(query, key_1)
-        product_1 = tl.where(tl.abs(product) < float("inf"), product, 0.0)
-        key_2 = tl.load(start_2 + tl.cast(entry_1, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
-        product_2 = tl.dot(query, key_2, product_1)
-        score = product_2 * stage_0_scale
-        total_2 += tl.where(only, score, 0)
-        holds_1 = columns * 4 <= n - 1
-        only_1 = found & holds_1
-        total_1 += tl.where(only_1, total_2, 0)
-        found_1 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-        found_1 = found_1 | only_2
-        total_3 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
-        entry_3 = columns * 4 + 1
-        there_3 = (entry_3 >= 0) & (entry_3 < stage_0_k_rows)
-        key_3 = tl.load(start_1 + tl.cast(entry_3, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
-        product_3 = tl.dot(query_1, key_3)
-        product_4 = tl.where(tl.abs(product_3) < float("inf"), product_3, 0.0)
-        key_4 = tl.load(start_2 + tl.cast(entry_3, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
-        product_5 = tl.dot(query_1, key_4, product_4)
-        score_1 = product_5 * stage_0_scale
-        total_3 += tl.where(only_2, score_1, 0)
-        holds_2 = columns * 4 + 1 <= n - 1
-        only_3 = found_1 & holds_2
-        total_1 += tl.where(only_3, total_3, 0)
-        found_2 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-        found_2 = found_2 | only_4
-        total_4 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
-        entry_5 = columns * 4 + 2
-        there_5 = (entry_5 >= 0) & (entry_5 < stage_0_k_rows)
-        key_5 = tl.load(start_1 + tl.cast(entry_5, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_5 & (feature_1 < stage_0_k_size), other=0.0)
-        product_6 = tl.dot(query_2, key_5)
-        product_7 = tl.where(tl.abs(product_6) < float("inf"), product_6, 0.0)
-        key_6 = tl.load(start_2 + tl.cast(entry_5, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_5 & (feature_1 < stage_0_k_size), other=0.0)
-        product_8 = tl.dot(query_2, key_6, product_7)
-        score_2 = product_8 * stage_0_scale
-        total_4 += tl.where(only_4, score_2, 0)
-        holds_3 = columns * 4 + 2 <= n - 1
-        only_5 = found_2 & holds_3
-        total_1 += tl.where(only_5, total_4, 0)
-        found_3 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-        found_3 = found_3 | only_6
-        total_5 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
-        entry_7 = columns * 4 + 3
-        there_7 = (entry_7 >= 0) & (entry_7 < stage_0_k_rows)
-        key_7 = tl.load(start_1 + tl.cast(entry_7, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_7 & (feature_1 < stage_0_k_size), other=0.0)
-        product_9 = tl.dot(query_3, key_7)
-        product_10 = tl.where(tl.abs(product_9) < float("inf"), product_9, 0.0)
-        key_8 = tl.load(start_2 + tl.cast(entry_7, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_7 & (feature_1 < stage_0_k_size), other=0.0)
-        product_11 = tl.dot(query_3, key_8, product_10)
-        score_3 = product_11 * stage_0_scale
-        total_5 += tl.where(only_6, score_3, 0)
-        holds_4 = columns * 4 + 3 <= n - 1
-        only_7 = found_3 & holds_4
-        total_1 += tl.where(only_7, total_5, 0)
-        found_4 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-        found_4 = found_4 | (found & holds_1)
-        found_4 = found_4 | (found_1 & holds_2)
-        found_4 = found_4 | (found_2 & holds_3)
-        found_4 = found_4 | (found_3 & holds_4)
-        only_8 = found_4 & (columns <= rows)
-        logit_1 = tl.where(only_8, number(total_1 * 1.4426950408889634), float('-inf'))
+        x_6 = tile * BLOCK_C * 4
+        for pair_2 in range(4):
+            first_4 = -pair_2 - q_start + x + 3
+            begins_4 = start + tl.cast(first_4, tl.int64) * stage_0_q_r
+            there_4 = (along >= -first_4) & (along < stage_0_q_rows - first_4)
+            query_2 = tl.load(begins_4 + offset, mask=there_4 & (feature < stage_0_q_size), other=0.0)
+            first_5 = pair_2 + x_6
+            begins_5 = start_1 + tl.cast(first_5, tl.int64) * stage_0_k_r
+            there_5 = (along_1 >= -first_5) & (along_1 < stage_0_k_rows - first_5)
+            key_3 = tl.load(begins_5 + offset_1, mask=there_5 & (feature_1 < stage_0_k_size), other=0.0)
+            product_2 = tl.dot(query_2, key_3, total_2)
+            total_2 = product_2
+        # Beside what is infinite, a pair that does not exist is no zero.
+        x_7 = columns * 4
+        if tl.sum((total_2 != total_2).to(tl.int32)) > 0:
+            total_2 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
+            for pair_3 in range(4):
+                first_6 = -pair_3 - q_start + x + 3
+                begins_6 = start + tl.cast(first_6, tl.int64) * stage_0_q_r
+                there_6 = (along >= -first_6) & (along < stage_0_q_rows - first_6)
+                query_3 = tl.load(begins_6 + offset, mask=there_6 & (feature < stage_0_q_size), other=0.0)
+                first_7 = pair_3 + x_6
+                begins_7 = start_1 + tl.cast(first_7, tl.int64) * stage_0_k_r
+                there_7 = (along_1 >= -first_7) & (along_1 < stage_0_k_rows - first_7)
+                key_4 = tl.load(begins_7 + offset_1, mask=there_7 & (feature_1 < stage_0_k_size), other=0.0)
+                product_3 = tl.dot(query_3, key_4)
+                holds_6 = x_7 + pair_3 <= n - 1
+                holds_7 = (x_5 - pair_3 + 3 >= tl.maximum(q_start, 0)) & (x_5 - pair_3 + 3 <= q_start + nq - 1)
+                total_2 += tl.where(holds_6 & holds_7, product_3, 0.0)
+        score_1 = total_2 * stage_0_scale
+        holds_9 = columns * 4 + 1 <= n
+        present = holds_8 & holds_9 & holds_10 & (tl.maximum(q_start, 0) + 1 <= q_start + nq) & (x_7 + x_5 + 5 <= n + q_start + nq)
+        only = present & (columns <= rows)
+        logit_1 = tl.where(only, number(score_1 * 1.4426950408889634), float('-inf'))
         logit = tl.where(columns < column_count, logit_1, float('-inf'))
         largest, total = add_up(tl.broadcast_to(logit, BLOCK_R, BLOCK_C), largest, total)
     owners = tl.num_programs(0) // parts // row_tiles
@@ -221,8 +299,8 @@ def keys(
     row_ends, ends_first,  # [batch * heads, tiles of rows], int32, zeros before: where the keys of these rows end
     stage_0_q,  # [batch, h, q, d]
     stage_0_q_b, stage_0_q_h, stage_0_q_r, stage_0_q_f, stage_0_q_rows, stage_0_q_size,
-    stage_0_k,  # [batch, g, k, d], each a sum of 2
-    stage_0_k_b, stage_0_k_g, stage_0_k_r, stage_0_k_f, stage_0_k_t, stage_0_k_rows, stage_0_k_size,
+    stage_0_k,  # [batch, g, k, d]
+    stage_0_k_b, stage_0_k_g, stage_0_k_r, stage_0_k_f, stage_0_k_rows, stage_0_k_size,
     stage_5_sums,  # [batch, heads, rows, 2]: log2 of the sum and of the largest share
     stage_5_sums_b, stage_5_sums_h, stage_5_sums_rows,
     count_cell,  # entries of q.cell
@@ -244,6 +322,8 @@ def keys(
     head = owner % heads
     row_first = first_row + row_tile * BLOCK_R
     row_last = tl.minimum(row_first + BLOCK_R, first_row + chunk_rows) - 1
+    BLOCK_F: tl.constexpr = BLOCK_C * 32
+    BLOCK_Q: tl.constexpr = BLOCK_R * 32
     column_first = column_tile * BLOCK_C
     column_last = tl.minimum(column_first + BLOCK_C, column_count) - 1
     rows = row_first + tl.arange(0, BLOCK_R)[:, None]
@@ -252,184 +332,98 @@ def keys(
     row_end = row_ends + ends_first + owner * row_tiles + row_tile
     # No entry of the tile can be chosen.
     column_end = column_count - 1
-    if ~((row_last * 128 - tl.maximum(q_start, 0) + 127 >= 0) & (row_first * 128 - q_start - nq + 1 <= 0) & (column_first * 128 - n + 1 <= 0) & (column_first * 32 - row_last * 32 - 31 <= 0) & ((row_first * 32 - count_cell < 0) & (tl.maximum(tl.minimum(tl.minimum(row_last * 128 + 127, row_last * 128 + 127), q_start + nq - 1) - tl.maximum(tl.maximum(row_first * 128, row_first * 128), tl.maximum(q_start, 0)) + 1, 0) > 0)) & ((column_first * 32 - ((n + 3) >> 2) < 0) & (tl.maximum(tl.minimum(tl.minimum(column_last * 128 + 127, column_last * 128 + 127), n - 1) - tl.maximum(tl.maximum(column_first * 128, column_first * 128), 0) + 1, 0) > 0)) | ((column_first <= 0) | (column_first - row_last <= 0) & (column_last - row_first >= 0))):
-        if (row_last * 128 - tl.maximum(q_start, 0) + 127 >= 0) & (row_first * 128 - q_start - nq + 1 <= 0) & (column_first * 128 - n + 1 <= 0) & (column_first * 32 - row_last * 32 - 31 <= 0) & ((row_first * 32 - count_cell < 0) & (tl.maximum(tl.minimum(tl.minimum(row_last * 128 + 127, row_last * 128 + 127), q_start + nq - 1) - tl.maximum(tl.maximum(row_first * 128, row_first * 128), tl.maximum(q_start, 0)) + 1, 0) > 0)) & ((column_first * 32 - ((n + 3) >> 2) < 0) & (tl.maximum(tl.minimum(tl.minimum(column_end * 128 + 127, column_end * 128 + 127), n - 1) - tl.maximum(tl.maximum(column_first * 128, column_first * 128), 0) + 1, 0) > 0)) | ((column_first <= 0) | (column_first - row_last <= 0) & (column_end - row_first >= 0)):
+    if ~((tl.maximum(q_start, 0) - q_start - nq + 1 <= 0) & (row_first * 128 - q_start - nq + 1 <= 0) & (tl.maximum(q_start, 0) - row_last * 128 - 127 <= 0) & (row_first * 32 - count_cell + 1 <= 0) & (-count_cell - ((-tl.maximum(q_start, 0) + 3) >> 2) + 1 <= 0) & (-(((-tl.maximum(q_start, 0) + 3) >> 2) * 4) - row_last * 128 - 127 <= 0) & (-q_start - nq - ((-tl.maximum(q_start, 0) + 3) >> 2) * 4 + 1 <= 0) & (column_first * 128 - n + 1 <= 0) & (-n + 1 <= 0) & (column_first * 128 + row_first * 128 - n - q_start - nq + 5 <= 0) & (column_first * 32 - row_last * 32 - 31 <= 0) & (column_first * 256 - n - q_start - nq + 5 <= 0) & (column_first * 32 - count_cell + 1 <= 0) & (column_first * 128 - row_last * 128 - 127 <= 0) & (column_first * 128 - q_start - nq + 1 <= 0) & (column_first * 128 - n - q_start - nq - ((-tl.maximum(q_start, 0) + 3) >> 2) * 4 + 5 <= 0) & (column_first * 32 - ((n + 3) >> 2) + 1 <= 0) | ((column_first <= 0) | (column_first - row_last <= 0) & (column_last - row_first >= 0))):
+        if (tl.maximum(q_start, 0) - q_start - nq + 1 <= 0) & (row_first * 128 - q_start - nq + 1 <= 0) & (tl.maximum(q_start, 0) - row_last * 128 - 127 <= 0) & (row_first * 32 - count_cell + 1 <= 0) & (-count_cell - ((-tl.maximum(q_start, 0) + 3) >> 2) + 1 <= 0) & (-(((-tl.maximum(q_start, 0) + 3) >> 2) * 4) - row_last * 128 - 127 <= 0) & (-q_start - nq - ((-tl.maximum(q_start, 0) + 3) >> 2) * 4 + 1 <= 0) & (column_first * 128 - n + 1 <= 0) & (-n + 1 <= 0) & (column_first * 128 + row_first * 128 - n - q_start - nq + 5 <= 0) & (column_first * 32 - row_last * 32 - 31 <= 0) & (column_first * 256 - n - q_start - nq + 5 <= 0) & (column_first * 32 - count_cell + 1 <= 0) & (column_first * 128 - row_last * 128 - 127 <= 0) & (column_first * 128 - q_start - nq + 1 <= 0) & (column_first * 128 - n - q_start - nq - ((-tl.maximum(q_start, 0) + 3) >> 2) * 4 + 5 <= 0) & (column_first * 32 - ((n + 3) >> 2) + 1 <= 0) | ((column_first <= 0) | (column_first - row_last <= 0) & (column_end - row_first >= 0)):
             inside = (rows <= row_last) & (columns <= column_last)
             tl.store(keys + key_row * pitch + columns, 0, mask=inside)
         return
-    total_1 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
-    x = rows * 128
-    x_2 = columns * 128
-    x_4 = rows * 32
-    x_5 = rows * 128 + 127
-    x_6 = columns * 32
+    fine = column_first * 32 + tl.arange(0, BLOCK_F)[None, :]
+    deep = row_first * 32 + tl.arange(0, BLOCK_Q)[:, None]
+    row_of = tl.cast(b, tl.int64) * stage_5_sums_b + head * stage_5_sums_h + tl.minimum(tl.maximum(deep, 0), stage_5_sums_rows - 1)
+    log_sum = tl.load(stage_5_sums + row_of * 2)
+    total_1 = tl.full([BLOCK_Q, BLOCK_F], 0, tl.float32)
     feature = tl.arange(0, STAGE_0_Q)[None, :]
     start = stage_0_q + tl.cast(b, tl.int64) * stage_0_q_b + tl.cast(head, tl.int64) * stage_0_q_h
-    x_11 = head >> 3
+    x = row_first * 128
+    along = tl.arange(0, BLOCK_Q)[:, None] * 4
+    offset = along * stage_0_q_r + feature * stage_0_q_f
+    x_1 = head >> 3
     feature_1 = tl.arange(0, STAGE_0_K)[:, None]
-    start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(x_11, tl.int64) * stage_0_k_g + 1 * stage_0_k_t
-    start_2 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(x_11, tl.int64) * stage_0_k_g
-    x_13 = columns * 128 + 127
-    for member in range(32):
-        found = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-        x_3 = member * 4
-        only_1 = x_2 + x_3 <= n - 1
-        only_3 = x_2 + x_3 + 1 <= n - 1
-        only_5 = x_2 + x_3 + 2 <= n - 1
-        only_7 = x_2 + x_3 + 3 <= n - 1
-        x_7 = x_6 + member
-        for member_1 in range(32):
-            found_1 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-            found_2 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-            x_1 = member_1 * 4
-            only = (x + x_1 + 3 >= tl.maximum(q_start, 0)) & (x + x_1 + 3 <= q_start + nq - 1)
-            found_2 = found_2 | only
-            found_1 = found_1 | (found_2 & only_1)
-            found_3 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-            only_2 = (x + x_1 + 2 >= tl.maximum(q_start, 0)) & (x + x_1 + 2 <= q_start + nq - 1)
-            found_3 = found_3 | only_2
-            found_1 = found_1 | (found_3 & only_3)
-            found_4 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-            only_4 = (x + x_1 + 1 >= tl.maximum(q_start, 0)) & (x + x_1 + 1 <= q_start + nq - 1)
-            found_4 = found_4 | only_4
-            found_1 = found_1 | (found_4 & only_5)
-            found_5 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-            only_6 = (x + x_1 >= tl.maximum(q_start, 0)) & (x + x_1 <= q_start + nq - 1)
-            found_5 = found_5 | only_6
-            found_1 = found_1 | (found_5 & only_7)
-            only_8 = (x_4 + member_1 < count_cell) & (tl.maximum(tl.minimum(tl.minimum(x + x_1 + 3, x_5), q_start + nq - 1) - tl.maximum(tl.maximum(x + x_1, x), tl.maximum(q_start, 0)) + 1, 0) > 0)
-            x_8 = x_4 + member_1
-            x_9 = found_1 & (x_7 <= x_8)
-            found = found | (x_9 & only_8)
-        total_2 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
-        entry_2 = x_2 + x_3
-        there_1 = (entry_2 >= 0) & (entry_2 < stage_0_k_rows)
-        key_1 = tl.load(start_1 + tl.cast(entry_2, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
-        key_2 = tl.load(start_2 + tl.cast(entry_2, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
-        entry_4 = x_2 + x_3 + 1
-        there_3 = (entry_4 >= 0) & (entry_4 < stage_0_k_rows)
-        key_3 = tl.load(start_1 + tl.cast(entry_4, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
-        key_4 = tl.load(start_2 + tl.cast(entry_4, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
-        entry_6 = x_2 + x_3 + 2
-        there_5 = (entry_6 >= 0) & (entry_6 < stage_0_k_rows)
-        key_5 = tl.load(start_1 + tl.cast(entry_6, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_5 & (feature_1 < stage_0_k_size), other=0.0)
-        key_6 = tl.load(start_2 + tl.cast(entry_6, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_5 & (feature_1 < stage_0_k_size), other=0.0)
-        entry_8 = x_2 + x_3 + 3
-        there_7 = (entry_8 >= 0) & (entry_8 < stage_0_k_rows)
-        key_7 = tl.load(start_1 + tl.cast(entry_8, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_7 & (feature_1 < stage_0_k_size), other=0.0)
-        key_8 = tl.load(start_2 + tl.cast(entry_8, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=there_7 & (feature_1 < stage_0_k_size), other=0.0)
-        for member_2 in range(32):
-            found_6 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-            found_7 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-            x_10 = member_2 * 4
-            only_9 = (x + x_10 + 3 >= tl.maximum(q_start, 0)) & (x + x_10 + 3 <= q_start + nq - 1)
-            found_7 = found_7 | only_9
-            found_6 = found_6 | (found_7 & only_1)
-            found_8 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-            only_10 = (x + x_10 + 2 >= tl.maximum(q_start, 0)) & (x + x_10 + 2 <= q_start + nq - 1)
-            found_8 = found_8 | only_10
-            found_6 = found_6 | (found_8 & only_3)
-            found_9 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-            only_11 = (x + x_10 + 1 >= tl.maximum(q_start, 0)) & (x + x_10 + 1 <= q_start + nq - 1)
-            found_9 = found_9 | only_11
-            found_6 = found_6 | (found_9 & only_5)
-            found_10 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-            only_12 = (x + x_10 >= tl.maximum(q_start, 0)) & (x + x_10 <= q_start + nq - 1)
-            found_10 = found_10 | only_12
-            found_6 = found_6 | (found_10 & only_7)
-            entry = x_4 + member_2
-            row_of = tl.cast(b, tl.int64) * stage_5_sums_b + head * stage_5_sums_h + tl.minimum(tl.maximum(entry, 0), stage_5_sums_rows - 1)
-            log_sum = tl.load(stage_5_sums + row_of * 2)
-            total_3 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
-            total_4 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
-            entry_1 = x + x_10 - q_start + 3
-            there = (entry_1 >= 0) & (entry_1 < stage_0_q_rows)
-            query = tl.load(start + tl.cast(entry_1, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there & (feature < stage_0_q_size), other=0.0)
-            product = tl.dot(query, key_1)
-            product_1 = tl.where(tl.abs(product) < float("inf"), product, 0.0)
-            product_2 = tl.dot(query, key_2, product_1)
-            score = product_2 * stage_0_scale
-            total_4 += tl.where(only_9, score, 0)
-            only_13 = found_7 & only_1
-            total_3 += tl.where(only_13, total_4, 0)
-            total_5 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
-            entry_3 = x + x_10 - q_start + 2
-            there_2 = (entry_3 >= 0) & (entry_3 < stage_0_q_rows)
-            query_1 = tl.load(start + tl.cast(entry_3, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_2 & (feature < stage_0_q_size), other=0.0)
-            product_3 = tl.dot(query_1, key_3)
-            product_4 = tl.where(tl.abs(product_3) < float("inf"), product_3, 0.0)
-            product_5 = tl.dot(query_1, key_4, product_4)
-            score_1 = product_5 * stage_0_scale
-            total_5 += tl.where(only_10, score_1, 0)
-            only_14 = found_8 & only_3
-            total_3 += tl.where(only_14, total_5, 0)
-            total_6 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
-            entry_5 = x + x_10 - q_start + 1
-            there_4 = (entry_5 >= 0) & (entry_5 < stage_0_q_rows)
-            query_2 = tl.load(start + tl.cast(entry_5, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_4 & (feature < stage_0_q_size), other=0.0)
-            product_6 = tl.dot(query_2, key_5)
-            product_7 = tl.where(tl.abs(product_6) < float("inf"), product_6, 0.0)
-            product_8 = tl.dot(query_2, key_6, product_7)
-            score_2 = product_8 * stage_0_scale
-            total_6 += tl.where(only_11, score_2, 0)
-            only_15 = found_9 & only_5
-            total_3 += tl.where(only_15, total_6, 0)
-            total_7 = tl.full([BLOCK_R, BLOCK_C], 0, tl.float32)
-            entry_7 = x + x_10 - q_start
-            there_6 = (entry_7 >= 0) & (entry_7 < stage_0_q_rows)
-            query_3 = tl.load(start + tl.cast(entry_7, tl.int64) * stage_0_q_r + feature * stage_0_q_f, mask=there_6 & (feature < stage_0_q_size), other=0.0)
-            product_9 = tl.dot(query_3, key_7)
-            product_10 = tl.where(tl.abs(product_9) < float("inf"), product_9, 0.0)
-            product_11 = tl.dot(query_3, key_8, product_10)
-            score_3 = product_11 * stage_0_scale
-            total_7 += tl.where(only_12, score_3, 0)
-            only_16 = found_10 & only_7
-            total_3 += tl.where(only_16, total_7, 0)
-            most_of = tl.load(stage_5_sums + row_of * 2 + 1)
-            only_17 = found_6 & (x_7 <= entry)
-            share_1 = tl.where(only_17, tl.exp2(tl.minimum(number(total_3 * 1.4426950408889634 - log_sum), most_of)), 0.0)
-            holds = (x_4 + member_2 < count_cell) & (tl.maximum(tl.minimum(tl.minimum(x + x_10 + 3, x_5), q_start + nq - 1) - tl.maximum(tl.maximum(x + x_10, x), tl.maximum(q_start, 0)) + 1, 0) > 0)
-            only_18 = found_6 & (x_7 <= entry) & holds
-            x_12 = tl.cast(tl.maximum(tl.minimum(tl.minimum(x + x_10 + 3, x_5), q_start + nq - 1) - tl.maximum(tl.maximum(x + x_10, x), tl.maximum(q_start, 0)) + 1, 0), tl.float32)
-            total_2 += tl.where(only_18, share_1 * x_12, 0)
-        holds_1 = (x_6 + member < ((n + 3) >> 2)) & (tl.maximum(tl.minimum(tl.minimum(x_2 + x_3 + 3, x_13), n - 1) - tl.maximum(tl.maximum(x_2 + x_3, x_2), 0) + 1, 0) > 0)
-        only_19 = found & holds_1
-        x_14 = tl.cast(tl.maximum(tl.minimum(tl.minimum(x_2 + x_3 + 3, x_13), n - 1) - tl.maximum(tl.maximum(x_2 + x_3, x_2), 0) + 1, 0), tl.float32)
-        total_1 += tl.where(only_19, total_2 * x_14, 0)
-    found_11 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-    for member_3 in range(32):
-        found_12 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-        x_16 = member_3 * 4
-        only_21 = x_2 + x_16 <= n - 1
-        only_23 = x_2 + x_16 + 1 <= n - 1
-        only_25 = x_2 + x_16 + 2 <= n - 1
-        only_27 = x_2 + x_16 + 3 <= n - 1
-        x_17 = x_6 + member_3
-        for member_4 in range(32):
-            found_13 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-            found_14 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-            x_15 = member_4 * 4
-            only_20 = (x + x_15 + 3 >= tl.maximum(q_start, 0)) & (x + x_15 + 3 <= q_start + nq - 1)
-            found_14 = found_14 | only_20
-            found_13 = found_13 | (found_14 & only_21)
-            found_15 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-            only_22 = (x + x_15 + 2 >= tl.maximum(q_start, 0)) & (x + x_15 + 2 <= q_start + nq - 1)
-            found_15 = found_15 | only_22
-            found_13 = found_13 | (found_15 & only_23)
-            found_16 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-            only_24 = (x + x_15 + 1 >= tl.maximum(q_start, 0)) & (x + x_15 + 1 <= q_start + nq - 1)
-            found_16 = found_16 | only_24
-            found_13 = found_13 | (found_16 & only_25)
-            found_17 = tl.full([BLOCK_R, BLOCK_C], False, tl.int1)
-            only_26 = (x + x_15 >= tl.maximum(q_start, 0)) & (x + x_15 <= q_start + nq - 1)
-            found_17 = found_17 | only_26
-            found_13 = found_13 | (found_17 & only_27)
-            only_28 = (x_4 + member_4 < count_cell) & (tl.maximum(tl.minimum(tl.minimum(x + x_15 + 3, x_5), q_start + nq - 1) - tl.maximum(tl.maximum(x + x_15, x), tl.maximum(q_start, 0)) + 1, 0) > 0)
-            x_18 = x_4 + member_4
-            x_19 = found_13 & (x_17 <= x_18)
-            found_12 = found_12 | (x_19 & only_28)
-        only_29 = (x_6 + member_3 < ((n + 3) >> 2)) & (tl.maximum(tl.minimum(tl.minimum(x_2 + x_16 + 3, x_13), n - 1) - tl.maximum(tl.maximum(x_2 + x_16, x_2), 0) + 1, 0) > 0)
-        found_11 = found_11 | (found_12 & only_29)
-    holds_2 = columns == 0
-    key = mass_key(total_1, found_11, holds_2 | (columns == rows))
+    start_1 = stage_0_k + tl.cast(b, tl.int64) * stage_0_k_b + tl.cast(x_1, tl.int64) * stage_0_k_g
+    x_2 = column_first * 128
+    along_1 = tl.arange(0, BLOCK_F)[None, :] * 4
+    offset_1 = along_1 * stage_0_k_r + feature_1 * stage_0_k_f
+    for pair in range(4):
+        first = -pair - q_start + x + 3
+        begins = start + tl.cast(first, tl.int64) * stage_0_q_r
+        there = (along >= -first) & (along < stage_0_q_rows - first)
+        query = tl.load(begins + offset, mask=there & (feature < stage_0_q_size), other=0.0)
+        first_1 = pair + x_2
+        begins_1 = start_1 + tl.cast(first_1, tl.int64) * stage_0_k_r
+        there_1 = (along_1 >= -first_1) & (along_1 < stage_0_k_rows - first_1)
+        key_1 = tl.load(begins_1 + offset_1, mask=there_1 & (feature_1 < stage_0_k_size), other=0.0)
+        product = tl.dot(query, key_1, total_1)
+        total_1 = product
+    # Beside what is infinite, a pair that does not exist is no zero.
+    x_3 = fine * 4
+    x_4 = deep * 4
+    if tl.sum((total_1 != total_1).to(tl.int32)) > 0:
+        total_1 = tl.full([BLOCK_Q, BLOCK_F], 0, tl.float32)
+        for pair_1 in range(4):
+            first_2 = -pair_1 - q_start + x + 3
+            begins_2 = start + tl.cast(first_2, tl.int64) * stage_0_q_r
+            there_2 = (along >= -first_2) & (along < stage_0_q_rows - first_2)
+            query_1 = tl.load(begins_2 + offset, mask=there_2 & (feature < stage_0_q_size), other=0.0)
+            first_3 = pair_1 + x_2
+            begins_3 = start_1 + tl.cast(first_3, tl.int64) * stage_0_k_r
+            there_3 = (along_1 >= -first_3) & (along_1 < stage_0_k_rows - first_3)
+            key_2 = tl.load(begins_3 + offset_1, mask=there_3 & (feature_1 < stage_0_k_size), other=0.0)
+            product_1 = tl.dot(query_1, key_2)
+            holds = x_3 + pair_1 <= n - 1
+            holds_1 = (x_4 - pair_1 + 3 >= tl.maximum(q_start, 0)) & (x_4 - pair_1 + 3 <= q_start + nq - 1)
+            total_1 += tl.where(holds & holds_1, product_1, 0.0)
+    score = total_1 * stage_0_scale
+    most_of = tl.load(stage_5_sums + row_of * 2 + 1)
+    holds_2 = tl.maximum(q_start, 0) <= deep * 4 + 3
+    holds_3 = fine * 4 + 1 <= n
+    holds_4 = deep * 4 + 1 <= q_start + nq
+    present = holds_2 & holds_3 & holds_4 & (tl.maximum(q_start, 0) + 1 <= q_start + nq) & (x_3 + x_4 + 5 <= n + q_start + nq)
+    only = present & (fine <= deep)
+    share_1 = tl.where(only, tl.exp2(tl.minimum(number(score * 1.4426950408889634 - log_sum), most_of)), 0.0)
+    x_5 = count_cell - 1
+    holds_5 = (deep >= tl.maximum(q_start, 0)) & (deep <= x_5) & ((deep * 4 <= q_start + nq - 1) & (tl.maximum(q_start, 0) <= deep * 4 + 3) & (tl.maximum(q_start, 0) <= q_start + nq - 1))
+    only_1 = present & (fine <= deep) & holds_5
+    x_6 = tl.cast(tl.maximum(tl.minimum(deep * 4 + 3, q_start + nq - 1) - tl.maximum(deep * 4, tl.maximum(q_start, 0)) + 1, 0), tl.float32)
+    x_7 = share_1 * x_6
+    folded = deep_sum(x_7, only_1, BLOCK_R, BLOCK_F, 32)
+    holds_6 = (fine * 4 + 1 <= n) & (tl.maximum(q_start, 0) + 1 <= q_start + nq)
+    holds_7 = rows * 128 + 1 <= q_start + nq
+    holds_8 = tl.maximum(q_start, 0) <= rows * 128 + 127
+    x_8 = rows * 128
+    holds_9 = rows * 32 + 1 <= count_cell
+    x_9 = rows * 32 + 31
+    holds_10 = fine * 8 + 5 <= n + q_start + nq
+    holds_11 = fine + 1 <= count_cell
+    x_10 = rows * 128 + 127
+    holds_12 = fine * 4 + 1 <= q_start + nq
+    holds_13 = fine * 4 + 5 <= n + q_start + nq + ((-tl.maximum(q_start, 0) + 3) >> 2) * 4
+    holds_14 = 1 <= count_cell + ((-tl.maximum(q_start, 0) + 3) >> 2)
+    holds_15 = 0 <= ((-tl.maximum(q_start, 0) + 3) >> 2) * 4 + rows * 128 + 127
+    present_1 = holds_6 & holds_7 & holds_8 & (x_3 + x_8 + 5 <= n + q_start + nq) & holds_9 & (fine <= x_9) & holds_10 & holds_11 & (x_3 <= x_10) & holds_12 & holds_13 & holds_14 & holds_15 & (1 <= q_start + nq + ((-tl.maximum(q_start, 0) + 3) >> 2) * 4)
+    x_11 = tl.cast(tl.maximum(tl.minimum(fine * 4 + 3, n - 1) - tl.maximum(fine * 4, 0) + 1, 0), tl.float32)
+    value = folded * x_11
+    holds_16 = (fine <= ((n + 3) >> 2) - 1) & ((fine * 4 <= n - 1) & (0 <= n - 1))
+    folded_1 = fold_sum(tl.where(present_1 & holds_16, value, 0.0), BLOCK_R, BLOCK_C, 32)
+    holds_17 = (tl.maximum(q_start, 0) + 1 <= q_start + nq) & (rows * 128 + 1 <= q_start + nq) & (tl.maximum(q_start, 0) <= rows * 128 + 127) & (rows * 32 + 1 <= count_cell) & holds_14 & (0 <= ((-tl.maximum(q_start, 0) + 3) >> 2) * 4 + rows * 128 + 127) & (1 <= q_start + nq + ((-tl.maximum(q_start, 0) + 3) >> 2) * 4)
+    holds_18 = columns * 128 + 1 <= n
+    x_12 = columns * 128
+    x_13 = columns * 32
+    holds_19 = columns * 256 + 5 <= n + q_start + nq
+    holds_20 = columns * 32 + 1 <= count_cell
+    holds_21 = columns * 128 + 1 <= q_start + nq
+    holds_22 = columns * 128 + 5 <= n + q_start + nq + ((-tl.maximum(q_start, 0) + 3) >> 2) * 4
+    holds_23 = columns * 32 + 1 <= ((n + 3) >> 2)
+    present_2 = holds_17 & holds_18 & (1 <= n) & (x_12 + x_8 + 5 <= n + q_start + nq) & (x_13 <= x_9) & holds_19 & holds_20 & (x_12 <= x_10) & holds_21 & holds_22 & holds_23
+    holds_24 = columns == 0
+    key = mass_key(folded_1, present_2, holds_24 | (columns == rows))
     leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_last)
