@@ -155,6 +155,8 @@ def _fold(op: str, args: Sequence[Value], dtype: str) -> Value:
 def _load(expr: Load, scope: _Scope) -> Value:
     table = scope.tables.values[expr.table]
     indices = [_value(index, scope) for index in expr.indices]
+    if 0 in (table.shape[:-1] if expr.table in scope.tables.listed else table.shape):
+        return _nothing(expr, indices, table.device)
     if expr.table in scope.tables.listed:
         *rows, wanted = _rows(expr.table, indices, scope)
         sizes = zip(rows, table.shape[:-1], strict=True)
@@ -164,6 +166,13 @@ def _load(expr: Load, scope: _Scope) -> Value:
     if expr.dtype == "bool":
         return read.bool()
     return read.long() if expr.dtype == "int" else read.to(scope.real)
+
+
+def _nothing(expr: Load, indices: list[Value], device: torch.device) -> Tensor:
+    """What a table has that has no rows, as where no sequence has keys, or no query exists."""
+    shape = torch.broadcast_shapes(*(index.shape for index in indices if isinstance(index, Tensor)))
+    dtype = {"bool": torch.bool, "int": torch.int64}.get(expr.dtype, torch.float64)
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def _places(name: str, indices: list[Value], scope: _Scope) -> tuple[Value, ...]:

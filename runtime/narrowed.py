@@ -102,8 +102,11 @@ def _chosen(
             raise NotNarrowedError("candidates of heads that choose together")
         elif (above.axes[0], head) == ("g", "h"):
             given = given.repeat_interleave(lines.heads // lines.groups, 1)
-        members = _children(arrays, coarse, key)
         rows = lines.points_of_rows(row)
+        if not lines.size(key):
+            found = given.new_empty(*given.shape[:2], len(rows), 0)
+            return found if head is not None else found[:, 0]
+        members = _children(arrays, coarse, key)
         width = given.shape[-1] * members.shape[-1]
         features = arrays.queries_of(stage) * lines.pattern.head_dim
         vectors = max(1, width * features * lines.batch * given.shape[1])

@@ -227,11 +227,33 @@ def test_sizes_that_do_not_nest() -> None:
     assert caught.value.code == "SP218"
 
 
-def test_no_keys() -> None:
+LEVELS = """pattern levels() {
+  axis blk = token by 4
+  let wide = score(Q, mean(K, per = k.blk)) |> top(2)
+  keep score(Q, K) |> only(wide) |> top(3)
+}"""
+
+
+@pytest.mark.parametrize("name", ["moba", "levels"])
+def test_no_keys(name: str) -> None:
     q, k, v = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 0, 8), torch.randn(1, 2, 0, 8)
-    out, lse = spdsl.compile("moba", block=4)(q, k, v, return_lse=True, q_start=0)
+    attn = spdsl.compile("moba", block=4) if name == "moba" else spdsl.compile(spdsl.loads(LEVELS))
+    out, lse = attn(q, k, v, return_lse=True, q_start=0)
     assert torch.equal(out, torch.zeros_like(out))
     assert bool((lse == -torch.inf).all())
+
+
+def test_a_sequence_without_keys_beside_one_that_has_some() -> None:
+    """Its queries lie before the first position, where no block of queries is."""
+    text = """pattern search() {
+      axis blk = token by 8
+      keep score(Q, K) |> only(causal) |> max(per = q.blk) |> descend(per = k.blk) |> top(1)
+    }"""
+    q, k, v = torch.randn(3, 2, 2, 3, 8)
+    out = spdsl.compile(spdsl.loads(text))(q, k, v, k_len=torch.tensor([0, 3], dtype=torch.int32))
+    assert isinstance(out, Tensor)
+    assert torch.equal(out[0], torch.zeros(2, 3, 8))
+    assert relative_error(out[1:], spdsl.compile(spdsl.loads(text)).reference(q[1:], k[1:], v[1:])) <= 1e-5
 
 
 def test_no_lse_of_gates() -> None:
