@@ -71,7 +71,7 @@ def list_arguments(frame: Frame, *, turns: bool = False) -> tuple[Argument, ...]
         Argument(name="list_tiles", type="*i32"),
         *(
             (Argument(name="list_turns", type="*i32", note="places among tiles"),)
-            if turns and isinstance(frame.kernel.walk, ListWalk)
+            if turns and isinstance(frame.kernel.walk, ListWalk) and frame.kernel.turned is None
             else ()
         ),
         Argument(name="list_stride_b", type="i32"),

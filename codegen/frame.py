@@ -176,7 +176,7 @@ class Frame:
         Query rows past the end need no test: their results are not stored, or their LSE is +inf.
         """
         gathered = self.kernel.residues or self.kernel.boxes or self.kernel.marked
-        keep = by_tiles(self.plan, self.kernel) if gathered is None else gathered.keep
+        keep = by_tiles(self.kernel, self.tested, self.plan.problem.shape) if gathered is None else gathered.keep
         found = both(None, truncated(keep))
         if self.kernel.picks is not None:
             found = packed_keep(self.kernel.picks, self.by)
@@ -187,6 +187,11 @@ class Frame:
             found = both(found, compare("ge", index("q"), number(0)))
         found = both(found, exist)
         return Const(value=True) if found is None else with_edges(found, "k" if self.by == "query" else "q")
+
+    @property
+    def tested(self) -> Expr:
+        """What is asked of the pairs of tiles that are walked, where rows are not gathered."""
+        return self.plan.keep if self.kernel.turned is None else self.kernel.turned.keep
 
     @property
     def bias(self) -> Expr | None:
@@ -251,7 +256,7 @@ class Frame:
 
     @property
     def _looks_up_pairs(self) -> bool:
-        loads = (node for node in walk(self.plan.keep) if isinstance(node, Load))
+        loads = (node for node in walk(self.tested) if isinstance(node, Load))
         return any({"q", "k"} <= set().union(*(free_indices(index) for index in load.indices)) for load in loads)
 
     def row_base(self) -> RowBase:

@@ -47,6 +47,7 @@ from spdsl.codegen.pairing import FIRST, SECOND, for_both, own_pair
 from spdsl.codegen.programs import masked, positions, program
 from spdsl.codegen.results import dkdv_sums
 from spdsl.codegen.selected import GROUP
+from spdsl.codegen.streamed import REGISTERS, THREADS
 from spdsl.codegen.walks import FLAGS, Mode, Walker, downwards, lower_walk, mode_of
 from spdsl.semantics.nodes import Expr, Extent
 
@@ -124,7 +125,7 @@ def lower_scaled(plan: Plan) -> Kernel | None:
             Argument(name="sums_of_head", type="i32", note="eights of numbers"),
         ),
         constants=(("SIZE", SIZE), ("HEADS", plan.problem.pattern.heads)),
-        body=(ScaleSums(dtype=plan.problem.dtype, scale=plan.scale),),
+        body=(ScaleSums(dtype=plan.problem.dtype, scale=plan.scale, added=plan.place > 0),),
         block=SIZE,
         warps=4,
         stages=1,
@@ -172,6 +173,7 @@ def _lower(plan: Plan, tiles: KernelPlan, *, ordered: bool) -> Kernel:
         stages=tiles.stages,
         parts=split.part_sizes(computing, SUMS),
         heads_first=True,
+        registers=REGISTERS // (4 * THREADS) if tiles.groups == 1 else None,
         classes=computing.classes,
         boxes=computing.boxes,
         pairs=tiles.pairs,
@@ -264,11 +266,12 @@ def _compute(frame: Frame, mode: Mode, *, ordered: bool) -> tuple[Block, ...]:
             dtype=plan.problem.dtype,
             sums=_sums(frame),
             ordered=ordered,
+            alone=frame.kernel.groups == 1,
         ),
     )
     heads = _for_each_head(frame, (FetchedTiles(flagged=mode == "either", body=body),))
     keys, values = (corner(frame, name, "k", shared=True) for name in ("dK", "dV"))
-    last = FusedEnd(dtype=plan.problem.dtype, scale=plan.scale, keys=keys, values=values)
+    last = FusedEnd(dtype=plan.problem.dtype, scale=plan.scale, keys=keys, values=values, added=plan.place > 0)
     end = split.end(frame, SUMS, (last,))
     pairs = frame.kernel.pairs
     return (

@@ -5,7 +5,8 @@ A comparison of blocks is then one for the tile instead of one for every pair, a
 
 from __future__ import annotations
 
-from spdsl.analysis.plans import GROUP_ROWS, KernelPlan, Plan
+from spdsl.analysis.plans import GROUP_ROWS, KernelPlan
+from spdsl.analysis.tiles import Shape
 from spdsl.codegen.arith import add, index, mul, number
 from spdsl.semantics.fold import fold
 from spdsl.semantics.nodes import Apply, Const, Expr, Index, Param, Side
@@ -15,10 +16,10 @@ GROUP = Param(name="group", dtype="int")
 """Which of a program's groups of four warps computes, where warps are specialised."""
 
 
-def by_tiles(plan: Plan, kernel: KernelPlan) -> Expr:
-    """The predicate with one number for a whole tile wherever a block of positions is the same all along it."""
+def by_tiles(kernel: KernelPlan, keep: Expr, shape: Shape) -> Expr:
+    """The predicate ``keep`` with one number for a whole tile wherever a block of positions is the same all along it."""
     tiles = {"k": tile_of(kernel, "k")}
-    if plan.problem.shape == "square":
+    if shape == "square":
         tiles["q"] = tile_of(kernel, "q")
 
     def rewrite(node: Expr) -> Expr | None:
@@ -31,7 +32,7 @@ def by_tiles(plan: Plan, kernel: KernelPlan) -> Expr:
             case _:
                 return None
 
-    return fold(transform(plan.keep, rewrite))
+    return fold(transform(keep, rewrite))
 
 
 def tile_of(kernel: KernelPlan, side: Side) -> tuple[Expr, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from spdsl.analysis.box_tiles import Boxes
-from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, Picks, PickWalk, Shape, Slot, SlotWalk, Walk
+from spdsl.analysis.tiles import (BoxWalk, DistanceWalk, ListWalk, Picks, PickWalk, Shape, Slot, SlotWalk, Turned, Walk)
 from spdsl.codegen.arith import (
     add,
     both,
@@ -82,8 +82,8 @@ class Walker:
 def lower_walk(walk: Walk, walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     """The definitions of the bounds, and the loops."""
     match walk:
-        case ListWalk():
-            return _lists(walker)
+        case ListWalk(turned=turned):
+            return _lists(walker) if turned is None else _turned(turned, walker)
         case BoxWalk():
             assert walker.boxes is not None
             return lower_boxes(walk, walker.boxes, walker)
@@ -356,6 +356,24 @@ def _lists(walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
         variable="t", low=middle, high=end, body=(*tile, *walker.body("masked")), note="listed tiles with an edge"
     )
     return bounds, (full, edges)
+
+
+def _turned(turned: Turned, walker: Walker) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+    """The tiles of the runs of queries that have picked the block, ascending, or the other way round."""
+    part, parts = _bounds(turned.bounds, 0, 1, walker), turned.rows // walker.spans[0]
+    begin, end = (mul(_named(name), number(parts)) for name in ("begin", "end"))
+    at = Define(name="at", value=sub(sub(add(begin, end), number(1)), index("t"))) if walker.down else None
+    turn = index("t") if at is None else index("at")
+    run: tuple[Block, ...] = (ListedTile(variable=walker.tile, at=turn),)
+    if parts > 1:
+        place = Define(name="place", value=_truncated_turns(floordiv(turn, number(parts))))
+        tile = add(mul(index("run"), number(parts)), _truncated_turns(mod(turn, number(parts))))
+        run = (place, ListedTile(variable="run", at=index("place")), Define(name=walker.tile, value=tile))
+    run = run if at is None else (at, *run)
+    flag = turned.bounds.full is not None
+    body = (*run, *_flagged(flag, index(walker.tile), part.full_low, part.full_high, walker))
+    note = "tiles of queries that have picked the block"
+    return (*part.setup, ListBounds(row="j")), (Loop(variable="t", low=begin, high=end, body=body, note=note),)
 
 
 def _named(name: str) -> Param:

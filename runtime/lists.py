@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spdsl.analysis.plans import KernelPlan
-from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, PickWalk, SlotWalk
+from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, PickWalk, SlotWalk, Turned
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.cells import joined, transposed
 from spdsl.runtime.distance_lists import distance_lists, row_lists
@@ -31,6 +31,7 @@ from spdsl.runtime.slots import slot_lists
 from spdsl.runtime.spans import spanned_keys
 from spdsl.runtime.split import order_of
 from spdsl.runtime.tile_grid import By, TileGrid
+from spdsl.runtime.turned_lists import turned_lists
 from spdsl.runtime.turns import with_turns
 from spdsl.runtime.wide_lists import MOST, Decided
 from spdsl.semantics.nodes import Load
@@ -84,6 +85,8 @@ def lists_for(call: Call, kinds: Sequence[Kind]) -> Call:
         if kind in lists:
             continue
         match kernel.walk:
+            case ListWalk(turned=Turned()):
+                lists[kind] = turned_lists(call, kernel)
             case ListWalk():
                 by: By = kernel.by
                 heads = call.k.shape[1] if by == "key" else call.q.shape[1]
@@ -107,7 +110,7 @@ def lists_for(call: Call, kinds: Sequence[Kind]) -> Call:
 
 
 def listed(call: Call, kernel: KernelPlan) -> TileList:
-    """The tiles of every row of a kernel; of a walk without lists, what it stands for.
+    """The tiles of every row of a kernel; of a walk without lists of tiles, what it stands for.
 
     Boxes of a grid are no tiles of consecutive rows: there, the tiles that such a kernel would walk.
     """
@@ -117,7 +120,7 @@ def listed(call: Call, kernel: KernelPlan) -> TileList:
             return walk_lists(call, walk, grid)
         case DistanceWalk():
             return row_lists(call, kernel)
-        case ListWalk() if isinstance(found := call.lists.get(kernel.kind), TileList):
+        case ListWalk(turned=None) if isinstance(found := call.lists.get(kernel.kind), TileList):
             return found
         case ListWalk() | BoxWalk() | PickWalk():
             return tile_lists(call, by=grid.by, block_q=grid.block_q, block_k=grid.block_k)
@@ -156,7 +159,8 @@ def tile_lists(
     if split is not None:
         most = _most(call, grid, split) if wide else None
         numbers = (split, call.q.shape[0], most)
-        lists = _derived(kept, lists, "in order", numbers, partial(_in_order, call=call, heads=split, longest=most))
+        in_order = partial(_in_order, batch=call.q.shape[0], heads=split, longest=most)
+        lists = _derived(kept, lists, "in order", numbers, in_order)
     if turns:
         lists = _derived(kept, lists, "in turns", (), with_turns)
     return lists
@@ -239,8 +243,8 @@ def _most(call: Call, grid: TileGrid, heads: int) -> int:
     return others * max(1, call.q.shape[1] // heads)
 
 
-def _in_order(lists: TileList, *, call: Call, heads: int, longest: int | None) -> TileList:
-    return replace(lists, order=order_of(lists, call, heads, longest))
+def _in_order(lists: TileList, *, batch: int, heads: int, longest: int | None) -> TileList:
+    return replace(lists, order=order_of(lists, batch, heads, longest))
 
 
 def _selects(call: Call) -> bool:

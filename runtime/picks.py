@@ -102,13 +102,12 @@ class _Request:
             return _remembered(_passing, key, (given,), lambda: self._by_query(self._table(given)))
         if picks.fine:
             return self._fine_by_key(self._table(given))
-        lists = _remembered(_turned, sizes, (given,), lambda: transposed(self._owned(self._table(given)), self.blocks))
+        lists = turned(given, sizes, lambda: transposed(self._owned(self._table(given)), self.blocks))
         return by_key(lists) if self.by == "key" else gathered(lists, picks.positions)
 
     def _table(self, given: Tensor) -> Tensor:
         """The picks with axes of sequences and of heads."""
-        table = given if given.dim() > len(self.axes) else given.unsqueeze(0)
-        return table if self.axes[0] in ("g", "h") else table.unsqueeze(1)
+        return with_heads(given, self.axes)
 
     def _owned(self, table: Tensor) -> Tensor:
         """A list for every sequence and all heads that share it."""
@@ -159,6 +158,17 @@ class _Request:
         given = transposed(lists, -(-self.n // self.keys))
         items = replace(by_key(given), bits=carried(bits, given))
         return for_owners(items, self._owners, (table.shape[0], table.shape[1]))
+
+
+def with_heads(given: Tensor, axes: tuple[str, ...]) -> Tensor:
+    """Lists with these axes, with one of sequences and one of heads."""
+    table = given if given.dim() > len(axes) else given.unsqueeze(0)
+    return table if axes[0] in ("g", "h") else table.unsqueeze(1)
+
+
+def turned(given: Tensor, key: Hashable, make: Callable[[], Transposed]) -> Transposed:
+    """The transpose of picks that ``make`` makes, that of a moment ago where these are the same."""
+    return _remembered(_turned, key, (given,), make)
 
 
 def _remembered(recent: ByContent[T], key: Hashable, given: tuple[Tensor, ...], make: Callable[[], T]) -> T:

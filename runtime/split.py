@@ -110,8 +110,8 @@ def _multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def order_of(lists: TileList, call: Call, heads: int, longest: int | None = None) -> RowOrder:
-    """The rows of lists, the long ones of each of ``heads`` first, the longest before the others, else as they were.
+def order_of(lists: TileList, batch: int, heads: int, longest: int | None = None) -> RowOrder:
+    """The rows of lists of so many sequences, the long ones of each of ``heads`` first, the longest before the others, else as they were.
 
     Where programs go through the heads of a group, rows count with the tiles of all of them.  Asks the device once
     which rows are long; where it is said how many tiles a row has at most, so many count as long that the
@@ -123,9 +123,9 @@ def order_of(lists: TileList, call: Call, heads: int, longest: int | None = None
     if not turns.shape[-1]:
         return RowOrder(rows=turns.int(), long=0, most=0)
     if longest is not None:
-        count = min(max(1, PARTS * multiprocessors(turns.device) // (CUTS * heads * call.q.shape[0])), turns.shape[-1])
+        count = min(max(1, PARTS * multiprocessors(turns.device) // (CUTS * heads * batch)), turns.shape[-1])
         return _ordered(turns, count, longest)
-    repeats = call.q.shape[0] * heads // (turns.shape[0] * turns.shape[1])
+    repeats = batch * heads // (turns.shape[0] * turns.shape[1])
     share = turns.sum() * repeats // (PARTS * multiprocessors(turns.device))
     long = (turns > (share // TAIL).clamp(min=2 * TURNS)).sum(-1).amax()
     return _ordered(turns, *torch.stack([long, turns.amax()]).tolist())

@@ -116,7 +116,7 @@ def _added(call: Call, before: Gradients, values: Mapping[str, Value], wanted: f
         kernels.launch("delta", call, nq, heads, batch, values | call_values(call, "delta"))
     d_q, d_k, d_v = before.q, before.k, before.v
     if call.fuses(wanted):
-        d_q, d_k, d_v = _fused(call, kernels, values)
+        d_q, d_k, d_v = _fused(call, kernels, values, before)
     else:
         by = {call.plan.gradients[position].by for position in partials}
         if "q" in wanted or by & {"none", "query", "pair"}:
@@ -141,16 +141,23 @@ def _sums(call: Call, wanted: frozenset[str], values: Mapping[str, Value]) -> di
     assert call.plan.fused is not None
     if not call.fuses(wanted):
         return {"Sums": values["LSE2"], "sums_rows": 0}
-    sums = call.empty(_whole(call.q, call.plan.fused.classes))
+    # That kernel runs once, for the first of several parts.
+    make = call.zeros if call.plan.place else call.empty
+    sums = make(_whole(call.q, call.plan.fused.classes))
     return {"Sums": sums, "sums_rows": sums.shape[2]}
 
 
-def _fused(call: Call, kernels: Loaded, values: Mapping[str, Value]) -> tuple[Tensor, Tensor, Tensor]:
-    """dQ, dK and dV by one kernel, which adds to dQ in fp32."""
+def _fused(
+    call: Call, kernels: Loaded, values: Mapping[str, Value], before: Gradients
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dQ, dK and dV by one kernel, which adds to dQ in fp32; those of later parts are added to what is there."""
     assert call.plan.fused is not None
     classes, rows, sums = call.plan.fused.classes, call.q.shape[2], values["Sums"]
     assert isinstance(sums, Tensor)
-    d_k, d_v = (call.empty(_whole(each, classes), each.dtype) for each in (call.k, call.v))
+    d_k, d_v = (
+        call.empty(_whole(each, classes), each.dtype) if found is None else found
+        for each, found in ((call.k, before.k), (call.v, before.v))
+    )
     boxes = call.plan.fused.boxes
     numbers = {name: _quadruples(call, values[name], classes, boxes) for name in ("LSE2", "Delta")}
     given = {**values, **numbers, **tensor_values(dK=d_k, dV=d_v), "dQ": sums}
@@ -161,7 +168,7 @@ def _fused(call: Call, kernels: Loaded, values: Mapping[str, Value]) -> tuple[Te
         kernels.launch_split("fused", call, given | turns, name="ordered")
     else:
         kernels.launch_split("fused", call, given)
-    d_q = call.empty(call.q.shape, call.q.dtype)
+    d_q = call.empty(call.q.shape, call.q.dtype) if before.q is None else before.q
     eights = call.q.shape[3] // 8
     sizes = {"count": rows * eights, "sums_of_head": sums.shape[2] * eights}
     batch, heads, _, width = call.q.shape

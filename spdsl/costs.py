@@ -180,8 +180,8 @@ def summed(
     """The times of a call by those of its kernels; ``heads`` are those of all sequences."""
     first = kernels[0].work
     dense = dense_seconds(heads, nq, n, first.head_dim, first.value_dim, device, causal=against == "causal")
-    kinds = {"fused"} if any(each.kind == "fused" and each.part == 0 for each in kernels) else {"dq", "dkdv"}
-    backward = [each for each in kernels if each.kind in (kinds if each.part == 0 else {"dq", "dkdv"})]
+    fused = {each.part for each in kernels if each.kind == "fused"}
+    backward = [each for each in kernels if each.kind in ({"fused"} if each.part in fused else {"dq", "dkdv"})]
     before = delta_seconds(first, device)
     return Prediction(
         device=device,

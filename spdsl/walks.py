@@ -26,6 +26,7 @@ from spdsl.analysis.tiles import (
     Residues,
     Slot,
     SlotWalk,
+    Turned,
 )
 from spdsl.analysis.wording import describe as word
 from spdsl.runtime.box_visits import box_visits
@@ -36,6 +37,7 @@ from spdsl.runtime.marks import marked_tiles
 from spdsl.runtime.picked_visits import picked_visits
 from spdsl.runtime.spans import spanned_keys, spanned_tiles
 from spdsl.runtime.tile_grid import TileGrid
+from spdsl.runtime.turned_lists import turned_visits
 from spdsl.runtime.visits import Visits, list_visits, slot_visits
 from spdsl.semantics.nodes import Apply, Const, Expr, Index, Load
 from spdsl.semantics.rewrite import transform
@@ -75,6 +77,9 @@ def describe(kernel: KernelPlan, plan: Plan, call: Call | None = None) -> tuple[
         case DistanceWalk() as walk:
             known = "" if call is None else _distances(distance_lists(call, kernel), kernel)
             return (_repeats(walk, kernel) + known, f"no short closed form: {_reason(walk, plan)}")
+        case ListWalk(turned=Turned() as turned):
+            cut = ("rows much longer than the others are cut into parts",) if kernel.splits else ()
+            return (*_turned(turned), *cut)
         case ListWalk() as walk:
             lines = (f"tiles are listed at run time: {_reason(walk, plan)}",)
             return (*lines, "rows much longer than the others are cut into parts") if kernel.splits else lines
@@ -111,6 +116,8 @@ def visits(call: Call, kernel: KernelPlan) -> Visits:
         case DistanceWalk():
             metadata = distance_lists(call, kernel).nbytes
             return replace(list_visits(listed(call, kernel), call.q.shape[0], call.q.shape[1]), metadata=metadata)
+        case ListWalk(turned=Turned()):
+            return turned_visits(call, kernel)
         case ListWalk():
             return list_visits(listed(call, kernel), call.q.shape[0], call.q.shape[1])
         case PickWalk():
@@ -233,6 +240,13 @@ def _picks(picks: Picks) -> tuple[str, ...]:
     if picks.order == "alike":
         return (f"{picked}; {rows}, which have picked the same blocks",)
     return (f"{picked}; {rows}, and walks what any of them has picked",)
+
+
+def _turned(turned: Turned) -> tuple[str, ...]:
+    who = f"of those {turned.rows} queries that have picked them, head by head"
+    full = turned.bounds.full
+    tested = "all of them are" if full is None else f"query tiles not in {_interval(full)} are"
+    return f"key tile j, of a block of {turned.block} keys, walks the tiles {who}", f"{tested} tested pair by pair"
 
 
 def _picked(slot: Slot, kernel: KernelPlan) -> str:

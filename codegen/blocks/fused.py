@@ -47,11 +47,13 @@ class FusedScores:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedGradients:
     """From ``p`` to sums in ``dk`` and ``dv`` and to dQ in memory: each group sums half of its columns, or half of its
-    rows where there are twice as many, which ``sums`` tells.  ``ordered`` leaves it to another warp to add them."""
+    rows where there are twice as many, which ``sums`` tells; all of it where it is ``alone``.  ``ordered`` leaves it to another warp to add
+    them."""
 
     dtype: Precision
     sums: Corner
     ordered: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,17 +94,20 @@ class ClearSums:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleSums:
-    """Write the program's share of ``Sums`` of a head, times ``scale``, to ``dQ``."""
+    """Write the program's share of ``Sums`` of a head, times ``scale``, to ``dQ``, or with ``added`` add it to what is
+    there."""
 
     dtype: Precision
     scale: float
+    added: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedEnd:
-    """Write ``dk``, times ``scale``, and ``dv``."""
+    """Write ``dk``, times ``scale``, and ``dv``, or with ``added`` add them to what is there."""
 
     dtype: Precision
     scale: float
     keys: Corner
     values: Corner
+    added: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing_extensions import assert_never
 
 from spdsl.analysis.plans import KernelPlan, Plan
-from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, PickWalk, SlotWalk
+from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, PickWalk, SlotWalk, Turned
 from spdsl.semantics.nodes import FreeParam
 from spdsl.semantics.rewrite import walk
 
@@ -39,7 +39,7 @@ def _given_up(kernel: KernelPlan) -> tuple[int, int, int]:
     match kernel.walk:
         case SlotWalk(slots=slots):
             return 0, len(kernel.notes), sum(slot.step > 1 or slot.filter is not None for slot in slots)
-        case BoxWalk() | PickWalk():
+        case BoxWalk() | PickWalk() | ListWalk(turned=Turned()):
             return 0, len(kernel.notes), 0
         case DistanceWalk(culprit=culprit):
             # A part that is no closed form by itself is no fault of a parameter.

@@ -99,7 +99,7 @@ def _by_head(
         block_k=tiles.block_k,
         warps=tiles.warps,
         stages=tiles.stages,
-        walk=PickWalk(bounds=one_slot(found.by_query, False, replace(tiles, block_k=1))),
+        walk=PickWalk(bounds=one_slot(found.by_query, tiles_in(Extent(name="n"), 1))),
         notes=found.notes,
         plain=why_plain(kind, problem, target, marked=True) or "",
         picks=Picks(

@@ -123,15 +123,15 @@ def picking(
     grain = replace(tiles, block_q=1 if gathered else positions, block_k=1 if fine and not gathered else tiles.block_k)
     quiet = quiet if streamed and kind == "forward" else None
     rest = relation(grain, keep=chosen.keep if quiet is None else quiet)
+    walked = rest.by_key if gathered else rest.by_query
+    count = Extent(name="nq") if gathered else tiles_in(Extent(name="n"), grain.block_k)
     return KernelPlan(
         kind=kind,
         block_q=tiles.block_q,
         block_k=tiles.block_k,
         warps=tiles.warps,
         stages=tiles.stages,
-        walk=PickWalk(
-            bounds=one_slot(rest.by_key if gathered else rest.by_query, gathered, grain), speaks=quiet is not None
-        ),
+        walk=PickWalk(bounds=one_slot(walked, count), speaks=quiet is not None),
         notes=rest.notes,
         plain="" if streamed else why_plain(kind, problem, target) or "",
         picks=Picks(
@@ -217,15 +217,14 @@ def _is_streamed(chosen: Picked, problem: Problem, target: str, heads: int) -> b
     return target == "sm_90" and copies_tiles(problem, target) and plain and not reads and fits
 
 
-def one_slot(walk: Walk, gathered: bool, tiles: Tiles) -> Slot:
-    """The one run of neighbouring tiles of a walk, the same for all heads; all tiles, none of them full, where it has
-    no such form."""
+def one_slot(walk: Walk, count: Expr) -> Slot:
+    """The one run of neighbouring tiles of a walk, the same for all heads; all of so many, none of them full, where it
+    has no such form."""
     match walk:
         case SlotWalk(slots=(Slot(step=1, filter=None) as slot,), cuts=None) if _is_plain(slot):
             return slot
         case _:
-            length = Extent(name="nq") if gathered else tiles_in(Extent(name="n"), tiles.block_k)
-            return Slot(touched=Interval(lo=Const(value=0), hi=length))
+            return Slot(touched=Interval(lo=Const(value=0), hi=count))
 
 
 def _is_plain(slot: Slot) -> bool:

@@ -33,6 +33,7 @@ from spdsl.analysis.tiles import (
     Walk,
     depends_on_head,
 )
+from spdsl.analysis.turning import turning
 from spdsl.analysis.unions import disjoint_sets
 from spdsl.analysis.worker import derive, find_residues
 from spdsl.diagnostics import error
@@ -130,6 +131,9 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
         spans = spanning(staged, problem, target) if kind == "dkdv" and target != "cpu" else None
         if spans is not None:
             return spans
+        turned = turning(kind, staged, problem, target, partial(_relation, staged, problem))
+        if turned is not None:
+            return replace(turned, splits=_splits(kind, turned.walk, problem, gradients))
         unpicked = "" if target == "cpu" else why_unpicked(kind, staged, problem, gradients)
         if unpicked is None:
             found = picking(kind, staged, problem, target, partial(_relation, staged, problem))
@@ -142,6 +146,7 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
         return replace(found, splits=splits, persistent=may_persist(found, problem))
 
     dkdv = kernel("dkdv")
+    is_turned = dkdv.turned is not None
     found = Plan(
         problem=problem,
         keep=staged.keep,
@@ -155,9 +160,9 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
         forward=kernel("forward"),
         dq=kernel("dq"),
         dkdv=dkdv,
-        # What it adds to dQ is no result yet.
+        # Of later parts, those whose tensors have as many rows as dK and dV.
         fused=_fused(_paired(kernel("fused"), staged, problem), dkdv)
-        if place == 0 and _fuses(staged, problem, target)
+        if (place == 0 or is_turned) and _fuses(staged, problem, target, is_turned=is_turned)
         else None,
         place=place,
     )
@@ -166,11 +171,12 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
     return found
 
 
-def _fuses(staged: Staged, problem: Problem, target: str) -> bool:
-    """Whether there is a fused backward kernel: on Hopper, for plain logits, where dK and dV fit the registers."""
+def _fuses(staged: Staged, problem: Problem, target: str, *, is_turned: bool) -> bool:
+    """Whether there is a fused backward kernel: on Hopper, for plain logits that are not looked up in lists one by one,
+    where dK and dV fit the registers; ``is_turned``: lists of tiles say all of that."""
     width = max(problem.pattern.head_dim, problem.value_dim)
     plain = staged.bias is None and problem.pattern.attend.softcap is None
-    plain = plain and not looks_up(problem.pattern)
+    plain = plain and (is_turned or not looks_up(problem.pattern))
     plain = plain and _scale(problem.pattern) != 0.0
     return target == "sm_90" and width <= 128 and plain and copies_tiles(problem, target)
 

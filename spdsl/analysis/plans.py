@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from spdsl.analysis.box_tiles import Boxes
-from spdsl.analysis.tiles import Cuts, Marked, Pairs, Picks, Residues, Shape, SlotWalk, Walk
+from spdsl.analysis.tiles import Cuts, ListWalk, Marked, Pairs, Picks, Residues, Shape, SlotWalk, Turned, Walk
 from spdsl.semantics.nodes import BoundPattern, Expr, Side, Table
 
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32"]
@@ -164,6 +164,11 @@ class KernelPlan:
     def counted(self) -> bool:
         """Whether the tiles of all heads and sequences are counted through, so that heads may take turns."""
         return self.kind == "forward" and self.specialised and not self.splits
+
+    @property
+    def turned(self) -> Turned | None:
+        """What queries have picked, where the walk is that by key."""
+        return self.walk.turned if isinstance(self.walk, ListWalk) else None
 
     @property
     def classes(self) -> int:

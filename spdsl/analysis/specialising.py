@@ -42,16 +42,17 @@ def why_plain(
     *,
     boxes_copied: bool = True,
     marked: bool = False,
+    turned: bool = False,
 ) -> str | None:
     """Why the warps of a kernel are all alike; None where one copies tiles for the others, and empty where there is no
     such kernel at all.
 
     ``boxes_copied`` says that the copy engine can load the kernel's boxes, if its tiles are boxes of a grid, ``marked``
-    that tiles are gathered from marked rows.
+    that tiles are gathered from marked rows, ``turned`` that lists of tiles say all that is looked up in lists.
     """
     if target != "sm_90" or kind in ("dq", "dkdv"):
         return ""
-    if looks_up(problem.pattern):
+    if looks_up(problem.pattern) and not turned:
         return "rows look their keys up in lists"
     given = dict(problem.tiles).get(kind)
     if given is not None and not given.specialised:

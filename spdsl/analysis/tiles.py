@@ -107,14 +107,32 @@ class SlotWalk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turned:
+    """By key, what queries have picked: whole runs of ``rows`` queries by the blocks of ``block`` keys in the lists of
+    ``table``, each of which serves ``heads`` query heads that are neighbours.
+
+    A tile lies in one run and one block, so that lists say all of it but ``keep``.  ``bounds`` are those of ``keep`` by
+    tiles: those of ``full`` need no mask.
+    """
+
+    table: str
+    rows: int
+    block: int
+    heads: int
+    keep: Expr
+    bounds: Slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListWalk:
-    """Tiles from lists that the run time builds from the tables.
+    """Tiles from lists that the run time builds from the tables; of what queries have picked, ``turned`` by key.
 
     ``reason`` says why no closed form is used; where one part of the set is to blame, ``culprit`` is its subject.
     """
 
     reason: str
     culprit: Expr | None = None
+    turned: Turned | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,6 +95,7 @@ def work_of(
     """The work of a kernel of ``plan`` with these counts."""
     problem = plan.problem
     logits = [each for each in (plan.bias,) if each is not None]
+    tested = plan.keep if kernel.turned is None else kernel.turned.keep
     return Work(
         kind=kernel.kind,
         tiles=kernel.tiles,
@@ -106,8 +107,8 @@ def work_of(
         full=full,
         masked=touched - full,
         longest=longest,
-        operations=_of_pairs(plan.keep, Apply),
-        loads=_of_pairs(plan.keep, Load),
+        operations=_of_pairs(tested, Apply),
+        loads=_of_pairs(tested, Load),
         extra=sum(_of_pairs(each, Apply | Load) for each in logits) + (SOFTCAP if plan.softcap is not None else 0),
         listed=isinstance(kernel.walk, ListWalk | DistanceWalk | PickWalk),
         rows=rows,

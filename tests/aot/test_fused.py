@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from spdsl.analysis.plan import plan
 from spdsl.analysis.plans import Plan, Problem
 from spdsl.codegen.aot import Binary, compile_kernels
-from tests.library.bound import library
+from tests.library.bound import library, program
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here")
 
@@ -105,6 +106,31 @@ def test_shapes(dtype: str, shape: str, groups: int) -> None:
 def test_patterns_without_it(name: str) -> None:
     """Logits that are not plain take the separate kernels."""
     assert planned(name).fused is None
+
+
+PICKED = """
+pattern picked() {
+  axis blk = token by 64
+  input chosen: bool[h, q.blk, k.blk]
+  keep causal and chosen
+}
+"""
+
+
+def test_two_programs_of_one_group_share_a_multiprocessor() -> None:
+    """Of blocks of 64 that each head has picked for itself."""
+    pattern = program(PICKED, heads=4, groups=2, head_dim=64)
+    listed = tuple(replace(table, listed=True) for table in pattern.tables)
+    problem = Problem(
+        pattern=replace(pattern, tables=listed),
+        dtype="bf16",
+        value_dim=64,
+        shape="square",
+        tables=(("chosen", "int32"),),
+    )
+    binary = built(plan(problem, "sm_90"))
+    assert (binary.spills, binary.registers) == (0, 128)  # of a thread, before warps share them out
+    assert 2 * binary.shared <= 227 * 1024
 
 
 def test_other_machines_and_sizes() -> None:

@@ -146,6 +146,37 @@ def test_no_access_to_picks_races(parts: bool, started: list[Launch], monkeypatc
         dkdv.run(dkdv.text, seed)
 
 
+TURNED = """
+pattern turned() {
+  axis blk = token by BLOCK
+  input chosen: bool[h, q.blk, k.blk]
+  keep causal and WHERE
+}
+"""
+
+
+def launch_turned(block: int, where: str, n: int = N, **options: Any) -> None:
+    """Forward and backward of blocks that runs of queries have picked, each head for itself: all but a few."""
+    q = torch.zeros(1, HEADS, n, 64, dtype=torch.bfloat16, requires_grad=True)
+    k, v = torch.zeros(2, 1, 1, n, 64, dtype=torch.bfloat16).requires_grad_()
+    count = -(-n // block)
+    query, key = torch.meshgrid(*2 * (torch.arange(count, dtype=torch.int32),), indexing="ij")
+    lists = torch.where((key <= query) & ((query + key) % 3 > 0), key, FAR).sort(-1).values
+    text = TURNED.replace("BLOCK", str(block)).replace("WHERE", where)
+    out = spdsl.compile(spdsl.loads(text), **options)(q, k, v, chosen=lists.expand(HEADS, -1, -1))
+    torch.autograd.grad(out.sum(), (q, k, v))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(("block", "where"), [(64, "chosen"), (128, "(q - k < 200 or chosen)")])
+def test_no_access_to_listed_tiles_races(block: int, where: str, deterministic: bool, started: list[Launch]) -> None:
+    launch_turned(block, where, deterministic=deterministic)
+    found = [each for each in started if each.kernel.name == ("ordered" if deterministic else "fused")]
+    assert [each.kernel.block for each in found] == [block] * (1 + ("or" in where))
+    for each, seed in itertools.product(found, range(2)):
+        each.run(each.text, seed)
+
+
 # Lines without which the text is wrong: a machine that misses one of them would miss a wrong template too.
 NEEDED = (
     r"mbarrier\.(wait|arrive)\(.*|gl\.thread_barrier\(\)( *#.*)?|fence_async_shared\(\)|tma\.store_wait\(0\)( *#.*)?"

@@ -59,6 +59,10 @@ PROGRAMS = {
     "64 heads": Program(heads=64, nq=9, n=40),
     "fewer queries": Program(nq=21, n=70),
     "runs of queries": Program(of="h, q.run", heads=2, groups=2, nq=130, n=130, picks=3),
+    "runs of queries, heads share keys": Program(of="h, q.run", groups=2, block=32, nq=130, n=130, picks=3),
+    "runs of queries, several tiles of a block": Program(
+        of="h, q.run", heads=2, batch=2, block=128, nq=200, n=200, more="softcap 6.0"
+    ),
     "runs of queries, shared": Program(of="g, q.run", heads=4, groups=2, nq=70, n=70),
     "runs of queries, fewer": Program(of="g, q.run", heads=4, nq=40, n=100),
     "window or chosen": Program(keep="causal and (q - k < 9 or chosen)", heads=8, groups=2, more="softcap 8.0"),

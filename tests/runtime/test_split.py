@@ -30,21 +30,21 @@ def lists(turns: list[list[int]]) -> TileList:
 
 
 def test_long_listed_rows_come_first() -> None:
-    found = split.order_of(lists([[3, 90, 2, 400, 1], [1, 1, 500, 1, 1]]), call(), 2)
+    found = split.order_of(lists([[3, 90, 2, 400, 1], [1, 1, 500, 1, 1]]), 1, 2)
     assert (found.long, found.most) == (2, 500)
     assert found.rows.tolist() == [[[3, 1, 0, 2, 4], [2, 0, 1, 3, 4]]]
 
 
 def test_heads_of_a_group_count_together() -> None:
     turns = [[3, 90, 2], [3, 90, 2], [3, 2, 90], [3, 2, 90]]
-    found = split.order_of(lists(turns), call(heads=4, groups=2), 2)
+    found = split.order_of(lists(turns), 1, 2)
     assert found.most == 180
     assert found.rows.tolist() == [[[1, 0, 2], [2, 0, 1]]]
 
 
 @pytest.mark.parametrize("turns", [[[]], [[0, 0, 0]], [[7, 7, 7]]])
 def test_rows_that_are_alike_keep_their_order(turns: list[list[int]]) -> None:
-    found = split.order_of(lists(turns), call(heads=1, groups=1), 1)
+    found = split.order_of(lists(turns), 1, 1)
     assert found.long == 0
     assert found.rows.tolist() == [[list(range(len(turns[0])))]]
 
@@ -86,7 +86,7 @@ def test_what_the_device_alone_knows_is_not_split() -> None:
 
 def test_lists_are_split_by_their_order() -> None:
     found = replace(lists([[400, 1], [400, 1]]), order=None)
-    order = split.order_of(found, call(), 2)
+    order = split.order_of(found, 1, 2)
     made = call(lists={"forward": replace(found, order=order)})
     kernel = replace(made.plan.forward, walk=ListWalk(reason=""), splits=True)
     chosen = split.split_of(made, kernel, 2, 2)

@@ -76,7 +76,7 @@ def fetch(
     other = row
     j = gl.where(is_part, first_long + row, other + gl.where(other >= first_long, long_rows, 0))  # tile of keys
     mbarrier.expect(own_ready, 2 * GROUPS * ROWS * HEAD_DIM * 2)
-    for group in gl.static_range(2):
+    for group in gl.static_range(GROUPS):
         tma.async_copy_global_to_shared(K, [b, g, j * BLOCK_K + group * ROWS, 0], own_ready, k_halves.index(group))
         tma.async_copy_global_to_shared(V, [b, g, j * BLOCK_K + group * ROWS, 0], own_ready, v_halves.index(group))
     sent = j * 0  # tiles of queries so far, and words that there are no more
@@ -173,7 +173,7 @@ def compute(
                 dp = warpgroup_mma_wait(0, deps=(dp,))
                 dv = warpgroup_mma(weights, do_tile, dv, is_async=True)  # [ROWS, HEAD_DIM]
                 ds = (p * dp).to(gl.bfloat16)  # gradient of the logits
-                ds_halves.index((turn & 1) * 2 + group).store(ds)
+                ds_halves.index((turn & 1) * GROUPS + group).store(ds)
                 fence_async_shared()
                 gl.thread_barrier()
                 mbarrier.arrive(ds_ready, count=1)
@@ -250,14 +250,14 @@ def fused(
     p_sinks,  # parameter sinks
 ):
     """dQ, dK and dV: each program owns a tile of keys and walks the tiles of queries."""
-    k_halves = gl.allocate_shared_memory(gl.bfloat16, [2, 1, 1, 64, 128], K.layout)
-    v_halves = gl.allocate_shared_memory(gl.bfloat16, [2, 1, 1, 64, 128], V.layout)
+    k_halves = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, 1, 1, 64, 128], K.layout)
+    v_halves = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, 1, 1, 64, 128], V.layout)
     q_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, 64, 128], Q.layout)
     do_ring = gl.allocate_shared_memory(gl.bfloat16, [RING, 1, 1, 64, 128], dO.layout)
     lse_ring = gl.allocate_shared_memory(gl.float32, [RING, BLOCK_Q], LSE2.layout)
     delta_ring = gl.allocate_shared_memory(gl.float32, [RING, BLOCK_Q], Delta.layout)
-    ds_halves = gl.allocate_shared_memory(gl.bfloat16, [4, ROWS, BLOCK_Q], SWIZZLED)  # twice, by half of the keys
-    dq_halves = gl.allocate_shared_memory(gl.float32, [2, 1, 1, 64, 64], dQ.layout)
+    ds_halves = gl.allocate_shared_memory(gl.bfloat16, [2 * GROUPS, ROWS, BLOCK_Q], SWIZZLED)  # twice, by half of the keys
+    dq_halves = gl.allocate_shared_memory(gl.float32, [GROUPS, 1, 1, 64, 64], dQ.layout)
     numbers = gl.allocate_shared_memory(gl.int32, [RING * NUMBERS, 1], NUMBER)
     own_ready = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     ds_ready = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
@@ -265,11 +265,11 @@ def fused(
     filled = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     freed = gl.allocate_shared_memory(gl.int64, [RING, 1], BARRIER)
     mbarrier.init(own_ready, count=1)
-    mbarrier.init(ds_ready, count=2)
-    mbarrier.init(done, count=2)
+    mbarrier.init(ds_ready, count=GROUPS)
+    mbarrier.init(done, count=GROUPS)
     for place in gl.static_range(RING):
         mbarrier.init(filled.index(place), count=1)
-        mbarrier.init(freed.index(place), count=2)
+        mbarrier.init(freed.index(place), count=GROUPS)
     fence_async_shared()
     gl.warp_specialize(
         [

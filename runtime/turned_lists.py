@@ -1,0 +1,90 @@
+"""What queries have picked, run by run, as lists of tiles by key: for each head the runs that have picked a block.
+
+From the lists of a selection, as in `spdsl.runtime.picks`, whose transpose they are.  The host waits for nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from spdsl.analysis.plans import KernelPlan
+from spdsl.analysis.tiles import Turned
+from spdsl.runtime.calls import Call, TileList
+from spdsl.runtime.checks import refuse_many
+from spdsl.runtime.picks import transposed, turned, with_heads
+from spdsl.runtime.split import order_of
+from spdsl.runtime.visits import Visits, list_visits
+
+
+def turned_lists(call: Call, kernel: KernelPlan) -> TileList:
+    """The lists of a kernel whose walk is `Turned`: tiles of keys for rows, and runs of queries for tiles.
+
+    The recorder notes how they are made, so that a tape makes them of other picks.
+    """
+    walk = kernel.turned
+    assert walk is not None
+    given = call.tables[walk.table]
+    (declared,) = (each for each in call.plan.tables if each.name == walk.table)
+    request = _Request(
+        walk=walk,
+        axes=tuple(axis.kind for axis in declared.axes),
+        shape=(call.q.shape[0], call.q.shape[1], call.k.shape[1]),
+        n=call.keys,
+        block=kernel.block_k,
+        splits=kernel.splits,
+    )
+    lists = request.lists(given)
+    call.recorder.made(lists.tensors, request.tensors, given)
+    return lists
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What decides how lists are made of picks: ``shape`` are sequences, query heads and key heads, ``axes`` those of
+    the table, and ``block`` the keys of a tile."""
+
+    walk: Turned
+    axes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    n: int
+    block: int
+    splits: bool
+
+    def tensors(self, given: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of the lists, in the order of their fields."""
+        return self.lists(given).tensors
+
+    def lists(self, given: Tensor) -> TileList:
+        """The lists."""
+        walk, (batch, heads, groups) = self.walk, self.shape
+        table, blocks = with_heads(given, self.axes), -(-self.n // walk.block)
+        owners = heads // walk.heads
+        refuse_many(batch * owners * given.shape[-2] * given.shape[-1], "picks of all heads")
+        key = (walk.rows, walk.block, walk.heads, self.shape, self.n, "by head")
+        found = turned(given, key, lambda: transposed(table.expand(batch, owners, -1, -1), blocks))
+        begin, end = (self._tiles(each, owners, blocks) for each in (found.starts[:-1], found.starts[1:]))
+        lists = TileList(begin=begin, middle=begin, end=end, tiles=found.runs)
+        if not self.splits:
+            return lists
+        order = order_of(lists, batch, groups, given.shape[-2] * (heads // groups))
+        return TileList(begin=begin, middle=begin, end=end, tiles=found.runs, order=order)
+
+    def _tiles(self, starts: Tensor, owners: int, blocks: int) -> Tensor:
+        """Numbers of blocks, one after the other, for every query head and every tile of keys."""
+        found = starts.view(self.shape[0], owners, blocks)
+        found = found if self.walk.heads == 1 else found.repeat_interleave(self.walk.heads, 1)
+        parts = self.walk.block // self.block
+        found = found if parts == 1 else found.repeat_interleave(parts, 2)[..., : -(-self.n // self.block)]
+        return found.to(torch.int32).contiguous()
+
+
+def turned_visits(call: Call, kernel: KernelPlan) -> Visits:
+    """How many tiles such a kernel visits in a call; which of them are masked is not counted."""
+    walk = kernel.turned
+    assert walk is not None
+    found = list_visits(turned_lists(call, kernel), call.q.shape[0], call.q.shape[1])
+    parts = walk.rows // kernel.block_q
+    return replace(found, touched=found.touched * parts, longest=found.longest * parts)
