@@ -156,7 +156,6 @@ CASES = (
         n=131072,
         heads=6,
         groups=2,
-        backward=False,
         why="columns and diagonals of its probe touch most tiles of random tensors",
     ),
     Case(
