@@ -33,6 +33,7 @@ def turned_lists(call: Call, kernel: KernelPlan) -> TileList:
         axes=tuple(axis.kind for axis in declared.axes),
         shape=(call.q.shape[0], call.q.shape[1], call.k.shape[1]),
         n=call.keys,
+        parts=walk.rows // kernel.block_q,
         block=kernel.block_k,
         splits=kernel.splits,
     )
@@ -44,12 +45,13 @@ def turned_lists(call: Call, kernel: KernelPlan) -> TileList:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
     """What decides how lists are made of picks: ``shape`` are sequences, query heads and key heads, ``axes`` those of
-    the table, and ``block`` the keys of a tile."""
+    the table, ``parts`` the tiles of queries of a run, and ``block`` the keys of a tile."""
 
     walk: Turned
     axes: tuple[str, ...]
     shape: tuple[int, int, int]
     n: int
+    parts: int
     block: int
     splits: bool
 
@@ -62,7 +64,9 @@ class _Request:
         walk, (batch, heads, groups) = self.walk, self.shape
         table, blocks = with_heads(given, self.axes), -(-self.n // walk.block)
         owners = heads // walk.heads
-        refuse_many(batch * owners * given.shape[-2] * given.shape[-1], "picks of all heads")
+        # Kernels count tiles of queries, of which a run may hold several.
+        tiles = batch * owners * given.shape[-2] * given.shape[-1] * self.parts
+        refuse_many(tiles, "tiles of all heads' picks")
         key = (walk.rows, walk.block, walk.heads, self.shape, self.n, "by head")
         found = turned(given, key, lambda: transposed(table.expand(batch, owners, -1, -1), blocks))
         begin, end = (self._tiles(each, owners, blocks) for each in (found.starts[:-1], found.starts[1:]))
