@@ -26,6 +26,7 @@ from spdsl.codegen.asked import Asked
 from spdsl.runtime.deferred import noted_apart
 from spdsl.runtime.notices import watched
 from spdsl.runtime.numbers import Assumed, Standing
+from spdsl.runtime.seen import Note
 from spdsl.runtime.vendor import working_for
 
 _FIRST = 100
@@ -63,15 +64,21 @@ class AbsentGpu:
 
 
 @contextmanager
-def standing_in(gpu: AbsentGpu, call: str, asked: Asked, assumed: Assumed) -> Iterator[torch.device]:
+def standing_in(
+    gpu: AbsentGpu,
+    call: str,
+    asked: Asked,
+    assumed: Assumed,
+    tell: Callable[[Note], None] = lambda note: None,  # noqa: ARG005  # nobody is told
+) -> Iterator[torch.device]:
     """While this lasts, there is this GPU and no other for this thread; yields its device.
 
-    Notes which kernels the ``call`` of this name has ``asked`` for, and what is ``assumed``.  Other threads go on as
-    they were, unless they want a GPU stood in for, too: they wait until this ends.
+    Notes which kernels the ``call`` of this name has ``asked`` for, and what is ``assumed``; ``tell`` is told of every
+    launch.  Other threads go on as they were, unless they want a GPU stood in for, too: they wait until this ends.
     """
     with _one_at_a_time:
         device = torch.device("cuda", gpu.place)
-        standing = Standing(device=device, assumed=assumed)
+        standing = Standing(device=device, assumed=assumed, tell=tell)
         with ExitStack() as stack:
             for name, answer in _answers(gpu).items():
                 stack.enter_context(_here(torch.cuda, name, answer))

@@ -42,9 +42,9 @@ class Assumed:
 class Standing(TorchFunctionMode):
     """Lets tensors say that they are of the absent GPU ``device``, and makes them where they have to be."""
 
-    def __init__(self, *, device: torch.device, assumed: Assumed) -> None:
+    def __init__(self, *, device: torch.device, assumed: Assumed, tell: Callable[[Note], None]) -> None:
         super().__init__()
-        self._device, self._assumed = device, assumed
+        self._device, self._assumed, self._tell = device, assumed, tell
         # By the address of a storage, which is not used again as long as there is a reference.
         self._held: dict[int, StorageWeakRef] = {}
         self._lost: dict[int, StorageWeakRef] = {}
@@ -65,6 +65,7 @@ class Standing(TorchFunctionMode):
 
     def add(self, note: Note) -> None:
         """A kernel was launched: nothing is known of the numbers that it has written."""
+        self._tell(note)
         for each in written_by(note):
             self._lose(each)
 

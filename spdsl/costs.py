@@ -135,12 +135,13 @@ class Prediction:
         origin = {"measured": "measured on this machine", "shipped": "as shipped"}.get(
             self.device.origin, "derived from its data sheet"
         )
-        times = f"forward {_ms(self.forward)}, backward {_ms(self.backward)}"
+        times = f"forward {told(self.forward)}, backward {told(self.backward)}"
         found = [f"predicted for {self.device.name}, costs {origin}: {times}"]
         found += [line for each in self.kernels for line in _kernel_lines(each)]
         forward, backward = (self.dense_forward / self.forward, self.dense_backward / self.backward)
         found.append(
-            f"{self.against} dense attention: forward {_ms(self.dense_forward)}, backward {_ms(self.dense_backward)}; "
+            f"{self.against} dense attention: forward {told(self.dense_forward)}, "
+            f"backward {told(self.dense_backward)}; "
             f"expected to be {forward:.2f} and {backward:.2f} times as fast as that"
         )
         for verdict, words in (("slower", "faster"), ("about as fast", "about as fast")):
@@ -301,7 +302,7 @@ def _kernel_lines(cost: KernelCost) -> list[str]:
     counts = ", ".join(f"{each.symbol} = {each.count:,} {each.words}" for each in found.terms if each.count)
     near = "; costs of other tiles, scaled" if found.near else ""
     return [
-        f"  {name}: {_ms(found.seconds)}, at least {_ms(found.floor)}, bound by: {found.bound}{near}",
+        f"  {name}: {told(found.seconds)}, at least {told(found.floor)}, bound by: {found.bound}{near}",
         f"    seconds = {_printed(found.formula)}",
         f"    {counts}",
     ]
@@ -319,5 +320,6 @@ def _mask(against: Against) -> str:
     return "a causal mask" if against == "causal" else "no mask, or one that it applies to every pair,"
 
 
-def _ms(seconds: float) -> str:
+def told(seconds: float) -> str:
+    """A time in three digits."""
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.3g} µs"

@@ -19,6 +19,7 @@ from spdsl.runtime.ranking import FAR
 from spdsl.semantics.graph import (
     TENSORS,
     Attention,
+    Merge,
     Select,
     Stage,
     StageGraph,
@@ -57,6 +58,11 @@ class Shapes:
         """The stages."""
         assert self.pattern.graph is not None
         return self.pattern.graph
+
+    @property
+    def made(self) -> tuple[Stage, ...]:
+        """The stages that are made before anything attends."""
+        return tuple(each for each in self.graph.stages if not isinstance(each, Attention | Merge))
 
     def of(self, stage: Attention) -> tuple[Tensor, Tensor, Tensor]:
         """What a softmax attends over, one element standing for all."""
@@ -157,7 +163,7 @@ def _conditions(shapes: Shapes, stage: Stage, rows: Tensor) -> tuple[Tensor | No
     arrays = arrays_of(shapes.pattern, shapes.inputs, grad=False)
 
     def of(condition: Expr) -> Tensor | None:
-        if any(name in TENSORS for name in _sources(shapes.graph, condition)):
+        if any(name in TENSORS for name in sources(shapes.graph, condition)):
             return None
         found = arrays.filter(condition, stage.axes, rows, Memo())
         found = found.expand(1, *(len(rows) if axis == own else shapes.lines.size(axis) for axis in stage.axes))
@@ -167,7 +173,7 @@ def _conditions(shapes: Shapes, stage: Stage, rows: Tensor) -> tuple[Tensor | No
     return of(only), None if forced == Const(value=False) else of(forced)
 
 
-def _sources(graph: StageGraph, expr: Expr) -> frozenset[str]:
+def sources(graph: StageGraph, expr: Expr) -> frozenset[str]:
     """The names of all that an expression is made of, through stages."""
     stages, found, waiting = {each.name: each for each in graph.stages}, set[str](), set(loads(expr))
     while waiting:

@@ -18,16 +18,19 @@ from torch import Tensor
 
 from spdsl.analysis.picks import picked
 from spdsl.arguments import first_query
-from spdsl.costs import is_causal
+from spdsl.costs import device_for, is_causal
 from spdsl.drawn_sets import PICKS, Shapes, drawn_tables, entries_of, is_drawable, width_of
 from spdsl.explain import Report, explain
 from spdsl.extrapolation import Longer
 from spdsl.kernels import plan_like
+from spdsl.launched import launches_of
 from spdsl.pipeline import bound, lives_of, softmax_key
 from spdsl.runtime.evaluate import with_batch
 from spdsl.runtime.lines import Lines
 from spdsl.samples import Sizes, drawn, shaped
 from spdsl.selecting import GraphReport, described, explain_stages
+from spdsl.selection_costs import Selection, selection
+from spdsl.selection_work import Effort, efforts
 from spdsl.semantics.graph import Attention, Select, StageGraph, expressions, loads, on_side
 from spdsl.semantics.nodes import BoundPattern, Expr, Index, Load
 from spdsl.semantics.rewrite import children
@@ -93,6 +96,26 @@ class Foretelling:
         makers = () if lifetimes else whole.makers
         told = replace(whole, makers=makers, tilewise=in_tiles, lifetimes=lifetimes)
         return replace(told, softmaxes=tuple(found), estimated=tuple(estimated))
+
+    def selection(self, report: GraphReport) -> Selection | None:
+        """What selecting costs beside the softmaxes of a report; None where that cannot be told without a run, or for
+        no GPU."""
+        if self.target == "cpu":
+            return None
+        device = device_for(self.target, self.gpu)
+        shapes, _, _ = self._shapes(self.sizes)
+        tensors = shaped(self.sizes, self.value_dim, self.dtype)
+        found = launches_of(self.key, tensors, self.inputs(self.sizes), shapes.lines.q_start, device)
+        if found is None:
+            return None
+        called = titles(shapes.graph)
+        done = efforts(shapes, described(shapes.pattern, shapes.inputs, shapes.lines, {}).stages, found)
+
+        def named(effort: Effort) -> Effort:
+            return replace(effort, name=re.sub(r"stage_\d+", lambda one: called.get(one[0], one[0]), effort.name))
+
+        attention = sum(each.cost.forward for _, each in report.softmaxes if each.cost is not None)
+        return selection([named(each) for each in done], device, attention, found.decided)
 
     def _has_lifetimes(self) -> bool:
         sizes = self.sizes

@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from torch import Tensor
 
 from spdsl.arguments import first_query
+from spdsl.costs import told
 from spdsl.explain import Report, explain
 from spdsl.pipeline import bound, softmax_key
 from spdsl.runtime import graphs
 from spdsl.runtime.checks import check_tensors
 from spdsl.runtime.lines import Lines
 from spdsl.runtime.narrowed import outer_of
+from spdsl.selection_costs import Selection
 from spdsl.semantics.graph import (
     Attention,
     Descend,
@@ -82,7 +84,7 @@ class GraphReport:
     ``makers`` says how each set of pairs is made, by what the pattern calls it; ``tilewise``: tokens are put in the
     order of their tiles before, and the output is put back; ``lifetimes``: of the keys that are chosen it is found
     until which query they are, and which live for a run of queries.  ``estimated`` says what of the softmaxes was not
-    counted for these sizes and tensors, and how it was found instead.
+    counted for these sizes and tensors, and how it was found instead; ``selection`` what it takes to select.
     """
 
     pattern: str
@@ -94,6 +96,7 @@ class GraphReport:
     tilewise: bool = False
     lifetimes: bool = False
     estimated: tuple[str, ...] = ()
+    selection: Selection | None = None
 
     @property
     def products(self) -> int:
@@ -113,8 +116,13 @@ class GraphReport:
 
     def as_dict(self) -> dict[str, object]:
         """The report for `--json`."""
-        found = asdict(self) | {"products": self.products, "attended": self.attended, "share": self.share}
+        found = asdict(replace(self, selection=None)) | {
+            "products": self.products,
+            "attended": self.attended,
+            "share": self.share,
+        }
         found |= {"makers": dict(self.makers)}
+        found |= {"selection": None if self.selection is None else self.selection.as_dict()}
         return found | {"softmaxes": {name: report.as_dict() for name, report in self.softmaxes}}
 
     def text(self) -> str:
@@ -130,6 +138,7 @@ class GraphReport:
         lines += [f"{name} is made {how}" for name, how in self.makers]
         lines.append(f"scores are {self.share:.1%} of the multiply-adds of the forward pass")
         lines += [each.text() for each in self.exports]
+        lines += [] if self.selection is None else self.selection.lines(told)
         lines += [f"estimated: {each}" for each in self.estimated]
         for name, report in self.softmaxes:
             lines += [f"softmax {name}", *(f"  {line}" for line in report.text().splitlines())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -192,6 +193,7 @@ def _stages(told: Foretelling, generated: tuple[str, ...], as_json: bool) -> Non
             report = explain_stages(told.key, *tensors, told.inputs(told.sizes), told.target, gpu=told.gpu)
         else:
             report = told.report()
+        report = replace(report, selection=told.selection(report))
     if as_json:
         print_json({"ok": True, **report.as_dict(), "generated_inputs": list(generated)})
         return

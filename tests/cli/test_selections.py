@@ -42,6 +42,19 @@ def test_explain_tells_of_keys_that_live_for_a_while_on_a_gpu(spdsl: Spdsl) -> N
     assert "keys are kept from their own query on" in answer.out
 
 
+def test_explain_tells_the_share_of_selections(spdsl: Spdsl) -> None:
+    words = ("explain", "moba", "-n", "2048", "--heads", "4", "--gpu", "NVIDIA H200")
+    answer = spdsl(*words)
+    assert answer.status == 0, answer
+    (line,) = (line for line in answer.out.splitlines() if line.startswith("selecting, "))
+    assert line.startswith("selecting, predicted for NVIDIA H200: ")
+    found = json.loads(spdsl(*words, "--json").out)["selection"]
+    assert 0 < found["share"] < 1
+    assert found["forward"] == pytest.approx(found["seconds"] + found["attention"])
+    assert {"keys", "choose"} <= {each["name"] for each in found["stages"]}
+    assert json.loads(spdsl(*words, "--json", "--target", "cpu").out)["selection"] is None
+
+
 def test_explain_of_long_calls_computes_no_scores(spdsl: Spdsl) -> None:
     answer = spdsl("explain", "moba", "-n", "65536", *SMALL, "-p", "block=64")
     assert answer.status == 0, answer
