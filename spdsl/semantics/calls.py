@@ -16,7 +16,7 @@ from spdsl.semantics.report import did_you_mean
 from spdsl.semantics.scope import Scope
 from spdsl.semantics.unsupported import UNSUPPORTED
 from spdsl.semantics.values import POISON, Items, Poison, Scalar, Value, describe
-from spdsl.semantics.wording import excerpt
+from spdsl.semantics.wording import excerpt, plain
 
 MAX_CALLS = 32
 """How deep calls of `def`s and patterns may go: they are written out by recursion."""
@@ -109,7 +109,11 @@ def _unsupported(ev: Evaluator, name: str, node: syntax.Call | syntax.Pipe) -> V
 def _not_a_function(ev: Evaluator, function: Arg, node: syntax.Call | syntax.Pipe) -> Value:
     if isinstance(function.value, Poison):
         return POISON
+    help = "only built-in functions, `def`s and patterns are called"
     match function.value:
+        case Scalar(dtype="bool") if isinstance(node, syntax.Pipe):
+            hint = "is `only` missing?"
+            help = f"entries outside of a set are removed by `|> only({plain(function.node)})`"
         case Scalar(dtype="bool"):
             hint = "is an `and` missing?"
         case Scalar():
@@ -122,7 +126,7 @@ def _not_a_function(ev: Evaluator, function: Arg, node: syntax.Call | syntax.Pip
         f"{excerpt(function.node)} is not a function: {hint}",
         function.node.span or node.span,
         note=note,
-        help="only built-in functions, `def`s and patterns are called",
+        help=help,
     )
 
 

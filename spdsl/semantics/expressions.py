@@ -223,6 +223,8 @@ class Evaluator:
                 nested = isinstance(arg.node, syntax.Choose | syntax.Pipe)
                 text = f"({plain(arg.node)})" if nested else plain(arg.node)
                 help = f"compare it, for example {quoted(f'{text} > 0')}"
+            case Scalar(dtype="bool") if isinstance(arg.value, Branch):
+                help = "scores and their stages come before attention: they read `Q`, `K`, `V` and inputs"
             case Scalar(dtype="bool"):
                 help = f"choose numbers by it, for example {quoted(f'if {plain(arg.node)} then 1 else 0')}"
             case Scalar():
@@ -238,6 +240,8 @@ class Evaluator:
                 help = f"call it: {quoted(f'{plain(arg.node)}(…)')}" if kind != "word" else ""
             case _:
                 pass
+        if isinstance(arg.value, Branch):
+            value = arg.value
         what = describe(value)
         self.error(
             "SP203",

@@ -11,7 +11,7 @@ from spdsl.semantics.expressions import Evaluator, Invocation
 from spdsl.semantics.graph import DISTANCE, Pool, Prefix, Reduction, Windows, on_side, ordered, side_of
 from spdsl.semantics.nodes import Dtype, Side
 from spdsl.semantics.selections import axis_of, candidates, wrapped
-from spdsl.semantics.values import POISON, Candidates, Items, Poison, Scalar, Value
+from spdsl.semantics.values import POISON, AxisRef, Candidates, Items, Poison, Scalar, Value
 from spdsl.semantics.wording import excerpt
 
 
@@ -27,6 +27,11 @@ def pool(ev: Evaluator, call: Invocation, found: Candidates, direction: str) -> 
         return ev.error("SP204", "`force` is of use before `top` and `top_p` alone", call.span, help="leave it out")
     for part in parts:
         axis = axis_of(part)
+        if isinstance(part, AxisRef):
+            name = part.name
+            help = f"write `{direction} = k.{name}` or `{direction} = q.{name}`"
+            help = f"write `{direction} = k` or `{direction} = q`" if name == "token" else help
+            return ev.error("SP201", f"`{name}` needs a side", argument.span, help=help)
         if axis is None:
             return _refused(ev, direction, argument)
         step = _steps(ev, call, found, direction, axis, argument)

@@ -98,10 +98,11 @@ def closed(ev: Evaluator, value: Scalar, span: Span | None, context: str) -> boo
     """Whether no free axis is left; records the mistake."""
     left = sorted(axis for axis in value.axes if is_free(axis))
     if left:
+        reduced, more = ("any", "") if value.dtype == "bool" else ("sum", ", or let `score` multiply along it")
         ev.error(
             "SP219",
             f"the axis `{left[0]}` is not closed, but {context} has one value for each pair",
             span,
-            help=f"reduce over it, for example with `sum(…, over = {left[0]})`, or let `score` multiply along it",
+            help=f"reduce over it, for example with `{reduced}(…, over = {left[0]})`{more}",
         )
     return not left
