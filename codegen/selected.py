@@ -17,7 +17,7 @@ GROUP = Param(name="group", dtype="int")
 
 
 def by_tiles(kernel: KernelPlan, keep: Expr, shape: Shape) -> Expr:
-    """The predicate ``keep`` with one number for a whole tile wherever a block of positions is the same all along it."""
+    """The predicate ``keep`` with one number for a whole tile wherever a block of positions is one all along it."""
     tiles = {"k": tile_of(kernel, "k")}
     if shape == "square":
         tiles["q"] = tile_of(kernel, "q")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from spdsl.analysis.box_tiles import Boxes
-from spdsl.analysis.tiles import (BoxWalk, DistanceWalk, ListWalk, Picks, PickWalk, Shape, Slot, SlotWalk, Turned, Walk)
+from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, Picks, PickWalk, Shape, Slot, SlotWalk, Turned, Walk
 from spdsl.codegen.arith import (
     add,
     both,

@@ -111,7 +111,8 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def order_of(lists: TileList, batch: int, heads: int, longest: int | None = None) -> RowOrder:
-    """The rows of lists of so many sequences, the long ones of each of ``heads`` first, the longest before the others, else as they were.
+    """The rows of lists of so many sequences, the long ones of each of ``heads`` first, the longest before the others,
+    else as they were.
 
     Where programs go through the heads of a group, rows count with the tiles of all of them.  Asks the device once
     which rows are long; where it is said how many tiles a row has at most, so many count as long that the

@@ -47,8 +47,8 @@ class FusedScores:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedGradients:
     """From ``p`` to sums in ``dk`` and ``dv`` and to dQ in memory: each group sums half of its columns, or half of its
-    rows where there are twice as many, which ``sums`` tells; all of it where it is ``alone``.  ``ordered`` leaves it to another warp to add
-    them."""
+    rows where there are twice as many, which ``sums`` tells; all of it where it is ``alone``.  ``ordered`` leaves it to
+    another warp to add them."""
 
     dtype: Precision
     sums: Corner
