@@ -8,7 +8,7 @@ unless asked for whole.  Rows are entries of the stage's axis of queries: number
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,7 @@ from spdsl.semantics.nodes import Apply, Const, Coord, Expr, Extent, Index, Load
 from spdsl.semantics.rewrite import children, free_axes
 
 if TYPE_CHECKING:
+    from spdsl.runtime.entries import Ranked
     from spdsl.runtime.stripes import Placed
 
 
@@ -63,7 +64,8 @@ class Arrays:
     numbers a chunk of rows may have.  ``kernels``: selections are made by generated kernels where these can.  ``known``
     keeps arrays that are made once, ``sums`` those up to each key, ``divisors`` what kernels divide the rows of
     softmaxes by, ``listed`` sets of pairs as lists of keys, ``placed`` selections by rank, ``attended`` what softmaxes
-    have returned, in the type of the call; ``tried`` are those that kernels need not be asked for again.
+    have returned, in the type of the call; ``tried`` are those that kernels need not be asked for again, ``ranked``
+    keys of long rows, in an order.
     """
 
     lines: Lines
@@ -78,6 +80,7 @@ class Arrays:
     attended: dict[str, Tensor] = field(default_factory=dict)
     placed: dict[str, Placed] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
+    ranked: dict[Hashable, Ranked] = field(default_factory=dict)
 
     # ------------------------------------------------------------ arrays of stages
 

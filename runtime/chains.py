@@ -13,21 +13,17 @@ from torch import Tensor
 
 from spdsl.codegen.chains.alone import is_alone
 from spdsl.codegen.chains.columns import belongs_to_columns, is_without_queries
-from spdsl.codegen.chains.parts import ABSENT
 from spdsl.codegen.chains.rows import is_of_blocks, is_of_rows
 from spdsl.runtime.among import among_candidates
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.chain_kernels import loaded
 from spdsl.runtime.chain_runs import Run
-from spdsl.runtime.choosing import KEYS, WIDEST, Room
-from spdsl.runtime.cut_kernels import cuts_of
-from spdsl.runtime.cut_marks import up_to_cuts
+from spdsl.runtime.choosing import KEYS, Room
+from spdsl.runtime.entries import chosen_entries
 from spdsl.runtime.jointly import chosen_jointly
-from spdsl.runtime.memo import Memo
 from spdsl.runtime.ranking import FAR, joined
 from spdsl.runtime.tilings import LEAST, Tiling, rows_of
 from spdsl.semantics.graph import DISTANCE, Mark, Pool, Select, Stage
-from spdsl.semantics.nodes import Const
 
 _ONE_ROW = Tiling(rows=1, columns=1024, warps=4, stages=1)
 """The tile of a reduction that leaves one number."""
@@ -81,7 +77,7 @@ def made_whole(arrays: Arrays, name: str) -> Tensor | None:
     """
     stage = arrays.stages[name]
     if is_without_queries(stage):
-        return _chosen_entries(arrays, name)
+        return chosen_entries(arrays, name)
     if is_alone(stage):
         return _alone(arrays, stage)
     of_rows = is_of_rows(arrays.stages, name) or is_of_blocks(arrays.stages, name)
@@ -114,44 +110,3 @@ def _alone(arrays: Arrays, stage: Stage) -> Tensor | None:
     values = run.left(kernel) if isinstance(stage, Mark) else run.reduced(kernel, _ONE_ROW)[..., 0]
     values = values if found.chain.heads else values[:, 0]
     return values if found.chain.columns or isinstance(stage, Pool) else values[..., 0]
-
-
-def _chosen_entries(arrays: Arrays, name: str) -> Tensor | None:
-    """A selection without queries, bools ``[batch or 1, …, entries]``, or None."""
-    found, stage = loaded(arrays, name), arrays.stages[name]
-    if found is None:
-        return None
-    assert isinstance(stage, Select)
-    run, device, rows = Run.of(arrays, found), arrays.lines.device, found.chain.rows
-    count, columns = (arrays.lines.size(rows) if rows else 1), run.columns
-    if columns <= 0:
-        return None
-    nothing, pitch = 0 if found.chain.by == "mass" else ABSENT, -(-columns // 16) * 16
-    run.keys = torch.empty(run.batch, count, pitch, dtype=torch.int32, device=device)
-    if pitch > columns:
-        run.keys.fill_(nothing)
-    run.ends = torch.zeros(1, run.batch, -(-count // LEAST.rows), dtype=torch.int32, device=device)
-    if stage.by == "mass" or columns > WIDEST:
-        run.keyed(0, count)
-        chosen = _up_to_cuts(run, stage).view(run.batch, count, columns)
-        return chosen if rows else chosen[:, 0]
-    # There are few rows: with room for all entries nobody waits for how many are chosen.
-    width = columns
-    if isinstance(stage.amount, Const):
-        width = max(1, min(int(stage.amount.value), columns))
-    room = Room(lists=torch.empty(run.batch, count, width, dtype=torch.int32, device=device))
-    lists = run.chosen(stage, 0, count, room).view(run.batch, count, -1)
-    chosen = torch.zeros(run.batch, count, columns + 1, dtype=torch.bool, device=device)
-    chosen = chosen.scatter_(-1, lists.clamp(max=columns).long(), value=True)[..., :columns]
-    return chosen if rows else chosen[:, 0]
-
-
-def _up_to_cuts(run: Run, stage: Select) -> Tensor:
-    """Which keys of long rows are chosen, bools ``[rows, columns]``."""
-    keys, others = run.keys.view(-1, run.keys.shape[-1]), None
-    cuts = cuts_of(keys, stage.by, run.amounts(stage, 0, run.keys.shape[1]), signed=stage.least is not None)
-    if stage.least is not None:
-        number = max(0, int(run.arrays.evaluate(stage.least, (), None, Memo())))
-        amount = torch.full((1,), min(number, keys.shape[1]), dtype=torch.int32, device=keys.device)
-        others = cuts_of(keys, "count", amount)
-    return up_to_cuts(keys, cuts, others, run.loaded.chain.by, run.columns)

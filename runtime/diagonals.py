@@ -14,9 +14,9 @@ from torch import Tensor
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.ranking import counted
 from spdsl.semantics.build import TRUE
-from spdsl.semantics.graph import DISTANCE, Pool, Stage, index_of, side_of
-from spdsl.semantics.nodes import Apply, Const, Expr, Load
-from spdsl.semantics.rewrite import children
+from spdsl.semantics.graph import DISTANCE, Pool, Stage
+from spdsl.semantics.joined_sets import of_distances
+from spdsl.semantics.nodes import Expr, Load
 
 if TYPE_CHECKING:
     from spdsl.runtime.arrays import Arrays
@@ -34,29 +34,9 @@ def distances_of(stages: dict[str, Stage], stage: Pool) -> Expr | None:
             return None
     match inner:
         case Pool(kind="any", over="q", per=str(), windows=None, only=only, value=value) if only == TRUE:
-            return value if _is_of_distances(stages, value) else None
+            return value if of_distances(stages, value) else None
         case _:
             return None
-
-
-def _is_of_distances(stages: dict[str, Stage], value: Expr) -> bool:
-    """Whether a value reads sets of distances, along their own axes, and besides what belongs to heads."""
-    seen = False
-
-    def fits(node: Expr) -> bool:
-        nonlocal seen
-        match node:
-            case Load(table=name, indices=indices) if name in stages:
-                axes = stages[name].axes
-                seen = seen or DISTANCE in axes
-                own = indices[len(indices) - len(axes) :] == tuple(map(index_of, axes))
-                return own and all(side_of(axis) is None for axis in axes)
-            case Const() | Apply():
-                return all(map(fits, children(node)))
-            case _:
-                return False
-
-    return fits(value) and seen
 
 
 def seen_from_blocks(arrays: Arrays, stage: Pool, source: Expr, rows: Tensor) -> Tensor | None:

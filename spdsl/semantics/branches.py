@@ -257,6 +257,9 @@ def mark(ev: Evaluator, keep: Expr) -> Expr:
         axes = spaces.space(ev, (value,), node.span)
         if axes is None:
             return Const(value=False)
+        for known in ev.unit.stages.values():
+            if isinstance(known, Mark) and (known.axes, known.value) == (axes, node):
+                return spaces.array(axes, known).expr
         return spaces.add(ev, Mark(name=ev.unit.stage_name(), axes=axes, value=node, span=node.span)).expr
 
     return cut(keep)

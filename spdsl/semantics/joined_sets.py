@@ -2,18 +2,30 @@
 
 From: a graph of stages.  To: one in which `a or b` of a softmax's set is one `Mark`, where both are sets of pairs of
 the same blocks of queries and keys: then it is one list for each row, and its kernels walk what has been picked.  So is
-a condition on several sets of keys, of which kernels then look at one.
+a condition on several sets of keys, or of distances seen from blocks, of which kernels then look at one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 from spdsl.semantics import build
-from spdsl.semantics.graph import Attention, Mark, Stage, StageGraph, index_of, on_side, ordered, side_of
-from spdsl.semantics.nodes import Expr, Load
-from spdsl.semantics.rewrite import conjuncts, disjuncts, free_axes, walk
+from spdsl.semantics.graph import (
+    DISTANCE,
+    Attention,
+    Mark,
+    Pool,
+    Stage,
+    StageGraph,
+    index_of,
+    on_side,
+    ordered,
+    side_of,
+)
+from spdsl.semantics.nodes import Apply, Const, Expr, Load
+from spdsl.semantics.rewrite import children, conjuncts, disjuncts, free_axes, walk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +46,44 @@ def with_joined_sets(graph: StageGraph) -> StageGraph:
             keep = build.conj(*(_joined(stages, stage, clause, marks) for clause in conjuncts(stage.attend.keep)))
             found += marks
             stage = replace(stage, attend=replace(stage.attend, keep=keep)) if marks else stage
+        elif _is_seen_from_blocks(stage) and not isinstance(stage.value, Load) and of_distances(stages, stage.value):
+            name, axes = f"{stage.name}_distances", ordered((free_axes(stage.value) & {"h", "g"}) | {DISTANCE})
+            found.append(Mark(name=name, axes=axes, value=stage.value, span=stage.span))
+            read = Load(table=name, dtype="bool", indices=tuple(map(index_of, axes)), span=stage.span)
+            stage = replace(stage, value=read)
         found.append(stage)
     return replace(graph, stages=tuple(found))
+
+
+def _is_seen_from_blocks(stage: Stage) -> TypeGuard[Pool]:
+    return (
+        isinstance(stage, Pool)
+        and stage.kind == "any"
+        and stage.over == "q"
+        and stage.per is not None
+        and stage.windows is None
+        and stage.only == build.TRUE
+    )
+
+
+def of_distances(stages: Mapping[str, Stage], value: Expr) -> bool:
+    """Whether a value reads sets of distances, along their own axes, and besides what belongs to heads."""
+    seen = False
+
+    def fits(node: Expr) -> bool:
+        nonlocal seen
+        match node:
+            case Load(table=name, indices=indices) if name in stages:
+                axes = stages[name].axes
+                seen = seen or DISTANCE in axes
+                own = indices[len(indices) - len(axes) :] == tuple(map(index_of, axes))
+                return own and all(side_of(axis) is None for axis in axes)
+            case Const() | Apply():
+                return all(map(fits, children(node)))
+            case _:
+                return False
+
+    return fits(value) and seen
 
 
 def parts_of(stages: Mapping[str, Stage], value: Expr) -> tuple[Part, ...]:
