@@ -28,7 +28,11 @@ WIDEST = 1 << 15
 """Keys of a row that are looked at in one step while entries are chosen; longer rows are gone through in such steps."""
 
 OF_WARP = 512
-"""Keys that a warp holds, where there are enough warps."""
+"""Keys that a warp holds, where there are enough warps; of long rows twice as many, as each lane computes where to look
+next."""
+
+LONG = 2048
+"""Keys of a long row, at least."""
 
 REGISTERS = 64
 """The most registers of a thread where rows are neither short nor so long that it holds more keys than these, so that
@@ -80,7 +84,8 @@ def choose(given: Keys, by: str, amounts: Tensor, room: Room | None, *, cut: boo
     rows, device = given.chunks * given.rows, given.keys.device
     wide = min(WIDEST, max(64, 1 << (given.columns - 1).bit_length()))
     # A row is held by as few warps as have room for it: within a warp, sums take no shared memory.
-    each, warps = max(1, AT_ONCE // wide), max(1, min(16, wide // OF_WARP))
+    each, held = max(1, AT_ONCE // wide), OF_WARP * (2 if wide >= LONG else 1)
+    warps = max(1, min(16, wide // held))
     few = not is_amd() and OF_WARP < wide <= 16 * OF_WARP
     shape = {"ROWS": each, "WIDTH": wide, "ONE": given.columns <= wide, "BY": by, "BLOCK_R": given.block}
     fixed = {"keys": given.keys, "row_ends": given.ends, "ends_first": given.ends_first, "rows": rows}
