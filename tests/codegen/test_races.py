@@ -167,8 +167,18 @@ def launch_turned(block: int, where: str, n: int = N, **options: Any) -> None:
     torch.autograd.grad(out.sum(), (q, k, v))  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize(("block", "where"), [(64, "chosen"), (128, "(q - k < 200 or chosen)")])
+WINDOW = "(q - k < 200 or chosen)"
+
+
+@pytest.mark.parametrize(
+    ("block", "where", "deterministic"),
+    [
+        (64, "chosen", False),
+        (128, WINDOW, True),
+        pytest.param(64, "chosen", True, marks=pytest.mark.slow),
+        pytest.param(128, WINDOW, False, marks=pytest.mark.slow),
+    ],
+)
 def test_no_access_to_listed_tiles_races(block: int, where: str, deterministic: bool, started: list[Launch]) -> None:
     launch_turned(block, where, deterministic=deterministic)
     found = [each for each in started if each.kernel.name == ("ordered" if deterministic else "fused")]
