@@ -133,14 +133,14 @@ PROMPT: dict[str, Any] = {"heads": 32, "groups": 8, "dim": 128}
 CASES = (
     Case(pattern="llsa", n=65536, **VIDEO),
     Case(pattern="hip", n=131072, groups=4, dim=128, backward=False),
+    Case(pattern="superlinear", n=131072, heads=4, groups=4, inputs=_search),
     Case(
         pattern="superlinear",
-        n=8192,
+        label="superlinear, 32,768 tokens",
         heads=4,
         groups=4,
         inputs=_search,
-        backward=False,
-        why="its stripes are chosen by torch, which meets all pairs, and each place in the order attends by itself",
+        why="three spans and windows of this length are half of the text, and their queries are gathered",
     ),
     Case(
         pattern="routing",
