@@ -10,6 +10,16 @@ import triton
 import triton.language as tl
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def pushed(order, key, order_a, key_a, order_b, key_b):  # type: ignore[no-untyped-def]
+    """What stands at place ``b``, behind ``a``, after an entry has come: of equal ones the earlier stay in front."""
+    further, here = order > order_a, order > order_b
+    return (
+        tl.where(further, order_a, tl.where(here, order, order_b)),
+        tl.where(further, key_a, tl.where(here, key, key_b)),
+    )
+
+
 @triton.jit(do_not_specialize=["count", "nq", "n", "q_start", "heads"])  # type: ignore[untyped-decorator]
 def best_at(  # type: ignore[no-untyped-def]
     left, right, distances, places, values, scale, count, nq, n, q_start, heads,
@@ -22,6 +32,7 @@ def best_at(  # type: ignore[no-untyped-def]
     Distances descend, so that of equal values the first key is met first.
     """
     FAR: tl.constexpr = -2147483648
+    FEW: tl.constexpr = 4
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     owner = tl.program_id(1).to(tl.int64)
     batch, head = owner // heads, owner % heads
@@ -31,6 +42,11 @@ def best_at(  # type: ignore[no-untyped-def]
     query = tl.load(at, mask=(row < nq)[:, None] & (feature < D)[None, :], other=0.0).to(tl.float32)
     right += batch * right_b + head // right_each * right_h
     slot = tl.arange(0, POWER)
+    # Few stand in registers of their own, in their order.
+    order_0 = tl.full([BLOCK], FAR, tl.int32)
+    order_1, order_2, order_3 = order_0, order_0, order_0
+    key_0 = tl.full([BLOCK], -1, tl.int32)
+    key_1, key_2, key_3 = key_0, key_0, key_0
     # A value and, below it, the place among the distances, the first the largest: no two are alike.
     best = (tl.full([BLOCK, POWER], FAR, tl.int64) << 32) + slot[None, :]
     # What is further away than the last query of the tile is no candidate of any.
@@ -47,16 +63,38 @@ def best_at(  # type: ignore[no-untyped-def]
         value = tl.sum(query * other, 1) * scale + 0.0
         bits = value.to(tl.int32, bitcast=True)
         order = tl.where(exist & (value == value), bits ^ ((bits >> 31) & 0x7FFFFFFF), FAR)
-        new = (order.to(tl.int64) << 32) + tl.where(order == FAR, 0, count - step + POWER)
-        least = tl.min(best, 1)
-        best = tl.where((best == least[:, None]) & (new > least)[:, None], new[:, None], best)
-    best = tl.sort(best, 1, descending=True)
-    order = (best >> 32).to(tl.int32)
-    exist = order != FAR
-    step = count + POWER - (best & 0x7FFFFFFF).to(tl.int32)
-    distance = tl.load(distances + tl.where(exist, step, 0), mask=exist, other=0)
-    bits = order ^ ((order >> 31) & 0x7FFFFFFF)
-    to = (owner * PICKS + slot[None, :]) * nq + row[:, None]
-    mask = (row < nq)[:, None] & (slot < PICKS)[None, :]
-    tl.store(places + to, tl.where(exist, row[:, None] + q_start - distance, -1), mask=mask)
-    tl.store(values + to, tl.where(exist, bits.to(tl.float32, bitcast=True), 0.0), mask=mask)
+        if PICKS <= FEW:
+            key = tl.where(order == FAR, -1, key)
+            order_3, key_3 = pushed(order, key, order_2, key_2, order_3, key_3)
+            order_2, key_2 = pushed(order, key, order_1, key_1, order_2, key_2)
+            order_1, key_1 = pushed(order, key, order_0, key_0, order_1, key_1)
+            order_0, key_0 = tl.where(order > order_0, order, order_0), tl.where(order > order_0, key, key_0)
+        else:
+            new = (order.to(tl.int64) << 32) + tl.where(order == FAR, 0, count - step + POWER)
+            least = tl.min(best, 1)
+            best = tl.where((best == least[:, None]) & (new > least)[:, None], new[:, None], best)
+    if PICKS <= FEW:
+        for number in tl.static_range(PICKS):
+            if number == 0:
+                order, key = order_0, key_0
+            elif number == 1:
+                order, key = order_1, key_1
+            elif number == 2:
+                order, key = order_2, key_2
+            else:
+                order, key = order_3, key_3
+            bits = order ^ ((order >> 31) & 0x7FFFFFFF)
+            to = (owner * PICKS + number) * nq + row
+            tl.store(places + to, key, mask=row < nq)
+            tl.store(values + to, tl.where(key >= 0, bits.to(tl.float32, bitcast=True), 0.0), mask=row < nq)
+    else:
+        best = tl.sort(best, 1, descending=True)
+        order = (best >> 32).to(tl.int32)
+        exist = order != FAR
+        step = count + POWER - (best & 0x7FFFFFFF).to(tl.int32)
+        distance = tl.load(distances + tl.where(exist, step, 0), mask=exist, other=0)
+        bits = order ^ ((order >> 31) & 0x7FFFFFFF)
+        to = (owner * PICKS + slot[None, :]) * nq + row[:, None]
+        mask = (row < nq)[:, None] & (slot < PICKS)[None, :]
+        tl.store(places + to, tl.where(exist, row[:, None] + q_start - distance, -1), mask=mask)
+        tl.store(values + to, tl.where(exist, bits.to(tl.float32, bitcast=True), 0.0), mask=mask)

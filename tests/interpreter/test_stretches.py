@@ -66,11 +66,12 @@ def test_nothing_is_as_large_as_all_pairs() -> None:
     assert max(seen) < 120 * 120 * 4
 
 
-def test_the_best_at_distances() -> None:
+@pytest.mark.parametrize("picks", [3, 6])
+def test_the_best_at_distances(picks: int) -> None:
     """In their order: ties go to the smaller key, a NaN is absent, and there may be fewer than are asked for."""
     from spdsl.runtime.stripes import placed
 
-    attn = spdsl.compile("superlinear", picks=3, local=2, backend="triton")
+    attn = spdsl.compile("superlinear", picks=picks, local=2, backend="triton")
     pattern = bound(attn._key, 1, 1, 16)
     # Whole numbers: many scores are equal.
     generator = torch.Generator().manual_seed(4)
@@ -84,6 +85,6 @@ def test_the_best_at_distances() -> None:
     line = torch.arange(90)
     distance = line[:, None] - line
     stripe = ((distance + 1).clamp(min=0).double().sqrt() % 1 == 0) & (distance >= 2)
-    wanted = in_order(search @ k.transpose(2, 3), stripe.expand(1, 1, 90, 90), None, 3)
+    wanted = in_order(search @ k.transpose(2, 3), stripe.expand(1, 1, 90, 90), None, picks)
     keys = torch.where(wanted.any(-1), wanted.int().argmax(-1), -1).permute(1, 2, 0, 3)
     assert torch.equal(found.places, keys.int())
