@@ -138,8 +138,8 @@ def largest(value: Tensor, only: Tensor, count: int) -> Tensor:
     NaN is absent, and of equal ones the first are taken."""
     shape, columns, device = value.shape[:-1], value.shape[-1], value.device
     rows, pitch = math.prod(shape), columns + -columns % 16
-    alike = only.numel() == columns == only.shape[-1]
-    there = only if alike else only.expand(value.shape)
+    alike = only.numel() == only.shape[-1]  # for all rows
+    there = only.reshape(-1).expand(columns) if alike else only.expand(value.shape)
     keys = torch.empty(1, rows, pitch, dtype=torch.int32, device=device)
     start_given(
         in_order,

@@ -17,6 +17,7 @@ from spdsl.codegen.binaries import options_of
 from spdsl.codegen.load import load
 from spdsl.codegen.returned import ROWS, Read, Returned, emit_returned, returned
 from spdsl.runtime.arrays import Arrays
+from spdsl.runtime.memo import Memo
 from spdsl.runtime.plain import start_given
 from spdsl.runtime.transforms import second_derivative
 from spdsl.semantics.free_sums import FEATURES, written_out
@@ -41,8 +42,9 @@ def by_kernel(arrays: Arrays, result: Expr, dtype: torch.dtype) -> Tensor | None
     tables = tuple(dict.fromkeys(read.table for read in plan.reads))
     wide = {read.table for read in plan.reads if read.wide}
     every = {**arrays.tensors, **arrays.attended}
-    # Numbers for each query, such as the shares of members, are little.
-    every |= {name: arrays.whole(name) for name in tables if name in arrays.stages and name not in {*every, *wide}}
+    # Numbers for each query, such as the shares of members, are little, and made for all at once.
+    little = [name for name in tables if name in arrays.stages and name not in {*every, *wide}]
+    every |= {name: arrays.array(name, None, Memo()) for name in little}
     if not all(name in every for name in tables):
         return None
     lines, tensors = arrays.lines, [every[name] for name in tables]

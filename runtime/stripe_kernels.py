@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def pushed(order, key, order_a, key_a, order_b, key_b):  # type: ignore[no-untyped-def]
     """What stands at place ``b``, behind ``a``, after an entry has come: of equal ones the earlier stay in front."""
     further, here = order > order_a, order > order_b
