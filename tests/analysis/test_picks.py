@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -23,6 +23,7 @@ def planned(
     shape: Literal["square", "offset"] = "square",
     target: str = "sm_90",
     picks: int = 4,
+    dim: int = 128,
 ) -> Plan:
     run = "q.run" if "q.run" in of else "q"
     text = (
@@ -31,9 +32,9 @@ def planned(
         f"|> top({picks})\n  keep {keep}\n}}"
     )
     key = key_of(read(text), {}, None, None, deterministic=False)
-    pattern = bound(opened(softmax_keys(key)[-1])[0], heads, groups, 128)
+    pattern = bound(opened(softmax_keys(key)[-1])[0], heads, groups, dim)
     tables = tuple((table.name, "int32") for table in pattern.tables)
-    return plan(Problem(pattern=pattern, dtype=dtype, value_dim=128, shape=shape, tables=tables), target)
+    return plan(Problem(pattern=pattern, dtype=dtype, value_dim=dim, shape=shape, tables=tables), target)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,32 @@ def test_more_queries_than_bits() -> None:
     made = planned("causal and chosen", of="h, q.run", shape="offset")
     assert made.forward.picks is not None
     assert (made.forward.picks.order, made.forward.picks.positions) == ("union", 32)
+
+
+def test_by_key_runs_that_pick_for_each_head_are_whole_tiles() -> None:
+    made = planned("causal and chosen", of="h, q.run", heads=4, groups=2, dim=64)
+    for kernel in (made.dkdv, made.fused):
+        assert kernel is not None
+        assert kernel.turned is not None
+        assert (kernel.block_q, kernel.block_k) == (64, 64)
+        # Nothing is looked up: what is left to test is causal, and not asked of tiles below the diagonal.
+        assert "chosen" not in repr(kernel.turned.keep)
+        assert kernel.turned.bounds.full is not None
+    wide = planned("causal and chosen", of="h, q.run", heads=4, groups=2)
+    assert (wide.fused, wide.dkdv.turned is None) == (None, False)  # a group alone has no room for wide heads
+    large = planned("causal and chosen", of="h, q.run", heads=4, groups=2, block=128)
+    assert large.fused is not None
+    assert (large.fused.block_q, large.fused.block_k) == (64, 128)
+    both = planned("causal and (q - k < 300 or chosen)", of="h, q.run", heads=4, groups=2, block=128)
+    assert [part.fused is not None for part in both.parts] == [True, True]
+
+
+@pytest.mark.parametrize("more", [{"of": "g, q.run"}, {"of": "h, q"}, {"of": "h, q.run", "shape": "offset"}])
+def test_other_picks_are_no_whole_tiles_by_key(more: dict[str, Any]) -> None:
+    """Of heads that share lists, of single queries, and where runs begin within tiles."""
+    made = planned("causal and chosen", heads=4, groups=2, dim=64, **more)
+    assert made.dkdv.turned is None
+    assert made.fused is None
 
 
 def test_the_static_part_of_a_union_is_walked_in_closed_form() -> None:
