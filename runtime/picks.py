@@ -328,10 +328,11 @@ def for_owners(items: PickedItems, owners: tuple[int, int], given: tuple[int, in
     row_slots = items.row_slots.view(shape) + number * items.kept
     return replace(
         items,
-        rows=(owner * items.blocks + items.rows % max(items.blocks, 1)).flatten().int(),
-        first=items.first.repeat(len(copy)),
-        last=items.last.repeat(len(copy)),
-        slots=torch.where(items.slots < 0, items.slots, items.slots + kept).flatten().int(),
+        # The first items of all begin first: under causal patterns they are the longest.
+        rows=(owner * items.blocks + items.rows % max(items.blocks, 1)).t().flatten().int(),
+        first=items.first.repeat_interleave(len(copy)),
+        last=items.last.repeat_interleave(len(copy)),
+        slots=torch.where(items.slots < 0, items.slots, items.slots + kept).t().flatten().int(),
         row_slots=row_slots.expand(batch, heads, -1).flatten().int(),
         row_parts=items.row_parts.view(shape).expand(batch, heads, -1).flatten(),
         kept=items.kept * len(copy),
