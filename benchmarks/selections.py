@@ -117,7 +117,7 @@ CASES = (
     Case(name="seer_attention_32k", pattern="seer_attention", groups=8, n=32768, inputs=_pooled, backward=False),
     Case(name="xattention_32k", pattern="xattention", groups=8, n=32768, backward=False),
     Case(name="vertical_slash_32k", pattern="vertical_slash", groups=8, n=32768, backward=False),
-    Case(name="dma_32k", pattern="dma", groups=8, n=32768, inputs=_bias, backward=False),
+    Case(name="dma_32k", pattern="dma", groups=8, n=32768, inputs=_bias),
     Case(
         name="vsa_32k",
         pattern="vsa",
