@@ -243,11 +243,6 @@ def share_ties(  # type: ignore[no-untyped-def]
         left -= tl.sum(equal, 0)
 
 
-def parts_of(count: int, width: int, most: int) -> int:
-    """How many programs share ``count`` entries, of which each looks at ``width`` together: a power of two."""
-    return min(most, 1 << max(0, -(-count // width) - 1).bit_length())
-
-
 def cuts_of(keys: Tensor, by: str, amounts: Tensor, *, signed: bool = False) -> Tensor:
     """The cuts of rows of keys ``[rows, total]``: int32 ``[rows, 2]``, the last key and how many entries with it.
 

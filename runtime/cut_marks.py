@@ -11,10 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spdsl.runtime.cut_kernels import parts_of, start_kernel
-
-PARTS, SPAN = 64, 1024
-"""Programs of a row, at most, and the keys that one looks at together."""
+from spdsl.runtime.cut_kernels import start_kernel
+from spdsl.runtime.row_parts import WIDTH, count_before, leave_count, own_part, parts_of
 
 
 def up_to_cuts(keys: Tensor, cuts: Tensor, others: Tensor | None, by: str, columns: int) -> Tensor:
@@ -23,7 +21,7 @@ def up_to_cuts(keys: Tensor, cuts: Tensor, others: Tensor | None, by: str, colum
     With the ``others`` of the same order, what either of both sets has: that with the lower cut is the larger.
     """
     rows, device = keys.shape[0], keys.device
-    parts = parts_of(columns, SPAN, PARTS)
+    parts = parts_of(columns)
     counts = torch.empty(rows, parts, dtype=torch.int32, device=device)
     chosen = torch.empty(rows, columns, dtype=torch.uint8, device=device)
     given: dict[str, object] = {
@@ -33,7 +31,7 @@ def up_to_cuts(keys: Tensor, cuts: Tensor, others: Tensor | None, by: str, colum
         "counts": counts,
     }
     given |= {"pitch": keys.stride(0), "columns": columns, "BY": by, "LEAST": others is not None}
-    given |= {"PARTS": parts, "WIDTH": SPAN}
+    given |= {"PARTS": parts, "WIDTH": WIDTH}
     start_kernel(count_ties, (rows * parts, 1, 1), given, ("counts",), device)
     start_kernel(mark_chosen, (rows * parts, 1, 1), {**given, "chosen": chosen}, ("chosen",), device)
     return chosen.view(torch.bool)
@@ -72,16 +70,14 @@ def count_ties(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr,
 ):
     """How many keys of a part of a row are the last that is chosen."""
-    part, row = tl.program_id(0) % PARTS, (tl.program_id(0) // PARTS).to(tl.int64)
+    part, row, begin, end = own_part(columns, PARTS)
     last, _ties = _cut_of(cuts, others, row, LEAST)
-    share = tl.cdiv(columns, PARTS)
-    end = tl.minimum((part + 1) * share, columns)
     found = tl.zeros([WIDTH], tl.int32)
-    for first in range(part * share, end, WIDTH):
+    for first in range(begin, end, WIDTH):
         at = first + tl.arange(0, WIDTH)
         key = tl.load(keys + row * pitch + at, mask=at < end, other=-2147483648)
         found += _is_tied(key, last, BY).to(tl.int32)
-    tl.store(counts + row * PARTS + part, tl.sum(found, 0))
+    leave_count(counts, row, part, found, PARTS)
 
 
 @triton.jit(do_not_specialize=["columns"])  # type: ignore[untyped-decorator]
@@ -99,13 +95,10 @@ def mark_chosen(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr,
 ):
     """Keys beyond the cut, and of those at it the first ones."""
-    part, row = tl.program_id(0) % PARTS, (tl.program_id(0) // PARTS).to(tl.int64)
+    part, row, begin, end = own_part(columns, PARTS)
     last, ties = _cut_of(cuts, others, row, LEAST)
-    parts = tl.arange(0, PARTS)
-    met = tl.sum(tl.where(parts < part, tl.load(counts + row * PARTS + parts), 0), 0)
-    share = tl.cdiv(columns, PARTS)
-    end = tl.minimum((part + 1) * share, columns)
-    for first in range(part * share, end, WIDTH):
+    met = count_before(counts, row, part, PARTS)
+    for first in range(begin, end, WIDTH):
         at = first + tl.arange(0, WIDTH)
         key = tl.load(keys + row * pitch + at, mask=at < end, other=-2147483648)
         tied = _is_tied(key, last, BY).to(tl.int32)

@@ -20,20 +20,17 @@ from spdsl.analysis.tiles import PickWalk
 from spdsl.codegen.binaries import options_of
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.checks import captured, refuse_many
-from spdsl.runtime.cut_kernels import parts_of
 from spdsl.runtime.evaluate import evaluate, tables_for, with_batch
 from spdsl.runtime.pairs import Pairs, pairs_of
 from spdsl.runtime.plain import start_given
 from spdsl.runtime.ranking import counted
 from spdsl.runtime.recent import ByContent
+from spdsl.runtime.row_parts import WIDTH, count_before, leave_count, own_part, parts_of
 from spdsl.semantics.nodes import Expr, Load, Table
 from spdsl.semantics.rewrite import walk
 
 _passing: ByContent[TileList] = ByContent(size=6)
 """Lists that are kept from the forward to the backward."""
-
-PARTS, WIDTH = 64, 1024
-"""Programs of a head, at most, and the keys that one looks at together."""
 
 
 def shared_keys(call: Call, where: Expr) -> TileList:
@@ -110,7 +107,7 @@ def numbers_before(found: Tensor) -> Tensor:
 def list_by_kernels(found: Tensor, before: Tensor, keys: Tensor | None) -> None:
     """Fill both in two launches; without ``keys``, each head counts from 0 on."""
     n, rows, device = found.shape[-1], found.shape[:-1].numel(), found.device
-    parts = parts_of(n, WIDTH, PARTS)
+    parts = parts_of(n)
     counts = torch.empty(rows, parts, dtype=torch.int32, device=device)
     marks, sizes = found.contiguous().view(torch.uint8), {"PARTS": parts, "WIDTH": WIDTH}
     start_given(count_keys, (rows * parts, 1, 1), (marks, counts, n), sizes, ("counts",), options_of(4), device)
@@ -121,14 +118,12 @@ def list_by_kernels(found: Tensor, before: Tensor, keys: Tensor | None) -> None:
 @triton.jit(do_not_specialize=["n"])  # type: ignore[untyped-decorator]
 def count_keys(found, counts, n, PARTS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
     """How many keys of a part of a head there are."""
-    part, row = tl.program_id(0) % PARTS, (tl.program_id(0) // PARTS).to(tl.int64)
-    share = tl.cdiv(n, PARTS)
-    end = tl.minimum((part + 1) * share, n)
+    part, row, begin, end = own_part(n, PARTS)
     met = tl.zeros([WIDTH], tl.int32)
-    for first in range(part * share, end, WIDTH):
+    for first in range(begin, end, WIDTH):
         at = first + tl.arange(0, WIDTH)
         met += (tl.load(found + row * n + at, mask=at < end, other=0) != 0).to(tl.int32)
-    tl.store(counts + row * PARTS + part, tl.sum(met, 0))
+    leave_count(counts, row, part, met, PARTS)
 
 
 @triton.jit(do_not_specialize=["n"])  # type: ignore[untyped-decorator]
@@ -136,13 +131,10 @@ def list_keys(  # type: ignore[no-untyped-def]
     found, counts, before, keys, n, PARTS: tl.constexpr, WIDTH: tl.constexpr, LIST: tl.constexpr
 ):
     """Number the keys of a part of a head, and list them."""
-    part, row = tl.program_id(0) % PARTS, (tl.program_id(0) // PARTS).to(tl.int64)
-    parts = tl.arange(0, PARTS)
-    earlier = tl.sum(tl.where(parts < part, tl.load(counts + row * PARTS + parts), 0), 0)
+    part, row, begin, end = own_part(n, PARTS)
+    earlier = count_before(counts, row, part, PARTS)
     place_of = earlier + (row * n).to(tl.int32) if LIST else earlier
-    share = tl.cdiv(n, PARTS)
-    end = tl.minimum((part + 1) * share, n)
-    for first in range(part * share, end, WIDTH):
+    for first in range(begin, end, WIDTH):
         at = first + tl.arange(0, WIDTH)
         is_one = (tl.load(found + row * n + at, mask=at < end, other=0) != 0).to(tl.int32)
         place = place_of + tl.cumsum(is_one, 0) - is_one
