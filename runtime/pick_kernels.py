@@ -28,7 +28,7 @@ def either(block_a, bits_a, block_b, bits_b):  # type: ignore[no-untyped-def]
     return block_b, tl.where(block_a == block_b, bits_a | bits_b, bits_b)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["queries", "blocks", "width", "count"])  # type: ignore[untyped-decorator]
 def unite(  # type: ignore[no-untyped-def]
     lists,  # [heads of all sequences, queries, most]
     tiles,  # [heads of all sequences, tiles, width]
@@ -103,7 +103,7 @@ def bound(lists, begin, end, rows, most, blocks, ROWS: tl.constexpr, MOST: tl.co
     tl.store(end + row, first.to(tl.int32) + tl.sum(picked.to(tl.int32), 1), mask=row < rows)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["each", "blocks", "nothing"])  # type: ignore[untyped-decorator]
 def number(lists, keys, each, blocks, nothing, total, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The number of each pick's block over all heads, which have ``each`` picks; ``nothing`` for no pick."""
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
@@ -111,7 +111,7 @@ def number(lists, keys, each, blocks, nothing, total, SIZE: tl.constexpr):  # ty
     tl.store(keys + at, tl.where(block < blocks, at // each * blocks + block, nothing), mask=at < total)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["each", "nothing"])  # type: ignore[untyped-decorator]
 def place(keys, order, runs, entries, each, most, nothing, total, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The runs of queries in the order of their blocks, and where each pick has gone, -1 for none."""
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
@@ -122,7 +122,7 @@ def place(keys, order, runs, entries, each, most, nothing, total, SIZE: tl.const
     tl.store(entries + pick, tl.where(real, at, -1), mask=exist)
 
 
-@triton.jit(do_not_specialize=["steps"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["rows", "total", "steps"])  # type: ignore[untyped-decorator]
 def seek(keys, starts, rows, total, steps, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Where the picks of each block begin among ascending keys, by halving: ``2 ** steps`` exceeds their number."""
     row = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
@@ -136,7 +136,7 @@ def seek(keys, starts, rows, total, steps, SIZE: tl.constexpr):  # type: ignore[
     tl.store(starts + row, low, mask=row <= rows)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["total"])  # type: ignore[untyped-decorator]
 def blank(found, total, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     """No items: their blocks and ends are 0, and the last of four rows says that there is none."""
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
@@ -151,7 +151,7 @@ def carry(values, entries, found, total, SIZE: tl.constexpr):  # type: ignore[no
     tl.store(found + to, tl.load(values + at, mask=at < total, other=0), mask=to >= 0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["rows", "size"])  # type: ignore[untyped-decorator]
 def count(  # type: ignore[no-untyped-def]
     starts, items, slots, parts, rows, size, least, SIZE: tl.constexpr
 ):
@@ -171,7 +171,7 @@ def count(  # type: ignore[no-untyped-def]
         kept += tl.sum(several, 0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["size"])  # type: ignore[untyped-decorator]
 def write(  # type: ignore[no-untyped-def]
     starts, items, slots, parts, item_rows, item_first, item_last, item_slots, size, SIZE: tl.constexpr
 ):
