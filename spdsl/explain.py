@@ -262,14 +262,23 @@ def _name(q: Tensor) -> str | None:
     return torch.cuda.get_device_name(q.device) if q.device.type == "cuda" else None
 
 
-def call_like(key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor], target: str) -> Call:
+def call_like(
+    key: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: Mapping[str, Tensor],
+    target: str,
+    *,
+    q_start: int | None = None,
+) -> Call:
     """The call with tensors like these, checked, the tables of its stages made.
 
     Raises:
         SpatError: as a call with these tensors would.
     """
     check_tensors(q, k, v)
-    return _call(plan_like(key, q, k, v, target), q, k, v, tables)
+    return _call(plan_like(key, q, k, v, target, q_start=q_start), q, k, v, tables, q_start)
 
 
 def _call(

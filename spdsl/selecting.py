@@ -14,9 +14,10 @@ from torch import Tensor
 
 from spdsl.arguments import first_query
 from spdsl.costs import told
-from spdsl.explain import Report, explain
+from spdsl.explain import Report, call_like, explain
 from spdsl.pipeline import bound, softmax_key
 from spdsl.runtime import graphs
+from spdsl.runtime.calls import Call
 from spdsl.runtime.checks import check_tensors
 from spdsl.runtime.lines import Lines
 from spdsl.runtime.narrowed import outer_of
@@ -186,6 +187,31 @@ def explain_stages(
     assert lines is not None
     found = described(pattern, replace(call, kernels=on_gpu), lines, kept)
     return replace(found, softmaxes=tuple(softmaxes), tilewise=order is not None, lifetimes=key != chosen)
+
+
+def softmax_calls(
+    key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor], target: str
+) -> list[tuple[str, Call]]:
+    """The softmaxes of a pattern with stages over what these tensors select, by what the pattern calls them; of those
+    for each member of an axis the first.
+
+    Raises:
+        SpatError: as a call with these tensors would.
+    """
+    check_tensors(q, k, v)
+    start = first_query(bound(key, q.shape[1], k.shape[1], q.shape[3]).attend, q.shape[2], k.shape[2])
+    key, (q, k, v), tables, _ = in_order(key, q, k, v, tables, None, start)
+    key, tables = with_lifetimes(key, q, k, v, tables, None, start)
+    pattern = bound(key, q.shape[1], k.shape[1], q.shape[3])
+    assert pattern.graph is not None
+    call, called = graphs.Inputs(q=q, k=k, v=v, tables=tables, q_start=start), titles(pattern.graph)
+    found = []
+    for stage in pattern.graph.attentions:
+        made = graphs.operands(pattern, stage, call)
+        own = made.tables if stage.member is None else graphs.of_member(made, stage.member, 0)
+        like = call_like(softmax_key(key, stage.name), made.q, made.k, made.v, own, target, q_start=made.q_start)
+        found.append((called[stage.name], like))
+    return found
 
 
 def described(pattern: BoundPattern, call: graphs.Inputs, lines: Lines, kept: Mapping[str, int]) -> GraphReport:

@@ -22,7 +22,8 @@ from spdsl.picture import Walked
 from spdsl.pipeline import key_of
 from spdsl.runtime.calls import Call
 from spdsl.runtime.parts import parts_of
-from spdsl.samples import Sizes, shaped
+from spdsl.samples import Sizes, drawn, shaped
+from spdsl.selecting import softmax_calls
 from spdsl.states import EMPTY, FULL, PARTIAL, tile_rows, tile_states
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 LENGTH = 2048
 """Keys where neither the command nor a grid says how many."""
+
+MOST_SELECTED = 4096
+"""Tokens of which a pattern with stages selects for a picture."""
 
 MOST_ROWS, MOST_COLUMNS = 64, 96
 """Tiles that are drawn one by one; of more, a mark stands for several."""
@@ -41,8 +45,9 @@ MARKS = (("·", "bright_black"), ("▒", "yellow"), ("█", "blue"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawing:
     """The tiles of the kernels of one call for one head, kernels that walk alike together, with the call of their part
-    of a union; and the inputs made up."""
+    of a union; and the inputs made up.  ``title``: which softmax of a pattern with stages it is."""
 
+    title: str
     call: Call
     head: int
     kernels: tuple[tuple[Call, tuple[KernelPlan, ...], Tensor], ...]
@@ -60,10 +65,31 @@ def drawing(
     head: int,
     seed: int,
 ) -> Drawing:
-    """The tiles of both directions.
+    """The tiles of both directions, of a pattern without stages.
 
     Raises:
         SpatError: as a call of these sizes would.
+    """
+    (found,) = drawings(pattern, values, given, wish, n=n, nq=nq, head=head, seed=seed)
+    return found
+
+
+def drawings(
+    pattern: Pattern,
+    values: dict[str, Value],
+    given: Sequence[str] | None,
+    wish: Wish,
+    *,
+    n: int | None,
+    nq: int | None,
+    head: int,
+    seed: int,
+) -> list[Drawing]:
+    """The tiles of both directions; of a pattern with stages those of each softmax over what random queries and keys
+    select.
+
+    Raises:
+        SpatError: as a call of these sizes would, or selections of so many tokens are not drawn (SP622).
     """
     if wish.target not in TARGETS:
         raise error("SP512", f"`{wish.target}` is not a target", help=f"Use one of {', '.join(TARGETS)}.")
@@ -71,13 +97,30 @@ def drawing(
     sizes = Sizes(batch=1, heads=wish.heads, groups=wish.groups, nq=nq or n, n=n, head_dim=wish.head_dim)
     inputs, generated = make_inputs(pattern, values, given, sizes, layer=wish.layer, seed=seed)
     key = key_of(pattern.checked, values, wish.layer, None, False)
-    call = call_like(key, *shaped(sizes, wish.value_dim, DTYPES[wish.dtype]), inputs, wish.target)
-    states = tuple(
+    dtype = DTYPES[wish.dtype]
+    if pattern.checked.graph is None:
+        calls = [("", call_like(key, *shaped(sizes, wish.value_dim, dtype), inputs, wish.target))]
+    else:
+        if n > MOST_SELECTED:
+            raise error(
+                "SP622",
+                f"what `{pattern.name}` selects of {n:,} tokens is not computed for a picture",
+                help=f"draw up to {MOST_SELECTED:,} of them: `-n {MOST_SELECTED}`",
+            )
+        calls = softmax_calls(key, *drawn(sizes, wish.value_dim, dtype, seed), inputs, wish.target)
+        generated = (*generated, "q", "k")
+    return [
+        Drawing(title=title, call=call, head=head, kernels=_states(call, head), generated=generated)
+        for title, call in calls
+    ]
+
+
+def _states(call: Call, head: int) -> tuple[tuple[Call, tuple[KernelPlan, ...], Tensor], ...]:
+    return tuple(
         (part, alike, tile_states(part, alike[0], head=head))
         for part in parts_of(call, lambda _: ())
         for alike in _alike(part.plan.kernels)
     )
-    return Drawing(call=call, head=head, kernels=states, generated=generated)
 
 
 def _alike(kernels: Sequence[KernelPlan]) -> list[tuple[KernelPlan, ...]]:

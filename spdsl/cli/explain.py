@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +28,6 @@ from spdsl.cli.options import (
     parse_parameters,
 )
 from spdsl.cli.output import print_json, print_table
-from spdsl.cli.progress import progress
 from spdsl.cli.stages import TARGETS
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
     from spdsl.analysis.device import DeviceProfile
     from spdsl.api import Pattern
-    from spdsl.foretold import Foretelling
     from spdsl.runtime.calls import Call
     from spdsl.samples import Sizes
     from spdsl.whatif import Row
@@ -107,38 +105,10 @@ def explain(
     lists = given_as_lists(loaded.checked.tables, inputs)
     key = listed_key(key, lists) if lists else key
 
-    if loaded.checked.graph is not None:
-        if over or plot:
-            message = f"no table over sizes is made of `{loaded.name}` yet, which selects by scores; vary `-n` instead"
-            raise typer.BadParameter(message, param_hint="--over" if over else "--plot")
-
-        def made(other: Sizes) -> Mapping[str, Tensor]:
-            """The inputs of other sizes: what is given, as far as these reach."""
-            return inputs if other == sizes else shorter_inputs(loaded, values, inputs, generated, other, layer, seed)
-
-        _stages(
-            Foretelling(
-                key=key,
-                sizes=sizes,
-                value_dim=value_dim or head_dim,
-                dtype=DTYPES[dtype],
-                inputs=made,
-                target=target,
-                gpu=gpu,
-                seed=seed,
-                fixed=fixed_length(loaded, values, layer) is not None,
-            ),
-            generated,
-            as_json,
-        )
-        return
-    q, k, v = shaped(sizes, value_dim or head_dim, DTYPES[dtype])
-
-    def call_with(changes: Mapping[str, int]) -> Call:
-        """The call with other sizes or parameters."""
+    def changed(changes: Mapping[str, int]) -> tuple[Sizes, dict[str, Value]]:
+        """Other sizes and parameters."""
         names = {"n": sizes.n, "heads": heads, "head_dim": head_dim}
         own = names | {name: value for name, value in changes.items() if name in names}
-        given_values = {**values, **{name: value for name, value in changes.items() if name not in names}}
         other = Sizes(
             batch=1,
             heads=own["heads"],
@@ -147,18 +117,59 @@ def explain(
             n=own["n"],
             head_dim=own["head_dim"],
         )
-        made, _ = make_inputs(loaded, given_values, given, other, layer=layer, seed=seed)
+        return other, {**values, **{name: value for name, value in changes.items() if name not in names}}
+
+    def made(given_values: dict[str, Value], other: Sizes) -> Mapping[str, Tensor]:
+        """The inputs of other sizes: what is given, as far as these reach."""
+        if other == sizes and given_values == values:
+            return inputs
+        return shorter_inputs(loaded, given_values, inputs, generated, other, layer, seed)
+
+    def told_with(changes: Mapping[str, int]) -> Foretelling:
+        """A call with other sizes or parameters, of a pattern with stages."""
+        other, given_values = changed(changes)
+        own = key_of(loaded.checked, given_values, layer, None, False)
+        return Foretelling(
+            key=listed_key(own, lists) if lists else own,
+            sizes=other,
+            value_dim=value_dim or other.head_dim,
+            dtype=DTYPES[dtype],
+            inputs=partial(made, given_values),
+            target=target,
+            gpu=gpu,
+            seed=seed,
+            fixed=fixed_length(loaded, given_values, layer) is not None,
+        )
+
+    def call_with(changes: Mapping[str, int]) -> Call:
+        """The call with other sizes or parameters."""
+        other, given_values = changed(changes)
+        inputs, _ = make_inputs(loaded, given_values, given, other, layer=layer, seed=seed)
         other_key = key_of(loaded.checked, given_values, layer, None, False)
         other_key = listed_key(other_key, lists) if lists else other_key
-        return call_like(other_key, *shaped(other, value_dim or other.head_dim, DTYPES[dtype]), made, target)
+        return call_like(other_key, *shaped(other, value_dim or other.head_dim, DTYPES[dtype]), inputs, target)
+
+    if (over or plot) and target == "cpu":
+        raise typer.BadParameter("times are predicted for GPUs; name another target", param_hint="--over")
+    values_of = _parsed(over or ["n=4096,8192,16384,32768,65536"])
+    same = {"n": f"{n:,} tokens", "heads": f"{heads} heads", "head_dim": f"head dim {head_dim}"}
+    fixed = ", ".join([words for name, words in same.items() if name not in values_of] + [dtype])
+    if loaded.checked.graph is not None:
+        from spdsl.cli.explain_stages import tell, tell_table
+
+        if plot:
+            message = f"no picture is drawn of the times of `{loaded.name}`, which selects by scores; see `--over`"
+            raise typer.BadParameter(message, param_hint="--plot")
+        if over:
+            where = f"{fixed}, predicted for {device_for(target, gpu).name}"
+            tell_table(told_with, values_of, where, as_json=as_json)
+        else:
+            tell(told_with({}), generated, as_json=as_json)
+        return
+    q, k, v = shaped(sizes, value_dim or head_dim, DTYPES[dtype])
 
     if over or plot:
-        if target == "cpu":
-            raise typer.BadParameter("times are predicted for GPUs; name another target", param_hint="--over")
-        values_of = _parsed(over or ["n=4096,8192,16384,32768,65536"])
-        same = {"n": f"{n:,} tokens", "heads": f"{heads} heads", "head_dim": f"head dim {head_dim}"}
-        fixed = ", ".join(words for name, words in same.items() if name not in values_of)
-        _what_if(call_with, values_of, device_for(target, gpu), plot, loaded.name, f"{fixed}, {dtype}", as_json)
+        _what_if(call_with, values_of, device_for(target, gpu), plot, loaded.name, fixed, as_json)
         return
     if every:
         if target == "cpu":
@@ -178,27 +189,6 @@ def explain(
         typer.echo(report.text())
         if grows is not None:
             typer.echo("\n".join(grows.lines()))
-
-
-def _stages(told: Foretelling, generated: tuple[str, ...], as_json: bool) -> None:
-    """Explain a pattern with stages: for random queries and keys, or without them where these would be many."""
-    from spdsl.cli.tensors import note_generated
-    from spdsl.samples import drawn
-    from spdsl.selecting import explain_stages
-
-    short = told.is_short()
-    with progress("selecting and counting" if short else "counting", quiet=as_json):
-        if short:
-            tensors = drawn(told.sizes, told.value_dim, told.dtype, told.seed)
-            report = explain_stages(told.key, *tensors, told.inputs(told.sizes), told.target, gpu=told.gpu)
-        else:
-            report = told.report()
-        report = replace(report, selection=told.selection(report))
-    if as_json:
-        print_json({"ok": True, **report.as_dict(), "generated_inputs": list(generated)})
-        return
-    note_generated((*generated, "q", "k") if short else generated)
-    typer.echo(report.text())
 
 
 def _candidates(call: Call, target: str, device: DeviceProfile, as_json: bool) -> None:

@@ -112,12 +112,17 @@ def _draw(
     loaded, values = load_pattern(pattern, wish.parameters)
     from rich.console import Console
 
-    from spdsl.cli.drawing import drawing, picture, record
+    from spdsl.cli.drawing import drawings, picture, record
     from spdsl.cli.tensors import note_generated
 
-    found = drawing(loaded, values, given, wish, n=n, nq=nq, head=head, seed=seed)
+    found = drawings(loaded, values, given, wish, n=n, nq=nq, head=head, seed=seed)
     if as_json:
-        print_json({"ok": True, "stage": "tiles", "result": record(found)})
+        records = {each.title: record(each) for each in found}
+        print_json({"ok": True, "stage": "tiles", "result": records.get("", records)})
         return
-    note_generated(found.generated)
-    Console(highlight=False, soft_wrap=True).print(picture(found))
+    note_generated(found[0].generated)
+    console = Console(highlight=False, soft_wrap=True)
+    for each in found:
+        if each.title:
+            console.print(f"softmax {each.title}")
+        console.print(picture(each))

@@ -146,7 +146,6 @@ def test_show(spdsl: Spdsl, stage: str) -> None:
     [
         ("prove", "nsa"),
         ("prove", "moba", "--count"),
-        ("show", "moba", "--emit", "tiles"),
     ],
 )
 def test_refusals_name_the_pattern(spdsl: Spdsl, command: tuple[str, ...]) -> None:
@@ -209,10 +208,38 @@ def test_the_report_of_a_selection(spdsl: Spdsl) -> None:
     assert answer.out.count("proven") == 2
 
 
-def test_no_table_over_sizes_is_made_of_a_selection(spdsl: Spdsl) -> None:
-    answer = spdsl("explain", "moba", "--over", "n=1024,2048")
-    assert answer.status == 2
-    assert "moba" in answer.err
+@pytest.mark.slow
+def test_a_table_over_sizes_tells_the_share_of_selections(spdsl: Spdsl) -> None:
+    words = ("explain", "moba", *SMALL, "-p", "block=64", "--over", "n=1024,4096")
+    rows = json.loads(spdsl(*words, "--json").out)["rows"]
+    assert [row["n"] for row in rows] == [1024, 4096]
+    for row in rows:
+        assert row["forward"] == pytest.approx(row["selecting"] + row["attention"])
+        assert row["share"] == pytest.approx(row["selecting"] / row["forward"])
+    assert rows[1]["attention"] > rows[0]["attention"]
+    for refused in (("--plot", "times.png"), ("--target", "cpu")):
+        answer = spdsl(*words, *refused)
+        assert answer.status == 2, answer
+
+
+def test_tiles_of_each_softmax_are_drawn(spdsl: Spdsl) -> None:
+    words = ("show", "nsa", "--emit", "tiles", "-n", "512", *SMALL, "-p", "picks=3", "--target", "cpu")
+    answer = spdsl(*words)
+    assert answer.status == 0, answer
+    titles = ["coarse", "fine", "local"]
+    assert [line for line in answer.out.splitlines() if line.startswith("softmax ")] == [f"softmax {x}" for x in titles]
+    assert "`q` is random" in answer.err
+    found = json.loads(spdsl(*words, "--json").out)["result"]
+    assert list(found) == titles
+    assert (found["coarse"]["n"], found["fine"]["n"]) == (512 // 16, 512)
+    # The own block and the one before are always chosen.
+    (forward,) = (each for each in found["fine"]["kernels"] if "forward" in each["kinds"])
+    for tile, row in enumerate(forward["rows"]):
+        walked = set(row["full"]) | set(row["partial"])
+        assert tile * forward["block_q"] // forward["block_k"] in walked
+    long = spdsl("show", "nsa", "--emit", "tiles", "-n", "8192")
+    assert long.status != 0
+    assert "SP622" in long.err
 
 
 def test_inputs_that_are_lists(spdsl: Spdsl) -> None:
