@@ -53,7 +53,7 @@ SPANS = 16
 ALL = 1 << 30
 """Rows that end alike: all, and as many in each call, so that choosing is compiled once."""
 
-WRITTEN = ("swept_best", "swept_first", "swept_middle")
+WRITTEN = ("swept_best", "raised_best", "raised_first", "raised_middle")
 """What a sweep writes."""
 
 
@@ -74,17 +74,23 @@ class _Level:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Swept:
-    """What searches meet in all blocks of some rows, int32 ``[batch * heads, rows, pitch]``, of ``columns`` blocks."""
+    """What is best inside of all blocks of some rows, int32 ``[batch * heads, rows, pitch]``, of ``columns`` blocks."""
 
     best: Tensor
-    first: Tensor
-    middle: Tensor
     columns: int
 
     @property
     def pitch(self) -> int:
         """Numbers from one row to the next."""
         return self.best.shape[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Raised(_Swept):
+    """The same with the first and middle keys of the blocks, of which larger ones are made."""
+
+    first: Tensor
+    middle: Tensor
 
 
 @dataclass(slots=True, kw_only=True)
@@ -186,7 +192,8 @@ def _pitch(columns: int) -> int:
 
 def _numbers(levels: tuple[_Level, ...], keys: int) -> int:
     """How many numbers are held for a row that meets keys up to one."""
-    return sum(3 * _pitch(each.up_to(keys)) for each in levels) + sum(_pitch(each.total) for each in levels[1:])
+    swept = [_pitch(each.up_to(keys)) for each in levels]
+    return 3 * sum(swept[:-1]) + swept[-1] + sum(_pitch(each.total) for each in levels[1:])
 
 
 def _some_rows(run: Run, sweep: Sweep, levels: tuple[_Level, ...], first: int, rows: int) -> range:
@@ -220,39 +227,48 @@ class _Sweeping:
         """Write the lists of some rows, of all levels."""
         self.memory.taken = 0
         keys = _keys(self.run, self.sweep, rows[-1])
-        found = [self._swept(self.levels[-1], rows, keys)]
-        for above, level in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
-            found.insert(0, self._raised(found[0], rows, keys, above, above.size // level.size))
+        found: list[_Swept] = list(self._swept(rows, keys))
+        for above, level in zip(self.levels[-3::-1], self.levels[-2:0:-1], strict=True):
+            given = found[0]
+            assert isinstance(given, _Raised)
+            found.insert(0, self._raised(given, rows, keys, above, above.size // level.size))
         outer: _Level | None = None
         for level, each in zip(self.levels, found, strict=True):
             self._choose(level, each, rows, outer)
             outer = level
 
-    def _room(self, level: _Level, rows: range, keys: int) -> _Swept:
+    def _room(self, level: _Level, rows: range, keys: int) -> _Raised:
         columns = level.up_to(keys)
         best, first, middle = (self.memory.take(self.every, len(rows), _pitch(columns)) for _ in range(3))
-        return _Swept(best=best, first=first, middle=middle, columns=columns)
+        return _Raised(best=best, first=first, middle=middle, columns=columns)
 
-    def _swept(self, level: _Level, rows: range, keys: int) -> _Swept:
-        """The smallest blocks, by products with all keys."""
-        run, share, into = self.run, self.sweep.share, self._room(level, rows, keys)
+    def _swept(self, rows: range, keys: int) -> tuple[_Swept, ...]:
+        """The smallest blocks, by products with all keys, and before them the next larger ones, if there are any."""
+        run, share, level = self.run, self.sweep.share, self.levels[-1]
+        columns = level.up_to(keys)
+        into = _Swept(best=self.memory.take(self.every, len(rows), _pitch(columns)), columns=columns)
+        above = self._room(self.levels[-2], rows, keys) if len(self.levels) > 1 else None
         tiles = -(-len(rows) * share // (SWEPT.rows // self.sweep.places)) * (self.every // share)
-        spans = -(-into.columns // SWEPT.columns)
+        spans = -(-columns // SWEPT.columns)
         wanted = -(-TURNS * multiprocessors(run.arrays.lines.device) // tiles)
         part_spans = max(1, min(SPANS, spans // wanted))
         parts = -(-spans // part_spans)
-        given: dict[str, Any] = {"swept_best": into.best, "swept_first": into.first, "swept_middle": into.middle}
-        given |= {"first_row": rows[0], "chunk_rows": len(rows), "column_count": into.columns, "pitch": into.pitch}
-        given |= {"heads": run.heads, "parts": parts, "part_spans": part_spans}
+        given: dict[str, Any] = {"swept_best": into.best, "column_count": columns, "pitch": into.pitch}
+        larger = into if above is None else above
+        given |= {"raised_best": larger.best, "raised_count": larger.columns, "raised_pitch": larger.pitch}
+        given["raised_first"] = into.best if above is None else above.first
+        given["raised_middle"] = into.best if above is None else above.middle
+        given |= {"first_row": rows[0], "chunk_rows": len(rows), "heads": run.heads}
+        given |= {"parts": parts, "part_spans": part_spans}
 
         def grid(tiling: Tiling) -> Grid:
             del tiling
             return tiles, parts, 1
 
         run.launch(run.loaded.chain.kernels[0], given, grid, len(rows), WRITTEN, SWEPT)
-        return into
+        return (into,) if above is None else (above, into)
 
-    def _raised(self, given: _Swept, rows: range, keys: int, above: _Level, ratio: int) -> _Swept:
+    def _raised(self, given: _Raised, rows: range, keys: int, above: _Level, ratio: int) -> _Raised:
         """Larger blocks from smaller ones."""
         into, size = self._room(above, rows, keys), max(1, 512 // ratio)
         values: dict[str, Any] = {"best": given.best, "first": given.first, "middle": given.middle}

@@ -98,7 +98,7 @@ def _unspecialised(kernel: ChainKernel, chain: Chain) -> str:
     given = kernel.arguments
     names = ["n", "nq", "q_start", "column_count"]
     names += ["chunk_rows"] if kernel.role not in ("columns", "distances") else []
-    names += ["first_row", "parts", "part_spans"] if kernel.role == "sweep" else []
+    names += ["first_row", "parts", "part_spans", "raised_count"] if kernel.role == "sweep" else []
     names += ["sum_first", "sum_rows", "begin", "count", "parts"] if kernel.role == "sums" else []
     names += [f"{each.name}_rows" for each in given.vectors]
     names += [f"{sums.name}_{step}" for sums in given.sums for step in ("b", "h", "rows")]

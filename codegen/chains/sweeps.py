@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from spdsl.codegen.chains.affine import sum_of, tidy
 from spdsl.codegen.chains.descents import Descent, descent_of, sampled
@@ -27,6 +28,9 @@ from spdsl.semantics.rewrite import conjuncts, free_axes, walk
 
 SMALLEST, LARGEST = 2, 16
 """Keys of the smallest blocks: what is left of half a block stays in registers until the other half is known."""
+
+MOST_OF = 64
+"""The most blocks that the next larger one has: a tile has so many."""
 
 MOST = 32
 """The most queries of a row, of which a tile has four at least."""
@@ -53,6 +57,11 @@ class Sweep:
     def places(self) -> int:
         """How many places of a tile the queries of a row take."""
         return max(2, 1 << (self.queries - 1).bit_length())
+
+    @property
+    def levels(self) -> int:
+        """How many times the smallest blocks are put together to the next larger ones; 0 where there are none."""
+        return (self.sizes[-2] // self.sizes[-1]).bit_length() - 1 if len(self.sizes) > 1 else 0
 
 
 def sweep_of(
@@ -81,7 +90,8 @@ def sweep_of(
     halves = all(not each & (each - 1) for each in sizes) and sizes == tuple(sorted(set(sizes), reverse=True))
     step, offset = sampled(pool.only)
     step, offset = (step, offset) if row.most % step == 0 else (1, 0)
-    if not even or not halves or not SMALLEST <= sizes[-1] <= LARGEST or row.most // step > MOST:
+    fits = SMALLEST <= sizes[-1] <= LARGEST and all(one <= MOST_OF * two for one, two in pairwise(sizes))
+    if not even or not halves or not fits or row.most // step > MOST:
         return None
     names = tuple(each.name for each in reversed(list(_chosen(stages, stage))))
     return Sweep(
@@ -156,7 +166,7 @@ def _reach(only: Expr) -> int | None:
 
 
 def write_sweep(values: Values, sweep: Sweep, pool: Pool) -> None:
-    """Write the lines that leave what is best inside of the blocks of each span, and their first and middle keys."""
+    """Write the lines that leave what is best inside of all blocks, and what is known of the next larger ones."""
     program, levels = values.program, sweep.sizes[-1].bit_length() - 1
     for name in ("b", "group", "row_first", "row_last"):
         program.declare(name, NOTHING)
@@ -229,9 +239,8 @@ def _write_ends(program: Program, may: Expr, must: Expr) -> None:
 
 def _left(*values: str) -> str:
     """The line that stores what is known of the blocks of a span."""
-    return (
-        f"leave_swept(swept_best, swept_first, swept_middle, places, span, column_count, there_is, {', '.join(values)})"
-    )
+    into = "swept_best, raised_best, raised_first, raised_middle, places, raised_places"
+    return f"leave_swept({into}, span, column_count, raised_count, there_is, {', '.join(values)})"
 
 
 def _products(values: Values, pool: Pool, place: Place) -> tuple[str, str]:

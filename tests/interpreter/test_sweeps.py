@@ -81,6 +81,7 @@ def test_rows_that_meet_the_ragged_end_are_searched(monkeypatch: pytest.MonkeyPa
     assert swept == [8]
 
 
+@pytest.mark.slow
 def test_long_rows_are_searched(monkeypatch: pytest.MonkeyPatch, swept: list[int]) -> None:
     """Where the matrix unit is no faster than memory all rows are searched that meet more than a block."""
     monkeypatch.setattr(sweeps, "BALANCE", 0)

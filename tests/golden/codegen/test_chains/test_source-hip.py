@@ -66,14 +66,28 @@ def largest_met(score, only, PARTS: tl.constexpr, PLACES: tl.constexpr):
 
 
 @triton.jit
-def leave_swept(swept_best, swept_first, swept_middle, places, span, column_count, there_is, best, first, middle):
-    """Store what is known of the blocks of a span."""
+def leave_swept(
+    swept_best, raised_best, raised_first, raised_middle, places, raised_places, span, column_count, raised_count,
+    there_is, best, first, middle,
+):
+    """Store what is best inside of the blocks of a span, and what is known of the next larger ones."""
     BLOCKS: tl.constexpr = best.shape[2]
     block = span * BLOCKS + tl.arange(0, BLOCKS)[None, None, :]
-    there = there_is & (block < column_count)
-    tl.store(swept_best + places + block, best, mask=there)
-    tl.store(swept_first + places + block, first, mask=there)
-    tl.store(swept_middle + places + block, middle, mask=there)
+    tl.store(swept_best + places + block, best, mask=there_is & (block < column_count))
+    for _ in tl.static_range(2):
+        best_0, best_1 = tl.split(tl.reshape(best, [best.shape[0], 4, best.shape[2] // 2, 2]))
+        first_0, first_1 = tl.split(tl.reshape(first, [first.shape[0], 4, first.shape[2] // 2, 2]))
+        middle_0, middle_1 = tl.split(tl.reshape(middle, [middle.shape[0], 4, middle.shape[2] // 2, 2]))
+        best = tl.maximum(tl.maximum(middle_0, middle_1), tl.where(middle_1 > middle_0, best_1, best_0))
+        first = first_0
+        middle = first_1
+    RAISED: tl.constexpr = BLOCKS // 4
+    block = span * RAISED + tl.arange(0, RAISED)[None, None, :]
+    there = there_is & (block < raised_count)
+    tl.store(raised_best + raised_places + block, best, mask=there)
+    tl.store(raised_first + raised_places + block, first, mask=there)
+    tl.store(raised_middle + raised_places + block, middle, mask=there)
+
 
 
 @triton.jit
@@ -83,10 +97,12 @@ def leave(keys, row_end, key, key_row, rows, columns, pitch, row_last, column_la
     tl.store(keys + key_row * pitch + columns, key, mask=(rows <= row_last) & (columns <= column_last))
 
 
-@triton.jit(do_not_specialize=["n", "nq", "q_start", "column_count", "chunk_rows", "first_row", "parts", "part_spans", "stage_0_q_rows", "stage_0_k_rows"])
+@triton.jit(do_not_specialize=["n", "nq", "q_start", "column_count", "chunk_rows", "first_row", "parts", "part_spans", "raised_count", "stage_0_q_rows", "stage_0_k_rows"])
 def sweep(
-    # [batch * heads, chunk_rows, pitch], int32: of each block the best that a search meets, its first and middle key.
-    swept_best, swept_first, swept_middle,
+    # [batch * heads, chunk_rows, pitch], int32: of each block the best that a search meets.
+    swept_best, column_count, pitch,
+    # The same of the next larger blocks, and their first and middle keys.
+    raised_best, raised_first, raised_middle, raised_count, raised_pitch,
     stage_0_q,  # [batch, h, q, d]
     stage_0_q_b, stage_0_q_h, stage_0_q_r, stage_0_q_f, stage_0_q_rows, stage_0_q_size,
     stage_0_k,  # [batch, g, k, d]
@@ -94,7 +110,7 @@ def sweep(
     stage_0_scale,
     STAGE_0_Q: tl.constexpr,
     STAGE_0_K: tl.constexpr,
-    n, nq, q_start, first_row, chunk_rows, column_count, pitch, heads, parts, part_spans,
+    n, nq, q_start, first_row, chunk_rows, heads, parts, part_spans,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -126,7 +142,8 @@ def sweep(
     pairs = tile * PAIRS + tl.arange(0, PARTS)[:, None, None] * 4 + tl.arange(0, 4)[None, :, None]
     there_is = pairs // SHARE < chunk_rows
     owners = b * heads + group * SHARE + pairs % SHARE
-    places = (owners.to(tl.int64) * chunk_rows + pairs // SHARE) * pitch
+    rows = owners.to(tl.int64) * chunk_rows + pairs // SHARE
+    places, raised_places = rows * pitch, rows * raised_pitch
     nothing = tl.full([PARTS, 4, BLOCK_C], -2147483648, tl.int32)
     # Past the last query the tile has this one again, which changes no maximum.
     members = row * 64 + tl.minimum(query_at, 15) * 4
@@ -155,7 +172,7 @@ def sweep(
         full_end = tl.where(starts | (whole & (full_end == span)), span + 1, full_end)
         full_begin = tl.where(starts, span, full_begin)
         if not touched:
-            leave_swept(swept_best, swept_first, swept_middle, places, span, column_count, there_is, nothing, nothing, nothing)
+            leave_swept(swept_best, raised_best, raised_first, raised_middle, places, raised_places, span, column_count, raised_count, there_is, nothing, nothing, nothing)
     finish = tl.maximum(begin, finish)
     full_begin = tl.where(full_end == full_begin, begin, full_begin)
     full_end = tl.maximum(full_begin, full_end)
@@ -185,7 +202,7 @@ def sweep(
         middle_2 = tl.where(turn % 8 == 3, half, middle_2)
         best, half = above, half_3
         if turn == SIZE - 1:
-            leave_swept(swept_best, swept_first, swept_middle, places, span, column_count, there_is, best, front, half)
+            leave_swept(swept_best, raised_best, raised_first, raised_middle, places, raised_places, span, column_count, raised_count, there_is, best, front, half)
         front = tl.where(turn == 0, met, front)
         half_3 = tl.where(turn % 8 == 4, met, half_3)
         even = tl.where(turn % 2 == 0, met, even)
@@ -211,7 +228,7 @@ def sweep(
         middle_2 = tl.where(turn % 8 == 3, half, middle_2)
         best, half = above, half_3
         if turn == SIZE - 1:
-            leave_swept(swept_best, swept_first, swept_middle, places, span, column_count, there_is, best, front, half)
+            leave_swept(swept_best, raised_best, raised_first, raised_middle, places, raised_places, span, column_count, raised_count, there_is, best, front, half)
         front = tl.where(turn == 0, met, front)
         half_3 = tl.where(turn % 8 == 4, met, half_3)
         even = tl.where(turn % 2 == 0, met, even)
