@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from spdsl.codegen.chains.sweeps import Sweep
     from spdsl.runtime.chain_runs import Run
 
-BALANCE = 97
-"""Operations of the matrix unit in the time in which a byte of a key comes from the second-level cache: 575·10¹² and
+BALANCE = 104
+"""Operations of the matrix unit in the time in which a byte of a key comes from the second-level cache: 611·10¹² and
 5.9·10¹² a second on an H200."""
 
 HOPPER = 9
@@ -44,7 +44,7 @@ BLOCKS = 1 << 26
 """Numbers of four bytes that are held at once: three for each block of each size."""
 
 TURNS = 24
-"""Programs for each multiprocessor, of which three run at one time, so that the last ones do not run alone."""
+"""Programs for each multiprocessor, of which two run at one time, so that the last ones do not run alone."""
 
 SPANS = 16
 """The most spans of keys of a program, for which it reads its queries once."""

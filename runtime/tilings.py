@@ -30,8 +30,8 @@ _SMALL = Tiling(rows=64, columns=64, warps=4, stages=2)
 _OF_FEW = Tiling(rows=32, columns=64, warps=4, stages=2)
 _SUMS_OF_TERMS = Tiling(rows=128, columns=64, warps=8, stages=2)
 _OF_TERMS = Tiling(rows=64, columns=128, warps=8, stages=2)
-SWEPT = Tiling(rows=128, columns=64, warps=4, stages=2, registers=168)
-"""Of a sweep: three programs share a multiprocessor of Hopper, so that one multiplies while others compare."""
+SWEPT = Tiling(rows=256, columns=64, warps=4, stages=2)
+"""Of a sweep: two programs share a multiprocessor of Hopper, so that one multiplies while the other compares."""
 
 LEAST = Tiling(rows=32, columns=32, warps=4, stages=1)
 _OF_COLUMNS = Tiling(rows=64, columns=128, warps=4, stages=2)
