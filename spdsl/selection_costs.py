@@ -1,7 +1,7 @@
 """How long the selections of a call take: each kernel's work by rates that were fitted, and their share of the whole.
 
 From: what launches do (`spdsl.selection_work`) and a device.  To: `Selection`.  The rates are those of an H200, fitted
-to the times of 30 calls of 13 patterns; of other GPUs they follow by the ratio of matrix rates, and of memory.
+to the times of 30 calls of 14 patterns; of other GPUs they follow by the ratio of matrix rates, and of memory.
 """
 
 from __future__ import annotations
