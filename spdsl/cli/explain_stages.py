@@ -36,7 +36,11 @@ def _report(made: Foretelling) -> GraphReport:
         report = explain_stages(made.key, *tensors, made.inputs(made.sizes), made.target, gpu=made.gpu)
     else:
         report = made.report()
-    return replace(report, selection=made.selection(report))
+    selected = made.selection(report)
+    if selected is None and made.target != "cpu":
+        why = "not what it takes to select, as calls read numbers that only a run knows"
+        report = replace(report, estimated=(*report.estimated, why))
+    return replace(report, selection=selected)
 
 
 def tell_table(

@@ -55,6 +55,13 @@ def test_explain_tells_the_share_of_selections(spdsl: Spdsl) -> None:
     assert json.loads(spdsl(*words, "--json", "--target", "cpu").out)["selection"] is None
 
 
+def test_explain_says_where_it_cannot_tell_what_selecting_takes(spdsl: Spdsl) -> None:
+    answer = spdsl("explain", "rectified", "-n", "256", *SMALL)
+    assert answer.status == 0, answer
+    assert "not what it takes to select" in answer.out
+    assert "selecting, " not in answer.out
+
+
 def test_explain_of_long_calls_computes_no_scores(spdsl: Spdsl) -> None:
     answer = spdsl("explain", "moba", "-n", "65536", *SMALL, "-p", "block=64")
     assert answer.status == 0, answer
