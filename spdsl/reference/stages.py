@@ -372,4 +372,7 @@ def _diagonals(world: World, stage: Pool) -> Tensor:
         # Keys stand at q - each, so that columns run ahead of rows by what is left.
         some, present = (x.diagonal(world.q_start - each, -2, -1) for x in (value, only))
         found.append(_reduced(stage, some, present, torch.ones(some.shape[-1], device=value.device), -1))
-    return torch.stack(found, dim=1 + stage.axes.index(DISTANCE))
+    place = 1 + stage.axes.index(DISTANCE)
+    if not found:  # one query and no key
+        return value.new_zeros(*value.shape[:place], 0, *value.shape[place:-2])
+    return torch.stack(found, place)

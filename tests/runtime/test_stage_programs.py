@@ -256,6 +256,16 @@ def test_a_sequence_without_keys_beside_one_that_has_some() -> None:
     assert relative_error(out[1:], spdsl.compile(spdsl.loads(text)).reference(q[1:], k[1:], v[1:])) <= 1e-5
 
 
+def test_no_distances() -> None:
+    text = "pattern some() { keep score(Q, K) |> only(causal) |> sum(per = q - k) |> top(2, over = q - k) }"
+    attn = spdsl.compile(spdsl.loads(text))
+    q, k = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 0, 8)
+    for call in (attn, attn.reference):
+        out = call(q, k, k, q_start=0)
+        assert isinstance(out, Tensor)
+        assert not bool(out.any())
+
+
 def test_no_lse_of_gates() -> None:
     q, k, v = torch.randn(3, 1, 2, 20, 8)
     for call in (spdsl.compile("nsa"), spdsl.compile("nsa").reference):
