@@ -51,11 +51,13 @@ class Effort:
         """Kernels that cost alike."""
         if self.name.startswith("sums_"):
             return "sums"
-        return self.name if self.name in FAMILIES else "other"
+        if self.name in FAMILIES:
+            return self.name
+        return "keys" if self.products else "other"
 
 
 FAMILIES = ("keys", "sums", "values", "choose", "torch", "sort")
-"""Kernels with costs of their own; all others are bound by memory."""
+"""Kernels with costs of their own; others that multiply vectors cost like keys, and all others are bound by memory."""
 
 
 def efforts(shapes: Shapes, stages: Sequence[StageReport], found: Launches) -> tuple[Effort, ...]:
@@ -97,6 +99,8 @@ def _effort(name: str, some: Sequence[Launched], scores: dict[str, tuple[float, 
             done.add(score)
             products += multiplied * _terms(each, score)
             numbers += looked_at
+    if name != "values" and not name.startswith("sums_"):
+        numbers = 0.0  # others keep little of what they look at
     size = float(sum(map(held_bytes, tensors)))
     return Effort(name=name, launches=len(some), products=products, numbers=numbers, bytes=size)
 
