@@ -120,12 +120,10 @@ def _inside(values: Values, stage: Pool, place: Place, entry: Expr) -> tuple[Pla
     """The place of a member of a larger tile, which lies inside its entry; whether it exists, and how often it
     counts, if more than once."""
     at = Place(at={**{axis: each for axis, each in place.at.items() if axis != stage.per}, stage.over: entry})
-    begin, end = positions(stage.over)
-    last = end if stage.over in ("q", "k") else build.sub(count(values, stage.over), 1)
-    there = build.conj(build.apply("ge", entry, begin), build.apply("le", entry, last))
+    there = _exists(values, stage.over, entry)
     if stage.kind not in ("sum", "mean") or stage.windows is not None or stage.over in ("q", "k"):
         return at, there, None
-    weight, some = values.places.shared(stage.over, entry, stage.over, entry, begin, end)
+    weight, some = values.places.shared(stage.over, entry, stage.over, entry, *positions(stage.over))
     return at, tidy(build.conj(there, some)), weight
 
 
@@ -180,17 +178,19 @@ def member(
     over, per = stage.over, stage.per
     entry = tidy(build.add(members.first, number))
     at = Place(at={**{axis: each for axis, each in place.at.items() if axis != per}, over: entry})
-    begin, end = positions(over)
-    if over in ("q", "k"):
-        there = build.conj(build.apply("ge", entry, begin), build.apply("le", entry, end))
-    else:
-        there = build.conj(build.apply("ge", entry, 0), build.apply("lt", entry, count(values, over)))
+    there = _exists(values, over, entry)
     if members.last is not None:
         there = build.conj(there, build.apply("le", entry, members.last))
     if not members.weighed:
         return at, tidy(there), None
-    weight, shares = values.places.shared(over, entry, per, place.at[per], begin, end)
+    weight, shares = values.places.shared(over, entry, per, place.at[per], *positions(over))
     return at, tidy(build.conj(there, shares)), weight
+
+
+def _exists(values: Values, axis: str, entry: Expr) -> Expr:
+    """Whether an axis has an entry: positions count from the first that there is, entries of coarser axes from 0."""
+    begin, last = positions(axis) if axis in ("q", "k") else (build.lift(0), build.sub(count(values, axis), 1))
+    return build.conj(build.apply("ge", entry, begin), build.apply("le", entry, last))
 
 
 def positions(axis: str) -> tuple[Expr, Expr]:

@@ -207,13 +207,15 @@ DIAGONALS = """pattern diagonals() {
 
 @pytest.mark.parametrize("which", ["(q + k) % 4 == 3", pytest.param("(q - k) % 4 == 1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("beside", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_products_along_the_diagonals_of_cells(which: str, beside: bool) -> None:
-    """Cells that the end cuts off have fewer pairs, also beside what is infinite."""
+@pytest.mark.parametrize("start", [0, 31])
+def test_products_along_the_diagonals_of_cells(which: str, beside: bool, start: int) -> None:
+    """Cells that the first query or the end cuts off have fewer pairs, also beside what is infinite."""
     q, k = torch.randn(2, 1, 1, 38, 16, generator=torch.Generator().manual_seed(2)).half()
     if beside:
         q[0, 0, 37, 3], k[0, 0, 36, 5] = float("inf"), float("-inf")
+    q = q[:, :, start:]
     pattern = spdsl.compile(spdsl.loads(DIAGONALS % which)).bind(1, 1, 16)
-    calls = [inputs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=way) for way in (True, False)]
+    calls = [inputs.Inputs(q=q, k=k, v=k, tables={}, q_start=start, kernels=way) for way in (True, False)]
     found, plain = (next(iter(graphs.selections(pattern, call).values())) for call in calls)
     assert torch.equal(dense(found, 5), dense(plain, 5))
     (made,) = graphs.makers(pattern, calls[0]).values()

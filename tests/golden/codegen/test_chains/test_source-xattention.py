@@ -391,7 +391,7 @@ def keys(
     only = present & (fine <= deep)
     share_1 = tl.where(only, tl.exp2(tl.minimum(number(score * 1.4426950408889634 - log_sum), most_of)), 0.0)
     x_5 = count_cell - 1
-    holds_5 = (deep >= tl.maximum(q_start, 0)) & (deep <= x_5) & ((deep * 4 <= q_start + nq - 1) & (tl.maximum(q_start, 0) <= deep * 4 + 3) & (tl.maximum(q_start, 0) <= q_start + nq - 1))
+    holds_5 = (deep <= x_5) & ((deep * 4 <= q_start + nq - 1) & (tl.maximum(q_start, 0) <= deep * 4 + 3) & (tl.maximum(q_start, 0) <= q_start + nq - 1))
     only_1 = present & (fine <= deep) & holds_5
     x_6 = tl.cast(tl.maximum(tl.minimum(deep * 4 + 3, q_start + nq - 1) - tl.maximum(deep * 4, tl.maximum(q_start, 0)) + 1, 0), tl.float32)
     x_7 = share_1 * x_6
