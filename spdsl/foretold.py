@@ -28,13 +28,13 @@ from spdsl.pipeline import bound, lives_of, softmax_key
 from spdsl.runtime.evaluate import with_batch
 from spdsl.runtime.lines import Lines
 from spdsl.samples import Sizes, drawn, shaped
-from spdsl.selecting import GraphReport, described, explain_stages
+from spdsl.selecting import GraphReport, described, explain_stages, of_softmax
 from spdsl.selection_costs import Selection, selection
 from spdsl.selection_work import Effort, efforts
 from spdsl.semantics.graph import Attention, Select, StageGraph, expressions, loads, on_side
 from spdsl.semantics.nodes import BoundPattern, Expr, Index, Load
 from spdsl.semantics.rewrite import children
-from spdsl.semantics.titles import titles
+from spdsl.semantics.titles import in_titles, titles
 from spdsl.staged import in_order
 
 NUMBERS = 1 << 23
@@ -87,7 +87,7 @@ class Foretelling:
         found, estimated = list[tuple[str, Report]](), list[str]()
         for stage in graph.attentions:
             report, how = self._softmax(shapes, key, stage, called)
-            found.append((called[stage.name], replace(report, pattern=called[stage.name])))
+            found.append((called[stage.name], of_softmax(report, stage, called)))
             estimated += [] if how is None else [f"softmax {called[stage.name]}, {how}"]
         call = replace(shapes.inputs, kernels=self.target != "cpu")
         kept = {name: size for stage in graph.attentions for name, size in self._kept(shapes, key, stage).items()}
@@ -112,7 +112,7 @@ class Foretelling:
         done = efforts(shapes, described(shapes.pattern, shapes.inputs, shapes.lines, {}).stages, found)
 
         def named(effort: Effort) -> Effort:
-            return replace(effort, name=re.sub(r"stage_\d+", lambda one: called.get(one[0], one[0]), effort.name))
+            return replace(effort, name=in_titles(effort.name, called).lstrip("_"))
 
         attention = sum(each.cost.forward for _, each in report.softmaxes if each.cost is not None)
         return selection([named(each) for each in done], device, attention, found.decided)
@@ -147,13 +147,13 @@ class Foretelling:
             tokens = 1 << ((tokens - 1).bit_length() - 1)
         longer, how = (
             Longer(n=self.sizes.n, nq=self.sizes.nq, times=times),
-            f"as {lists} would be of independent scores, of",
+            f"as {lists} would be of independent scores, counted for",
         )
         if tokens == self.sizes.n:
             whole = self._drawn_at(one, stage)
             return longer.report(whole, whole), f"{how} the heads of one group"
         short, long = (self._drawn_at(self._shorter(one, n), stage) for n in (tokens // 2, tokens))
-        return longer.report(short, long), f"{how} {tokens // 2:,} and {tokens:,} tokens"
+        return longer.report(short, long), f"{how} {tokens // 2:,} and {tokens:,} tokens and carried on"
 
     def _looks(self, shapes: Shapes, key: str, stage: Attention) -> bool:
         """Whether what stages choose is looked at pair by pair, as where it is no part of a union of its own."""
@@ -193,9 +193,10 @@ class Foretelling:
         while tokens > least and self._numbers(self._shorter(one, tokens)) > NUMBERS:
             tokens //= 2
         short, long = (self._selected(self._shorter(one, n), stage) for n in (tokens // 2, tokens))
-        how = f"whose size depends on scores, as {tokens // 2:,} and {tokens:,} random queries and keys select"
+        lengths = f"{tokens // 2:,} and {tokens:,}"
+        how = f"whose size depends on scores, as {lengths} random queries and keys select, carried on"
         if long.kept > NEARLY_ALL:
-            how += ", nearly everything: of more tokens they may choose far less"
+            how += "; they select nearly everything, and of more tokens they may choose far less"
         return Longer(n=self.sizes.n, nq=self.sizes.nq, times=times).report(short, long), how
 
     def _selected(self, sizes: Sizes, stage: Attention) -> Report:

@@ -6,7 +6,6 @@ From: a key and tensors.  To: a report.  Stages run, since they decide what the 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from spdsl.arguments import first_query
 from spdsl.costs import told
-from spdsl.explain import Report, call_like, explain
+from spdsl.explain import KernelReport, Report, call_like, explain
 from spdsl.pipeline import bound, softmax_key
 from spdsl.runtime import graphs
 from spdsl.runtime.calls import Call
@@ -40,7 +39,7 @@ from spdsl.semantics.graph import (
 )
 from spdsl.semantics.nodes import BoundPattern, Const, Load
 from spdsl.semantics.show import stage_text
-from spdsl.semantics.titles import titled, titles
+from spdsl.semantics.titles import in_titles, titled, titles
 from spdsl.staged import in_order, with_lifetimes
 
 
@@ -183,17 +182,33 @@ def explain_stages(
             # The first member stands for all.
             tables = graphs.of_member(made, stage.member, 0)
         report = explain(own, made.q, made.k, made.v, tables, target, gpu=gpu, q_start=made.q_start)
-        softmaxes.append((called[stage.name], replace(report, pattern=called[stage.name])))
+        softmaxes.append((called[stage.name], of_softmax(report, stage, called)))
     assert lines is not None
     found = described(pattern, replace(call, kernels=on_gpu), lines, kept)
     return replace(found, softmaxes=tuple(softmaxes), tilewise=order is not None, lifetimes=key != chosen)
 
 
+def of_softmax(report: Report, stage: Attention, called: Mapping[str, str]) -> Report:
+    """The report of a softmax, which calls it and all stages what the pattern does."""
+
+    def words(kernel: KernelReport) -> KernelReport:
+        walk, notes = (tuple(in_titles(line, called) for line in lines) for lines in (kernel.walk, kernel.notes))
+        return replace(kernel, walk=walk, notes=notes, warps=in_titles(kernel.warps, called))
+
+    return replace(
+        report,
+        pattern=called[stage.name],
+        kernels=tuple(map(words, report.kernels)),
+        stages=tuple((in_titles(text, called), size) for text, size in report.stages),
+        sets=tuple(in_titles(text, called) for text in report.sets),
+    )
+
+
 def softmax_calls(
     key: str, q: Tensor, k: Tensor, v: Tensor, tables: Mapping[str, Tensor], target: str
-) -> list[tuple[str, Call]]:
-    """The softmaxes of a pattern with stages over what these tensors select, by what the pattern calls them; of those
-    for each member of an axis the first.
+) -> tuple[list[tuple[str, Call]], dict[str, str]]:
+    """The softmaxes of a pattern with stages over what these tensors select, by what the pattern calls them, and the
+    titles of its stages; of softmaxes for each member of an axis the first.
 
     Raises:
         SpatError: as a call with these tensors would.
@@ -211,7 +226,7 @@ def softmax_calls(
         own = made.tables if stage.member is None else graphs.of_member(made, stage.member, 0)
         like = call_like(softmax_key(key, stage.name), made.q, made.k, made.v, own, target, q_start=made.q_start)
         found.append((called[stage.name], like))
-    return found
+    return found, called
 
 
 def described(pattern: BoundPattern, call: graphs.Inputs, lines: Lines, kept: Mapping[str, int]) -> GraphReport:
@@ -227,8 +242,7 @@ def described(pattern: BoundPattern, call: graphs.Inputs, lines: Lines, kept: Ma
             if not isinstance(stage, Attention | Merge)
         ),
         makers=tuple(
-            (called.get(name, name), re.sub(r"stage_\d+", lambda found: called.get(found[0], found[0]), how))
-            for name, how in graphs.makers(pattern, call).items()
+            (called.get(name, name), in_titles(how, called)) for name, how in graphs.makers(pattern, call).items()
         ),
         softmaxes=(),
         head_dim=call.q.shape[3],

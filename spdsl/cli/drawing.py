@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,7 @@ from spdsl.runtime.calls import Call
 from spdsl.runtime.parts import parts_of
 from spdsl.samples import Sizes, drawn, shaped
 from spdsl.selecting import softmax_calls
+from spdsl.semantics.titles import in_titles
 from spdsl.states import EMPTY, FULL, PARTIAL, tile_rows, tile_states
 
 if TYPE_CHECKING:
@@ -45,13 +46,25 @@ MARKS = (("·", "bright_black"), ("▒", "yellow"), ("█", "blue"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawing:
     """The tiles of the kernels of one call for one head, kernels that walk alike together, with the call of their part
-    of a union; and the inputs made up.  ``title``: which softmax of a pattern with stages it is."""
+    of a union; and the inputs made up.
+
+    ``title``: which softmax of a pattern with stages it is; ``called``: the titles of these stages.
+    """
 
     title: str
     call: Call
     head: int
     kernels: tuple[tuple[Call, tuple[KernelPlan, ...], Tensor], ...]
     generated: tuple[str, ...]
+    called: Mapping[str, str] = field(default_factory=dict)
+
+    def words(self, call: Call, kernel: KernelPlan) -> list[str]:
+        """The walk of a kernel in words."""
+        return [in_titles(line, self.called) for line in walks.describe(kernel, call.plan, call)]
+
+    def notes(self, kernel: KernelPlan) -> list[str]:
+        """What else is said of a kernel."""
+        return [in_titles(line, self.called) for line in kernel.notes]
 
 
 def drawing(
@@ -98,6 +111,7 @@ def drawings(
     inputs, generated = make_inputs(pattern, values, given, sizes, layer=wish.layer, seed=seed)
     key = key_of(pattern.checked, values, wish.layer, None, False)
     dtype = DTYPES[wish.dtype]
+    called = dict[str, str]()
     if pattern.checked.graph is None:
         calls = [("", call_like(key, *shaped(sizes, wish.value_dim, dtype), inputs, wish.target))]
     else:
@@ -107,10 +121,10 @@ def drawings(
                 f"what `{pattern.name}` selects of {n:,} tokens is not computed for a picture",
                 help=f"draw up to {MOST_SELECTED:,} of them: `-n {MOST_SELECTED}`",
             )
-        calls = softmax_calls(key, *drawn(sizes, wish.value_dim, dtype, seed), inputs, wish.target)
+        calls, called = softmax_calls(key, *drawn(sizes, wish.value_dim, dtype, seed), inputs, wish.target)
         generated = (*generated, "q", "k")
     return [
-        Drawing(title=title, call=call, head=head, kernels=_states(call, head), generated=generated)
+        Drawing(title=title, call=call, head=head, kernels=_states(call, head), generated=generated, called=called)
         for title, call in calls
     ]
 
@@ -159,7 +173,7 @@ def _kernels(found: Drawing, call: Call, alike: tuple[KernelPlan, ...], states: 
             text.append((mark if state == EMPTY else mark * wide).ljust(wide), colour)
         text.rstrip()
         text.append("\n")
-    for line in (*walks.describe(kernel, call.plan, call), *kernel.notes):
+    for line in (*found.words(call, kernel), *found.notes(kernel)):
         text.append(f"  {line}\n")
     return text
 
@@ -198,8 +212,8 @@ def record(found: Drawing) -> dict[str, Any]:
                 "block_q": kernel.block_q,
                 "block_k": kernel.block_k,
                 "classes": kernel.classes,
-                "walk": list(walks.describe(kernel, part.plan, part)),
-                "notes": list(kernel.notes),
+                "walk": found.words(part, kernel),
+                "notes": found.notes(kernel),
                 "rows": [{"full": _where(row, FULL), "partial": _where(row, PARTIAL)} for row in states],
             }
             for part, alike, states in found.kernels

@@ -150,7 +150,8 @@ def explain(
         return call_like(other_key, *shaped(other, value_dim or other.head_dim, DTYPES[dtype]), inputs, target)
 
     if (over or plot) and target == "cpu":
-        raise typer.BadParameter("times are predicted for GPUs; name another target", param_hint="--over")
+        message = "times are predicted for GPUs; name another target"
+        raise typer.BadParameter(message, param_hint="--over" if over else "--plot")
     values_of = _parsed(over or ["n=4096,8192,16384,32768,65536"])
     same = {"n": f"{n:,} tokens", "heads": f"{heads} heads", "head_dim": f"head dim {head_dim}"}
     fixed = ", ".join([words for name, words in same.items() if name not in values_of] + [dtype])
@@ -160,6 +161,9 @@ def explain(
         if plot:
             message = f"no picture is drawn of the times of `{loaded.name}`, which selects by scores; see `--over`"
             raise typer.BadParameter(message, param_hint="--plot")
+        if every:
+            message = f"choices of tiles of `{loaded.name}`, which selects, are not predicted; see `spdsl tune`"
+            raise typer.BadParameter(message, param_hint="--candidates")
         if over:
             where = f"{fixed}, predicted for {device_for(target, gpu).name}"
             tell_table(told_with, values_of, where, as_json=as_json)

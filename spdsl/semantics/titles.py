@@ -5,7 +5,8 @@ From a graph to one that is the same but for its names: only for texts, never fo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from itertools import count
 
@@ -43,6 +44,11 @@ def titles(graph: StageGraph) -> dict[str, str]:
         own = [each.name for each in graph.stages if each.name.startswith(f"{softmax.name}_")]
         found |= {name: found[softmax.name] + name.removeprefix(softmax.name) for name in own}
     return {stage.name: found.get(stage.name, stage.name) for stage in graph.stages}
+
+
+def in_titles(text: str, called: Mapping[str, str]) -> str:
+    """A text with the titles of stages, as `titles` finds them, for their names."""
+    return re.sub(r"stage_\d+", lambda found: called.get(found[0], found[0]), text)
 
 
 def titled(graph: StageGraph) -> StageGraph:

@@ -67,6 +67,8 @@ def test_explain_of_long_calls_computes_no_scores(spdsl: Spdsl) -> None:
     assert answer.status == 0, answer
     (line,) = (line for line in answer.out.splitlines() if line.startswith("estimated: "))
     assert "softmax attend, as `chosen` would be of independent scores" in line
+    assert "chosen[h, q, k.blk] and k.blk != q.blk" in answer.out
+    assert "stage_2" not in answer.out  # which is `chosen`
     assert "4 heads, 65,536 queries, 65,536 keys" in answer.out
 
 
@@ -224,7 +226,7 @@ def test_a_table_over_sizes_tells_the_share_of_selections(spdsl: Spdsl) -> None:
         assert row["forward"] == pytest.approx(row["selecting"] + row["attention"])
         assert row["share"] == pytest.approx(row["selecting"] / row["forward"])
     assert rows[1]["attention"] > rows[0]["attention"]
-    for refused in (("--plot", "times.png"), ("--target", "cpu")):
+    for refused in (("--plot", "times.png"), ("--target", "cpu"), ("--candidates",)):
         answer = spdsl(*words, *refused)
         assert answer.status == 2, answer
 
