@@ -274,6 +274,8 @@ def call_like(
 ) -> Call:
     """The call with tensors like these, checked, the tables of its stages made.
 
+    The queries are the last positions, unless ``q_start`` is that of the first.
+
     Raises:
         SpatError: as a call with these tensors would.
     """

@@ -191,6 +191,6 @@ def refuse_stages(key: str) -> None:
             "SP290",
             f"`{pattern.name}` has stages that depend on queries and keys, which this command does not take yet",
             pattern.span,
-            help="`spdsl explain` and `spdsl show --emit plan` tell how it is computed; `spdsl compile` builds what a "
-            "call launches, and `spdsl tune` tunes its softmaxes",
+            help="`spdsl explain` and `spdsl show` (`--emit plan`, `--emit tiles`) tell how it is "
+            "computed; `spdsl compile` builds what a call launches, and `spdsl tune` tunes its softmaxes",
         )

@@ -131,7 +131,7 @@ class GraphReport:
         lines += ["  over tokens in the order of their tiles, which are blocks of them"] if self.tilewise else []
         lines += ["  keys are kept from their own query on until one that is found for each"] if self.lifetimes else []
         for stage in self.stages:
-            cost = f"{stage.numbers:,} numbers"
+            cost = "1 number" if stage.numbers == 1 else f"{stage.numbers:,} numbers"
             cost += f", {stage.products:,} multiply-adds" if stage.products else ""
             cost += f", {stage.bytes:,} bytes kept" if stage.bytes else ""
             lines.append(f"  {stage.text}: {cost}")

@@ -233,12 +233,13 @@ def _picks(picks: Picks) -> tuple[str, ...]:
     heads = "each head" if picks.heads == 1 else f"{picks.heads} heads together"
     who = "every query" if picks.rows == 1 else f"every {picks.rows} queries"
     who = f"every run of `{picks.runs}`" if picks.runs else who
-    picked = f"for {heads} {who} picked blocks of {picks.block} keys"
+    many, one = ("single keys", "key") if picks.block == 1 else (f"blocks of {picks.block} keys", "block")
+    picked = f"for {heads} {who} picked {many}"
     rows = f"a tile holds {picks.positions} {'query' if picks.positions == 1 else 'queries'} with these heads"
     if picks.order == "gathered":
-        return (f"{picked}; {rows}, gathered from those that have picked a block",)
+        return (f"{picked}; {rows}, gathered from those that have picked a {one}",)
     if picks.order == "alike":
-        return (f"{picked}; {rows}, which have picked the same blocks",)
+        return (f"{picked}; {rows}, which have picked the same {one}s",)
     return (f"{picked}; {rows}, and walks what any of them has picked",)
 
 
