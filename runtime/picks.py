@@ -132,6 +132,7 @@ class _Request:
         """What the runs of each tile of queries have picked, which a table tells."""
         size, queries = self.picks.positions, self.shape[2]
         pieces = pieces_of(runs_of(runs, queries, self.q_start), table.shape[-2], size, aligned=True)
+        refuse_many(table[..., 0, :].numel() * len(pieces.run), "picks of pieces of all heads' runs")
         begin, end, tiles, bits = joined_lists(pieces, table, size, queries, self.blocks)
         return TileList(begin=begin, middle=begin, end=end, tiles=tiles, bits=bits)
 
@@ -139,6 +140,7 @@ class _Request:
         """The pieces of runs that have picked each block of keys, or any key of each tile."""
         picks, queries, blocks, of_keys = self.picks, self.shape[2], self.blocks, None
         pieces = pieces_of(runs_of(runs, queries, self.q_start), table.shape[-2], picks.positions, aligned=False)
+        refuse_many(table[..., 0, :].numel() * len(pieces.run), "picks of pieces of all heads' runs")
         if picks.fine:
             blocks = -(-self.n // self.keys)
             table, of_keys = coarser(table, picks.block, self.keys, self.n)
@@ -194,6 +196,7 @@ def as_they_are(table: Tensor, blocks: int) -> TileList:
 def unions(table: Tensor, positions: int, blocks: int) -> TileList:
     """The blocks that any of ``positions`` neighbouring queries has picked, ascending, with a bit for each of these."""
     batch, heads, queries, most = table.shape
+    refuse_many(batch * heads * -(-queries // positions) * min(positions * most, blocks), "blocks of all tiles' picks")
     if table.device.type == "cuda":
         from spdsl.runtime import noted_unions, pick_kernels
 

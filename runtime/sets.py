@@ -82,9 +82,10 @@ def _width(arrays: Arrays, name: str) -> int | None:
     if keys is None:
         return None
     size, count = lines.size(keys), None
-    if isinstance(stage, Select) and stage.by == "count":
+    # Where queries are chosen for each key, a query may have any number of keys.
+    if isinstance(stage, Select) and stage.by == "count" and stage.over == keys:
         count = _number(arrays, stage.amount)
-        if count is not None and not stage.also and stage.over == keys:
+        if count is not None and not stage.also:
             return max(0, min(count, size))
     most = size if count is None else max(0, min(count, size))
     rows = lines.batch * math.prod(lines.size(axis) for axis in stage.axes if axis != keys)

@@ -130,10 +130,10 @@ _OPPOSITE = {"le": "gt", "lt": "ge", "ge": "lt", "gt": "le"}
 
 
 def _negated(clause: Expr) -> Expr:
-    """What holds where a comparison does not; any other expression as it is."""
-    if isinstance(clause, Apply) and clause.op in _OPPOSITE:
+    """What holds where a clause does not: of comparisons of ints again one, so that it may be an interval."""
+    if isinstance(clause, Apply) and clause.op in _OPPOSITE and clause.args[0].dtype == "int":
         return replace(clause, op=_OPPOSITE[clause.op])
-    return clause
+    return build.apply("not", clause)
 
 
 def _bound(clause: Expr) -> Interval | None:

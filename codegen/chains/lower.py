@@ -126,6 +126,8 @@ def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, Terms]
     if not isinstance(stage, Select | Mark):
         raise UncoveredError("sets that are neither chosen nor compared")
     heads, rows, columns = _axes(stage)
+    if isinstance(stage, Select) and stage.over != columns:
+        raise UncoveredError("choices of queries or of heads")
     descent = descent_of(stages, stage)
     if descent is not None:
         return _searched(pattern, stages, stage, descent, dict(terms))

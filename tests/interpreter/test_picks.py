@@ -182,3 +182,21 @@ def check(program: Program, seed: int) -> None:
     wanted = torch.autograd.grad((expected, expected_lse), leaves, (d_out.to(out.dtype).double(), d_lse.double()))
     for leaf, (gradient, other) in enumerate(zip(found, wanted, strict=True)):
         assert relative_error(gradient, other) <= 2 * TOLERANCE[program.dtype], f"gradient {leaf}"
+
+
+def test_queries_that_keys_have_chosen() -> None:
+    """A query may be among those of more keys than each key chooses queries."""
+    text = "pattern program() { let c = score(Q, K) |> only(causal) |> top(2, over = q)\n keep causal and c }"
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 20, 16, generator=generator) for heads in (2, 1, 1))
+    attn = spdsl.compile(spdsl.loads(text), backend="triton")
+    assert torch.allclose(attn(q, k, v), attn.reference(q, k, v).float(), atol=1e-5)
+
+
+def test_heads_that_pairs_have_chosen() -> None:
+    """A pair has the one head whose score is the largest; a head may have any number of keys, or none."""
+    text = "pattern program() { let c = score(Q, K) |> only(causal) |> top(1, over = h)\n keep causal and c }"
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 20, 16, generator=generator) for heads in (2, 1, 1))
+    attn = spdsl.compile(spdsl.loads(text), backend="triton")
+    assert torch.allclose(attn(q, k, v), attn.reference(q, k, v).float(), atol=1e-5)

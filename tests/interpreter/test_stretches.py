@@ -49,6 +49,24 @@ def test_output_and_gradients(
         assert torch.allclose(found.double(), wanted.double(), atol=2e-5)
 
 
+@pytest.mark.parametrize("common", ["q % 4 == 0", "not q % 4 == 0"])
+def test_a_condition_on_queries_beside_a_span(common: str) -> None:
+    """What is in common to all members and no comparison is left out of their own keys."""
+    text = f"""pattern program(local: int in 1..) {{
+  input Q1: float[h, q, d]
+  let stripe = (q - k) % 5 == 0 and q - k >= local
+  let found = score(Q1, K, scale = 1.0) |> only(stripe)
+  let anchor = found |> top(2, rank = a)
+  let place = k |> only(anchor) |> max(over = k)
+  let worth = found |> only(anchor) |> max(over = k) |> softmax(over = a)
+  let spans = attend {{ keep causal and (place - 3 <= k <= place or {common}) }}
+  return sum(worth * spans, over = a)
+}}"""
+    q, k, v, search = (each.detach() for each in tensors(1, 2, 1, 30, 30))
+    attn = spdsl.compile(spdsl.loads(text), local=6, backend="triton")
+    assert torch.allclose(attn(q, k, v, Q1=search), attn.reference(q, k, v, Q1=search).float(), atol=2e-5)
+
+
 def test_nothing_is_as_large_as_all_pairs() -> None:
     """The candidates are asked for alone, and members attend together."""
     seen: list[int] = []

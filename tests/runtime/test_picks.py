@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
+from spdsl.analysis.tiles import PickOrder, Picks
 from spdsl.diagnostics import SpatError
 from spdsl.runtime import picks
 from spdsl.runtime.picks import as_they_are, by_key, for_owners, gathered, part_size, transposed, unions
 from spdsl.runtime.ranking import FAR
 from spdsl.runtime.shared_keys import listed_keys
+from spdsl.semantics.build import TRUE
 
 
 def lists(shape: tuple[int, int, int, int], blocks: int, seed: int) -> Tensor:
@@ -160,3 +163,20 @@ def test_lists_that_32_bits_do_not_number() -> None:
     with pytest.raises(SpatError, match="2,147,483,648 keys of all heads") as refused:
         listed_keys(torch.zeros(1, 1, 1, dtype=torch.bool).expand(2, 1 << 10, 1 << 20))
     assert refused.value.code == "SP510"
+
+
+@pytest.mark.parametrize("by", ["query", "key"])
+def test_pieces_of_runs_that_32_bits_do_not_number(by: Literal["query", "key"]) -> None:
+    """Runs are few, and their pieces are many: on the meta device nobody holds them."""
+    n = 1 << 20
+    order: PickOrder = "union" if by == "query" else "gathered"
+    chosen = Picks(table="c", rows=1, block=1, heads=4, positions=16, order=order, keep=TRUE, runs="cut")
+    request = picks._Request(picks=chosen, keys=64, by=by, axes=("g", "q", "k"), shape=(1, 32, n), n=n, q_start=0)
+    table = torch.empty(8, 2000, 4096, dtype=torch.int32, device="meta")
+    with pytest.raises(SpatError, match="SP510"):
+        request.lists(table, torch.empty(1, n, dtype=torch.int32, device="meta"))
+
+
+def test_unions_that_32_bits_do_not_number() -> None:
+    with pytest.raises(SpatError, match="SP510"):
+        unions(torch.empty(2, 32, 1 << 17, 1024, dtype=torch.int32, device="meta"), 16, 1 << 13)
