@@ -210,7 +210,7 @@ class Run:
             return torch.full((1,), value, dtype=torch.int32 if stage.by == "count" else torch.float64, device=device)
         shape = [self.batch, *(rows if axis == self.loaded.chain.rows else self.heads for axis in stage.axes)]
         shape[1 + stage.axes.index(stage.over)] = 1
-        wide = amount.expand(shape).reshape(-1)
+        wide = amount.expand(shape).reshape(-1).contiguous()
         return wide.clamp(0, 2**31 - 1).int() if stage.by == "count" else wide.double()
 
     # ------------------------------------------------------------ launches

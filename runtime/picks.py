@@ -337,7 +337,8 @@ def for_owners(items: PickedItems, owners: tuple[int, int], given: tuple[int, in
         last=items.last.repeat_interleave(len(copy)),
         slots=torch.where(items.slots < 0, items.slots, items.slots + kept).t().flatten().int(),
         row_slots=row_slots.expand(batch, heads, -1).flatten().int(),
-        row_parts=items.row_parts.view(shape).expand(batch, heads, -1).flatten(),
+        # What has one block would be one number, looked at several times.
+        row_parts=items.row_parts.view(shape).expand(batch, heads, -1).flatten().contiguous(),
         kept=items.kept * len(copy),
     )
 

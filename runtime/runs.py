@@ -78,4 +78,5 @@ def joined_lists(pieces: Pieces, table: Tensor, size: int, queries: int, blocks:
     begin = (owner + first) * most
     end = (owner + last) * most + picked.sum(-1).index_select(-1, last.clamp(min=0))
     found = torch.where(picked, lists, blocks)
-    return begin.int(), end.int(), found.flatten().int(), bits[:, None].expand(batch, heads, -1, most).flatten()
+    every_bit = bits[:, None].expand(batch, heads, -1, most).flatten().contiguous()
+    return begin.int(), end.int(), found.flatten().int(), every_bit

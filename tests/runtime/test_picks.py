@@ -132,12 +132,14 @@ def test_bits_of_keys(block: int, keys: int, n: int, monkeypatch: pytest.MonkeyP
         assert entry < 0 or moved[entry] == mark
 
 
+@pytest.mark.parametrize("blocks", [4, 1])
 @pytest.mark.parametrize("given", [(1, 1), (1, 3), (2, 1), (2, 3)])
-def test_lists_that_sequences_and_heads_share(given: tuple[int, int]) -> None:
+def test_lists_that_sequences_and_heads_share(given: tuple[int, int], blocks: int) -> None:
     """Each has the queries of its own list, and sums of its own."""
-    blocks, own = 4, (2, 3)
+    own = (2, 3)
     table = lists((*given, 700, 3), blocks, 7)
     found = for_owners(by_key(transposed(table, blocks)), own, given)
+    assert all(each.is_contiguous() for each in found.tensors)
     wanted = by_key(transposed(table.expand(*own, -1, -1).contiguous(), blocks))
     kept: list[set[int]] = [set() for _ in range(6 * blocks)]
     queries: list[dict[int, list[int]]] = [{} for _ in range(2)]
