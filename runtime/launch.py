@@ -26,16 +26,13 @@ from spdsl.runtime.calls import DTYPES, Call, GatheredItems, Lists, PickedItems,
 from spdsl.runtime.evenness import Rounds, heads_together, rounds_for
 from spdsl.runtime.interval_kernels import interval_values
 from spdsl.runtime.notices import is_watched
-from spdsl.runtime.plain import on
+from spdsl.runtime.plain import PROGRAMS, on, too_wide
 from spdsl.runtime.split import Split, split_of
 from spdsl.runtime.starter import Starter
 from spdsl.runtime.traced import concrete
 
 _MOST = 256
 """Sizes of calls that are remembered."""
-
-_PROGRAMS = 65_535
-"""The most programs of a launch along its second and its third dimension."""
 
 Value: TypeAlias = "Tensor | int"
 
@@ -162,16 +159,10 @@ class Loaded:
         stages = _stages.get((id(self.plan), kernel.name), kernel.stages)
         told = {name: concrete(value) for name, value in given.items()}
         x, y, z = (concrete(size) for size in grid)
-        if max(y, z) > _PROGRAMS:
-            pattern = self.plan.problem.pattern
-            raise error(
-                "SP510",
-                f"the kernel `{kernel.name}` of `{pattern.name}` would start {x} × {y} × {z} "
-                f"programs for {call.q.shape[0]} sequences of {call.q.shape[1]} heads, but a GPU starts 65,535 along "
-                "the second and the third dimension",
-                pattern.span,
-                help="call it with fewer sequences at a time, and put the results together",
-            )
+        if max(y, z) > PROGRAMS:
+            pattern, (batch, heads) = self.plan.problem.pattern, call.q.shape[:2]
+            which = f"`{kernel.name}` of `{pattern.name}` for {batch} sequences of {heads} heads"
+            raise too_wide((x, y, z), which, pattern.span)
         # What the launcher itself does with tensors is no part of what is computed.
         with on(device), _disable_current_modes() if is_watched() else nullcontext():
             self._run(kernel, (x, y, z), told, stages, device)

@@ -17,9 +17,14 @@ from torch.utils._python_dispatch import _disable_current_modes
 from triton.compiler import CompiledKernel
 
 from spdsl.codegen.binaries import keeping
+from spdsl.diagnostics import Span, SpatError, error
 from spdsl.runtime.notes import Entry, Grid, Started
 from spdsl.runtime.notices import is_watched, tell
 from spdsl.runtime.starter import flat_launch, launch_key
+from spdsl.runtime.traced import concrete
+
+PROGRAMS = 65_535
+"""The most programs of a launch along its second and its third dimension."""
 
 _MOST = 64
 """Binaries that are remembered for one function."""
@@ -93,12 +98,26 @@ class _Binaries:
 _known: dict[int, _Binaries] = {}
 
 
+def too_wide(grid: Sequence[int], kernel: str, span: Span | None = None) -> SpatError:
+    """Says that the ``grid`` of a ``kernel`` has more than `PROGRAMS` programs along a dimension (SP510)."""
+    return error(
+        "SP510",
+        f"the kernel {kernel} would start {' × '.join(map(str, grid))} programs, but a GPU starts 65,535 "
+        "along the second and the third dimension",
+        span,
+        help="call it with fewer sequences at a time, and put the results together",
+    )
+
+
 def start(launch: Launch) -> None:
     """Launch on the device of the tensors.
 
     Raises:
         OutOfResources: the kernel needs more of something than the device has.
+        SpatError: a grid that no GPU starts (SP510).
     """
+    if max(sizes := tuple(concrete(size) for size in launch.grid[1:])) > PROGRAMS:
+        raise too_wide((concrete(launch.grid[0]), *sizes), f"`{launch.function.__name__}`")
     # What the launcher itself does with tensors is no part of what is computed.
     with _disable_current_modes():
         _start(launch)

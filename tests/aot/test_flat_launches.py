@@ -157,7 +157,7 @@ def touched(step: object) -> set[int]:
 
 
 def test_more_heads_than_a_gpu_starts_programs_for(launches: list[Launched], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch_module, "_PROGRAMS", 1)
+    monkeypatch.setattr(launch_module, "PROGRAMS", 1)
     attn, leaves, given = kinds_of("streaming")
 
     def both() -> None:
@@ -165,7 +165,7 @@ def test_more_heads_than_a_gpu_starts_programs_for(launches: list[Launched], mon
         assert isinstance(out, Tensor)
         torch.autograd.grad(out.sum(), leaves)
 
-    with pytest.raises(SpatError, match=r"would start .* programs for 1 sequences of 2 heads") as caught:
+    with pytest.raises(SpatError, match=r"for 1 sequences of 2 heads would start .* programs") as caught:
         both()
     assert caught.value.code == "SP510"
     assert str(caught.value.place).startswith("streaming.spat:")

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from spdsl.runtime import noted_unions, pick_kernels, picks
+from spdsl.diagnostics import SpatError
+from spdsl.runtime import noted_unions, pick_kernels, picks, plain
 from tests.runtime.test_picks import lists
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
@@ -80,3 +81,10 @@ def test_tiles_and_bits_of_keys(block: int, keys: int, n: int, most: int) -> Non
         pick_kernels.coarser(table, block, keys, n), picks.coarser(table, block, keys, n), strict=True
     ):
         assert torch.equal(one, other)
+
+
+def test_more_lists_than_a_gpu_starts_programs_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain, "PROGRAMS", 0)
+    with pytest.raises(SpatError, match=r"`unite` would start 6 × 1 × 1 programs") as caught:
+        pick_kernels.united(lists((2, 1, 10, 3), 7, 4), 4, 7)
+    assert caught.value.code == "SP510"
