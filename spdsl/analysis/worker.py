@@ -204,13 +204,18 @@ class Worker:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with self.lock:
-            pickle.dump((question, arguments), self.process.stdin)
-            self.process.stdin.flush()
-            answer: Future[tuple[bool, Any]] = self.reader.submit(_read, self.process.stdout)
             try:
+                pickle.dump((question, arguments), self.process.stdin)
+                self.process.stdin.flush()
+                answer: Future[tuple[bool, Any]] = self.reader.submit(_read, self.process.stdout)
                 succeeded, found = answer.result(seconds)
             except LateError as problem:  # not the built-in one before Python 3.11
                 raise TimeoutError from problem
+            except (ValueError, RuntimeError, pickle.UnpicklingError) as problem:
+                # Pipes and threads of a child that was ended say so in words of their own; half an answer is none.
+                if self.process.poll() is None:
+                    raise
+                raise EOFError("the child has ended") from problem
         return found if succeeded else question(**arguments)
 
     def stop(self) -> None:
@@ -219,10 +224,11 @@ class Worker:
         if self.owner == os.getpid():
             self.process.kill()
             self.process.wait()
+            # Whoever reads finds the end; a pipe that is closed meanwhile is none.
+            self.reader.shutdown()
             for pipe in (self.process.stdin, self.process.stdout):
                 if pipe is not None:
                     _close(pipe)
-            self.reader.shutdown(wait=False)
         if _current is self:
             _current = None
 
