@@ -149,8 +149,8 @@ def test_gradients_and_helpers(target: str) -> None:
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_lists_are_searched(target: str) -> None:
-    """A selection of blocks of 8 keys: several for each tile."""
-    pattern = library("quest", heads=4, groups=2, head_dim=64, page=8)
+    """A selection of blocks of 24 keys, which neither fill tiles nor are filled by them."""
+    pattern = library("quest", heads=4, groups=2, head_dim=64, page=24)
     assert pattern.graph is not None
     softmax = softmax_pattern(pattern, pattern.graph.attentions[0].name)
     types = tuple((each.name, element(each)) for each in softmax.tables)
