@@ -18,7 +18,7 @@ from spdsl.codegen.binaries import options_of
 from spdsl.codegen.chains.emit import emit_choose
 from spdsl.codegen.chains.parts import ABSENT
 from spdsl.codegen.load import load
-from spdsl.runtime.plain import Launch, start, start_given
+from spdsl.runtime.plain import PROGRAMS, Launch, start, start_given
 from spdsl.runtime.vendor import is_amd
 
 KEYS = 1 << 25
@@ -40,9 +40,6 @@ twice as many programs share a multiprocessor."""
 
 _COLUMNS = 1024
 """Numbers of which a program makes keys."""
-
-_GRID = 65535
-"""The most programs along all axes of a grid but the first."""
 
 AT_ONCE = 256
 """Keys of short rows that one program looks at."""
@@ -143,9 +140,9 @@ def largest(value: Tensor, only: Tensor, count: int) -> Tensor:
     keys = torch.empty(1, rows, pitch, dtype=torch.int32, device=device)
     start_given(
         in_order,
-        (-(-pitch // _COLUMNS), rows, 1) if rows <= _GRID else (rows, -(-pitch // _COLUMNS), 1),
+        (-(-pitch // _COLUMNS), rows, 1) if rows <= PROGRAMS else (rows, -(-pitch // _COLUMNS), 1),
         (value.contiguous(), there.contiguous(), keys, columns, pitch, 0 if alike else columns),
-        {"LONG": rows > _GRID, "ABSENT": ABSENT, "COLUMNS": _COLUMNS},
+        {"LONG": rows > PROGRAMS, "ABSENT": ABSENT, "COLUMNS": _COLUMNS},
         ("keys",),
         options_of(4),
         device,

@@ -7,6 +7,7 @@ sizes are bounded by those of the lists, and memory is a few numbers for each pi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -18,9 +19,10 @@ from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import Picks
 from spdsl.runtime.calls import Call, GatheredItems, PickedItems, TileList
 from spdsl.runtime.checks import captured, refuse_many
+from spdsl.runtime.owners import for_owners
 from spdsl.runtime.ranking import FAR
 from spdsl.runtime.recent import ByContent
-from spdsl.runtime.runs import joined_lists, pieces_of, runs_of
+from spdsl.runtime.runs import Pieces, joined_lists, pieces_of, runs_of
 from spdsl.runtime.shared_keys import shared_keys
 
 T = TypeVar("T")
@@ -88,9 +90,7 @@ class _Request:
     def lists(self, given: Tensor, runs: Tensor | None = None) -> TileList | PickedItems | GatheredItems:
         """The lists of picks, those of a moment ago where these are the same; ``runs`` is the table of runs."""
         picks = self.picks
-        refuse_many(
-            self.shape[0] * self.shape[1] // picks.heads * given.shape[-2] * given.shape[-1], "picks of all heads"
-        )
+        refuse_many(math.prod((*self._owners, *given.shape[-2:])), "picks of all heads")
         sizes = (picks.rows, picks.block, picks.heads, self.shape, self.n, self.q_start)
         if runs is not None and picks.order != "gathered":
             key = (picks.runs, picks.positions, *sizes)
@@ -130,17 +130,21 @@ class _Request:
 
     def _joined(self, table: Tensor, runs: Tensor) -> TileList:
         """What the runs of each tile of queries have picked, which a table tells."""
-        size, queries = self.picks.positions, self.shape[2]
-        pieces = pieces_of(runs_of(runs, queries, self.q_start), table.shape[-2], size, aligned=True)
-        refuse_many(table[..., 0, :].numel() * len(pieces.run), "picks of pieces of all heads' runs")
-        begin, end, tiles, bits = joined_lists(pieces, table, size, queries, self.blocks)
+        pieces = self._cut(table, runs, aligned=True)
+        begin, end, tiles, bits = joined_lists(pieces, table, self.picks.positions, self.shape[2], self.blocks)
         return TileList(begin=begin, middle=begin, end=end, tiles=tiles, bits=bits)
+
+    def _cut(self, table: Tensor, runs: Tensor, *, aligned: bool) -> Pieces:
+        """Pieces of the runs, each with a list of its own."""
+        own = runs_of(runs, self.shape[2], self.q_start)
+        pieces = pieces_of(own, table.shape[-2], self.picks.positions, aligned=aligned)
+        refuse_many(table[..., 0, :].numel() * len(pieces.run), "picks of pieces of all heads' runs")
+        return pieces
 
     def _pieces(self, table: Tensor, runs: Tensor) -> PickedItems:
         """The pieces of runs that have picked each block of keys, or any key of each tile."""
-        picks, queries, blocks, of_keys = self.picks, self.shape[2], self.blocks, None
-        pieces = pieces_of(runs_of(runs, queries, self.q_start), table.shape[-2], picks.positions, aligned=False)
-        refuse_many(table[..., 0, :].numel() * len(pieces.run), "picks of pieces of all heads' runs")
+        picks, blocks, of_keys = self.picks, self.blocks, None
+        pieces = self._cut(table, runs, aligned=False)
         if picks.fine:
             blocks = -(-self.n // self.keys)
             table, of_keys = coarser(table, picks.block, self.keys, self.n)
@@ -306,40 +310,6 @@ def by_key(given: Transposed) -> PickedItems:
         queries=given.runs,
         blocks=given.blocks,
         kept=max(1, 2 * len(given.runs) // size),
-    )
-
-
-def for_owners(items: PickedItems, owners: tuple[int, int], given: tuple[int, int]) -> PickedItems:
-    """Items of lists that sequences or heads share, for each of them; ``owners`` are those, ``given`` those of lists.
-
-    What queries have picked stands there once, sums are kept for each.
-    """
-    (batch, heads), (of_batch, of_heads) = owners, given
-    if owners == given:
-        return items
-    device = items.rows.device
-    # Which of the sequences and heads that share a list each copy of the items is for.
-    copy = torch.arange(batch // of_batch * (heads // of_heads), device=device)
-    sequence, head = copy.div(heads // of_heads, rounding_mode="floor"), copy % (heads // of_heads)
-    owner = items.rows.div(items.blocks, rounding_mode="floor").long()
-    sequence = sequence[:, None] + owner.div(of_heads, rounding_mode="floor")
-    owner = sequence * heads + head[:, None] + owner % of_heads
-    kept = (copy * items.kept)[:, None]
-    shape = (of_batch, of_heads, items.blocks)
-    number = copy.view(batch // of_batch, heads // of_heads, 1)
-    number = number.expand(batch, heads, 1) if items.blocks else number
-    row_slots = items.row_slots.view(shape) + number * items.kept
-    return replace(
-        items,
-        # The first items of all begin first: under causal patterns they are the longest.
-        rows=(owner * items.blocks + items.rows % max(items.blocks, 1)).t().flatten().int(),
-        first=items.first.repeat_interleave(len(copy)),
-        last=items.last.repeat_interleave(len(copy)),
-        slots=torch.where(items.slots < 0, items.slots, items.slots + kept).t().flatten().int(),
-        row_slots=row_slots.expand(batch, heads, -1).flatten().int(),
-        # What has one block would be one number, looked at several times.
-        row_parts=items.row_parts.view(shape).expand(batch, heads, -1).flatten().contiguous(),
-        kept=items.kept * len(copy),
     )
 
 

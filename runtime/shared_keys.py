@@ -7,7 +7,6 @@ host waits for nothing: there is room for every key.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -19,14 +18,15 @@ from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import PickWalk
 from spdsl.codegen.binaries import options_of
 from spdsl.runtime.calls import Call, TileList
-from spdsl.runtime.checks import captured, refuse_many
-from spdsl.runtime.evaluate import evaluate, tables_for, with_batch
+from spdsl.runtime.checks import refuse_many
+from spdsl.runtime.evaluate import Tables, evaluate
+from spdsl.runtime.of_tables import made_of_tables
 from spdsl.runtime.pairs import Pairs, pairs_of
 from spdsl.runtime.plain import start_given
 from spdsl.runtime.ranking import counted
 from spdsl.runtime.recent import ByContent
 from spdsl.runtime.row_parts import WIDTH, count_before, leave_count, own_part, parts_of
-from spdsl.semantics.nodes import Expr, Load, Table
+from spdsl.semantics.nodes import Expr, Load
 from spdsl.semantics.rewrite import walk
 
 _passing: ByContent[TileList] = ByContent(size=6)
@@ -39,38 +39,16 @@ def shared_keys(call: Call, where: Expr) -> TileList:
 
     The recorder notes how they are made, so that a tape makes them of other tables.
     """
-    names = sorted({node.table for node in walk(where) if isinstance(node, Load)})
-    declared = tuple(table for table in call.plan.tables if table.name in names)
-    request = _Request(where=where, pairs=pairs_of(call), declared=declared)
-    given = tuple(call.tables[table.name] for table in declared)
-    make = partial(request.lists, *given)
-    key = (id(where), call.q.shape[:3], call.keys, call.q_start, *call.parameters.values(), str(call.q.device))
-    lists = make() if captured(call.q) else _passing.get(key, given, where, make, compare=False)
-    call.recorder.made(lists.tensors, request.tensors, *given)
-    return lists
+    names = {node.table for node in walk(where) if isinstance(node, Load)}
+    return made_of_tables(call, names, where, _passing, partial(_lists, where))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """What decides how lists are made of the tables that ``where`` reads, in the order of their declarations."""
-
-    where: Expr
-    pairs: Pairs
-    declared: tuple[Table, ...]
-
-    def tensors(self, *given: Tensor) -> tuple[Tensor, ...]:
-        """The tensors of the lists, in the order of their fields."""
-        return self.lists(*given).tensors
-
-    def lists(self, *given: Tensor) -> TileList:
-        """The lists."""
-        pairs = self.pairs
-        env = pairs.extents() | pairs.outer(1) | {"k": torch.arange(pairs.keys, device=pairs.device)}
-        values = {each.name: with_batch(each, tensor) for each, tensor in zip(self.declared, given, strict=True)}
-        found = evaluate(self.where, env, tables_for(self.declared, values))
-        batch, heads, _ = torch.broadcast_shapes((1, 1, pairs.keys), found.shape)
-        before, keys = listed_keys(found.expand(batch, heads, pairs.keys))
-        return TileList(begin=before, middle=before, end=before, tiles=keys)
+def _lists(where: Expr, pairs: Pairs, tables: Tables) -> TileList:
+    env = pairs.extents() | pairs.outer(1) | {"k": torch.arange(pairs.keys, device=pairs.device)}
+    found = evaluate(where, env, tables)
+    batch, heads, _ = torch.broadcast_shapes((1, 1, pairs.keys), found.shape)
+    before, keys = listed_keys(found.expand(batch, heads, pairs.keys))
+    return TileList(begin=before, middle=before, end=before, tiles=keys)
 
 
 def listed_keys(found: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ tables, which nobody waits for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -19,13 +18,12 @@ from spdsl.analysis.cuts import tables_of
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import FAR_ROW, Cuts
 from spdsl.runtime.calls import Call, SpannedKeys
-from spdsl.runtime.checks import captured
 from spdsl.runtime.cuts import intervals
-from spdsl.runtime.evaluate import tables_for, with_batch
-from spdsl.runtime.pairs import Pairs, pairs_of
+from spdsl.runtime.evaluate import Tables
+from spdsl.runtime.of_tables import made_of_tables
+from spdsl.runtime.pairs import Pairs
 from spdsl.runtime.recent import ByContent
 from spdsl.runtime.tile_grid import TileGrid
-from spdsl.semantics.nodes import Table
 
 _passing: ByContent[SpannedKeys] = ByContent(size=4)
 
@@ -35,39 +33,17 @@ def spanned_keys(call: Call, kernel: KernelPlan) -> SpannedKeys:
     tape makes it of other tables."""
     cuts = kernel.cuts
     assert cuts is not None
-    names = tables_of(cuts)
-    declared = tuple(table for table in call.plan.tables if table.name in names)
-    request = _Request(cuts=cuts, pairs=pairs_of(call), declared=declared)
-    given = tuple(call.tables[table.name] for table in declared)
-    make = partial(request.keys, *given)
-    key = (id(cuts), call.q.shape[:3], call.keys, call.q_start, *call.parameters.values(), str(call.q.device))
-    found = make() if captured(call.q) else _passing.get(key, given, cuts, make, compare=False)
-    call.recorder.made(found.tensors, request.tensors, *given)
-    return found
+    return made_of_tables(call, tables_of(cuts), cuts, _passing, partial(_keys, cuts))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """What decides about the order, beside the tables that the cuts read, in the order of their declarations."""
-
-    cuts: Cuts
-    pairs: Pairs
-    declared: tuple[Table, ...]
-
-    def tensors(self, *given: Tensor) -> tuple[Tensor, ...]:
-        """The tensors, in the order of their fields."""
-        return self.keys(*given).tensors
-
-    def keys(self, *given: Tensor) -> SpannedKeys:
-        """The keys and the intervals."""
-        values = {each.name: with_batch(each, tensor) for each, tensor in zip(self.declared, given, strict=True)}
-        tables = tables_for(self.declared, values)
-        single = Cuts(by="key", block=1, names=self.cuts.names, heads=self.cuts.heads, cuts=self.cuts.cuts)
-        found = intervals(single, self.pairs, tables, TileGrid(by="key", block_q=1, block_k=1))
-        found = found if self.cuts.heads else found.unsqueeze(1)
-        start, end = found[..., 0], found[..., 3].clamp(max=self.pairs.queries)
-        rows, ends = tiles_of(start, end, self.cuts.block)
-        return SpannedKeys(rows=rows.int(), intervals=ends.int())
+def _keys(cuts: Cuts, pairs: Pairs, tables: Tables) -> SpannedKeys:
+    """The keys and the intervals."""
+    single = Cuts(by="key", block=1, names=cuts.names, heads=cuts.heads, cuts=cuts.cuts)
+    found = intervals(single, pairs, tables, TileGrid(by="key", block_q=1, block_k=1))
+    found = found if cuts.heads else found.unsqueeze(1)
+    start, end = found[..., 0], found[..., 3].clamp(max=pairs.queries)
+    rows, ends = tiles_of(start, end, cuts.block)
+    return SpannedKeys(rows=rows.int(), intervals=ends.int())
 
 
 def tiles_of(start: Tensor, end: Tensor, block: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ from torch import Tensor
 from spdsl.analysis.tiles import PickOrder, Picks
 from spdsl.diagnostics import SpatError
 from spdsl.runtime import picks
-from spdsl.runtime.picks import as_they_are, by_key, for_owners, gathered, part_size, transposed, unions
+from spdsl.runtime.owners import for_owners
+from spdsl.runtime.picks import as_they_are, by_key, gathered, part_size, transposed, unions
 from spdsl.runtime.ranking import FAR
 from spdsl.runtime.shared_keys import listed_keys
 from spdsl.semantics.build import TRUE
