@@ -19,6 +19,7 @@ from spdsl.codegen.binaries import options_of
 from spdsl.runtime.notes import Grid
 from spdsl.runtime.plain import Launch, start
 from spdsl.runtime.split import multiprocessors
+from spdsl.runtime.vendor import is_amd
 
 BITS = 3
 """Bits of a key that a step finds."""
@@ -251,7 +252,7 @@ def cuts_of(keys: Tensor, by: str, amounts: Tensor, *, signed: bool = False) -> 
     """
     (rows, total), device, steps = keys.shape, keys.device, (31 + BITS) // BITS
     parts = max(1, min(multiprocessors(device) // rows, -(-total // (TILE * TILES))))
-    together = parts == 1 or (device.type == "cuda" and torch.version.hip is None)
+    together = parts == 1 or (device.type == "cuda" and not is_amd())
     sums = torch.empty(steps, rows, parts, 2, 1 << BITS, dtype=torch.float64, device=device)
     arrived = torch.zeros(rows, dtype=torch.int32, device=device)
     cuts = torch.empty(rows, 2, dtype=torch.int32, device=device)

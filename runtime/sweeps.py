@@ -23,6 +23,7 @@ from spdsl.runtime.plain import Launch, start
 from spdsl.runtime.split import multiprocessors
 from spdsl.runtime.sweep_kernels import keys_of_candidates, name_entries, raise_blocks
 from spdsl.runtime.tilings import SWEPT, Tiling
+from spdsl.runtime.vendor import is_amd
 from spdsl.semantics.graph import Select
 from spdsl.semantics.nodes import Const
 
@@ -142,9 +143,7 @@ def swept_lists(run: Run) -> dict[str, Tensor] | None:
 def _has_tiles(run: Run) -> bool:
     """Whether there is a tile for the device, the interpreter among them, and for vectors of this type and size."""
     device = run.arrays.lines.device
-    hopper = device.type == "cpu" or (
-        torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == HOPPER
-    )
+    hopper = device.type == "cpu" or (not is_amd() and torch.cuda.get_device_capability(device)[0] == HOPPER)
     kernel = run.loaded.chain.kernels[0]
     operands = [(run.operands[each.name], each.feature) for each in kernel.arguments.vectors]
     return hopper and all(each.is_short and each.size(feature) <= WIDEST for each, feature in operands)

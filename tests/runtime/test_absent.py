@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from spdsl.codegen.asked import Asked
+from spdsl.runtime import cut_kernels
 from spdsl.runtime.absent import AbsentGpu, standing_in
 from spdsl.runtime.notices import is_watched
 from spdsl.runtime.numbers import Assumed
+from spdsl.runtime.plain import Launch
 from spdsl.runtime.vendor import is_amd
 
 pytest.importorskip("triton")
@@ -170,3 +172,18 @@ def test_results_and_gradients_are_of_one_kind(device: torch.device) -> None:
     ] == ["meta", "cpu"]
     assert torch.full((2,), 3, device=device).tolist() == [3, 3]
     assert torch.empty(2, dtype=torch.bool, pin_memory=True).device.type == "cpu"
+
+
+@pytest.mark.parametrize(("target", "together"), [("sm_90", True), ("gfx942", False)])
+def test_programs_meet_only_where_they_start_together(
+    target: str, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose GPU is stood in for says so, not whose torch was built for."""
+    launches = list[Launch]()
+    monkeypatch.setattr(cut_kernels, "start", launches.append)
+    gpu = AbsentGpu(name=f"a GPU of {target}", target=target, multiprocessors=120)
+    with standing_in(gpu, "a call", Asked(room=1, device=gpu.place), Assumed(number=32)) as device:
+        keys, amount = (torch.empty(shape, dtype=torch.int32, device=device) for shape in ((2, 100_000), (1,)))
+        cut_kernels.cuts_of(keys, "count", amount)
+    assert [each.values["TOGETHER"] for each in launches] == [together] * len(launches)
+    assert (len(launches) == 1) == together == ("launch_cooperative_grid" in launches[0].options)
