@@ -1,7 +1,7 @@
-"""Means and sums of vectors over blocks or windows of neighbours, by one kernel that reads them where they lie.
+"""Means and sums of vectors over blocks, windows or runs of neighbours, by one kernel that reads them where they lie.
 
-From: a reduction of a tensor, or of means of it, per an axis of blocks of one size.  To: its whole array; None where it
-is of another kind.  It is differentiated by a kernel, too.
+From: a reduction of a tensor, or of means of it, per an axis of blocks of one size, or of a tensor per an axis by a
+table.  To: its whole array; None where it is of another kind.  It is differentiated by a kernel, too.
 """
 
 from __future__ import annotations
@@ -37,10 +37,20 @@ class Blocks:
     mean: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfRuns:
+    """A reduction of ``source``, a tensor, over the runs of positions that are the members of the axis ``name``."""
+
+    source: str
+    name: str
+    side: str
+    mean: bool
+
+
 _MOST = 1024
 """Stages that are remembered."""
 
-_known: dict[tuple[int, str], tuple[BoundPattern, Blocks | None]] = {}
+_known: dict[tuple[int, str], tuple[BoundPattern, Blocks | OfRuns | None]] = {}
 
 
 def block_means(arrays: Arrays, stage: Stage) -> Tensor | None:
@@ -53,8 +63,10 @@ def block_means(arrays: Arrays, stage: Stage) -> Tensor | None:
             _known.clear()
         _known[key] = pattern, _blocks_of(pattern, dict(arrays.stages), stage)
     found = _known[key][1]
+    if isinstance(found, OfRuns) and arrays.kernels:
+        return _of_runs(arrays, found)
     # Blocks align to position 0, and so have to do the rows of queries.
-    if found is None or not arrays.kernels or (found.side == "q" and lines.q_start != 0):
+    if not isinstance(found, Blocks) or not arrays.kernels or (found.side == "q" and lines.q_start != 0):
         return None
     given = arrays.tensors[found.source] if found.source in TENSORS else arrays.array(found.source, None, Memo())
     if given.dim() != 4 or not given.is_floating_point():
@@ -66,7 +78,17 @@ def block_means(arrays: Arrays, stage: Stage) -> Tensor | None:
     )
 
 
-def _blocks_of(pattern: BoundPattern, stages: dict[str, Stage], stage: Stage) -> Blocks | None:
+def _of_runs(arrays: Arrays, found: OfRuns) -> Tensor | None:
+    lines, given = arrays.lines, arrays.tensors[found.source]
+    runs = lines.runs(found.name)
+    if runs is None or not given.is_floating_point():
+        return None
+    from spdsl.runtime.run_means import of_runs
+
+    return of_runs(given, runs, lines.q_start if found.side == "q" else 0, found.mean)
+
+
+def _blocks_of(pattern: BoundPattern, stages: dict[str, Stage], stage: Stage) -> Blocks | OfRuns | None:
     match stage:
         case Pool(kind="mean" | "sum" as kind, windows=None, per=str() as per, over=over, value=Load() as value):
             pass
@@ -81,6 +103,10 @@ def _blocks_of(pattern: BoundPattern, stages: dict[str, Stage], stage: Stage) ->
     if source != inner or value.indices[-3:] != tuple(map(index_of, inner)):
         return None
     axes = {axis.name: axis for axis in pattern.axes}
+    by_table = per.partition(".")[2]
+    if by_table in axes and axes[by_table].table is not None:
+        fits = over == side and below is None
+        return OfRuns(source=name, name=by_table, side=side, mean=kind == "mean") if fits else None
     each = _positions(axes, over.partition(".")[2])
     size, step = _window(axes, per.partition(".")[2])
     if size is None or each is None or size % each or size == each or step % each:

@@ -12,6 +12,7 @@ from spdsl.diagnostics import error
 from spdsl.runtime.evaluate import Tables, evaluate, value_of
 from spdsl.runtime.notices import is_watched
 from spdsl.runtime.recent import Recent
+from spdsl.runtime.runs import Runs
 from spdsl.runtime.shares import Line, Shares, by_member, shares
 from spdsl.semantics import axes as axis_rules
 from spdsl.semantics.expand import expand
@@ -177,6 +178,8 @@ class Lines:
         """A reduction over the positions 0 … n - 1 of one side: one number, or one for each member of its axis."""
         key = "reduced", node
         if key not in self.known:
+            self.known[key] = self._of_runs(node)
+        if self.known[key] is None:
             line = torch.arange(self.n, device=self.device)
             places: dict[str, Tensor | int] = {**self.extents, node.side: line, "b": 0}
             body = evaluate(expand(self.pattern, node.body), places, self._tables()).expand(line.shape)
@@ -186,6 +189,30 @@ class Lines:
             self.known[key] = whole[0] if node.axis is None else whole
         found = self.known[key]
         assert isinstance(found, Tensor)
+        return found
+
+    def _of_runs(self, node: Reduce) -> Tensor | None:
+        """What a reduction of members by a table is if it is their size or one of their ends; None of others."""
+        match node:
+            case Reduce(kind="sum", axis=str() as name, body=Const(value=1, dtype="int")):
+                runs = self.runs(name)
+                return None if runs is None else runs.sizes
+            case Reduce(kind="min" | "max" as kind, axis=str() as name, body=Index(name=side)) if side == node.side:
+                runs = self.runs(name)
+                return None if runs is None else runs.firsts if kind == "min" else runs.lasts
+            case _:
+                return None
+
+    def runs(self, name: str) -> Runs | None:
+        """The members of an axis by a table of positions; None of other axes."""
+        axis = self._axis(name)
+        if axis is None or axis.table is None or axis.of != (Index(name="k"),):
+            return None
+        key = "runs", name
+        if key not in self.known:
+            self.known[key] = Runs.of(self.tables[axis.table], self.size(f"k.{name}"))
+        found = self.known[key]
+        assert isinstance(found, Runs)
         return found
 
     def at_position(self, name: str, positions: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Queries whose runs a sorted table tells: runs of uneven length, cut where tiles of queries are.
+"""Positions whose runs a sorted table tells: runs of uneven length, and pieces of them, cut where tiles of queries are.
 
-From the run of each query.  To: pieces of neighbours that belong to one run, at most as many as there are tiles and
-runs, so that the host need not know how many they are.
+From the run of each position.  To: where runs begin; and pieces of neighbours that belong to one run, at most as many
+as there are tiles and runs, so that the host need not know how many they are.
 """
 
 from __future__ import annotations
@@ -12,6 +12,37 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime.ranking import FAR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runs:
+    """All positions as runs: ``table``, ``[positions]``, tells the run of each, and ``begins``, int64 ``[runs + 1]``,
+    the first position of each run, and in the end the number of positions."""
+
+    table: Tensor
+    begins: Tensor
+
+    @staticmethod
+    def of(table: Tensor, count: int) -> Runs:
+        """The ``count`` runs of a table, ``[n]`` or ``[1, n]``."""
+        table = table.reshape(-1).contiguous()
+        every = torch.arange(count + 1, dtype=table.dtype, device=table.device)
+        return Runs(table=table, begins=torch.searchsorted(table, every))
+
+    @property
+    def sizes(self) -> Tensor:
+        """How many positions each run has."""
+        return self.begins[1:] - self.begins[:-1]
+
+    @property
+    def firsts(self) -> Tensor:
+        """The first position of each run; 0 of one that has none."""
+        return torch.where(self.sizes > 0, self.begins[:-1], 0)
+
+    @property
+    def lasts(self) -> Tensor:
+        """The last position of each run; 0 of one that has none."""
+        return torch.where(self.sizes > 0, self.begins[1:] - 1, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
