@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from spdsl.codegen.binaries import options_of
-from spdsl.codegen.chains.emit import array_arguments, table_arguments
+from spdsl.codegen.chains.emit import array_arguments, pair_arguments, table_arguments
 from spdsl.codegen.chains.lower import ChainKernel
 from spdsl.diagnostics import error
 from spdsl.runtime.arrays import Arrays
@@ -52,6 +52,7 @@ class Run:
     keys: Tensor = field(init=False)
     ends: Tensor = field(init=False)
     sums: dict[str, Tensor] = field(default_factory=dict)
+    pairs: dict[str, Tensor] = field(default_factory=dict)
     lists: Callable[[str], Tensor] | None = None
 
     @staticmethod
@@ -165,6 +166,9 @@ class Run:
     def keyed(self, first: int, rows: int) -> Keys:
         """The keys of some rows, as many as `keys` has room for, or the last ones."""
         kernel = self.loaded.chain.kernels[-1]
+        for each in self.loaded.chain.kernels:
+            if each.role == "pairs":
+                self.pairs[each.stage] = self._paired(each, first, rows)
         every, step, pitch = self.keys.shape
         ends_first = first // step * every * self.ends.shape[-1]
         given = {
@@ -194,6 +198,25 @@ class Run:
             block=rows_of(kernel, tiling),
             ends_first=ends_first,
         )
+
+    def _paired(self, kernel: ChainKernel, first: int, rows: int) -> Tensor:
+        """What a stage has for each of some rows and each of its own columns, ``[batch, heads, rows, columns]``."""
+        lines, stage = self.arrays.lines, self.arrays.stages[kernel.stage]
+        columns, heads = lines.size(stage.axes[-1]), self.heads if len(stage.axes) > 2 else 1
+        found = torch.empty(self.batch, heads, rows, columns, dtype=torch.float32, device=lines.device)
+        given = {
+            "left_here": found,
+            "first_row": first,
+            "chunk_rows": rows,
+            "column_count": columns,
+            "heads": heads,
+        }
+
+        def grid(tiling: Tiling) -> Grid:
+            return -(-columns // columns_of(kernel, tiling)), -(-rows // rows_of(kernel, tiling)), self.batch * heads
+
+        self.launch(kernel, given, grid, rows * heads * -(-columns // 128), ("left_here",))
+        return found
 
     def amounts(self, stage: Stage, first: int, rows: int) -> Tensor:
         """How many to choose in each row, or one number for all."""
@@ -292,6 +315,10 @@ class Run:
             tensor = lines.reduced(reduced[name])[None] if name in reduced else arrays.whole(name)
             steps = (tensor.stride(0) if tensor.shape[0] > 1 else 0, *tensor.stride()[1:], tensor.shape[-1])
             values |= dict(zip(array_arguments(name, axes), (tensor, *steps), strict=True))
+        for name, has_heads in kernel.arguments.pairs:
+            tensor = self.pairs[name]
+            steps = tensor.stride()[:3] if has_heads else (tensor.stride(0), tensor.stride(2))
+            values |= dict(zip(pair_arguments(name, has_heads), (tensor, *steps), strict=True))
         values |= {name: lines.size(axis) for name, axis in kernel.arguments.sizes}
         return values | {name: self._factor(stage) for name, stage in kernel.arguments.factors}
 

@@ -47,13 +47,14 @@ def chosen_lists(arrays: Arrays, name: str, width: int | None, lists: Callable[[
         return among if found.chain.heads else among[:, 0]
     *before, kernel = found.chain.kernels
     for each in before:
-        run.sums[each.stage] = run.summed(each)
+        if each.role == "sums":
+            run.sums[each.stage] = run.summed(each)
     if isinstance(stage, Select) and stage.also:
         jointly = chosen_jointly(run, stage, width)
         return jointly if jointly is None or found.chain.heads else jointly[:, 0]
     pitch = -(-run.columns // 16) * 16
     step = max(1, min(rows, KEYS // (pitch * run.batch * run.heads)))
-    step = max(1, step // 128 * 128) if step >= 128 else step
+    step = step // 128 * 128 if 128 <= step < rows else step
     device, every = arrays.lines.device, run.batch * run.heads
     chunks = [(first, min(step, rows - first)) for first in range(0, rows, step)]
     run.keys = torch.empty(every, step, pitch, dtype=torch.int32, device=device)

@@ -105,12 +105,14 @@ def _keys(count: int) -> Terms:
 
 
 def _is_made(arrays: Arrays, query: Expr) -> bool:
-    """Whether queries are numbers of 32 bits of a stage or an input, and not those of the call, of which terms would be
-    half as much again; Triton's interpreter multiplies the bits of bf16 as ints."""
+    """Whether queries are numbers of 32 bits of a stage or an input, or computed, and not those of the call, of which
+    terms would be half as much again; Triton's interpreter multiplies the bits of bf16 as ints."""
     multiplied = arrays.lines.device.type != "cpu" or torch.bfloat16 != TERMS
-    if not isinstance(query, Load) or query.table in TENSORS:
-        return False
-    return multiplied and _type(arrays, query) == torch.float32
+    match query:
+        case Load(table=name):
+            return multiplied and name not in TENSORS and _type(arrays, query) == torch.float32
+        case _:
+            return multiplied and wrapped(query)[0] == query
 
 
 def _type(arrays: Arrays, expr: Load) -> torch.dtype:

@@ -76,6 +76,9 @@ def _signature(kernel: ChainKernel) -> str:
     for array, along in given.arrays:
         lines.append(f"    {array},  # [{', '.join(('batch', *along))}]")
         lines.append(f"    {', '.join(array_arguments(array, along)[1:])},")
+    for name, has_heads in given.pairs:
+        lines.append(f"    {name},  # [batch, {'heads, ' * has_heads}chunk_rows, entries]")
+        lines.append(f"    {', '.join(pair_arguments(name, has_heads)[1:])},")
     lines += [f"    {name},  # entries of {axis}" for name, axis in given.sizes]
     lines += [f"    {name}," for name, _ in given.factors]
     lines += [f"    {each.name.upper()}: tl.constexpr," for each in given.vectors]
@@ -93,6 +96,11 @@ def array_arguments(name: str, axes: tuple[str, ...]) -> tuple[str, ...]:
     return (name, f"{name}_b", *(f"{name}_{axis[:1]}" for axis in axes), f"{name}_rows")
 
 
+def pair_arguments(name: str, has_heads: bool) -> tuple[str, ...]:
+    """What a kernel before has left for pairs, and its strides, as kernels name them."""
+    return (name, f"{name}_b", *((f"{name}_h",) if has_heads else ()), f"{name}_r")
+
+
 def _unspecialised(kernel: ChainKernel, chain: Chain) -> str:
     """Lengths, which never make another kernel."""
     given = kernel.arguments
@@ -107,10 +115,13 @@ def _unspecialised(kernel: ChainKernel, chain: Chain) -> str:
         names += [f"stride_{name}_{step}" for step in ("b", *range(rank - 1))]
         names += [f"size_{name}_{place}" for place in range(rank)]
     names += [name for name, _ in given.sizes]
+    names += [each for name, has_heads in given.pairs for each in pair_arguments(name, has_heads)[1:]]
     names += [
         each for name, axes in given.arrays for each in array_arguments(name, axes)[1:] if each[-2:] not in ("_q", "_k")
     ]
     candidates = chain.among is not None or chain.queries > 0
+    if kernel.role == "pairs":
+        names += ["first_row"]
     if kernel.role == "keys":
         names += ["first_row", *(() if candidates else ("ends_first",))]
     if kernel.role == "keys" and candidates:

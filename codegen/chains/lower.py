@@ -21,6 +21,7 @@ from spdsl.codegen.chains.program import NOTHING, Known, Program
 from spdsl.codegen.chains.reductions import pooled
 from spdsl.codegen.chains.rows import is_of_blocks, is_of_rows, write_reduction
 from spdsl.codegen.chains.scans import may, scan_columns, write_passed
+from spdsl.codegen.chains.sums import write_sums
 from spdsl.codegen.chains.sweeps import Sweep, sweep_of, write_sweep
 from spdsl.codegen.chains.values import Values
 from spdsl.semantics import build
@@ -35,12 +36,12 @@ from spdsl.semantics.graph import (
     on_side,
     side_of,
 )
-from spdsl.semantics.nodes import BoundPattern, Expr, Extent, Index, Param
+from spdsl.semantics.nodes import BoundPattern, Expr, Extent, Index
 from spdsl.semantics.rewrite import free_axes
 from spdsl.semantics.show import stage_text
 
 By: TypeAlias = Literal["count", "mass", "mark"]
-Role: TypeAlias = Literal["keys", "sums", "values", "columns", "distances", "sweep"]
+Role: TypeAlias = Literal["keys", "sums", "values", "columns", "distances", "sweep", "pairs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class ChainKernel:
     ``sums``: whether it goes through the columns of its rows; ``loops``: how deep loops are nested otherwise; ``fold``:
     whether a column is made of finer ones; ``deep``: how many queries are folded into a row, if any; ``paired``: how
     many products a score is the sum of, or 0.  Its ``role``: to leave keys, the sums of a softmax, a value for each
-    row, column or distance, or what searches meet in all blocks.
+    row, column or distance, for each pair of a row and a coarser entry, or what searches meet in all blocks.
     """
 
     name: str
@@ -142,7 +143,9 @@ def lower_chain(pattern: BoundPattern, name: str, terms: tuple[tuple[str, Terms]
         for each in softmaxes(stages, name)
     ]
     values = Values(pattern=pattern, stages=stages, terms=dict(terms), program=Program())
-    kernels.append(_keys(values, stage, among))
+    keys = _keys(values, stage, among)
+    kernels += [_pairs(pattern, stages, stages[each], heads, dict(terms)) for each, _ in keys.arguments.pairs]
+    kernels.append(keys)
     by: By = stage.by if isinstance(stage, Select) else "mark"
     return Chain(stage=name, by=by, heads=heads, rows=rows, columns=columns, kernels=tuple(kernels), among=among)
 
@@ -295,7 +298,23 @@ def _keys(values: Values, stage: Select | Mark, among: Candidates | None) -> Cha
     if among is None:
         values.tiles["rows"] = Tile(first=Index(name="row_first"), size="BLOCK_R")
         values.tiles["columns"] = Tile(first=Index(name="column_first"), size="BLOCK_C")
+        values.pairs, values.column = {}, _axes(stage)[2]
     return _written(values, stage, place, among)
+
+
+def _pairs(
+    pattern: BoundPattern, stages: dict[str, Stage], stage: Stage, heads: str | None, terms: dict[str, Terms]
+) -> ChainKernel:
+    """The kernel that leaves a value for each of some rows and each of its columns."""
+    values = Values(pattern=pattern, stages=stages, terms=terms, program=Program())
+    own, rows, columns = _axes(stage)
+    assert own in (None, heads)
+    place = _start(values, own, rows, columns)
+    program = values.program
+    program.declare("columns", Known(column=True))
+    found = program.text(values.stage(stage, place))
+    program.line(f"left = tl.broadcast_to({found}, BLOCK_R, BLOCK_C)")
+    return _kernel(values, f"pairs_{stage.name}", stage, "pairs")
 
 
 def _written(values: Values, stage: Select | Mark, place: Place, among: Candidates | None = None) -> ChainKernel:
@@ -329,52 +348,8 @@ def _written(values: Values, stage: Select | Mark, place: Place, among: Candidat
 
 def _softmax(values: Values, stage: Stage) -> ChainKernel:
     assert isinstance(stage, Softmax)
-    program = values.program
-    place = _start(values, *_axes(stage))
-    has_full = scan_columns(values, place, stage.only)
-    program.line("# A part of these tiles is this program's.")
-    program.line("share = tl.cdiv(tl.maximum(tile_end - tile_begin, 0), parts)")
-    program.line("tile_begin = tile_begin + part * share")
-    program.line("tile_end = tl.minimum(tile_begin + share, tile_end)")
-    program.line("full_begin = tl.minimum(tl.maximum(full_begin, tile_begin), tile_end)")
-    program.line("full_end = tl.minimum(tl.maximum(full_end, full_begin), tile_end)")
-    values.tiles["rows"] = Tile(first=Index(name="row_first"), size="BLOCK_R")
-    program.line("largest = tl.full([BLOCK_R], float('-inf'), tl.float32)")
-    program.line("total = tl.zeros([BLOCK_R], tl.float32)")
-    if has_full:
-        _add_full(values, stage, place)
-    with program.loop("for rest in range(tile_begin, tile_end - (full_end - full_begin)):", 0, "rest"):
-        program.known["columns"] = Known(depth=1, column=True)
-        program.line("tile = tl.where(rest < full_begin, rest, rest + full_end - full_begin)")
-        program.known["tile"] = Known(depth=1)
-        values.tiles["columns"] = _tile_of_columns(program, "tile")
-        program.line("columns = tile * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]")
-        logit = program.text(values.logit(stage, place))
-        program.line(f"logit = tl.where(columns < column_count, {logit}, float('-inf'))")
-        program.line("largest, total = add_up(tl.broadcast_to(logit, BLOCK_R, BLOCK_C), largest, total)")
+    write_sums(values, stage, _start(values, *_axes(stage)))
     return _kernel(values, f"sums_{stage.name}", stage, "sums")
-
-
-def _tile_of_columns(program: Program, number: str) -> Tile:
-    program.known["BLOCK_C"] = NOTHING
-    return Tile(first=build.mul(Index(name=number), Param(name="BLOCK_C", dtype="int")), size="BLOCK_C")
-
-
-def _add_full(values: Values, stage: Softmax, place: Place) -> None:
-    """The tiles whose entries are all present, as long as none is infinite or NaN: there is little to do for each."""
-    program = values.program
-    with program.loop("for full in range(full_begin, full_end):", 0, "full"):
-        program.known["columns"] = Known(depth=1, column=True)
-        program.line("columns = full * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]")
-        values.tiles["columns"] = _tile_of_columns(program, "full")
-        with values.taken_for_ordinary():
-            exponent = program.text(values.exponent(stage, place))
-        program.line(f"largest, total = add_plain(tl.broadcast_to({exponent}, BLOCK_R, BLOCK_C), largest, total)")
-    program.line("# A sum that is no number says that one was: then these tiles are gone through like others.")
-    program.line("ordinary = tl.sum((total != total).to(tl.int32), 0) == 0")
-    program.line("largest = tl.where(ordinary, largest, float('-inf'))")
-    program.line("total = tl.where(ordinary, total, 0.0)")
-    program.line("full_end = tl.where(ordinary, full_end, full_begin)")
 
 
 def _kernel(values: Values, name: str, stage: Stage, role: Role) -> ChainKernel:
@@ -385,7 +360,7 @@ def _kernel(values: Values, name: str, stage: Stage, role: Role) -> ChainKernel:
         stage=stage.name,
         notes=tuple(stage_text(values.stages[each]) for each in below(dict(values.stages), stage.name)),
         lines=tuple(program.stack[0].lines(1)),
-        sums=role != "keys",
+        sums=role not in ("keys", "pairs"),
         loops=program.stack[0].depth,
         role=role,
         fold=values.fold,

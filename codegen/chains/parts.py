@@ -77,7 +77,8 @@ class Tile:
 class Arguments:
     """Everything that a kernel takes: ``sizes`` of axes and ``factors`` of scores by the names of the arguments, and
     ``tables`` with the number of their axes; ``arrays`` of earlier stages, one value for each row, with their axes, and
-    those of ``reduced`` conditions and sizes, one value for each member of an axis."""
+    those of ``reduced`` conditions and sizes, one value for each member of an axis; ``pairs`` are stages of which a
+    kernel before has left a value for each of the rows and each coarser entry, with whether they have heads."""
 
     vectors: tuple[Vectors, ...]
     sums: tuple[Sums, ...]
@@ -86,3 +87,4 @@ class Arguments:
     factors: tuple[tuple[str, str], ...]
     arrays: tuple[tuple[str, tuple[str, ...]], ...] = ()
     reduced: tuple[tuple[str, Reduce], ...] = ()
+    pairs: tuple[tuple[str, bool], ...] = ()

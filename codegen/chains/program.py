@@ -62,7 +62,7 @@ RESERVED = (
     *("part", "part_there", "part_left", "row_value", "row_count", "deep"),
     *("entry_left", "entry_there", "left", "count", "entries", "owners", "owner"),
     *("row_tile", "row_tiles", "column_tile", "column_tiles", "row_end"),
-    *("rows_first", "rows_last", "columns_first", "columns_last", "touched", "run_end"),
+    *("rows_first", "rows_last", "columns_first", "columns_last", "touched", "run_end", "first_row", "chunk_rows"),
 )
 """Names that the templates of kernels use."""
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from spdsl.codegen.chains.affine import tidy
+from spdsl.codegen.chains.coarser import coarse_value, is_coarser
 from spdsl.codegen.chains.columns import is_made_before
 from spdsl.codegen.chains.paired import pairs_of, write_pairs
 from spdsl.codegen.chains.parts import Arguments, Fold, Sums, Terms, Tile, Vectors
@@ -60,6 +61,8 @@ class Values:
     how many queries are folded into a row, if any are; ``alone``: all that is read was made beforehand.  While numbers
     are taken for ``ordinary``, an infinite query may leave NaNs, for which whoever says so looks afterwards.
     ``paired`` is how many products a score is the sum of; ``tiles`` are those of neighbours, by the names of entries.
+    ``pairs``: where keys of the axis ``column`` are written, the stages of pairs of a row and a coarser entry that a
+    kernel leaves before, and whether each has heads.
     """
 
     pattern: BoundPattern
@@ -81,6 +84,8 @@ class Values:
     alone: bool = False
     paired: int = 0
     tiles: dict[str, Tile] = field(default_factory=dict)
+    pairs: dict[str, bool] | None = None
+    column: str = ""
 
     def __post_init__(self) -> None:
         self.places = Places(pattern=self.pattern)
@@ -95,6 +100,7 @@ class Values:
             factors=tuple(self.factors.items()),
             arrays=tuple(self.arrays.items()),
             reduced=tuple((name, node) for node, name in self.reduced.items()),
+            pairs=tuple((self.pairs or {}).items()),
         )
 
     @contextmanager
@@ -177,6 +183,8 @@ class Values:
                 value = self.program.name("present", closed)
             case _ if self.alone or belongs_to_rows(stage) or is_made_before(stage):
                 value = self._made(stage, place)
+            case _ if is_coarser(self, stage, place):
+                value = coarse_value(self, stage, place)
             case Score():
                 value = score(self, stage, place)
             case Pool():

@@ -1,4 +1,4 @@
-"""Selections along axes by tables, by generated kernels in Triton's interpreter: the sets that torch chooses.
+"""Selections and means along axes by tables, by kernels in Triton's interpreter: the sets that torch chooses.
 
 Run with ``TRITON_INTERPRET=1``.
 """
@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 import spdsl
-from spdsl.runtime import graphs, inputs
+from spdsl.runtime import chains, graphs, inputs
+from spdsl.runtime.run_means import of_runs
+from spdsl.runtime.runs import Runs
 from spdsl.semantics.graph import Select
 from tests.interpreter.test_chains import dense
+from tests.library.compare import TOLERANCE, relative_error
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
@@ -60,3 +63,83 @@ def test_members_of_tables_have_sizes_and_ends(name: str, parameters: dict[str, 
         assert torch.equal(sets, dense(found[False][each], columns)), each
         assert bool(sets.any(-1).all())
         assert not bool(sets.all())
+
+
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize(("rows", "offset"), [(90, 0), (40, 50), (95, -5)])
+def test_means_of_runs(rows: int, offset: int, mean: bool) -> None:
+    """Long and short runs, some that have no row, rows at negative positions, and gradients."""
+    table = torch.tensor([0] * 37 + [1] + [3] * 9 + [4] * 43, dtype=torch.int32)
+    x = torch.randn(2, rows, 3, 10, requires_grad=True)
+    found = of_runs(x.transpose(1, 2), Runs.of(table[None], 5), offset, mean)
+    at = torch.arange(rows) + offset
+    inside = ((table[at.clamp(min=0)] == torch.arange(5)[:, None]) & (at >= 0)).double()
+    if mean:
+        inside = inside / inside.sum(-1, keepdim=True).clamp(min=1)
+    wanted = inside @ x.transpose(1, 2).double()
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    weight = torch.randn(wanted.shape, dtype=torch.float64)
+    (one,) = torch.autograd.grad((found * weight.float()).sum(), x)
+    (two,) = torch.autograd.grad((wanted * weight).sum(), x)
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+COARSE = """pattern coarse() {{
+  input cut: int[token] sorted
+  axis chunk = token by cut
+  let scored = {scored} |> at(k) |> only(causal)
+  keep scored |> top(9)
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    "scored",
+    [
+        "score(Q, sum(K, per = k.chunk))",
+        "(softmax(score(Q, sum(K, per = k.chunk))) |> sum(per = g))",
+    ],
+)
+def test_values_of_members_are_those_of_their_keys(scored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some rows at a time, and of fewer queries than keys."""
+    pattern = spdsl.compile(spdsl.loads(COARSE.format(scored=scored))).bind(2, 1, 16)
+    monkeypatch.setattr(chains, "KEYS", 64 * 2 * 5)
+    generator = torch.Generator().manual_seed(2)
+    q = torch.randint(-2, 3, (1, 2, 11, 16), generator=generator).half()
+    k = torch.randint(-2, 3, (1, 1, LENGTH, 16), generator=generator).half()
+    found = {}
+    for way in (True, False):
+        call = graphs.Inputs(q=q, k=k, v=k, tables={"cut": pieces()}, q_start=LENGTH - 11, kernels=way)
+        ((_, words),) = graphs.makers(pattern, call).items()
+        assert not way or words.startswith("by kernels: ")
+        assert not way or "pairs_" in words
+        (lists,) = graphs.selections(pattern, call).values()
+        found[way] = dense(lists, LENGTH)
+    assert torch.equal(found[True], found[False])
+    assert bool(found[True].any(-1).all())
+
+
+POOLED = """pattern pooled() {
+  input cut: int[token] sorted
+  axis chunk = token by cut
+  return attend(Q, mean(K, per = k.chunk), sum(V, per = k.chunk)) { keep k.chunk.first <= q }
+}
+"""
+
+
+@pytest.mark.parametrize(("dtype", "nq"), [(torch.float32, LENGTH), (torch.float16, 23)])
+def test_gradients_of_pooled_keys(dtype: torch.dtype, nq: int) -> None:
+    attn = spdsl.compile(spdsl.loads(POOLED), backend="triton")
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((2, 4, nq, 16), (2, 2, LENGTH, 16), (2, 2, LENGTH, 16))
+    leaves = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+    out, wanted = attn(*leaves, cut=pieces()), attn.reference(*leaves, cut=pieces())
+    assert isinstance(out, Tensor)
+    assert isinstance(wanted, Tensor)
+    assert relative_error(out, wanted) <= TOLERANCE[dtype]
+    d_out = torch.randn(out.shape, generator=generator).to(dtype)
+    pairs = zip(
+        torch.autograd.grad(out, leaves, d_out), torch.autograd.grad(wanted, leaves, d_out.double()), strict=True
+    )
+    for one, two in pairs:
+        assert relative_error(one, two) <= 2 * TOLERANCE[dtype]
