@@ -129,7 +129,7 @@ def choose(children: Children, span: Span) -> nodes.Choose:
 
 def pipe(children: Children, span: Span) -> nodes.Pipe:
     value, stage, arguments = children
-    return nodes.Pipe(value=value, stage=stage.text, arguments=arguments or (), span=span)
+    return nodes.Pipe(value=value, stage=stage, arguments=arguments or (), span=span)
 
 
 def unary(children: Children, span: Span) -> nodes.Unary:

@@ -132,10 +132,10 @@ class _Expressions:
 
     def part(self, part: _Part, indent: int, column: int, tail: int) -> list[str]:
         match part.expr:
-            case Pipe(stage=name, arguments=given) if part.stage:
+            case Pipe(stage=stage, arguments=given) if part.stage:
                 if not given or column + len(part.stage) + tail <= WIDTH:
                     return [part.stage]
-                return self.bracketed([name], given, "()", indent, column, tail)
+                return self.bracketed([stage.id], given, "()", indent, column, tail)
             case _:
                 return self.operand(part.expr, part.least, indent, column, tail)
 

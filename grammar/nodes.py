@@ -121,7 +121,7 @@ class Pipe(Node):
     """``value |> stage(arguments)``; ``|> softmax`` has no arguments."""
 
     value: Expr
-    stage: str
+    stage: Name
     arguments: tuple[Argument, ...]
 
 

@@ -153,7 +153,7 @@ def expression(expr: Expr) -> str:
 
 def stage(pipe: Pipe) -> str:
     """What stands after ``|>``."""
-    return f"{pipe.stage}({arguments(pipe.arguments)})" if pipe.arguments else pipe.stage
+    return f"{pipe.stage.id}({arguments(pipe.arguments)})" if pipe.arguments else pipe.stage.id
 
 
 def body_head(body: Body) -> str:

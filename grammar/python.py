@@ -151,7 +151,7 @@ class _Reader(Reading):
             case nodes.Call(function=nodes.Name(id=name), arguments=arguments):
                 inside = name in ("mean", "sum") and any(self._is_softmax(each.value) for each in arguments)
                 return name == "merge" or inside or self.outside.is_softmax(name)
-            case nodes.Pipe(value=inner, stage=name):
+            case nodes.Pipe(value=inner, stage=nodes.Name(id=name)):
                 return name == "merge" or self._is_softmax(inner)
             case nodes.Binary(left=left, right=right):
                 return self._is_softmax(left) or self._is_softmax(right)

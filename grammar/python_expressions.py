@@ -240,9 +240,9 @@ class Reading:
                 raise self.refused(node, ast.BitOr())
         called = right.func if isinstance(right, ast.Call) else right
         match self.expr(called, depth):
-            case nodes.Name(id=stage):
+            case nodes.Name() as name:
                 arguments = self._arguments(args, keywords, depth)
-                return nodes.Pipe(value=self.expr(left, depth), stage=stage, arguments=arguments, span=self.span(node))
+                return nodes.Pipe(value=self.expr(left, depth), stage=name, arguments=arguments, span=self.span(node))
             case _:
                 raise self.refused(node, ast.BitOr())
 

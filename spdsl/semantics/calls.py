@@ -25,28 +25,25 @@ MAX_CALLS = 32
 def invoke(ev: Evaluator, node: syntax.Call | syntax.Pipe) -> Value:
     """The value of ``f(x)`` and of ``x |> f``, which are the same."""
     match node:
-        case syntax.Call(function=syntax.Name(id=name)):
-            place = node.function.span
+        case syntax.Call(function=syntax.Name() as called) | syntax.Pipe(stage=called):
+            name = called.id
         case syntax.Call(function=function):
             ev.mark_used(node)
             return _not_a_function(ev, ev.arg(function), node)
-        case syntax.Pipe(stage=name):
-            place = node.span
     from spdsl.semantics.functions import FUNCTIONS
 
     entry = ev.scope.entries.get(name)
     if entry is not None and name not in UNSUPPORTED:
         entry.used = True
-        function_node = node.function if isinstance(node, syntax.Call) else syntax.Name(id=name, span=place)
-        return _not_a_function(ev, Arg(value=entry.value, node=function_node), node)
+        return _not_a_function(ev, Arg(value=entry.value, node=called), node)
     if name in UNSUPPORTED and name not in ev.unit.library.defs:
         return _unsupported(ev, name, node)
     if not (name in FUNCTIONS or name in ev.unit.library.defs or name in ev.unit.library.patterns):
-        value = ev.evaluate(syntax.Name(id=name, span=place))
+        value = ev.evaluate(called)
         if isinstance(value, Poison):
             ev.mark_used(node)
             return POISON
-        return _not_a_function(ev, Arg(value=value, node=syntax.Name(id=name, span=place)), node)
+        return _not_a_function(ev, Arg(value=value, node=called), node)
     call = _arguments(ev, name, node)
     if call is None:
         return POISON

@@ -212,8 +212,7 @@ def _names(node: object) -> list[syntax.Name]:
             case syntax.Choose(condition=condition, yes=yes, no=no):
                 stack.extend((condition, yes, no))
             case syntax.Pipe(value=value, stage=stage, arguments=arguments):
-                found.append(syntax.Name(id=stage, span=part.span))
-                stack.extend((value, *arguments))
+                stack.extend((stage, value, *arguments))
             case syntax.Body(arguments=arguments, clauses=clauses):
                 stack.extend((*arguments, *(c.set if isinstance(c, syntax.Keep) else c.value for c in clauses)))
             case _:

@@ -14,9 +14,7 @@ def names_of(node: object) -> Iterator[str]:
     while stack:
         part = stack.pop()
         match part:
-            case syntax.Name(id=name):
-                yield name
-            case syntax.Attribute(name=name) | syntax.Pipe(stage=name):
+            case syntax.Name(id=name) | syntax.Attribute(name=name):
                 yield name
             case _:
                 pass

@@ -350,11 +350,11 @@ def _coordinate_or_none(axis: str, position: int, at: Point) -> int | None:
 
 def _piped(expr: syntax.Pipe, at: Point) -> Any:
     """``value |> only(set) |> top(count)``; other pipes are calls with the value as first argument."""
-    if expr.stage != "top":
-        return _called(expr.stage, (syntax.Argument(name=None, value=expr.value), *expr.arguments), at)
+    if expr.stage.id != "top":
+        return _called(expr.stage.id, (syntax.Argument(name=None, value=expr.value), *expr.arguments), at)
     only: list[syntax.Expr] = []
     value = expr.value
-    while isinstance(value, syntax.Pipe) and value.stage == "only":
+    while isinstance(value, syntax.Pipe) and value.stage.id == "only":
         only.append(value.arguments[0].value)
         value = value.value
     over = next((argument.value for argument in expr.arguments if argument.name == "over"), None)
