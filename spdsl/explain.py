@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -199,7 +200,18 @@ def _constants(fixed: Sequence[Fixed]) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for each in fixed:
         by_reason.setdefault(each.reason, []).append(f"{each.name} = {_value(each.value)}")
-    return [f"in the kernels: {', '.join(names)}, because {reason}" for reason, names in by_reason.items()]
+    return [
+        f"in the kernels: {', '.join(names)}, because {_of(reason, len(names))}" for reason, names in by_reason.items()
+    ]
+
+
+def _of(reason: str, parameters: int) -> str:
+    """A reason that speaks of one parameter, said of so many."""
+    if parameters == 1:
+        return reason
+    for one, many in ((r"^it\b", "each"), (r"\bit$", "them"), (r"\bthe value\b", "each value")):
+        reason = re.sub(one, many, reason)
+    return reason
 
 
 def _value(value: Value) -> str:

@@ -132,9 +132,20 @@ def test_explain_says_what_is_open() -> None:
     assert "in the kernels: dilation = 2, because it is a divisor" in text
 
 
+def test_explain_says_why_several_are_constants() -> None:
+    text = "pattern p(low: float = 0.5, top_bias: float = 2.0, size: int = 4) { keep causal and q % size < 3 "
+    text = report(spdsl.compile(spdsl.loads(text + "bias low * top_bias }")))
+    assert "in the kernels: low = 0.5, top_bias = 2.0, because each is no single int" in text
+    moba = spdsl.compile("moba", block=16, picks=2)
+    keys = torch.zeros(1, 1, 32, 8)
+    assert "block = 16, picks = 2, because selections are computed with them" in moba.explain(keys, keys, keys)
+
+
 def test_large_values_are_constants() -> None:
     text = report(spdsl.compile("sliding_window", window=LARGEST + 1))
     assert f"in the kernels: window = {LARGEST + 1}, because the value is too large" in text
+    wide = spdsl.compile("streaming", window=LARGEST + 1, sinks=LARGEST + 2)
+    assert "because each value is too large" in report(wide)
     check(spdsl.compile("sliding_window", window=LARGEST + 1, backend="cpu"), 40, 40)
     check(spdsl.compile("sliding_window", window=LARGEST, backend="cpu"), 40, 40)
 
