@@ -193,9 +193,13 @@ def check_input(
         _check_size(table, axis, size, q, k, extents, ragged=ragged)
 
 
+NUMBERED = 1 << 31
+"""From so many on, lists of 32 bits cannot number things."""
+
+
 def refuse_many(count: int, what: str) -> None:
     """Refuse lists of more than numbers of 32 bits can tell.  Raises `SpatError` (SP510)."""
-    if count >= 1 << 31:
+    if count >= NUMBERED:
         raise error(
             "SP510",
             f"{count:,} {what} are more than lists of 32 bits can number",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import BoxWalk, DistanceWalk, ListWalk, PickWalk, SlotWalk, Turned
+from spdsl.diagnostics import placed
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.cells import joined, transposed
 from spdsl.runtime.distance_lists import distance_lists, row_lists
@@ -78,7 +79,16 @@ class _Part:
 
 
 def lists_for(call: Call, kinds: Sequence[Kind]) -> Call:
-    """The call with the lists that its kernels of these kinds need."""
+    """The call with the lists that its kernels of these kinds need.
+
+    Raises:
+        SpatError: more than lists of 32 bits number (SP510).
+    """
+    with placed("SP510", call.plan.problem.pattern.span):
+        return _with_lists(call, kinds)
+
+
+def _with_lists(call: Call, kinds: Sequence[Kind]) -> Call:
     lists = dict(call.lists)
     for kind in kinds:
         kernel: KernelPlan = getattr(call.plan, kind)

@@ -136,7 +136,7 @@ class Attention:
         if pages is not None:
             return self._paged(q, k, v, pages, (q_start, k_start, k_len), inputs, return_lse=return_lse)
         check_tensors(q, k, v)
-        given = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
+        given = tables_of(self.pattern.checked, inputs, q.device)
         refuse_transforms((q, k, v, *given.values()))
         lists = () if traced else given_as_lists(self.pattern.checked.tables, given)
         if set(lists) - set(self._lists):
@@ -198,7 +198,7 @@ class Attention:
         if self.pattern.checked.graph is not None:
             raise refuse_paged("stages by queries and keys")
         k, v, places = checked_pages(q, k, v, pages, given)
-        tables = list(tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device).values())
+        tables = list(tables_of(self.pattern.checked, inputs, q.device).values())
         refuse_transforms((q, k, v, *tables))
         if torch.compiler.is_compiling():
             out, lse = operator.attend(q, k, v, tables, places, self._open_key, PAGED, 0, self._values)
@@ -266,7 +266,7 @@ class Attention:
         pattern = self.bind(q.shape[1], k.shape[1], q.shape[3])
         if return_lse:
             reference.refuse_no_lse(pattern)
-        tables = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
+        tables = tables_of(self.pattern.checked, inputs, q.device)
         tables = written_out(pattern, tables, q, k)
         rows = k.shape[2]
         kept_k, kept_v, places, _, start = place(q, k, v, q_start, k_start, k_len)
@@ -300,7 +300,7 @@ class Attention:
         if pattern.graph is None:
             return {}
         check_tensors(q, k, v)
-        given = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
+        given = tables_of(self.pattern.checked, inputs, q.device)
         given = written_out(pattern, given, q, k)
         k, v, _, _, start = place(q, k, v, q_start, None, None)
         from spdsl.runtime import graphs
@@ -342,7 +342,7 @@ class Attention:
         Raises:
             SpatError: as a call with these tensors would.
         """
-        given = tables_of(self.pattern.name, self.pattern.inputs, inputs, q.device)
+        given = tables_of(self.pattern.checked, inputs, q.device)
         lists = given_as_lists(self.pattern.checked.tables, given)
         if set(lists) - set(self._lists):
             return self._of_lists(lists).report(q, k, v, **inputs)

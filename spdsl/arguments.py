@@ -19,7 +19,7 @@ from spdsl.diagnostics import error
 from spdsl.pipeline import Value
 from spdsl.runtime.checks import check_tensors
 from spdsl.runtime.transforms import refuse_paged
-from spdsl.semantics.nodes import Attend, Table
+from spdsl.semantics.nodes import Attend, CheckedPattern, Table
 from spdsl.semantics.rewrite import free_indices
 
 
@@ -49,29 +49,27 @@ def _number(name: str, value: Any) -> Value:
     )
 
 
-def tables_of(pattern: str, names: Sequence[str], given: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """The inputs of ``pattern`` in the order of ``names``, as tensors.
+def tables_of(pattern: CheckedPattern, given: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """The inputs of ``pattern`` in the order of their declarations, as tensors.
 
     Raises:
         SpatError: an unknown or missing input (SP301, SP302), or one that is no tensor and cannot become one (SP347).
     """
+    declared = {table.name: table for table in pattern.tables}
     for name in given:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            known = f"its inputs are {', '.join(f'`{each}`' for each in names)}" if names else "it has none"
+        if name not in declared:
+            close = difflib.get_close_matches(name, declared, n=1)
+            known = f"its inputs are {', '.join(f'`{each}`' for each in declared)}" if declared else "it has none"
             raise error(
                 "SP301",
-                f"`{pattern}` has no input `{name}`",
+                f"`{pattern.name}` has no input `{name}`",
                 help=f"did you mean `{close[0]}`?" if close else known,
             )
-    missing = [name for name in names if name not in given]
-    if missing:
-        raise error(
-            "SP302",
-            f"`{pattern}` needs the input `{missing[0]}`",
-            help=f"give it as a keyword: `{missing[0]}=tensor`",
-        )
-    return {name: _tensor(name, given[name], device) for name in names}
+    for name, table in declared.items():
+        if name not in given:
+            help = f"give it as a keyword: `{name}=tensor`"
+            raise error("SP302", f"`{pattern.name}` needs the input `{name}`", table.span, help=help)
+    return {name: _tensor(name, given[name], device) for name in declared}
 
 
 def _tensor(name: str, value: Any, device: torch.device) -> Tensor:

@@ -6,7 +6,8 @@ Rendering happens here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -123,6 +124,17 @@ class SpatError(Exception):
 def error(code: str, message: str, span: Span | None = None, *, note: str = "", help: str = "") -> SpatError:
     """A `SpatError` of one diagnostic, ready to be raised."""
     return SpatError(Diagnostic(code=code, message=message, span=span, note=note, help=help))
+
+
+@contextmanager
+def placed(code: str, span: Span | None) -> Iterator[None]:
+    """Mistakes of this code without a place that are raised meanwhile are raised with this one."""
+    try:
+        yield
+    except SpatError as found:
+        if span is None or found.code != code or any(each.span is not None for each in found.diagnostics):
+            raise
+        raise SpatError(*(replace(each, span=span) for each in found.diagnostics)) from found.__cause__
 
 
 def raise_errors(diagnostics: Iterable[Diagnostic]) -> None:

@@ -132,7 +132,7 @@ def _call(
     number = torch.zeros((), device=device)
     q = number.expand(batch, heads, nq, 64)
     k = number.expand(batch, heads if groups is None else groups, nk, 64)
-    tables = tables_of(name, attention.pattern.inputs, inputs, device)
+    tables = tables_of(checked, inputs, device)
     return call_like(attention._key, q, k, k, tables, "cpu")  # noqa: SLF001  # as `explain` is given it
 
 

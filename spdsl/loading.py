@@ -77,7 +77,7 @@ class Pattern:
         groups = heads if groups is None else groups
         tables = {name: given.pop(name) for name in self.inputs if name in given}
         pattern = static_part(_bind(self, given, layer, heads, groups, 64))
-        tensors = tables_of(self.name, self.inputs, tables, torch.device("cpu"))
+        tensors = tables_of(self.checked, tables, torch.device("cpu"))
         return reference.mask(pattern, nq, nk, tables=tensors, q_start=q_start)
 
     def __str__(self) -> str:

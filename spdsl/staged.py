@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from spdsl import prepare
+from spdsl.diagnostics import placed
 from spdsl.pipeline import bound, lives_of, order_of, softmax_key
 from spdsl.runtime.checks import check_inputs
 from spdsl.runtime.direct import Direct
@@ -47,10 +48,12 @@ def attend(
     if order is not None:
         out, lse = attend(q, k, v, tables, None, key, start)
         return out_of_tiles(out, 2, order), None if lse is None else out_of_tiles(lse, 2, order)
-    key, tables = with_lifetimes(key, q, k, v, tables, places, start)
-    made = bound(key, q.shape[1], k.shape[1], q.shape[3])
     kernels = prepare.choose_backend(json.loads(key)["backend"], q.device) == "triton"
-    return graphs.attend_anywhere(made, q, k, v, tables, places, start, partial(softmax_key, key), kernels)
+    place = bound(key, q.shape[1], k.shape[1], q.shape[3]).span
+    with placed("SP510", place):
+        key, tables = with_lifetimes(key, q, k, v, tables, places, start)
+        made = bound(key, q.shape[1], k.shape[1], q.shape[3])
+        return graphs.attend_anywhere(made, q, k, v, tables, places, start, partial(softmax_key, key), kernels)
 
 
 def in_order(

@@ -57,7 +57,9 @@ def _extend(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
         st.builds(nodes.Unary, op=st.sampled_from(("-", "not")), operand=inner),
         st.builds(_compare, st.lists(inner, min_size=2, max_size=4), st.lists(RELATIONS, min_size=3, max_size=3)),
         st.builds(nodes.Choose, condition=inner, yes=inner, no=inner),
-        st.builds(nodes.Pipe, value=inner, stage=STAGES.map(lambda name: nodes.Name(id=name)), arguments=_arguments(inner)),
+        st.builds(
+            nodes.Pipe, value=inner, stage=STAGES.map(lambda name: nodes.Name(id=name)), arguments=_arguments(inner)
+        ),
         st.builds(nodes.Call, function=FUNCTIONS.map(lambda name: nodes.Name(id=name)), arguments=_arguments(inner)),
         st.builds(nodes.Subscript, value=NAMES.map(lambda name: nodes.Name(id=name)), indices=indices),
         st.builds(nodes.Attribute, value=NAMES.map(lambda name: nodes.Name(id=name)), name=NAMES),

@@ -79,7 +79,9 @@ def _extend(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
         st.builds(nodes.Unary, op=st.sampled_from(("-", "not")), operand=inner),
         st.builds(_compare, st.lists(inner, min_size=2, max_size=4), st.lists(RELATIONS, min_size=3, max_size=3)),
         st.builds(nodes.Choose, condition=inner, yes=inner, no=inner),
-        st.builds(nodes.Pipe, value=inner, stage=NAMES.map(lambda name: nodes.Name(id=name)), arguments=_arguments(inner)),
+        st.builds(
+            nodes.Pipe, value=inner, stage=NAMES.map(lambda name: nodes.Name(id=name)), arguments=_arguments(inner)
+        ),
         st.builds(nodes.Call, function=inner, arguments=_arguments(inner)),
         st.builds(nodes.Subscript, value=inner, indices=tuples(inner, 1)),
         st.builds(nodes.Attribute, value=inner, name=NAMES),

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import spdsl
 from spdsl.diagnostics import SpatError
-from spdsl.runtime import noted_unions, pick_kernels, picks, plain
+from spdsl.runtime import checks, noted_unions, pick_kernels, picks, plain
 from tests.runtime.test_picks import lists
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
@@ -88,3 +89,11 @@ def test_more_lists_than_a_gpu_starts_programs_for(monkeypatch: pytest.MonkeyPat
     with pytest.raises(SpatError, match=r"`unite` would start 6 × 1 × 1 programs") as caught:
         pick_kernels.united(lists((2, 1, 10, 3), 7, 4), 4, 7)
     assert caught.value.code == "SP510"
+
+
+def test_a_call_says_of_which_pattern_lists_are_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "NUMBERED", 2)
+    x = torch.randn(1, 1, 16, 16)
+    with pytest.raises(SpatError) as caught:
+        spdsl.compile("moba", block=4, picks=2, backend="triton")(x, x, x)
+    assert (caught.value.code, caught.value.place[:10]) == ("SP510", "moba.spat:")

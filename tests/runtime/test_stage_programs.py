@@ -186,6 +186,7 @@ def test_inputs_that_do_not_fit(name: str, given: dict[str, Tensor], code: str) 
     q, k, v = torch.randn(3, 1, 2, 20, 8)
     with pytest.raises(SpatError) as caught:
         spdsl.compile(name)(q, k, v, **given)
+    assert caught.value.place.startswith(f"{name}.spat:")
     assert caught.value.code == code
 
 
