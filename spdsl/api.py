@@ -306,7 +306,8 @@ class Attention:
         from spdsl.runtime import graphs
 
         call = graphs.Inputs(q=q, k=k, v=v, tables=given, q_start=start)
-        return graphs.exports(pattern, call, compact=compact)
+        with operator.no_autocast(q.device.type):
+            return graphs.exports(pattern, call, compact=compact)
 
     def bind(self, heads: int, groups: int, head_dim: int) -> BoundPattern:
         """The pattern as the compiler sees it for these sizes.

@@ -21,6 +21,7 @@ from spdsl.pipeline import bound, lives_of, order_of, softmax_key
 from spdsl.runtime.checks import check_inputs
 from spdsl.runtime.direct import Direct
 from spdsl.runtime.evaluate import with_batch
+from spdsl.runtime.operator import no_autocast
 from spdsl.runtime.tile_order import in_tiles, out_of_tiles, tables_in_tiles
 from spdsl.runtime.transforms import second_derivative
 from spdsl.semantics.tilewise import Tilewise
@@ -50,7 +51,7 @@ def attend(
         return out_of_tiles(out, 2, order), None if lse is None else out_of_tiles(lse, 2, order)
     kernels = prepare.choose_backend(json.loads(key)["backend"], q.device) == "triton"
     place = bound(key, q.shape[1], k.shape[1], q.shape[3]).span
-    with placed("SP510", place):
+    with placed("SP510", place), no_autocast(q.device.type):
         key, tables = with_lifetimes(key, q, k, v, tables, places, start)
         made = bound(key, q.shape[1], k.shape[1], q.shape[3])
         return graphs.attend_anywhere(made, q, k, v, tables, places, start, partial(softmax_key, key), kernels)

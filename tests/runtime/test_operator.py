@@ -124,3 +124,21 @@ def test_autocast_computes_in_its_type() -> None:
     q, k, v = _tensors()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert attn(q, k, v).dtype == torch.bfloat16  # type: ignore[union-attr]
+
+
+def test_selections_under_autocast_are_those_of_its_type() -> None:
+    """Scores are as exact as those of tensors in that type."""
+    attn = spdsl.compile(
+        spdsl.loads("""pattern picky() {
+          axis blk = token by 8
+          let scores = score(Q, mean(K, per = k.blk)) |> only(k.blk.last <= q)
+          export shares = scores |> softmax
+          keep causal and (scores |> top(3))
+        }""")
+    )
+    q, k, v = torch.randn(3, 4, 4, 256, 16, generator=torch.Generator().manual_seed(0))
+    own = [x.bfloat16() for x in (q, k, v)]
+    out, shares = attn(*own), attn.exports(*own)["shares"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(attn(q, k, v), out)  # type: ignore[arg-type]
+        assert torch.equal(attn.exports(*own)["shares"], shares)
