@@ -108,16 +108,23 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, any_type: bool = False, pa
 
 
 def _check_table(table: Table, call: Call) -> None:
-    ragged = call.places is not None
-    check_input(table, call.tables.get(table.name), call.q, call.k, pairs_of(call).extents(), ragged=ragged)
+    check_input(table, call.tables.get(table.name), call.q, call.k, pairs_of(call).extents())
 
 
 def check_inputs(
-    tables: Sequence[Table], given: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor, q_start: int
+    tables: Sequence[Table],
+    given: Mapping[str, Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_start: int,
+    *,
+    any_type: bool = False,
 ) -> None:
     """Check shapes, types and devices of inputs before stages read them; free axes are as long wherever they stand.
 
-    ``given`` have their batch axis; features ``d`` are those of queries or of values.
+    ``given`` have their batch axis; features ``d`` are those of queries or of values.  ``any_type`` is for the
+    reference, which converts all to float64.
 
     Raises:
         SpatError: SP346 to SP348.
@@ -127,7 +134,7 @@ def check_inputs(
     free: dict[str, tuple[int, Table]] = {}
     for table in tables:
         value = given[table.name]
-        check_input(table, value, q, k, extents, ragged=False)
+        check_input(table, value, q, k, extents, any_type=any_type)
         for axis, size in zip(reversed(table.axes), reversed(value.shape), strict=False):
             if axis.kind != "free":
                 continue
@@ -151,9 +158,15 @@ def check_inputs(
 
 
 def check_input(
-    table: Table, given: Tensor | None, q: Tensor, k: Tensor, extents: Mapping[str, Tensor | int], *, ragged: bool
+    table: Table,
+    given: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    extents: Mapping[str, Tensor | int],
+    *,
+    any_type: bool = False,
 ) -> None:
-    """Check shape, type and device of an input with its batch axis; ``ragged`` lengths are not known here."""
+    """Check shape, type and device of an input with its batch axis; it has elements for all rows of keys."""
     written = f"{table.dtype}[{', '.join(axis.label for axis in table.axes)}]" if table.axes else table.dtype
     if given is None:
         raise error("SP346", f"the input `{table.name}` is missing", table.span, help=f"pass a tensor {written}")
@@ -165,7 +178,7 @@ def check_input(
             help=f"move it with `{table.name}.to(q.device)`",
         )
     types = _TYPES["int"][:1] if table.listed else _TYPES[table.dtype]
-    if given.dtype not in types:
+    if not any_type and given.dtype not in types:
         names = ", ".join(str(each).removeprefix("torch.") for each in types)
         raise error(
             "SP347", f"`{table.name}` is {_type(given)}, but is declared {table.dtype}", table.span, help=f"use {names}"
@@ -190,7 +203,7 @@ def check_input(
     # Lists are as long as they are.
     axes = table.axes[:-1] if table.listed else table.axes
     for axis, size in zip(axes, sizes, strict=not table.listed):
-        _check_size(table, axis, size, q, k, extents, ragged=ragged)
+        _check_size(table, axis, size, q, k, extents)
 
 
 NUMBERED = 1 << 31
@@ -211,21 +224,14 @@ _THINGS = {"token": "keys", "q": "queries", "h": "heads", "g": "groups", "b": "s
 
 
 def _check_size(
-    table: Table,
-    axis: TableAxis,
-    size: int,
-    q: Tensor,
-    k: Tensor,
-    extents: Mapping[str, Tensor | int],
-    *,
-    ragged: bool,
+    table: Table, axis: TableAxis, size: int, q: Tensor, k: Tensor, extents: Mapping[str, Tensor | int]
 ) -> None:
     batch, heads, queries, _ = q.shape
     sizes = {"token": int(extents["n"]), "q": queries, "h": heads, "g": k.shape[1], "b": batch}
     wanted = sizes.get(axis.kind)
     if wanted is None:
         unsized = axis.kind == "free" and axis.size in (Extent(name=axis.label), Extent(name="d"))
-        if any(isinstance(node, Load) for node in walk(axis.size)) or ragged or unsized:
+        if any(isinstance(node, Load) for node in walk(axis.size)) or unsized:
             # The count of a ragged axis is a value; its indices are checked with the values.
             return
         wanted = int(evaluate(axis.size, extents))

@@ -18,7 +18,9 @@ from torch import Tensor
 from spdsl.diagnostics import error
 from spdsl.runtime import operator
 from spdsl.runtime.arrays import Arrays
+from spdsl.runtime.checks import check_inputs
 from spdsl.runtime.direct import Direct
+from spdsl.runtime.evaluate import with_batch
 from spdsl.runtime.exported import exports
 from spdsl.runtime.in_turn import Part
 from spdsl.runtime.inputs import Inputs, arrays_of, graph_of
@@ -26,6 +28,7 @@ from spdsl.runtime.invited import invited, mean_of_invited
 from spdsl.runtime.joined import attend_jointly, joint
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.sets import lists
+from spdsl.runtime.shortened import shortened
 from spdsl.runtime.softmax_operands import (
     PATTERNS,
     Operands,
@@ -131,6 +134,8 @@ def attend_anywhere(
     """As `attend`; with ``places``, int32 ``[batch, 3]`` (q_start, k_start, k_len), sequence by sequence."""
     if places is None:
         return attend(pattern, Inputs(q=q, k=k, v=v, tables=tables, q_start=q_start, kernels=kernels), key_of)
+    given = {table.name: with_batch(table, tables[table.name]) for table in pattern.tables}
+    check_inputs(pattern.tables, given, q, k, v, q_start)
     found = []
     for batch, (first, start, length) in enumerate(places.tolist()):
         if start < 0 or length < 0 or start + length > k.shape[2]:
@@ -140,7 +145,9 @@ def attend_anywhere(
                 help="0 <= k_start and k_start + k_len <= number of keys must hold",
             )
         some = slice(batch, batch + 1)
-        own = {table.name: _of_sequence(table, tables[table.name], batch, length) for table in pattern.tables}
+        own = {
+            table.name: _of_sequence(table, given[table.name], batch, k.shape[2], length) for table in pattern.tables
+        }
         keys = slice(start, start + length)
         one = Inputs(q=q[some], k=k[some, :, keys], v=v[some, :, keys], tables=own, q_start=first, kernels=kernels)
         found.append(attend(pattern, one, key_of))
@@ -148,15 +155,10 @@ def attend_anywhere(
     return torch.cat(outs), None if lses[0] is None else torch.cat(lses)
 
 
-def _of_sequence(table: Table, given: Tensor, batch: int, length: int) -> Tensor:
-    """An input as one sequence has it; along ``token`` as many elements as there are keys."""
-    batched = given.dim() > len(table.axes)
-    if (batched or (table.axes and table.axes[0].kind == "b")) and given.shape[0] > 1:
-        given = given[batch : batch + 1]
-    for place, axis in enumerate(table.axes):
-        if axis.kind == "token":
-            given = given.narrow(place + int(batched), 0, length)
-    return given
+def _of_sequence(table: Table, given: Tensor, batch: int, rows: int, length: int) -> Tensor:
+    """An input, which has an axis for the batch, as one sequence with ``length`` keys of ``rows`` rows has it."""
+    own = given[batch : batch + 1] if given.shape[0] > 1 else given
+    return shortened(table, own, rows, length)
 
 
 def _softmax(

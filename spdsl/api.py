@@ -20,7 +20,6 @@ from spdsl.arguments import (
     place,
     place_pages,
     plain_values,
-    shortened,
     tables_of,
 )
 from spdsl.choices import mode
@@ -30,10 +29,12 @@ from spdsl.loading import Pattern, load, loads
 from spdsl.pipeline import Value, bound, key_of, listed_key, opened
 from spdsl.reuse import given_as_lists, written_out
 from spdsl.runtime import operator
-from spdsl.runtime.checks import check_tensors
+from spdsl.runtime.checks import check_inputs, check_tensors
 from spdsl.runtime.deferred import raise_pending
 from spdsl.runtime.direct import Direct
+from spdsl.runtime.evaluate import with_batch
 from spdsl.runtime.requests import PAGED
+from spdsl.runtime.shortened import shortened
 from spdsl.runtime.transforms import refuse_paged, refuse_transforms
 from spdsl.semantics.nodes import BoundPattern
 
@@ -150,7 +151,7 @@ class Attention:
             q_start = first_query(self.pattern.checked.attend, q.shape[2], k.shape[2])
         rows = k.shape[2]
         k, v, places, shape, start = place(q, k, v, q_start, k_start, k_len)
-        given = shortened(self.pattern.checked.tables, given, rows, k.shape[2])
+        given = self._shortened(given, q, k, rows)
         if self.pattern.checked.graph is not None:
             return self._staged(q, k, v, given, places, start, return_lse=return_lse)
         tables = list(given.values())
@@ -241,6 +242,13 @@ class Attention:
             out, lse = staged.attend_again(self._direct, q, k, v, given, places, self._open_key, start)
         return (out, lse) if return_lse else out
 
+    def _shortened(self, given: dict[str, Tensor], q: Tensor, k: Tensor, rows: int) -> dict[str, Tensor]:
+        """The inputs of a call that uses the keys ``k`` of so many ``rows``."""
+        if k.shape[2] == rows or not given:
+            return given
+        tables = bound(self._key, q.shape[1], k.shape[1], q.shape[3]).tables
+        return {table.name: shortened(table, given[table.name], rows, k.shape[2]) for table in tables}
+
     def reference(
         self,
         /,
@@ -271,8 +279,10 @@ class Attention:
         rows = k.shape[2]
         kept_k, kept_v, places, _, start = place(q, k, v, q_start, k_start, k_len)
         if places is None:
-            tables = shortened(self.pattern.checked.tables, tables, rows, kept_k.shape[2])
+            tables = self._shortened(tables, q, kept_k, rows)
             k, v, q_start, k_start, k_len = kept_k, kept_v, start, None, None
+        given = {table.name: with_batch(table, tables[table.name]) for table in pattern.tables}
+        check_inputs(pattern.tables, given, q, k, v, start, any_type=True)
         out, lse = reference.attend(pattern, q, k, v, tables=tables, q_start=q_start, k_start=k_start, k_len=k_len)
         return (out, lse) if return_lse and lse is not None else out
 

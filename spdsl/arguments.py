@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -19,7 +19,7 @@ from spdsl.diagnostics import error
 from spdsl.pipeline import Value
 from spdsl.runtime.checks import check_tensors
 from spdsl.runtime.transforms import refuse_paged
-from spdsl.semantics.nodes import Attend, CheckedPattern, Table
+from spdsl.semantics.nodes import Attend, CheckedPattern
 from spdsl.semantics.rewrite import free_indices
 
 
@@ -184,22 +184,6 @@ def gathered(x: Tensor, places: Tensor, first: int) -> Tensor:
     """Keys ``[batch, groups, n, d]`` of sequences whose pages of ``x`` are those of ``places`` from ``first`` on."""
     found: Tensor = x[places[:, first:].long().clamp(0, x.shape[0] - 1)].transpose(1, 2).flatten(2, 3)
     return found
-
-
-def shortened(declared: Sequence[Table], tables: dict[str, Tensor], rows: int, length: int) -> dict[str, Tensor]:
-    """The inputs of a call that uses the first ``length`` positions of ``rows`` rows of keys.
-
-    A table along ``token`` may have an element for each row of a cache, or for each key in use.
-    """
-    if length == rows:
-        return tables
-    fitted = dict(tables)
-    for table in declared:
-        extra = tables[table.name].dim() - len(table.axes)
-        for number, axis in enumerate(table.axes):
-            if axis.kind == "token" and extra >= 0 and tables[table.name].shape[number + extra] == rows:
-                fitted[table.name] = fitted[table.name].narrow(number + extra, 0, length)
-    return fitted
 
 
 def first_query(attend: Attend, nq: int, n: int) -> int:

@@ -68,6 +68,8 @@ def _each(
         first, start, length = (_of(place, batch) for place in places)
         start = start or 0
         length = rows - start if length is None else length
+        # Queries before position 0 are padding.
+        first = length - q.shape[2] if first is None else first
         some = slice(batch, batch + 1)
         given = {table.name: _own(tables[table.name], len(table.axes), batch) for table in pattern.tables}
         found.append(_one(pattern, q[some], k[some], v[some], given, first, start, length))

@@ -188,6 +188,41 @@ def test_tables_of_a_cache_have_its_rows_or_the_keys_in_use(elements: int) -> No
     torch.testing.assert_close(out.double(), attn.reference(q, k, v, k_len=12, doc=doc))
 
 
+IMPORTED = """pattern imported() {
+  axis blk = token by 4
+  input set: bool[g, q, k.blk]
+  keep causal and set
+}
+"""
+
+CHOSEN = IMPORTED.replace("causal and set", "score(Q, mean(K, per = k.blk)) |> only(k.blk < q.blk and set) |> top(2)")
+
+
+@pytest.mark.parametrize("text", [IMPORTED, CHOSEN], ids=["imported", "chosen"])
+@pytest.mark.parametrize(
+    ("k_len", "blocks", "fits"),
+    [(10, 5, True), (10, 3, True), (10, 4, False), ((10, 14), 5, True), ((10, 10), 3, False), ((3, 14), 5, True)],
+)
+def test_sets_of_blocks_of_a_cache_have_its_blocks_or_those_in_use(
+    text: str, k_len: int | tuple[int, ...], blocks: int, fits: bool
+) -> None:
+    """Of queries before position 0, too, the reference says what the engines do."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, n, 8, generator=generator) for heads, n in ((2, 6), (1, 18), (1, 18)))
+    chosen = torch.rand(1, 6, blocks, generator=generator) < 0.7
+    attn = spdsl.compile(spdsl.loads(text), backend="cpu")
+    places = {"k_len": k_len if isinstance(k_len, int) else torch.tensor(k_len)}
+    if fits:
+        torch.testing.assert_close(
+            attn(q, k, v, **places, set=chosen), attn.reference(q, k, v, **places, set=chosen).float()
+        )
+        return
+    for call in (attn, attn.reference):
+        with pytest.raises(spdsl.SpatError, match=f"`set` has {blocks} elements on axis `k.blk`") as caught:
+            call(q, k, v, **places, set=chosen)
+        assert caught.value.code == "SP346"
+
+
 def test_what_cannot_be_trained_is_refused_before_any_work() -> None:
     attn = spdsl.compile(spdsl.loads("pattern p() { input w: float[40]  keep causal  bias w[q + k] }"))
     q = torch.randn(1, 1, 16, 8)
