@@ -94,7 +94,7 @@ class KeptCompiler:
 
         def make() -> dict[str, bytes]:
             nonlocal made
-            with _launcher_beside(src) if self.launches else nullcontext():
+            with _launcher_beside(src) if self.launches else nullcontext(), _parsed_alone(src):
                 made = self.compiler(src, target=target, options=options, **rest)
             return _files_of(made)
 
@@ -161,7 +161,30 @@ def _key(src: Any, backend: Any, options: Any) -> str:
     """The key of a kernel."""
     settings = {name: _portable(name, value) for name, value in sorted(vars(options).items())}
     shown = json.dumps([settings, sorted(get_cache_invalidating_env_vars().items())], default=str)
-    return digest("kernel", triton.__version__, backend.hash(), src.hash(), shown)
+    with _parsing:
+        content = src.hash()
+    return digest("kernel", triton.__version__, backend.hash(), content, shown)
+
+
+_parsing = threading.RLock()
+"""Held while Triton parses functions: of threads that parse at once, one may fail in Python 3.11 ("recursion
+depth mismatch").  None of them would be done sooner, as all of it is Python."""
+
+
+@contextmanager
+def _parsed_alone(src: Any) -> Iterator[None]:
+    """While this lasts, no other thread parses while this source is turned into what the compiler takes."""
+    make_ir = src.make_ir
+
+    def alone(*given: Any) -> Any:
+        with _parsing:
+            return make_ir(*given)
+
+    src.make_ir = alone
+    try:
+        yield
+    finally:
+        del src.make_ir
 
 
 def _portable(name: str, value: Any) -> Any:

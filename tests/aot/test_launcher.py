@@ -58,6 +58,13 @@ class Sources(SimpleNamespace):
     def parse_options(self) -> dict[str, object]:
         return {}
 
+    def make_ir(self, inside: list[int]) -> None:
+        """Notes how many threads are here."""
+        inside[0] += 1
+        inside[1] = max(inside)
+        time.sleep(0.01)
+        inside[0] -= 1
+
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_both_are_made_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: bool) -> None:
@@ -84,6 +91,28 @@ def test_both_are_made_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     )
     made = binaries.KeptCompiler(compiler=compiler, launches=True)(source, target=GPUTarget("cuda", 90, 32))
     assert made.metadata_group == {}
+
+
+def test_threads_that_compile_parse_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In Python 3.11 `ast.parse` fails now and then where threads are in it at once."""
+    monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path))
+    from triton.backends.compiler import GPUTarget
+
+    inside, compiling = [0, 0], threading.Barrier(4)
+
+    def compiler(source: Any, **options: Any) -> Any:
+        compiling.wait(20)
+        source.make_ir(inside)
+        return SimpleNamespace(metadata_group={})
+
+    def compile(number: int) -> Any:
+        source = Sources(signature={}, name="alone", digest=f"alone {number}")
+        binaries.KeptCompiler(compiler=compiler)(source, target=GPUTarget("cuda", 90, 32))
+        return source.__dict__
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all("make_ir" not in left for left in pool.map(compile, range(4)))
+    assert inside == [0, 1]
 
 
 def test_threads_of_a_compilation_share_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
