@@ -19,7 +19,7 @@ from spdsl.cli.tensors import length_of, make_inputs
 from spdsl.diagnostics import error
 from spdsl.explain import call_like
 from spdsl.picture import Walked
-from spdsl.pipeline import key_of
+from spdsl.pipeline import bound, key_of, order_of
 from spdsl.runtime.calls import Call
 from spdsl.runtime.parts import parts_of
 from spdsl.samples import Sizes, drawn, shaped
@@ -115,18 +115,23 @@ def drawings(
     if pattern.checked.graph is None:
         calls = [("", call_like(key, *shaped(sizes, wish.value_dim, dtype), inputs, wish.target))]
     else:
-        if n > MOST_SELECTED:
-            raise error(
-                "SP622",
-                f"what `{pattern.name}` selects of {n:,} tokens is not computed for a picture",
-                help=f"draw up to {MOST_SELECTED:,} of them: `-n {MOST_SELECTED}`",
-            )
+        refuse_many(pattern.name, n)
         calls, called = softmax_calls(key, *drawn(sizes, wish.value_dim, dtype, seed), inputs, wish.target)
         generated = (*generated, "q", "k")
     return [
         Drawing(title=title, call=call, head=head, kernels=_states(call, head), generated=generated, called=called)
         for title, call in calls
     ]
+
+
+def refuse_many(name: str, n: int) -> None:
+    """Refuse a picture of what the pattern ``name`` selects of too many tokens.  Raises `SpatError` (SP622)."""
+    if n > MOST_SELECTED:
+        raise error(
+            "SP622",
+            f"what `{name}` selects of {n:,} tokens is not computed for a picture",
+            help=f"draw up to {MOST_SELECTED:,} of them: `-n {MOST_SELECTED}`",
+        )
 
 
 def _states(call: Call, head: int) -> tuple[tuple[Call, tuple[KernelPlan, ...], Tensor], ...]:
@@ -227,21 +232,35 @@ def _where(row: Tensor, state: int) -> list[int]:
 
 
 def walked(
-    key: str, sizes: Sizes, inputs: Mapping[str, Tensor], kind: str, *, head: int, dtype: str, target: str
+    key: str,
+    sizes: Sizes,
+    inputs: Mapping[str, Tensor],
+    kind: str,
+    *,
+    head: int,
+    dtype: str,
+    target: str,
+    chosen_by: tuple[Tensor, Tensor] | None = None,
 ) -> Walked:
     """What the kernel ``kind`` visits, for a picture; that of a later set of a union is called ``forward.2``.
+
+    ``chosen_by`` are queries and keys of a pattern with stages.
 
     Raises:
         SpatError: there is no such kernel for this pattern (SP615), or as a call of these sizes would.
     """
-    call = call_like(key, *shaped(sizes, sizes.head_dim, DTYPES[dtype]), inputs, target)
+    if chosen_by is None:
+        call = call_like(key, *shaped(sizes, sizes.head_dim, DTYPES[dtype]), inputs, target)
+    else:
+        q, k = (each.to(DTYPES[dtype]) for each in chosen_by)
+        call = _only_softmax(key, sizes, q, k, inputs, target)
     kernels = {
         f"{kernel.kind}.{part.plan.place + 1}" if part.plan.place else kernel.kind: (part, kernel)
         for part in parts_of(call, lambda _: ())
         for kernel in part.plan.kernels
     }
     if kind not in kernels:
-        name = call.plan.problem.pattern.name
+        name = bound(key, sizes.heads, sizes.groups, sizes.head_dim).name
         kinds = ", ".join(f"`{each}`" for each in kernels)
         raise error("SP615", f"`{name}` has no kernel `{kind}` for {target}", help=f"it has {kinds}")
     call, kernel = kernels[kind]
@@ -252,3 +271,20 @@ def walked(
         query_rows=tile_rows(call, kernel, "q").numpy(),
         key_rows=tile_rows(call, kernel, "k").numpy(),
     )
+
+
+def _only_softmax(key: str, sizes: Sizes, q: Tensor, k: Tensor, inputs: Mapping[str, Tensor], target: str) -> Call:
+    """The softmax of a pattern with stages, if there is one and its tiles hold the rows of the mask."""
+    calls, _ = softmax_calls(key, q, k, k, inputs, target)
+    (title, call), *others = calls
+    name = bound(key, sizes.heads, sizes.groups, sizes.head_dim).name
+    if others:
+        reason = f"has {len(calls)} softmaxes, {', '.join(f'`{each}`' for each, _ in calls)}"
+    elif (call.q.shape[2], call.k.shape[2]) != (sizes.nq, sizes.n):
+        reason = f"attends in `{title}` to other rows than its mask has"
+    elif order_of(key, sizes.heads, sizes.groups, sizes.head_dim) is not None:
+        reason = "is computed over tokens in the order of their tiles"
+    else:
+        return call
+    help = f"`spdsl show --emit tiles {name}` draws the tiles of each softmax by themselves"
+    raise error("SP615", f"`{name}` {reason}, so that its mask has no kernels of its own", help=help)

@@ -53,7 +53,10 @@ def view(
     layer: LayerOption = None,
     kernel: Annotated[
         str | None,
-        typer.Option(help=f"Draw the tiles that a kernel visits over the pairs. One of {', '.join(KERNELS)}."),
+        typer.Option(
+            help=f"Draw the tiles that a kernel visits over the pairs. One of {', '.join(KERNELS)}; "
+            "`forward.2` of a union's second set."
+        ),
     ] = None,
     target: Annotated[str, typer.Option(help=f"The target of that kernel. One of {', '.join(TARGETS)}.")] = "sm_90",
     head_dim: HeadDimOption = 64,
@@ -115,24 +118,33 @@ def view(
         raise typer.BadParameter("two patterns stand side by side in a page: `-o mask.html`", param_hint="--beside")
 
     known_dtype(dtype)
-    if kernel is not None and kernel not in KERNELS:
+    if kernel is not None and kernel.partition(".")[0] not in KERNELS:
         raise typer.BadParameter(f"`{kernel}` is not one of {', '.join(KERNELS)}", param_hint="--kernel")
     if target not in TARGETS:
         raise typer.BadParameter(f"`{target}` is not one of {', '.join(TARGETS)}", param_hint="--target")
     loaded, values = load_pattern(pattern, parse_parameters(parameter))
+    from spdsl.cli.measure import DTYPES
     from spdsl.cli.tensors import length_of, make_inputs, note_generated
     from spdsl.picture import draw
     from spdsl.pipeline import key_of
-    from spdsl.samples import Sizes
+    from spdsl.samples import Sizes, drawn
 
     if real is not None and loaded.checked.graph is None:
         help = f"`{loaded.name}` does not look at queries and keys: leave `--qk` out"
         raise typer.BadParameter(help, param_hint="--qk")
-    if real is None and loaded.checked.graph is not None and not as_json:
+    over_chosen = kernel is not None and loaded.checked.graph is not None and output.suffix.lower() != ".html"
+    if real is None and loaded.checked.graph is not None and not over_chosen and not as_json:
         note("what stages choose counts as everything; give queries and keys with `--qk FILE` to see it")
     n = length_of(loaded, values, n, LENGTH, layer)
     sizes = Sizes(batch=1, heads=heads, groups=groups, nq=nq or n, n=n, head_dim=head_dim)
     inputs, generated = make_inputs(loaded, values, given, sizes, layer=layer, seed=seed)
+    if over_chosen:
+        from spdsl.cli.drawing import refuse_many
+
+        refuse_many(loaded.name, n)
+    if over_chosen and real is None:
+        tensors = drawn(sizes, head_dim, DTYPES[dtype], seed)[:2]
+        generated = (*generated, "q", "k")
     if not as_json:
         note_generated(generated)
     if output.suffix.lower() == ".html":
@@ -158,7 +170,7 @@ def view(
             typer.echo(f"wrote {output} ({output.stat().st_size / 1024:,.0f} kB): {moves}; open it in a browser")
         return
     settings: dict[str, Any] = {**values, **inputs}
-    if real is not None:
+    if real is not None or over_chosen:
         from spdsl.showing import chosen
 
         mask = chosen(loaded, values, *tensors, inputs, layer=layer)
@@ -172,7 +184,8 @@ def view(
         from spdsl.cli.drawing import walked as walk
 
         key = key_of(loaded.checked, values, layer, None, False)
-        walked = walk(key, sizes, inputs, kernel, head=head, dtype=dtype, target=target)
+        chosen_by = tensors if over_chosen else None
+        walked = walk(key, sizes, inputs, kernel, head=head, dtype=dtype, target=target, chosen_by=chosen_by)
     tiles = draw(
         mask[head].numpy(),
         output,

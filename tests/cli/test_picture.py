@@ -6,12 +6,19 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from spdsl.cli.drawing import walked as walk
 from spdsl.diagnostics import SpatError
+from spdsl.loading import load
 from spdsl.picture import Walked, count_tiles, draw
+from spdsl.pipeline import key_of
+from spdsl.samples import Sizes, drawn
+from spdsl.showing import chosen
 from tests.cli.conftest import Answer
 
 
@@ -108,12 +115,41 @@ def test_view_over_the_tiles_of_a_kernel(
         (("--kernel", "delta"), "`delta` is not one of"),
         (("--kernel", "fused", "--target", "sm_80"), "has no kernel `fused`"),
         (("--kernel", "dq", "--target", "sm_1"), "`sm_1` is not one of"),
+        (("--kernel", "forward.2"), "`causal` has no kernel `forward.2`"),
     ],
 )
 def test_kernels_that_are_none(spdsl: Callable[..., Answer], words: tuple[str, ...], told: str) -> None:
     answer = spdsl("view", "causal", "-n", "64", *words)
     assert answer.status != 0
     assert told in answer.err
+
+
+def test_view_over_the_tiles_of_what_is_chosen(spdsl: Callable[..., Answer], tmp_path: Path) -> None:
+    """Every pair that random queries choose lies in a tile that a kernel visits."""
+    path, words = tmp_path / "tiles.png", ("moba", "-n", "96", "-p", "block=8", "-p", "picks=2", "--dtype", "fp32")
+    answer = spdsl("view", *words, "--kernel", "forward.2", "-o", str(path), "--json").json
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert answer["generated_inputs"] == ["q", "k"]
+    pattern, values = load("moba"), {"block": 8, "picks": 2}
+    sizes = Sizes(batch=1, heads=1, groups=1, nq=96, n=96, head_dim=64)
+    q, k, _ = drawn(sizes, 64, torch.float32, 0)
+    missing = chosen(pattern, values, q, k, {})[0]
+    assert answer["kept_pairs"] == pytest.approx(float(missing.float().mean()))
+    for kernel in ("forward", "forward.2"):
+        settings: dict[str, Any] = {"head": 0, "dtype": "fp32", "target": "sm_90", "chosen_by": (q, k)}
+        found = walk(key_of(pattern.checked, values, None, None, False), sizes, {}, kernel, **settings)
+        rows, keys = (torch.from_numpy(each) for each in (found.query_rows, found.key_rows))
+        for tile in np.argwhere(found.state > 0):
+            own, walked = (each[at][each[at] >= 0] for each, at in zip((rows, keys), tile, strict=True))
+            missing[own[:, None], walked] = False
+    assert not missing.any()
+
+
+def test_view_says_how_several_softmaxes_are_drawn(spdsl: Callable[..., Answer]) -> None:
+    answer = spdsl("view", "nsa", "-n", "64", "--kernel", "forward")
+    assert "SP615" in answer.err
+    assert "`coarse`, `fine`, `local`" in answer.err
+    assert "spdsl show --emit tiles nsa" in answer.err
 
 
 def test_what_is_chosen_for_real_queries_and_keys(spdsl: Callable[..., Answer], tmp_path: Path) -> None:
