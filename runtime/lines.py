@@ -140,7 +140,8 @@ class Lines:
             found = self._number(next(extents))
         else:
             found = self._number(axis_rules.count(axis))
-        if side == "q" and self.nq and (axis is None or axis.step is None):
+        # Queries are among the positions of a table.
+        if side == "q" and self.nq and (axis is None or (axis.step is None and axis.table is None)):
             last = torch.tensor([self.q_start + self.nq - 1], device=device)
             found = max(found, int(self.at_position(name, last)) + 1)
         return found

@@ -131,7 +131,12 @@ class _Request:
     def _joined(self, table: Tensor, runs: Tensor) -> TileList:
         """What the runs of each tile of queries have picked, which a table tells."""
         pieces = self._cut(table, runs, aligned=True)
-        begin, end, tiles, bits = joined_lists(pieces, table, self.picks.positions, self.shape[2], self.blocks)
+        join = joined_lists
+        if table.device.type == "cuda" and table.numel():
+            from spdsl.runtime import piece_kernels
+
+            join = piece_kernels.joined_lists
+        begin, end, tiles, bits = join(pieces, table, self.picks.positions, self.shape[2], self.blocks)
         return TileList(begin=begin, middle=begin, end=end, tiles=tiles, bits=bits)
 
     def _cut(self, table: Tensor, runs: Tensor, *, aligned: bool) -> Pieces:

@@ -26,8 +26,10 @@ class Runs:
     def of(table: Tensor, count: int) -> Runs:
         """The ``count`` runs of a table, ``[n]`` or ``[1, n]``."""
         table = table.reshape(-1).contiguous()
-        every = torch.arange(count + 1, dtype=table.dtype, device=table.device)
-        return Runs(table=table, begins=torch.searchsorted(table, every))
+        # Where a run begins is how many positions belong to earlier ones.
+        sizes = torch.zeros(count + 1, dtype=torch.int64, device=table.device)
+        sizes = sizes.index_add(0, (table.long() + 1).clamp(0, count), torch.ones_like(table, dtype=torch.int64))
+        return Runs(table=table, begins=sizes.cumsum(0))
 
     @property
     def sizes(self) -> Tensor:
@@ -72,16 +74,16 @@ def pieces_of(run: Tensor, runs: int, size: int, *, aligned: bool) -> Pieces:
     queries, else they are counted from where each run begins."""
     queries = run.shape[0]
     at = torch.arange(queries, device=run.device)
-    begins = torch.ones_like(run, dtype=torch.bool)
-    begins[1:] = run[1:] != run[:-1]
+    # Nothing is changed in place, so that who repeats a call may keep what is made of its table alone.
+    begins = run != torch.nn.functional.pad(run, (1, 0), value=-2)[:-1]
     start = torch.zeros_like(at) if aligned else torch.where(begins, at, 0).cummax(0).values
-    begins |= (at - start) % size == 0
+    begins = begins | ((at - start) % size == 0)
     # Queries at negative positions may be one run more.
     most = min(queries, -(-queries // size) + runs + 1)
-    first = torch.full((most + 1,), queries, dtype=torch.int64, device=run.device)
     # Queries that begin nothing count in the last place, which is that of all that does not exist.
     place = torch.where(begins, begins.cumsum(0) - 1, most).clamp(max=most)
-    first.scatter_(0, place, torch.where(place < most, at, queries))
+    first = torch.full((most + 1,), queries, dtype=torch.int64, device=run.device)
+    first = first.scatter(0, place, torch.where(place < most, at, queries))
     first, last = first[:-1], first[1:]
     exist = first < queries
     of_first = run[first.clamp(max=max(queries - 1, 0))] if queries else first

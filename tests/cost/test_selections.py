@@ -19,9 +19,9 @@ SIZES = Sizes(batch=1, heads=4, groups=2, nq=4096, n=4096, head_dim=64)
 H200 = device_for("sm_90", "NVIDIA H200")
 
 
-def noted(sizes: Sizes) -> tuple[Launches, tuple[Effort, ...]]:
-    """The launches of nsa, and what they do."""
-    made = telling("nsa", sizes)
+def noted(sizes: Sizes, name: str = "nsa") -> tuple[Launches, tuple[Effort, ...]]:
+    """The launches of a pattern, and what they do."""
+    made = telling(name, sizes)
     tensors = shaped(sizes, sizes.head_dim, torch.bfloat16)
     found = launches_of(made.key, tensors, made.inputs(sizes), 0, H200)
     assert found is not None
@@ -43,6 +43,14 @@ def test_work_of_launches_is_that_of_the_pattern() -> None:
     assert by["sums_stage_3"].products == by["keys"].products
     # Keys of 64 blocks of 64 for each query and group.
     assert by["choose"].numbers == by["keys"].numbers == 2 * 4096 * 64
+
+
+def test_launches_along_axes_of_which_only_a_run_knows_the_size() -> None:
+    found, done = noted(replace(SIZES, nq=512, n=512), "dhsa")
+    assert found.decided
+    launches = {each.name: each.launches for each in done}
+    assert launches["gather_runs"] == 2
+    assert launches["pairs_stage_3"] == launches["keys"] == launches["choose"] == launches["join_pieces"] == 1
 
 
 def test_time_is_the_sum_of_its_kernels_and_grows_with_them() -> None:

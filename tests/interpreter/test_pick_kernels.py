@@ -14,7 +14,8 @@ from torch import Tensor
 
 import spdsl
 from spdsl.diagnostics import SpatError
-from spdsl.runtime import checks, noted_unions, pick_kernels, picks, plain
+from spdsl.runtime import checks, noted_unions, pick_kernels, picks, piece_kernels, plain
+from spdsl.runtime.runs import joined_lists, pieces_of, runs_of
 from tests.runtime.test_picks import lists
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
@@ -44,6 +45,22 @@ def _same_unions(table: Tensor, positions: int, blocks: int, united: United) -> 
     for first, last, other in ends:
         assert torch.equal(tiles[first:last], wanted.tiles[other : other + last - first])
         assert torch.equal(bits[first:last], wanted.bits[other : other + last - first])
+
+
+@pytest.mark.parametrize(("size", "queries", "most"), [(4, 30, 3), (32, 70, 5)])
+def test_lists_of_pieces(size: int, queries: int, most: int) -> None:
+    """Runs of one query to more than a tile, two that no query is of, and queries at negative positions."""
+    table = torch.tensor([0] * 3 + [1] + [2] * 6 + [4] * 50 + [6] * 9, dtype=torch.int32)
+    pieces = pieces_of(runs_of(table, queries, -2), 7, size, aligned=True)
+    given = lists((2, 2, 7, most), 11, 3)
+    wanted = joined_lists(pieces, given, size, queries, 11)
+    found = piece_kernels.joined_lists(pieces, given, size, queries, 11)
+    for one, two in zip(found[:2], wanted[:2], strict=True):
+        assert torch.equal(one, two)
+    for first, last in zip(*(each.flatten().tolist() for each in found[:2]), strict=True):
+        assert torch.equal(found[2][first:last], wanted[2][first:last])
+        exist = wanted[2][first:last] < 11
+        assert torch.equal(found[3][first:last], torch.where(exist, wanted[3][first:last], 0))
 
 
 def test_bounds() -> None:
