@@ -91,11 +91,10 @@ def is_among(note: Note, storages: set[int]) -> bool:
     return any(storage_of(each) in storages for each in (*read_by(note), *made_by(note)))
 
 
-def changing_among(notes: Sequence[Note], inputs: Iterable[Tensor], *, settled: bool) -> set[int]:
-    """The storages whose numbers depend on the inputs, and those in which anything is written; with ``settled`` not
-    those that were made here and hold what they do as soon as anybody reads them, whatever the inputs are."""
-    found = {storage_of(each) for each in inputs}
-    found |= _written_again(notes) if settled else {storage_of(each) for note in notes for each in written_by(note)}
+def changing_among(notes: Sequence[Note], inputs: Iterable[Tensor]) -> set[int]:
+    """The storages whose numbers depend on the inputs, and those in which anything is written, but not those that were
+    made here and hold what they do as soon as anybody reads them, whatever the inputs are."""
+    found = {storage_of(each) for each in inputs} | _written_again(notes)
     before = 0
     while len(found) > before:
         before = len(found)

@@ -113,9 +113,7 @@ def ways_of(
         return None
     if gradients and {storage_of(each) for each in outputs} & {storage_of(each) for each in every}:
         return None
-    # What kernels make of positions alone is done once, too, unless it is too much to keep.
-    needed = _needed_of(notes, middle, every, results, settled=True)
-    needed = _needed_of(notes, middle, every, results, settled=False) if needed is None else needed
+    needed = _needed_of(notes, middle, every, results)
     if needed is None:
         return None
     parts, constants = needed
@@ -132,25 +130,35 @@ def ways_of(
 
 
 def _needed_of(
-    notes: Notes, middle: int, every: Sequence[Tensor], results: Sequence[Tensor], *, settled: bool
+    notes: Notes, middle: int, every: Sequence[Tensor], results: Sequence[Tensor]
 ) -> tuple[list[list[Note]], Constants] | None:
     """The notes of both parts that have to be repeated for the results, and what they read that is not; None where the
-    course may be another, or too much were kept.  ``settled`` as in `changing_among`."""
+    course may be another, or too much were kept."""
     seen = notes.seen
     written = {storage_of(each) for note in seen for each in written_by(note)}
     own = [each for each in results if storage_of(each) in written]  # nobody else may have these
-    changing = changing_among(seen, (*every, *own), settled=settled)
+    changing = changing_among(seen, (*every, *own))
     open = changing | unknown_among(seen, (*notes.trusted, *every))
     if any(storage_of(each) not in changing for each in results) or any(_is_open(note, open) for note in seen):
         return None
-    found = _needed([note for note in seen if is_among(note, changing)], results)
-    parts = [[note for note in part if id(note) in found] for part in (seen[:middle], seen[middle:])]
     # What is saved may be read again.
     earlier = {storage_of(each) for each in (*every, *(made for note in seen[:middle] for made in made_by(note)))}
-    if any(storage_of(each) in earlier for note in parts[1] for each in written_by(note)):
-        return None
-    constants = _constants([*parts[0], *parts[1]], (memory_of(each) for each in every), open)
-    return None if constants is None else (parts, constants)
+    given, large = [memory_of(each) for each in every], set[int]()
+    while True:
+        found = _needed([note for note in seen if is_among(note, changing) or _makes(note, large)], results)
+        parts = [[note for note in part if id(note) in found] for part in (seen[:middle], seen[middle:])]
+        if any(storage_of(each) in earlier for note in parts[1] for each in written_by(note)):
+            return None
+        constants = _constants([*parts[0], *parts[1]], given)
+        if any(storage_of(each) in open for each in constants.values()):
+            return None
+        if _bytes(constants.values()) <= KEPT:
+            return parts, constants
+        # What takes most room is made anew in each call.
+        more = _largest(seen, constants.values())
+        if not more:
+            return None
+        large |= more
 
 
 def _is_open(note: Note, open: set[int]) -> bool:
@@ -200,16 +208,34 @@ def _made(notes: Sequence[Note]) -> set[Hashable]:
     return {memory_of(each) for note in notes for each in made_by(note)}
 
 
-def _constants(notes: Sequence[Note], given: Iterable[Hashable], open: set[int]) -> Constants | None:
-    """What the steps read that no step makes; None if its storage is among those that may change from call to call,
-    or there is too much."""
-    others, found = _made(notes).union(given), Constants()
-    for each in (tensor for note in notes for tensor in read_by(note)):
-        if memory_of(each) not in others:
-            if storage_of(each) in open:
-                return None
-            found[memory_of(each)] = each
-    return found if _bytes(found.values()) <= KEPT else None
+def _constants(notes: Sequence[Note], given: Iterable[Hashable]) -> Constants:
+    """What the steps read that no step makes."""
+    others = _made(notes).union(given)
+    read = (tensor for note in notes for tensor in read_by(note))
+    return {memory_of(each): each for each in read if memory_of(each) not in others}
+
+
+def _makes(note: Note, storages: set[int]) -> bool:
+    """Whether a note makes or changes anything in these storages."""
+    return any(storage_of(each) in storages for each in (*made_by(note), *written_by(note)))
+
+
+def _largest(notes: Sequence[Note], constants: Iterable[Tensor]) -> set[int]:
+    """The storages of the largest constants that steps can make without the host."""
+    made, waits = set[int](), set[int]()
+    for note in notes:
+        (waits if _waits(note) else made).update(storage_of(each) for each in made_by(note))
+    sizes = {storage_of(each): int(each.untyped_storage().nbytes()) for each in constants}
+    sizes = {at: size for at, size in sizes.items() if at in made - waits}
+    return {at for at, size in sizes.items() if 2 * size >= max(sizes.values())}
+
+
+def _waits(note: Note) -> bool:
+    """Whether the host waits for an operation: it reads a number, or hands numbers over."""
+    if not isinstance(note, Asked):
+        return False
+    from_host = any(each.is_cpu and each.dim() > 0 for each in note.reads())
+    return decides(note) or (from_host and not all(each.is_cpu for each in note.makes()))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -86,3 +86,33 @@ def test_what_is_too_much_to_keep_is_repeated(monkeypatch: pytest.MonkeyPatch) -
         found = way.play((2 * one,))[0]
         assert found is not None
         assert torch.equal(found, torch.full((4,), 4.0))
+
+
+def test_what_is_large_is_made_of_what_is_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what takes too much room is made anew, and not what is made of that."""
+
+    def make(x: Tensor) -> Tensor:
+        line = torch.arange(8.0)
+        table = line[:, None].expand(8, 32).contiguous() * 2
+        return (x * table).sum(1) + table.amax(1)
+
+    one = torch.ones(8, 32)
+    monkeypatch.setattr(ways, "KEPT", 100)
+    _, way = ways.watch(lambda: (make(one),), (one,))
+    assert way is not None
+    assert way.nbytes == 2 * 32  # the line, and the largest numbers of the table
+    other = torch.arange(256.0).view(8, 32)
+    found = way.play((other,))[0]
+    assert found is not None
+    assert torch.equal(found, make(other))
+
+
+def test_what_is_large_and_depends_on_a_number_is_not_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(x: Tensor) -> Tensor:
+        return x + torch.arange(64.0)[torch.arange(64) % 2 == 0]
+
+    one = torch.ones(32)
+    for kept in (1 << 20, 100):
+        monkeypatch.setattr(ways, "KEPT", kept)
+        _, way = ways.watch(lambda: (make(one),), (one,))
+        assert (way is None) == (kept == 100)
