@@ -9,6 +9,7 @@ from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.inputs import Inputs, arrays_of, graph_of
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.ranking import as_lists, joined
+from spdsl.runtime.repeated import repeated
 from spdsl.runtime.sets import lists
 from spdsl.semantics.graph import Export, loads, on_side, side_of
 from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load
@@ -19,12 +20,25 @@ def exports(pattern: BoundPattern, call: Inputs, *, compact: bool = False) -> di
 
     With ``compact`` sets of pairs are lists of keys.
     """
-    values = arrays_of(pattern, call, grad=True)
-    chosen = arrays_of(pattern, call, grad=False) if compact else values
-    return {
-        each.name: _listed(chosen, each) if compact and _is_of_pairs(each) else _exported(values, each)
-        for each in graph_of(pattern).exports
-    }
+    chosen = arrays_of(pattern, call, grad=False)
+    tensors = (call.q, call.k, call.v, *call.tables.values())
+    trained = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+    values = arrays_of(pattern, call, grad=True) if trained else chosen
+
+    def exported(each: Export) -> Tensor:
+        if compact and _is_of_pairs(each):
+            return _listed(chosen, each)
+        # Sets and whole numbers are constants for the gradient.
+        return _exported(values if each.value.dtype == "float" else chosen, each)
+
+    every = graph_of(pattern).exports
+
+    def make() -> tuple[Tensor, ...]:
+        return tuple(map(exported, every))
+
+    constant = chosen.kernels and values is chosen
+    found = repeated(chosen, "exports as lists" if compact else "exports", make) if constant else make()
+    return {each.name: made for each, made in zip(every, found, strict=True)}
 
 
 def _is_of_pairs(exported: Export) -> bool:

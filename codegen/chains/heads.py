@@ -30,7 +30,8 @@ def over_heads(values: Values, stage: Pool, place: Place) -> Expr:
     total = Total(stage=stage, values=values, what=values.known(place))
     with values.program.inside(values.known(place).depth):
         if heads.softmax is not None:
-            return _of_shares(heads, heads.softmax, total)
+            found = _of_shares if stage.kind == "sum" else _largest_share
+            return found(heads, heads.softmax, total)
         if heads.is_plain():
             return _extreme(heads, total)
         total.begin()
@@ -50,6 +51,30 @@ def _of_shares(heads: _Heads, softmax: Softmax, total: Total) -> Expr:
     with heads.where(only, f"~({total.value} <= 3.0e38)"):
         total.reset()
         heads.each(lambda at: total.add(values.share(softmax, at, masked=not late), build.TRUE, None))
+    return _present(heads, only, total.end())
+
+
+def _largest_share(heads: _Heads, softmax: Softmax, total: Total) -> Expr:
+    """The largest of the shares that an entry has for several heads: that of the largest exponent."""
+    values, program = heads.values, heads.values.program
+    depth = len(program.stack) - 1
+    total.begin()
+    most = program.fresh("exponent")
+    program.line(f"{most} = tl.full({total.what.shape}, float('-inf'), tl.float32)", total.what.depth)
+
+    def add(at: Place) -> None:
+        exponent, _, _ = values.relative(softmax, at)
+        text = f"tl.maximum({most}, {program.text(exponent)}, propagate_nan=tl.PropagateNan.ALL)"
+        program.line(f"{most} = {text}", len(program.stack) - 1)
+
+    with values.taken_for_ordinary():
+        heads.each(add)
+    program.line(f"{total.value} = tl.exp2({most})", depth)
+    only = values.at(heads.stage.only, heads.place)
+    program.line("# Exponents are numbers, unless scores are NaN or infinite: then shares are found with more care.")
+    with heads.where(only, f"~({most} <= 3.0e38)"):
+        total.reset()
+        heads.each(lambda at: total.add(values.share(softmax, at, masked=False), build.TRUE, None))
     return _present(heads, only, total.end())
 
 
@@ -89,6 +114,8 @@ class _Heads:
 
     def __post_init__(self) -> None:
         self.softmax = _filtered(self.values, self.stage)
+        if self.stage.kind == "max" and (is_free(self.stage.over) or not self.is_asked_late()):
+            self.softmax = None
 
     @property
     def ratio(self) -> int:
@@ -148,9 +175,9 @@ class _Heads:
 
 
 def _filtered(values: Values, stage: Pool) -> Softmax | None:
-    """The softmax of which a reduction is the sum, where both have the same condition."""
+    """The softmax of which a reduction is the sum or the maximum, where both have the same condition."""
     match stage:
-        case Pool(kind="sum", value=Load(table=name)):
+        case Pool(kind="sum" | "max", value=Load(table=name)):
             inner = values.stages.get(name)
             return inner if isinstance(inner, Softmax) and inner.only == stage.only else None
         case _:

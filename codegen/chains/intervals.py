@@ -12,18 +12,20 @@ from dataclasses import dataclass
 
 from spdsl.codegen.chains.affine import sum_of, tidy
 from spdsl.semantics import build
-from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index
+from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Param
 
 Ends = tuple[Expr, Expr]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intervals:
-    """``ends`` of names that vary, both included; other names are scalars.  ``inside`` opens a stage that is a set:
-    the condition of which it is ``any``, with its members' ends, or None."""
+    """``ends`` of names that vary, both included; other names are scalars, and of numbers that the kernel has read
+    those for which ``scalar`` holds.  ``inside`` opens a stage that is a set: the condition of which it is ``any``,
+    with its members' ends, or None."""
 
     ends: Mapping[str, Ends]
     inside: Callable[[Expr], tuple[Expr, Intervals] | None]
+    scalar: Callable[[str], bool] = lambda name: False  # noqa: ARG005  # none is known to be one
 
     def may(self, expr: Expr) -> Expr:
         """True wherever the condition holds at some point."""
@@ -70,6 +72,8 @@ class Intervals:
             case Index(name=name):
                 return self.ends.get(name, (expr, expr))
             case Extent() | Const():
+                return expr, expr
+            case Param(name=name) if self.scalar(name):
                 return expr, expr
             case Apply(op="floordiv", args=(inner, Const(value=int() as by))) if by > 0:
                 ends = self.range(inner)

@@ -18,7 +18,7 @@ from spdsl.semantics import build
 from spdsl.semantics.bounds import is_non_negative
 from spdsl.semantics.graph import DISTANCE, Pool, Stage, side_of
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index, Load
-from spdsl.semantics.rewrite import conjuncts, substitute, transform, walk
+from spdsl.semantics.rewrite import conjuncts, free_axes, substitute, transform, walk
 
 if TYPE_CHECKING:
     from spdsl.codegen.chains.values import Values
@@ -46,11 +46,20 @@ def opened(values: Values, expr: Expr, place: Place) -> Expr:
                 stage = values.stages[name]
                 inner = Place(at=dict(zip(stage.axes, indices, strict=True)))
                 return presence(values, stage, inner)
+            case Load(dtype="int") if free_axes(node) <= {"b"} and _is_not_negative(values, node):
+                return values.at(node, place)  # one number for a whole tile, whose differences from places are ints
             case _:
                 found = values.places.index(node, place)
                 return None if found is None else tidy(found)
 
     return tidy(transform(expr, rewrite, into_stages=False))
+
+
+def _is_not_negative(values: Values, node: Load) -> bool:
+    """Whether an input is declared to hold no number below 0."""
+    table = next((each for each in values.pattern.tables if each.name == node.table), None)
+    low = None if table is None or table.bounds is None else table.bounds.low
+    return low is not None and low >= 0
 
 
 def _without_entry(values: Values, stage: Pool, place: Place) -> Expr | None:

@@ -144,6 +144,10 @@ class Program:
         scope.names[text] = Param(name=name, dtype=dtype)
         return scope.names[text]
 
+    def is_scalar(self, name: str) -> bool:
+        """Whether a name is known to be that of one number for the whole tile."""
+        return self.known.get(name) == NOTHING
+
     def name(self, hint: str, expr: Expr) -> Expr:
         """The name of an expression's value; of a leaf, itself."""
         expr = self._split(tidy(expr))

@@ -34,7 +34,7 @@ def intervals(values: Values, ends: Mapping[str, tuple[Expr, Expr]]) -> Interval
             case _:
                 return None
 
-    return Intervals(ends=ends, inside=inside)
+    return Intervals(ends=ends, inside=inside, scalar=values.program.is_scalar)
 
 
 def _opened(

@@ -41,6 +41,7 @@ from spdsl.semantics.nodes import (
     Expr,
     Extent,
     FreeParam,
+    Index,
     Load,
     Noise,
     Param,
@@ -151,11 +152,14 @@ class Values:
         """An element of an input; outside of it, the nearest."""
         program, name = self.program, node.table
         table = next(each for each in self.pattern.tables if each.name == name)
-        self.tables[name] = len(table.axes)
         what, offsets = NOTHING, [f"tl.cast(b, tl.int64) * stride_{name}_b"]
-        if table.axes and table.axes[0].kind == "b":
-            raise UncoveredError("inputs that name the batch")
-        for place, (axis, index) in enumerate(zip(table.axes, node.indices, strict=True)):
+        axes, indices = table.axes, node.indices
+        if axes and axes[0].kind == "b":
+            if indices[0] != Index(name="b"):
+                raise UncoveredError("inputs of other sequences")
+            axes, indices = axes[1:], indices[1:]
+        self.tables[name] = len(axes)
+        for place, (axis, index) in enumerate(zip(axes, indices, strict=True)):
             at = build.sub(index, Extent(name="q_start")) if axis.kind == "q" else index
             what = what | program.of(at)
             inside = program.atom(build.apply("max", build.apply("min", at, _size(f"size_{name}_{place}", program)), 0))
@@ -237,6 +241,22 @@ class Values:
         score is NaN, or infinite and the largest.
         """
         program = self.program
+        exponent, place_of, whole = self.relative(stage, place)
+        text = program.text(exponent)
+        if not plain:
+            # What is infinite gets the share that the sums allow.
+            of = program.of(place_of)
+            most = program.let("most_of", f"tl.load({stage.name}_sums + {program.atom(place_of)} * 2 + 1)", of, "float")
+            text = f"tl.minimum(number({text}), {program.atom(most)})"
+        if not masked:
+            return program.let("share", f"tl.exp2({text})", whole, "float")
+        text = self._only(stage, place, f"tl.exp2({text})", "0.0")
+        return program.let("share", text, whole | program.of(self.at(stage.only, place)), "float")
+
+    def relative(self, stage: Softmax, place: Place) -> tuple[Expr, Expr, Known]:
+        """The exponent of 2 that gives the share of an entry, where that is ordinary; where the sums of its row stand,
+        and what is known of the share."""
+        program = self.program
         if side_of(stage.over) != "k":
             raise UncoveredError("softmaxes over anything but keys")
         sums = self.sums.setdefault(stage.name, Sums(name=f"{stage.name}_sums", stage=stage.name))
@@ -254,19 +274,10 @@ class Values:
                 at.append(text)
             else:
                 at.append(f"{text} * {sums.name}_h")
-        place_of = program.atom(program.let("row_of", " + ".join(at), what, "int"))
-        log = program.let("log_sum", f"tl.load({sums.name} + {place_of} * 2)", what, "float")
+        place_of = program.let("row_of", " + ".join(at), what, "int")
+        log = program.let("log_sum", f"tl.load({sums.name} + {program.atom(place_of)} * 2)", what, "float")
         value = self.exponent(stage, place)
-        whole = program.of(value) | what | self.known(place)
-        text = f"{program.text(value)} - {program.atom(log)}"
-        if not plain:
-            # What is infinite gets the share that the sums allow.
-            most = program.let("most_of", f"tl.load({sums.name} + {place_of} * 2 + 1)", what, "float")
-            text = f"tl.minimum(number({text}), {program.atom(most)})"
-        if not masked:
-            return program.let("share", f"tl.exp2({text})", whole, "float")
-        text = self._only(stage, place, f"tl.exp2({text})", "0.0")
-        return program.let("share", text, whole | program.of(self.at(stage.only, place)), "float")
+        return build.sub(value, log), place_of, program.of(value) | what | self.known(place)
 
     def logit(self, stage: Softmax, place: Place) -> Expr:
         """What a softmax takes as an exponent of 2: −inf where an entry is absent."""

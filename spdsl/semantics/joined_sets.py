@@ -2,7 +2,8 @@
 
 From: a graph of stages.  To: one in which `a or b` of a softmax's set is one `Mark`, where both are sets of pairs of
 the same blocks of queries and keys: then it is one list for each row, and its kernels walk what has been picked.  So is
-a condition on several sets of keys, or of distances seen from blocks, of which kernels then look at one.
+a condition on several sets of keys, or of distances seen from blocks, of which kernels then look at one; and a set of
+pairs that is exported, which is made as any other then.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from spdsl.semantics import build
 from spdsl.semantics.graph import (
     DISTANCE,
     Attention,
+    Export,
     Mark,
     Pool,
     Stage,
@@ -52,7 +54,24 @@ def with_joined_sets(graph: StageGraph) -> StageGraph:
             read = Load(table=name, dtype="bool", indices=tuple(map(index_of, axes)), span=stage.span)
             stage = replace(stage, value=read)
         found.append(stage)
-    return replace(graph, stages=tuple(found))
+    exports = tuple(_exported(stages, each, found) for each in graph.exports)
+    return replace(graph, stages=tuple(found), exports=exports)
+
+
+def _exported(stages: Mapping[str, Stage], exported: Export, found: list[Stage]) -> Export:
+    """An export that reads one set, which is added to the stages, in the place of a condition on several."""
+    axes, span = exported.axes, exported.span
+    sides = [side_of(axis) for axis in axes]
+    read = {node.table for node in walk(exported.value) if isinstance(node, Load)} & set(stages)
+    one = isinstance(exported.value, Load) and exported.only == build.TRUE
+    if exported.value.dtype != "bool" or sides[-1:] != ["k"] or sides.count("q") != 1 or one or not read:
+        return exported
+    numbers = (each.name.removeprefix("stage_") for each in found)
+    name = f"stage_{1 + max((int(each) for each in numbers if each.isdecimal()), default=-1)}"
+    value = build.conj(*(each for each in (exported.value, exported.only) if each != build.TRUE))
+    found.append(Mark(name=name, axes=axes, value=value, span=span))
+    seen = Load(table=name, dtype="bool", indices=tuple(map(index_of, axes)), span=span)
+    return replace(exported, value=seen, only=build.TRUE)
 
 
 def _is_seen_from_blocks(stage: Stage) -> TypeGuard[Pool]:
