@@ -1,7 +1,7 @@
 """Means and sums of vectors over blocks, windows or runs of neighbours, by one kernel that reads them where they lie.
 
-From: a reduction of a tensor, or of means of it, per an axis of blocks of one size, or of a tensor per an axis by a
-table.  To: its whole array; None where it is of another kind.  It is differentiated by a kernel, too.
+From: a reduction of a tensor, or of means of it, per an axis of blocks of one size, or any of a tensor per an axis by a
+table.  To: its whole array; None where it is of another kind.  Means and sums are differentiated by a kernel, too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.points import TENSOR_AXES
 from spdsl.semantics.build import TRUE
-from spdsl.semantics.graph import TENSORS, Pool, Stage, index_of, side_of
+from spdsl.semantics.graph import TENSORS, Pool, Reduction, Stage, index_of, side_of
 from spdsl.semantics.nodes import Axis, BoundPattern, Const, Coord, Index, Load
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class OfRuns:
     source: str
     name: str
     side: str
-    mean: bool
+    kind: Reduction
 
 
 _MOST = 1024
@@ -81,16 +81,23 @@ def block_means(arrays: Arrays, stage: Stage) -> Tensor | None:
 def _of_runs(arrays: Arrays, found: OfRuns) -> Tensor | None:
     lines, given = arrays.lines, arrays.tensors[found.source]
     runs = lines.runs(found.name)
-    if runs is None or not given.is_floating_point():
+    differentiated = found.kind in ("mean", "sum") or not given.requires_grad
+    if runs is None or not given.is_floating_point() or not differentiated:
         return None
     from spdsl.runtime.run_means import of_runs
 
-    return of_runs(given, runs, lines.q_start if found.side == "q" else 0, found.mean)
+    return of_runs(given, runs, lines.q_start if found.side == "q" else 0, found.kind)
 
 
 def _blocks_of(pattern: BoundPattern, stages: dict[str, Stage], stage: Stage) -> Blocks | OfRuns | None:
     match stage:
-        case Pool(kind="mean" | "sum" as kind, windows=None, per=str() as per, over=over, value=Load() as value):
+        case Pool(
+            kind="mean" | "sum" | "max" | "min" as kind,
+            windows=None,
+            per=str() as per,
+            over=over,
+            value=Load() as value,
+        ):
             pass
         case _:
             return None
@@ -106,7 +113,9 @@ def _blocks_of(pattern: BoundPattern, stages: dict[str, Stage], stage: Stage) ->
     by_table = per.partition(".")[2]
     if by_table in axes and axes[by_table].table is not None:
         fits = over == side and below is None
-        return OfRuns(source=name, name=by_table, side=side, mean=kind == "mean") if fits else None
+        return OfRuns(source=name, name=by_table, side=side, kind=kind) if fits else None
+    if kind not in ("mean", "sum"):
+        return None
     each = _positions(axes, over.partition(".")[2])
     size, step = _window(axes, per.partition(".")[2])
     if size is None or each is None or size % each or size == each or step % each:

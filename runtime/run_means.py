@@ -1,6 +1,7 @@
-"""Kernels of means over runs of neighbours of uneven length: each vector is read once, and none is padded.
+"""Kernels of reductions over runs of neighbours of uneven length: each vector is read once, and none is padded.
 
-From: vectors of rows in order, and where each run begins among positions.  To: their sums or means, differentiable.
+From: vectors of rows in order, and where each run begins among positions.  To: their sums or means, differentiable, or
+the largest or smallest of their numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from spdsl.codegen.binaries import options_of
 from spdsl.runtime.plain import Launch, start, start_given
 from spdsl.runtime.runs import Runs
+from spdsl.semantics.graph import Reduction
 
 SPAN = 32
 """Rows that a program reads at once."""
@@ -34,24 +36,32 @@ def gather_runs(  # type: ignore[no-untyped-def]
     offset,  # the position of row 0
     heads,
     columns,
-    MEAN: tl.constexpr,
+    KIND: tl.constexpr,
     SPAN: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """The rows of one run, SPAN at a time."""
+    SUMS: tl.constexpr = (KIND == "sum") | (KIND == "mean")
+    SIGN: tl.constexpr = -1.0 if KIND == "min" else 1.0
     run, owner = tl.program_id(0) % runs, (tl.program_id(0) // runs).to(tl.int64)
     begin = tl.minimum(tl.maximum(tl.load(begins + run) - offset, 0), rows).to(tl.int32)
     end = tl.minimum(tl.maximum(tl.load(begins + run + 1) - offset, 0), rows).to(tl.int32)
     column = tl.arange(0, COLUMNS)
     start = x + owner // heads * x_b + owner % heads * x_h + column[None, :] * x_d
-    total = tl.zeros([SPAN, COLUMNS], tl.float32)
+    total = tl.full([SPAN, COLUMNS], 0.0 if SUMS else float("-inf"), tl.float32)
+    some = tl.zeros([SPAN, COLUMNS], tl.int32)
     for first in range(begin, end, SPAN):
         row = first + tl.arange(0, SPAN)[:, None]
-        total += tl.load(start + row.to(tl.int64) * x_r, mask=(row < end) & (column < columns)[None, :], other=0.0).to(
-            tl.float32
-        )
-    whole = tl.sum(total, 0)
-    if MEAN:
+        there = (row < end) & (column < columns)[None, :]
+        value = tl.load(start + row.to(tl.int64) * x_r, mask=there, other=0.0).to(tl.float32)
+        if SUMS:
+            total += value
+        else:
+            there = there & (value == value)  # a NaN is absent
+            total = tl.maximum(total, tl.where(there, SIGN * value, float("-inf")))
+            some = some | there.to(tl.int32)
+    whole = tl.sum(total, 0) if SUMS else tl.where(tl.max(some, 0) > 0, SIGN * tl.max(total, 0), 0.0)
+    if KIND == "mean":
         whole = whole / tl.maximum(end - begin, 1).to(tl.float32)
     tl.store(found + (owner * runs + run) * columns + column, whole, mask=column < columns)
 
@@ -91,34 +101,42 @@ def spread_runs(  # type: ignore[no-untyped-def]
     tl.store(to, value.to(d_x.dtype.element_ty), mask=(row < rows)[:, None] & (column < columns))
 
 
-def of_runs(x: Tensor, runs: Runs, offset: int, mean: bool) -> Tensor:
-    """Sums or means ``[batch, heads, runs, columns]``, fp32, of ``x``, whose row 0 stands at position ``offset``."""
-    found: Tensor = _OfRuns.apply(x, runs.table, runs.begins, offset, mean)  # type: ignore[no-untyped-call]
+def of_runs(x: Tensor, runs: Runs, offset: int, kind: Reduction) -> Tensor:
+    """Reductions ``[batch, heads, runs, columns]``, fp32, of ``x``, whose row 0 stands at position ``offset``; sums and
+    means are differentiated."""
+    if kind in ("sum", "mean"):
+        found: Tensor = _OfRuns.apply(x, runs.table, runs.begins, offset, kind == "mean")  # type: ignore[no-untyped-call]
+        return found
+    return _gathered(x.detach(), runs.begins, offset, kind)
+
+
+def _gathered(x: Tensor, begins: Tensor, offset: int, kind: Reduction) -> Tensor:
+    batch, heads, rows, columns = x.shape
+    runs = len(begins) - 1
+    found = torch.empty(batch, heads, runs, columns, dtype=torch.float32, device=x.device)
+    if found.numel():
+        strides = dict(zip(("x_b", "x_h", "x_r", "x_d"), x.stride(), strict=True))
+        lengths = {"runs": runs, "rows": rows, "offset": offset, "heads": heads, "columns": columns}
+        values = {"x": x, **strides, "begins": begins, "found": found, **lengths, "KIND": kind, **_sizes(columns)}
+        start(
+            Launch(
+                function=gather_runs,
+                grid=(runs * batch * heads, 1, 1),
+                values=values,
+                options=options_of(4),
+                writes=("found",),
+                device=x.device,
+            )
+        )
     return found
 
 
 class _OfRuns(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor, begins: Tensor, offset: int, mean: bool) -> Tensor:
-        batch, heads, rows, columns = x.shape
-        runs = len(begins) - 1
-        found = torch.empty(batch, heads, runs, columns, dtype=torch.float32, device=x.device)
         ctx.save_for_backward(table, begins)
         ctx.settings, ctx.shape, ctx.dtype = (offset, mean), x.shape, x.dtype
-        if found.numel():
-            strides = dict(zip(("x_b", "x_h", "x_r", "x_d"), x.stride(), strict=True))
-            lengths = {"runs": runs, "rows": rows, "offset": offset, "heads": heads, "columns": columns}
-            start(
-                Launch(
-                    function=gather_runs,
-                    grid=(runs * batch * heads, 1, 1),
-                    values={"x": x, **strides, "begins": begins, "found": found, **lengths, **_sizes(mean, columns)},
-                    options=options_of(4),
-                    writes=("found",),
-                    device=x.device,
-                )
-            )
-        return found
+        return _gathered(x, begins, offset, "mean" if mean else "sum")
 
     @staticmethod
     def backward(ctx: Any, d_found: Tensor) -> tuple[Tensor | None, ...]:
@@ -129,9 +147,10 @@ class _OfRuns(torch.autograd.Function):
             lengths = (len(begins) - 1, rows, offset, len(table), table.stride(0), columns)
             given = (d_found.contiguous(), table, begins, d_x, *lengths)
             grid = (-(-rows // SPAN) * batch * heads, 1, 1)
-            start_given(spread_runs, grid, given, _sizes(mean, columns), ("d_x",), options_of(4), d_x.device)
+            constants = {"MEAN": mean, **_sizes(columns)}
+            start_given(spread_runs, grid, given, constants, ("d_x",), options_of(4), d_x.device)
         return d_x, None, None, None, None
 
 
-def _sizes(mean: bool, columns: int) -> dict[str, int | bool]:
-    return {"MEAN": mean, "SPAN": SPAN, "COLUMNS": triton.next_power_of_2(columns)}
+def _sizes(columns: int) -> dict[str, int]:
+    return {"SPAN": SPAN, "COLUMNS": triton.next_power_of_2(columns)}

@@ -6,6 +6,9 @@ import pytest
 import torch
 
 import spdsl
+from spdsl.runtime.run_means import of_runs
+from spdsl.runtime.runs import Runs
+from tests.library.compare import TOLERANCE, relative_error
 from tests.library.uneven import CASES, Uneven, check
 
 pytestmark = pytest.mark.gpu
@@ -26,6 +29,29 @@ LARGE = {
 @pytest.mark.parametrize("name", [*LARGE, *CASES])
 def test_uneven_runs(name: str) -> None:
     check((LARGE | CASES)[name], "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_reductions_of_runs(dtype: torch.dtype) -> None:
+    """Runs of one row to some thousands, and some without rows, of queries that begin later."""
+    sizes = torch.tensor([1, 0, 3000, 63, 64, 65, 0, 300], device="cuda")
+    table = torch.arange(len(sizes), device="cuda").repeat_interleave(sizes).int()
+    x = torch.randn(2, 3, 3000, 96, device="cuda", dtype=dtype, requires_grad=True)
+    offset = len(table) - x.shape[2]
+    runs, own = Runs.of(table, len(sizes)), table[offset:].long()
+    some = torch.bincount(own, minlength=len(sizes))[:, None]
+    for kind in ("sum", "mean"):
+        found = of_runs(x, runs, offset, kind)
+        wanted = torch.zeros(found.shape, device="cuda", dtype=torch.float64).index_add(2, own, x.double())
+        wanted = wanted / some.clamp(min=1) if kind == "mean" else wanted
+        assert relative_error(found, wanted) <= 1e-5
+        d_found = torch.randn_like(found)
+        (one,), (two,) = torch.autograd.grad(found, x, d_found), torch.autograd.grad(wanted, x, d_found.double())
+        assert relative_error(one, two) <= TOLERANCE[dtype]
+    for kind, way in (("max", "amax"), ("min", "amin")):
+        empty = torch.zeros_like(of_runs(x, runs, offset, kind))
+        wanted = empty.index_reduce(2, own, x.detach().float(), way, include_self=False)
+        assert torch.equal(of_runs(x, runs, offset, kind), wanted)
 
 
 def test_calls_that_repeat_their_steps() -> None:

@@ -6,6 +6,7 @@ Run with ``TRITON_INTERPRET=1``.
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_means_of_runs(rows: int, offset: int, mean: bool) -> None:
     """Long and short runs, some that have no row, rows at negative positions, and gradients."""
     table = torch.tensor([0] * 37 + [1] + [3] * 9 + [4] * 43, dtype=torch.int32)
     x = torch.randn(2, rows, 3, 10, requires_grad=True)
-    found = of_runs(x.transpose(1, 2), Runs.of(table[None], 5), offset, mean)
+    found = of_runs(x.transpose(1, 2), Runs.of(table[None], 5), offset, "mean" if mean else "sum")
     at = torch.arange(rows) + offset
     inside = ((table[at.clamp(min=0)] == torch.arange(5)[:, None]) & (at >= 0)).double()
     if mean:
@@ -82,6 +83,23 @@ def test_means_of_runs(rows: int, offset: int, mean: bool) -> None:
     (one,) = torch.autograd.grad((found * weight.float()).sum(), x)
     (two,) = torch.autograd.grad((wanted * weight).sum(), x)
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["max", "min"])
+def test_extremes_of_runs(kind: Literal["max", "min"]) -> None:
+    """A NaN is absent, infinite numbers are not, and of nothing the result is 0: as torch makes them."""
+    text = f"axis part = token by cut  export found = score(Q, {kind}(K, per = k.part))"
+    pattern = spdsl.compile(spdsl.loads(f"pattern program() {{ input cut: int[token] sorted  {text}  keep causal }}"))
+    q, k = torch.randn(1, 2, 9, 16).half(), torch.randn(1, 1, LENGTH, 16).half()
+    k[0, 0, 7, :4], k[0, 0, 40, 2], k[0, 0, 41, 3] = torch.nan, torch.inf, torch.nan
+    one, two = (
+        graphs.exports(
+            pattern.bind(2, 1, 16),
+            graphs.Inputs(q=q, k=k, v=k, tables={"cut": pieces()}, q_start=0, kernels=kernels),
+        )["found"]
+        for kernels in (True, False)
+    )
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 COARSE = """pattern coarse() {{
