@@ -1,7 +1,8 @@
 """Unions of sets of blocks, as lists: what each list names is noted, and the entries that are noted become one list.
 
-From: a `Mark` that is a union of other sets, each where a condition on heads holds.  To: its lists.  What is held
-besides lists is a number for each pair of blocks of as many rows as fit into a constant amount of memory.
+From: a `Mark` that is a union of other sets, each where a condition on heads holds, and of sets of blocks of one side.
+To: its lists.  What is held besides lists is a number for each pair of blocks of as many rows as fit into a constant
+amount of memory.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from spdsl.codegen.chains.parts import ABSENT
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.choosing import KEYS, marked
 from spdsl.runtime.memo import Memo
-from spdsl.runtime.plain import Launch, start
+from spdsl.runtime.plain import Launch, start, start_given
 from spdsl.runtime.ranking import joined
 from spdsl.semantics.graph import Mark, on_side
 from spdsl.semantics.joined_sets import Part, parts_of
+from spdsl.semantics.nodes import Expr
 
 ROWS, WIDTH = 4, 256
 """Rows of a program, and entries of each that it looks at together."""
@@ -60,6 +62,32 @@ def note_entries(  # type: ignore[no-untyped-def]
         tl.store(to, 1, mask=(entry < columns) & (row < rows))
 
 
+@triton.jit(do_not_specialize=["first_row", "rows", "columns", "pitch"])  # type: ignore[untyped-decorator]
+def note_blocks(  # type: ignore[no-untyped-def]
+    keys,  # [batch * heads, rows, pitch], int32: 1 where the condition holds
+    where,  # [batch or 1, heads or 1, all rows or 1, columns or 1], uint8
+    where_b,
+    where_h,
+    where_r,
+    where_c,
+    first_row,
+    rows,
+    columns,
+    pitch,
+    heads,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Note the pairs of blocks for which a condition holds, for some rows."""
+    owner = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)[None, :]
+    exist = (row < rows) & (column < columns)
+    start = where + owner // heads * where_b + owner % heads * where_h
+    holds = tl.load(start + (first_row + row).to(tl.int64) * where_r + column * where_c, mask=exist, other=0) != 0
+    tl.store(keys + (owner * rows + row) * pitch + column, 1, mask=holds)
+
+
 def lists_of_union(arrays: Arrays, name: str, width: int | None, lists: Callable[[str], Tensor]) -> Tensor | None:
     """The lists of such a set, int32 ``[batch or 1, …, rows, most]``; None where it is something else."""
     parts = union_of(arrays, name)
@@ -70,7 +98,11 @@ def lists_of_union(arrays: Arrays, name: str, width: int | None, lists: Callable
     assert query is not None
     assert key is not None
     over = next((axis for axis in stage.axes if axis in ("h", "g")), None)
-    sources = [_Source.of(arrays, stage.axes[: int(over is not None)], part, lists) for part in parts]
+    axes = (*stage.axes[: int(over is not None)], query, key)
+    sources = [
+        _Condition.of(arrays, axes, part.where) if part.source is None else _Source.of(arrays, axes[:-2], part, lists)
+        for part in parts
+    ]
     heads, rows, columns = lines.size(over) if over else 1, lines.size(query), lines.size(key)
     batch = max(each.batch for each in sources)
     every, pitch, device = batch * heads, -(-columns // 16) * 16, lines.device
@@ -95,6 +127,38 @@ def union_of(arrays: Arrays, name: str) -> tuple[Part, ...]:
     return parts_of(arrays.stages, stage.value) if all(sizes) else ()
 
 
+class _Condition:
+    """Which pairs of blocks are in a set, uint8 ``[batch or 1, heads or 1, rows or 1, columns or 1]``."""
+
+    def __init__(self, where: Tensor) -> None:
+        self.where = where
+
+    @staticmethod
+    def of(arrays: Arrays, axes: tuple[str, ...], where: Expr) -> _Condition:
+        """A condition at the points of these axes, heads being the first if there are any."""
+        found = arrays.filter(where, axes, None, Memo())
+        return _Condition((found if len(axes) > 2 else found.unsqueeze(1)).to(torch.uint8))
+
+    @property
+    def batch(self) -> int:
+        """The number of sequences, or 1."""
+        return self.where.shape[0]
+
+    def note(self, keys: Tensor, first: int, columns: int, heads: int) -> None:
+        """Note the pairs of the rows of keys, the first of which is ``first``."""
+        every, rows, pitch = keys.shape
+        steps = [self.where.stride(axis) if self.where.shape[axis] > 1 else 0 for axis in range(4)]
+        start_given(
+            note_blocks,
+            (every, -(-rows // ROWS), -(-columns // WIDTH)),
+            (keys, self.where, *steps, first, rows, columns, pitch, heads),
+            {"ROWS": ROWS, "WIDTH": WIDTH},
+            ("keys",),
+            options_of(4),
+            keys.device,
+        )
+
+
 class _Source:
     """Lists ``[batch or 1, heads or 1, rows, width]``, and where they count, uint8 ``[batch or 1, heads or 1]``."""
 
@@ -104,6 +168,7 @@ class _Source:
     @staticmethod
     def of(arrays: Arrays, heads: tuple[str, ...], part: Part, lists: Callable[[str], Tensor]) -> _Source:
         """What a part of a union over these ``heads`` is read from."""
+        assert part.source is not None
         found = lists(part.source)
         found = found if found.dim() == 4 else found.unsqueeze(1)
         shared = "g" in arrays.stages[part.source].axes and "h" in heads

@@ -1,9 +1,9 @@
 """Sets of the same blocks, and of keys alone, put together before attention looks at them.
 
 From: a graph of stages.  To: one in which `a or b` of a softmax's set is one `Mark`, where both are sets of pairs of
-the same blocks of queries and keys: then it is one list for each row, and its kernels walk what has been picked.  So is
-a condition on several sets of keys, or of distances seen from blocks, of which kernels then look at one; and a set of
-pairs that is exported, which is made as any other then.
+the same blocks of queries and keys, or one is a set of these blocks of either side: then it is one list for each row,
+and its kernels walk what has been picked.  So is a condition on several sets of keys, or of distances seen from blocks,
+of which kernels then look at one; and a set of pairs that is exported, which is made as any other then.
 """
 
 from __future__ import annotations
@@ -32,9 +32,13 @@ from spdsl.semantics.rewrite import children, conjuncts, disjuncts, free_axes, w
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A set of pairs of blocks where a condition on heads holds: ``source`` is the stage, ``where`` the condition."""
+    """A set of pairs of blocks where a condition on heads holds: ``source`` is the stage, ``where`` the condition.
 
-    source: str
+    Without a source it is all pairs for which the condition holds, which then is one on heads and on blocks of either
+    side.
+    """
+
+    source: str | None
     where: Expr
 
 
@@ -106,9 +110,10 @@ def of_distances(stages: Mapping[str, Stage], value: Expr) -> bool:
 
 
 def parts_of(stages: Mapping[str, Stage], value: Expr) -> tuple[Part, ...]:
-    """The sets of which a condition is the union; none if it is something else."""
-    parts = [_part(stages, each) for each in disjuncts(value)]
-    return tuple(each for each in parts if each is not None) if None not in parts else ()
+    """The sets of which a condition is the union, one of them at least a set of pairs; none if it is something else."""
+    parts = [_part(stages, each) or _part_of_blocks(stages, each) for each in disjuncts(value)]
+    found = tuple(each for each in parts if each is not None)
+    return found if None not in parts and any(each.source is not None for each in found) else ()
 
 
 def _joined(stages: Mapping[str, Stage], stage: Attention, clause: Expr, marks: list[Mark]) -> Expr:
@@ -118,9 +123,13 @@ def _joined(stages: Mapping[str, Stage], stage: Attention, clause: Expr, marks: 
     alike: dict[tuple[str | None, str | None], list[Expr]] = {}
     for each in disjuncts(clause):
         part = _part(stages, each)
-        if part is not None:
+        if part is not None and part.source is not None:
             axes = stages[part.source].axes
             alike.setdefault((on_side(axes, "q"), on_side(axes, "k")), []).append(each)
+    for each in disjuncts(clause):
+        if _part_of_blocks(stages, each) is not None:
+            beside = (parts for sides, parts in alike.items() if free_axes(each) - {"h", "g"} <= set(sides))
+            next(beside, list[Expr]()).append(each)
     for parts in alike.values():
         if len(parts) > 1:
             clause = _marked(stage, clause, parts, marks)
@@ -129,7 +138,8 @@ def _joined(stages: Mapping[str, Stage], stage: Attention, clause: Expr, marks: 
 
 def _marked(stage: Attention, clause: Expr, parts: list[Expr], marks: list[Mark]) -> Expr:
     """The clause with one set in the place of some of its parts."""
-    span, axes = parts[0].span, ordered(frozenset().union(*map(free_axes, parts)) - {"b"})
+    span, every = parts[0].span, frozenset().union(*map(free_axes, parts))
+    axes = ordered(every - ({"b", "g"} if "h" in every else {"b"}))
     mark = Mark(name=f"{stage.name}_sets_{len(marks)}", axes=axes, value=build.disj(*parts), span=span)
     marks.append(mark)
     seen = Load(table=mark.name, dtype="bool", indices=tuple(map(index_of, axes)), span=span)
@@ -165,6 +175,22 @@ def _part(stages: Mapping[str, Stage], expr: Expr) -> Part | None:
             case _:
                 return None
     return Part(source=sets[0], where=build.conj(*where)) if len(sets) == 1 else None
+
+
+def _part_of_blocks(stages: Mapping[str, Stage], expr: Expr) -> Part | None:
+    """A set of blocks of one side that stages have found."""
+    read = [node for node in walk(expr) if isinstance(node, Load)]
+    if not read or not all(node.table in stages and _is_of_side(stages[node.table], node) for node in read):
+        return None
+    sides = free_axes(expr) - {"h", "g"}
+    return Part(source=None, where=expr) if len(sides) == 1 and not sides & {"q", "k", "b"} else None
+
+
+def _is_of_side(stage: Stage, node: Load) -> bool:
+    """Whether a set is one of blocks of queries or of keys, for heads, and read along its own axes."""
+    (*heads, last) = stage.axes or ("",)
+    own = node.indices == tuple(map(index_of, stage.axes))
+    return own and stage.dtype == "bool" and side_of(last) is not None and set(heads) <= {"h", "g"}
 
 
 def _is_of_blocks(stage: Stage) -> bool:

@@ -123,6 +123,42 @@ def test_a_union_of_sets_is_one_list() -> None:
     assert not bool(found[0, 1].any())
 
 
+BESIDE = """pattern beside() {{
+  axis row = token by 8
+  axis col = token by 4
+  let loose_row = norm(mean(unit(Q), per = q.row)) ** 2 < 0.4
+  let loose_col = norm(mean(unit(K), per = k.col)) ** 2 < 0.3
+  let chosen = score(mean({q}, per = q.row), mean(K, per = k.col)) |> only(not loose_col) |> top_p(0.4)
+  keep {keep}
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("q", "keep", "batch"),
+    [
+        ("mean(Q, over = h)", "chosen or loose_col", 2),
+        pytest.param("Q", "chosen or loose_row or loose_col", 2, marks=pytest.mark.slow),
+        pytest.param("Q", "chosen or not loose_row and not loose_col or loose_col", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_sets_of_blocks_of_one_side_are_noted_beside_others(q: str, keep: str, batch: int) -> None:
+    pattern, n = spdsl.compile(spdsl.loads(BESIDE.format(q=q, keep=keep))).bind(4, 2, 16), 45
+    generator = torch.Generator().manual_seed(n)
+    q_rows = torch.randn(batch, 4, 29, 16, generator=generator).half() + 0.8
+    k_rows = torch.randn(batch, 2, n, 16, generator=generator).half() + 0.7
+    first = n - 29
+    calls = [
+        inputs.Inputs(q=q_rows, k=k_rows, v=k_rows, tables={}, q_start=first, kernels=way) for way in (True, False)
+    ]
+    ((name, maker),) = ((each, maker) for each, maker in graphs.makers(pattern, calls[0]).items() if "_sets_" in each)
+    assert maker == "by kernels: note_entries, choose"
+    found, wanted = (dense(graphs.selections(pattern, call)[name], 12) for call in calls)
+    assert torch.equal(found, wanted.expand_as(found))
+    assert bool(found.any())
+    assert not bool(found.all())
+
+
 LEAST = """pattern least() {{
   let seen = score(Q, K) |> only(causal and q >= n - 8) |> softmax
   let most = seen |> sum(over = q) |> top_p({mass}, least = {least})

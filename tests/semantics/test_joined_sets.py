@@ -19,6 +19,8 @@ TEXT = """pattern some() {{
   let near = score(Q, mean(K, per = k.blk)) |> max(per = q.blk) |> only(k.blk <= q.blk) |> top(2)
   let far = score(mean(Q, per = q.blk), mean(K, per = k.blk)) |> only(k.blk <= q.blk) |> top(1)
   let fine = score(mean(Q, per = q.half), mean(K, per = k.half)) |> only(k.half <= q.half) |> top(1)
+  let loose = norm(mean(unit(Q), per = q.blk)) < 0.4
+  let wide = norm(mean(unit(K), per = k.blk)) < 0.4
   keep causal and ({keep})
 }}
 """
@@ -39,6 +41,14 @@ def bound(keep: str) -> BoundPattern:
         ("near or q - k < 9", False, 2),
         ("near or trusted[h] and far", False, 2),  # an input: tables of a call are not looked at before
         ("near or far and k.blk > 2", False, 2),
+        ("near or loose", True, 1),
+        ("near or wide", True, 1),
+        ("wide or near", True, 1),
+        ("near or not loose", True, 1),
+        ("fine or loose", False, 2),  # blocks of another size
+        ("near or trusted[h] and loose", True, 1),
+        ("loose or wide", False, 2),  # no set of pairs beside
+        ("near or k.blk == 0", False, 2),  # walked in closed form
     ],
 )
 def test_sets_of_the_same_blocks_are_one(keep: str, joined: bool, left: int) -> None:
