@@ -15,7 +15,7 @@ from spdsl.runtime.memo import Memo
 from spdsl.runtime.points import TENSOR_AXES
 from spdsl.semantics.build import TRUE
 from spdsl.semantics.graph import TENSORS, Pool, Reduction, Stage, index_of, side_of
-from spdsl.semantics.nodes import Axis, BoundPattern, Const, Coord, Index, Load
+from spdsl.semantics.nodes import Apply, Axis, BoundPattern, Const, Coord, Expr, Index, Load
 
 if TYPE_CHECKING:
     from spdsl.runtime.arrays import Arrays
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Blocks:
     """A reduction of ``source``, a tensor or an earlier stage, per the axis ``per``.
 
-    It is over runs of ``size`` entries, ``step`` apart, each of ``each`` positions.
+    It is over runs of ``size`` entries, ``step`` apart, each of ``each`` positions.  With ``floor`` entries are taken
+    at length 1: divided by the root of the sum of their squares, or of this number where it is larger.
     """
 
     source: str
@@ -35,6 +36,7 @@ class Blocks:
     step: int
     each: int
     mean: bool
+    floor: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +71,12 @@ def block_means(arrays: Arrays, stage: Stage) -> Tensor | None:
     if not isinstance(found, Blocks) or not arrays.kernels or (found.side == "q" and lines.q_start != 0):
         return None
     given = arrays.tensors[found.source] if found.source in TENSORS else arrays.array(found.source, None, Memo())
-    if given.dim() != 4 or not given.is_floating_point():
+    if given.dim() != 4 or not given.is_floating_point() or (found.floor is not None and given.requires_grad):
         return None
     from spdsl.runtime.mean_kernels import of_blocks
 
-    return of_blocks(
-        given, found.size, found.step, lines.size(found.per), found.each, lines.size(found.side), found.mean
-    )
+    sizes = (found.size, found.step, lines.size(found.per), found.each, lines.size(found.side), found.mean)
+    return of_blocks(given, *sizes, found.floor)
 
 
 def _of_runs(arrays: Arrays, found: OfRuns) -> Tensor | None:
@@ -91,16 +92,12 @@ def _of_runs(arrays: Arrays, found: OfRuns) -> Tensor | None:
 
 def _blocks_of(pattern: BoundPattern, stages: dict[str, Stage], stage: Stage) -> Blocks | OfRuns | None:
     match stage:
-        case Pool(
-            kind="mean" | "sum" | "max" | "min" as kind,
-            windows=None,
-            per=str() as per,
-            over=over,
-            value=Load() as value,
-        ):
-            pass
+        case Pool(kind="mean" | "sum" | "max" | "min" as kind, windows=None, per=str() as per, over=over):
+            value, floor = _at_length_one(stages, stage.value)
         case _:
             return None
+    if not isinstance(value, Load):
+        return None
     side, name = side_of(over), value.table
     if stage.only != TRUE or side is None or len(stage.axes) != 3 or stage.axes[1] != per:
         return None
@@ -112,7 +109,7 @@ def _blocks_of(pattern: BoundPattern, stages: dict[str, Stage], stage: Stage) ->
     axes = {axis.name: axis for axis in pattern.axes}
     by_table = per.partition(".")[2]
     if by_table in axes and axes[by_table].table is not None:
-        fits = over == side and below is None
+        fits = over == side and below is None and floor is None
         return OfRuns(source=name, name=by_table, side=side, kind=kind) if fits else None
     if kind not in ("mean", "sum"):
         return None
@@ -120,7 +117,34 @@ def _blocks_of(pattern: BoundPattern, stages: dict[str, Stage], stage: Stage) ->
     size, step = _window(axes, per.partition(".")[2])
     if size is None or each is None or size % each or size == each or step % each:
         return None
-    return Blocks(source=name, per=per, side=side, size=size // each, step=step // each, each=each, mean=kind == "mean")
+    return Blocks(
+        source=name,
+        per=per,
+        side=side,
+        size=size // each,
+        step=step // each,
+        each=each,
+        mean=kind == "mean",
+        floor=floor,
+    )
+
+
+def _at_length_one(stages: dict[str, Stage], value: Expr) -> tuple[Expr, float | None]:
+    """What is divided by the root of the sum of its squares, and the least such sum; else the value itself."""
+    match value:
+        case Apply(
+            op="div", args=(x, Apply(op="sqrt", args=(Apply(op="max", args=(Load() as sums, Const() as least)),)))
+        ):
+            below = stages.get(sums.table)
+        case _:
+            return value, None
+    match below:
+        case Pool(kind="sum", over="d", per=None, windows=None, value=Apply(op="mul", args=(one, two))) if (
+            one == two == x and below.only == TRUE and sums.indices == tuple(map(index_of, below.axes))
+        ):
+            return x, float(least.value)
+        case _:
+            return value, None
 
 
 def _window(axes: dict[str, Axis], name: str) -> tuple[int | None, int]:

@@ -28,15 +28,17 @@ def gather_means(  # type: ignore[no-untyped-def]
     length,  # positions that exist
     heads,
     columns,
+    floor,
     SIZE: tl.constexpr,
     STEP: tl.constexpr,
     EACH: tl.constexpr,
     MEAN: tl.constexpr,
     SPAN: tl.constexpr,
     COLUMNS: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """A block of SIZE entries, STEP after the one before; each counts as often as it has positions, of which there are
-    EACH but at the end."""
+    EACH but at the end.  UNIT: each at length 1, or shorter where the sum of its squares is less than ``floor``."""
     block, owner = tl.program_id(0) % blocks, (tl.program_id(0) // blocks).to(tl.int64)
     column = tl.arange(0, COLUMNS)[None, :]
     total = tl.zeros([COLUMNS], tl.float32)
@@ -47,6 +49,8 @@ def gather_means(  # type: ignore[no-untyped-def]
         exist = (place < SIZE) & (weight > 0)
         at = owner // heads * x_b + owner % heads * x_h + entry.to(tl.int64)[:, None] * x_r + column * x_d
         value = tl.load(x + at, mask=exist[:, None] & (column < columns), other=0.0).to(tl.float32)
+        if UNIT:
+            value = value / tl.sqrt_rn(tl.maximum(tl.sum(value * value, 1), floor))[:, None]
         if EACH > 1:
             value = value * tl.where(exist, weight, 0).to(tl.float32)[:, None]
         total += tl.sum(value, 0)
@@ -91,34 +95,45 @@ def spread_means(  # type: ignore[no-untyped-def]
     tl.store(to, total.to(d_x.dtype.element_ty), mask=exist)
 
 
-def of_blocks(x: Tensor, size: int, step: int, blocks: int, each: int, length: int, mean: bool) -> Tensor:
+def of_blocks(
+    x: Tensor, size: int, step: int, blocks: int, each: int, length: int, mean: bool, floor: float | None = None
+) -> Tensor:
     """Means or sums over ``blocks`` runs of ``size`` entries, ``step`` apart, fp32; an entry is ``each`` of the
-    ``length`` positions."""
+    ``length`` positions.  With ``floor`` entries are taken at length 1, and there are no gradients."""
+    if floor is not None:
+        return _reduced(x, size, step, blocks, each, length, mean, floor)
     found: Tensor = _Blocks.apply(x, size, step, blocks, each, length, mean)  # type: ignore[no-untyped-call]
     return found
+
+
+def _reduced(
+    x: Tensor, size: int, step: int, blocks: int, each: int, length: int, mean: bool, floor: float | None
+) -> Tensor:
+    batch, heads, _, columns = x.shape
+    means = torch.empty(batch, heads, blocks, columns, dtype=torch.float32, device=x.device)
+    if means.numel():
+        constants = _constants(size, step, each, mean, min(SPAN, triton.next_power_of_2(size)), columns)
+        strides = dict(zip(("x_b", "x_h", "x_r", "x_d"), x.stride(), strict=True))
+        lengths = {"blocks": blocks, "length": length, "heads": heads, "columns": columns}
+        unit = {"floor": 0.0 if floor is None else floor, "UNIT": floor is not None}
+        start(
+            Launch(
+                function=gather_means,
+                grid=(blocks * batch * heads, 1, 1),
+                values={"x": x, **strides, "means": means, **lengths, **constants, **unit},
+                options=options_of(4 if size > 16 else 1),
+                writes=("means",),
+                device=x.device,
+            )
+        )
+    return means
 
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, step: int, blocks: int, each: int, length: int, mean: bool) -> Tensor:
-        batch, heads, _, columns = x.shape
-        means = torch.empty(batch, heads, blocks, columns, dtype=torch.float32, device=x.device)
         ctx.settings, ctx.shape, ctx.dtype = (size, step, each, length, mean), x.shape, x.dtype
-        if means.numel():
-            constants = _constants(size, step, each, mean, min(SPAN, triton.next_power_of_2(size)), columns)
-            strides = dict(zip(("x_b", "x_h", "x_r", "x_d"), x.stride(), strict=True))
-            lengths = {"blocks": blocks, "length": length, "heads": heads, "columns": columns}
-            start(
-                Launch(
-                    function=gather_means,
-                    grid=(blocks * batch * heads, 1, 1),
-                    values={"x": x, **strides, "means": means, **lengths, **constants},
-                    options=options_of(4 if size > 16 else 1),
-                    writes=("means",),
-                    device=x.device,
-                )
-            )
-        return means
+        return _reduced(x, size, step, blocks, each, length, mean, None)
 
     @staticmethod
     def backward(ctx: Any, d_means: Tensor) -> tuple[Tensor | None, ...]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import spdsl
-from spdsl.runtime import graphs
+from spdsl.runtime import graphs, mean_kernels, plain
 from spdsl.runtime.join_kernels import put_together
 from spdsl.runtime.mean_kernels import of_blocks
 from spdsl.semantics.graph import Select
@@ -121,6 +121,36 @@ def test_means_of_blocks(size: int, step: int, each: int, n: int, mean: bool) ->
     (one,) = torch.autograd.grad((found * weight.float()).sum(), x, retain_graph=True)
     (two,) = torch.autograd.grad((total * weight).sum(), x)
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+UNITS = """pattern units(size: int in 1.. = 16) {
+  axis blk = token by size
+  let rows = mean(unit(Q), per = q.blk)
+  let columns = sum(unit(K), per = k.blk)
+  let chosen = score(rows, columns) |> top(2)
+  export found = columns
+  keep chosen
+}
+"""
+
+
+def test_means_of_vectors_of_length_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern, n = spdsl.compile(spdsl.loads(UNITS)).bind(2, 1, 24), 70
+    q, k = torch.randn(2, 2, n, 24).half(), torch.randn(2, 1, n, 24).half()
+    q[:, :, 5], k[:, :, 6] = 0.0, 0.0  # no direction
+    calls = [graphs.Inputs(q=q, k=k, v=k, tables={}, q_start=0, kernels=way) for way in (True, False)]
+    started = list[plain.Launch]()
+
+    def start(launch: plain.Launch) -> None:
+        started.append(launch)
+        plain.start(launch)
+
+    monkeypatch.setattr(mean_kernels, "start", start)
+    one, two = (graphs.exports(pattern, call)["found"] for call in calls)
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+    one, two = (dense(next(iter(graphs.selections(pattern, call).values())), 5) for call in calls)
+    assert torch.equal(one, two)
+    assert len(started) == 3
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
