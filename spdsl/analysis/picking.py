@@ -110,7 +110,7 @@ def picking(
     if kind == "forward" and alike and heads == 1:
         copied = _copied_tiles(chosen, problem, target, looks=quiet is not None)
     if copied is not None:
-        tiles, streamed = copied, True
+        tiles, streamed, fine = copied, True, chosen.block < copied.block_k
     given = dict(problem.tiles).get(kind)
     lanes = lanes_of(heads)
     apart = given is not None and (given.block_k % chosen.block if fine else chosen.block % given.block_k) == 0
@@ -177,16 +177,17 @@ def _copied_tiles(chosen: Picked, problem: Problem, target: str, *, looks: bool)
     where they lie; None where it cannot, and where single blocks of narrow rows are as fast without it, unless nobody
     else ``looks`` at tables for the warps that compute.
 
-    By what was fastest on an H200: two groups where both sides fill their tiles, or share wide blocks that are put
-    together; elsewhere one group, so that two programs share an SM.
+    By what was fastest on an H200: two groups where both sides fill their tiles, or where long runs of queries share
+    blocks that are put together; elsewhere one group, so that two programs share an SM.
     """
     wide = problem.value_dim > GROUP_ROWS
     together, long = chosen.block in _PUT_TOGETHER, chosen.rows % (2 * GROUP_ROWS) == 0
+    large = chosen.block % (2 * TILE) == 0 or (chosen.block in _LARGE and not looks)
     whole = chosen.rows % GROUP_ROWS == 0 and (chosen.block % TILE == 0 or together)
     dims = {problem.pattern.head_dim, problem.value_dim}
     if target != "sm_90" or not copies_tiles(problem, target) or not whole or dims not in ({64}, {128}):
         return None
-    if long and chosen.block % (2 * TILE) == 0:
+    if long and large:
         return replace(_COPIED, block_q=2 * GROUP_ROWS, block_k=2 * TILE, stages=2 if wide else 4)
     if long and wide and together:
         return replace(_COPIED, block_q=2 * GROUP_ROWS, stages=4)
@@ -198,6 +199,9 @@ _COPIED = Tiles(block_q=GROUP_ROWS, block_k=TILE, warps=4, stages=3, specialised
 
 _PUT_TOGETHER = (8, 16, 32)
 """Blocks of which several make a tile: a swizzled tile is made of runs of 8 rows."""
+
+_LARGE = (32, 64)
+"""Blocks of which so few make a tile of twice as many keys that a warp reads where they are beside all else."""
 
 _LEAST = 8
 """Heads of a list, at least, so that the copy engine has enough to move at once."""
