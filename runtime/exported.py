@@ -11,6 +11,7 @@ from spdsl.runtime.memo import Memo
 from spdsl.runtime.ranking import as_lists, joined
 from spdsl.runtime.repeated import repeated
 from spdsl.runtime.sets import lists
+from spdsl.semantics.features import refuse_other_features
 from spdsl.semantics.graph import Export, loads, on_side, side_of
 from spdsl.semantics.nodes import BoundPattern, Const, Expr, Load
 
@@ -20,6 +21,7 @@ def exports(pattern: BoundPattern, call: Inputs, *, compact: bool = False) -> di
 
     With ``compact`` sets of pairs are lists of keys.
     """
+    refuse_other_features(pattern, call.q.shape[3], call.v.shape[3])
     chosen = arrays_of(pattern, call, grad=False)
     tensors = (call.q, call.k, call.v, *call.tables.values())
     trained = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)

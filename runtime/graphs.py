@@ -39,6 +39,7 @@ from spdsl.runtime.softmax_operands import (
     selections,
 )
 from spdsl.runtime.stretches import attended, stretched
+from spdsl.semantics.features import refuse_other_features
 from spdsl.semantics.graph import Attention, Merge
 from spdsl.semantics.nodes import BoundPattern, Expr, Table
 
@@ -63,6 +64,7 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
     ``key_of`` gives the key of the operators for a softmax of the pattern.
     """
     graph = graph_of(pattern)
+    refuse_other_features(pattern, call.q.shape[3], call.v.shape[3])
     known = joint(graph)
     together = known.merges
     chosen = arrays_of(pattern, call, grad=False)

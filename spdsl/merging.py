@@ -32,7 +32,8 @@ def refuse_overlap(pattern: BoundPattern) -> None:
     """
     graph = pattern.graph
     for merge in () if graph is None else graph.stages:
-        if graph is None or not isinstance(merge, Merge) or merge.counted:
+        # In a mean each softmax is one by itself.
+        if graph is None or not isinstance(merge, Merge) or merge.counted or merge.by == "mean":
             continue
         for one, two in combinations(_softmaxes(graph, merge), 2):
             # Other keys are other pairs.

@@ -11,8 +11,9 @@ from torch import Tensor
 from spdsl.diagnostics import error
 from spdsl.reference.evaluate import evaluate
 from spdsl.reference.points import Points, points
-from spdsl.semantics.nodes import BoundPattern, Const, Coord, Expr, Index
-from spdsl.semantics.rewrite import walk
+from spdsl.semantics.fold import fold
+from spdsl.semantics.nodes import BoundPattern, Const, Coord, Expr, Extent, Grid, Index
+from spdsl.semantics.rewrite import substitute, walk
 
 
 def mask(
@@ -202,17 +203,23 @@ def _mentions_query(pattern: BoundPattern) -> bool:
 def refuse_uncovered(pattern: BoundPattern, n: Tensor) -> None:
     """An unnamed grid of positions covers the keys exactly.  Raises `SpatError` (SP324)."""
     for grid in pattern.grids:
-        sizes = [int(extent.value) for _, extent in grid.coordinates if isinstance(extent, Const)]
-        if grid.name is None and grid.of == Index(name="k") and len(sizes) == len(grid.coordinates):
-            cells = math.prod(sizes)
-            if bool((n != cells).any()):
-                shown, found = " × ".join(map(str, sizes)), int(n[n != cells][0])
-                raise error(
-                    "SP324",
-                    f"the grid of `{pattern.name}` has {shown} = {cells} places, but there are {found} keys",
-                    grid.span,
-                    help="give a sequence of that length, or name the grid: tokens outside a named grid are not in it",
-                )
+        if grid.name is None and grid.of == Index(name="k"):
+            for keys in n.unique().tolist():
+                _refuse_other_length(pattern.name, grid, keys)
+
+
+def _refuse_other_length(pattern: str, grid: Grid, keys: int) -> None:
+    given: dict[Expr, Expr] = {Extent(name="n"): Const(value=keys)}
+    extents = [fold(substitute(extent, given)) for _, extent in grid.coordinates]
+    sizes = [int(extent.value) for extent in extents if isinstance(extent, Const)]
+    cells = math.prod(sizes)
+    if len(sizes) == len(extents) and cells != keys:
+        raise error(
+            "SP324",
+            f"the grid of `{pattern}` has {' × '.join(map(str, sizes))} = {cells} places, but there are {keys} keys",
+            grid.span,
+            help="give a sequence of that length, or name the grid: tokens outside a named grid are not in it",
+        )
 
 
 def _batch(pattern: BoundPattern, tables: dict[str, Tensor], places: tuple[int | Tensor | None, ...]) -> int | None:

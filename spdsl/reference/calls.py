@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spdsl.diagnostics import error
 from spdsl.reference import attention, graphs, margins
-from spdsl.semantics.nodes import BoundPattern
+from spdsl.semantics.nodes import BoundPattern, Table
 
 Place = int | Tensor | None
 
@@ -71,7 +71,7 @@ def _each(
         # Queries before position 0 are padding.
         first = length - q.shape[2] if first is None else first
         some = slice(batch, batch + 1)
-        given = {table.name: _own(tables[table.name], len(table.axes), batch) for table in pattern.tables}
+        given = {table.name: _own(table, tables[table.name], batch) for table in pattern.tables}
         found.append(_one(pattern, q[some], k[some], v[some], given, first, start, length))
     outs, lses, _ = zip(*found, strict=True)
     return torch.cat(outs), None if lses[0] is None else torch.cat(lses), {}
@@ -83,8 +83,10 @@ def _of(place: Place, batch: int) -> int | None:
     return place
 
 
-def _own(table: Tensor, axes: int, batch: int) -> Tensor:
-    return table[batch : batch + 1] if table.dim() > axes and table.shape[0] > 1 else table
+def _own(table: Table, given: Tensor, batch: int) -> Tensor:
+    """An input as one sequence has it, behind one for the batch where it has that axis or names it."""
+    batched = given.dim() > len(table.axes) or (len(table.axes) > 0 and table.axes[0].kind == "b")
+    return given[batch : batch + 1] if batched and given.shape[0] > 1 else given
 
 
 def _one(

@@ -11,6 +11,7 @@ from torch import Tensor
 from spdsl.diagnostics import error
 from spdsl.reference import attention, stages
 from spdsl.reference.worlds import World
+from spdsl.semantics.features import refuse_other_features
 from spdsl.semantics.graph import Attention, Merge, is_free
 from spdsl.semantics.nodes import BoundPattern, CheckedPattern
 from spdsl.semantics.shared_axes import check_shared
@@ -40,6 +41,7 @@ def carried_out(
     """The call with the arrays of all stages, and outputs and LSEs of the softmaxes."""
     graph = pattern.graph
     assert graph is not None
+    refuse_other_features(pattern, q.shape[3], v.shape[3])
     given = {table.name: _batched(tables[table.name], len(table.axes), table.axes[:1]) for table in pattern.tables}
     check_shared(pattern, {name: table.shape[0] for name, table in given.items()})
     world = World(

@@ -12,9 +12,9 @@ from spdsl.semantics.access import load
 from spdsl.semantics.expressions import Arg, Evaluator, Invocation
 from spdsl.semantics.graph import Attention, Mark, Merge, index_of, is_free, loads, on_side, ordered
 from spdsl.semantics.nesting import refines
-from spdsl.semantics.nodes import Apply, Attend, Const, Expr, Load, Side
+from spdsl.semantics.nodes import Apply, Attend, Const, Coord, Expr, Load, Side
 from spdsl.semantics.report import listing
-from spdsl.semantics.rewrite import free_axes, walk
+from spdsl.semantics.rewrite import free_axes, transform, walk
 from spdsl.semantics.selections import tensor
 from spdsl.semantics.values import POISON, Branch, Candidates, Merged, Poison, Scalar, TableRef, Value
 from spdsl.semantics.wording import excerpt
@@ -187,7 +187,7 @@ def _attention(ev: Evaluator, branch: Branch) -> Merged | None:
     for clause in (attend.keep, attend.bias, attend.sink_logit):
         if clause is not None and not _fits(ev, clause, rows, columns, branch.sources is not None):
             return None
-    keep = mark(ev, attend.keep)
+    keep = _inside_grids(ev, mark(ev, attend.keep), {rows, columns})
     for word in ("bias", "sink_logit"):
         clause = getattr(attend, word)
         if clause is not None and _has_pairs(ev, clause):
@@ -263,6 +263,19 @@ def mark(ev: Evaluator, keep: Expr) -> Expr:
         return spaces.add(ev, Mark(name=ev.unit.stage_name(), axes=axes, value=node, span=node.span)).expr
 
     return cut(keep)
+
+
+def _inside_grids(ev: Evaluator, keep: Expr, own: set[str]) -> Expr:
+    """What stages have chosen along axes of named grids is false for tokens outside of these, as comparisons are."""
+
+    def guarded(node: Expr) -> Expr | None:
+        if not isinstance(node, Load) or node.table not in ev.unit.stages:
+            return None
+        places = [index for index in node.indices if isinstance(index, Coord) and index.side in own]
+        grids = frozenset[tuple[Side, str]]().union(*(ev.unit.guards(each.side, each.axis) for each in places))
+        return build.conj(*(ev.unit.inside(side, grid).expr for side, grid in sorted(grids)), node) if grids else None
+
+    return transform(keep, guarded)
 
 
 def _is_of_one_space(node: Expr, dynamic: Callable[[Expr], bool]) -> bool:

@@ -172,6 +172,32 @@ def test_keys_that_do_not_exist_may_hold_anything() -> None:
     assert all(torch.isfinite(gradient).all() and (gradient[:, :, :2] == 0).all() for gradient in gradients)
 
 
+def test_inputs_that_name_the_batch_where_each_sequence_has_a_length() -> None:
+    text = """
+    pattern routed() {
+      input route: bool[b, h]
+      axis blk = token by 4
+      let chosen = score(Q, mean(K, per = k.blk)) |> only(k.blk < q.blk) |> top(1)
+      keep causal and (if route then chosen or k.blk == q.blk else q - k < 2)
+    }"""
+    pattern = program(text, heads=2, groups=1, head_dim=5)
+    q, k, v = tensors(2, 2, 1, 3, 11)
+    route = torch.tensor([[True, False], [False, True]])
+    whole, _ = reference.attend(pattern, q, k, v, tables={"route": route}, k_len=torch.tensor([11, 7]))
+    for batch, length in enumerate((11, 7)):
+        some = slice(batch, batch + 1)
+        own = q[some], k[some, :, :length], v[some, :, :length]
+        alone, _ = reference.attend(pattern, *own, tables={"route": route[some]})
+        torch.testing.assert_close(whole[some], alone)
+
+
+def test_a_grid_of_half_the_keys_covers_no_odd_number() -> None:
+    pattern = program("pattern halves() { grid (half: 2, i: n // 2)  keep q.half == k.half }")
+    assert reference.attend(pattern, *tensors(1, 1, 1, 6, 6))[0].shape == (1, 1, 6, 3)
+    with pytest.raises(SpatError, match="2 × 3 = 6 places, but there are 7 keys"):
+        reference.attend(pattern, *tensors(1, 1, 1, 7, 7))
+
+
 def test_rows_before_the_first_position_are_padding() -> None:
     pattern = library("causal")
     q, k, v = tensors(2, 1, 1, 4, 4)
