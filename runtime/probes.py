@@ -1,6 +1,7 @@
 """The rows of queries that a condition may hold for: what a probe such as `q >= n - 64` leaves.
 
-From: a condition on pairs, and the sizes of a call.  To: a range of rows.  Nothing is asked of the device.
+From: a condition on pairs, or a stage and those that read it, and the sizes of a call.  To: a range of rows.  Nothing
+is asked of the device.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from bisect import bisect_left
 from functools import lru_cache, partial
 
 from spdsl.runtime.evaluate import value_of
+from spdsl.semantics.graph import Pool, Select, Softmax, Stage, StageGraph, loads, parts
 from spdsl.semantics.nodes import Apply, Const, Expr, Extent, Index
 from spdsl.semantics.rewrite import conjuncts, walk
 
@@ -33,6 +35,26 @@ def probed_rows(condition: Expr, nq: int, n: int, q_start: int) -> range:
         else:
             first = max(first, change)
     return range(first, max(first, end))
+
+
+def rows_looked_at(graph: StageGraph, stage: Stage, nq: int, n: int, q_start: int) -> range:
+    """The rows of a stage over queries outside of which those that read it look at nothing."""
+    if any(stage.name in loads(value) for value in (graph.result, *(each.value for each in graph.exports))):
+        return range(nq)
+    read = list[range]()
+    for reader in graph.stages:
+        if not any(stage.name in loads(part) for part in parts(reader)):
+            continue
+        match reader:
+            case Pool(only=only) | Softmax(only=only) | Select(only=only):
+                rows = probed_rows(only, nq, n, q_start)
+                if "q" in reader.axes:
+                    asked = rows_looked_at(graph, reader, nq, n, q_start)
+                    rows = range(max(rows.start, asked.start), min(rows.stop, asked.stop))
+                read += [rows] if len(rows) else []
+            case _:
+                return range(nq)
+    return range(min((rows.start for rows in read), default=0), max((rows.stop for rows in read), default=0))
 
 
 def _holds(clause: Expr, row: int, nq: int, n: int, q_start: int) -> bool:

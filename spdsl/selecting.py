@@ -20,6 +20,7 @@ from spdsl.runtime.calls import Call
 from spdsl.runtime.checks import check_tensors
 from spdsl.runtime.lines import Lines
 from spdsl.runtime.narrowed import outer_of
+from spdsl.runtime.probes import rows_looked_at
 from spdsl.selection_costs import Selection
 from spdsl.semantics.graph import (
     Attention,
@@ -29,6 +30,7 @@ from spdsl.semantics.graph import (
     Pool,
     Score,
     Select,
+    Softmax,
     Stage,
     StageGraph,
     is_free,
@@ -303,6 +305,9 @@ def _keys(graph: StageGraph, lines: Lines, stage: Stage) -> int:
 
 def _stage(graph: StageGraph, stage: Stage, text: str, lines: Lines, kept: int) -> StageReport:
     numbers = lines.batch * math.prod(lines.size(axis) for axis in stage.axes)
+    if isinstance(stage, Score | Softmax) and "q" in stage.axes and lines.nq:
+        # Where a probe reads it, no others are computed.
+        numbers = numbers // lines.nq * len(rows_looked_at(graph, stage, lines.nq, lines.n, lines.q_start))
     products = 0
     if isinstance(stage, Score):
         own = on_side(stage.axes, "k")

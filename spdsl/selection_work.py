@@ -18,7 +18,7 @@ from spdsl.drawn_sets import Shapes, sources
 from spdsl.launched import Launched, Launches, Operation, held_bytes
 from spdsl.runtime.inputs import arrays_of
 from spdsl.runtime.memo import Memo
-from spdsl.runtime.probes import probed_rows
+from spdsl.runtime.probes import probed_rows, rows_looked_at
 from spdsl.semantics.graph import TENSORS, Pool, Score, Select, Softmax, loads, on_side, parts
 from spdsl.semantics.nodes import Expr
 
@@ -140,8 +140,11 @@ def _kept(shapes: Shapes, score: Score, only: Expr) -> float:
         return 1.0
     lines = shapes.lines
     count = lines.size(own)
-    rows = probed_rows(only, count, lines.n, lines.q_start) if own == "q" else range(count)
-    if not len(rows) or not count:
+    rows = looked_at = range(count)
+    if own == "q":
+        rows = probed_rows(only, count, lines.n, lines.q_start)
+        looked_at = rows_looked_at(shapes.graph, score, count, lines.n, lines.q_start)
+    if not len(rows) or not len(looked_at):
         return 0.0
     some = torch.tensor([rows[len(rows) * at // _ROWS] for at in range(min(_ROWS, len(rows)))])
     found = arrays_of(shapes.pattern, shapes.inputs, grad=False).filter(only, score.axes, some, Memo())
@@ -149,4 +152,4 @@ def _kept(shapes: Shapes, score: Score, only: Expr) -> float:
     keys = on_side(score.axes, "k")
     columns = 1 if keys is None else lines.size(keys)
     share = float(found.double().mean())
-    return min(1.0, share + _TILE / 2 / columns if share else 0.0) * len(rows) / count
+    return min(1.0, share + _TILE / 2 / columns if share else 0.0) * min(1.0, len(rows) / len(looked_at))

@@ -23,10 +23,11 @@ def tell(made: Foretelling, generated: tuple[str, ...], *, as_json: bool) -> Non
     short = made.is_short()
     with progress("selecting and counting" if short else "counting", quiet=as_json):
         report = _report(made)
+    generated = (*generated, "q", "k") if short else generated
     if as_json:
         print_json({"ok": True, **report.as_dict(), "generated_inputs": list(generated)})
         return
-    note_generated((*generated, "q", "k") if short else generated)
+    note_generated(generated)
     typer.echo(report.text())
 
 

@@ -91,6 +91,15 @@ def test_explain_counts_candidates_alone(spdsl: Spdsl) -> None:
     assert f"{4 * 256 * 8:,} numbers, {4 * 256 * 8 * 16:,} multiply-adds" in answer.out
 
 
+def test_explain_counts_the_rows_of_a_probe_alone(spdsl: Spdsl) -> None:
+    words = ("-n", "256", *SMALL, "-p", "cap=16", "-p", "probe=8", "--target", "cpu", "--json")
+    report = json.loads(spdsl("explain", "snapkv", *words).out)
+    # Four heads, 8 queries, 256 keys, 16 features.
+    assert [stage["numbers"] for stage in report["stages"][:2]] == [4 * 8 * 256] * 2
+    assert report["products"] == 4 * 8 * 256 * 16
+    assert report["generated_inputs"] == ["q", "k"]
+
+
 def test_explain_tells_the_size_of_exports(spdsl: Spdsl) -> None:
     answer = spdsl(
         "explain", "delta", "-n", "128", *SMALL, "-p", "page=8", "-p", "picks=3", "--layer", "14", "--target", "cpu"
