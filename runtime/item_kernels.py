@@ -38,6 +38,15 @@ def items_of(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def written(row, tile, items, width, LISTED: tl.constexpr, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Which rows of the results are those of a tile of items, also of items that do not exist or meet no key."""
+    if LISTED:
+        return row < (tile // tl.cdiv(width, BLOCK_M) + 1) * width
+    else:  # noqa: RET505
+        return tile * BLOCK_M + tl.arange(0, BLOCK_M) < items
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def stretch(exist, first, last, tile, width, key_width, n, LISTED: tl.constexpr, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
     """Which keys a tile of items goes through: places in the list of its member, or positions."""
     if LISTED:
@@ -123,10 +132,7 @@ def attend(  # type: ignore[no-untyped-def]
     kept = divisor > 0
     total = total / tl.where(kept, divisor, 1.0)[:, None]
     feature = tl.arange(0, BLOCK_DV)
-    if LISTED:
-        exist = row < (tile // tl.cdiv(width, BLOCK_M) + 1) * width
-    else:
-        exist = tile * BLOCK_M + tl.arange(0, BLOCK_M) < items
+    exist = written(row, tile, items, width, LISTED, BLOCK_M)
     to = owner * items + row
     mask = exist[:, None] & (feature < DV)[None, :]
     tl.store(out + to[:, None] * DV + feature[None, :], total.to(out.dtype.element_ty), mask=mask)
@@ -187,10 +193,7 @@ def of_queries(  # type: ignore[no-untyped-def]
         change = weight * (product(given, tl.trans(values), EXACT) - less[:, None])
         total += product(change.to(there.dtype), there, EXACT)
     feature = tl.arange(0, BLOCK_D)
-    if LISTED:
-        exist = row < (tile // tl.cdiv(width, BLOCK_M) + 1) * width
-    else:
-        exist = tile * BLOCK_M + tl.arange(0, BLOCK_M) < items
+    exist = written(row, tile, items, width, LISTED, BLOCK_M)
     tl.store(d_q + to[:, None] * D + feature[None, :], total * scale, mask=exist[:, None] & (feature < D)[None, :])
 
 
