@@ -139,8 +139,6 @@ CASES = (
         heads=4,
         groups=4,
         inputs=_search,
-        why="with gradients, whose steps are not repeated at this length: kernels take 19 of the 242 ms, the rest is "
-        "the host, which decides everything anew",
     ),
     Case(
         pattern="superlinear",
@@ -148,8 +146,6 @@ CASES = (
         heads=4,
         groups=4,
         inputs=_search,
-        why="with gradients, 217 launches and operations of torch, which the host asks for one by one; it holds up the "
-        "forward, too (1.05 of 1.07 ms), which took 1.83 in another run",
     ),
     Case(
         pattern="routing",

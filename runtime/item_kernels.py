@@ -157,10 +157,12 @@ def of_queries(  # type: ignore[no-untyped-def]
     q, k, v, out, lse, d_out, d_lse, shares, delta, d_q, rows, low, high, columns, scale,
     items, width, keys, key_width, nq, n, q_start, heads, ratio,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n,
+    KNOWN: tl.constexpr,
     LISTED: tl.constexpr, CAUSAL: tl.constexpr, EXACT: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the query of each item, fp32 ``[owners, items, d]``, and what weights are compared with."""
+    """The gradient of the query of each item, fp32 ``[owners, items, d]``, and what weights are compared with, unless
+    it is ``KNOWN``."""
     tile = tl.program_id(0)
     owner = tl.program_id(1).to(tl.int64)
     batch, head = owner // heads, owner % heads
@@ -172,12 +174,17 @@ def of_queries(  # type: ignore[no-untyped-def]
     k += batch * k_b + head // ratio * k_h
     v += batch * v_b + head // ratio * v_h
     to = owner * items + row
-    given = given_to(d_out, shares, owner, row, query, exist, items, nq, LISTED, DV, BLOCK_DV)
-    made = gathered(out + owner * items * DV, row, exist, DV, DV, BLOCK_DV).to(tl.float32)
-    less = tl.sum(given * made, 1)
-    if not LISTED:
-        less -= tl.load(d_lse + to, mask=exist, other=0.0)
-    tl.store(delta + to, less, mask=exist)
+    # An item without keys of its own may have some in common with others.
+    found = exist if LISTED else written(row, tile, items, width, LISTED, BLOCK_M)
+    given = given_to(d_out, shares, owner, row, query, found, items, nq, LISTED, DV, BLOCK_DV)
+    if KNOWN:
+        less = tl.load(delta + to, mask=found, other=0.0)
+    else:
+        made = gathered(out + owner * items * DV, row, found, DV, DV, BLOCK_DV).to(tl.float32)
+        less = tl.sum(given * made, 1)
+        if not LISTED:
+            less -= tl.load(d_lse + to, mask=found, other=0.0)
+        tl.store(delta + to, less, mask=found)
     log = tl.load(lse + to, mask=exist, other=float("-inf")) * 1.4426950408889634
     some = log > float("-inf")
     log = tl.where(some, log, 0.0)
@@ -202,10 +209,12 @@ def of_keys(  # type: ignore[no-untyped-def]
     q, k, v, lse, d_out, shares, delta, d_k, d_v, rows, low, high, columns, starts, scale,
     items, width, keys, key_width, nq, n, q_start, starts_tiles, heads, ratio,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n,
+    ADDED: tl.constexpr,
     LISTED: tl.constexpr, CAUSAL: tl.constexpr, EXACT: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of keys and values: of each listed one a row in fp32, else of all that heads share, as they are."""
+    """The gradients of keys and values: of each listed one a row in fp32, else of all that heads share, as they are,
+    ``ADDED`` to what stands there."""
     tile = tl.program_id(0)
     which = tl.program_id(1).to(tl.int64)
     if LISTED:
@@ -255,9 +264,16 @@ def of_keys(  # type: ignore[no-untyped-def]
     feature, feature_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     at = which * (keys if LISTED else n) + to
     mask = inside[:, None] & (feature < D)[None, :]
-    tl.store(d_k + at[:, None] * D + feature[None, :], (of_key * scale).to(d_k.dtype.element_ty), mask=mask)
+    to_key = d_k + at[:, None] * D + feature[None, :]
+    of_key = of_key * scale
+    if ADDED:
+        of_key += tl.load(to_key, mask=mask, other=0.0).to(tl.float32)
+    tl.store(to_key, of_key.to(d_k.dtype.element_ty), mask=mask)
     mask = inside[:, None] & (feature_v < DV)[None, :]
-    tl.store(d_v + at[:, None] * DV + feature_v[None, :], of_value.to(d_v.dtype.element_ty), mask=mask)
+    to_value = d_v + at[:, None] * DV + feature_v[None, :]
+    if ADDED:
+        of_value += tl.load(to_value, mask=mask, other=0.0).to(tl.float32)
+    tl.store(to_value, of_value.to(d_v.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spdsl.codegen.binaries import options_of
 from spdsl.runtime import item_kernels as kernels
+from spdsl.runtime import member_kernels as of_members
 from spdsl.runtime.plain import start_given
 
 LARGEST = 256
@@ -21,6 +22,9 @@ LARGEST = 256
 
 _WIDE = 128
 """Features up to which tiles have 64 rows of 16 bits, so that two fit a multiprocessor; else half of them."""
+
+_TILES, _ROWS, _NUMBERS = 64, 64, 1024
+"""Tiles of keys, rows, and numbers of a program beside those that attend."""
 
 _NARROW = 64
 """Features up to which four warps have the registers for a tile."""
@@ -164,11 +168,27 @@ class Launches:
         delta = torch.empty_like(lse)
         tensors = (self.q, self.k, self.v, out, lse, d_out, d_lse, shares, delta, d_q, *self.rows)
         arguments = (*tensors, self.scale, *self.numbers, *self.heads, *self.strides)
-        self.start(kernels.of_queries, (self.tiles, self.owners, 1), arguments, "delta", "d_q")
+        self.start(kernels.of_queries, (self.tiles, self.owners, 1), arguments, "delta", "d_q", KNOWN=False)
         return d_q, delta
 
-    def of_keys(self, lse: Tensor, d_out: Tensor, shares: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of keys and values: fp32 ``[batch, heads, listed, …]``, or as they are."""
+    def of_known(self, lse: Tensor, d_out: Tensor, delta: Tensor) -> Tensor:
+        """As `of_queries`, where what `of_keys` needs is known."""
+        d_q = self.q.new_empty((*lse.shape, self.q.shape[-1]), dtype=torch.float32)
+        tensors = (self.q, self.k, self.v, d_out, lse, d_out, lse, lse, delta, d_q, *self.rows)
+        arguments = (*tensors, self.scale, *self.numbers, *self.heads, *self.strides)
+        self.start(kernels.of_queries, (self.tiles, self.owners, 1), arguments, "d_q", KNOWN=True)
+        return d_q
+
+    def of_keys(
+        self,
+        lse: Tensor,
+        d_out: Tensor,
+        shares: Tensor,
+        delta: Tensor,
+        earlier: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of keys and values: fp32 ``[batch, heads, listed, …]``, or as they are, added to those that
+        there are from ``earlier`` on."""
         match self.given:
             case Lists(keys=keys):
                 shape: tuple[int, ...] = (*keys.shape[:2], keys.shape[2] * keys.shape[3])
@@ -176,10 +196,14 @@ class Launches:
             case Stretches() as stretches:
                 shape, dtype, tiles = self.k.shape[:3], self.k.dtype, -(-self.k.shape[2] // self.block)
                 starts = met(stretches, tiles, self.block)
-        d_k, d_v = (self.q.new_empty((*shape, each.shape[-1]), dtype=dtype) for each in (self.k, self.v))
+        if earlier is None:
+            d_k, d_v = (self.q.new_empty((*shape, each.shape[-1]), dtype=dtype) for each in (self.k, self.v))
+        else:
+            d_k, d_v = earlier
         tensors = (self.q, self.k, self.v, lse, d_out, shares, delta, d_k, d_v, *self.rows, starts)
         arguments = (*tensors, self.scale, *self.numbers, tiles, *self.heads, *self.strides)
-        self.start(kernels.of_keys, (tiles, shape[0] * shape[1], 1), arguments, "d_k", "d_v")
+        grid = (tiles, shape[0] * shape[1], 1)
+        self.start(kernels.of_keys, grid, arguments, "d_k", "d_v", ADDED=earlier is not None)
         return d_k, d_v
 
 
@@ -190,11 +214,35 @@ def power(number: int) -> int:
 
 def met(stretches: Stretches, tiles: int, block: int) -> Tensor:
     """From which item on, and up to which, some may meet each tile of keys: int32 ``[batch, heads, tiles, 2]``."""
-    sizes: Tensor = (stretches.high - stretches.low + 1).clamp(min=0).amax((2, 3))[..., None]
-    first = torch.arange(tiles, device=sizes.device, dtype=torch.int32) * block
-    ends = torch.stack([first - sizes + 1, (first + block).expand(*sizes.shape[:2], -1)], -1)
-    ends = ends.flatten(2).to(stretches.begins.dtype).contiguous()
-    found: Tensor = torch.searchsorted(stretches.begins, ends, out_int32=True).view(*sizes.shape[:2], tiles, 2)
+    longest = (stretches.high - stretches.low).amax((2, 3))
+    found = torch.empty(*longest.shape, tiles, 2, dtype=torch.int32, device=longest.device)
+    given = (stretches.begins, longest, found, stretches.order.shape[2], tiles, block)
+    grid = (-(-tiles // _TILES), longest.numel(), 1)
+    start_given(of_members.meet, grid, given, {"BLOCK": _TILES}, ("found",), options_of(4), found.device)
+    return found
+
+
+def from_members(d_out: Tensor, delta: Tensor, lse: Tensor, log: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of a softmax that members have in common, ``[batch, heads, nq, dv]``, and what `Launches.of_known`
+    needs: of members ``[batch, heads, members, nq, …]``, and the LSE of what they have in common."""
+    members, size = lse.numel() // max(1, log.numel()), d_out.shape[-1]
+    made, less = d_out.new_empty((*log.shape, size)), torch.empty_like(log)
+    given = (d_out, delta, lse, log, made, less, members, log.shape[2])
+    sizes = {"DV": size, "BLOCK_DV": power(size), "ROWS": _ROWS}
+    grid = (-(-log.shape[2] // _ROWS), log.shape[0] * log.shape[1], 1)
+    writes = ("d_common", "delta_common")
+    start_given(of_members.from_members, grid, given, sizes, writes, options_of(4), log.device)
+    return made, less
+
+
+def add_members(items: Tensor, shared: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The sum of numbers ``[batch, heads, members, …]`` over members, and of what they share."""
+    found = items.new_empty((*items.shape[:2], *items.shape[3:]), dtype=dtype)
+    size = found.shape[2:].numel()
+    given = (items, items if shared is None else shared, found, items.shape[2], size)
+    sizes = {"COMMON": shared is not None, "BLOCK": _NUMBERS}
+    grid = (-(-size // _NUMBERS), items.shape[0] * items.shape[1], 1)
+    start_given(of_members.add_members, grid, given, sizes, ("found",), options_of(4), items.device)
     return found
 
 

@@ -12,8 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spdsl.runtime.items import Launches, Stretches, readable
+from spdsl.codegen.binaries import options_of
+from spdsl.runtime.items import Launches, Stretches, add_members, from_members, readable
+from spdsl.runtime.member_kernels import by_owner
+from spdsl.runtime.plain import start_given
 from spdsl.runtime.transforms import second_derivative
+
+_ITEMS = 1024
+"""Items of a program that puts them in order."""
 
 
 def in_order(low: Tensor, high: Tensor, nothing: int) -> Stretches:
@@ -26,6 +32,19 @@ def in_order(low: Tensor, high: Tensor, nothing: int) -> Stretches:
     order = keys.flatten().argsort(stable=True).view(first.shape)
     order = order - torch.arange(batch * heads, device=low.device).view(batch, heads, 1) * first.shape[2]
     return Stretches(low=low, high=high, order=order.int(), begins=first.gather(2, order))
+
+
+def sorted_by(keys: Tensor, low: Tensor, high: Tensor, nothing: int) -> Stretches:
+    """As `in_order`, by keys that are beginnings, those of each head behind all of the one before."""
+    batch, heads, members, nq = keys.shape
+    begins, order = keys.flatten().sort(stable=True)
+    items, shape = members * nq, (batch, heads, members * nq)
+    first, place = (torch.empty(shape, dtype=torch.int32, device=keys.device) for _ in range(2))
+    given = (begins, order, first, place, items, nothing + 1)
+    grid = (-(-items // _ITEMS), batch * heads, 1)
+    writes = ("first", "place")
+    start_given(by_owner, grid, given, {"BLOCK": _ITEMS}, writes, options_of(4), keys.device)
+    return Stretches(low=low, high=high, order=place, begins=first)
 
 
 def attend_stretches(
@@ -54,36 +73,29 @@ class _Stretched(torch.autograd.Function):
         own, *near = (
             Launches(q=q, k=k, v=v, given=each, scale=scale, q_start=start) for each in _stretches_of(stretches)
         )
-        out, lse = own.forward(q.dtype, near[0].forward() if near else None)
+        earlier = near[0].forward() if near else None
+        out, lse = own.forward(q.dtype, earlier)
         shape = stretches[0].shape
         ctx.numbers = scale, start
-        ctx.save_for_backward(q, k, v, out, lse, *stretches)
+        ctx.save_for_backward(q, k, v, out, lse, lse if earlier is None else earlier[1], *stretches)
         return out.view(*shape, v.shape[-1]), lse.view(shape)
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise second_derivative()
-        q, k, v, out, lse, *tensors = ctx.saved_tensors
+        q, k, v, out, lse, log, *tensors = ctx.saved_tensors
         scale, start = ctx.numbers
-        own, *near = _stretches_of(tensors)
+        own, *near = (
+            Launches(q=q, k=k, v=v, given=each, scale=scale, q_start=start) for each in _stretches_of(tensors)
+        )
         d_out = torch.zeros_like(out) if d_out is None else d_out.contiguous()
         d_lse = torch.zeros_like(lse) if d_lse is None else d_lse.contiguous()
-        found: list[Tensor] | None = None
-        for each in (own, *(_of_members(each, own) for each in near)):
-            run = Launches(q=q, k=k, v=v, given=each, scale=scale, q_start=start)
-            of_items, delta = run.of_queries(out, lse, d_out, d_lse, lse)
-            here = [of_items.view(*own.low.shape, -1).sum(2), *run.of_keys(lse, d_out, lse, delta)]
-            found = here if found is None else [one + two for one, two in zip(found, here, strict=True)]
-        assert found is not None
-        d_q, d_k, d_v = found
-        return d_q.to(q.dtype), d_k, d_v, None, None, *(None for _ in tensors)
-
-
-def _of_members(near: Stretches, own: Stretches) -> Stretches:
-    """The same intervals for every member."""
-    low, high = (each.expand(own.low.shape).contiguous() for each in (near.low, near.high))
-    queries, members = low.shape[3], low.shape[2]
-    order = near.order[..., None] + torch.arange(members, device=low.device, dtype=torch.int32) * queries
-    begins = near.begins.repeat_interleave(members, 2)
-    return Stretches(low=low, high=high, order=order.flatten(2), begins=begins)
+        of_items, delta = own.of_queries(out, lse, d_out, d_lse, lse)
+        of_items, shared, earlier = of_items.view(*tensors[0].shape, -1), None, None
+        for each in near:
+            # What all have in common is differentiated once.
+            d_near, less = from_members(d_out, delta, lse, log)
+            shared, earlier = each.of_known(log, d_near, less), each.of_keys(log, d_near, log, less)
+        d_k, d_v = own.of_keys(lse, d_out, lse, delta, earlier)
+        return add_members(of_items, shared, q.dtype), d_k, d_v, None, None, *(None for _ in tensors)

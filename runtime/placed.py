@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spdsl.semantics import build
 from spdsl.semantics.graph import Pool, Select, Stage, index_of
-from spdsl.semantics.nodes import Expr, Load
+from spdsl.semantics.nodes import Expr, Index, Load
 from spdsl.semantics.rewrite import conjuncts
 
 if TYPE_CHECKING:
@@ -36,15 +36,24 @@ def at_places(arrays: Arrays, stage: Stage) -> Tensor | None:
     if select.axes != (*stage.axes, "k"):
         return None
     from spdsl.runtime.narrowed import NotNarrowedError, Points, at_points
-    from spdsl.runtime.stripes import placed
+    from spdsl.runtime.stripes import placed, scores
 
     found = placed(arrays, select.name)
     if found is None:
         return None
     implied = {chosen, build.TRUE, *conjuncts(select.only)}
     rest = build.conj(*(each for each in conditions if each not in implied))
-    keys = found.places.transpose(2, 3).long()
-    there = keys >= 0
+    if rest == build.TRUE:
+        match stage.value:
+            case _ if stage.kind == "any":
+                return found.there
+            case Index(name="k"):
+                return found.places.clamp(min=0).long()
+            case _ if stage.value == select.value:
+                return scores(arrays, select.name, found)
+            case _:
+                pass
+    keys, there = found.places.transpose(2, 3).long(), found.there.transpose(2, 3)
     rows = arrays.lines.points_of_rows("q")
     at = Points(row="q", rows=rows, key="k", keys=keys.clamp(min=0), head=select.axes[0])
     try:
@@ -52,8 +61,7 @@ def at_places(arrays: Arrays, stage: Stage) -> Tensor | None:
             there = there & at_points(arrays, at, rest)
         if stage.kind == "any":
             return there.transpose(2, 3)
-        value = _known(select, stage.value, found.values) if not _differs(arrays) else None
-        value = at_points(arrays, at, stage.value) if value is None else value.transpose(2, 3)
+        value = at_points(arrays, at, stage.value)
     except NotNarrowedError:
         return None
     nothing = torch.zeros((), dtype=value.dtype, device=value.device)
@@ -66,13 +74,3 @@ def _ranked(arrays: Arrays, condition: Expr) -> Select | None:
     if not isinstance(stage, Select) or stage.rank is None or not isinstance(condition, Load):
         return None
     return stage if condition.indices[-len(stage.axes) :] == tuple(map(index_of, stage.axes)) else None
-
-
-def _known(select: Select, value: Expr, scores: Tensor) -> Tensor | None:
-    """What was ranked is known where it was chosen."""
-    return scores if value == select.value else None
-
-
-def _differs(arrays: Arrays) -> bool:
-    """Whether values may be differentiated."""
-    return torch.is_grad_enabled() and any(each.requires_grad for each in arrays.tensors.values())

@@ -126,8 +126,9 @@ class _Call:
         """A place for the gradient of a table, filled with zeros unless all of it is written."""
         reads = [read for read in self.floats if read.table == name]
         gradient = torch.empty_like(tensor)
-        view = self.view(reads[0], gradient)
-        whole = len(reads) == 1 and self.owns(reads[0], view) and view.numel() == gradient.numel()
+        views = [self.view(read, gradient) for read in reads]
+        alone = all(self.owns(read, view) for read, view in zip(reads, views, strict=True))
+        whole = alone and sum(view.numel() for view in views) == gradient.numel()
         return gradient if whole else gradient.zero_()
 
     def owns(self, read: Read, view: Tensor) -> bool:

@@ -63,6 +63,11 @@ def softmax(arrays: Arrays, stage: Softmax, rows: Tensor | None, memo: Memo) -> 
     """Shares of the entries that are present; 0 for all others."""
     dim = 1 + stage.axes.index(stage.over)
     value = arrays.full(stage.value, stage.axes, rows, memo)
+    if arrays.kernels and dim < value.dim() - 1 and value.numel():
+        from spdsl.runtime.share_kernels import shares_among
+
+        only = None if stage.only == TRUE else arrays.filter(stage.only, stage.axes, rows, memo)
+        return shares_among(value, only, dim)
     if stage.only != TRUE:
         value = value.masked_fill(~arrays.filter(stage.only, stage.axes, rows, memo), -torch.inf)
     if not value.shape[dim]:

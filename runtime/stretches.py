@@ -11,14 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from spdsl.codegen.binaries import options_of
+from spdsl.codegen.ends import Ends, emit_ends, ends
+from spdsl.codegen.load import load
 from spdsl.runtime.arrays import Arrays
 from spdsl.runtime.items import LARGEST, Stretches
-from spdsl.runtime.member_stretches import attend_stretches, in_order
+from spdsl.runtime.member_stretches import attend_stretches, in_order, sorted_by
 from spdsl.runtime.memo import Memo
+from spdsl.runtime.plain import start_given
 from spdsl.semantics import build
 from spdsl.semantics.graph import Attention, Mark, StageGraph, index_of, loads
 from spdsl.semantics.nodes import Apply, Const, Expr, Index, Load
@@ -26,6 +31,9 @@ from spdsl.semantics.rewrite import conjuncts, disjuncts, free_indices
 
 _MOST = 512
 """Graphs that are remembered."""
+
+_ROWS = 256
+"""Queries of a program that finds ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,11 +208,48 @@ def attended(given: Stretched, chosen: Arrays, q: Tensor, k: Tensor, v: Tensor) 
     return attend_stretches(q, k, v, own, near, scale, chosen.lines.q_start)
 
 
+_ends: dict[int, tuple[Interval, Ends | None, Any]] = {}
+"""The kernels of intervals, by their identity."""
+
+
+def _by_kernel(
+    arrays: Arrays, interval: Interval, axes: tuple[str, ...], shape: tuple[int, int, int, int]
+) -> Stretches | None:
+    """As `_stretches` of members, by kernels; None where they are left to torch."""
+    key = id(interval)
+    if key not in _ends:
+        if len(_ends) >= _MOST:
+            _ends.clear()
+        made = ends(interval.low, interval.high, interval.conditions)
+        module = None if made is None else load(emit_ends(made, arrays.lines.pattern.name))
+        _ends[key] = interval, made, module
+    _, given, module = _ends[key]
+    if given is None:
+        return None
+    memo, n = Memo(), arrays.lines.n
+    batch, heads, members, nq = shape
+    tensors: list[object] = []
+    for _, expr in given.reads:
+        found = arrays.filter(expr, axes, None, memo)
+        steps = (step if size > 1 else 0 for size, step in zip(found.shape, found.stride(), strict=True))
+        tensors += [found, *steps]
+    kind = torch.int32 if batch * heads * (n + 1) < 2**31 else torch.int64
+    low, high = (torch.empty(shape, dtype=torch.int32, device=arrays.lines.device) for _ in range(2))
+    keys = torch.empty(shape, dtype=kind, device=low.device)
+    grid = -(-nq // _ROWS), batch * heads * members, 1
+    arguments = (low, high, keys, *tensors, nq, n, members, heads)
+    start_given(module.ends, grid, arguments, {"BLOCK": _ROWS}, ("low", "high", "keys"), options_of(4), low.device)
+    return sorted_by(keys, low, high, n)
+
+
 def _stretches(
     arrays: Arrays, interval: Interval, axes: tuple[str, ...], shape: tuple[int, int, int, int]
 ) -> Stretches:
     """The intervals of a call, and the order of their beginnings; those of no keys begin behind all."""
     last, device = arrays.lines.n - 1, arrays.lines.device
+    found = _by_kernel(arrays, interval, axes, shape) if len(axes) == 3 else None
+    if found is not None:
+        return found
     memo = Memo()
 
     def of(expr: Expr) -> Tensor:

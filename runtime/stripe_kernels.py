@@ -98,3 +98,80 @@ def best_at(  # type: ignore[no-untyped-def]
         mask = (row < nq)[:, None] & (slot < PICKS)[None, :]
         tl.store(places + to, tl.where(exist, row[:, None] + q_start - distance, -1), mask=mask)
         tl.store(values + to, tl.where(exist, bits.to(tl.float32, bitcast=True), 0.0), mask=mask)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def at_place(places, grads, owner, pick, nq, row, key, exist, PICKS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The gradients of the scores of queries whose pick is this key; 0 for all others."""
+    at = (owner * PICKS + pick) * nq + row
+    same = exist & (tl.load(places + at, mask=exist, other=-1) == key)
+    return tl.load(grads + at, mask=same, other=0.0)
+
+
+@triton.jit(do_not_specialize=["nq"])  # type: ignore[untyped-decorator]
+def of_left(  # type: ignore[no-untyped-def]
+    right, places, grads, d_left, scale, nq, heads, own_heads, own_each, own_batches,
+    right_b, right_h, right_n, right_each,
+    PICKS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The gradient of queries ``[own batches, own heads, nq, D]``: of each the keys it has picked, by gradients."""
+    own = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    feature = tl.arange(0, BLOCK_D)
+    total = tl.zeros([BLOCK, BLOCK_D], tl.float32)
+    for other in range(own_batches * own_each):
+        batch = own // own_heads * own_batches + other // own_each
+        head = own % own_heads * own_each + other % own_each
+        for pick in range(PICKS):
+            at = ((batch * heads + head) * PICKS + pick) * nq + row
+            key = tl.load(places + at, mask=row < nq, other=-1)
+            grad = tl.load(grads + at, mask=key >= 0, other=0.0)
+            there = right + batch * right_b + head // right_each * right_h + key.to(tl.int64) * right_n
+            mask = (grad != 0.0)[:, None] & (feature < D)[None, :]
+            value = tl.load(there[:, None] + feature[None, :], mask=mask, other=0.0).to(tl.float32)
+            total += grad[:, None] * value
+    to = d_left + (own * nq + row)[:, None] * D + feature[None, :]
+    tl.store(to, (total * scale).to(d_left.dtype.element_ty), mask=(row < nq)[:, None] & (feature < D)[None, :])
+
+
+@triton.jit(do_not_specialize=["count", "nq", "n", "q_start"])  # type: ignore[untyped-decorator]
+def of_right(  # type: ignore[no-untyped-def]
+    left, distances, places, grads, d_right, scale, count, nq, n, q_start, heads, own_heads, own_each, own_batches,
+    left_b, left_h, left_n, left_each,
+    PICKS: tl.constexpr, FEW: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
+    UNROLL: tl.constexpr,
+):  # fmt: skip
+    """The gradient of keys ``[own batches, own heads, n, D]``: of each, distance by distance, the queries that have
+    picked it, by gradients."""
+    own = tl.program_id(1).to(tl.int64)
+    tile = tl.program_id(0)
+    key = tile * BLOCK + tl.arange(0, BLOCK)
+    feature = tl.arange(0, BLOCK_D)
+    # Distances descend: the first ones lead behind the last query, the last ones before the first.
+    begin, end = 0, 0
+    first, last = tile * BLOCK, tl.minimum(tile * BLOCK + BLOCK, n) - 1
+    for base in tl.range(0, count, BLOCK):
+        place = base + tl.arange(0, BLOCK)
+        distance = tl.load(distances + place, mask=place < count, other=-2147483648)
+        begin += tl.sum((distance > nq - 1 + q_start - first).to(tl.int32))
+        end += tl.sum(((distance >= q_start - last) & (place < count)).to(tl.int32))
+    total = tl.zeros([BLOCK, BLOCK_D], tl.float32)
+    for other in range(own_batches * own_each):
+        batch = own // own_heads * own_batches + other // own_each
+        head = own % own_heads * own_each + other % own_each
+        for step in tl.range(begin, end, loop_unroll_factor=UNROLL):
+            row = key + tl.load(distances + step) - q_start
+            exist = (key < n) & (row >= 0) & (row < nq)
+            weight = tl.zeros([BLOCK], tl.float32)
+            if FEW:
+                for pick in tl.static_range(PICKS):
+                    weight += at_place(places, grads, batch * heads + head, pick, nq, row, key, exist, PICKS)
+            else:
+                for pick in range(PICKS):
+                    weight += at_place(places, grads, batch * heads + head, pick, nq, row, key, exist, PICKS)
+            there = left + batch * left_b + head // left_each * left_h + row.to(tl.int64) * left_n
+            mask = (weight != 0.0)[:, None] & (feature < D)[None, :]
+            value = tl.load(there[:, None] + feature[None, :], mask=mask, other=0.0).to(tl.float32)
+            total += weight[:, None] * value
+    to = d_right + (own * n + key)[:, None] * D + feature[None, :]
+    tl.store(to, (total * scale).to(d_right.dtype.element_ty), mask=(key < n)[:, None] & (feature < D)[None, :])

@@ -1,8 +1,8 @@
 """Selections by rank among keys at set distances, such as stripes: scored there alone, never at all pairs.
 
 From: a selection of so many keys in their order (``top(n, rank = a)``) by products of vectors, whose candidates are a
-set of distances.  To: the key of each place in the order, and its score.  Time and memory are those of the candidates
-and of the results.
+set of distances.  To: the key of each place in the order, and its score, which is differentiable
+(`spdsl.runtime.picked_scores`).  Time and memory are those of the candidates and of the results.
 """
 
 from __future__ import annotations
@@ -53,11 +53,15 @@ class Striped:
 class Placed:
     """What has been chosen for each place in an order: keys, int32 ``[batch, heads, picks, nq]``, −1 for none.
 
-    ``values`` are their scores, fp32.
+    ``there``: whether there is one; ``values`` are their scores, fp32, and 0 for none.  They are products times
+    ``scale``, at one of the ``distances``, int32, descending.
     """
 
     places: Tensor
+    there: Tensor
     values: Tensor
+    distances: Tensor
+    scale: float
 
 
 def striped(pattern: BoundPattern, stages: dict[str, Stage], stage: Stage) -> Striped | None:
@@ -107,6 +111,7 @@ def placed(arrays: Arrays, name: str) -> Placed | None:
 
 def _placed(arrays: Arrays, found: Striped, head: str) -> Placed | None:
     from spdsl.codegen.binaries import options_of
+    from spdsl.runtime.picked_scores import strides_of
     from spdsl.runtime.plain import start_given
     from spdsl.runtime.stage_values import refuse_unequal
     from spdsl.runtime.stripe_kernels import best_at
@@ -127,11 +132,28 @@ def _placed(arrays: Arrays, found: Striped, head: str) -> Placed | None:
     constants = {"BLOCK": _ROWS, "UNROLL": _UNROLL}
     constants |= {"PICKS": found.picks, "POWER": max(2, power), "D": size, "BLOCK_D": 1 << (size - 1).bit_length()}
     arguments = (left, right, distances, places, values, scale, len(distances), lines.nq, lines.n, lines.q_start, heads)
-    strides = (*_strides(left, heads), *_strides(right, heads))
+    strides = (*strides_of(left, heads), *strides_of(right, heads))
     grid = (-(-lines.nq // _ROWS), lines.batch * heads, 1)
     writes = ("places", "values")
     start_given(best_at, grid, (*arguments, *strides), constants, writes, options_of(_WARPS), left.device)
-    return Placed(places=places, values=values)
+    return Placed(places=places, there=places >= 0, values=values, distances=distances, scale=scale)
+
+
+def scores(arrays: Arrays, name: str, made: Placed) -> Tensor:
+    """The scores of what such a selection has chosen, differentiable where its vectors are."""
+    found = striped(arrays.lines.pattern, dict(arrays.stages), arrays.stages[name])
+    if found is None or not _differs(arrays):
+        return made.values
+    from spdsl.runtime.picked_scores import picked_scores
+
+    over = found.score.over
+    left, right = (_vectors(arrays, expr, over, side) for expr, side in ((found.queries, "q"), (found.keys, "k")))
+    return picked_scores(left, right, made, arrays.lines.q_start)
+
+
+def _differs(arrays: Arrays) -> bool:
+    """Whether values may be differentiated."""
+    return torch.is_grad_enabled() and any(each.requires_grad for each in arrays.tensors.values())
 
 
 def _distances(only: Expr, n: int, nq: int, q_start: int) -> list[int]:
@@ -157,9 +179,3 @@ def _vectors(arrays: Arrays, expr: Expr, over: str, side: str) -> Tensor:
         found = arrays.full(expr, axes, None, Memo())
     found = found if heads is not None else found.unsqueeze(1)
     return found if found.stride(-1) == 1 else found.contiguous()
-
-
-def _strides(vectors: Tensor, heads: int) -> tuple[int, int, int, int]:
-    """Of batch, heads and rows, and how many heads share vectors."""
-    batch, own, rows = vectors.stride()[:3]
-    return batch if vectors.shape[0] > 1 else 0, own, rows, heads // vectors.shape[1]

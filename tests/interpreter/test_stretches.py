@@ -13,7 +13,7 @@ from torch import Tensor
 
 import spdsl
 from spdsl.pipeline import bound
-from spdsl.runtime import graphs
+from spdsl.runtime import graphs, ways
 from spdsl.runtime.inputs import arrays_of
 from spdsl.runtime.ranking import in_order
 
@@ -47,6 +47,24 @@ def test_output_and_gradients(
         results.append((out, *torch.autograd.grad(out.square().sum(), given)))
     for found, wanted in zip(*results, strict=True):
         assert torch.allclose(found.double(), wanted.double(), atol=2e-5)
+
+
+@pytest.mark.slow
+def test_steps_that_cannot_keep_all_that_is_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls repeat their steps however large the intervals are that all have in common."""
+    monkeypatch.setattr(ways, "KEPT", 1 << 9)
+    attn = spdsl.compile("superlinear", local=8, picks=2, backend="triton")
+    found = []
+    for _ in range(3):
+        given = tensors(1, 1, 1, 40, 40)
+        out = attn(*given[:3], Q1=given[3])
+        assert isinstance(out, Tensor)
+        found.append((out, *torch.autograd.grad(out.square().sum(), given)))
+    (kind,) = attn._direct._whole.values()
+    assert kind.ways is not None
+    assert kind.ways[0].nbytes <= 1 << 10  # what both hold counts twice
+    for first, last in zip(found[0], found[2], strict=True):
+        assert torch.equal(first, last)
 
 
 @pytest.mark.parametrize("common", ["q % 4 == 0", "not q % 4 == 0"])
