@@ -25,7 +25,7 @@ SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx94
 PARAMETERS: dict[str, dict[str, object]] = {"vsa": {"frames": 8, "height": 32, "width": 32}}
 NAMES = (
     "moba", "nsa", "infllm_v2", "seer_attention", "vsa", "quest", "dsa", "xattention", "dma", "llsa", "hip",
-    "flashprefill", "vertical_slash",
+    "flashprefill", "vertical_slash", "dhsa",
 )  # fmt: skip
 QUICK = (
     ("infllm_v2", "sm_90"),
@@ -35,7 +35,7 @@ QUICK = (
     ("hip", "sm_90"),
     ("vertical_slash", "gfx942"),
 )
-TERMS = {name: Terms(queries=3, keys=3) for name in ("vsa", "seer_attention")} | {
+TERMS = {name: Terms(queries=3, keys=3) for name in ("vsa", "seer_attention", "dhsa")} | {
     "llsa": LONG,
     "hip": Terms(queries=1, keys=1),
 }
@@ -79,7 +79,9 @@ def types_of(kernel: ChainKernel) -> tuple[dict[str, str], dict[str, Any]]:
     given = kernel.arguments
     types = {"keys": "*i32", "row_ends": "*i32", "sums": "*fp32"} | {name: "fp32" for name, _ in given.factors}
     types |= {sums.name: "*fp32" for sums in given.sums} | {f"t_{name}": "*fp32" for name, _ in given.tables}
-    types |= {"lists": "*i32"} | {name: "*fp32" for name, _ in given.arrays}
+    types |= {"lists": "*i32"} | {name: "*fp32" for name, _ in (*given.arrays, *given.pairs)}
+    types |= {name: "*i64" for name, _ in given.reduced} | {"t_cut": "*i32"}
+    types |= {"left_here": "*fp32"} if kernel.role == "pairs" else {}
     fixed: dict[str, Any] = {}
     for each in given.vectors:
         types[each.name] = "*bf16"
