@@ -178,8 +178,7 @@ CASES = (
     Case(
         pattern="sparge",
         n=65536,
-        why="means of random blocks differ so little that 95 % of the mass takes 83 % of all blocks, whose walk "
-        "took 59 ms in an earlier run; lists of tiles are some 690 operations of torch, for which the host takes 26",
+        why="means of random blocks differ so little that 95 % of the mass takes 83 % of all blocks",
         **VIDEO,
     ),
     Case(

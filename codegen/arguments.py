@@ -74,6 +74,7 @@ def list_arguments(frame: Frame, *, turns: bool = False) -> tuple[Argument, ...]
             if turns and isinstance(frame.kernel.walk, ListWalk) and frame.kernel.turned is None
             else ()
         ),
+        *((Argument(name="list_bits", type="*i32", note="blocks of each tile"),) if frame.held > 1 else ()),
         Argument(name="list_stride_b", type="i32"),
         Argument(name="list_stride_h", type="i32"),
         *(() if isinstance(frame.kernel.walk, ListWalk) or not batched else (reach,)),

@@ -86,9 +86,18 @@ class Frame:
         return isinstance(self.kernel.walk, ListWalk)
 
     @property
+    def held(self) -> int:
+        """How many blocks that queries have picked a tile of keys holds, of which lists tell one by one."""
+        return 1 if self.kernel.turned is None else self.kernel.turned.held
+
+    @property
     def heads_first(self) -> bool:
-        """Whether the first tiles of all heads start first: where programs take a whole SM for themselves."""
-        return self.kernel.kind == "fused"
+        """Whether the first tiles of all heads start first: where programs take a whole SM for themselves.
+
+        Not where rows are lists of what has been picked: as these differ, programs that start together do not stay
+        together, and what they read and add to is in the cache only if it is that of few heads.
+        """
+        return self.kernel.kind == "fused" and self.kernel.turned is None
 
     @property
     def spans(self) -> bool:
@@ -180,6 +189,9 @@ class Frame:
         found = both(None, truncated(keep))
         if self.kernel.picks is not None:
             found = packed_keep(self.kernel.picks, self.by)
+        if self.held > 1:
+            found = both(PICKED, found)
+        if self.kernel.picks is not None or self.held > 1:
             self.hoist.known(PICKED.name, len(self._scopes()) - 1)
         if self.by == "query" and not self.is_whole("k"):
             found = both(found, compare("lt", index("k"), Extent(name="n")))

@@ -20,6 +20,7 @@ from spdsl.codegen.blocks import (
     AddInTurn,
     Argument,
     Block,
+    BlockBits,
     BoxLanes,
     Corner,
     Define,
@@ -163,7 +164,7 @@ def _lower(plan: Plan, tiles: KernelPlan, *, ordered: bool) -> Kernel:
             ("ROWS", GROUP_ROWS),
             ("COLUMNS", COLUMNS),
             ("RING", tiles.stages),
-            ("NUMBERS", 2 if mode == "either" else 1),
+            ("NUMBERS", 1 + (mode == "either") + (computing.held > 1)),
         ),
         body=compute,
         fetch=fetch,
@@ -196,7 +197,7 @@ def _fetch(plan: Plan, tiles: KernelPlan, *, ordered: bool) -> tuple[tuple[Block
     def body(mode: Mode) -> tuple[Block, ...]:
         flag = FLAGS[mode] if only == "either" else None
         queries, outputs = (corner(frame, name, "q", shared=False) for name in ("Q", "dO"))
-        return *_numbered(frame), FetchTile(masked=flag, queries=queries, outputs=outputs)
+        return *_numbered(frame), FetchTile(masked=flag, bits=_bits(frame, only), queries=queries, outputs=outputs)
 
     pair = _pair(frame)
     down = _walks_down(tiles, ordered=ordered)
@@ -223,6 +224,11 @@ def _fetch(plan: Plan, tiles: KernelPlan, *, ordered: bool) -> tuple[tuple[Block
         *(() if by_head else setup),
         *heads,
     ), only
+
+
+def _bits(frame: Frame, mode: Mode) -> int | None:
+    """Which of the numbers that are told of a tile are the bits of its blocks, if it has several."""
+    return None if frame.held == 1 else 1 + (mode == "either")
 
 
 def _walks_down(tiles: KernelPlan, *, ordered: bool) -> bool:
@@ -256,6 +262,10 @@ def _compute(frame: Frame, mode: Mode, *, ordered: bool) -> tuple[Block, ...]:
     keep: Expr = frame.keep(exist)
     frame.hoist.share((keep,))
     keep_blocks, keep = frame.place_tile(keep)
+    at = _bits(frame, mode)
+    if at is not None:
+        assert frame.kernel.turned is not None
+        keep_blocks = (BlockBits(block=frame.kernel.turned.block, at=at), *keep_blocks)
     mask = Mask(target="p", keep=keep, span=plan.keep.span)
     body = (
         *_placed(frame),

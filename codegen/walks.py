@@ -228,10 +228,14 @@ def _flat_slot(part: _Bounds, walker: Walker) -> tuple[Loop, ...]:
     )
 
 
-def _flagged(flag: bool, tile: Expr, full_low: Expr, full_high: Expr, walker: Walker) -> tuple[Block, ...]:
+def _flagged(
+    flag: bool, tile: Expr, full_low: Expr, full_high: Expr, walker: Walker, test: Expr | None = None
+) -> tuple[Block, ...]:
+    """The blocks of a tile, which is masked outside of what is full, or where a ``test`` says so."""
     if not flag:
         return walker.body("masked")
     masked = either(compare("lt", tile, full_low), compare("ge", tile, full_high))
+    masked = masked if test is None else either(test, masked)
     return (Define(name="masked", value=masked), *walker.body("either"))
 
 
@@ -365,13 +369,19 @@ def _turned(turned: Turned, walker: Walker) -> tuple[tuple[Block, ...], tuple[Bl
     at = Define(name="at", value=sub(sub(add(begin, end), number(1)), index("t"))) if walker.down else None
     turn = index("t") if at is None else index("at")
     run: tuple[Block, ...] = (ListedTile(variable=walker.tile, at=turn),)
+    listed = turn
     if parts > 1:
         place = Define(name="place", value=_truncated_turns(floordiv(turn, number(parts))))
         tile = add(mul(index("run"), number(parts)), _truncated_turns(mod(turn, number(parts))))
-        run = (place, ListedTile(variable="run", at=index("place")), Define(name=walker.tile, value=tile))
+        listed = index("place")
+        run = (place, ListedTile(variable="run", at=listed), Define(name=walker.tile, value=tile))
     run = run if at is None else (at, *run)
     flag = turned.bounds.full is not None
-    body = (*run, *_flagged(flag, index(walker.tile), part.full_low, part.full_high, walker))
+    test: Expr | None = None
+    if turned.held > 1:
+        run = (*run, ListedTile(variable="bits", at=listed, of="bits"))
+        test = compare("ne", index("bits"), number((1 << turned.held) - 1))
+    body = (*run, *_flagged(flag, index(walker.tile), part.full_low, part.full_high, walker, test))
     note = "tiles of queries that have picked the block"
     return (*part.setup, ListBounds(row="j")), (Loop(variable="t", low=begin, high=end, body=body, note=note),)
 

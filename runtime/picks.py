@@ -182,6 +182,11 @@ def turned(given: Tensor, key: Hashable, make: Callable[[], Transposed]) -> Tran
     return _remembered(_turned, key, (given,), make)
 
 
+def passing(given: Tensor, key: Hashable, make: Callable[[], TileList]) -> TileList:
+    """Lists of tiles that ``make`` makes of picks, those of a moment ago where these are the same."""
+    return _remembered(_passing, key, (given,), make)
+
+
 def _remembered(recent: ByContent[T], key: Hashable, given: tuple[Tensor, ...], make: Callable[[], T]) -> T:
     """What was made of these picks, and is kept; not in a CUDA graph, which is replayed with other ones."""
     return make() if captured(given[0]) else recent.get(key, given, None, make, compare=False)

@@ -14,9 +14,13 @@ from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import Turned
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.checks import refuse_many
-from spdsl.runtime.picks import transposed, turned, with_heads
+from spdsl.runtime.picks import carried, coarser, passing, transposed, turned, with_heads
 from spdsl.runtime.split import order_of
 from spdsl.runtime.visits import Visits, list_visits
+
+SPARSEST = 4
+"""Of how many blocks a list has room for one, up to which what has been picked is noted for all of them; of shorter
+lists it is sorted."""
 
 
 def turned_lists(call: Call, kernel: KernelPlan) -> TileList:
@@ -61,20 +65,28 @@ class _Request:
 
     def lists(self, given: Tensor) -> TileList:
         """The lists."""
-        walk, (batch, heads, groups) = self.walk, self.shape
+        walk, (batch, heads, _) = self.walk, self.shape
         table, blocks = with_heads(given, self.axes), -(-self.n // walk.block)
         owners = heads // walk.heads
         # Kernels count tiles of queries, of which a run may hold several.
         tiles = batch * owners * given.shape[-2] * given.shape[-1] * self.parts
         refuse_many(tiles, "tiles of all heads' picks")
         key = (walk.rows, walk.block, walk.heads, self.shape, self.n, "by head")
+        if walk.held > 1:
+            lists = passing(
+                given, (key, walk.held), lambda: by_tiles(table.expand(batch, owners, -1, -1), blocks, walk.held)
+            )
+            return self._ordered(lists, given)
         found = turned(given, key, lambda: transposed(table.expand(batch, owners, -1, -1), blocks))
         begin, end = (self._tiles(each, owners, blocks) for each in (found.starts[:-1], found.starts[1:]))
-        lists = TileList(begin=begin, middle=begin, end=end, tiles=found.runs)
+        return self._ordered(TileList(begin=begin, middle=begin, end=end, tiles=found.runs), given)
+
+    def _ordered(self, lists: TileList, given: Tensor) -> TileList:
+        """The lists, with an order of rows where long ones are cut."""
         if not self.splits:
             return lists
-        order = order_of(lists, batch, groups, given.shape[-2] * (heads // groups))
-        return TileList(begin=begin, middle=begin, end=end, tiles=found.runs, order=order)
+        batch, heads, groups = self.shape
+        return replace(lists, order=order_of(lists, batch, groups, given.shape[-2] * (heads // groups)))
 
     def _tiles(self, starts: Tensor, owners: int, blocks: int) -> Tensor:
         """Numbers of blocks, one after the other, for every query head and every tile of keys."""
@@ -83,6 +95,23 @@ class _Request:
         parts = self.walk.block // self.block
         found = found if parts == 1 else found.repeat_interleave(parts, 2)[..., : -(-self.n // self.block)]
         return found.to(torch.int32).contiguous()
+
+
+def by_tiles(lists: Tensor, blocks: int, held: int) -> TileList:
+    """The runs that have picked any of the ``held`` blocks of each tile of keys, with a bit for each of these."""
+    batch, heads, _, most = lists.shape
+    tiles = -(-blocks // held)
+    noted = tiles * lists.shape[:-1].numel()
+    if lists.device.type == "cuda" and blocks <= SPARSEST * most and noted < 1 << 31:
+        from spdsl.runtime.turned_kernels import bits_by_tile
+
+        begin, end, runs_of, bits = bits_by_tile(lists, blocks, held)
+        return TileList(begin=begin, middle=begin, end=end, tiles=runs_of, bits=bits)
+    coarse, bits_of = coarser(lists, 1, held, blocks)
+    found = transposed(coarse, tiles)
+    begin, end = (each.view(batch, heads, tiles).int() for each in (found.starts[:-1], found.starts[1:]))
+    bits = carried(bits_of, found).int()
+    return TileList(begin=begin.contiguous(), middle=begin, end=end.contiguous(), tiles=found.runs, bits=bits)
 
 
 def turned_visits(call: Call, kernel: KernelPlan) -> Visits:

@@ -247,7 +247,11 @@ def _turned(turned: Turned) -> tuple[str, ...]:
     who = f"of those {turned.rows} queries that have picked them, head by head"
     full = turned.bounds.full
     tested = "all of them are" if full is None else f"query tiles not in {_interval(full)} are"
-    return f"key tile j, of a block of {turned.block} keys, walks the tiles {who}", f"{tested} tested pair by pair"
+    if turned.held == 1:
+        return f"key tile j, of a block of {turned.block} keys, walks the tiles {who}", f"{tested} tested pair by pair"
+    some = "" if full is None else ", and so are those that have picked only some of its blocks"
+    own = f"key tile j, {turned.held} blocks of {turned.block} keys, walks the tiles {who}"
+    return own, f"{tested} tested pair by pair{some}"
 
 
 def _picked(slot: Slot, kernel: KernelPlan) -> str:

@@ -28,6 +28,7 @@ from spdsl.codegen.blocks.distances import DistancePositions, DistanceProgram, L
 from spdsl.codegen.blocks.fused import (
     AddBegin,
     AddInTurn,
+    BlockBits,
     ClearSums,
     FetchEnd,
     FetchOwn,
@@ -139,6 +140,7 @@ __all__ = [
     "AddPart",
     "Argument",
     "Block",
+    "BlockBits",
     "BlockGraph",
     "BoxLanes",
     "BoxPositions",

@@ -20,11 +20,21 @@ class FetchOwn:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchTile:
     """The copying warp loads tile ``i`` of Q and dO, with LSE and delta, into the next place of the ring, and says
-    which it is; ``masked`` is told if it differs from tile to tile."""
+    which it is; ``masked`` is told if it differs from tile to tile, and at ``bits`` those of its blocks of keys."""
 
     masked: Expr | None
+    bits: int | None
     queries: Corner
     outputs: Corner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockBits:
+    """Name ``picked``, whether queries of the tile have picked the block of a key, ``block`` keys each, from the bits
+    that are told at ``at``."""
+
+    block: int
+    at: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from spdsl.codegen.blocks.distances import DistancePositions, DistanceProgram, L
 from spdsl.codegen.blocks.fused import (
     AddBegin,
     AddInTurn,
+    BlockBits,
     FetchEnd,
     FetchOwn,
     FetchTile,
@@ -246,6 +247,7 @@ Block: TypeAlias = (
     | WriteOut
     | FetchOwn
     | FetchTile
+    | BlockBits
     | FetchEnd
     | FetchedTiles
     | ToldTiles

@@ -40,10 +40,11 @@ class Searches:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedTile:
     """Read the walked tile's number from the lists, at ``at``, where ``where`` holds; it counts from the tile named
-    ``first``.  Of ``turns``: the place among the lists that is gone to in turn ``at``."""
+    ``first``.  Of ``turns``: the place among the lists that is gone to in turn ``at``.  Of ``bits``: which blocks of
+    the tile have been picked."""
 
     variable: str
     at: Expr
-    of: Literal["tiles", "turns"] = "tiles"
+    of: Literal["tiles", "turns", "bits"] = "tiles"
     first: str = ""
     where: Expr | None = None

@@ -145,8 +145,8 @@ def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = Non
         splits = target != "cpu" and _splits(kind, found.walk, problem, gradients)
         return replace(found, splits=splits, persistent=may_persist(found, problem))
 
+    is_turned = turning("fused", staged, problem, target, partial(_relation, staged, problem)) is not None
     dkdv = kernel("dkdv")
-    is_turned = dkdv.turned is not None
     found = Plan(
         problem=problem,
         keep=staged.keep,

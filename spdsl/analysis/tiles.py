@@ -111,8 +111,9 @@ class Turned:
     """By key, what queries have picked: whole runs of ``rows`` queries by the blocks of ``block`` keys in the lists of
     ``table``, each of which serves ``heads`` query heads that are neighbours.
 
-    A tile lies in one run and one block, so that lists say all of it but ``keep``.  ``bounds`` are those of ``keep`` by
-    tiles: those of ``full`` need no mask.
+    A tile lies in one run and one block, so that lists say all of it but ``keep``; or it holds ``held`` blocks, and
+    lists say with a bit for each which of them the run has picked.  ``bounds`` are those of ``keep`` by tiles: those
+    of ``full`` need no mask.
     """
 
     table: str
@@ -121,6 +122,7 @@ class Turned:
     heads: int
     keep: Expr
     bounds: Slot
+    held: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 From the stages of a set to the plan of such a kernel.  Where runs of queries and blocks of keys hold whole tiles,
 nothing is looked up for pairs: the transpose of what has been picked lists the tiles of each block of keys, for each
-head, and keys and values are read once for all heads that share them.
+head, and keys and values are read once for all heads that share them.  Where blocks are smaller than tiles, it lists
+what has picked any block of a tile.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from spdsl.analysis.specialising import copies_tiles, why_plain
 from spdsl.analysis.stages import Staged
 from spdsl.analysis.tiles import ListWalk, TileRelation, Turned
 from spdsl.semantics.nodes import Extent
+
+SMALLEST = 32
+"""Keys of the smallest blocks of which a tile holds several."""
 
 
 def turning(
@@ -55,6 +59,7 @@ def turning(
         heads=heads,
         keep=chosen.keep,
         bounds=one_slot(rest.by_key, tiles_in(Extent(name="nq"), tiles.block_q)),
+        held=max(1, tiles.block_k // chosen.block),
     )
     return KernelPlan(
         kind=kind,
@@ -80,9 +85,14 @@ def _within(tiles: Tiles, rows: int, block: int) -> Tiles:
 
 def _specialised_within(tiles: Tiles, rows: int, block: int) -> Tiles | None:
     """The same for the fused kernel: its two groups share a tile of queries by its rows, or by the columns of wide
-    heads; one group alone has all of a square tile of narrow heads, and two such programs share an SM."""
-    if rows % tiles.block_q == 0 and block % tiles.block_k == 0:
-        return tiles
+    heads; one group alone has all of a square tile of narrow heads, and two such programs share an SM.
+
+    Of narrow heads a whole tile takes half as long as its parts one by one: of two blocks it pays however few have been
+    picked, of four unless these are few and at random.
+    """
     narrow = tiles.block_q > GROUP_ROWS
+    held = narrow and tiles.block_k % block == 0 and block >= SMALLEST
+    if rows % tiles.block_q == 0 and (block % tiles.block_k == 0 or held):
+        return tiles
     fits = narrow and rows % GROUP_ROWS == 0 and block % GROUP_ROWS == 0
     return replace(tiles, block_q=GROUP_ROWS, block_k=GROUP_ROWS, stages=3) if fits else None

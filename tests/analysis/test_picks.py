@@ -24,11 +24,12 @@ def planned(
     target: str = "sm_90",
     picks: int = 4,
     dim: int = 128,
+    run: int = 64,
 ) -> Plan:
-    run = "q.run" if "q.run" in of else "q"
+    own = "q.run.last" if "q.run" in of else "q"
     text = (
-        f"pattern program() {{\n  axis blk = token by {block}\n  axis run = token by 64\n"
-        f"  input s: float[{of}, k.blk]\n  let chosen = s |> only(k.blk.first <= {run}{'.last' if '.' in run else ''}) "
+        f"pattern program() {{\n  axis blk = token by {block}\n  axis run = token by {run}\n"
+        f"  input s: float[{of}, k.blk]\n  let chosen = s |> only(k.blk.first <= {own}) "
         f"|> top({picks})\n  keep {keep}\n}}"
     )
     key = key_of(read(text), {}, None, None, deterministic=False)
@@ -139,6 +140,12 @@ def test_by_key_runs_that_pick_for_each_head_are_whole_tiles() -> None:
     large = planned("causal and chosen", of="h, q.run", heads=4, groups=2, block=128)
     assert large.fused is not None
     assert (large.fused.block_q, large.fused.block_k) == (64, 128)
+    several = planned("causal and chosen", of="h, q.run", heads=4, groups=4, dim=64, run=128, block=32)
+    assert several.fused is not None
+    assert several.fused.turned is not None
+    # A tile holds four blocks, of which lists tell one by one; other kernels gather them.
+    assert (several.fused.block_q, several.fused.block_k, several.fused.turned.held) == (128, 128, 4)
+    assert (several.dkdv.turned, several.forward.block_k) == (None, 128)
     both = planned("causal and (q - k < 300 or chosen)", of="h, q.run", heads=4, groups=2, block=128)
     assert [part.fused is not None for part in both.parts] == [True, True]
 

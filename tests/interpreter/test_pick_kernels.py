@@ -14,7 +14,16 @@ from torch import Tensor
 
 import spdsl
 from spdsl.diagnostics import SpatError
-from spdsl.runtime import checks, noted_unions, pick_kernels, picks, piece_kernels, plain
+from spdsl.runtime import (
+    checks,
+    noted_unions,
+    pick_kernels,
+    picks,
+    piece_kernels,
+    plain,
+    turned_kernels,
+    turned_lists,
+)
 from spdsl.runtime.runs import joined_lists, pieces_of, runs_of
 from tests.runtime.test_picks import lists
 
@@ -114,3 +123,28 @@ def test_a_call_says_of_which_pattern_lists_are_too_long(monkeypatch: pytest.Mon
     with pytest.raises(SpatError) as caught:
         spdsl.compile("moba", block=4, picks=2, backend="triton")(x, x, x)
     assert (caught.value.code, caught.value.place[:10]) == ("SP510", "moba.spat:")
+
+
+@pytest.mark.parametrize("held", [2, 4])
+@pytest.mark.parametrize(("runs", "most", "blocks"), [(5, 7, 11), (3, 2, 4)])
+def test_runs_by_tiles_of_several_blocks(held: int, runs: int, most: int, blocks: int) -> None:
+    _same_runs(lists((2, 3, runs, most), blocks, held), blocks, held)
+
+
+def test_runs_by_some_tiles_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turned_kernels, "HELD", 5 * 16)
+    monkeypatch.setattr(turned_kernels, "STEP", 16)
+    _same_runs(lists((1, 2, 9, 20), 31, 5), 31, 4)
+
+
+def _same_runs(table: Tensor, blocks: int, held: int) -> None:
+    picked = (table[..., None] == torch.arange(-(-blocks // held) * held)).any(-2).unflatten(-1, (-1, held))
+    wanted = (picked << torch.arange(held)).sum(-1, dtype=torch.int32).transpose(-1, -2).flatten(0, 2)
+    by_torch = turned_lists.by_tiles(table, blocks, held)
+    assert by_torch.bits is not None
+    of_torch = (by_torch.begin, by_torch.end, by_torch.tiles, by_torch.bits)
+    ways = (turned_kernels.bits_by_tile(table, blocks, held), of_torch)
+    for begin, end, runs, bits in ways:
+        for row, first, last in zip(wanted, begin.flatten().tolist(), end.flatten().tolist(), strict=True):
+            assert torch.equal(runs[first:last].long(), row.nonzero().flatten())
+            assert torch.equal(bits[first:last], row[row != 0])
