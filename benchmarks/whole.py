@@ -175,12 +175,7 @@ CASES = (
         heads=6,
         groups=2,
     ),
-    Case(
-        pattern="sparge",
-        n=65536,
-        why="means of random blocks differ so little that 95 % of the mass takes 83 % of all blocks",
-        **VIDEO,
-    ),
+    Case(pattern="sparge", n=65536, **VIDEO),
     Case(
         pattern="dhsa",
         inputs=_chunks,
