@@ -46,11 +46,21 @@ AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Members:
+    """Entries are members of blocks, ``each`` of one: of ``blocks``, int32 ``[chunks, rows, width]``, ascending, whose
+    rows are those of the lists that are written.  There are ``count`` members in all."""
+
+    blocks: Tensor
+    each: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
     """Rows of keys, int32 ``[chunks, rows, pitch]`` at the start of ``keys``, of which so many columns exist.
 
     How many there are in each row says ``ends``, int32 ``[chunks, tiles]`` from its element ``ends_first`` on, for
-    tiles of ``block`` rows.
+    tiles of ``block`` rows.  With ``among`` rows have the keys of all members, and only those of blocks are entries.
     """
 
     keys: Tensor
@@ -61,6 +71,7 @@ class Keys:
     ends: Tensor
     block: int
     ends_first: int = 0
+    among: Members | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +99,16 @@ def choose(given: Keys, by: str, amounts: Tensor, room: Room | None, *, cut: boo
     fixed = {"keys": given.keys, "row_ends": given.ends, "ends_first": given.ends_first, "rows": rows}
     fixed |= {"amounts": amounts, "amount_stride": int(amounts.numel() > 1)}
     fixed |= {"pitch": given.pitch, "chunk_rows": given.rows}
+    among = given.among
+    if among is not None:
+        fixed |= {"outer": among.blocks, "outer_width": among.blocks.shape[-1], "block_count": among.count}
 
     def run(room: Room, cuts: Tensor, *, find: bool, write: bool) -> None:
         values = {**fixed, **shape, "lists": room.lists, "width": room.lists.shape[-1], "FIND": find, "WRITE": write}
         values |= {"list_rows": room.lists.shape[1], "list_first": room.first}
         start(
             Launch(
-                function=load(emit_choose()).choose,
+                function=load(emit_choose(among.each if among else 0)).choose,
                 grid=(-(-rows // each), 1, 1),
                 values={**values, "cuts": cuts},
                 options=options_of(warps, registers=REGISTERS if few else None),

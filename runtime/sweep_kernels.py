@@ -1,7 +1,7 @@
-"""The kernels beside a sweep: larger blocks from smaller ones, and the keys of candidates out of those of all blocks.
+"""The kernel beside a sweep: larger blocks from smaller ones.
 
 From: what searches meet in all blocks of some rows (`spdsl.codegen.chains.sweeps`).  To: the same of blocks several
-times as large, and rows of keys as `spdsl.runtime.choosing` takes them.
+times as large.
 """
 
 from __future__ import annotations
@@ -51,56 +51,3 @@ def raise_blocks(  # type: ignore[no-untyped-def]
     tl.store(best_of + to, tl.reshape(inside, [SIZE]), mask=there)
     tl.store(first_of + to, tl.reshape(front, [SIZE]), mask=there)
     tl.store(middle_of + to, tl.reshape(half, [SIZE]), mask=there)
-
-
-@triton.jit(do_not_specialize=["chunk_rows", "first_row", "list_rows", "total", "count"])  # type: ignore[untyped-decorator]
-def keys_of_candidates(  # type: ignore[no-untyped-def]
-    keys,  # [batch * heads, chunk_rows, pitch], int32: in the order in which candidates are chosen
-    best,  # [batch * heads, chunk_rows, pitch_of], int32: the keys of all blocks
-    lists,  # [batch * heads, list_rows, width], int32: the blocks that have the candidates as members
-    chunk_rows,
-    first_row,
-    list_rows,
-    total,
-    count,
-    pitch,
-    pitch_of,
-    width,
-    EACH: tl.constexpr,
-    SIZE: tl.constexpr,
-):
-    """Candidate c of a row is member c % EACH of the entry c // EACH of its list."""
-    tiles = tl.cdiv(total, SIZE)
-    row = tl.program_id(0) // tiles
-    candidate = tl.program_id(0) % tiles * SIZE + tl.arange(0, SIZE)
-    listed = (row // chunk_rows * list_rows + first_row + row % chunk_rows).to(tl.int64) * width
-    outer = tl.load(lists + listed + candidate // EACH, mask=candidate < total, other=count)
-    block = tl.minimum(outer, count) * EACH + candidate % EACH
-    there = (candidate < total) & (block < count)
-    found = tl.load(best + row.to(tl.int64) * pitch_of + block, mask=there, other=_ABSENT)
-    tl.store(keys + row.to(tl.int64) * pitch + candidate, found, mask=candidate < total)
-
-
-@triton.jit(do_not_specialize=["entries", "chunk_rows", "first_row", "list_rows", "total"])  # type: ignore[untyped-decorator]
-def name_entries(  # type: ignore[no-untyped-def]
-    lists,  # [batch * heads, list_rows, width], int32: numbers of candidates, which become those of blocks
-    outer,  # [batch * heads, list_rows, width_of], int32: the blocks that have the candidates as members
-    entries,
-    chunk_rows,
-    first_row,
-    list_rows,
-    total,
-    width,
-    width_of,
-    EACH: tl.constexpr,
-    SIZE: tl.constexpr,
-):
-    """What candidates are called, in the rows from ``first_row`` on."""
-    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    row = at // width
-    row = row // chunk_rows * list_rows + first_row + row % chunk_rows
-    to = lists + row * width + at % width
-    candidate = tl.load(to, mask=at < entries, other=total)
-    chosen = (at < entries) & (candidate < total)
-    block = tl.load(outer + row * width_of + candidate // EACH, mask=chosen, other=0)
-    tl.store(to, block * EACH + candidate % EACH, mask=chosen)

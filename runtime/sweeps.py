@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from spdsl.codegen.binaries import options_of
-from spdsl.runtime.choosing import Keys, Room, choose
+from spdsl.runtime.choosing import Keys, Members, Room, choose
 from spdsl.runtime.notes import Grid
 from spdsl.runtime.plain import Launch, start
 from spdsl.runtime.split import multiprocessors
-from spdsl.runtime.sweep_kernels import keys_of_candidates, name_entries, raise_blocks
+from spdsl.runtime.sweep_kernels import raise_blocks
 from spdsl.runtime.tilings import SWEPT, Tiling
 from spdsl.runtime.vendor import is_amd
 from spdsl.semantics.graph import Select
@@ -41,7 +41,7 @@ HOPPER = 9
 WIDEST = 256
 """The most features of vectors, with which a tile fits into the memory of a multiprocessor."""
 
-BLOCKS = 1 << 26
+BLOCKS = 1 << 27
 """Numbers of four bytes that are held at once: three for each block of each size."""
 
 TURNS = 24
@@ -192,7 +192,7 @@ def _pitch(columns: int) -> int:
 def _numbers(levels: tuple[_Level, ...], keys: int) -> int:
     """How many numbers are held for a row that meets keys up to one."""
     swept = [_pitch(each.up_to(keys)) for each in levels]
-    return 3 * sum(swept[:-1]) + swept[-1] + sum(_pitch(each.total) for each in levels[1:])
+    return 3 * sum(swept[:-1]) + swept[-1]
 
 
 def _some_rows(run: Run, sweep: Sweep, levels: tuple[_Level, ...], first: int, rows: int) -> range:
@@ -285,24 +285,10 @@ class _Sweeping:
             ends = torch.full((self.every, 1), found.columns, dtype=torch.int32, device=into.device)
             self._write(level, found.best, ends, rows)
             return
-        keys, each = self.memory.take(self.every, len(rows), _pitch(level.total)), outer.size // level.size
-        shared: dict[str, Any] = {
-            "chunk_rows": len(rows),
-            "first_row": rows[0],
-            "list_rows": into.shape[1],
-            "total": level.total,
-        }
-        shared |= {"EACH": each, "SIZE": 1024}
-        values = {**shared, "keys": keys, "best": found.best, "lists": self.lists[outer.name], "count": found.columns}
-        values |= {"pitch": keys.shape[2], "pitch_of": found.pitch, "width": outer.width}
-        self._start(keys_of_candidates, self.every * len(rows) * -(-level.total // 1024), values, ("keys",))
-        self._write(level, keys, self.ends[level.name], rows)
-        entries = self.every * len(rows) * level.width
-        values = {**shared, "lists": into, "outer": self.lists[outer.name], "entries": entries}
-        values |= {"width": level.width, "width_of": outer.width}
-        self._start(name_entries, -(-entries // 1024), values, ("lists",))
+        among = Members(blocks=self.lists[outer.name], each=outer.size // level.size, count=found.columns)
+        self._write(level, found.best, self.ends[level.name], rows, among)
 
-    def _write(self, level: _Level, keys: Tensor, ends: Tensor, rows: range) -> None:
+    def _write(self, level: _Level, keys: Tensor, ends: Tensor, rows: range, among: Members | None = None) -> None:
         """Choose among the keys of some rows."""
         held = Keys(
             keys=keys,
@@ -312,6 +298,7 @@ class _Sweeping:
             columns=level.total,
             ends=ends,
             block=ALL,
+            among=among,
         )
         choose(held, "count", self.amounts[level.name], Room(lists=self.lists[level.name], first=rows[0]))
 

@@ -46,11 +46,12 @@ def emit_chain(chain: Chain, name: str) -> KernelSource:
     )
 
 
-@lru_cache(maxsize=1)
-def emit_choose() -> KernelSource:
-    """The source of the kernels that choose among keys."""
+@lru_cache(maxsize=16)
+def emit_choose(each: int = 0) -> KernelSource:
+    """The source of the kernels that choose among keys; with ``each``, among those of the members, so many of each, of
+    blocks that were chosen before."""
     numbers = {"absent": ABSENT, "forced": FORCED, "near": NEAR, "halved": HALVED, "short": SHORT, "few": FEW}
-    return _source("choose", "chains/choose.jinja", **numbers)
+    return _source("choose", "chains/choose.jinja", each=each, **numbers)
 
 
 def _source(file: str, template: str, **values: object) -> KernelSource:

@@ -211,7 +211,7 @@ def write_sweep(values: Values, sweep: Sweep, pool: Pool) -> None:
         program.line("middle = tl.minimum(wanted, n - 1)")
         found, factor = _products(values, pool, place)
         there = f"exist & (wanted < n) & ({program.text(values.at(pool.only, place))})"
-        program.line(f"met = largest_met({found} * {factor}, {there}, PARTS, PLACES)")
+        program.line(f"met = largest_met({found}, {factor}, {there}, PARTS, PLACES)")
         _write_tree(program, sweep)
 
 

@@ -153,8 +153,10 @@ def test_reductions_over_queries_are_built(over: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("by", ["count", pytest.param("mass", marks=pytest.mark.slow)])
-def test_choosing_is_built(by: str, target: str) -> None:
+@pytest.mark.parametrize(
+    ("by", "each"), [("count", 8), *(pytest.param(by, 0, marks=pytest.mark.slow) for by in ("count", "mass"))]
+)
+def test_choosing_is_built(by: str, each: int, target: str) -> None:
     given = {
         "BY": by,
         "FIND": True,
@@ -171,8 +173,9 @@ def test_choosing_is_built(by: str, target: str) -> None:
         "cuts": "*i32",
         "lists": "*i32",
         "row_ends": "*i32",
+        "outer": "*i32",
     }
-    made = built(load(emit_choose()).choose, target, given, types, options_of(4))
+    made = built(load(emit_choose(each)).choose, target, given, types, options_of(4))
     assert made.metadata.shared <= SHARED[target]
 
 

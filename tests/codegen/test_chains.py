@@ -67,6 +67,11 @@ def test_choosing(golden: Callable[..., None]) -> None:
     golden(emit_choose().text, ending="py")
 
 
+def test_choosing_among_members(golden: Callable[..., None]) -> None:
+    ast.parse(emit_choose(8).text)
+    golden(emit_choose(8).text, ending="py")
+
+
 @pytest.mark.parametrize(
     ("stages", "words"),
     [

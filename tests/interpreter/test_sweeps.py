@@ -22,7 +22,7 @@ from tests.interpreter.test_searches import whole
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
 SEARCH = {
-    "rows": 8, "chunk": (32, 8, 4), "budget": (64, 24, 8), "every": 2, "sinks": 3, "window": 9,
+    "rows": 8, "chunk": (32, 8, 4), "budget": (32, 16, 8), "every": 2, "sinks": 3, "window": 9,
 }  # fmt: skip
 
 

@@ -202,6 +202,7 @@ def choose_rows(
 ):
     """What `choose` does for some rows, with so many keys at once; ONE: no row has more."""
     inside = row < rows
+    list_row = row // chunk_rows * list_rows + list_first + row % chunk_rows
     if FIND:
         if BY == "count":
             wanted = tl.load(amounts + row * amount_stride, mask=inside, other=0)
@@ -225,7 +226,6 @@ def choose_rows(
         ties = tl.load(cuts + row * 3 + 1, mask=inside, other=0)
         count = tl.load(cuts + row * 3 + 2, mask=inside, other=0)
     if WRITE:
-        list_row = row // chunk_rows * list_rows + list_first + row % chunk_rows
         list_start = lists + list_row.to(tl.int64)[:, None] * width
         # Of equal keys the first ones are chosen, unless all are, or none.
         some_tied = tl.sum(((ties > 0) & (ties < 2147483647)).to(tl.int32), 0) > 0
@@ -245,7 +245,8 @@ def choose_rows(
             else:
                 chosen = chosen | (equal & (ties > 0)[:, None])
             place = tl.cumsum(chosen.to(tl.int32), 1) + done[:, None] - 1
-            tl.store(list_start + place, at + tl.zeros_like(place), mask=chosen & inside[:, None] & (place < width))
+            written = chosen & inside[:, None] & (place < width)
+            tl.store(list_start + place, at + tl.zeros_like(place), mask=written)
             done += tl.sum(chosen.to(tl.int32), 1)
             tied += tl.sum(equal.to(tl.int32), 1)
         # What is left of a list stands behind every entry.

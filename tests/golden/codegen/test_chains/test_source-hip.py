@@ -56,13 +56,12 @@ def largest_of(product, factor, PARTS: tl.constexpr, PLACES: tl.constexpr):
 
 
 @triton.jit
-def largest_met(score, only, PARTS: tl.constexpr, PLACES: tl.constexpr):
-    """The same of those that meet a key; where all of these are NaNs, the largest of nothing is 0."""
-    met = tl.where(score == score, sortable(score), -2147483647)
-    met = tl.where(only, met, -2147483648)
-    parts = tl.reshape(met, [PARTS, PLACES // 2, 4, 2, score.shape[1]])
-    met = tl.max(tl.max(parts, 3), 1)
-    return tl.where(met == -2147483647, 0, met)
+def largest_met(product, factor, only, PARTS: tl.constexpr, PLACES: tl.constexpr):
+    """The same of those that meet a key."""
+    nothing = tl.where(only, 0.0, float("nan"))
+    met = largest_of(product + nothing, factor, PARTS, PLACES)
+    parts = tl.reshape(nothing, [PARTS, PLACES // 2, 4, 2, product.shape[1]])
+    return tl.where(tl.max(tl.max(parts, 3), 1) == 0.0, met, -2147483648)
 
 
 @triton.jit
@@ -215,7 +214,7 @@ def sweep(
         key_2 = tl.load(start_1 + tl.cast(middle, tl.int64) * stage_0_k_r + feature_1 * stage_0_k_f, mask=feature_1 < stage_0_k_size, other=0.0)
         product_1 = tl.trans(tl.dot(tl.trans(key_2), tl.trans(query)))
         holds_1 = 256 <= middle
-        met = largest_met(product_1 * stage_0_scale, exist & (wanted < n) & (holds & holds_1 & (members - middle >= 1024)), PARTS, PLACES)
+        met = largest_met(product_1, stage_0_scale, exist & (wanted < n) & (holds & holds_1 & (members - middle >= 1024)), PARTS, PLACES)
         best, half = tl.maximum(even, met), met
         inside = tl.where(half > middle_1, best, best_1)
         above = tl.maximum(tl.maximum(middle_1, half), inside)
