@@ -85,7 +85,7 @@ class Target:
             what = "free parameters" if self.free else "several softmaxes, or one over blocks"
             raise error(
                 "SP414",
-                f"a proof about `{self.checked.name}`, which has selections and {what}",
+                f"`{self.checked.name}` has selections and {what}: of such patterns nothing is proved yet",
                 self.checked.span,
                 help="give parameters values" if self.free else "prove claims about a pattern with one of its sets",
             )

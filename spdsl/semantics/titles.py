@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import count
 
 from spdsl.grammar import nodes as syntax
-from spdsl.semantics.graph import Merge, Stage, StageGraph
+from spdsl.semantics.graph import Attention, Merge, Stage, StageGraph
 from spdsl.semantics.nodes import Expr, Load
 from spdsl.semantics.regraph import mapped
 from spdsl.semantics.rewrite import transform
@@ -20,16 +20,32 @@ from spdsl.semantics.rewrite import transform
 def titles_of(
     stages: Iterable[Stage], patterns: Iterable[syntax.Pattern], taken: Collection[str]
 ) -> tuple[tuple[str, str], ...]:
-    """Pairs of a stage's name and that of the `let` whose value it is, unless that is ``taken`` by an input."""
+    """Pairs of a stage's name and that of the `let` whose value it is, unless that is ``taken`` by an input.
+
+    Softmaxes for the items of a tuple are numbered from 1.
+    """
     lets = {
         statement.value.span: statement.name
         for pattern in patterns
         for statement in pattern.statements
         if isinstance(statement, syntax.Let) and statement.name not in taken
     }
-    # What is made last of the stages of one place is its value; merges stand where their first part does.
-    latest = {lets[each.span]: each.name for each in stages if each.span in lets and not isinstance(each, Merge)}
-    return tuple((name, title) for title, name in latest.items())
+    # Merges stand where their first part does.
+    placed: dict[str, list[Stage]] = {}
+    for each in stages:
+        if each.span in lets and not isinstance(each, Merge):
+            placed.setdefault(lets[each.span], []).append(each)
+    found: list[tuple[str, str]] = []
+    for title, made in placed.items():
+        numbered = [(each.name, f"{title}_{number}") for number, each in enumerate(made, 1)]
+        known = {*lets.values(), *taken}
+        if len(made) > 1 and all(isinstance(each, Attention) for each in made):
+            # A softmax for each item of a tuple.
+            found += [pair for pair in numbered if pair[1] not in known]
+        else:
+            # What is made last of the stages of one place is its value.
+            found.append((made[-1].name, title))
+    return tuple(found)
 
 
 def titles(graph: StageGraph) -> dict[str, str]:

@@ -98,3 +98,12 @@ def test_streams_with_weights() -> None:
     same = torch.randn(1, 2, 6, 8).repeat_interleave(4, 2)[:, :, :22]
     dense = torch.nn.functional.scaled_dot_product_attention(q, same, same)
     assert relative_error(attn(q, same, same), dense) <= 1e-5
+
+
+def test_softmaxes_for_the_items_of_a_tuple_are_numbered() -> None:
+    text = """pattern widths(window: int[i: 3] = (2, 4, 8)) {
+      let near = attend { keep 0 <= q - k < window[i] }
+      return mean(near, over = i)
+    }"""
+    lines = spdsl.compile(spdsl.loads(text)).report(*torch.randn(3, 1, 1, 16, 8).unbind(0)).text().splitlines()
+    assert [line for line in lines if line.startswith("softmax")] == [f"softmax near_{i}" for i in (1, 2, 3)]
