@@ -24,7 +24,7 @@ SAID = [
     (spdsl.compile("sliding_tile_3d", extents=(4, 32, 32)), {"window": WINDOW}, "min(max(2 * i2 + 2, if"),
     (spdsl.compile("dilated"), {}, "count the tiles of one class of rows (row % 4)"),
     (spdsl.compile("log_sparse"), {}, "at the same distances, in tiles of 64: -64, -32, -16, -8, -4, -2, -1, 0"),
-    (spdsl.compile("bigbird"), {}, "window_blocks = 3, global_blocks = 2, random_blocks = 3, seed = 0, because it"),
+    (spdsl.compile("bigbird"), {}, "window_blocks = 3, global_blocks = 2, random_blocks = 3, seed = 0, because each"),
     (
         spdsl.compile("neighborhood_2d", extents=(64, 64), window=(7, 7), dilation=(1, 2)),
         {},
