@@ -30,13 +30,18 @@ from spdsl.codegen.blocks import (
     PickedTile,
 )
 from spdsl.codegen.expressions import truncated
-from spdsl.semantics.nodes import BoundPattern, Const, Expr, Param
+from spdsl.semantics.nodes import Apply, BoundPattern, Const, Expr, Param
 
 if TYPE_CHECKING:
     from spdsl.codegen.walks import Walker
 
 TOUCHED = compare("lt", Param(name="lo", dtype="int"), Param(name="hi", dtype="int"))
 """Whether the rest of the set keeps anything of the program's tile: `n <= dense` may say that it does not."""
+
+_LISTED = compare("lt", Param(name="begin", dtype="int"), Param(name="end", dtype="int"))
+
+MEETS_TILES = Apply(op="and", args=(TOUCHED, _LISTED), dtype="bool")
+"""Whether the queries of the program's tile have picked anything that the rest of the set keeps something of."""
 
 PICKED = Param(name="picked", dtype="bool")
 """Whether the query of a row has picked the walked block."""

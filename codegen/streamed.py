@@ -21,6 +21,7 @@ from spdsl.codegen.blocks import (
     EachItem,
     EachTold,
     FetchQueries,
+    If,
     Kernel,
     Logits,
     Mask,
@@ -39,6 +40,7 @@ from spdsl.codegen.expressions import truncated
 from spdsl.codegen.forward import SUMS
 from spdsl.codegen.frame import Frame
 from spdsl.codegen.picked_tiles import blocks_told, listed_by, of_blocks, picked_begin, send_blocks, sizes_of_blocks
+from spdsl.codegen.picks import MEETS_TILES
 from spdsl.codegen.programs import masked, positions, program
 from spdsl.codegen.silent import KIND, kinds, quiet_mask, silence
 from spdsl.codegen.tensors import plain_tensor
@@ -167,16 +169,14 @@ def _fetch(plan: Plan) -> tuple[tuple[Block, ...], Mode]:
     loops = send_blocks(frame, loops) if frame.gathers_keys else split.share(frame, loops)
     queries = (FetchQueries(corner=corner(frame, "Q", "q", shared=True), again=tiles.persistent),)
     begin = tuple(block for block in _begin(frame) if not isinstance(block, BoxLanes))
-    return (
-        *begin,
-        # Queries may have to wait for those before: what else there is to find out comes first.
-        *(() if tiles.persistent else queries),
-        *frame.hoist.take(0),
-        *setup,
-        *(queries if tiles.persistent else ()),
-        *loops,
-        SendEnd(),
-    ), only
+    if not tiles.persistent:
+        return (*begin, *queries, *frame.hoist.take(0), *setup, *loops, SendEnd()), only
+    # Queries may have to wait for those before: what else there is to find out comes first.
+    item: tuple[Block, ...] = (*queries, *loops, SendEnd())
+    if plan.place > 0 and isinstance(tiles.walk, PickWalk) and not frame.gathers_keys:
+        # What there is of queries that have picked nothing stays as it is.
+        item = (If(condition=MEETS_TILES, body=item),)
+    return (*begin, *frame.hoist.take(0), *setup, *item), only
 
 
 def _compute(frame: Frame, mode: Mode, *, queries_back: bool) -> tuple[Block, ...]:

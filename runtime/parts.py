@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from spdsl.runtime.calls import Call
+from spdsl.runtime.divided import with_divided
 from spdsl.runtime.lists import Kind, lists_for
 from spdsl.runtime.marks import with_marks
 from spdsl.runtime.stages import materialise
@@ -16,7 +17,8 @@ SPREAD = 8
 
 def settled(call: Call) -> Call:
     """The call with the plan that suits the values of its inputs: a union set by set, or together where its marked rows
-    stand side by side."""
+    stand side by side; and with the tables that are made of them for its parts."""
+    call = with_divided(call)
     together = call.plan.together
     if together is None:
         return call

@@ -14,6 +14,7 @@ from spdsl.analysis.plans import KernelPlan
 from spdsl.analysis.tiles import Turned
 from spdsl.runtime.calls import Call, TileList
 from spdsl.runtime.checks import refuse_many
+from spdsl.runtime.noted_runs import by_block
 from spdsl.runtime.picks import carried, coarser, passing, transposed, turned, with_heads
 from spdsl.runtime.split import order_of
 from spdsl.runtime.visits import Visits, list_visits
@@ -71,15 +72,26 @@ class _Request:
         # Kernels count tiles of queries, of which a run may hold several.
         tiles = batch * owners * given.shape[-2] * given.shape[-1] * self.parts
         refuse_many(tiles, "tiles of all heads' picks")
-        key = (walk.rows, walk.block, walk.heads, self.shape, self.n, "by head")
+        table = table.expand(batch, owners, -1, -1)
         if walk.held > 1:
-            lists = passing(
-                given, (key, walk.held), lambda: by_tiles(table.expand(batch, owners, -1, -1), blocks, walk.held)
-            )
-            return self._ordered(lists, given)
-        found = turned(given, key, lambda: transposed(table.expand(batch, owners, -1, -1), blocks))
-        begin, end = (self._tiles(each, owners, blocks) for each in (found.starts[:-1], found.starts[1:]))
-        return self._ordered(TileList(begin=begin, middle=begin, end=end, tiles=found.runs), given)
+            key = (*self._key, walk.held)
+            return self._ordered(passing(given, key, lambda: by_tiles(table, blocks, walk.held)), given)
+        first, last, runs = self._by_block(given, table, blocks)
+        begin, end = (self._tiles(each, owners, blocks) for each in (first, last))
+        return self._ordered(TileList(begin=begin, middle=begin, end=end, tiles=runs), given)
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        """What decides how picks are turned."""
+        return self.walk.rows, self.walk.block, self.walk.heads, self.shape, self.n, "by head"
+
+    def _by_block(self, given: Tensor, table: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the runs that have picked each block begin and end, and the runs: long lists need not be sorted."""
+        long = blocks <= SPARSEST * table.shape[-1] and table.shape[:-1].numel() * blocks < 1 << 31
+        if table.device.type == "cuda" and long:
+            return by_block(table, blocks)
+        found = turned(given, self._key, lambda: transposed(table, blocks))
+        return found.starts[:-1], found.starts[1:], found.runs
 
     def _ordered(self, lists: TileList, given: Tensor) -> TileList:
         """The lists, with an order of rows where long ones are cut."""

@@ -50,6 +50,12 @@ def _order(kind: Kind, chosen: Picked, problem: Problem) -> PickOrder:
     return "gathered" if lanes_of(heads) <= FEW and kept else "union"
 
 
+def is_alike(chosen: Picked, problem: Problem) -> bool:
+    """Whether the queries of a tile of the forward have picked alike, and a tile lies in one block of keys."""
+    fills = chosen.rows % GROUP_ROWS == 0 and chosen.block % FINEST == 0
+    return fills and not chosen.runs and _order("forward", chosen, problem) == "alike"
+
+
 def _alike(chosen: Picked, problem: Problem, heads: int) -> int:
     """The most queries of a tile that have picked alike, where runs begin where tiles do and fill them; else 0.
 

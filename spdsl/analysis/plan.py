@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 
 from spdsl.analysis.boxed import boxed
 from spdsl.analysis.distances import with_distances
+from spdsl.analysis.dividing import divided
 from spdsl.analysis.few import FEW, few_tiles, heads_together
 from spdsl.analysis.gathering import gathering
 from spdsl.analysis.gradients import table_gradients
@@ -52,7 +53,8 @@ def plan(problem: Problem, target: str) -> Plan:
         SpatError: the pattern needs something that cannot be planned (SP4xx).
     """
     problem = _placed(problem)
-    (first, _), *others = _disjoint(problem, target) or ((problem, None),)
+    sets = _disjoint(problem, target)
+    (first, _), *others = divided(sets, _staged_of, _relation) or sets or ((problem, None),)
     begin = int(problem.later)
     more = tuple(_plan(other, target, place, side) for place, (other, side) in enumerate(others, begin + 1))
     if not all(_pays(part) for part in more):
@@ -117,7 +119,7 @@ def _disjoint(problem: Problem, target: str) -> tuple[tuple[Problem, Side | None
 
 def _plan(problem: Problem, target: str, place: int = 0, side: Side | None = None) -> Plan:
     """The plan of one set; ``place`` is where it stands in a union, ``side`` has marked rows."""
-    staged = _staged(problem.pattern, of_keys=not problem.few)
+    staged = _staged_of(problem)
     _refuse_hidden(staged, frozenset(problem.gradients))
     pattern = problem.pattern
     attend = pattern.attend
@@ -215,6 +217,13 @@ def _refuse_hidden(staged: Staged, wanted: frozenset[str]) -> None:
                     values[load.table].span,
                     help="reduce the table before the call, or detach it",
                 )
+
+
+def _staged_of(problem: Problem) -> Staged:
+    """The stages of a problem, and all tables that its kernels may read."""
+    found = _staged(problem.pattern, of_keys=not problem.few)
+    made = () if problem.divided is None else problem.divided.tables
+    return replace(found, tables=(*found.tables, *made)) if made else found
 
 
 @lru_cache(maxsize=512)

@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from spdsl.analysis.box_tiles import Boxes
-from spdsl.analysis.tiles import Cuts, ListWalk, Marked, Pairs, Picks, Residues, Shape, SlotWalk, Turned, Walk
+from spdsl.analysis.tiles import (
+    Cuts,
+    Interval,
+    ListWalk,
+    Marked,
+    Pairs,
+    Picks,
+    Residues,
+    Shape,
+    SlotWalk,
+    Turned,
+    Walk,
+)
 from spdsl.semantics.nodes import BoundPattern, Expr, Side, Table
 
 Precision: TypeAlias = Literal["bf16", "fp16", "fp32"]
@@ -33,6 +45,24 @@ class Tiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Divided:
+    """Keys for which ``where`` holds, by heads, beside blocks that queries pick, divided by the call's values.
+
+    ``lists`` is the table of what runs of ``rows`` queries have picked of blocks of ``block`` keys; the rest of the set
+    keeps pairs of run ``i`` in the blocks of ``touched`` alone.  The run time makes three ``tables``: of the marked
+    keys those that are gathered, those that are met in the tiles of their blocks, and the lists of tiles of the latter
+    that are not picked anyway (`spdsl.runtime.divided`).
+    """
+
+    lists: str
+    where: Expr
+    rows: int
+    block: int
+    touched: Interval
+    tables: tuple[Table, Table, Table]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """A bound pattern with the shape class and types of a call; everything a kernel is specialised on.
 
@@ -41,7 +71,7 @@ class Problem:
     (`spdsl.analysis.few`), else 0.  ``few_keys``: backward kernels by key have few programs, all of them long.
     ``page`` is how many rows a page of keys has where sequences' keys lie in pages, wherever their tables say; the
     shape is then ``batched``, and there are no gradients.  ``later``: the softmax goes on from what one of the same
-    queries over other keys has left.
+    queries over other keys has left.  ``divided``: the set reads tables that are made of those of its pattern.
     """
 
     pattern: BoundPattern
@@ -55,6 +85,7 @@ class Problem:
     few_keys: bool = False
     page: int = 0
     later: bool = False
+    divided: Divided | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

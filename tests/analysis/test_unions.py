@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +17,8 @@ from spdsl.analysis.tiles import PickWalk, Residues, SlotWalk
 from spdsl.analysis.unions import LEAST, disjoint_sets
 from spdsl.analysis.wording import describe as word
 from spdsl.pipeline import bound
-from spdsl.semantics.nodes import Expr
+from spdsl.semantics.nodes import Expr, Load
+from spdsl.semantics.rewrite import walk
 from spdsl.semantics.softmaxes import softmax_pattern
 from tests.analysis.brute import environment, mask_of
 from tests.analysis.build import Term, apply, k, q
@@ -124,12 +126,38 @@ def test_what_is_picked_leaves_out_marked_keys() -> None:
     pattern = spdsl.compile(spdsl.loads(f"pattern union() {{\n  {text}\n}}")).bind(4, 2, 64)
     part = softmax_pattern(pattern, pattern.graph.attentions[0].name)  # type: ignore[union-attr]
     found = plan(Problem(pattern=part, dtype="bf16", value_dim=64, shape="square"), "sm_90")
-    (marked,) = found.more
-    assert isinstance(found.forward.walk, PickWalk)
+    # Of marked keys the run time says which are gathered, and which are met in tiles of their own.
+    met, marked = found.more
+    assert all(isinstance(each.forward.walk, PickWalk) for each in (found, met, marked))
     assert word(found.keep).count("not") == 1
     assert marked.forward.picks is not None
     assert marked.forward.picks.where is not None
-    assert "not" not in word(marked.keep)
+    assert not any("not" in word(each.keep) for each in found.more)
+    made = found.problem.divided
+    assert made is not None
+    assert word(made.where).endswith("[h, k]")
+    assert word(made.touched.hi) == "i + 1"
+    gathered, walked, more = (table.name for table in made.tables)
+    read = [{node.table for node in walk(each.keep) if isinstance(node, Load)} for each in (found, met, marked)]
+    assert read == [{made.lists, gathered}, {more, walked}, {gathered}]
+
+
+def test_which_marked_keys_are_divided() -> None:
+    """Those of heads, beside whole tiles that other queries of a run have picked, too."""
+
+    def made(text: str, **more: object) -> bool:
+        pattern = bound(spdsl.compile(spdsl.loads(f"pattern union() {{\n  {text}\n}}"))._key, 4, 2, 64)
+        tables = tuple(replace(table, listed=table.name == "near") for table in pattern.tables)
+        problem = Problem(pattern=replace(pattern, tables=tables), dtype="bf16", value_dim=64, shape="square")
+        return plan(replace(problem, **more), "sm_90").problem.divided is not None  # type: ignore[arg-type]
+
+    text = "axis blk = token by {} \n input own: bool[{}token]\n input near: bool[{}, q.blk, k.blk]\n keep {}"
+    assert made(text.format(64, "h, ", "h", "causal and (near or own[h, k])"))
+    assert not made(text.format(64, "h, ", "h", "causal and (near or own[h, k])"), few=16)
+    assert not made(text.format(16, "h, ", "h", "causal and (near or own[h, k])"))
+    assert not made(text.format(64, "", "h", "causal and (near or own[k])"))
+    assert not made(text.format(64, "h, ", "g", "causal and (near or own[h, k])"))
+    assert not made(text.format(64, "h, ", "h", "causal and (near or own[h, k] or q - k < 64)"))
 
 
 def test_what_gains_nothing_stays_one_set() -> None:

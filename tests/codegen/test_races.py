@@ -187,6 +187,32 @@ def test_no_access_to_listed_tiles_races(block: int, where: str, deterministic: 
         each.run(each.text, seed)
 
 
+DIVIDED = """
+pattern divided() {
+  axis blk = token by 64
+  input chosen: bool[h, q.blk, k.blk]
+  input own: bool[h, token]
+  keep causal and (chosen or own[h, k])
+}
+"""
+
+
+def test_no_access_of_later_sets_races(started: list[Launch]) -> None:
+    """Where queries of a tile have picked nothing, what there is of them stays as it is."""
+    n, count = 330, 6
+    q, k, v = torch.zeros(3, 1, 1, n, 64, dtype=torch.bfloat16)
+    query, key = torch.meshgrid(*2 * (torch.arange(count, dtype=torch.int32),), indexing="ij")
+    lists = torch.where((key <= query) & ((query % 2 == 0) | (key > 1)), key, FAR).sort(-1).values
+    own = (torch.arange(n) // 64 == 1) & (torch.arange(n) % 3 > 0)
+    spdsl.compile(spdsl.loads(DIVIDED))(q, k, v, chosen=lists[None], own=own[None])
+    first, later = (each for each in started if each.kernel.name == "forward")
+    found = later.arguments["list_end"].data - later.arguments["list_begin"].data
+    assert 0 in found
+    assert found.any()
+    for each, seed in itertools.product((first, later), range(2)):
+        each.run(each.text, seed)
+
+
 # Lines without which the text is wrong: a machine that misses one of them would miss a wrong template too.
 NEEDED = (
     r"mbarrier\.(wait|arrive)\(.*|gl\.thread_barrier\(\)( *#.*)?|fence_async_shared\(\)|tma\.store_wait\(0\)( *#.*)?"

@@ -16,6 +16,7 @@ import spdsl
 from spdsl.diagnostics import SpatError
 from spdsl.runtime import (
     checks,
+    noted_runs,
     noted_unions,
     pick_kernels,
     picks,
@@ -78,6 +79,17 @@ def test_bounds() -> None:
     begin, end = pick_kernels.bounds(table, 5)
     assert torch.equal(begin, wanted.begin)
     assert torch.equal(end, wanted.end)
+
+
+@pytest.mark.parametrize(("runs", "blocks"), [(1, 5), (70, 40)])
+def test_runs_of_long_lists(runs: int, blocks: int) -> None:
+    """As those that are sorted, each block's with room for all; heads may share lists."""
+    table = lists((2, 1, runs, 3), blocks, runs).expand(2, 2, -1, -1)
+    wanted = picks.transposed(table, blocks)
+    begin, end, listed = noted_runs.by_block(table, blocks)
+    ends = zip(begin.tolist(), end.tolist(), wanted.starts[:-1].tolist(), wanted.starts[1:].tolist(), strict=True)
+    for first, last, other, behind in ends:
+        assert torch.equal(listed[first:last], wanted.runs[other:behind])
 
 
 @pytest.mark.parametrize("runs", [1, 40])
