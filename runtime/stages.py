@@ -24,7 +24,7 @@ from spdsl.runtime.members import Members, everything, members
 from spdsl.runtime.pairs import Pairs, pairs_by_batch
 from spdsl.runtime.recent import ByContent
 from spdsl.semantics.expand import expand
-from spdsl.semantics.nodes import BoundPattern, Const, Expr, Index, Load, Reduce, Side, Top
+from spdsl.semantics.nodes import BoundPattern, Const, Coord, Expr, Index, Load, Reduce, Side, Top
 from spdsl.semantics.rewrite import children, rebuild, substitute, transform, walk
 
 _PAIRS = 1 << 21
@@ -45,7 +45,7 @@ def materialise(call: Call) -> Call:
         return call
     tables = dict(call.tables)
     for stage in call.plan.stages:
-        read = [tables[name] for name in sorted(_tables_of(stage.value)) if name in tables]
+        read = [tables[name] for name in sorted(_tables_of(stage, call.plan.problem.pattern)) if name in tables]
         numbers = (call.q_start, *call.parameters.items())
         sizes = (call.q.shape[:3], call.k.shape[1], call.keys, numbers, str(call.q.device))
         make = partial(_stage_table, stage, replace(call, tables=dict(tables)))
@@ -55,8 +55,21 @@ def materialise(call: Call) -> Call:
     return replace(call, tables=tables)
 
 
-def _tables_of(expr: Expr) -> set[str]:
-    return {node.table for node in walk(expr) if isinstance(node, Load)}
+def _tables_of(stage: Stage, pattern: BoundPattern) -> set[str]:
+    """The tables that a stage reads, and those that make its axes, or axes that it reads coordinates of."""
+    found = {node.table for node in walk(stage.value) if isinstance(node, Load)}
+    made = {axis.name: axis for axis in pattern.axes}
+    names = {axis.axis for axis in stage.axes}
+    names |= {node.axis for node in walk(stage.value) if isinstance(node, Reduce | Top | Coord)}
+    seen = set[str]()
+    while names:
+        name = names.pop()
+        if name is None or name in seen or name not in made:
+            continue
+        seen.add(name)
+        found |= {made[name].table or ""}
+        names |= {node.axis for of in made[name].of for node in walk(of) if isinstance(node, Coord)}
+    return found
 
 
 def _stage_table(stage: Stage, call: Call) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import spdsl
 from spdsl.analysis.plans import Stage, StageAxis
 from spdsl.runtime.calls import Call
 from spdsl.runtime.coarse import select
@@ -236,3 +237,20 @@ def test_stages_are_kept() -> None:
     assert materialise(call).tables["made"] is first
     flag.logical_not_()
     assert materialise(call).tables["made"] is not first
+
+
+def test_a_stage_follows_the_table_that_makes_its_axis() -> None:
+    """What is kept of one call is no answer where the runs of another are others."""
+    text = """pattern program() {
+      input piece: int[token] sorted
+      input text: bool[token]
+      axis pc = token by piece
+      keep any(text[k], per = k.pc)
+    }"""
+    attn = spdsl.compile(spdsl.loads(text), backend="cpu")
+    marked = torch.arange(12) == 5
+    x = torch.randn(1, 1, 12, 8, generator=torch.Generator().manual_seed(0))
+    for size in (2, 3, 4):
+        piece = (torch.arange(12) // size).int()
+        found, wanted = attn(x, x, x, piece=piece, text=marked), attn.reference(x, x, x, piece=piece, text=marked)
+        assert torch.allclose(found.double(), wanted, atol=1e-6)
