@@ -29,7 +29,8 @@ ROWS = 32
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read:
     """A table that is read, axis by axis, and the name of what is read; ``slope`` is the result's derivative, for
-    floats.  ``every``: so many queries, from the first position on, read the same."""
+    floats.  ``every``: so many queries, from the first position on, read the same; ``share``: so many heads do.
+    ``runs`` names the axis by a table that says which entry each query reads, where runs of them read one."""
 
     name: str
     table: str
@@ -37,6 +38,8 @@ class Read:
     places: tuple[Place, ...]
     slope: Expr | None
     every: int = 1
+    share: int = 1
+    runs: str = ""
 
     @property
     def along(self) -> tuple[str, ...]:
@@ -57,11 +60,13 @@ class Returned:
     reads: tuple[Read, ...]
 
 
-def returned(result: Expr, labels: Mapping[str, tuple[str, ...]], blocks: Mapping[str, int]) -> Returned | str:
+def returned(
+    result: Expr, labels: Mapping[str, tuple[str, ...]], blocks: Mapping[str, int | str], ratio: int = 1
+) -> Returned | str:
     """The kernels of ``result``, or why there are none.
 
     ``labels`` are the axes of all tables that it reads, and ``blocks`` those axes of queries whose members are blocks
-    of so many positions.
+    of so many positions, or runs of the axis of this name; ``ratio`` heads share a head of keys.
     """
     loads = list(dict.fromkeys(node for node in walk(result) if isinstance(node, Load)))
     names = {load: Param(name=f"x{number}", dtype=load.dtype) for number, load in enumerate(loads)}
@@ -78,8 +83,18 @@ def returned(result: Expr, labels: Mapping[str, tuple[str, ...]], blocks: Mappin
             except SpatError:
                 return "an operation without a derivative"
         every = 1 if coarse is None else blocks[coarse]
-        name = names[load].name
-        reads.append(Read(name=name, table=load.table, dtype=load.dtype, places=places, slope=slope, every=every))
+        reads.append(
+            Read(
+                name=names[load].name,
+                table=load.table,
+                dtype=load.dtype,
+                places=places,
+                slope=slope,
+                every=1 if isinstance(every, str) else every,
+                share=ratio if "g" in labels[load.table] else 1,
+                runs=every if isinstance(every, str) else "",
+            )
+        )
     value = _named(result, names)
     for node in walk(value):
         known = isinstance(node, Param | Apply | Const) or (isinstance(node, Extent) and node.name in ("n", "nq"))
@@ -96,6 +111,8 @@ def _places(load: Load, labels: tuple[str, ...], coarse: str | None) -> tuple[Pl
                 found.append(value)
             case Index(name="h" | "q" | "d" as name) if label == name or (name, label) == ("q", "token"):
                 found.append(name)
+            case Index(name="g") if label == "g":
+                found.append("h")  # of the heads that share it
             case Coord(side="q") if label == coarse == f"q.{index.axis}":
                 found.append("q")
             case _:

@@ -17,8 +17,11 @@ from spdsl.codegen.binaries import options_of
 from spdsl.codegen.load import load
 from spdsl.codegen.returned import ROWS, Read, Returned, emit_returned, returned
 from spdsl.runtime.arrays import Arrays
+from spdsl.runtime.lines import Lines
 from spdsl.runtime.memo import Memo
 from spdsl.runtime.plain import start_given
+from spdsl.runtime.run_means import of_runs
+from spdsl.runtime.runs import Runs
 from spdsl.runtime.transforms import second_derivative
 from spdsl.semantics.free_sums import FEATURES, written_out
 from spdsl.semantics.graph import Pool, Stage, is_free
@@ -39,20 +42,30 @@ def by_kernel(arrays: Arrays, result: Expr, dtype: torch.dtype) -> Tensor | None
         return None  # blocks are counted from position 0
     if arrays.lines.nq > arrays.lines.n and any(read.every > 1 for read in plan.reads):
         return None  # there are as many blocks as keys have
+    runs = {read.runs for read in plan.reads if read.runs}
+    if runs and arrays.lines.q_start + arrays.lines.nq > arrays.lines.n:
+        return None  # a table has a run for each token
     tables = tuple(dict.fromkeys(read.table for read in plan.reads))
-    wide = {read.table for read in plan.reads if read.wide}
     every = {**arrays.tensors, **arrays.attended}
-    # Numbers for each query, such as the shares of members, are little, and made for all at once.
-    little = [name for name in tables if name in arrays.stages and name not in {*every, *wide}]
-    every |= {name: arrays.array(name, None, Memo()) for name in little}
+    # What there is for each query, such as the shares of members, is made for all at once, as torch would have it.
+    others = [name for name in tables if name in arrays.stages and name not in every]
+    every |= {name: arrays.array(name, None, Memo()) for name in others}
     if not all(name in every for name in tables):
         return None
     lines, tensors = arrays.lines, [every[name] for name in tables]
     widths = {every[read.table].shape[1 + read.places.index("d")] for read in plan.reads if read.wide}
     if len(widths) != 1:
         return None
-    shape = lines.batch, lines.heads, lines.nq, widths.pop()
-    call = _Call(plan=plan, module=module, tables=tables, shape=shape, n=lines.n, q_start=lines.q_start, dtype=dtype)
+    call = _Call(
+        plan=plan,
+        module=module,
+        tables=tables,
+        shape=(lines.batch, lines.heads, lines.nq, widths.pop()),
+        n=lines.n,
+        q_start=lines.q_start,
+        dtype=dtype,
+        runs={name: _runs(lines, name) for name in runs},
+    )
     return _Arithmetic.apply(call, *tensors)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -66,7 +79,8 @@ def _plan(arrays: Arrays, result: Expr) -> tuple[Returned | str, Any]:
         pattern = arrays.lines.pattern
         labels = {table.name: arrays.lines.labels(table.name) for table in pattern.tables}
         labels |= {name: stage.axes for name, stage in arrays.stages.items()}
-        plan = returned(written_out(result, arrays.stages, arrays.lines.size), labels, _blocks(pattern))
+        ratio = pattern.heads // pattern.groups
+        plan = returned(written_out(result, arrays.stages, arrays.lines.size), labels, _blocks(pattern), ratio)
         module = None if isinstance(plan, str) else load(emit_returned(plan, pattern.name))
         _known[key] = result, plan, module
     return _known[key][1:]
@@ -77,11 +91,13 @@ def _is_of_members(stage: Stage) -> TypeGuard[Pool]:
     return isinstance(stage, Pool) and stage.kind == "sum" and is_free(stage.over) and stage.over not in FEATURES
 
 
-def _blocks(pattern: BoundPattern) -> dict[str, int]:
-    """The axes of queries whose members are blocks of one size, and that size."""
-    found = {}
+def _blocks(pattern: BoundPattern) -> dict[str, int | str]:
+    """The axes of queries whose members are blocks of one size, and that size, or runs by a table, and which."""
+    found: dict[str, int | str] = {}
     for axis in pattern.axes:
         match axis:
+            case Axis(of=(Index(name="k"),), table=str(), step=None):
+                found[f"q.{axis.name}"] = axis.name
             case Axis(of=(Index(name="k"),), size=(Const(value=int() as size),), step=None):
                 found[f"q.{axis.name}"] = size
             case _:
@@ -89,9 +105,16 @@ def _blocks(pattern: BoundPattern) -> dict[str, int]:
     return found
 
 
+def _runs(lines: Lines, name: str) -> Runs:
+    found = lines.runs(name)
+    assert found is not None
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """What kernels are told beside tensors: ``shape`` is that of the result."""
+    """What kernels are told beside tensors: ``shape`` is that of the result, ``runs`` the runs of tokens of
+    axes by a table."""
 
     plan: Returned
     module: Any
@@ -100,6 +123,7 @@ class _Call:
     n: int
     q_start: int
     dtype: torch.dtype
+    runs: Mapping[str, Runs]
 
     def view(self, read: Read, tensor: Tensor) -> Tensor:
         """A table, which has an axis for the batch, as it is read: along ``read.along`` behind that axis."""
@@ -108,7 +132,7 @@ class _Call:
             size = tensor.shape[1 + dim]
             if isinstance(place, int):
                 tensor = tensor.select(1 + dim, min(max(place, 0), size - 1))
-            elif place == "q" and read.every == 1 and size != self.shape[2]:
+            elif place == "q" and read.every == 1 and not read.runs and size != self.shape[2]:
                 tensor = tensor.narrow(1 + dim, self.q_start, self.shape[2])
         return tensor
 
@@ -135,7 +159,8 @@ class _Call:
         """Whether each number that is read belongs to one of the result, or to one row of it."""
         others = [each for each in self.floats if each.table == read.table and each != read]
         apart = all(_fixed(each) != _fixed(read) for each in others)
-        return apart and read.every == 1 and {"h", "q"} <= set(read.along) and view.shape[0] == self.shape[0]
+        whole = read.every == read.share == 1 and not read.runs and {"h", "q"} <= set(read.along)
+        return apart and whole and view.shape[0] == self.shape[0]
 
     def target(self, read: Read, gradient: Tensor) -> _Target:
         """Where the kernel writes the gradient of what is read."""
@@ -156,6 +181,15 @@ class _Call:
             if missing:
                 whole = torch.nn.functional.pad(whole, (*(0, 0) * (whole.dim() - 3), 0, missing))
             whole = whole.unflatten(2, (-1, read.every)).sum(3)
+        if read.runs:
+            count = view.shape[1 + read.along.index("q")]
+            columns = whole if whole.dim() == 4 else whole[..., None]
+            summed = of_runs(columns, self.runs[read.runs], self.q_start, "sum")[:, :, :count]
+            # A table may have more rows than there are runs.
+            summed = torch.nn.functional.pad(summed, (0, 0, 0, count - summed.shape[2]))
+            whole = summed if whole.dim() == 4 else summed[..., 0]
+        if read.share > 1:
+            whole = whole.unflatten(1, (-1, read.share)).sum(2)
         if view.shape[0] < whole.shape[0]:
             whole = whole.sum(0, keepdim=True)
         gone = [1 + place for place, axis in enumerate(axes) if axis not in read.along]
@@ -183,6 +217,10 @@ class _Call:
         for read in self.plan.reads:
             view = self.view(read, tensors[read.table])
             found += [view, *self.strides(read, view)]
+            if read.runs:
+                last = view.shape[1 + read.along.index("q")] - 1
+                some = self.runs[read.runs].table[self.q_start : self.q_start + self.shape[2]]
+                found.append(some.clamp(0, max(last, 0)))
         return found
 
 

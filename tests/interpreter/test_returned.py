@@ -30,6 +30,14 @@ BY_BLOCK = """
   let far = attend(mean(Q, per = q.blk), mean(K, per = k.blk), mean(V, per = k.blk)) { keep k.blk <= q.blk }
 """
 
+BY_RUN = """
+  input piece: int[token] sorted
+  axis pc = token by piece
+  input gate: float[h, q.pc]
+  let near = attend { keep causal and q - k < 8 }
+  let far = mix(softmax(score(mean(Q, per = q.pc), K)), V)
+"""
+
 CASES: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
     "gates": ("gate: float[2, h, q]", "gate[0] * near + gate[1] * far", {"gate": (2, HEADS, N)}),
     "gates of every sequence": ("gate: float[2, h, q]", "gate[0] * near - gate[1] * far", {"gate": (2, 2, HEADS, N)}),
@@ -41,6 +49,9 @@ CASES: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
     "one number": ("gate: float[3]", "gate[2] * near + gate[0] * gate[2] * far", {"gate": (3,)}),
     "functions": ("gate: float[h, q]", "exp(gate) * near + max(near, far) * 0.5", {"gate": (HEADS, N)}),
     "what blocks of queries return": ("", "at(gate, q) * near + at(far, q)", {"gate": (HEADS, 6)}),
+    "gates of groups": ("gate: float[g, q]", "gate * near + far", {"gate": (2, N)}),
+    "means so far": ("gate: float[h, q]", "gate * near + (1 - gate) * mean(V, upto = q)", {"gate": (HEADS, N)}),
+    "what runs of queries have": ("", "at(gate, q) * near + at(far, q)", {"piece": (N,), "gate": (HEADS, 5)}),
     "by head": ("gate: float[h, q]", "if h < 2 then gate * near else 1.0 * far", {"gate": (HEADS, N)}),
 }
 
@@ -48,7 +59,7 @@ CASES: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
 @pytest.mark.parametrize(("name", "nq"), [*((name, N) for name in CASES), ("gates", 11), ("by token", 11)])
 def test_gradients(name: str, nq: int, monkeypatch: pytest.MonkeyPatch) -> None:
     declared, result, sizes = CASES[name]
-    head = f"  input {declared}\n{BRANCHES}" if declared else BY_BLOCK
+    head = f"  input {declared}\n{BRANCHES}" if declared else BY_RUN if "piece" in sizes else BY_BLOCK
     attn = spdsl.compile(spdsl.loads(f"pattern program() {{\n{head}  return {result}\n}}"), backend="triton")
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, HEADS, nq, D, generator=generator)
@@ -59,7 +70,10 @@ def test_gradients(name: str, nq: int, monkeypatch: pytest.MonkeyPatch) -> None:
         + 0.5
         for each, shape in sizes.items()
     }
-    leaves = [each.requires_grad_() for each in (q, k, v, *inputs.values())]
+    if "piece" in inputs:
+        inputs["piece"] = (inputs["piece"].cumsum(0) * 0.2).int()
+        assert int(inputs["piece"][-1]) == 4
+    leaves = [each.requires_grad_() for each in (q, k, v, *inputs.values()) if each.is_floating_point()]
     d_out = torch.randn(2, HEADS, nq, D, generator=generator)
     made: list[Tensor | None] = []
     kernel = runtime.by_kernel
@@ -92,10 +106,10 @@ def test_second_derivatives_are_refused() -> None:
 
 
 def test_what_torch_computes() -> None:
-    text = f"pattern program() {{\n  input gate: float[g, q]\n{BRANCHES}  return gate * near + far\n}}"
+    text = f"pattern program() {{\n  input gate: float[token]\n{BRANCHES}  return gate[q // 2] * near + far\n}}"
     graph = spdsl.compile(spdsl.loads(text)).bind(HEADS, 2, D).graph
     assert graph is not None
-    labels = {"gate": ("g", "q"), **{stage.name: stage.axes for stage in graph.stages}}
+    labels = {"gate": ("token",), **{stage.name: stage.axes for stage in graph.stages}}
     assert returned(graph.result, labels, {}) == "the way in which `gate` is read"
 
 
