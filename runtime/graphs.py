@@ -39,6 +39,7 @@ from spdsl.runtime.softmax_operands import (
     selections,
 )
 from spdsl.runtime.stretches import attended, stretched
+from spdsl.runtime.uneven_picks import attended_picks, uneven_picks
 from spdsl.semantics.features import refuse_other_features
 from spdsl.semantics.graph import Attention, Merge
 from spdsl.semantics.nodes import BoundPattern, Expr, Table
@@ -78,6 +79,7 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
     means = invited(graph) if call.q.numel() and call.k.numel() else {}
     alone -= {each.attention.name for each in means.values()}
     stretches = stretched(graph) if chosen.kernels else {}
+    picks = uneven_picks(pattern) if chosen.kernels else {}
 
     def part(name: str) -> Part:
         stage = graph.stage(name)
@@ -89,6 +91,7 @@ def attend(pattern: BoundPattern, call: Inputs, key_of: Callable[[str], str]) ->
         match stage:
             case Attention(name=name) if name in alone:
                 made = attended(stretches[name], chosen, call.q, call.k, call.v) if name in stretches else None
+                made = attended_picks(picks[name], chosen, call.q, call.k, call.v) if name in picks else made
                 found[name] = made if made is not None else _softmax(pattern, stage, call, chosen, values, key_of(name))
             case Merge(name=name) if name in together:
                 found[name] = attend_jointly([part(each) for each in together[name]])

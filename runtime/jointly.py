@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from spdsl.codegen.chains.parts import ABSENT
-from spdsl.runtime.choosing import KEYS, Keys, Room, choose
+from spdsl.runtime.choosing import KEYS, WIDEST, Keys, Room, choose
 from spdsl.runtime.cut_kernels import cuts_by_row, cuts_of
+from spdsl.runtime.parted_lists import PARTED, part_lists
 from spdsl.runtime.ranking import joined
+from spdsl.runtime.split import multiprocessors
 from spdsl.runtime.tilings import LEAST, rows_of
 from spdsl.semantics.graph import Select
 
@@ -47,6 +49,9 @@ def chosen_jointly(run: Run, stage: Select, width: int | None) -> Tensor | None:
         # The heads of a row lie side by side.
         keys = run.keys.view(run.batch, run.heads, step, pitch)[:, :, :some].transpose(1, 2).contiguous()
         chunks = run.batch * some
+        if _is_short(run, stage, chunks, pitch, width):
+            made.append(_side_by_side(keys.view(run.batch, some, -1), amounts, run.heads, width))
+            continue
         held = Keys(
             keys=keys.view(chunks, run.heads, pitch),
             chunks=chunks,
@@ -58,6 +63,25 @@ def chosen_jointly(run: Run, stage: Select, width: int | None) -> Tensor | None:
         )
         made.append(_lists(held, chain.by, amounts, width).view(run.batch, some, run.heads, -1).transpose(1, 2))
     return made[0].contiguous() if len(made) == 1 else joined(made, 2)
+
+
+def _is_short(run: Run, stage: Select, rows: int, pitch: int, width: int | None) -> bool:
+    """Whether the heads of a row are one short row, of many, of which few entries are chosen: as many as lists have
+    room for, where that is less than all."""
+    few = width is not None and 0 < width < min(run.columns, PARTED + 1)
+    many = rows >= multiprocessors(run.arrays.lines.device)
+    return few and many and stage.by == "count" and run.heads * pitch <= WIDEST
+
+
+def _side_by_side(keys: Tensor, amounts: Tensor, heads: int, width: int | None) -> Tensor:
+    """The lists of rows whose heads lie side by side, ``keys`` being ``[batch, rows, heads * pitch]``: one list for
+    each row, and then one for each head.  int32 ``[batch, heads, rows, width]``."""
+    assert width is not None
+    batch, rows, columns = keys.shape
+    ends = torch.full((batch * rows, 1), columns, dtype=torch.int32, device=keys.device)
+    held = Keys(keys=keys, chunks=batch * rows, rows=1, pitch=columns, columns=columns, ends=ends, block=1)
+    room = Room(lists=torch.empty(batch * rows, 1, width, dtype=torch.int32, device=keys.device))
+    return part_lists(choose(held, "count", amounts, room).view(batch, rows, width), heads, columns // heads)
 
 
 def _lists(held: Keys, by: str, amounts: Tensor, width: int | None) -> Tensor:

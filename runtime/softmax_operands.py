@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spdsl.analysis.tiling import KEPT
 from spdsl.codegen.chains.columns import belongs_to_columns, is_without_queries
 from spdsl.diagnostics import error
 from spdsl.runtime.arrays import Arrays
@@ -136,6 +137,7 @@ def makers(pattern: BoundPattern, call: Inputs) -> dict[str, str]:
     from spdsl.runtime.invited import invited
     from spdsl.runtime.stretches import stretched
     from spdsl.runtime.stripes import striped
+    from spdsl.runtime.uneven_picks import uneven_picks
 
     stages, told = dict(chosen.stages), dict[str, str]()
     told |= {name: "by a kernel: best_at" for name in stages if striped(pattern, stages, stages[name]) is not None}
@@ -148,7 +150,9 @@ def makers(pattern: BoundPattern, call: Inputs) -> dict[str, str]:
     apart = {table.name for stage in at_once for table in _pattern_of(pattern, stage.name).tables}
     told |= {stage.name: "by a kernel for all members: attend" for stage in at_once}
     others = [name for name in dict.fromkeys(names) if name not in told and name not in apart]
-    return told | {name: _maker(chosen, name) for name in others}
+    told |= {name: _maker(chosen, name) for name in others}
+    few = f"by kernels of intervals, up to {KEPT} picks of a query: attend, join_members"
+    return told | dict.fromkeys(uneven_picks(pattern), few)
 
 
 def _maker(chosen: Arrays, name: str) -> str:

@@ -77,11 +77,7 @@ def stretched(graph: StageGraph) -> dict[str, Stretched]:
 
 def _stretched_by(graph: StageGraph, stage: Attention) -> Stretched | None:
     attend = stage.attend
-    own = [(stage.query, "Q"), (stage.key, "K"), (stage.value, "V")]
-    plain = attend.bias is None and attend.softcap is None and attend.sink_logit is None
-    plain = plain and (attend.scale is None or isinstance(attend.scale, Const))
-    plain = plain and all(isinstance(expr, Load) and expr.table == name for expr, name in own)
-    if not plain or stage.axes != ("h", stage.member, "q", "d") or (stage.rows, stage.columns) != ("q", "k"):
+    if not is_plain(stage) or stage.axes != ("h", stage.member, "q", "d"):
         return None
     stages = {each.name: each for each in graph.stages}
 
@@ -101,11 +97,11 @@ def _stretched_by(graph: StageGraph, stage: Attention) -> Stretched | None:
         branches = [inlined(conjuncts(each)) for each in disjuncts(clause)]
         if len(branches) > 1 and not parts:
             parts = branches
-        elif len(branches) == 1 and (bound := _bound(clause)) is not None:
+        elif len(branches) == 1 and (bound := interval_of(clause)) is not None:
             common = common.and_(bound)
         else:
             return None
-    made = [_all([_bound(each) for each in branch]) for branch in parts]
+    made = [_all([interval_of(each) for each in branch]) for branch in parts]
     if not made:
         return Stretched(attention=stage, own=common, near=None)
     if len(made) != 2 or any(each is None for each in made):
@@ -115,10 +111,19 @@ def _stretched_by(graph: StageGraph, stage: Attention) -> Stretched | None:
     if True not in is_common:
         return None
     at = is_common.index(True)
-    near, other, outside = made[at], made[1 - at], _bound(_negated(parts[at][0]))
+    near, other, outside = made[at], made[1 - at], interval_of(_negated(parts[at][0]))
     if near is None or other is None or outside is None:
         return None
     return Stretched(attention=stage, own=other.and_(outside).and_(common), near=near.and_(common))
+
+
+def is_plain(stage: Attention) -> bool:
+    """Whether a softmax is one of queries, keys and values as they are, whose logits are nothing but products."""
+    attend, own = stage.attend, [(stage.query, "Q"), (stage.key, "K"), (stage.value, "V")]
+    plain = attend.bias is None and attend.softcap is None and attend.sink_logit is None
+    plain = plain and (attend.scale is None or isinstance(attend.scale, Const))
+    plain = plain and all(isinstance(expr, Load) and expr.table == name for expr, name in own)
+    return plain and (stage.rows, stage.columns) == ("q", "k")
 
 
 def _is_of_stages(expr: Expr, graph: StageGraph) -> bool:
@@ -144,13 +149,13 @@ def _negated(clause: Expr) -> Expr:
     return build.apply("not", clause)
 
 
-def _bound(clause: Expr) -> Interval | None:
+def interval_of(clause: Expr) -> Interval | None:
     """The interval of keys for which a clause holds; None if it is none."""
     if "k" not in free_indices(clause):
         return Interval(conditions=(clause,))
     match clause:
         case Apply(op="ge" | "gt" as op, args=(one, two)):
-            return _bound(build.apply("le" if op == "ge" else "lt", two, one))
+            return interval_of(build.apply("le" if op == "ge" else "lt", two, one))
         case Apply(op="le" | "lt" as op, args=(one, two)) if one.dtype == two.dtype == "int":
             pass
         case _:
@@ -195,16 +200,12 @@ def attended(given: Stretched, chosen: Arrays, q: Tensor, k: Tensor, v: Tensor) 
     fits = chosen.kernels and q.numel() > 0 and k.numel() > 0 and members > 0
     if not fits or max(q.shape[-1], v.shape[-1]) > LARGEST or q.shape[1] * members * q.shape[2] >= 2**31:
         return None
-    match stage.attend.scale:
-        case Const(value=value):
-            scale = float(value)
-        case _:
-            scale = 1 / math.sqrt(q.shape[-1])
+    scale = scale_of(stage, q)
     with torch.no_grad():
-        own = _stretches(chosen, given.own, ("h", stage.member, "q"), (*q.shape[:2], members, q.shape[2]))
+        own = stretches_of(chosen, given.own, ("h", stage.member, "q"), (*q.shape[:2], members, q.shape[2]))
         near = None
         if given.near is not None:
-            near = _stretches(chosen, given.near, ("h", "q"), (*q.shape[:2], 1, q.shape[2]))
+            near = stretches_of(chosen, given.near, ("h", "q"), (*q.shape[:2], 1, q.shape[2]))
     return attend_stretches(q, k, v, own, near, scale, chosen.lines.q_start)
 
 
@@ -215,7 +216,7 @@ _ends: dict[int, tuple[Interval, Ends | None, Any]] = {}
 def _by_kernel(
     arrays: Arrays, interval: Interval, axes: tuple[str, ...], shape: tuple[int, int, int, int]
 ) -> Stretches | None:
-    """As `_stretches` of members, by kernels; None where they are left to torch."""
+    """As `stretches_of` of members, by kernels; None where they are left to torch."""
     key = id(interval)
     if key not in _ends:
         if len(_ends) >= _MOST:
@@ -242,12 +243,28 @@ def _by_kernel(
     return sorted_by(keys, low, high, n)
 
 
-def _stretches(
-    arrays: Arrays, interval: Interval, axes: tuple[str, ...], shape: tuple[int, int, int, int]
+def scale_of(stage: Attention, q: Tensor) -> float:
+    """What logits are multiplied with, which is a number."""
+    match stage.attend.scale:
+        case Const(value=value):
+            return float(value)
+        case _:
+            return 1 / math.sqrt(q.shape[-1])
+
+
+def stretches_of(
+    arrays: Arrays,
+    interval: Interval,
+    axes: tuple[str, ...],
+    shape: tuple[int, int, int, int],
+    within: tuple[Tensor, Tensor] | None = None,
 ) -> Stretches:
-    """The intervals of a call, and the order of their beginnings; those of no keys begin behind all."""
+    """The intervals of a call, and the order of their beginnings; those of no keys begin behind all.
+
+    ``within``, which broadcast to the ``shape``, are those of other intervals, of which no more is left.
+    """
     last, device = arrays.lines.n - 1, arrays.lines.device
-    found = _by_kernel(arrays, interval, axes, shape) if len(axes) == 3 else None
+    found = _by_kernel(arrays, interval, axes, shape) if len(axes) == 3 and within is None else None
     if found is not None:
         return found
     memo = Memo()
@@ -258,6 +275,8 @@ def _stretches(
 
     low = torch.zeros((), dtype=torch.int64, device=device)
     high = torch.full((), last, dtype=torch.int64, device=device)
+    if within is not None:
+        low, high = torch.maximum(low, within[0]), torch.minimum(high, within[1])
     for each in interval.low:
         low = torch.maximum(low, of(each))
     for each in interval.high:

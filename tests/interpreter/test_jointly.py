@@ -81,6 +81,7 @@ TEXT = """pattern joint() {{
         pytest.param("top(11, over = (q.blk, k.blk))", marks=pytest.mark.slow),
         "softmax |> force(k.blk == q.blk) |> top_p(0.7, over = (q.blk, k.blk))",
         "top(heads * n // 20, over = (h, k.blk))",
+        "top(5, over = (h, k.blk))",
         pytest.param("softmax |> top_p(0.6, over = (q.blk, k.blk))", marks=pytest.mark.slow),
         pytest.param("force(k.blk == q.blk) |> top(13, over = (q.blk, k.blk))", marks=pytest.mark.slow),
         pytest.param("top(1000, over = (q.blk, k.blk))", marks=pytest.mark.slow),
