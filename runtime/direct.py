@@ -246,11 +246,14 @@ class Direct:
             _remember(self._kinds, place, kind)
         return kind(tensors)
 
-    def whole(self, make: Make, tensors: tuple[Tensor, ...], start: int) -> Found:
-        """What ``make`` makes of the tensors, by the steps of an earlier call of the kind if there are any."""
+    def whole(self, make: Make, tensors: tuple[Tensor, ...], start: int, beside: Hashable | None = None) -> Found:
+        """What ``make`` makes of the tensors, by the steps of an earlier call of the kind if there are any.
+
+        ``beside`` is what else ``make`` reads, the same object in all calls of a kind.
+        """
         if not _repeatable(tensors):
             return make(tensors)
-        place = _place(tensors, start)
+        place = _place(tensors, start) if beside is None else (beside, *_place(tensors, start))
         kind = self._whole.get(place)
         if kind is None:
             kind = WholeCalls(make=make, trained=_is_trained(tensors), kind_of=kind_of, plain=_repeatable)
@@ -282,7 +285,7 @@ def _is_trained(tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
 
 
-def _place(tensors: tuple[Tensor, ...], start: int) -> Hashable:
+def _place(tensors: tuple[Tensor, ...], start: int) -> tuple[Hashable, ...]:
     """What tells kinds apart; places come last, so that their presence shows in the number of tensors."""
     trained = tuple(each.requires_grad for each in tensors) if torch.is_grad_enabled() else None
     return start, trained, *map(kind_of, tensors)

@@ -150,16 +150,34 @@ class TileBounds:
             return unknown(node.dtype, self.pairs.device)
         env = self.pairs.extents() | self.pairs.outer(1)
         queries = self.query_tiles[rows]
-        queries = queries[:, :: self._run(row, queries, env)]
         points = evaluate(wanted, env | {"k": self.key_tiles[columns].flatten()}, self.tables)
         points = points.expand(self.key_tiles[columns].numel()).view(-1, self.key_tiles.shape[1])
+        changes = self._changes(row, queries, env)
+        if changes is not None:
+            lists = rows_of(node, env | {"q": queries[changes]}, self.tables)
+            return tiles_of_lists(lists, points, changes.nonzero()[:, 0], len(queries))
+        queries = queries[:, :: self._run(row, queries, env)]
         lists = rows_of(node, env | {"q": queries.flatten()}, self.tables)
         return tiles_of_lists(lists.unflatten(-2, queries.shape), points)
+
+    def _changes(self, row: Sequence[Expr], queries: Tensor, env: Mapping[str, Tensor | int]) -> Tensor | None:
+        """Which queries read another list than their neighbour, where a table of tokens says so: bool, as ``queries``;
+        None where no table does."""
+        read = [index for index in row if "q" in self.names[id(index)]]
+        if any(self.names[id(index)] != {"q"} for index in read) or not any(map(_reads, read)):
+            return None
+        found = torch.zeros_like(queries, dtype=torch.bool)
+        found[:, 0] = True
+        for index in read:
+            points = evaluate(index, {**env, "q": queries.flatten()}, self.tables)
+            points = points.expand(queries.numel()).view(queries.shape)
+            found[:, 1:] |= points[:, 1:] != points[:, :-1]
+        return found
 
     def _run(self, row: Sequence[Expr], queries: Tensor, env: Mapping[str, Tensor | int]) -> int:
         """Of how many neighbours in each tile one stands for all, as they read one list."""
         read = [index for index in row if "q" in self.names[id(index)]]
-        if any(self.names[id(index)] != {"q"} or any(isinstance(x, Load) for x in walk(index)) for index in read):
+        if any(self.names[id(index)] != {"q"} or _reads(index) for index in read):
             return 1
         found = queries.shape[1]
         for index in read:
@@ -168,6 +186,11 @@ class TileBounds:
             changes = (points[:, 1:] != points[:, :-1]).any(0).nonzero().flatten() + 1
             found = math.gcd(found, *changes.tolist())
         return found
+
+
+def _reads(expr: Expr) -> bool:
+    """Whether an expression looks anything up."""
+    return any(isinstance(part, Load) for part in walk(expr))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,20 +56,24 @@ def shares(over: Line, per: Line | None, windows: Windows | None) -> Shares:
 
 def by_member(kind: str, body: Tensor, member: Tensor, count: int) -> Tensor:
     """A reduction of one line, one number for each of ``count`` members; over nothing false, true or 0."""
-    inside = (member >= 0) & (member < count)
-    body, member = body[inside], member[inside]
+    # What belongs to no member counts in a place behind them: the host need not know how much that is.
+    member = torch.where((member >= 0) & (member < count), member, count)
     match kind:
         case "any" | "all":
             want = body if kind == "any" else ~body
-            found = torch.zeros(count, dtype=torch.int64, device=body.device).index_add(0, member, want.long()) > 0
+            found = torch.zeros(count + 1, dtype=torch.int64, device=body.device).index_add(0, member, want.long()) > 0
+            found = found[:count]
             return found if kind == "any" else ~found
         case "sum" | "mean":
-            total = torch.zeros(count, dtype=body.dtype, device=body.device).index_add(0, member, body)
-            sizes = torch.bincount(member, minlength=count)
-            return total if kind == "sum" else total.double() / sizes.clamp(min=1)
+            total = torch.zeros(count + 1, dtype=body.dtype, device=body.device).index_add(0, member, body)[:count]
+            if kind == "sum":
+                return total
+            sizes = torch.zeros(count + 1, dtype=torch.int64, device=body.device)
+            sizes = sizes.index_add(0, member, torch.ones_like(member))[:count]
+            return total.double() / sizes.clamp(min=1)
         case _:
-            room = torch.zeros(count, dtype=body.dtype, device=body.device)
-            return room.scatter_reduce(0, member, body, "amin" if kind == "min" else "amax", include_self=False)
+            room = torch.zeros(count + 1, dtype=body.dtype, device=body.device)
+            return room.scatter_reduce(0, member, body, "amin" if kind == "min" else "amax", include_self=False)[:count]
 
 
 def _by_ends(over: Line, per: Line, one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor], windows: Windows) -> Shares:

@@ -19,11 +19,14 @@ from spdsl import prepare
 from spdsl.diagnostics import placed
 from spdsl.pipeline import bound, lives_of, order_of, softmax_key
 from spdsl.runtime.checks import check_inputs
-from spdsl.runtime.direct import Direct
+from spdsl.runtime.direct import Direct, plain
 from spdsl.runtime.evaluate import with_batch
+from spdsl.runtime.notices import is_watched
 from spdsl.runtime.operator import no_autocast
+from spdsl.runtime.settled import is_settled, settled
 from spdsl.runtime.tile_order import in_tiles, out_of_tiles, tables_in_tiles
 from spdsl.runtime.transforms import second_derivative
+from spdsl.semantics.nodes import Table
 from spdsl.semantics.tilewise import Tilewise
 
 _AUTOGRAD = ("AutogradCPU", "AutogradCUDA", "AutogradOther", "ADInplaceOrView")
@@ -108,22 +111,34 @@ def attend_again(
     key: str,
     start: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """As `attend`, or as one of the ``calls`` before: by kernels, where no value of an input is checked.
+    """As `attend`, or as one of the ``calls`` before: by kernels, where no value of an input is checked but of those
+    that say what tokens are, which have one content in all calls of a kind.
 
-    Those of lists are on the CPU alone, by who finds that they are lists.
+    Values of lists are checked on the CPU alone, by who finds that they are lists.
     """
-    declared = bound(key, q.shape[1], k.shape[1], q.shape[3]).tables
-    unchecked = all(table.listed or (table.dtype == "float" and table.bounds is None) for table in declared)
+    pattern = bound(key, q.shape[1], k.shape[1], q.shape[3])
+    unchecked = all(_is_unchecked(table) or is_settled(table) for table in pattern.tables)
     by_kernels = prepare.choose_backend(json.loads(key)["backend"], q.device) == "triton"
-    if places is not None or not unchecked or not by_kernels:
+    ours = by_kernels and plain((q, *tables.values())) and not is_watched()
+    if places is not None or not unchecked or not ours:
         return attend(q, k, v, tables, places, key, start)
-    names = tuple(tables)
+    own = settled(pattern, tables)
+    if own is None:
+        return attend(q, k, v, tables, places, key, start)
+    names = tuple(name for name in tables if name not in own.tables)
 
     def make(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         q, k, v, *inputs = tensors
-        return attend(q, k, v, dict(zip(names, inputs, strict=True)), None, key, start)
+        own.trust()
+        return attend(q, k, v, {**dict(zip(names, inputs, strict=True)), **own.tables}, None, key, start)
 
-    return calls.whole(make, (q, k, v, *tables.values()), start)
+    beside = own if own.tables else None
+    return calls.whole(make, (q, k, v, *(tables[name] for name in names)), start, beside)
+
+
+def _is_unchecked(table: Table) -> bool:
+    """Whether nothing is asked about the values of an input."""
+    return table.listed or table.dtype == "bool" or (table.dtype == "float" and table.bounds is None)
 
 
 def _named(key: str, tables: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ From a problem, and the walk where it is known.  Nothing is measured here.
 from __future__ import annotations
 
 from spdsl.analysis.plans import Kind, Problem, Tiles
+from spdsl.analysis.specialising import is_of_runs
 from spdsl.analysis.tiles import Walk
 from spdsl.analysis.tiling import default_tiles
 from spdsl.semantics.nodes import BoundPattern, Load
@@ -31,6 +32,7 @@ def tiles_for(
         specialised=specialised,
         target=target,
         capped=problem.pattern.attend.softcap is not None,
+        coarse=is_of_runs(problem.pattern),
     )
 
 

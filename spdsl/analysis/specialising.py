@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from spdsl.analysis.plans import KernelPlan, Problem
-from spdsl.semantics.nodes import BoundPattern, Load
+from spdsl.semantics.nodes import BoundPattern, Coord, Load
 from spdsl.semantics.rewrite import walk
 
 WIDEST = 256
@@ -24,8 +24,21 @@ def copies_tiles(problem: Problem, target: str) -> bool:
 
 def looks_up(pattern: BoundPattern) -> bool:
     """Whether the set looks pairs up in lists: a static part of a union does not."""
+    return bool(_looked_up(pattern))
+
+
+def is_of_runs(pattern: BoundPattern) -> bool:
+    """Whether all that a set looks up in lists is said of runs of queries and of keys, which tables of tokens tell:
+    most tiles lie in one run of each side, and lists of tiles say all of them."""
+    runs = {axis.name for axis in pattern.axes if axis.table is not None}
+    loads = _looked_up(pattern)
+    ends = (index for load in loads for index in load.indices[-2:])
+    return bool(loads) and all(isinstance(index, Coord) and index.axis in runs for index in ends)
+
+
+def _looked_up(pattern: BoundPattern) -> list[Load]:
     listed = {table.name for table in pattern.tables if table.listed}
-    return any(isinstance(node, Load) and node.table in listed for node in walk(pattern.attend.keep))
+    return [node for node in walk(pattern.attend.keep) if isinstance(node, Load) and node.table in listed]
 
 
 def may_persist(kernel: KernelPlan, problem: Problem) -> bool:
@@ -52,7 +65,7 @@ def why_plain(
     """
     if target != "sm_90" or kind in ("dq", "dkdv"):
         return ""
-    if looks_up(problem.pattern) and not turned:
+    if looks_up(problem.pattern) and not (turned or (kind == "forward" and is_of_runs(problem.pattern))):
         return "rows look their keys up in lists"
     given = dict(problem.tiles).get(kind)
     if given is not None and not given.specialised:

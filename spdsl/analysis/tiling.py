@@ -27,18 +27,20 @@ def default_tiles(
     specialised: bool,
     target: str,
     capped: bool = False,
+    coarse: bool = False,
 ) -> Tiles:
     """Good first tiles for a kernel on ``target`` (``cpu``, ``sm_80``, ``sm_90``, ``sm_100``, ``gfx942``, …).
 
     ``walk`` is None before the walk is known; the caller asks again when it is.  ``crowded`` says that the logits or
     the set need registers of their own, ``descriptors`` that tiles are loaded by the copy engine, which needs none,
-    ``specialised`` that a warp of its own sees to that, ``capped`` that logits have a soft cap.
+    ``specialised`` that a warp of its own sees to that, ``capped`` that logits have a soft cap,
+    ``coarse`` that lists of tiles are made of pairs of runs of tokens.
     """
     width = max(head_dim, value_dim)
     if kind == "fused":
         return Tiles(block_q=64 if width > 64 else 128, block_k=128, warps=4, stages=2, specialised=True)
     if kind == "forward" and specialised:
-        return _specialised(width, walk, capped)
+        return _specialised(width, None if coarse and isinstance(walk, ListWalk) else walk, capped)
     if target == "cpu":
         return Tiles(block_q=64, block_k=64, warps=4, stages=1)
     if dtype == "fp32":

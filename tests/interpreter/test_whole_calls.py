@@ -13,7 +13,7 @@ from torch import Tensor
 
 import spdsl
 from spdsl import staged
-from spdsl.runtime import graphs, recent, repeated
+from spdsl.runtime import graphs, lists, recent, repeated
 from spdsl.runtime.ranking import FAR
 from spdsl.runtime.whole_calls import WholeCalls
 from tests.library.compare import relative_error
@@ -207,3 +207,39 @@ def test_calls_under_autocast_are_carried_out_as_they_are(carried_out: list[str]
             assert relative_error(found, wanted) <= 2e-3
     assert len(carried_out) == 4
     assert kinds(attn)[0].ways is None
+
+
+SETTLED = """pattern settled() {
+  input piece: int[token] sorted
+  input text: bool[token]
+  axis pc = token by piece
+  let chosen = score(mean(Q, per = q.pc), mean(K, per = k.pc)) |> top(2)
+  keep chosen or any(text[k], per = k.pc)
+}
+"""
+
+
+@pytest.mark.slow
+def test_what_tokens_are_is_known_by_its_content(carried_out: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that say the same of tokens, in whichever tensors, are of one kind, and what changes is seen."""
+    monkeypatch.setattr(lists, "_UNASKED", {"cpu"})
+    attn = spdsl.compile(spdsl.loads(SETTLED), backend="triton")
+    piece, text = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 4, 4, 4, 5, 5]).int(), torch.arange(14) == 6
+    for seed in range(6):
+        given = tensors("gated", seed, trained=False)[:3]
+        q, k, v = (each[:, :, :14] for each in given)
+        if seed == 3:
+            piece[4:] += 1
+        if seed == 5:
+            text = ~text
+        with torch.no_grad():
+            found = attn(q, k, v, piece=piece.clone() if seed % 2 else piece, text=text)
+        wanted = attn.reference(q, k, v, piece=piece, text=text)
+        assert isinstance(found, Tensor)
+        assert isinstance(wanted, Tensor)
+        assert relative_error(found, wanted) <= 2e-3
+    # Two of each of the first two contents, of which the second is watched, and one of the third.
+    assert len(carried_out) == 2 + 2 + 1
+    assert [kind.ways is not None for kind in kinds(attn)] == [True, True, False]
+    with pytest.raises(spdsl.SpatError, match="SP350"):
+        attn(q, k, v, piece=piece.flip(0), text=text)

@@ -253,3 +253,23 @@ def test_tables_of_pairs(axes: str, n: int, apart: bool) -> None:
     chosen = torch.rand([2, *shape] if apart else shape, generator=generator) < 0.01
     out, wanted = attn(q, k, v, chosen=chosen), attn.reference(q, k, v, chosen=chosen)
     torch.testing.assert_close(out, wanted.float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 1.0])
+def test_tiles_of_rows_that_are_told_once(share: float) -> None:
+    """What lists of neighbours say that read one list is what one of them says."""
+    from spdsl.runtime.listed import tiles_of_lists
+
+    generator = torch.Generator().manual_seed(3)
+    run = (torch.rand(70, generator=generator) < 0.2).cumsum(0) * 2 + 1
+    runs = int(run[-1]) + 1
+    chosen = torch.rand(2, 3, runs, runs, generator=generator) < share
+    lists = torch.where(chosen, torch.arange(runs), 2**31 - 1).sort(-1).values.int()
+    queries = torch.arange(80).clamp(max=69).view(-1, 16)
+    points = run[torch.arange(72).clamp(max=69).view(-1, 8)]
+    each = tiles_of_lists(lists[:, :, run[queries.flatten()]].unflatten(2, queries.shape), points)
+    changes = torch.ones_like(queries, dtype=torch.bool)
+    changes[:, 1:] = run[queries][:, 1:] != run[queries][:, :-1]
+    once = tiles_of_lists(lists[:, :, run[queries[changes]]], points, changes.nonzero()[:, 0], len(queries))
+    assert torch.equal(each.may, once.may)
+    assert torch.equal(each.must, once.must)
