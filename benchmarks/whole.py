@@ -222,8 +222,6 @@ CASES = (
         groups=8,
         inputs=_estimate,
         backward=False,
-        why="bins that each query has chosen are looked up pair by pair, which took 3.6 ms in an earlier run; besides "
-        "there are the search of cuts over all heads, and the mean of all values so far",
     ),
     Case(pattern="longnet", n=131072),
     Case(pattern="longformer_global", inputs=_special, **VIDEO),
