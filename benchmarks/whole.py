@@ -176,13 +176,7 @@ CASES = (
         groups=2,
     ),
     Case(pattern="sparge", n=65536, **VIDEO),
-    Case(
-        pattern="dhsa",
-        inputs=_chunks,
-        why="attention takes 6.6 of the 51 ms; chunks are gathered, padded to the longest, and chosen among by some "
-        "400 operations of torch, for which the host takes 27",
-        **PROMPT,
-    ),
+    Case(pattern="dhsa", inputs=_chunks, **PROMPT),
     Case(pattern="sparsed_build", inputs=_prompt, exports=True, backward=False, why=EVERYTHING, **VIDEO),
     Case(pattern="sparsed_reuse", inputs=_blocks, **VIDEO),
     Case(
