@@ -75,7 +75,7 @@ def meet(begins, longest, found, items, tiles, width, BLOCK: tl.constexpr):  # t
     first = tl.zeros([BLOCK], tl.int32)
     last = tl.zeros([BLOCK], tl.int32)
     step = 1
-    while step < items:
+    while step <= items // 2:
         step = step * 2
     while step > 0:
         for_first = first + step <= items

@@ -1,4 +1,4 @@
-"""The best keys at set distances from each query, in their order, by one kernel.
+"""The best keys at set distances from each query, in their order, by one kernel, and the gradients of their scores.
 
 A tile of neighbouring queries meets, at one distance, as many neighbouring keys: their products are those of rows in
 pairs.  What is best so far stays in registers, so that nothing is held but the results.
@@ -100,14 +100,6 @@ def best_at(  # type: ignore[no-untyped-def]
         tl.store(values + to, tl.where(exist, bits.to(tl.float32, bitcast=True), 0.0), mask=mask)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def at_place(places, grads, owner, pick, nq, row, key, exist, PICKS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The gradients of the scores of queries whose pick is this key; 0 for all others."""
-    at = (owner * PICKS + pick) * nq + row
-    same = exist & (tl.load(places + at, mask=exist, other=-1) == key)
-    return tl.load(grads + at, mask=same, other=0.0)
-
-
 @triton.jit(do_not_specialize=["nq"])  # type: ignore[untyped-decorator]
 def of_left(  # type: ignore[no-untyped-def]
     right, places, grads, d_left, scale, nq, heads, own_heads, own_each, own_batches,
@@ -134,44 +126,58 @@ def of_left(  # type: ignore[no-untyped-def]
     tl.store(to, (total * scale).to(d_left.dtype.element_ty), mask=(row < nq)[:, None] & (feature < D)[None, :])
 
 
-@triton.jit(do_not_specialize=["count", "nq", "n", "q_start"])  # type: ignore[untyped-decorator]
-def of_right(  # type: ignore[no-untyped-def]
-    left, distances, places, grads, d_right, scale, count, nq, n, q_start, heads, own_heads, own_each, own_batches,
-    left_b, left_h, left_n, left_each,
-    PICKS: tl.constexpr, FEW: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
-    UNROLL: tl.constexpr,
+@triton.jit(do_not_specialize=["total", "picked", "n"])  # type: ignore[untyped-decorator]
+def by_key(  # type: ignore[no-untyped-def]
+    places, keys, total, picked, n, heads, own_heads, own_each, own_batches, owners, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The gradient of keys ``[own batches, own heads, n, D]``: of each, distance by distance, the queries that have
-    picked it, by gradients."""
+    """Which of the keys ``[owners, n]`` each of ``total`` places names, ``picked`` of a head; behind all for none."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    place = tl.load(places + at, mask=at < total, other=-1)
+    line = at // picked
+    own = line // heads // own_batches * own_heads + line % heads // own_each
+    key = tl.where(place >= 0, own * n + place, owners * n)
+    tl.store(keys + at, key.to(keys.dtype.element_ty), mask=at < total)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def below(keys, total, wanted, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """How many of ``total`` keys, which ascend, are below each that is wanted."""
+    found = tl.zeros([BLOCK], tl.int32)
+    step = 1
+    while step <= total // 2:
+        step = step * 2
+    while step > 0:
+        there = found + step <= total
+        here = tl.load(keys + found + step - 1, mask=there, other=0)
+        found = tl.where(there & (here < wanted), found + step, found)
+        step = step // 2
+    return found
+
+
+@triton.jit(do_not_specialize=["total", "picked", "nq", "n"])  # type: ignore[untyped-decorator]
+def of_right(  # type: ignore[no-untyped-def]
+    left, keys, order, grads, d_right, scale, total, picked, nq, n, heads,
+    left_b, left_h, left_n, left_each,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The gradient of keys ``[owners, n, D]``: of each the queries that have picked it, by gradients, in their order.
+
+    ``keys`` are those of all places, sorted, and ``order`` says whose they are.
+    """
     own = tl.program_id(1).to(tl.int64)
-    tile = tl.program_id(0)
-    key = tile * BLOCK + tl.arange(0, BLOCK)
+    key = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     feature = tl.arange(0, BLOCK_D)
-    # Distances descend: the first ones lead behind the last query, the last ones before the first.
-    begin, end = 0, 0
-    first, last = tile * BLOCK, tl.minimum(tile * BLOCK + BLOCK, n) - 1
-    for base in tl.range(0, count, BLOCK):
-        place = base + tl.arange(0, BLOCK)
-        distance = tl.load(distances + place, mask=place < count, other=-2147483648)
-        begin += tl.sum((distance > nq - 1 + q_start - first).to(tl.int32))
-        end += tl.sum(((distance >= q_start - last) & (place < count)).to(tl.int32))
-    total = tl.zeros([BLOCK, BLOCK_D], tl.float32)
-    for other in range(own_batches * own_each):
-        batch = own // own_heads * own_batches + other // own_each
-        head = own % own_heads * own_each + other % own_each
-        for step in tl.range(begin, end, loop_unroll_factor=UNROLL):
-            row = key + tl.load(distances + step) - q_start
-            exist = (key < n) & (row >= 0) & (row < nq)
-            weight = tl.zeros([BLOCK], tl.float32)
-            if FEW:
-                for pick in tl.static_range(PICKS):
-                    weight += at_place(places, grads, batch * heads + head, pick, nq, row, key, exist, PICKS)
-            else:
-                for pick in range(PICKS):
-                    weight += at_place(places, grads, batch * heads + head, pick, nq, row, key, exist, PICKS)
-            there = left + batch * left_b + head // left_each * left_h + row.to(tl.int64) * left_n
-            mask = (weight != 0.0)[:, None] & (feature < D)[None, :]
-            value = tl.load(there[:, None] + feature[None, :], mask=mask, other=0.0).to(tl.float32)
-            total += weight[:, None] * value
+    begin = below(keys, total, own * n + key, BLOCK)
+    end = tl.where(key < n, below(keys, total, own * n + key + 1, BLOCK), begin)
+    made = tl.zeros([BLOCK, BLOCK_D], tl.float32)
+    for step in range(tl.max(end - begin)):
+        exist = begin + step < end
+        item = tl.load(order + begin + step, mask=exist, other=0)
+        grad = tl.load(grads + item, mask=exist, other=0.0)
+        line = item // picked
+        there = left + line // heads * left_b + line % heads // left_each * left_h + item % nq * left_n
+        mask = (grad != 0.0)[:, None] & (feature < D)[None, :]
+        value = tl.load(there[:, None] + feature[None, :], mask=mask, other=0.0).to(tl.float32)
+        made += grad[:, None] * value
     to = d_right + (own * n + key)[:, None] * D + feature[None, :]
-    tl.store(to, (total * scale).to(d_right.dtype.element_ty), mask=(key < n)[:, None] & (feature < D)[None, :])
+    tl.store(to, (made * scale).to(d_right.dtype.element_ty), mask=(key < n)[:, None] & (feature < D)[None, :])

@@ -53,14 +53,12 @@ class Striped:
 class Placed:
     """What has been chosen for each place in an order: keys, int32 ``[batch, heads, picks, nq]``, −1 for none.
 
-    ``there``: whether there is one; ``values`` are their scores, fp32, and 0 for none.  They are products times
-    ``scale``, at one of the ``distances``, int32, descending.
+    ``there``: whether there is one; ``values`` are their scores, fp32, and 0 for none: products times ``scale``.
     """
 
     places: Tensor
     there: Tensor
     values: Tensor
-    distances: Tensor
     scale: float
 
 
@@ -136,7 +134,7 @@ def _placed(arrays: Arrays, found: Striped, head: str) -> Placed | None:
     grid = (-(-lines.nq // _ROWS), lines.batch * heads, 1)
     writes = ("places", "values")
     start_given(best_at, grid, (*arguments, *strides), constants, writes, options_of(_WARPS), left.device)
-    return Placed(places=places, there=places >= 0, values=values, distances=distances, scale=scale)
+    return Placed(places=places, there=places >= 0, values=values, scale=scale)
 
 
 def scores(arrays: Arrays, name: str, made: Placed) -> Tensor:
@@ -148,7 +146,7 @@ def scores(arrays: Arrays, name: str, made: Placed) -> Tensor:
 
     over = found.score.over
     left, right = (_vectors(arrays, expr, over, side) for expr, side in ((found.queries, "q"), (found.keys, "k")))
-    return picked_scores(left, right, made, arrays.lines.q_start)
+    return picked_scores(left, right, made)
 
 
 def _differs(arrays: Arrays) -> bool:
