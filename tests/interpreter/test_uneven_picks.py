@@ -41,8 +41,9 @@ EQUAL = """pattern equal() {
 @pytest.mark.parametrize(
     ("name", "batch", "heads", "groups", "n", "nq", "size"),
     [
-        ("sea", 2, 2, 2, 70, 70, 16),
-        ("table", 1, 4, 2, 61, 45, 16),
+        pytest.param("sea", 2, 2, 2, 70, 70, 16, marks=pytest.mark.slow),
+        pytest.param("table", 1, 4, 2, 61, 45, 16, marks=pytest.mark.slow),
+        ("sea", 1, 2, 1, 24, 20, 16),
         pytest.param("equal", 1, 4, 1, 50, 50, 24, marks=pytest.mark.slow),
         pytest.param("sea", 1, 2, 1, 45, 20, 24, marks=pytest.mark.slow),
     ],
@@ -114,7 +115,10 @@ def test_members_together() -> None:
     assert relative_error(found[1][there], wanted[1][there]) <= 1e-6
 
 
-@pytest.mark.parametrize(("n", "width", "mean"), [(200, 16, True), (1, 5, False), (130, 70, False), (0, 16, True)])
+@pytest.mark.parametrize(
+    ("n", "width", "mean"),
+    [pytest.param(200, 16, True, marks=pytest.mark.slow), (1, 5, False), (130, 70, False), (0, 16, True)],
+)
 def test_up_to_each(n: int, width: int, mean: bool) -> None:
     generator = torch.Generator().manual_seed(n)
     x = torch.randn(2, n, 3, width, generator=generator).transpose(1, 2)
