@@ -41,7 +41,7 @@ from spdsl.semantics.graph import (
 )
 from spdsl.semantics.nodes import BoundPattern, Const, Load
 from spdsl.semantics.show import stage_text
-from spdsl.semantics.titles import in_titles, titled, titles
+from spdsl.semantics.titles import as_written, in_titles, titles
 from spdsl.staged import in_order, with_lifetimes
 
 
@@ -240,7 +240,7 @@ def described(pattern: BoundPattern, call: graphs.Inputs, lines: Lines, kept: Ma
         pattern=pattern.name,
         stages=tuple(
             _stage(graph, stage, stage_text(shown), lines, kept.get(stage.name, 0))
-            for stage, shown in zip(graph.stages, titled(graph).stages, strict=True)
+            for stage, shown in zip(graph.stages, as_written(graph), strict=True)
             if not isinstance(stage, Attention | Merge)
         ),
         makers=tuple(

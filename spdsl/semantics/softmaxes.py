@@ -185,7 +185,8 @@ def static_part(pattern: BoundPattern) -> BoundPattern:
             "SP290",
             f"a mask of `{pattern.name}`, which has several softmaxes or one over blocks, is not supported yet",
             pattern.span,
-            help="look at the mask of a pattern with one of its sets",
+            help=f"`spdsl show --emit tiles {pattern.name}` draws the tiles of each softmax; "
+            "a pattern with one of its sets has a mask",
         )
     made = frozenset(stage.name for stage in pattern.graph.stages)
     keep = fold(_widest(pattern.attend.keep, made))

@@ -11,8 +11,9 @@ from dataclasses import replace
 from itertools import count
 
 from spdsl.grammar import nodes as syntax
-from spdsl.semantics.graph import Attention, Merge, Stage, StageGraph
-from spdsl.semantics.nodes import Expr, Load
+from spdsl.semantics.fold import fold
+from spdsl.semantics.graph import Attention, Descend, Merge, Pool, Prefix, Select, Smooth, Softmax, Stage, StageGraph
+from spdsl.semantics.nodes import Apply, Const, Expr, Load
 from spdsl.semantics.regraph import mapped
 from spdsl.semantics.rewrite import transform
 
@@ -88,3 +89,26 @@ def _called(stage: Stage, found: dict[str, str]) -> Stage:
             return replace(stage, name=found[stage.name], parts=tuple(found[part] for part in parts))
         case _:
             return replace(stage, name=found[stage.name])
+
+
+def as_written(graph: StageGraph) -> tuple[Stage, ...]:
+    """Stages with their titles, without the conditions `x == x` of what `descend` has found, which nobody writes."""
+    shown = titled(graph)
+    searches = {stage.name for stage in shown.stages if isinstance(stage, Descend)}
+    return tuple(_without_searched(stage, searches) for stage in shown.stages)
+
+
+def _without_searched(stage: Stage, searches: Collection[str]) -> Stage:
+
+    def leave_out(node: Expr) -> Expr | None:
+        match node:
+            case Apply(op="eq", args=(Load(table=name) as one, other)) if name in searches and one == other:
+                return Const(value=True)
+            case _:
+                return None
+
+    match stage:
+        case Pool() | Softmax() | Select() | Smooth() | Descend() | Prefix():
+            return replace(stage, only=fold(transform(stage.only, leave_out)))
+        case _:
+            return stage

@@ -36,6 +36,13 @@ def test_explain_makes_inputs_that_fit(spdsl: Spdsl, name: str) -> None:
     assert answer.status == 0, answer
 
 
+def test_explain_tells_of_searches_as_they_are_written(spdsl: Spdsl) -> None:
+    answer = spdsl("explain", "hip", "-n", "256", *SMALL, "-p", "budget=(128, 64, 16)", "--target", "cpu")
+    assert answer.status == 0, answer
+    (line,) = (line for line in answer.out.splitlines() if line.startswith("  second["))
+    assert "= stage_5[h, q.row, k.mid] |> top(2, over = k.mid)" in line
+
+
 def test_explain_tells_of_keys_that_live_for_a_while_on_a_gpu(spdsl: Spdsl) -> None:
     answer = spdsl("explain", "dma", "-n", "200", *SMALL, "-p", "width=50")
     assert answer.status == 0, answer
