@@ -83,7 +83,9 @@ def _of_runs(arrays: Arrays, found: OfRuns) -> Tensor | None:
     lines, given = arrays.lines, arrays.tensors[found.source]
     runs = lines.runs(found.name)
     differentiated = found.kind in ("mean", "sum") or not given.requires_grad
-    if runs is None or not given.is_floating_point() or not differentiated:
+    # A table has a run for each token; queries behind them are of the last one's.
+    behind = found.side == "q" and lines.q_start + lines.nq > lines.n
+    if runs is None or behind or not given.is_floating_point() or not differentiated:
         return None
     from spdsl.runtime.run_means import of_runs
 

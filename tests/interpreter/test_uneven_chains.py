@@ -102,6 +102,25 @@ def test_extremes_of_runs(kind: Literal["max", "min"]) -> None:
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize(("nq", "q_start"), [(25, 0), (10, 12), (6, -3)])
+def test_queries_behind_the_tokens_of_a_table(nq: int, q_start: int) -> None:
+    """They are of the run of the last token, with which they have a mean."""
+    text = """pattern behind() {
+  input cut: int[token] sorted
+  axis part = token by cut
+  let near = attend { keep causal and q - k < 8 }
+  return near + at(mean(Q, per = q.part), q)
+}
+"""
+    attn = spdsl.compile(spdsl.loads(text), backend="triton")
+    q, k = torch.randn(1, 2, nq, 16), torch.randn(1, 1, 20, 16)
+    cut = torch.tensor([0] * 4 + [1] * 9 + [3] * 7).int()
+    out, expected = (call(q, k, k, cut=cut, q_start=q_start) for call in (attn, attn.reference))
+    assert isinstance(out, Tensor)
+    assert isinstance(expected, Tensor)
+    assert relative_error(out, expected) <= 1e-5
+
+
 COARSE = """pattern coarse() {{
   input cut: int[token] sorted
   axis chunk = token by cut
