@@ -34,6 +34,9 @@ class Settled:
 
 _settled: ByContent[Settled] = ByContent(size=64)
 
+_captured: set[Settled] = set()
+"""Those that CUDA graphs were captured with, which read them for as long as the process runs."""
+
 
 def is_settled(table: Table) -> bool:
     """Whether an input tells ints or bools of single tokens, as all do that make axes."""
@@ -52,5 +55,8 @@ def settled(pattern: BoundPattern, tables: Mapping[str, Tensor]) -> Settled | No
 
     # They say the same whichever pattern they are of.
     if captured(given[0]):
-        return _settled.seen(names, given)
+        found = _settled.seen(names, given)
+        if found is not None:
+            _captured.add(found)
+        return found
     return _settled.get(names, given, None, made)
