@@ -237,7 +237,7 @@ def _by_kernel(
     kind = torch.int32 if batch * heads * (n + 1) < 2**31 else torch.int64
     low, high = (torch.empty(shape, dtype=torch.int32, device=arrays.lines.device) for _ in range(2))
     keys = torch.empty(shape, dtype=kind, device=low.device)
-    grid = -(-nq // _ROWS), batch * heads * members, 1
+    grid = -(-nq // _ROWS) * batch * heads * members, 1, 1
     arguments = (low, high, keys, *tensors, nq, n, members, heads)
     start_given(module.ends, grid, arguments, {"BLOCK": _ROWS}, ("low", "high", "keys"), options_of(4), low.device)
     return sorted_by(keys, low, high, n)

@@ -6,6 +6,7 @@ Run with ``TRITON_INTERPRET=1``.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 
 import spdsl
 from spdsl.pipeline import bound
-from spdsl.runtime import graphs, ways
+from spdsl.runtime import graphs, stretches, ways
 from spdsl.runtime.inputs import arrays_of
+from spdsl.runtime.plain import start_given
 from spdsl.runtime.ranking import in_order
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
@@ -47,6 +49,24 @@ def test_output_and_gradients(
         results.append((out, *torch.autograd.grad(out.square().sum(), given)))
     for found, wanted in zip(*results, strict=True):
         assert torch.allclose(found.double(), wanted.double(), atol=2e-5)
+
+
+def test_members_of_all_heads_need_no_second_axis_of_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which a GPU has 65,535: as many heads and members there are in a large batch."""
+    grids = list[object]()
+
+    def start(kernel: Any, grid: tuple[int, int, int], *given: Any) -> None:
+        grids.append(grid)
+        start_given(kernel, grid, *given)
+
+    monkeypatch.setattr(stretches, "start_given", start)
+    *given, search = (each.detach() for each in tensors(2, 2, 1, 20, 20))
+    attn = spdsl.compile("superlinear", backend="triton", local=3, picks=2)
+    found, wanted = (call(*given, Q1=search) for call in (attn, attn.reference))
+    assert grids == [(2 * 2 * 2, 1, 1)]
+    assert isinstance(found, Tensor)
+    assert isinstance(wanted, Tensor)
+    assert torch.allclose(found, wanted.float(), atol=2e-5)
 
 
 @pytest.mark.slow
