@@ -94,7 +94,8 @@ class Selection:
                 found.append(f"  {each.name}: {told(each.seconds)}{times}, bound by: {each.bound}")
         rest = [each for each in shown if each.seconds < least]
         if rest:
-            found.append(f"  {len(rest)} others: {told(sum(each.seconds for each in rest))}")
+            word = "other" if len(rest) == 1 else "others"
+            found.append(f"  {len(rest)} {word}: {told(sum(each.seconds for each in rest))}")
         if self.decided:
             found.append("  sizes that only a run knows are taken for 32, so that this may be too little")
         return found

@@ -76,6 +76,7 @@ def test_small_ones_are_told_together() -> None:
     assert lines[1].endswith("bound by: matrix products")
     assert lines[2] == f"  3 others: {told(3 * 2e-6)}"
     assert "only a run knows" in lines[3]
+    assert f"  1 other: {told(2e-6)}" in selection(many[:2], H200, 0.0, ()).lines(told)
 
 
 def test_entries_that_stand_for_several_are_read_once() -> None:
