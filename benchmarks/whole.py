@@ -199,11 +199,7 @@ CASES = (
     Case(pattern="hylra", label="hylra, layer 4", parameters={"layer": 4}, inputs=_tokens, **PROMPT),
     Case(pattern="snapkv", exports=True, why=EVERYTHING, **PROMPT),
     Case(pattern="ada_snapkv", exports=True, why=EVERYTHING, **PROMPT),
-    Case(
-        pattern="kinetics",
-        why="forward, by less than runs differ: dense attention of this shape took 12.6 to 14.5 ms in these",
-        **PROMPT,
-    ),
+    Case(pattern="kinetics", **PROMPT),
     Case(
         pattern="rectified",
         inputs=_pieces,
