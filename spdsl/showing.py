@@ -20,6 +20,7 @@ from spdsl.analysis.plan import grid_length
 from spdsl.diagnostics import SpatError
 from spdsl.pipeline import Value
 from spdsl.samples import Sizes, drawn, sample_inputs
+from spdsl.semantics.features import has_other_features
 
 if TYPE_CHECKING:
     from spdsl.api import Pattern
@@ -91,10 +92,17 @@ def chosen(
     """
     from spdsl.api import compile
 
-    values = torch.eye(k.shape[2], dtype=torch.float64).expand(1, k.shape[1], -1, -1)
-    weights = compile(pattern, layer=layer, **parameters).reference(q.double(), k.double(), values, **inputs)
-    assert isinstance(weights, Tensor), "no LSE was asked for"
-    return weights[0] != 0
+    attn = compile(pattern, layer=layer, **parameters)
+    n, head_dim = k.shape[2:]
+    # Values that meet vectors of queries and keys have their size: so many keys are looked at, at once.
+    size = n if has_other_features(attn.bind(q.shape[1], k.shape[1], head_dim)) else head_dim
+    found = []
+    for values in torch.eye(n, -(-n // size) * size, dtype=torch.float64).split(size, -1):
+        values = values.expand(1, k.shape[1], -1, -1)
+        weights = attn.reference(q.double(), k.double(), values, **inputs)
+        assert isinstance(weights, Tensor), "no LSE was asked for"
+        found.append(weights[0] != 0)
+    return torch.cat(found, -1)[..., :n]
 
 
 def _length(pattern: Pattern, parameters: Mapping[str, Any], layer: int | None) -> int:

@@ -37,6 +37,15 @@ def refuse_other_features(pattern: BoundPattern, head_dim: int, value_dim: int) 
         raise _met(pattern, pattern.graph.result.span, head_dim, value_dim)
 
 
+def has_other_features(pattern: BoundPattern) -> bool:
+    """Whether vectors of values may have another size than those of queries and keys."""
+    try:
+        refuse_other_features(pattern, 1, 2)
+    except SpatError:
+        return False
+    return True
+
+
 def _met(pattern: BoundPattern, span: Span | None, head_dim: int, value_dim: int) -> SpatError:
     return error(
         "SP340",

@@ -107,6 +107,20 @@ def test_selections_are_those_of_random_queries_and_keys() -> None:
     assert torch.equal(blocks.all(2)[past], blocks.any(2)[past]), "blocks of the past are chosen whole"
 
 
+def test_values_that_meet_vectors_of_queries() -> None:
+    """A gate along `d` gives values a size; the picture has all keys, a last part that is cut off among them."""
+    text = """pattern gated() {
+  input gate: float[h, q, d]
+  axis blk = token by 7
+  let chosen = score(mean(Q, per = q.blk), mean(K, per = k.blk)) |> top(2)
+  return GATEattend { keep chosen }
+}"""
+    gated, plain = (spdsl.loads(text.replace("GATE", gate)) for gate in ("gate * ", ""))
+    sizes = {"n": 45, "known": {"gate": torch.ones(1, 45, 32)}}
+    assert torch.equal(look(gated, {}, **sizes).mask, look(plain, {}, **sizes).mask)  # type: ignore[arg-type]
+    assert look(gated, {}, **sizes).mask[:, 42:].any()  # type: ignore[arg-type]
+
+
 def test_every_pattern_of_the_library_shows_itself() -> None:
     for name in ("bigbird", "nsa", "head_modes", "alibi"):
         assert "<svg" in spdsl.load(name)._repr_html_(), name
