@@ -5,7 +5,7 @@ Kernels are not run: launches are recorded, and tensors have shapes alone, so th
 
 from __future__ import annotations
 
-import time
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,10 @@ from spdsl.runtime.visits import slot_visits
 from tests.library.bound import program
 
 TOKENS = 1 << 20
+
+MOST_CALLED = 1_600
+"""Functions of Python that a call takes at most, both ways, besides what torch does: there are some 1,300, which take
+less than a millisecond of a quiet core."""
 HEADS, GROUPS, DIM = 8, 2, 128
 TEXT = """pattern composed() {
   input doc: int[token] sorted
@@ -120,16 +124,17 @@ def test_nothing_is_allocated_but_results_and_intervals(
     assert [name for name in launches if name in names] == kinds
 
 
-def test_little_time_of_the_host(planned: Plan, launches: list[str]) -> None:
-    """All but the launches themselves, forward and backward."""
+def test_little_work_of_the_host(planned: Plan, launches: list[str]) -> None:
+    """All but the launches themselves, forward and backward, as functions that are called: about a millisecond."""
     call = call_of(planned)
     both_ways(call)
-    times = []
-    for _ in range(30):
-        start = time.perf_counter()
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, arg: called.append(event) if event == "call" else None)
+    try:
         both_ways(call)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1e-3, min(times)
+    finally:
+        sys.setprofile(None)
+    assert len(called) < MOST_CALLED, len(called)
 
 
 def test_time_and_launches_do_not_depend_on_the_length(planned: Plan, launches: list[str]) -> None:
