@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spdsl.codegen.emit import KernelSource, environment
@@ -58,7 +58,6 @@ def ends(low: Sequence[Expr], high: Sequence[Expr], conditions: Sequence[Expr]) 
 
 def emit_ends(given: Ends, name: str) -> KernelSource:
     """The source of the kernel; ``name`` is that of the pattern."""
-    text: Callable[[tuple[Expr, ...]], list[str]] = lambda exprs: [text_of(each) for each in exprs]  # noqa: E731
     rendered = (
         environment()
         .get_template("ends.jinja")
@@ -66,9 +65,9 @@ def emit_ends(given: Ends, name: str) -> KernelSource:
             name=name,
             reads=[read for read, _ in given.reads],
             ints=[read for read, expr in given.reads if expr.dtype == "int"],
-            low=text(given.low),
-            high=text(given.high),
-            conditions=text(given.conditions),
+            low=list(map(text_of, given.low)),
+            high=list(map(text_of, given.high)),
+            conditions=list(map(text_of, given.conditions)),
         )
     )
     rendered = re.sub(r"[ \t]+\n", "\n", rendered).rstrip("\n") + "\n"

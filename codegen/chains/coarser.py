@@ -43,13 +43,9 @@ def coarse_value(values: Values, stage: Stage, place: Place) -> Expr:
     column = on_side(stage.axes, "k")
     assert column is not None
     assert values.pairs is not None
-    values.pairs[name] = len(stage.axes) > 2
+    values.pairs[name] = has_heads = len(stage.axes) > 2
     entry = values.at(index_of(column), place)
-    at = (
-        [f"tl.cast(b, tl.int64) * {name}_b", f"head * {name}_h"]
-        if len(stage.axes) > 2
-        else [f"tl.cast(b, tl.int64) * {name}_b"]
-    )
+    at = [f"tl.cast(b, tl.int64) * {name}_b", *([f"head * {name}_h"] if has_heads else [])]
     at += [f"tl.cast(tl.minimum(rows - first_row, chunk_rows - 1), tl.int64) * {name}_r"]
     at += [f"tl.minimum(tl.maximum({program.atom(entry, 'entry')}, 0), {name}_r - 1)"]
     what = Known(row=True) | program.of(entry)
